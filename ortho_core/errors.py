@@ -1,0 +1,21 @@
+"""The errors that a user can cause, each told in one line that names the place, what was found and what is accepted."""
+
+
+class UserError(Exception):
+    """Something the user gave is wrong; the command line prints the message as one line and exits with 1."""
+
+
+class BadRow(UserError):
+    """One row of a pair set cannot be used; it is quarantined and the run goes on."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        #: Short class of the fault, e.g. `missing-prompt` or `undecodable-image`.
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["BadRow"], tuple[str, str]]:
+        return BadRow, (self.reason, str(self))
+
+
+class RunFailed(Exception):
+    """The run ended because of what happened in it (every row of the first shard failed, say), not a wrong option."""

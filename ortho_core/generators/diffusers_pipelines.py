@@ -1,0 +1,153 @@
+"""One-step text-to-image pipelines in diffusers' folder format: SDXL Turbo and its relatives, SD-Turbo and its.
+
+Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+from ortho_core.errors import UserError
+from ortho_core.generators.base import Condition
+from ortho_core.generators.one_step import OneStep
+from ortho_core.noise import seeded_normal
+
+PIPELINES: dict[str, Any] = {
+    "StableDiffusionPipeline": StableDiffusionPipeline,
+    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
+}
+#: Optional file in a model folder with the one-step recipe the weights were distilled for, e.g. {"timestep": 800}.
+RECIPE = "one_step.json"
+
+
+class DiffusersGenerator:
+    """A `OneStepGenerator` around a loaded diffusers pipeline, run without classifier-free guidance.
+
+    The network and text encoders compute in the pipeline's dtype, the VAE in float32 (SDXL's overflows in float16).
+    """
+
+    def __init__(self, pipeline: Any, recipe: dict[str, int] | None = None) -> None:
+        self.pipeline = pipeline
+        self.recipe = recipe or {}
+        unet, vae = pipeline.unet, pipeline.vae
+        if unet.config.time_cond_proj_dim is not None:
+            raise UserError("a UNet with a guidance embedding (time_cond_proj_dim) is not a one-step model we can run")
+        unknown = set(self.recipe) - {"timestep"}
+        if unknown:
+            raise UserError(f"{RECIPE} has unknown entries {sorted(unknown)}; accepted: timestep")
+        self.step = OneStep.of(pipeline.scheduler, self.recipe.get("timestep"))
+        size = unet.config.sample_size
+        H, W = (size, size) if isinstance(size, int) else size
+        self._latent_shape = (int(unet.config.in_channels), int(H), int(W))
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self._image_size = (int(H) * factor, int(W) * factor)
+        self._trainable: nn.Module = unet
+        mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+        channels = self._latent_shape[0]
+        self._latent_mean = torch.tensor(mean or [0.0] * channels).view(1, channels, 1, 1)
+        self._latent_scale = vae.config.scaling_factor / torch.tensor(std or [1.0] * channels).view(1, channels, 1, 1)
+
+    @staticmethod
+    def load(folder: Path, device: torch.device, dtype: torch.dtype) -> "DiffusersGenerator":
+        """Load a pipeline folder from local safetensors. Raises UserError naming what is missing or broken."""
+        name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        try:
+            pipeline = PIPELINES[name].from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"model folder {folder} does not load as {name}: {str(error).splitlines()[0]}") from error
+        recipe = folder / RECIPE
+        generator = DiffusersGenerator(pipeline, json.loads(recipe.read_text()) if recipe.is_file() else None)
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+            if part is not None:
+                part.requires_grad_(False).eval()
+        pipeline.vae.to(torch.float32)
+        pipeline.to(device)
+        return generator
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self._latent_shape
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self._image_size
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.pipeline.unet.device)
+
+    @property
+    def trainable(self) -> nn.Module:
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, module: nn.Module) -> None:
+        self._trainable = module
+
+    def base_noise(self, seeds: list[int]) -> Tensor:
+        return seeded_normal(seeds, self._latent_shape).to(self.device)
+
+    def encode_prompts(self, prompts: list[str]) -> Condition:
+        encoded = self.pipeline.encode_prompt(
+            prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        condition = {"encoder_hidden_states": encoded[0]}
+        if isinstance(self.pipeline, StableDiffusionXLPipeline):
+            Y, X = self._image_size
+            # SDXL's micro-conditioning: original size, crop corner, target size, all of an uncropped image.
+            ids = torch.tensor([[Y, X, 0, 0, Y, X]], dtype=encoded[0].dtype, device=self.device)
+            condition |= {"text_embeds": encoded[2], "time_ids": ids.repeat(len(prompts), 1)}
+        return Condition(condition)
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        tokenizers = [self.pipeline.tokenizer, getattr(self.pipeline, "tokenizer_2", None)]
+        return sum(
+            any(len(t(prompt).input_ids) > t.model_max_length for t in tokenizers if t is not None)
+            for prompt in prompts
+        )
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        latents = vae.encode(images.to(self.device, vae.dtype) * 2 - 1).latent_dist.mean
+        return (latents - self._latent_mean.to(latents)) * self._latent_scale.to(latents)
+
+    def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
+        tensors = dict(condition.tensors)
+        added = {k: tensors.pop(k) for k in ("text_embeds", "time_ids") if k in tensors}
+        dtype = tensors["encoder_hidden_states"].dtype
+        output = self._trainable(
+            (noise * self.step.input_scale).to(dtype),
+            torch.full((len(noise),), self.step.timestep, device=noise.device),
+            encoder_hidden_states=tensors["encoder_hidden_states"],
+            added_cond_kwargs=added or None,
+            return_dict=False,
+        )[0]
+        return self.step.noise_weight * noise + self.step.output_weight * output.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        latents = latents / self._latent_scale.to(latents) + self._latent_mean.to(latents)
+        images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return images.float() / 2 + 0.5
+
+    def save(self, folder: Path) -> None:
+        folder = Path(folder)
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.pipeline.save_pretrained(aside, safe_serialization=True)
+        if self.recipe:
+            (aside / RECIPE).write_text(json.dumps(self.recipe))
+        # A folder cannot be swapped in one call; the old one steps aside first, so a reader sees old, none or new.
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)

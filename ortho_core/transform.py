@@ -1,0 +1,74 @@
+"""The orthogonal patch transform `Q ε`: one orthogonal matrix per image, applied to every patch of its noise map.
+
+Axes: B images, C channels, H × W latent pixels, p patch size, d = C·p² block dimension, N = HW/p² patches per image,
+m = d(d-1)/2 skew parameters.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ortho_core.errors import UserError
+
+
+def block_dimension(latent_shape: tuple[int, int, int], patch_size: int) -> int:
+    """d = C·p² for a latent (C, H, W). Raises UserError unless p divides H and W."""
+    C, H, W = latent_shape
+    if patch_size < 1 or H % patch_size or W % patch_size:
+        fits = [p for p in range(1, min(H, W) + 1) if H % p == 0 and W % p == 0]
+        raise UserError(f"patch_size {patch_size} does not divide the latent {C}×{H}×{W}; accepted: {fits}")
+    return C * patch_size**2
+
+
+def skew_parameters(d: int) -> int:
+    """m = d(d-1)/2, the dimension of so(d)."""
+    return d * (d - 1) // 2
+
+
+def patchify(noise: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B N d"]:
+    """Cut each map into non-overlapping p × p patches, each flattened over (C, p, p)."""
+    B, C, H, W = noise.shape
+    p = patch_size
+    blocks = noise.reshape(B, C, H // p, p, W // p, p)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(B, (H // p) * (W // p), C * p * p)
+
+
+def unpatchify(
+    patches: Float[Tensor, "B N d"], patch_size: int, latent_shape: tuple[int, int, int]
+) -> Float[Tensor, "B C H W"]:
+    """The inverse of `patchify`."""
+    C, H, W = latent_shape
+    p = patch_size
+    blocks = patches.reshape(-1, H // p, W // p, C, p, p)
+    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(-1, C, H, W)
+
+
+def unpack_skew(skew: Float[Tensor, "B m"], d: int) -> Float[Tensor, "B d d"]:
+    """A with A[i, j] = a_k above the diagonal (row by row) and A = -Aᵀ."""
+    rows, columns = torch.triu_indices(d, d, offset=1, device=skew.device)
+    A = skew.new_zeros(skew.shape[0], d, d)
+    A[:, rows, columns] = skew
+    return A - A.mT
+
+
+def pack_skew(A: Float[Tensor, "B d d"]) -> Float[Tensor, "B m"]:
+    """The entries of A above the diagonal, row by row; the inverse of `unpack_skew`."""
+    d = A.shape[-1]
+    rows, columns = torch.triu_indices(d, d, offset=1, device=A.device)
+    return A[:, rows, columns]
+
+
+def cayley(A: Float[Tensor, "B d d"]) -> Float[Tensor, "B d d"]:
+    """Q(A) = (I + A)⁻¹ (I - A) (Cayley 1846): orthogonal for every skew A, Q(0) = I, Q(A) = exp(-2A) + O(A³)."""
+    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    return torch.linalg.solve(identity + A, identity - A)
+
+
+def rotate(
+    noise: Float[Tensor, "B C H W"], skew: Float[Tensor, "B m"], patch_size: int
+) -> Float[Tensor, "B C H W"]:
+    """Q ε: every patch of image b multiplied by Q(A_b). Keeps each patch's norm; differentiable in both arguments."""
+    shape = (noise.shape[1], noise.shape[2], noise.shape[3])
+    patches = patchify(noise, patch_size)
+    Q = cayley(unpack_skew(skew, patches.shape[-1]))
+    return unpatchify(patches @ Q.mT, patch_size, shape)
