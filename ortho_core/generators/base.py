@@ -93,8 +93,12 @@ class OneStepGenerator(Protocol):
         ...
 
 
-def load_generator(folder: str | Path, device: str | torch.device = "cpu", dtype: str = "float32") -> OneStepGenerator:
-    """Load the generator in `folder`. Raises UserError, naming the file, if it is none that we know."""
+#: The diffusers pipeline classes that are one-step generators to us.
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+
+
+def check_model_folder(folder: str | Path) -> str:
+    """The pipeline class that `folder` names. Raises UserError, naming the file, if it is none that we know."""
     folder = Path(folder)
     index = folder / "model_index.json"
     if not folder.is_dir():
@@ -105,11 +109,18 @@ def load_generator(folder: str | Path, device: str | torch.device = "cpu", dtype
         name = json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index} is not a diffusers model index: {error!r}") from error
-    from ortho_core.generators.diffusers_pipelines import PIPELINES, DiffusersGenerator
-
     if name not in PIPELINES:
-        raise UserError(f"{index} names a {name}; accepted: {', '.join(sorted(PIPELINES))}")
-    return DiffusersGenerator.load(folder, torch.device(device), getattr(torch, dtype))
+        raise UserError(f"{index} names a {name}; accepted: {', '.join(PIPELINES)}")
+    return str(name)
+
+
+def load_generator(folder: str | Path, device: str | torch.device = "cpu", dtype: str = "float32") -> OneStepGenerator:
+    """Load the generator in `folder` onto `device`, its network in `dtype`. Raises UserError as `check_model_folder`."""
+    name = check_model_folder(folder)
+    # diffusers takes seconds to import; a driver that only checks and plans never needs it.
+    from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+
+    return DiffusersGenerator.load(name, Path(folder), torch.device(device), getattr(torch, dtype))
 
 
 def model_fingerprint(folder: str | Path) -> str:
@@ -124,3 +135,16 @@ def model_fingerprint(folder: str | Path) -> str:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file.relative_to(folder)}\0{content}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def latent_shape_of(folder: str | Path) -> tuple[int, int, int]:
+    """(C, H, W) read from the network's configuration alone, so that a job can be checked before anything is loaded."""
+    file = Path(folder) / "unet" / "config.json"
+    check_model_folder(folder)
+    try:
+        config = json.loads(file.read_text())
+        size = config["sample_size"]
+        H, W = (size, size) if isinstance(size, int) else size
+        return int(config["in_channels"]), int(H), int(W)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} does not state the latent's shape: {error!r}") from error

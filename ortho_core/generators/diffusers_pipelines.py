@@ -18,10 +18,6 @@ from ortho_core.generators.base import Condition
 from ortho_core.generators.one_step import OneStep
 from ortho_core.noise import seeded_normal
 
-PIPELINES: dict[str, Any] = {
-    "StableDiffusionPipeline": StableDiffusionPipeline,
-    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
-}
 #: Optional file in a model folder with the one-step recipe the weights were distilled for, e.g. {"timestep": 800}.
 RECIPE = "one_step.json"
 
@@ -54,11 +50,11 @@ class DiffusersGenerator:
         self._latent_scale = vae.config.scaling_factor / torch.tensor(std or [1.0] * channels).view(1, channels, 1, 1)
 
     @staticmethod
-    def load(folder: Path, device: torch.device, dtype: torch.dtype) -> "DiffusersGenerator":
-        """Load a pipeline folder from local safetensors. Raises UserError naming what is missing or broken."""
-        name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    def load(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "DiffusersGenerator":
+        """Load a folder holding pipeline class `name` from local safetensors. Raises UserError naming what is broken."""
+        pipelines = {"StableDiffusionPipeline": StableDiffusionPipeline, "StableDiffusionXLPipeline": StableDiffusionXLPipeline}
         try:
-            pipeline = PIPELINES[name].from_pretrained(
+            pipeline: Any = pipelines[name].from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -1,0 +1,232 @@
+"""The E-step job: `ortho assign` gives every image of a pair set the noise that the model maps closest to it.
+
+A Ray Data actor pool works through shards of rows; each actor holds the model, and publishes one part file per shard.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from ortho_core.assign import AssignConfig
+from ortho_core.assignments import Failure, write_part
+from ortho_core.errors import RunFailed, UserError
+from ortho_core.generators.base import latent_shape_of, load_generator, model_fingerprint
+from ortho_core.pairs import PairFields, PairSet, Shard
+from ortho_core.prompts import PromptCache
+from ortho_core.shard import ShardAssigner, ShardResult
+from ortho_core.transform import block_dimension, skew_parameters
+from rayjobs.ledger import Ledger, claim, fingerprint, publish, replace_text
+from rayjobs.progress import Progress, summary_json
+from rayjobs.session import WorkerResources, ray_session
+
+
+class AssignSettings(AssignConfig, WorkerResources):
+    """How the E-step runs; `em` has these under `assign.`."""
+
+    seed: int = Field(0, ge=0, description="with an image's sample id, decides its base noise")
+    batch_size: int = Field(16, ge=1, description="images optimised side by side on one worker")
+    rows_per_shard: int = Field(64, ge=1, description="rows of one task and one part file: what a lost worker repeats")
+    workers: int = Field(1, ge=1, description="actors in the pool (fewer start if the cluster has no room)")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of network and text encoders")
+    store_latents: bool = Field(True, description="keep E(x) in the record, so that training need not encode again")
+
+
+class AssignJob(AssignSettings, PairFields):
+    """Assign noise to every image of a pair set (the E-step)."""
+
+    pairs: Path = Field(description="pair set: a folder with pairs.jsonl, or a .jsonl file")
+    model: Path = Field(description="model folder (diffusers format)")
+    out: Path = Field(description="folder for the assignments; the same command again resumes")
+
+
+def make_plan(job: AssignJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
+    """What the run will do, from the input alone. Raises UserError for whatever can be found wrong beforehand."""
+    pairs = PairSet(job.pairs, PairFields(prompt_field=job.prompt_field, image_field=job.image_field))
+    block_dimension(latent_shape_of(job.model), job.patch_size)
+    shards = pairs.shards(job.rows_per_shard)
+    decisive = {name: getattr(job, name) for name in AssignConfig.model_fields}
+    plan = {
+        "pairs_fingerprint": pairs.fingerprint(),
+        "model_fingerprint": model_fingerprint(job.model),
+        "config": {**decisive, "seed": job.seed, "dtype": job.dtype, "store_latents": job.store_latents},
+        "rows": sum(s.rows for s in shards),
+        "rows_per_shard": job.rows_per_shard,
+        "shards": len(shards),
+    }
+    return Ledger.seal(plan), pairs, shards
+
+
+def plan(job: AssignJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    content, _, _ = make_plan(job)
+    C, H, W = latent_shape_of(job.model)
+    record = 4 * skew_parameters(block_dimension((C, H, W), job.patch_size)) + 200 + 4 * C * H * W * job.store_latents
+    return {
+        **content,
+        "evaluations": content["rows"] * job.steps,
+        "bytes_to_write_about": content["rows"] * record,
+        "out": str(job.out),
+    }
+
+
+class ShardActor:
+    """One worker of the pool: loads the model once, then turns shards into part files."""
+
+    def __init__(self, job: AssignJob, sealed: dict[str, Any], gpus: float) -> None:
+        self.job, self.plan = job, sealed
+        self.error: str | None = None
+        try:
+            torch.set_num_threads(max(1, int(job.cpus_per_worker)))
+            generator = load_generator(job.model, "cuda" if gpus else "cpu", job.dtype)
+            self.pairs = PairSet(job.pairs, PairFields(prompt_field=job.prompt_field, image_field=job.image_field))
+            self.assigner = ShardAssigner(
+                generator,
+                PromptCache(generator),
+                job,
+                job.seed,
+                job.batch_size,
+                job.store_latents,
+                sealed["model_fingerprint"],
+                fingerprint(sealed["config"]),
+            )
+        except UserError as error:  # an exception here would restart the actor for ever
+            self.error = str(error)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        receipts = [self.work(Shard(*map(int, key))) for key in zip(*(batch[k] for k in SHARD_KEYS), strict=True)]
+        return {name: [r[name] for r in receipts] for name in receipts[0]}
+
+    def work(self, shard: Shard) -> dict[str, Any]:
+        if self.error is not None:
+            return receipt(shard, error=self.error)
+        result = self.assigner.assign(self.pairs, shard)
+        if not result.rows:
+            # The driver decides whether a shard without one usable row is the data's fault or the run's.
+            return receipt(shard, failures=[vars(f) for f in result.failures])
+        commit(Ledger(self.job.out, self.plan), shard, result)
+        return receipt(shard, assigned=len(result.rows), quarantined=len(result.failures), loss=_loss_sum(result))
+
+
+SHARD_KEYS = ("index", "first", "rows", "offset")
+
+
+def receipt(
+    shard: Shard,
+    assigned: int = 0,
+    quarantined: int = 0,
+    loss: float = 0.0,
+    failures: list[dict[str, Any]] | None = None,
+    error: str = "",
+) -> dict[str, Any]:
+    return {
+        "index": shard.index,
+        "assigned": assigned,
+        "quarantined": quarantined,
+        "loss": loss,
+        "failures": failures or [],
+        "error": error,
+    }
+
+
+def _loss_sum(result: ShardResult) -> float:
+    return sum(row["loss"] for row in result.rows)
+
+
+def commit(ledger: Ledger, shard: Shard, result: ShardResult) -> None:
+    """Publish the shard's part file, unless someone already has."""
+    about = {
+        "shard": shard.index,
+        "run_fingerprint": ledger.plan["run_fingerprint"],
+        "truncated_prompts": result.truncated_prompts,
+        "evaluations": result.evaluations,
+        "loss_sum": _loss_sum(result),
+        "initial_loss_sum": sum(row["initial_loss"] for row in result.rows),
+    }
+    publish(ledger.path(shard.index), lambda path: write_part(path, result.rows, result.failures, about))
+
+
+def receipts(job: AssignJob, sealed: dict[str, Any], shards: list[Shard]) -> Iterator[dict[str, Any]]:
+    """Run the shards through a Ray Data actor pool; yields one receipt per shard, in order of completion."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    workers = min(job.workers, len(shards))
+    pool = ray.data.ActorPoolStrategy(min_size=job.fitting(workers), max_size=workers, max_tasks_in_flight_per_actor=2)
+    gpus = job.gpus()
+    # One block per shard: a block is what Ray Data retries when an actor dies.
+    tasks = ray.data.from_items([vars(shard) for shard in shards], override_num_blocks=len(shards))
+    done = tasks.map_batches(
+        ShardActor,
+        batch_size=1,
+        compute=pool,
+        num_cpus=job.cpus_per_worker,
+        num_gpus=gpus or None,
+        fn_constructor_kwargs={"job": job, "sealed": sealed, "gpus": gpus},
+    )
+    yield from done.iter_rows(prefetch_batches=0)
+
+
+def run(job: AssignJob) -> int:
+    """Assign what is not assigned yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
+    sealed, _, shards = make_plan(job)
+    job = job.model_copy(update={"out": job.out.absolute(), "pairs": job.pairs.absolute(), "model": job.model.absolute()})
+    claim(job.out, sealed, "assign")
+    ledger = Ledger(job.out, sealed)
+    todo = ledger.pending()
+    started = time.monotonic()
+    rows_before = sealed["rows"] - sum(shards[i].rows for i in todo)
+    if todo:
+        with ray_session():
+            work_through(job, ledger, [shards[i] for i in todo], rows_before)
+    counts = ledger.finish()
+    seconds = time.monotonic() - started
+    summary = {
+        **counts,
+        "rows_this_run": sealed["rows"] - rows_before,
+        "seconds_this_run": round(seconds, 2),
+        "rows_per_second": round((sealed["rows"] - rows_before) / seconds, 3) if todo else None,
+        "config": job.model_dump(mode="json"),
+        "run_fingerprint": sealed["run_fingerprint"],
+    }
+    replace_text(job.out / "summary.json", summary_json(summary))
+    if not counts["assigned"]:
+        raise RunFailed(f"none of the {counts['rows']} rows could be assigned; see {job.out}/failures.jsonl")
+    return 3 if counts["quarantined"] else 0
+
+
+def work_through(job: AssignJob, ledger: Ledger, shards: list[Shard], rows_before: int) -> None:
+    by_index = {shard.index: shard for shard in shards}
+    progress = Progress("assign", ledger.plan["rows"], "rows", done=rows_before)
+    loss = assigned = quarantined = 0.0
+    for done in receipts(job, ledger.plan, shards):
+        shard = by_index[int(done["index"])]
+        if done["error"]:
+            raise RunFailed(str(done["error"]))
+        failures = [Failure(**f) for f in done["failures"]]
+        if failures:
+            if shard.index == 0:
+                reasons = ", ".join(sorted({f.reason for f in failures}))
+                raise RunFailed(
+                    f"every row of the first shard failed ({reasons}), so the run was ended; "
+                    f"the first: {failures[0].message}"
+                )
+            commit(ledger, shard, ShardResult(failures=failures))
+        loss += done["loss"]
+        assigned += done["assigned"]
+        quarantined += done["quarantined"] + len(failures)
+        note = f"mean loss {loss / assigned:.4f}" if assigned else ""
+        progress.advance(shard.rows, note + (f", {quarantined:.0f} quarantined" if quarantined else ""))
+    progress.close()
+
+
+if __name__ == "__main__":
+    from rayjobs.cli import main
+
+    sys.exit(main(["assign", *sys.argv[1:]]))

@@ -1,0 +1,79 @@
+"""The command `ortho`: one verb per job."""
+
+import importlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from ortho_core.errors import RunFailed, UserError
+from rayjobs.options import as_yaml, parse
+
+
+@dataclass(frozen=True)
+class Verb:
+    module: str
+    job: str
+    help: str
+
+    def load(self) -> tuple[type[BaseModel], Callable[[Any], int], Callable[[Any], dict[str, Any]]]:
+        module = importlib.import_module(self.module)
+        return getattr(module, self.job), module.run, module.plan
+
+
+VERBS = {
+    "assign": Verb("rayjobs.assign", "AssignJob", "E-step: find each image's noise, over a pair set"),
+    "invert": Verb("rayjobs.invert", "InvertJob", "E-step for one image, with pictures and curves"),
+    "train": Verb("rayjobs.train", "TrainJob", "M-step: fine-tune on matched (or random) noise"),
+    "em": Verb("rayjobs.em", "EmJob", "alternate E-step and M-step, evaluate, report"),
+    "evaluate": Verb("rayjobs.evaluate", "EvaluateJob", "held-out metrics of one or more models"),
+    "generate": Verb("rayjobs.generate", "GenerateJob", "images from a model folder"),
+    "verify-noise": Verb("rayjobs.verify_noise", "VerifyNoiseJob", "the Gaussian statistics of rotated noise"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Exit code 0: done; 1: refused or failed; 3: done, with rows quarantined."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in {"-h", "--help", "help"}:
+        print("usage: ortho VERB [--config FILE.yaml] [--some-field value ...]\n")
+        print("\n".join(f"  {name:14}{verb.help}" for name, verb in VERBS.items()))
+        print("\n`ortho VERB --help` lists the options of a verb.")
+        return 0 if argv else 1
+    name, rest = argv[0], argv[1:]
+    try:
+        if name not in VERBS:
+            raise UserError(f"unknown verb {name!r}; accepted: {', '.join(VERBS)}")
+        # Ray and diffusers announce their own plans to the terminal; the person at it asked for something else.
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        model, run, plan = VERBS[name].load()
+        parsed = parse(model, rest, name)
+        if parsed.print_config:
+            print(as_yaml(parsed.job), end="")
+            return 0
+        if parsed.dry_run:
+            print(yaml.safe_dump(plan(parsed.job), sort_keys=False), end="")
+            return 0
+        # A scheduler's SIGTERM ends the job the way Ctrl-C does: Ray is shut down, nothing half-written stays.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return run(parsed.job)
+    except (UserError, RunFailed) as error:
+        print(f"ortho {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"ortho {name}: interrupted; the same command again goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

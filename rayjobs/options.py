@@ -1,0 +1,156 @@
+"""From a command line and a YAML file to one frozen, validated configuration.
+
+The configuration's pydantic model is the only description of the options: names, types, bounds, help. Dashes and
+underscores are the same, nested fields are reached by dots, the command line wins over the file.
+"""
+
+import argparse
+import difflib
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from ortho_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parsed[M: BaseModel]:
+    job: M
+    print_config: bool
+    dry_run: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every option of `model` as (dotted name, field), nested models opened up."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def parse[M: BaseModel](model: type[M], argv: list[str], verb: str) -> Parsed[M]:
+    """Parse `argv` (without the verb). Raises UserError, in one line, for anything that is not accepted."""
+    fields = dict(leaves(model))
+    parser = _Parser(
+        prog=f"ortho {verb}", description=model.__doc__, allow_abbrev=False, formatter_class=argparse.HelpFormatter
+    )
+    parser.add_argument("--config", type=Path, help="YAML file with any of these options (the command line wins)")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
+    for name, field in fields.items():
+        flag = "--" + name.replace("_", "-")
+        default = "required" if field.is_required() else f"default {field.get_default()}"
+        choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+        text = f"{field.description or ''} ({default})".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, nargs="?", const=True, help=text)
+        else:
+            metavar = "|".join(map(str, choices)) or _type_name(field)
+            parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    given, unknown = parser.parse_known_args([_normalise(a) for a in argv])
+    if unknown:
+        raise UserError(_unknown(unknown[0], [*fields, "config", "print_config", "dry_run"]))
+    options = vars(given)
+    config, print_config, dry_run = options.pop("config"), options.pop("print_config"), options.pop("dry_run")
+    values = _read_yaml(config) if config else {}
+    for name, value in options.items():
+        if isinstance(value, str) and value.lower() in {"none", "null"} and type(None) in _args(fields[name]):
+            value = None
+        _put(values, name.split("."), value)
+    try:
+        return Parsed(model.model_validate(values), print_config, dry_run)
+    except ValidationError as error:
+        raise UserError(_explain(error, list(fields))) from error
+
+
+def as_yaml(job: BaseModel) -> str:
+    """The resolved configuration in the form that `--config` reads."""
+    return str(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+
+
+def _args(field: FieldInfo) -> tuple[Any, ...]:
+    return typing.get_args(field.annotation)
+
+
+def _type_name(field: FieldInfo) -> str:
+    kinds = [t for t in (_args(field) or (field.annotation,)) if t is not type(None)]
+    names = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
+    return "|".join(names.get(k, "TEXT") if isinstance(k, type) else "TEXT" for k in kinds)
+
+
+def _normalise(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} holds a {type(content).__name__}; accepted: a mapping of options")
+    return _underscore(content)
+
+
+def _underscore(mapping: dict[Any, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in mapping.items():
+        value = _underscore(value) if isinstance(value, dict) else value
+        _put(result, str(key).replace("-", "_").split("."), value)
+    return result
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"{part} is {inner!r}; accepted: a group of options")
+        values = inner
+    if isinstance(value, dict) and isinstance(values.get(path[-1]), dict):
+        for key, inner in value.items():
+            _put(values[path[-1]], [key], inner)
+    else:
+        values[path[-1]] = value
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    name = name.partition("=")[0].lstrip("-").replace("-", "_")
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean --{close[0].replace('_', '-')}?" if close else "; --help lists the options"
+    return f"unknown option {name!r}{hint}"
+
+
+def _explain(error: ValidationError, known: list[str]) -> str:
+    """All faults in one line, each naming its option, what was found and what is accepted."""
+    faults = []
+    for fault in error.errors():
+        name = ".".join(str(part) for part in fault["loc"] if part in {p for k in known for p in k.split(".")})
+        name = name or ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            faults.append(_unknown(name or str(fault["loc"][-1]), known))
+        elif fault["type"] == "missing":
+            faults.append(f"--{name.replace('_', '-')} is required")
+        else:
+            message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            place = f"--{name.replace('_', '-')}: {fault['input']!r} is not accepted: " if name else ""
+            faults.append(f"{place}{message}")
+    return "; ".join(dict.fromkeys(faults))

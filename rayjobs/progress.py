@@ -1,0 +1,59 @@
+"""What a job says while it runs: one line that stays current on a terminal, a line now and then in a log."""
+
+import json
+import platform
+import sys
+import time
+from importlib.metadata import version
+from typing import Any, TextIO
+
+
+class Progress:
+    """Counts up to `total` units and shows rate, time left and a note."""
+
+    def __init__(self, name: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None) -> None:
+        self.name, self.total, self.unit, self.done = name, total, unit, done
+        self.stream = stream or sys.stderr
+        self.terminal = self.stream.isatty()
+        self.first = done
+        self.started = self.shown = time.monotonic()
+        self.note = ""
+
+    def advance(self, units: int, note: str = "") -> None:
+        self.done += units
+        self.note = note
+        now = time.monotonic()
+        # A terminal line is redrawn; a log gets a line every ten seconds, and the last one from `close`.
+        if now - self.shown >= (0.2 if self.terminal else 10):
+            self.shown = now
+            self._show(now)
+
+    def close(self) -> None:
+        self._show(time.monotonic())
+        if self.terminal:
+            self.stream.write("\n")
+
+    def _show(self, now: float) -> None:
+        rate = (self.done - self.first) / max(now - self.started, 1e-9)
+        left = (self.total - self.done) / rate if rate else 0
+        parts = [f"{self.name}: {self.done}/{self.total} {self.unit}", f"{rate:.1f} {self.unit}/s"]
+        if self.done < self.total and rate:
+            parts.append(f"{left:.0f} s left" if left < 120 else f"{left / 60:.0f} min left")
+        line = ", ".join([*parts, self.note] if self.note else parts)
+        self.stream.write(f"\r\x1b[K{line}" if self.terminal else line + "\n")
+        self.stream.flush()
+
+
+def say(message: str) -> None:
+    """One line for the person who started the job."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def versions() -> dict[str, str]:
+    """What ran: the packages that decide numbers, Python and the machine type."""
+    names = ("ortho", "torch", "diffusers", "transformers", "ray", "pyarrow")
+    return {**{n: version(n) for n in names}, "python": platform.python_version(), "machine": platform.machine()}
+
+
+def summary_json(content: dict[str, Any]) -> str:
+    return json.dumps({**content, "versions": versions()}, indent=1) + "\n"
