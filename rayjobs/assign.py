@@ -170,7 +170,7 @@ def receipts(job: AssignJob, sealed: dict[str, Any], shards: list[Shard]) -> Ite
         num_gpus=gpus or None,
         fn_constructor_kwargs={"job": job, "sealed": sealed, "gpus": gpus},
     )
-    yield from done.iter_rows(prefetch_batches=0)
+    yield from done.iter_rows()
 
 
 def run(job: AssignJob) -> int:

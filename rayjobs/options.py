@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,9 +18,11 @@ from pydantic.fields import FieldInfo
 
 from ortho_core.errors import UserError
 
+M = TypeVar("M", bound=BaseModel)
+
 
 @dataclass(frozen=True)
-class Parsed[M: BaseModel]:
+class Parsed(Generic[M]):
     job: M
     print_config: bool
     dry_run: bool
@@ -40,7 +42,7 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
             yield f"{prefix}{name}", field
 
 
-def parse[M: BaseModel](model: type[M], argv: list[str], verb: str) -> Parsed[M]:
+def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
     """Parse `argv` (without the verb). Raises UserError, in one line, for anything that is not accepted."""
     fields = dict(leaves(model))
     parser = _Parser(

@@ -5,13 +5,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import ray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ortho_core.errors import UserError
 
-# Ray 2.60 announces a future change of this variable's default at every start; this is that default.
+# Both are read when ray is imported. The first is the default that Ray 2.60 announces a change of at every start; the
+# second silences lines of its core that a person at a terminal can do nothing about (they stay in the session's logs).
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+import ray  # noqa: E402
 
 
 class WorkerResources(BaseModel):
@@ -53,7 +56,9 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

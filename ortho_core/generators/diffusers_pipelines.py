@@ -4,8 +4,6 @@ Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from ortho_core.errors import UserError
+from ortho_core.folders import replace_folder
 from ortho_core.generators.base import Condition
 from ortho_core.generators.one_step import OneStep
 from ortho_core.noise import seeded_normal
@@ -135,15 +134,9 @@ class DiffusersGenerator:
         return images.float() / 2 + 0.5
 
     def save(self, folder: Path) -> None:
-        folder = Path(folder)
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.pipeline.save_pretrained(aside, safe_serialization=True)
-        if self.recipe:
-            (aside / RECIPE).write_text(json.dumps(self.recipe))
-        # A folder cannot be swapped in one call; the old one steps aside first, so a reader sees old, none or new.
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        def write(aside: Path) -> None:
+            self.pipeline.save_pretrained(aside, safe_serialization=True)
+            if self.recipe:
+                (aside / RECIPE).write_text(json.dumps(self.recipe))
+
+        replace_folder(folder, write)

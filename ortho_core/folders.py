@@ -1,0 +1,46 @@
+"""Folders that appear whole or not at all."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a folder beside `folder`, then put it in place of whatever is there.
+
+    A folder cannot be swapped in one call: the old one steps aside first, so a reader sees the old, none or the new.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    aside, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("partial", "old"))
+    try:
+        write(aside)
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep_partial(parent: Path) -> None:
+    """Remove what a killed `replace_folder` left behind in `parent`."""
+    for pattern in (".*.partial", ".*.old"):
+        for leftover in parent.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a finished folder by hard links, or by copying where the file system has none."""
+
+    def link(a: str, b: str) -> str:
+        try:
+            os.link(a, b)
+        except OSError:
+            shutil.copy2(a, b)
+        return b
+
+    shutil.copytree(source, target, copy_function=link)
