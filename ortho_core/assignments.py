@@ -102,7 +102,9 @@ class Assignments:
         self.folder = Path(folder)
         plan_file = self.folder / "plan.json"
         if not plan_file.is_file():
-            raise UserError(f"{folder} holds no assignments: {plan_file} does not exist (make them with `ortho assign`)")
+            raise UserError(
+                f"{folder} holds no assignments: {plan_file} does not exist (make them with `ortho assign`)"
+            )
         self.plan: dict[str, Any] = json.loads(plan_file.read_text())
         parts = [self.folder / p for p in part_names(self.plan)]
         missing = [p.name for p in parts if not p.is_file()]
@@ -114,7 +116,9 @@ class Assignments:
         try:
             tables = [pq.read_table(p, schema=SCHEMA, page_checksum_verification=True) for p in parts]
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"the assignments in {folder} are damaged: {error}; delete the part, assign again") from error
+            raise UserError(
+                f"the assignments in {folder} are damaged: {error}; delete the part, assign again"
+            ) from error
         self.table = pa.concat_tables(tables)
         if len(self.table) == 0:
             raise UserError(f"{folder} holds no assigned rows: all were quarantined, see {folder}/failures.jsonl")
@@ -132,7 +136,9 @@ class Assignments:
 
     def noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """Qε of the rows at `index`. Raises UserError if it does not fit the shape or its checksum."""
-        rows = self.table.select(["sample_id", "noise_seed", "skew", "noise_checksum"]).take(pa.array(index, pa.int64()))
+        rows = self.table.select(["sample_id", "noise_seed", "skew", "noise_checksum"]).take(
+            pa.array(index, pa.int64())
+        )
         m = skew_parameters(block_dimension(latent_shape, self.patch_size))
         flat = rows["skew"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         if flat.size != m * len(rows):

@@ -71,7 +71,10 @@ def noise_statistics(noise: Float[Tensor, "B C H W"], patch_size: int) -> dict[s
         "dimension_mean_null_std": 1 / math.sqrt(n),
         "dimension_variance_range": [float(variance.min()), float(variance.max())],
         "dimension_variance_null_std": math.sqrt(2 / n),
-        "marginal": {"ks": ks_distance(entries, normal_cdf(entries)), "null_95": KOLMOGOROV_95 / math.sqrt(len(entries))},
+        "marginal": {
+            "ks": ks_distance(entries, normal_cdf(entries)),
+            "null_95": KOLMOGOROV_95 / math.sqrt(len(entries)),
+        },
         "patch_norm": {"ks": ks_distance(squares, chi2), "null_95": KOLMOGOROV_95 / math.sqrt(n)},
         "covariance": {
             "eigenvalues": [float(e) for e in eigenvalues],
@@ -107,7 +110,9 @@ def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str
     marginal.hist(patches.flatten().numpy(), bins=60, density=True, color="#8fb8de")
     x = np.linspace(-4, 4, 200)
     marginal.plot(x, np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), color="#c0392b", label="N(0, 1)")
-    marginal.set(title=f"entries, KS {statistics['marginal']['ks']:.4f} (95 %: {statistics['marginal']['null_95']:.4f})")
+    marginal.set(
+        title=f"entries, KS {statistics['marginal']['ks']:.4f} (95 %: {statistics['marginal']['null_95']:.4f})"
+    )
     radius = patches.norm(dim=1).numpy()
     norms.hist(radius, bins=40, density=True, color="#8fb8de")
     r = np.linspace(max(radius.min() * 0.9, 1e-6), radius.max() * 1.1, 200)

@@ -64,9 +64,7 @@ def cayley(A: Float[Tensor, "B d d"]) -> Float[Tensor, "B d d"]:
     return torch.linalg.solve(identity + A, identity - A)
 
 
-def rotate(
-    noise: Float[Tensor, "B C H W"], skew: Float[Tensor, "B m"], patch_size: int
-) -> Float[Tensor, "B C H W"]:
+def rotate(noise: Float[Tensor, "B C H W"], skew: Float[Tensor, "B m"], patch_size: int) -> Float[Tensor, "B C H W"]:
     """Q ε: every patch of image b multiplied by Q(A_b). Keeps each patch's norm; differentiable in both arguments."""
     shape = (noise.shape[1], noise.shape[2], noise.shape[3])
     patches = patchify(noise, patch_size)

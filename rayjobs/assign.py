@@ -32,7 +32,9 @@ class AssignSettings(AssignConfig, WorkerResources):
     batch_size: int = Field(16, ge=1, description="images optimised side by side on one worker")
     rows_per_shard: int = Field(64, ge=1, description="rows of one task and one part file: what a lost worker repeats")
     workers: int = Field(1, ge=1, description="actors in the pool (fewer start if the cluster has no room)")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of network and text encoders")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="precision of network and text encoders"
+    )
     store_latents: bool = Field(True, description="keep E(x) in the record, so that training need not encode again")
 
 
@@ -176,7 +178,9 @@ def receipts(job: AssignJob, sealed: dict[str, Any], shards: list[Shard]) -> Ite
 def run(job: AssignJob) -> int:
     """Assign what is not assigned yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
     sealed, _, shards = make_plan(job)
-    job = job.model_copy(update={"out": job.out.absolute(), "pairs": job.pairs.absolute(), "model": job.model.absolute()})
+    job = job.model_copy(
+        update={"out": job.out.absolute(), "pairs": job.pairs.absolute(), "model": job.model.absolute()}
+    )
     claim(job.out, sealed, "assign")
     ledger = Ledger(job.out, sealed)
     todo = ledger.pending()

@@ -71,7 +71,9 @@ def claim(folder: Path, plan: dict[str, Any], verb: str) -> None:
     if not file.exists():
         foreign = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
         if foreign:
-            raise UserError(f"{folder} is not empty and was not made by `ortho {verb}` ({foreign[0]}, ...); choose another")
+            raise UserError(
+                f"{folder} is not empty and was not made by `ortho {verb}` ({foreign[0]}, ...); choose another"
+            )
         publish(file, lambda aside: aside.write_text(text))
     try:
         there = json.loads(file.read_text())
@@ -80,7 +82,8 @@ def claim(folder: Path, plan: dict[str, Any], verb: str) -> None:
     differing = differences(there, json.loads(text))
     if differing:
         raise UserError(
-            f"{folder} holds the output of another run; choose another folder, or repeat that run: " + "; ".join(differing)
+            f"{folder} holds the output of another run; choose another folder, or repeat that run: "
+            + "; ".join(differing)
         )
 
 

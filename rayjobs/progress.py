@@ -18,10 +18,12 @@ class Progress:
         self.first = done
         self.started = self.shown = time.monotonic()
         self.note = ""
+        self.fresh = True
 
     def advance(self, units: int, note: str = "") -> None:
         self.done += units
         self.note = note
+        self.fresh = True
         now = time.monotonic()
         # A terminal line is redrawn; a log gets a line every ten seconds, and the last one from `close`.
         if now - self.shown >= (0.2 if self.terminal else 10):
@@ -29,11 +31,13 @@ class Progress:
             self._show(now)
 
     def close(self) -> None:
-        self._show(time.monotonic())
+        if self.fresh:
+            self._show(time.monotonic())
         if self.terminal:
             self.stream.write("\n")
 
     def _show(self, now: float) -> None:
+        self.fresh = False
         rate = (self.done - self.first) / max(now - self.started, 1e-9)
         left = (self.total - self.done) / rate if rate else 0
         parts = [f"{self.name}: {self.done}/{self.total} {self.unit}", f"{rate:.1f} {self.unit}/s"]

@@ -14,7 +14,7 @@ from ortho_core.errors import UserError
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
-import ray  # noqa: E402
+import ray
 
 
 class WorkerResources(BaseModel):

@@ -26,7 +26,9 @@ from rayjobs.train_worker import HISTORY, train_worker
 class TrainSettings(SftConfig, WorkerResources):
     """How the M-step runs; `em` has these under `train.`."""
 
-    noise: Literal["matched", "random"] = Field("matched", description="matched: the assigned noise; random: direct SFT")
+    noise: Literal["matched", "random"] = Field(
+        "matched", description="matched: the assigned noise; random: direct SFT"
+    )
     epochs: int = Field(5, ge=1, description="passes over the assignments")
     batch_size: int = Field(16, ge=1, description="rows of one update, over all workers")
     lr: float = Field(1e-4, gt=0, description="learning rate of AdamW")
@@ -35,7 +37,9 @@ class TrainSettings(SftConfig, WorkerResources):
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16: autocast, weights stay float32")
-    save_every: int = Field(1, ge=0, description="keep checkpoint-epoch-NNN every so many epochs (0: best and final only)")
+    save_every: int = Field(
+        1, ge=0, description="keep checkpoint-epoch-NNN every so many epochs (0: best and final only)"
+    )
     seed: int = Field(0, ge=0, description="decides the order of rows and every random noise")
     num_workers: int = Field(1, ge=1, description="DDP processes")
 
@@ -47,7 +51,9 @@ class TrainJob(TrainSettings):
     model: Path = Field(description="model folder to start from")
     out: Path = Field(description="folder for checkpoints and curves; the same command again resumes")
     pairs: Path | None = Field(None, description="where the images are, if not where the assignments were made from")
-    preserve_model: Path | None = Field(None, description="model f_0 that the preserve terms hold to (default: --model)")
+    preserve_model: Path | None = Field(
+        None, description="model f_0 that the preserve terms hold to (default: --model)"
+    )
 
 
 #: Options that decide how fast a run goes, not what comes out of it.
@@ -136,7 +142,9 @@ def fit(job: TrainJob, sealed: dict[str, Any]) -> dict[str, Any]:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     if job.fitting(job.num_workers) < job.num_workers:
-        raise UserError(f"--num-workers: {job.num_workers} is more than the cluster has room for; see --cpus-per-worker")
+        raise UserError(
+            f"--num-workers: {job.num_workers} is more than the cluster has room for; see --cpus-per-worker"
+        )
     gpus = job.gpus()
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(

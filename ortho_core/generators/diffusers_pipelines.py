@@ -51,7 +51,10 @@ class DiffusersGenerator:
     @staticmethod
     def load(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "DiffusersGenerator":
         """Load a folder holding pipeline class `name` from local safetensors. Raises UserError naming what is broken."""
-        pipelines = {"StableDiffusionPipeline": StableDiffusionPipeline, "StableDiffusionXLPipeline": StableDiffusionXLPipeline}
+        pipelines = {
+            "StableDiffusionPipeline": StableDiffusionPipeline,
+            "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
+        }
         try:
             pipeline: Any = pipelines[name].from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype

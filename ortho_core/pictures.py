@@ -1,0 +1,56 @@
+"""Contact sheets: many small images in one PNG, with labels where a row needs one."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+
+def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """Lay out uint8 images (B, 3, Y, X) row by row with white gaps: one uint8 image (3, Y', X')."""
+    B, _, Y, X = images.shape
+    rows = -(-B // columns)
+    sheet = torch.full((3, rows * (Y + gap) + gap, columns * (X + gap) + gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        y, x = gap + (i // columns) * (Y + gap), gap + (i % columns) * (X + gap)
+        sheet[:, y : y + Y, x : x + X] = image
+    return sheet
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """A uint8 image (3, Y, X) as a Pillow image."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def save_png(images: Tensor, path: Path, columns: int = 16) -> None:
+    """Write images (B, 3, Y, X) as one sheet without gaps, which `load_sheet` takes apart again."""
+    to_picture(grid(images, min(columns, len(images)), gap=0)).save(path)
+
+
+def load_sheet(path: Path, size: tuple[int, int]) -> Tensor:
+    """The images (B, 3, Y, X) of a sheet that `save_png` wrote; blank cells of the last row included."""
+    Y, X = size
+    with Image.open(path) as picture:
+        sheet = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    rows, columns = sheet.shape[1] // Y, sheet.shape[2] // X
+    cells = sheet.reshape(3, rows, Y, columns, X).permute(1, 3, 0, 2, 4)
+    return cells.reshape(rows * columns, 3, Y, X)
+
+
+def labelled_rows(rows: dict[str, Tensor], scale: int = 1) -> Image.Image:
+    """One row of images per label, the label to the left; images are enlarged by whole pixels."""
+    first = next(iter(rows.values()))
+    count, _, Y, X = first.shape
+    margin, gap = 150, 3
+    cell_y, cell_x = Y * scale + gap, X * scale + gap
+    sheet = Image.new("RGB", (margin + count * cell_x, len(rows) * cell_y), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=14)
+    for r, (label, images) in enumerate(rows.items()):
+        draw.multiline_text((6, r * cell_y + cell_y // 2), label, fill="black", font=font, anchor="lm")
+        for c, image in enumerate(images):
+            picture = to_picture(image).resize((X * scale, Y * scale), Image.Resampling.NEAREST)
+            sheet.paste(picture, (margin + c * cell_x, r * cell_y))
+    return sheet

@@ -1,0 +1,183 @@
+"""The EM driver: `ortho em` alternates assigning noise (E-step) and fine-tuning on it (M-step), then shows what it gave."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ortho_core.errors import UserError
+from ortho_core.generators.base import latent_shape_of, model_fingerprint
+from ortho_core.pairs import PairFields, PairSet
+from ortho_core.transform import block_dimension
+from rayjobs import assign, evaluate, train
+from rayjobs.em_report import write_report
+from rayjobs.ledger import FORMAT, claim, fingerprint, replace_text
+from rayjobs.progress import say, summary_json
+from rayjobs.session import ray_session
+
+
+class EmJob(PairFields):
+    """Alternate E-step and M-step over a pair set, evaluate on held-out pairs, write a report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pairs: Path = Field(description="pair set: a folder with pairs.jsonl, or a .jsonl file")
+    heldout: Path | None = Field(None, description="held-out pair set for the evaluation (default: no evaluation)")
+    model: Path = Field(description="model folder to start from")
+    work_dir: Path = Field(description="folder for everything the run makes; the same command again resumes")
+    cycles: int = Field(2, ge=1, description="how often E-step and M-step alternate")
+    baseline: bool = Field(False, description="also train direct SFT on random noise for as many updates, to compare")
+    assign: assign.AssignSettings = Field(default_factory=assign.AssignSettings)
+    train: train.TrainSettings = Field(default_factory=train.TrainSettings)
+    evaluate: evaluate.EvaluateSettings = Field(default_factory=evaluate.EvaluateSettings)
+
+
+def make_plan(job: EmJob) -> dict[str, Any]:
+    """What identifies the run. Raises UserError for whatever can be found wrong before any work starts."""
+    rows = PairSet(job.pairs, fields(job)).shards(1_000_000)
+    block_dimension(latent_shape_of(job.model), job.assign.patch_size)
+    total = sum(s.rows for s in rows)
+    if job.train.batch_size > total:
+        raise UserError(f"--train.batch-size: {job.train.batch_size} is more than the {total} rows of {job.pairs}")
+    if job.train.batch_size % job.train.num_workers:
+        raise UserError(
+            f"--train.batch-size: {job.train.batch_size} does not divide among {job.train.num_workers} workers"
+        )
+    if job.train.noise != "matched":
+        raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
+    speed = assign.WorkerResources.model_fields.keys() | {"workers", "num_workers", "batch_size"}
+    plan: dict[str, Any] = {
+        "format": FORMAT,
+        "pairs_fingerprint": PairSet(job.pairs, fields(job)).fingerprint(),
+        "heldout_fingerprint": PairSet(job.heldout, fields(job)).fingerprint() if job.heldout else None,
+        "model_fingerprint": model_fingerprint(job.model),
+        "rows": total,
+        "assign": job.assign.model_dump(exclude=set(speed)),
+        "train": job.train.model_dump(exclude=set(speed) - {"batch_size"}),
+        "evaluate": job.evaluate.model_dump(exclude=set(speed)),
+    }
+    return {**plan, "run_fingerprint": fingerprint(plan)}
+
+
+def fields(job: PairFields) -> PairFields:
+    return PairFields(prompt_field=job.prompt_field, image_field=job.image_field)
+
+
+def plan(job: EmJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    content = make_plan(job)
+    updates = job.train.epochs * (content["rows"] // job.train.batch_size)
+    return {
+        **content,
+        "cycles": job.cycles,
+        "evaluations_of_the_e_steps": job.cycles * content["rows"] * job.assign.steps,
+        "updates": updates * job.cycles * (2 if job.baseline else 1),
+        "work_dir": str(job.work_dir),
+    }
+
+
+def run(job: EmJob) -> int:
+    """The EM algorithm. Every step resumes by itself and returns at once when done. Returns 0, or 3 with quarantine."""
+    started = time.monotonic()
+    claim(job.work_dir, make_plan(job), "em")
+    model, code, cycles = job.model, 0, []
+    with ray_session():
+        for cycle in range(1, job.cycles + 1):
+            folder = job.work_dir / f"cycle_{cycle:02d}"
+            say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {model} maps closest to each image")
+            code = max(code, assign.run(assign_job(job, model, folder / "assignments")))
+            say(f"cycle {cycle} of {job.cycles}, M-step: fine-tuning on that noise")
+            train.run(train_job(job, model, folder))
+            model = folder / "train" / "checkpoint-final"
+            cycles.append({"cycle": cycle, **step_summaries(folder)})
+        if job.baseline:
+            say(f"baseline: direct SFT on random noise, {job.train.epochs * job.cycles} epochs")
+            train.run(baseline_job(job))
+        metrics = None
+        if job.heldout is not None:
+            say("evaluation on held-out pairs")
+            evaluate.run(evaluate_job(job))
+            metrics = json.loads((job.work_dir / "evaluation" / "evaluation.json").read_text())["metrics"]
+    summary = {
+        "model": str(model),
+        "cycles": cycles,
+        "evaluation": metrics,
+        "seconds_this_run": round(time.monotonic() - started, 1),
+        "config": job.model_dump(mode="json"),
+    }
+    replace_text(job.work_dir / "em_summary.json", summary_json(summary))
+    write_report(job.work_dir, latent_shape_of(job.model))
+    say(f"done: the fine-tuned model is {model}, the report {job.work_dir / 'report.html'}")
+    return code
+
+
+def assign_job(job: EmJob, model: Path, out: Path) -> assign.AssignJob:
+    return build(assign.AssignJob, job.assign, job, pairs=job.pairs, model=model, out=out)
+
+
+def train_job(job: EmJob, model: Path, folder: Path) -> train.TrainJob:
+    # The preserve terms hold to the model the whole run started from, not to the previous cycle's.
+    return build(
+        train.TrainJob,
+        job.train,
+        assignments=folder / "assignments",
+        model=model,
+        preserve_model=job.model,
+        pairs=job.pairs,
+        out=folder / "train",
+    )
+
+
+def baseline_job(job: EmJob) -> train.TrainJob:
+    """Direct SFT: the same targets, losses and number of updates as all cycles together, on random noise."""
+    settings = job.train.model_copy(update={"noise": "random", "epochs": job.train.epochs * job.cycles})
+    return build(
+        train.TrainJob,
+        settings,
+        assignments=job.work_dir / "cycle_01" / "assignments",
+        model=job.model,
+        pairs=job.pairs,
+        out=job.work_dir / "direct" / "train",
+    )
+
+
+def evaluate_job(job: EmJob) -> evaluate.EvaluateJob:
+    models = {"base": job.model}
+    if job.baseline:
+        models["direct"] = job.work_dir / "direct" / "train" / "checkpoint-final"
+    for cycle in range(1, job.cycles + 1):
+        models[f"cycle_{cycle:02d}"] = job.work_dir / f"cycle_{cycle:02d}" / "train" / "checkpoint-final"
+    return build(
+        evaluate.EvaluateJob,
+        job.evaluate,
+        job,
+        model=models,
+        pairs=job.heldout,
+        out=job.work_dir / "evaluation",
+        patch_size=job.assign.patch_size,
+    )
+
+
+def build(kind: type[Any], settings: BaseModel, pair_fields: PairFields | None = None, **own: Any) -> Any:
+    """A job of one verb from its settings, the fields of the pair set and what is its own."""
+    named = fields(pair_fields).model_dump() if pair_fields is not None else {}
+    return kind(**settings.model_dump(), **named, **own)
+
+
+def step_summaries(folder: Path) -> dict[str, Any]:
+    """What the two steps of one cycle said of themselves, without their configurations."""
+    e_step = json.loads((folder / "assignments" / "summary.json").read_text())
+    m_step = json.loads((folder / "train" / "train_summary.json").read_text())
+    for summary in (e_step, m_step):
+        summary.pop("config")
+        summary.pop("versions")
+    return {"assign": e_step, "train": m_step}
+
+
+if __name__ == "__main__":
+    from rayjobs.cli import main
+
+    sys.exit(main(["em", *sys.argv[1:]]))

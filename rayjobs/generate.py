@@ -1,0 +1,62 @@
+"""`ortho generate`: images from a model folder. Runs in this process, without a cluster."""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ortho_core.errors import UserError
+from ortho_core.evaluation import sample
+from ortho_core.generators.base import check_model_folder, load_generator
+from ortho_core.noise import noise_seed
+from ortho_core.pictures import grid, to_picture
+from ortho_core.prompts import PromptCache
+from rayjobs.invert import pick_device
+from rayjobs.progress import say
+
+
+class GenerateJob(BaseModel):
+    """Make images of one prompt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(description="model folder (diffusers format)")
+    prompt: str = Field(min_length=1, description="what to make")
+    out: Path = Field(description="folder for the images, 0000.png and so on, and grid.png")
+    count: int = Field(16, ge=1, description="how many images")
+    seed: int = Field(0, ge=0, description="decides the noises; the first images of a larger count are the same")
+    batch_size: int = Field(16, ge=1, description="images made at once")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="precision of network and text encoders"
+    )
+
+
+def plan(job: GenerateJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    check_model_folder(job.model)
+    return {"images": job.count, "out": str(job.out)}
+
+
+def run(job: GenerateJob) -> int:
+    """Generate. Returns 0. Raises UserError."""
+    check_model_folder(job.model)
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {job.out}: {error.strerror}") from error
+    generator = load_generator(job.model, pick_device(job.device), job.dtype)
+    seeds = [noise_seed(job.seed, "generate", i) for i in range(job.count)]
+    images = sample(generator, PromptCache(generator), [job.prompt] * job.count, seeds, job.batch_size)
+    for i, image in enumerate(images):
+        to_picture(image).save(job.out / f"{i:04d}.png")
+    to_picture(grid(images, min(8, job.count))).save(job.out / "grid.png")
+    say(f"{job.count} images in {job.out}, all of them in {job.out / 'grid.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    from rayjobs.cli import main
+
+    sys.exit(main(["generate", *sys.argv[1:]]))

@@ -1,0 +1,139 @@
+"""`ortho invert`: the E-step for one image, with pictures and curves. Runs in this process, without a cluster."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ortho_core.assign import AssignConfig, assign_noise
+from ortho_core.errors import BadRow, RunFailed, UserError
+from ortho_core.evaluation import to_bytes
+from ortho_core.folders import replace_folder
+from ortho_core.gaussianity import noise_statistics, plot_statistics
+from ortho_core.generators.base import latent_shape_of, load_generator, model_fingerprint
+from ortho_core.noise import noise_seed
+from ortho_core.objectives import Terms
+from ortho_core.pairs import decode_image
+from ortho_core.pictures import labelled_rows, to_picture
+from ortho_core.transform import block_dimension, rotate
+from rayjobs.plots import plot_steps
+from rayjobs.progress import say, summary_json
+
+
+class InvertJob(AssignConfig):
+    """Find the noise that a model maps closest to one image."""
+
+    prompt: str = Field(min_length=1, description="the image's prompt")
+    target_image: Path = Field(description="the image")
+    model: Path = Field(description="model folder (diffusers format)")
+    out: Path = Field(description="folder for pictures, curves and the noise; replaced if it was made by invert")
+    seed: int = Field(0, ge=0, description="decides the base noise")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="precision of network and text encoders"
+    )
+
+
+def check(job: InvertJob) -> None:
+    """Raise UserError for whatever can be found wrong before the model is loaded."""
+    block_dimension(latent_shape_of(job.model), job.patch_size)
+    if not job.prompt.strip():
+        raise UserError("--prompt is blank")
+    if not job.target_image.is_file():
+        raise UserError(f"--target-image {job.target_image} does not exist")
+    if job.out.exists() and any(job.out.iterdir()) and not (job.out / "meta.json").is_file():
+        raise UserError(f"{job.out} is not empty and was not made by `ortho invert`; choose another folder")
+
+
+def plan(job: InvertJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    check(job)
+    return {"evaluations": job.steps, "model_fingerprint": model_fingerprint(job.model), "out": str(job.out)}
+
+
+def pick_device(device: str) -> str:
+    """`auto` is the GPU where there is one. Raises UserError for a device that torch does not have."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def run(job: InvertJob) -> int:
+    """Invert one image. Returns 0. Raises UserError or RunFailed."""
+    check(job)
+    generator = load_generator(job.model, pick_device(job.device), job.dtype)
+    try:
+        image = decode_image(job.target_image, generator.image_size)
+    except BadRow as error:
+        raise UserError(str(error)) from error
+    images = image[None].to(generator.device)
+    seeds = [noise_seed(job.seed, job.target_image.stem)]
+    with torch.no_grad():
+        condition = generator.encode_prompts([job.prompt])
+        targets = generator.encode_images(images)
+    curves: dict[str, list[Tensor]] = {"total": [], "latent": [], "pixel": [], "drift": []}
+
+    def on_step(step: int, skew: Tensor, terms: Terms) -> None:
+        for name, values in curves.items():
+            values.append(getattr(terms, name))
+
+    done = assign_noise(generator, seeds, condition, targets, images, job, on_step)
+    if bool(done.failed[0]):
+        raise RunFailed(f"the loss of {job.target_image} was not finite; try --dtype float32")
+    base = generator.base_noise(seeds)
+    noise = rotate(base, done.skew, job.patch_size)
+    with torch.no_grad():
+        initial, final = (to_bytes(generator.decode(generator.denoise(n, condition))) for n in (base, noise))
+    history = {name: torch.stack(values).flatten().tolist() for name, values in curves.items()}
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        pictures = {"target": to_bytes(images), "base noise": initial, "assigned noise": final}
+        for name, picture in pictures.items():
+            to_picture(picture[0]).save(folder / f"{name.replace(' ', '_')}.png")
+        labelled_rows(pictures, max(1, 128 // generator.image_size[0])).save(folder / "comparison.png")
+        plot_steps(history, folder / "loss_history.png")
+        for when, which in (("init", base), ("final", noise)):
+            stem = f"orthogonal_gaussian_{when}"
+            plot_statistics(which, job.patch_size, f"{when} noise", folder / f"{stem}.png")
+            (folder / f"{stem}.json").write_text(json.dumps(noise_statistics(which, job.patch_size), indent=1) + "\n")
+        tensors = {"noise": noise, "base_noise": base, "skew": done.skew, "target_latent": targets}
+        save_file(
+            {k: v.float().cpu().contiguous() for k, v in tensors.items()}, folder / "best_input_noise.safetensors"
+        )
+        meta = {
+            "prompt": job.prompt,
+            "noise_seed": seeds[0],
+            "initial_loss": float(done.initial_loss),
+            "loss": float(done.best.total),
+            "evaluations": done.evaluations,
+            "history": history,
+            "model_fingerprint": model_fingerprint(job.model),
+            "config": job.model_dump(mode="json"),
+        }
+        (folder / "meta.json").write_text(summary_json(meta))
+
+    if job.out.is_dir() and not any(job.out.iterdir()):
+        shutil.rmtree(job.out)
+    replace_folder(job.out, write)
+    say(
+        f"loss {float(done.initial_loss):.4f} at the base noise, {float(done.best.total):.4f} after {job.steps} "
+        f"evaluations; pictures in {job.out}/comparison.png"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    from rayjobs.cli import main
+
+    sys.exit(main(["invert", *sys.argv[1:]]))

@@ -1,0 +1,73 @@
+"""`ortho verify-noise`: shows that rotated noise is Gaussian for rotations that do not look at it. No model, no cluster."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from ortho_core.errors import UserError
+from ortho_core.gaussianity import noise_statistics, plot_statistics, random_rotation
+from ortho_core.noise import noise_seed, seeded_normal
+from ortho_core.transform import block_dimension
+from rayjobs.ledger import replace_text
+from rayjobs.progress import say
+
+
+class VerifyNoiseJob(BaseModel):
+    """The statistics of `Qε` with a random orthogonal matrix per map, against those of `ε`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: Path = Field(description="folder for verify_noise.json and the figures")
+    channels: int = Field(4, ge=1, description="channels of the noise map")
+    size: int = Field(64, ge=1, description="height and width of the noise map")
+    patch_size: int = Field(2, ge=1, description="side of the rotated patches")
+    num_samples: int = Field(64, ge=2, description="how many noise maps")
+    batch_size: int = Field(16, ge=1, description="maps rotated at once")
+    seed: int = Field(0, ge=0, description="decides noises and rotations")
+
+
+def plan(job: VerifyNoiseJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    d = block_dimension((job.channels, job.size, job.size), job.patch_size)
+    return {"maps": job.num_samples, "patches": job.num_samples * (job.size // job.patch_size) ** 2, "dimension": d}
+
+
+def run(job: VerifyNoiseJob) -> int:
+    """Rotate, measure, draw. Returns 0, or 1 if the entries or the patch norms fail their test."""
+    shape = (job.channels, job.size, job.size)
+    block_dimension(shape, job.patch_size)
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {job.out}: {error.strerror}") from error
+    stream = torch.Generator().manual_seed(job.seed)
+    base, rotated = [], []
+    for start in range(0, job.num_samples, job.batch_size):
+        count = min(job.batch_size, job.num_samples - start)
+        noise = seeded_normal([noise_seed(job.seed, "verify", start + i) for i in range(count)], shape)
+        base.append(noise)
+        rotated.append(random_rotation(noise, job.patch_size, stream).float())
+    result: dict[str, Any] = {}
+    passed = True
+    for name, maps in (("base", torch.cat(base)), ("rotated", torch.cat(rotated))):
+        statistics = noise_statistics(maps, job.patch_size)
+        result[name] = statistics
+        plot_statistics(maps, job.patch_size, f"{name} noise", job.out / f"{name}.png")
+        for test in ("marginal", "patch_norm"):
+            # One true sample in twenty exceeds its 95 % quantile; twice the quantile, hardly any.
+            sound = statistics[test]["ks"] < 2 * statistics[test]["null_95"]
+            passed &= sound
+            distance = f"KS distance {statistics[test]['ks']:.5f}, 95 % of true samples under {statistics[test]['null_95']:.5f}"
+            say(f"{name:8} {test:11} {distance}: {'Gaussian' if sound else 'NOT Gaussian'}")
+    replace_text(job.out / "verify_noise.json", json.dumps(result, indent=1) + "\n")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    from rayjobs.cli import main
+
+    sys.exit(main(["verify-noise", *sys.argv[1:]]))
