@@ -4,13 +4,14 @@ Axes: B images, m parameters, M remembered L-BFGS pairs. Each optimiser answers 
 gradient at the last point; no value leaves the device.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     def propose(self, x: Float[Tensor, "B m"], loss: Float[Tensor, " B"], grad: Float[Tensor, "B m"]) -> Tensor:
         """The next point (B, m) to evaluate, given loss and gradient at `x`, the point proposed last."""

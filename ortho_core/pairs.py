@@ -19,7 +19,7 @@ from torch import Tensor
 from ortho_core.errors import BadRow, UserError
 
 #: Larger images are refused before they are decoded (a decompression bomb is small on disk).
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 80_000_000
 
 
 class PairFields(BaseModel):
@@ -152,10 +152,13 @@ def decode_image(path: Path, size: tuple[int, int]) -> Tensor:
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise BadRow("too-large", f"{path.name}: {opened.width}×{opened.height} exceeds {MAX_PIXELS} pixels")
-            if getattr(opened, "n_frames", 1) > 1:
-                raise BadRow("animated", f"{path.name} has {opened.n_frames} frames; a still image is expected")
+            frames = getattr(opened, "n_frames", 1)
+            if frames > 1:
+                raise BadRow("animated", f"{path.name} has {frames} frames; a still image is expected")
             picture = to_rgb(ImageOps.exif_transpose(opened))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:
+    except Image.DecompressionBombError as error:
+        raise BadRow("too-large", f"{path.name}: {error}") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
         raise BadRow("undecodable-image", f"{path.name} does not decode: {str(error)[:200]}") from error
     picture = ImageOps.fit(picture, (X, Y), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture, dtype=np.float32)).div_(255).permute(2, 0, 1).contiguous()

@@ -106,7 +106,9 @@ def decoded_batches(
     rows = iter(pairs.read(shard))
 
     def next_batch() -> tuple[list[Pair], list[Tensor], list[Failure]]:
-        good, images, bad = [], [], []
+        good: list[Pair] = []
+        images: list[Tensor] = []
+        bad: list[Failure] = []
         while len(good) < batch_size and (row := next(rows, None)) is not None:
             try:
                 if isinstance(row, tuple):

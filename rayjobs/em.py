@@ -13,10 +13,13 @@ from ortho_core.generators.base import latent_shape_of, model_fingerprint
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.transform import block_dimension
 from rayjobs import assign, evaluate, train
+from rayjobs.assign import AssignJob, AssignSettings
 from rayjobs.em_report import write_report
+from rayjobs.evaluate import EvaluateJob, EvaluateSettings
 from rayjobs.ledger import FORMAT, claim, fingerprint, replace_text
 from rayjobs.progress import say, summary_json
-from rayjobs.session import ray_session
+from rayjobs.session import WorkerResources, ray_session
+from rayjobs.train import TrainJob, TrainSettings
 
 
 class EmJob(PairFields):
@@ -30,9 +33,9 @@ class EmJob(PairFields):
     work_dir: Path = Field(description="folder for everything the run makes; the same command again resumes")
     cycles: int = Field(2, ge=1, description="how often E-step and M-step alternate")
     baseline: bool = Field(False, description="also train direct SFT on random noise for as many updates, to compare")
-    assign: assign.AssignSettings = Field(default_factory=assign.AssignSettings)
-    train: train.TrainSettings = Field(default_factory=train.TrainSettings)
-    evaluate: evaluate.EvaluateSettings = Field(default_factory=evaluate.EvaluateSettings)
+    assign: AssignSettings = AssignSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
 
 
 def make_plan(job: EmJob) -> dict[str, Any]:
@@ -48,13 +51,15 @@ def make_plan(job: EmJob) -> dict[str, Any]:
         )
     if job.train.noise != "matched":
         raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
-    speed = assign.WorkerResources.model_fields.keys() | {"workers", "num_workers", "batch_size"}
+    speed = WorkerResources.model_fields.keys() | {"workers", "num_workers", "batch_size"}
     plan: dict[str, Any] = {
         "format": FORMAT,
         "pairs_fingerprint": PairSet(job.pairs, fields(job)).fingerprint(),
         "heldout_fingerprint": PairSet(job.heldout, fields(job)).fingerprint() if job.heldout else None,
         "model_fingerprint": model_fingerprint(job.model),
         "rows": total,
+        "cycles": job.cycles,
+        "baseline": job.baseline,
         "assign": job.assign.model_dump(exclude=set(speed)),
         "train": job.train.model_dump(exclude=set(speed) - {"batch_size"}),
         "evaluate": job.evaluate.model_dump(exclude=set(speed)),
@@ -72,7 +77,6 @@ def plan(job: EmJob) -> dict[str, Any]:
     updates = job.train.epochs * (content["rows"] // job.train.batch_size)
     return {
         **content,
-        "cycles": job.cycles,
         "evaluations_of_the_e_steps": job.cycles * content["rows"] * job.assign.steps,
         "updates": updates * job.cycles * (2 if job.baseline else 1),
         "work_dir": str(job.work_dir),
@@ -114,14 +118,14 @@ def run(job: EmJob) -> int:
     return code
 
 
-def assign_job(job: EmJob, model: Path, out: Path) -> assign.AssignJob:
-    return build(assign.AssignJob, job.assign, job, pairs=job.pairs, model=model, out=out)
+def assign_job(job: EmJob, model: Path, out: Path) -> AssignJob:
+    return build(AssignJob, job.assign, job, pairs=job.pairs, model=model, out=out)
 
 
-def train_job(job: EmJob, model: Path, folder: Path) -> train.TrainJob:
+def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:
     # The preserve terms hold to the model the whole run started from, not to the previous cycle's.
     return build(
-        train.TrainJob,
+        TrainJob,
         job.train,
         assignments=folder / "assignments",
         model=model,
@@ -131,11 +135,11 @@ def train_job(job: EmJob, model: Path, folder: Path) -> train.TrainJob:
     )
 
 
-def baseline_job(job: EmJob) -> train.TrainJob:
+def baseline_job(job: EmJob) -> TrainJob:
     """Direct SFT: the same targets, losses and number of updates as all cycles together, on random noise."""
     settings = job.train.model_copy(update={"noise": "random", "epochs": job.train.epochs * job.cycles})
     return build(
-        train.TrainJob,
+        TrainJob,
         settings,
         assignments=job.work_dir / "cycle_01" / "assignments",
         model=job.model,
@@ -144,14 +148,14 @@ def baseline_job(job: EmJob) -> train.TrainJob:
     )
 
 
-def evaluate_job(job: EmJob) -> evaluate.EvaluateJob:
+def evaluate_job(job: EmJob) -> EvaluateJob:
     models = {"base": job.model}
     if job.baseline:
         models["direct"] = job.work_dir / "direct" / "train" / "checkpoint-final"
     for cycle in range(1, job.cycles + 1):
         models[f"cycle_{cycle:02d}"] = job.work_dir / f"cycle_{cycle:02d}" / "train" / "checkpoint-final"
     return build(
-        evaluate.EvaluateJob,
+        EvaluateJob,
         job.evaluate,
         job,
         model=models,

@@ -98,7 +98,7 @@ class Training:
         for step, batch in enumerate(self.data.batches(self.order, self.epoch, self.rank, self.world)):
             with bf16:
                 terms = sft_loss(generator, self.teacher, batch, job)
-            terms["loss"].backward()
+            torch.autograd.backward(terms["loss"])
             nn.utils.clip_grad_norm_(self.network.parameters(), job.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

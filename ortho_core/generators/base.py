@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Condition:
         return Condition({k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors})
 
 
+@runtime_checkable
 class OneStepGenerator(Protocol):
     """`x = decode(denoise(noise, condition))`; latents and images are float32 whatever the network computes in."""
 

@@ -9,13 +9,19 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from ortho_core.errors import UserError
 from ortho_core.folders import replace_folder
 from ortho_core.generators.base import Condition
 from ortho_core.generators.one_step import OneStep
 from ortho_core.noise import seeded_normal
+
+# Bars for the seven parts of a pipeline say nothing that a job's own progress line does not.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 #: Optional file in a model folder with the one-step recipe the weights were distilled for, e.g. {"timestep": 800}.
 RECIPE = "one_step.json"
@@ -57,7 +63,7 @@ class DiffusersGenerator:
         }
         try:
             pipeline: Any = pipelines[name].from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype
+                folder, local_files_only=True, use_safetensors=True, dtype={"default": dtype, "vae": torch.float32}
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"model folder {folder} does not load as {name}: {str(error).splitlines()[0]}") from error
@@ -66,7 +72,6 @@ class DiffusersGenerator:
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
             if part is not None:
                 part.requires_grad_(False).eval()
-        pipeline.vae.to(torch.float32)
         pipeline.to(device)
         return generator
 

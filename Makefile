@@ -1,0 +1,43 @@
+# `make demo` and `make test` set everything up themselves; all they need is Python 3.11, make and a network.
+PYTHON ?= python3.11
+BIN := .venv/bin
+# With several processes on few cores, threads that spin while they wait are what slows a machine down.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup demo test test-all lint format lock clean
+
+setup: $(BIN)/.installed
+
+$(BIN)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --require-hashes --requirement requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/ortho em --config examples/demo.yaml
+	@echo "open runs/demo/report.html"
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# After a change of the dependencies in pyproject.toml: exact versions and hashes, no download addresses.
+lock:
+	$(BIN)/uv pip compile --quiet --upgrade --extra dev --generate-hashes --no-annotate --no-emit-index-url --no-header \
+	  pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf .venv runs build *.egg-info

@@ -1,0 +1,91 @@
+"""What every test shares: shapes checked while the numerics run, one Ray session, the shipped model and pairs."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Ray writes a token into HOME and sockets into its temporary folder; neither should be the user's.
+SCRATCH = Path(tempfile.mkdtemp(prefix="ortho-"))
+os.environ |= {"HOME": str(SCRATCH), "RAY_TMPDIR": str(SCRATCH), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"
+os.environ.pop("RAY_ADDRESS", None)
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+NUMERIC = (
+    "transform",
+    "noise",
+    "objectives",
+    "optimizers",
+    "assign",
+    "assignments",
+    "sft",
+    "gaussianity",
+    "evaluation",
+)
+install_import_hook([f"ortho_core.{name}" for name in NUMERIC], "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_turbo() -> Path:
+    return ROOT / "models" / "tiny-turbo"
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    return ROOT / "examples" / "digits"
+
+
+@pytest.fixture(scope="session")
+def generator(tiny_turbo):
+    from ortho_core.generators import load_generator
+
+    return load_generator(tiny_turbo)
+
+
+@pytest.fixture(scope="session")
+def batch(generator, digits):
+    """Eight example pairs: condition, images, target latents."""
+    from ortho_core.pairs import PairSet, decode_image
+
+    pairs = PairSet(digits)
+    rows = list(pairs.read(pairs.shards(8)[0]))
+    images = torch.stack([decode_image(row.path, generator.image_size) for row in rows])
+    with torch.no_grad():
+        return generator.encode_prompts([row.prompt for row in rows]), images, generator.encode_images(images)
+
+
+@pytest.fixture
+def small_pairs(digits, tmp_path) -> Path:
+    """A pair set of 24 rows in a folder of its own."""
+    folder = tmp_path / "pairs"
+    (folder / "images").mkdir(parents=True)
+    rows = (digits / "pairs.jsonl").read_text().splitlines(keepends=True)[:24]
+    (folder / "pairs.jsonl").write_text("".join(rows))
+    for i in range(24):
+        shutil.copy(digits / "images" / f"{i:04d}.png", folder / "images")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One Ray with more logical CPUs than the machine has; what matters here is order and failure, not speed."""
+    import logging
+
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()

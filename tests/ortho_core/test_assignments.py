@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from ortho_core.assignments import (
+    Assignments,
+    Failure,
+    noise_checksum,
+    part_name,
+    read_about,
+    rebuild_noise,
+    write_part,
+)
+from ortho_core.errors import UserError
+from ortho_core.noise import seeded_normal
+from ortho_core.transform import rotate
+
+SHAPE = (4, 8, 8)
+
+
+def record(i: int, patch_size: int = 2) -> dict:
+    d = 4 * patch_size**2
+    skew = 0.1 * torch.randn(1, d * (d - 1) // 2, generator=torch.Generator().manual_seed(i))
+    return {
+        "sample_id": f"{i:06d}_x",
+        "prompt": f"prompt {i}",
+        "image": f"{i}.png",
+        "noise_seed": 1000 + i,
+        "patch_size": patch_size,
+        "regions": 1,
+        "skew": skew[0].numpy(),
+        "noise_checksum": float(noise_checksum(rebuild_noise([1000 + i], skew, patch_size, SHAPE))[0]),
+        "initial_loss": 2.0,
+        "loss": 1.0,
+        "latent_loss": 1.0,
+        "pixel_l1": 0.0,
+        "drift": 0.0,
+        "evaluations": 10,
+        "model_fingerprint": "m",
+        "config_fingerprint": "c",
+        "target_latent": torch.full((256,), float(i)).numpy(),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two committed parts of three rows."""
+    import json
+
+    (tmp_path / "plan.json").write_text(json.dumps({"run_fingerprint": "f", "shards": 2, "config": {"patch_size": 2}}))
+    for shard in range(2):
+        rows = [record(3 * shard + i) for i in range(3)]
+        failures = [Failure("x", 9, "missing-image", "gone")] * shard
+        write_part(tmp_path / part_name(shard, "f"), rows, failures, {"shard": shard})
+    return tmp_path
+
+
+def test_the_record_rebuilds_the_noise_it_was_made_from(folder):
+    assignments = Assignments(folder)
+    assert len(assignments) == 6
+    noise = assignments.noise([4, 1], SHAPE)
+    for i, k in enumerate((4, 1)):
+        expected = rotate(seeded_normal([1000 + k], SHAPE), torch.from_numpy(record(k)["skew"])[None], 2)
+        torch.testing.assert_close(noise[i], expected[0], rtol=0, atol=1e-5)
+    assert assignments.take([4, 1])["prompt"] == ["prompt 4", "prompt 1"]
+    assert torch.equal(assignments.targets([4, 1], SHAPE).flatten(1)[:, 0], torch.tensor([4.0, 1.0]))
+
+
+def test_a_part_carries_its_failures_and_counts(folder):
+    about = read_about(folder / part_name(1, "f"))
+    assert about["rows"] == 3
+    assert about["failures"] == [{"sample_id": "x", "row": 9, "reason": "missing-image", "message": "gone"}]
+
+
+def test_a_changed_seed_or_skew_is_noticed(folder):
+    for change in ({"noise_seed": 5}, {"skew": record(1)["skew"]}):
+        rows = [record(0) | change, record(1), record(2)]
+        write_part(folder / part_name(0, "f"), rows, [], {"shard": 0})
+        with pytest.raises(UserError, match=r"000000_x.*does not match its checksum"):
+            Assignments(folder).noise([0, 1, 2], SHAPE)
+
+
+def test_damaged_bytes_are_noticed(folder):
+    part = folder / part_name(0, "f")
+    content = bytearray(part.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    part.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        Assignments(folder)
+    part.write_bytes(content[:100])
+    with pytest.raises(UserError, match="not a readable assignment part"):
+        read_about(part)
+
+
+def test_an_unfinished_run_is_not_trusted(folder):
+    (folder / part_name(1, "f")).unlink()
+    with pytest.raises(UserError, match="1 of 2 parts are missing"):
+        Assignments(folder)
+
+
+def test_another_models_latent_is_refused(folder):
+    with pytest.raises(UserError, match="made for another model"):
+        Assignments(folder).noise([0], (3, 8, 8))
