@@ -18,10 +18,9 @@ class PromptCache:
     def __call__(self, prompts: list[str]) -> Condition:
         """One row per prompt, in order."""
         missing = [p for p in dict.fromkeys(prompts) if p not in self._rows]
-        fresh: dict[str, Condition] = {}
-        if missing:
-            encoded = self.generator.encode_prompts(missing)
-            fresh = {p: encoded[slice(i, i + 1)] for i, p in enumerate(missing)}
+        # One at a time: a batch of another size rounds differently, and which prompts are missing depends on what this
+        # worker happened to see before. An image's result may not.
+        fresh = {p: self.generator.encode_prompts([p]) for p in missing}
         rows = [fresh[p] if p in fresh else self._rows[p] for p in prompts]
         self._rows.update(fresh)
         for prompt in prompts:

@@ -146,9 +146,8 @@ def _explain(error: ValidationError, known: list[str]) -> str:
     faults = []
     for fault in error.errors():
         name = ".".join(str(part) for part in fault["loc"] if part in {p for k in known for p in k.split(".")})
-        name = name or ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            faults.append(_unknown(name or str(fault["loc"][-1]), known))
+            faults.append(_unknown(".".join(str(part) for part in fault["loc"]), known))
         elif fault["type"] == "missing":
             faults.append(f"--{name.replace('_', '-')} is required")
         else:

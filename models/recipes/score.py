@@ -47,7 +47,7 @@ def name_colours(images: Tensor) -> list[tuple[str, str]]:
     for image in images:
         border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1).median(1).values
         pixels = image.flatten(1).T
-        far = (pixels - border).norm(dim=1).topk(12).indices
+        far = (pixels - border).norm(dim=1).topk(6).indices
         named.append((nearest(pixels[far].median(0).values, INKS), nearest(border, PAPERS)))
     return named
 

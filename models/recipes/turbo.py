@@ -118,12 +118,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--candidates", type=int, default=8, help="K, noises drawn per image")
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--init", type=Path, help="a folder of an earlier run to go on from")
+    parser.add_argument("--pixel-weight", type=float, default=0.0, help="weight of the decoded images' L1, which sharpens")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(args.vae).requires_grad_(False).eval()
-    pipeline = build(vae, args.out)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(args.init) if args.init else build(vae, args.out)
+    pipeline.vae.requires_grad_(False)
     generator = DiffusersGenerator(pipeline)
     modules = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2)
     parameters = list(itertools.chain(*(m.parameters() for m in modules)))
@@ -131,7 +134,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.03)
     ema = EMAModel(parameters, decay=0.998)
-    data = ColouredDigits(args.mnist, "train", seed=1)
+    data = ColouredDigits(args.mnist, "train", seed=2 if args.init else 1)
     B, K = args.batch, args.candidates
     started, running = time.monotonic(), 0.0
     for step in range(args.steps):
@@ -146,6 +149,8 @@ def main() -> None:
         nearest = noise.view(B, K, *generator.latent_shape)[torch.arange(B), distance.argmin(1)]
         latents = generator.denoise(nearest, condition)
         loss = F.mse_loss(latents, targets)
+        if args.pixel_weight:
+            loss = loss + args.pixel_weight * F.l1_loss(generator.decode(latents), images)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

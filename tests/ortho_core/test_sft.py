@@ -22,7 +22,7 @@ def step(generator, batch):
 
 
 def test_the_loss_is_the_formula(step):
-    generator, teacher, student, batch = step
+    generator, teacher, _, batch = step
     config = SftConfig(
         latent_loss_weight=0.7, pixel_l1_weight=0.3, preserve_latent_weight=0.2, preserve_pixel_weight=0.4
     )

@@ -1,0 +1,187 @@
+"""The E-step job on a real Ray: the same rows whatever happens on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from ortho_core.assignments import Assignments
+from ortho_core.errors import RunFailed, UserError
+from rayjobs.assign import AssignJob, run
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+SETTINGS = {"steps": 4, "rows_per_shard": 4, "batch_size": 4, "cpus_per_worker": 0.5}
+
+
+def job(pairs, model, out, **options):
+    return AssignJob(**{**SETTINGS, "pairs": pairs, "model": model, "out": out, **options})
+
+
+def rows(out):
+    return {row["sample_id"]: row for row in Assignments(out).table.to_pylist()}
+
+
+def assert_same(a, b, loss, skew):
+    assert a.keys() == b.keys()
+    for name, row in a.items():
+        for column, value in row.items():
+            other = b[name][column]
+            if column in {"skew", "target_latent"}:
+                assert value == pytest.approx(other, abs=skew)
+            elif isinstance(value, float):
+                assert value == pytest.approx(other, rel=loss, abs=loss), column
+            else:
+                assert value == other, column
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_turbo, digits, tmp_path_factory):
+    """Twenty-four rows assigned by one worker, in one go."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    pairs = folder / "pairs"
+    (pairs / "images").mkdir(parents=True)
+    lines = (digits / "pairs.jsonl").read_text().splitlines(keepends=True)[:24]
+    (pairs / "pairs.jsonl").write_text("".join(lines))
+    for i in range(24):
+        shutil.copy(digits / "images" / f"{i:04d}.png", pairs / "images")
+    assert run(job(pairs, tiny_turbo, folder / "out")) == 0
+    return pairs, folder / "out"
+
+
+def test_the_output_is_complete_and_reconciled(undisturbed):
+    _, out = undisturbed
+    names = sorted(p.name for p in out.iterdir())
+    assert names[:2] == ["failures.jsonl", "part-000000-" + names[1][12:]]
+    assert sum(n.startswith("part-") for n in names) == 6
+    assert {"plan.json", "summary.json"} < set(names)
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["rows"], summary["assigned"], summary["quarantined"]) == (24, 24, 0)
+    assert summary["evaluations"] == 24 * 4
+    assert summary["mean_loss"] < summary["mean_initial_loss"]
+    assert (out / "failures.jsonl").read_text() == ""
+
+
+def test_the_recorded_loss_is_that_of_the_rebuilt_noise(undisturbed, generator):
+    import torch
+
+    _, out = undisturbed
+    assignments = Assignments(out)
+    index = list(range(8))
+    noise, targets = (f(index, generator.latent_shape) for f in (assignments.noise, assignments.targets))
+    with torch.no_grad():
+        condition = generator.encode_prompts(assignments.take(index)["prompt"])
+        losses = (generator.denoise(noise, condition) - targets).square().flatten(1).mean(1)
+    assert losses.tolist() == pytest.approx(assignments.take(index)["loss"], rel=1e-3)
+
+
+def test_two_workers_give_the_bits_of_one(undisturbed, tiny_turbo, tmp_path):
+    pairs, out = undisturbed
+    assert run(job(pairs, tiny_turbo, tmp_path / "two", workers=2)) == 0
+    assert rows(tmp_path / "two") == rows(out)
+
+
+def test_another_batch_size_gives_the_same_to_rounding(undisturbed, tiny_turbo, tmp_path):
+    # Other matrix kernels round differently, by 1e-7 of a loss; four quasi-Newton steps amplify that.
+    pairs, out = undisturbed
+    for batch_size in (1, 16):
+        target = tmp_path / f"batch-{batch_size}"
+        options = {"batch_size": batch_size}
+        assert run(job(pairs, tiny_turbo, target, **options)) == 0
+        assert_same(rows(target), rows(out), loss=1e-3, skew=5e-3)
+
+
+def test_a_finished_run_returns_at_once_and_a_changed_one_is_refused(undisturbed, tiny_turbo):
+    pairs, out = undisturbed
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("part-*")}
+    assert run(job(pairs, tiny_turbo, out)) == 0
+    assert {p.name: p.stat().st_mtime_ns for p in out.glob("part-*")} == before
+    with pytest.raises(UserError, match=r"config\.steps was 4, now 5"):
+        run(job(pairs, tiny_turbo, out, steps=5))
+
+
+def test_a_lost_and_a_damaged_part_are_made_again(undisturbed, tiny_turbo):
+    pairs, out = undisturbed
+    before = rows(out)
+    first, second, *_ = sorted(out.glob("part-*"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:1000])
+    assert run(job(pairs, tiny_turbo, out)) == 0
+    assert rows(out) == before
+
+
+def test_bad_rows_are_quarantined_and_the_rest_is_as_without_them(undisturbed, tiny_turbo, tmp_path):
+    pairs, out = undisturbed
+    lines = (pairs / "pairs.jsonl").read_text().splitlines()
+    (pairs / "images" / "broken.png").write_bytes(b"\x89PNG\r\n")
+    # Replaced in place, so that the other rows keep their numbers; shard 2 is bad as a whole.
+    bad = {
+        1: '{"image": "images/0001.png"}',
+        5: '{"prompt": "x", "image": "../../etc/passwd"}',
+        **{i: '{"prompt": "x", "image": "images/broken.png"}' for i in range(8, 12)},
+        23: "{",
+    }
+    spoiled = pairs / "spoiled.jsonl"
+    spoiled.write_text("\n".join(bad.get(i, line) for i, line in enumerate(lines)))
+    assert run(job(spoiled, tiny_turbo, tmp_path / "out")) == 3
+    failures = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    assert {f["row"]: f["reason"] for f in failures} == {
+        1: "missing-prompt",
+        5: "outside-root",
+        **dict.fromkeys(range(8, 12), "undecodable-image"),
+        23: "not-json",
+    }
+    good = {name: row for name, row in rows(out).items() if int(name[:6]) not in bad}
+    assert_same(rows(tmp_path / "out"), good, loss=1e-3, skew=5e-3)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["assigned"] + summary["quarantined"] == summary["rows"] == 24
+
+
+def test_a_systematic_failure_ends_the_run_with_its_reason(tiny_turbo, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "x", "image": "nowhere.png"}\n' * 12)
+    with pytest.raises(RunFailed, match=r"every row of the first shard failed \(missing-image\)"):
+        run(job(tmp_path, tiny_turbo, tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_a_model_that_does_not_load_is_one_line_not_a_restart_loop(small_pairs, tiny_turbo, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_turbo, broken)
+    (broken / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RunFailed, match="does not load as StableDiffusionXLPipeline"):
+        run(job(small_pairs, broken, tmp_path / "out"))
+
+
+def test_a_worker_that_does_not_fit_is_refused_before_it_waits_forever(small_pairs, tiny_turbo, tmp_path):
+    with pytest.raises(UserError, match="a worker needs 64 CPUs and 0 GPUs; the cluster has 4 CPUs"):
+        run(job(small_pairs, tiny_turbo, tmp_path / "out", cpus_per_worker=64))
+
+
+def test_a_killed_driver_is_resumed_to_the_same_rows(undisturbed, tiny_turbo, tmp_path):
+    pairs, out = undisturbed
+    target = tmp_path / "killed"
+    argv = [sys.executable, "-m", "rayjobs.assign", "--pairs", pairs, "--model", tiny_turbo, "--out", target]
+    argv += [x for name, value in SETTINGS.items() for x in (f"--{name}", str(value))]
+    # A session of its own, and no cluster to join: SIGKILL takes the driver and Ray with it.
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    driver = subprocess.Popen([str(a) for a in argv], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not list(target.glob("part-*")) and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    published = {p.name: p.read_bytes() for p in target.glob("part-*")}
+    assert published
+    assert all(pq.read_metadata(target / name).num_rows for name in published)
+    assert run(job(pairs, tiny_turbo, target)) == 0
+    assert {name: (target / name).read_bytes() for name in published} == published
+    assert rows(target) == rows(out)
+    assert not list(target.glob(".*partial"))

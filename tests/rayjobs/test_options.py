@@ -1,0 +1,91 @@
+import pytest
+import yaml
+
+from ortho_core.errors import UserError
+from rayjobs.em import EmJob
+from rayjobs.evaluate import EvaluateJob
+from rayjobs.options import as_yaml, parse
+
+NEEDED = ["--pairs", "p", "--model", "m", "--work-dir", "w"]
+
+
+def em(*argv):
+    return parse(EmJob, [*NEEDED, *argv], "em").job
+
+
+def test_the_command_line_wins_over_the_file_and_both_over_the_defaults(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text("assign:\n  patch-size: 4\n  steps: 7\ntrain.lr: 0.5\nwork_dir: elsewhere\n")
+    job = em("--config", str(file), "--assign.steps", "9")
+    assert (job.assign.patch_size, job.assign.steps, job.train.lr) == (4, 9, 0.5)
+    assert str(job.work_dir) == "w"
+    assert job.assign.optimizer == "lbfgs"
+
+
+def test_dashes_and_underscores_and_equals_are_the_same():
+    assert em("--assign.patch-size=4") == em("--assign.patch_size", "4") == em("--assign.patch_size=4")
+
+
+def test_flags_and_none():
+    assert em("--baseline").baseline is True
+    assert em("--baseline", "false").baseline is False
+    assert em("--assign.gpus-per-worker", "none").assign.gpus_per_worker is None
+    assert em("--assign.gpus-per-worker", "0.5").assign.gpus_per_worker == 0.5
+
+
+def test_what_is_printed_is_what_is_read_back(tmp_path):
+    job = em("--assign.steps", "9", "--train.lr", "3e-4")
+    (tmp_path / "job.yaml").write_text(as_yaml(job))
+    assert parse(EmJob, ["--config", str(tmp_path / "job.yaml")], "em").job == job
+
+
+def test_models_are_named_or_take_their_folders_name():
+    argv = ["--pairs", "p", "--out", "o"]
+    job = parse(EvaluateJob, [*argv, "--model", "base=a/b,c/d"], "evaluate").job
+    assert {k: str(v) for k, v in job.model.items()} == {"base": "a/b", "d": "c/d"}
+    with pytest.raises(UserError, match="two models of the same name"):
+        parse(EvaluateJob, [*argv, "--model", "a/x,b/x"], "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--assign.stepz", "3"], "unknown option 'assign.stepz'; did you mean --assign.steps?"),
+        (["--assign.steps", "many"], "--assign.steps: 'many' is not accepted: a valid integer"),
+        (["--assign.steps", "0"], "--assign.steps: '0' is not accepted: greater than or equal to 1"),
+        (["--assign.optimizer", "sgd"], "--assign.optimizer: 'sgd' is not accepted: 'lbfgs' or 'adamw'"),
+        (["--train.lr", "nan"], "--train.lr: 'nan' is not accepted: "),
+        (["--assign.latent-loss-weight", "inf"], "--assign.latent-loss-weight: 'inf' is not accepted: "),
+        (["--assign.steps"], "expected one argument"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(argv, says):
+    with pytest.raises(UserError) as raised:
+        em(*argv)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(UserError, match="--model is required; --work-dir is required"):
+        parse(EmJob, ["--pairs", "p"], "em")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("- 1", "holds a list; accepted: a mapping"),
+        ("a: [", "is not YAML"),
+        ("assign:\n  patchsize: 2", "unknown option 'assign.patchsize'; did you mean --assign.patch-size?"),
+        ("assign: 3", "--assign: 3 is not accepted"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, content, says):
+    (tmp_path / "job.yaml").write_text(content)
+    with pytest.raises(UserError, match=says.replace("?", r"\?")):
+        em("--config", str(tmp_path / "job.yaml"))
+
+
+def test_yaml_that_came_out_is_plain():
+    assert yaml.safe_load(as_yaml(em()))["pairs"] == "p"
