@@ -70,13 +70,7 @@ def batch(generator, digits):
 @pytest.fixture
 def small_pairs(digits, tmp_path) -> Path:
     """A pair set of 24 rows in a folder of its own."""
-    folder = tmp_path / "pairs"
-    (folder / "images").mkdir(parents=True)
-    rows = (digits / "pairs.jsonl").read_text().splitlines(keepends=True)[:24]
-    (folder / "pairs.jsonl").write_text("".join(rows))
-    for i in range(24):
-        shutil.copy(digits / "images" / f"{i:04d}.png", folder / "images")
-    return folder
+    return copy_pairs(digits, tmp_path / "pairs", 24)
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +83,33 @@ def ray_session() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def assigned(tiny_turbo, digits, tmp_path_factory) -> tuple[Path, Path]:
+    """Twenty-four pairs, and their assignments, made by the worker's own code in this process."""
+    from rayjobs.assign import AssignJob, ShardActor, make_plan
+    from rayjobs.ledger import Ledger, claim, replace_text
+    from rayjobs.progress import summary_json
+
+    folder = tmp_path_factory.mktemp("assigned")
+    pairs, out = copy_pairs(digits, folder / "pairs", 24), folder / "out"
+    job = AssignJob(pairs=pairs, model=tiny_turbo, out=out, steps=4, rows_per_shard=8, batch_size=8)
+    plan, _, shards = make_plan(job)
+    claim(out, plan, "assign")
+    actor = ShardActor(job, plan, 0.0)
+    for shard in shards:
+        actor.work(shard)
+    replace_text(
+        out / "summary.json", summary_json({**Ledger(out, plan).finish(), "config": job.model_dump(mode="json")})
+    )
+    return pairs, out
+
+
+def copy_pairs(digits: Path, folder: Path, rows: int) -> Path:
+    (folder / "images").mkdir(parents=True)
+    lines = (digits / "pairs.jsonl").read_text().splitlines(keepends=True)[:rows]
+    (folder / "pairs.jsonl").write_text("".join(lines))
+    for i in range(rows):
+        shutil.copy(digits / "images" / f"{i:04d}.png", folder / "images")
+    return folder

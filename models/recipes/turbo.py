@@ -119,7 +119,9 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=8, help="K, noises drawn per image")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--init", type=Path, help="a folder of an earlier run to go on from")
-    parser.add_argument("--pixel-weight", type=float, default=0.0, help="weight of the decoded images' L1, which sharpens")
+    parser.add_argument(
+        "--pixel-weight", type=float, default=0.0, help="weight of the decoded images' L1, which sharpens"
+    )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -13,6 +13,7 @@ import pytest
 from ortho_core.assignments import Assignments
 from ortho_core.errors import RunFailed, UserError
 from rayjobs.assign import AssignJob, run
+from tests.conftest import copy_pairs
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SETTINGS = {"steps": 4, "rows_per_shard": 4, "batch_size": 4, "cpus_per_worker": 0.5}
@@ -42,15 +43,8 @@ def assert_same(a, b, loss, skew):
 @pytest.fixture(scope="module")
 def undisturbed(tiny_turbo, digits, tmp_path_factory):
     """Twenty-four rows assigned by one worker, in one go."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("undisturbed")
-    pairs = folder / "pairs"
-    (pairs / "images").mkdir(parents=True)
-    lines = (digits / "pairs.jsonl").read_text().splitlines(keepends=True)[:24]
-    (pairs / "pairs.jsonl").write_text("".join(lines))
-    for i in range(24):
-        shutil.copy(digits / "images" / f"{i:04d}.png", pairs / "images")
+    pairs = copy_pairs(digits, folder / "pairs", 24)
     assert run(job(pairs, tiny_turbo, folder / "out")) == 0
     return pairs, folder / "out"
 
@@ -124,7 +118,7 @@ def test_bad_rows_are_quarantined_and_the_rest_is_as_without_them(undisturbed, t
     bad = {
         1: '{"image": "images/0001.png"}',
         5: '{"prompt": "x", "image": "../../etc/passwd"}',
-        **{i: '{"prompt": "x", "image": "images/broken.png"}' for i in range(8, 12)},
+        **dict.fromkeys(range(8, 12), '{"prompt": "x", "image": "images/broken.png"}'),
         23: "{",
     }
     spoiled = pairs / "spoiled.jsonl"

@@ -1,0 +1,96 @@
+"""The command: its exit codes, and the verbs that need no cluster."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from ortho_core.noise import noise_seed, seeded_normal
+from ortho_core.transform import rotate
+from rayjobs.cli import VERBS, main
+
+
+def test_without_a_verb_and_with_help_it_lists_them(capsys):
+    assert main([]) == 1
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {verb}" in text for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_its_options(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert "--out" in (text := capsys.readouterr().out) or "--work-dir" in text
+
+
+def test_faults_are_one_line_and_exit_code_1(capsys, tmp_path):
+    for argv in (
+        ["asign"],
+        ["assign", "--step", "3"],
+        ["generate", "--model", str(tmp_path), "--prompt", "x", "--out", "y"],
+    ):
+        assert main(argv) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"ortho {argv[0]}: ")
+        assert error.count("\n") == 1
+
+
+def test_dry_run_and_print_config_are_yaml_and_write_nothing(capsys, digits, tiny_turbo, tmp_path):
+    argv = ["assign", "--pairs", str(digits), "--model", str(tiny_turbo), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--dry-run"]) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert (said["rows"], said["shards"], said["evaluations"]) == (512, 8, 512 * 12)
+    assert main([*argv, "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["patch_size"] == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_makes_the_same_images_for_any_count(tiny_turbo, tmp_path):
+    argv = ["generate", "--model", str(tiny_turbo), "--prompt", "a red handwritten two on a black background"]
+    assert main([*argv, "--count", "3", "--out", str(tmp_path / "a")]) == 0
+    assert main([*argv, "--count", "2", "--batch-size", "1", "--out", str(tmp_path / "b")]) == 0
+    for name in ("0000.png", "0001.png"):
+        with Image.open(tmp_path / "a" / name) as a, Image.open(tmp_path / "b" / name) as b:
+            pixels = [torch.tensor(list(x.tobytes()), dtype=torch.int32) for x in (a, b)]
+        assert (pixels[0] - pixels[1]).abs().max() <= 1
+    assert (tmp_path / "a" / "grid.png").is_file()
+
+
+def test_invert_leaves_pictures_curves_and_a_noise_that_reproduces_its_loss(
+    tiny_turbo, digits, tmp_path, generator, capsys
+):
+    image, out = digits / "images" / "0000.png", tmp_path / "inverted"
+    prompt = "a red handwritten three on a white background"
+    argv = ["invert", "--prompt", prompt, "--target-image", str(image), "--model", str(tiny_turbo), "--out", str(out)]
+    assert main([*argv, "--steps", "6"]) == 0
+    assert "after 6 evaluations" in capsys.readouterr().err
+    pictures = {"target", "base_noise", "assigned_noise", "comparison", "loss_history"}
+    pictures |= {"orthogonal_gaussian_init", "orthogonal_gaussian_final"}
+    assert pictures <= {p.stem for p in out.glob("*.png")}
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["loss"] == min(meta["history"]["total"]) < meta["initial_loss"] == meta["history"]["total"][0]
+    tensors = load_file(out / "best_input_noise.safetensors")
+    base = seeded_normal([noise_seed(0, "0000")], generator.latent_shape)
+    assert torch.equal(tensors["base_noise"], base)
+    torch.testing.assert_close(tensors["noise"], rotate(base, tensors["skew"], 2), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        latents = generator.denoise(tensors["noise"], generator.encode_prompts([prompt]))
+    assert float((latents - tensors["target_latent"]).square().mean()) == pytest.approx(meta["loss"], rel=1e-3)
+    assert main([*argv, "--steps", "2"]) == 0  # the same folder again is replaced
+    assert main([*argv[:-1], str(digits), "--steps", "2"]) == 1  # somebody else's folder is not
+    assert "not made by `ortho invert`" in capsys.readouterr().err
+
+
+def test_verify_noise_passes_and_writes_its_statistics(tmp_path, capsys):
+    assert (
+        main(["verify-noise", "--size", "16", "--num-samples", "32", "--patch-size", "4", "--out", str(tmp_path)]) == 0
+    )
+    assert capsys.readouterr().err.count(": Gaussian") == 4
+    content = json.loads((tmp_path / "verify_noise.json").read_text())
+    assert content["rotated"]["dimension"] == 64
+    assert content["rotated"]["patch_norm"]["ks"] == pytest.approx(content["base"]["patch_norm"]["ks"], abs=1e-6)

@@ -1,0 +1,71 @@
+"""The EM driver end to end on a real Ray, small."""
+
+import json
+import re
+
+import pytest
+
+from ortho_core.errors import UserError
+from rayjobs.assign import AssignSettings
+from rayjobs.em import EmJob, plan, run
+from rayjobs.evaluate import EvaluateSettings
+from rayjobs.train import TrainSettings
+
+ASSIGN = AssignSettings(steps=2, rows_per_shard=12, cpus_per_worker=0.5)
+TRAIN = TrainSettings(epochs=1, batch_size=12, cpus_per_worker=0.5, save_every=0)
+EVALUATE = EvaluateSettings(rows=16, steps=2, cpus_per_worker=0.5)
+
+
+def job(small_pairs, model, digits, out, **options):
+    settings = {"assign": ASSIGN, "train": TRAIN, "evaluate": EVALUATE, "cycles": 2, "baseline": True}
+    heldout = digits / "heldout.jsonl"
+    return EmJob(**{**settings, "pairs": small_pairs, "model": model, "heldout": heldout, "work_dir": out, **options})
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_cycles_leave_models_numbers_and_a_report(small_pairs, tiny_turbo, digits, tmp_path):
+    out = tmp_path / "run"
+    em = job(small_pairs, tiny_turbo, digits, out)
+    assert run(em) == 0
+    summary = json.loads((out / "em_summary.json").read_text())
+    assert list(summary["evaluation"]) == ["base", "direct", "cycle_01", "cycle_02"]
+    assert "drift" not in summary["evaluation"]["base"]
+    assert all(summary["evaluation"][m]["drift"]["mean"] > 0 for m in ("direct", "cycle_01", "cycle_02"))
+    first, second = (json.loads((out / f"cycle_0{k}" / "train" / "plan.json").read_text()) for k in (1, 2))
+    # Cycle 2 starts from cycle 1's model, and both are held to the model the run started from.
+    assert first["model_fingerprint"] == first["preserve_fingerprint"] == second["preserve_fingerprint"]
+    assert second["model_fingerprint"] != first["model_fingerprint"]
+    direct = json.loads((out / "direct" / "train" / "plan.json").read_text())
+    assert direct["updates"] == first["updates"] + second["updates"]
+    report = (out / "report.html").read_text()
+    assert len(re.findall(r'<img src="data:image/png;base64,[A-Za-z0-9+/=]+"', report)) == 6
+    assert "://" not in report.replace("data:image", "")
+
+    times = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")} | {
+        p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")
+    }
+    assert run(em) == 0
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    with pytest.raises(UserError, match=r"assign\.steps was 2, now 3"):
+        run(job(small_pairs, tiny_turbo, digits, out, assign=ASSIGN.model_copy(update={"steps": 3})))
+
+
+def test_the_plan_counts_the_work_and_writes_nothing(small_pairs, tiny_turbo, digits, tmp_path):
+    said = plan(job(small_pairs, tiny_turbo, digits, tmp_path / "run"))
+    assert (said["evaluations_of_the_e_steps"], said["updates"]) == (2 * 24 * 2, 2 * 2 * 2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"train": TRAIN.model_copy(update={"batch_size": 25})}, "25 is more than the 24 rows"),
+        ({"train": TRAIN.model_copy(update={"noise": "random"})}, "EM trains on matched noise"),
+        ({"assign": ASSIGN.model_copy(update={"patch_size": 5})}, "patch_size 5 does not divide"),
+        ({"heldout": "nowhere"}, "no pair set at nowhere"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(small_pairs, tiny_turbo, digits, tmp_path, options, says):
+    with pytest.raises(UserError, match=says):
+        run(job(small_pairs, tiny_turbo, digits, tmp_path / "run", **options))
+    assert not (tmp_path / "run").exists()
