@@ -21,7 +21,7 @@ from ortho_core.prompts import PromptCache
 from ortho_core.shard import ShardAssigner, ShardResult
 from ortho_core.transform import block_dimension, skew_parameters
 from rayjobs.ledger import Ledger, claim, fingerprint, publish, replace_text
-from rayjobs.progress import Progress, summary_json
+from rayjobs.progress import Progress, say, summary_json
 from rayjobs.session import WorkerResources, ray_session
 
 
@@ -189,6 +189,8 @@ def run(job: AssignJob) -> int:
     if todo:
         with ray_session():
             work_through(job, ledger, [shards[i] for i in todo], rows_before)
+    else:
+        say(f"assign: {job.out} is complete")
     counts = ledger.finish()
     seconds = time.monotonic() - started
     summary = {

@@ -18,7 +18,7 @@ from ortho_core.pairs import PairSet
 from ortho_core.sft import SftConfig
 from ortho_core.transform import block_dimension
 from rayjobs.ledger import FORMAT, claim, fingerprint, replace_text
-from rayjobs.progress import Progress, summary_json
+from rayjobs.progress import Progress, say, summary_json
 from rayjobs.session import WorkerResources, ray_session
 from rayjobs.train_worker import HISTORY, train_worker
 
@@ -114,6 +114,7 @@ def run(job: TrainJob) -> int:
     claim(job.out, sealed, "train")
     summary_file = job.out / "train_summary.json"
     if summary_file.is_file():
+        say(f"train: {job.out} is complete")
         return 0
     started = time.monotonic()
     with ray_session():
