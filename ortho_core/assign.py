@@ -41,7 +41,7 @@ class Assigned:
     best: Terms
     #: Every step's total, (K, B), for the curves.
     history: Float[Tensor, "K B"]
-    #: Images with a loss that was not finite; nothing else of theirs means anything.
+    #: Images for which no step gave a finite loss; nothing else of theirs means anything.
     failed: Bool[Tensor, " B"]
     #: Generator evaluations spent on each image.
     evaluations: int
@@ -97,14 +97,14 @@ def assign_noise(
             best, best_x = terms, x
         else:
             # A comparison with NaN is false, so a broken evaluation never replaces the best one.
-            won = terms.total < best.total
+            won = (terms.total < best.total) | (terms.total.isfinite() & ~best.total.isfinite())
             best_x = torch.where(won[:, None], x, best_x)
             best = Terms(*(torch.where(won, new, old) for new, old in zip(_fields(terms), _fields(best), strict=True)))
         if k + 1 < config.steps:
             x = optimizer.propose(x, terms.total, grad)
     assert best is not None
     totals = torch.stack(history)
-    return Assigned(best_x, totals[0], best, totals, ~totals.isfinite().all(0), config.steps)
+    return Assigned(best_x, totals[0], best, totals, ~best.total.isfinite(), config.steps)
 
 
 def _fields(terms: Terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:

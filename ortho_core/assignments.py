@@ -5,6 +5,7 @@ they rebuild. A part file is complete in itself: its schema metadata carries the
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,12 +94,13 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 class Assignments:
-    """The committed assignments of one run, in the order of their parts, for training. Holds the table in memory.
+    """The committed assignments of one run, addressed by row number, for training.
 
-    Raises UserError if the folder holds none, or if its rows do not fit together.
+    Parts are read when their rows are asked for; at most `cache_bytes` of them stay in memory. Raises UserError if the
+    folder holds none, or not all that its plan names.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, cache_bytes: int = 2 << 30) -> None:
         self.folder = Path(folder)
         plan_file = self.folder / "plan.json"
         if not plan_file.is_file():
@@ -106,58 +108,76 @@ class Assignments:
                 f"{folder} holds no assignments: {plan_file} does not exist (make them with `ortho assign`)"
             )
         self.plan: dict[str, Any] = json.loads(plan_file.read_text())
-        parts = [self.folder / p for p in part_names(self.plan)]
-        missing = [p.name for p in parts if not p.is_file()]
+        self.parts = [self.folder / p for p in part_names(self.plan)]
+        missing = [p.name for p in self.parts if not p.is_file()]
         if missing:
             raise UserError(
-                f"the assignments in {folder} are not complete: {len(missing)} of {len(parts)} parts are missing "
+                f"the assignments in {folder} are not complete: {len(missing)} of {len(self.parts)} parts are missing "
                 f"({missing[0]}, ...); run the same `ortho assign` again to finish them"
             )
-        try:
-            tables = [pq.read_table(p, schema=SCHEMA, page_checksum_verification=True) for p in parts]
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"the assignments in {folder} are damaged: {error}; delete the part, assign again"
-            ) from error
-        self.table = pa.concat_tables(tables)
-        if len(self.table) == 0:
+        #: Number of the first row of each part, and of the row after the last.
+        self.starts = np.cumsum([0, *(read_about(p)["rows"] for p in self.parts)])
+        if len(self) == 0:
             raise UserError(f"{folder} holds no assigned rows: all were quarantined, see {folder}/failures.jsonl")
         self.patch_size = int(self.plan["config"]["patch_size"])
-        self.has_target_latents = self.table["target_latent"].null_count == 0
+        self.has_target_latents = bool(self.plan["config"]["store_latents"])
+        self.cache_bytes = cache_bytes
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self.table)
+        return int(self.starts[-1])
 
-    def take(self, index: Sequence[int]) -> dict[str, list[Any]]:
-        """The rows at `index` as a dictionary of columns; skew and target_latent stay out (see `noise`, `targets`)."""
-        light = self.table.drop_columns(["skew", "target_latent"])
-        columns: dict[str, list[Any]] = light.take(pa.array(index, pa.int64())).to_pydict()
-        return columns
+    def rows(self, index: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
+        """The rows at `index`, in that order, as dictionaries; list columns come as float32 arrays.
+
+        Raises UserError if a part is damaged.
+        """
+        found = []
+        for i in index:
+            part = int(np.searchsorted(self.starts, i, side="right")) - 1
+            table, row = self._part(part), int(i - self.starts[part])
+            found.append({c: self._value(table[c], row) for c in columns})
+        return found
+
+    @staticmethod
+    def _value(column: pa.ChunkedArray, row: int) -> Any:
+        scalar = column[row]
+        return scalar.values.to_numpy(zero_copy_only=False) if pa.types.is_list(column.type) else scalar.as_py()
+
+    def _part(self, part: int) -> pa.Table:
+        if part not in self._cache:
+            try:
+                table = pq.read_table(self.parts[part], schema=SCHEMA, page_checksum_verification=True)
+            except (OSError, pa.ArrowException) as error:
+                raise UserError(f"{self.parts[part]} is damaged: {error}; delete it and assign again") from error
+            self._cache[part] = table
+            while sum(t.nbytes for t in self._cache.values()) > self.cache_bytes and len(self._cache) > 1:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(part)
+        return self._cache[part]
 
     def noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """Qε of the rows at `index`. Raises UserError if it does not fit the shape or its checksum."""
-        rows = self.table.select(["sample_id", "noise_seed", "skew", "noise_checksum"]).take(
-            pa.array(index, pa.int64())
-        )
+        rows = self.rows(index, ["sample_id", "noise_seed", "skew", "noise_checksum"])
         m = skew_parameters(block_dimension(latent_shape, self.patch_size))
-        flat = rows["skew"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        if flat.size != m * len(rows):
-            raise UserError(
-                f"the assignments in {self.folder} have {flat.size // len(rows)} skew parameters per image; a model with "
-                f"latent {latent_shape} and patch size {self.patch_size} needs {m}: they were made for another model"
-            )
-        skew = torch.from_numpy(flat.astype(np.float32).reshape(len(rows), m))
-        noise = rebuild_noise(rows["noise_seed"].to_pylist(), skew, self.patch_size, latent_shape)
-        wrong = np.abs(noise_checksum(noise) - rows["noise_checksum"].to_numpy()) > CHECKSUM_TOLERANCE
-        if wrong.any():
-            names = [rows["sample_id"][int(i)].as_py() for i in np.flatnonzero(wrong)[:3]]
+        for row in rows:
+            if len(row["skew"]) != m:
+                raise UserError(
+                    f"the assignments in {self.folder} have {len(row['skew'])} skew parameters per image; a model with "
+                    f"latent {latent_shape} and patch size {self.patch_size} needs {m}: they were made for another model"
+                )
+        skew = torch.from_numpy(np.stack([row["skew"] for row in rows]))
+        noise = rebuild_noise([row["noise_seed"] for row in rows], skew, self.patch_size, latent_shape)
+        recorded = np.array([row["noise_checksum"] for row in rows])
+        wrong = np.flatnonzero(np.abs(noise_checksum(noise) - recorded) > CHECKSUM_TOLERANCE)
+        if len(wrong):
+            names = [rows[i]["sample_id"] for i in wrong[:3]]
             raise UserError(f"{self.folder}: the rebuilt noise of {names} does not match its checksum; assign again")
         return noise
 
     def targets(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """The stored target latents of the rows at `index`."""
-        column = self.table["target_latent"].take(pa.array(index, pa.int64())).combine_chunks()
-        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        flat = np.stack([row["target_latent"] for row in self.rows(index, ["target_latent"])])
         return torch.from_numpy(flat.reshape(len(index), *latent_shape))
 
 

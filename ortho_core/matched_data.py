@@ -66,8 +66,8 @@ class MatchedData:
     def _read(self, index: list[int], epoch: int) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Everything that needs no network, on the CPU."""
         shape = self.generator.latent_shape
-        rows = self.assignments.take(index)
-        names = rows["sample_id"]
+        rows = self.assignments.rows(index, ["sample_id", "prompt", "image"])
+        names = [row["sample_id"] for row in rows]
         tensors = {}
         if self.noise == "matched":
             tensors["noise"] = self.assignments.noise(index, shape)
@@ -80,9 +80,9 @@ class MatchedData:
             if self.pairs is None:
                 raise UserError("training needs the images (a pixel term, or no stored latents): give --pairs")
             size = self.generator.image_size
-            paths = [self.pairs.resolve(image, name) for image, name in zip(rows["image"], names, strict=True)]
+            paths = [self.pairs.resolve(row["image"], row["sample_id"]) for row in rows]
             tensors["images"] = torch.stack([decode_image(path, size) for path in paths])
-        return rows["prompt"], tensors
+        return [row["prompt"] for row in rows], tensors
 
     @torch.no_grad()
     def _on_device(self, prompts: list[str], tensors: dict[str, torch.Tensor]) -> SftBatch:

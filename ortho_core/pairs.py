@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -124,6 +124,10 @@ class PairSet:
         if not isinstance(image, str) or not image:
             found = "missing" if image is None else repr(image)[:60]
             raise BadRow("missing-image", f"row {row}: field {self.fields.image_field!r} is {found}, not a path")
+        try:
+            (prompt + image).encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but no text
+            raise BadRow("not-text", f"row {row} holds characters that are not Unicode text: {error}") from error
         return Pair(f"{row:06d}_{Path(image).stem}", row, prompt, image, self.resolve(image, f"row {row}"))
 
     def resolve(self, image: str, where: str) -> Path:
@@ -158,7 +162,11 @@ def decode_image(path: Path, size: tuple[int, int]) -> Tensor:
             picture = to_rgb(ImageOps.exif_transpose(opened))
     except Image.DecompressionBombError as error:
         raise BadRow("too-large", f"{path.name}: {error}") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+    except (BadRow, MemoryError):
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise whatever damaged bytes lead them to, struct.error and TypeError too
         raise BadRow("undecodable-image", f"{path.name} does not decode: {str(error)[:200]}") from error
     picture = ImageOps.fit(picture, (X, Y), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture, dtype=np.float32)).div_(255).permute(2, 0, 1).contiguous()

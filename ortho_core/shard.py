@@ -91,9 +91,8 @@ class ShardAssigner:
 
 
 def not_finite(pair: Pair, done: Assigned, i: int) -> Failure:
-    step = int((~done.history[:, i].isfinite()).int().argmax())
     message = (
-        f"row {pair.row}: the loss was not finite at step {step} "
+        f"row {pair.row}: the loss was not finite at any of {len(done.history)} steps "
         f"(latent {float(done.best.latent[i]):g}, pixel {float(done.best.pixel[i]):g})"
     )
     return Failure(pair.sample_id, pair.row, "non-finite-loss", message)

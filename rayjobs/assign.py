@@ -3,6 +3,7 @@
 A Ray Data actor pool works through shards of rows; each actor holds the model, and publishes one part file per shard.
 """
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from ortho_core.shard import ShardAssigner, ShardResult
 from ortho_core.transform import block_dimension, skew_parameters
 from rayjobs.ledger import Ledger, claim, fingerprint, publish, replace_text
 from rayjobs.progress import Progress, say, summary_json
-from rayjobs.session import WorkerResources, ray_session
+from rayjobs.session import WorkerResources, innermost, ray_session
 
 
 class AssignSettings(AssignConfig, WorkerResources):
@@ -96,8 +97,8 @@ class ShardActor:
                 sealed["model_fingerprint"],
                 fingerprint(sealed["config"]),
             )
-        except UserError as error:  # an exception here would restart the actor for ever
-            self.error = str(error)
+        except Exception as error:  # raised from here, it would restart the actor for ever
+            self.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {innermost(error)}"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         receipts = [self.work(Shard(*map(int, key))) for key in zip(*(batch[k] for k in SHARD_KEYS), strict=True)]
@@ -159,6 +160,9 @@ def receipts(job: AssignJob, sealed: dict[str, Any], shards: list[Shard]) -> Ite
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Progress counts finished shards; the default of half an hour would end a slow but healthy run, and without any limit
+    # a row that kills its process would be tried for ever. A minute per evaluation is slower than any machine of use.
+    context.execution_no_progress_timeout_s = max(1800, 60 * job.steps * -(-job.rows_per_shard // job.batch_size))
     workers = min(job.workers, len(shards))
     pool = ray.data.ActorPoolStrategy(min_size=job.fitting(workers), max_size=workers, max_tasks_in_flight_per_actor=2)
     gpus = job.gpus()
@@ -172,7 +176,10 @@ def receipts(job: AssignJob, sealed: dict[str, Any], shards: list[Shard]) -> Ite
         num_gpus=gpus or None,
         fn_constructor_kwargs={"job": job, "sealed": sealed, "gpus": gpus},
     )
-    yield from done.iter_rows()
+    try:
+        yield from done.iter_rows()
+    except ray.exceptions.RayError as error:
+        raise RunFailed(f"a worker failed: {innermost(error)}") from error
 
 
 def run(job: AssignJob) -> int:
@@ -189,8 +196,10 @@ def run(job: AssignJob) -> int:
     if todo:
         with ray_session():
             work_through(job, ledger, [shards[i] for i in todo], rows_before)
-    else:
+    summary_file = job.out / "summary.json"
+    if not todo and summary_file.is_file():
         say(f"assign: {job.out} is complete")
+        return 3 if json.loads(summary_file.read_text())["quarantined"] else 0
     counts = ledger.finish()
     seconds = time.monotonic() - started
     summary = {
@@ -201,7 +210,7 @@ def run(job: AssignJob) -> int:
         "config": job.model_dump(mode="json"),
         "run_fingerprint": sealed["run_fingerprint"],
     }
-    replace_text(job.out / "summary.json", summary_json(summary))
+    replace_text(summary_file, summary_json(summary))
     if not counts["assigned"]:
         raise RunFailed(f"none of the {counts['rows']} rows could be assigned; see {job.out}/failures.jsonl")
     return 3 if counts["quarantined"] else 0

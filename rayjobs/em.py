@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ortho_core.errors import UserError
 from ortho_core.generators.base import latent_shape_of, model_fingerprint
+from ortho_core.noise import noise_seed
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.transform import block_dimension
 from rayjobs import assign, evaluate, train
@@ -124,9 +125,10 @@ def assign_job(job: EmJob, model: Path, out: Path) -> AssignJob:
 
 def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:
     # The preserve terms hold to the model the whole run started from, not to the previous cycle's.
+    # Each cycle has a seed of its own, or the preserve term would see the same "fresh" noise again.
     return build(
         TrainJob,
-        job.train,
+        job.train.model_copy(update={"seed": noise_seed(job.train.seed, folder.name)}),
         assignments=folder / "assignments",
         model=model,
         preserve_model=job.model,

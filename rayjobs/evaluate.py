@@ -12,7 +12,7 @@ from ortho_core.assign import AssignConfig
 from ortho_core.assignments import Failure
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.evaluation import HeldOut, evaluate
-from ortho_core.folders import replace_folder
+from ortho_core.folders import replace_folder, sweep_partial
 from ortho_core.generators.base import check_model_folder, latent_shape_of, load_generator, model_fingerprint
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.pictures import save_png
@@ -20,7 +20,7 @@ from ortho_core.shard import decoded_batches
 from ortho_core.transform import block_dimension
 from rayjobs.ledger import FORMAT, claim, fingerprint, replace_text
 from rayjobs.progress import say, summary_json
-from rayjobs.session import WorkerResources, ray_session
+from rayjobs.session import WorkerResources, innermost, ray_session
 
 
 def _named(value: Any) -> Any:
@@ -62,10 +62,14 @@ def make_plan(job: EvaluateJob) -> dict[str, Any]:
     for folder in job.model.values():
         check_model_folder(folder)
         block_dimension(latent_shape_of(folder), job.patch_size)
+    shapes = {name: latent_shape_of(folder) for name, folder in job.model.items()}
+    if len(set(shapes.values())) > 1:
+        raise UserError(f"--model: the models make images of different shapes, which cannot be compared: {shapes}")
     pairs = PairSet(job.pairs, fields(job))
     plan = {
         "format": FORMAT,
         "pairs_fingerprint": pairs.fingerprint(),
+        "base": next(iter(job.model)),
         "models": {name: model_fingerprint(folder) for name, folder in job.model.items()},
         "config": {k: getattr(job, k) for k in ("rows", "steps", "seed", "patch_size")},
     }
@@ -100,7 +104,10 @@ def run(job: EvaluateJob) -> int:
             job.fitting(1)
             gpus = job.gpus()
             remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=gpus, max_retries=2)(judge)
-            metrics, error = ray.get(remote.remote(job, bool(gpus)))
+            try:
+                metrics, error = ray.get(remote.remote(job, bool(gpus)))
+            except ray.exceptions.RayError as failure:
+                raise RunFailed(f"the evaluation failed: {innermost(failure)}") from failure
         if error:
             raise RunFailed(error)
         replace_text(file, summary_json({"metrics": metrics, "config": job.model_dump(mode="json")}))
@@ -111,6 +118,7 @@ def run(job: EvaluateJob) -> int:
 def judge(job: EvaluateJob, cuda: bool) -> tuple[dict[str, Any], str]:
     """On a worker: the metrics of every model, pictures written to `pictures/`; or what went wrong."""
     try:
+        sweep_partial(job.out)
         torch.set_num_threads(max(1, int(job.cpus_per_worker)))
         metrics: dict[str, Any] = {}
         config = AssignConfig(patch_size=job.patch_size, steps=job.steps)

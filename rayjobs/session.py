@@ -38,16 +38,39 @@ class WorkerResources(BaseModel):
 
         A plan that does not fit waits forever in Ray, so this is asked before any work starts.
         """
-        have, gpus = ray.cluster_resources(), self.gpus()
-        room = have.get("CPU", 0) / self.cpus_per_worker
-        if gpus:
-            room = min(room, have.get("GPU", 0) / gpus)
+        gpus = self.gpus()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(self._room(node.get("CPU", 0), node.get("GPU", 0), gpus) for node in nodes)
         if room < 1:
+            largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
             raise UserError(
-                f"a worker needs {self.cpus_per_worker:g} CPUs and {gpus:g} GPUs; the cluster has "
-                f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs (lower cpus_per_worker or gpus_per_worker)"
+                f"a worker needs {self.cpus_per_worker:g} CPUs and {gpus:g} GPUs on one node; the cluster's largest has "
+                f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs "
+                "(lower cpus_per_worker or gpus_per_worker)"
             )
-        return min(wanted, int(room))
+        return min(wanted, room)
+
+    def _room(self, cpus: float, gpus: float, gpus_each: float) -> int:
+        """How many workers one node holds; a share of a GPU never spans two."""
+        room = int(cpus / self.cpus_per_worker + 1e-9)
+        if gpus_each >= 1:
+            room = min(room, int(gpus / gpus_each))
+        elif gpus_each:
+            room = min(room, int(gpus) * int(1 / gpus_each + 1e-9))
+        return room
+
+
+def innermost(error: BaseException) -> str:
+    """The worker's own message in one line, without the stack of processes above it; a hint where memory ran out."""
+    for failure in (getattr(error, "worker_failures", None) or {}).values():
+        error = failure
+        break
+    while (inner := getattr(error, "cause", None)) is not None:
+        error = inner
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    message = lines[-1].strip() if lines else type(error).__name__
+    hint = "; lower --batch-size" if "out of memory" in str(error).lower() else ""
+    return message + hint
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ortho_core.sft import SftConfig
 from ortho_core.transform import block_dimension
 from rayjobs.ledger import FORMAT, claim, fingerprint, replace_text
 from rayjobs.progress import Progress, say, summary_json
-from rayjobs.session import WorkerResources, ray_session
+from rayjobs.session import WorkerResources, innermost, ray_session
 from rayjobs.train_worker import HISTORY, train_worker
 
 
@@ -101,7 +101,7 @@ def plan(job: TrainJob) -> dict[str, Any]:
     content, _, _ = make_plan(job)
     size = sum(f.stat().st_size for f in job.model.rglob("*") if f.is_file())
     kept = 2 + (job.epochs // job.save_every if job.save_every else 0)
-    return {**content, "bytes_to_write_at_most": size * kept, "out": str(job.out)}
+    return {**content, "bytes_of_checkpoints_about": size * kept, "out": str(job.out)}
 
 
 def run(job: TrainJob) -> int:
@@ -109,11 +109,11 @@ def run(job: TrainJob) -> int:
     sealed, assignments, pairs = make_plan(job)
     paths = {k: getattr(job, k) for k in ("assignments", "model", "out", "preserve_model")}
     job = job.model_copy(update={k: v.absolute() for k, v in paths.items() if v is not None})
-    if pairs is not None:
-        job = job.model_copy(update={"pairs": pairs.file})
+    job = job.model_copy(update={"pairs": pairs.file.absolute() if pairs is not None else None})
     claim(job.out, sealed, "train")
     summary_file = job.out / "train_summary.json"
     if summary_file.is_file():
+        shutil.rmtree(job.out / "state", ignore_errors=True)
         say(f"train: {job.out} is complete")
         return 0
     started = time.monotonic()
@@ -147,6 +147,10 @@ def fit(job: TrainJob, sealed: dict[str, Any]) -> dict[str, Any]:
             f"--num-workers: {job.num_workers} is more than the cluster has room for; see --cpus-per-worker"
         )
     gpus = job.gpus()
+    if job.num_workers > 1 and 0 < gpus < 1:
+        raise UserError(
+            f"--gpus-per-worker: {gpus:g} puts several DDP workers on one GPU, which NCCL refuses; accepted: 1"
+        )
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         train_worker,
@@ -163,18 +167,8 @@ def fit(job: TrainJob, sealed: dict[str, Any]) -> dict[str, Any]:
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise RunFailed(f"training failed: {cause(error)}") from error
+            raise RunFailed(f"training failed: {innermost(error)}") from error
     return dict(result.return_value or {})
-
-
-def cause(error: BaseException) -> str:
-    """The first worker's own message, without the stack of processes above it."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        error = getattr(failure, "cause", None) or failure
-        break
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 class follow:

@@ -49,10 +49,13 @@ class Training:
         self.teacher = self._teacher(device) if job.preserves else None
         self.network: nn.Module = self.generator.trainable
         self.network.requires_grad_(True).train()
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=job.lr, weight_decay=job.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=job.lr, weight_decay=job.weight_decay, fused=device.type == "cuda"
+        )
         self.order = Order(len(assignments), job.batch_size, job.seed)
         self.schedule = get_scheduler(
-            job.lr_schedule,
+            # diffusers' "constant" ignores the warm-up
+            "constant_with_warmup" if job.lr_schedule == "constant" else job.lr_schedule,
             self.optimizer,
             num_warmup_steps=job.warmup_steps,
             num_training_steps=job.epochs * self.order.batches,
@@ -71,7 +74,9 @@ class Training:
         self.epochs: list[dict[str, float]] = []
         self._resume()
         if world > 1:
-            self.generator.trainable = ray.train.torch.prepare_model(self.network, move_to_device=False)
+            self.generator.trainable = ray.train.torch.prepare_model(
+                self.network, move_to_device=False, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+            )
 
     def _teacher(self, device: torch.device) -> nn.Module:
         if self.job.preserve_model is None:
@@ -161,7 +166,7 @@ class Training:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
-                state = torch.load(Path(folder) / "state.pt", map_location=self.generator.device, weights_only=True)
+                state = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
             self.epoch, self.epochs = state["epoch"], state["epochs"]
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])

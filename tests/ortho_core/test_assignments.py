@@ -46,7 +46,9 @@ def folder(tmp_path):
     """Two committed parts of three rows."""
     import json
 
-    (tmp_path / "plan.json").write_text(json.dumps({"run_fingerprint": "f", "shards": 2, "config": {"patch_size": 2}}))
+    (tmp_path / "plan.json").write_text(
+        json.dumps({"run_fingerprint": "f", "shards": 2, "config": {"patch_size": 2, "store_latents": True}})
+    )
     for shard in range(2):
         rows = [record(3 * shard + i) for i in range(3)]
         failures = [Failure("x", 9, "missing-image", "gone")] * shard
@@ -61,7 +63,7 @@ def test_the_record_rebuilds_the_noise_it_was_made_from(folder):
     for i, k in enumerate((4, 1)):
         expected = rotate(seeded_normal([1000 + k], SHAPE), torch.from_numpy(record(k)["skew"])[None], 2)
         torch.testing.assert_close(noise[i], expected[0], rtol=0, atol=1e-5)
-    assert assignments.take([4, 1])["prompt"] == ["prompt 4", "prompt 1"]
+    assert [row["prompt"] for row in assignments.rows([4, 1], ["prompt"])] == ["prompt 4", "prompt 1"]
     assert torch.equal(assignments.targets([4, 1], SHAPE).flatten(1)[:, 0], torch.tensor([4.0, 1.0]))
 
 
@@ -85,7 +87,7 @@ def test_damaged_bytes_are_noticed(folder):
     content[len(content) // 3] ^= 0xFF
     part.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
-        Assignments(folder)
+        Assignments(folder).noise([0], SHAPE)
     part.write_bytes(content[:100])
     with pytest.raises(UserError, match="not a readable assignment part"):
         read_about(part)

@@ -58,6 +58,7 @@ def test_every_bad_row_has_its_reason_and_the_good_ones_survive(tmp_path):
         '{"prompt": "x", "image"',
         "[1, 2]",
         b'{"prompt": "\xff", "image": "a.png"}',
+        '{"prompt": "caf\\ud83d", "image": "a.png"}',
         {"prompt": "the last one", **image},
     )
     assert outcomes(pairs) == [
@@ -67,7 +68,8 @@ def test_every_bad_row_has_its_reason_and_the_good_ones_survive(tmp_path):
         *["outside-root"] * 3,
         "missing-image",
         *["not-json"] * 3,
-        "000014_a",
+        "not-text",
+        "000015_a",
     ]
 
 
