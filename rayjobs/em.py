@@ -3,6 +3,9 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +92,25 @@ def run(job: EmJob) -> int:
     started = time.monotonic()
     claim(job.work_dir, make_plan(job), "em")
     model, code, cycles = job.model, 0, []
-    with ray_session():
+    with ray_session(), beside() as background:
+        direct = None
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / f"cycle_{cycle:02d}"
             say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {model} maps closest to each image")
             code = max(code, assign.run(assign_job(job, model, folder / "assignments")))
+            if cycle == 1 and job.baseline and room_beside(job):
+                say("baseline: direct SFT on random noise, beside the cycles")
+                direct = background.submit(train.run, baseline_job(job))
             say(f"cycle {cycle} of {job.cycles}, M-step: fine-tuning on that noise")
             train.run(train_job(job, model, folder))
             model = folder / "train" / "checkpoint-final"
             cycles.append({"cycle": cycle, **step_summaries(folder)})
         if job.baseline:
             say(f"baseline: direct SFT on random noise, {job.train.epochs * job.cycles} epochs")
-            train.run(baseline_job(job))
+            if direct is None:
+                train.run(baseline_job(job))
+            else:
+                direct.result()
         metrics = None
         if job.heldout is not None:
             say("evaluation on held-out pairs")
@@ -117,6 +127,24 @@ def run(job: EmJob) -> int:
     write_report(job.work_dir, latent_shape_of(job.model))
     say(f"done: the fine-tuned model is {model}, the report {job.work_dir / 'report.html'}")
     return code
+
+
+@contextmanager
+def beside() -> Iterator[ThreadPoolExecutor]:
+    """A thread for what runs beside the cycles; left alone when they fail, since the end of Ray ends its work too."""
+    background = ThreadPoolExecutor(1)
+    try:
+        yield background
+    finally:
+        background.shutdown(wait=False, cancel_futures=True)
+
+
+def room_beside(job: EmJob) -> bool:
+    """Whether the cluster holds the baseline's workers and those of a step of EM at once, so that none has to wait."""
+    workers = 2 * job.train.num_workers
+    enough = job.train.fitting(workers) == workers
+    fits = job.assign.cpus_per_worker <= job.train.cpus_per_worker and job.assign.gpus() <= job.train.gpus()
+    return enough and fits
 
 
 def assign_job(job: EmJob, model: Path, out: Path) -> AssignJob:

@@ -13,6 +13,8 @@ from ortho_core.errors import UserError
 # second silences lines of its core that a person at a terminal can do nothing about (they stay in the session's logs).
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# How often Ray Train looks after its workers, and takes a finished epoch's checkpoint from them; 2 s unless told.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 import ray
 

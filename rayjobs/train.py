@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,7 +166,7 @@ def fit(job: TrainJob, sealed: dict[str, Any]) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    with follow(job, sealed["updates"]):
+    with follow(job, sealed["updates"]), own_interrupts():
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -171,12 +174,25 @@ def fit(job: TrainJob, sealed: dict[str, Any]) -> dict[str, Any]:
     return dict(result.return_value or {})
 
 
+@contextmanager
+def own_interrupts() -> Iterator[None]:
+    """Put the handler of Ctrl-C back: Ray Train leaves its own behind, which would end a later step with exit code 0."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class follow:
     """Show the updates that the workers have logged so far, while the block runs."""
 
     def __init__(self, job: TrainJob, updates: int) -> None:
         self.file = job.out / HISTORY
-        self.progress = Progress("train", updates, "updates", done=self._logged()[0])
+        self.progress = Progress(f"train on {job.noise} noise", updates, "updates", done=self._logged()[0])
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
