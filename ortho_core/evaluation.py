@@ -42,6 +42,15 @@ def to_bytes(images: Float[Tensor, "B 3 Y X"]) -> Tensor:
     return images.clamp(0, 1).mul(255).round().byte().cpu()
 
 
+def drift(samples: Tensor, base_samples: Tensor) -> dict[str, float]:
+    """RMS pixel distance, on the scale [0, 1], of a model's samples from the starting model's at the same noises.
+
+    Both are uint8 (B, 3, Y, X); mean and standard error over images.
+    """
+    apart = (samples.double() - base_samples.double()) / 255
+    return interval(apart.square().flatten(1).mean(1).sqrt().numpy())
+
+
 @torch.no_grad()
 def sample(
     generator: OneStepGenerator, prompts: PromptCache, texts: list[str], seeds: list[int], batch_size: int
@@ -93,14 +102,13 @@ def evaluate(
     *,
     seed: int,
     batch_size: int,
-    base_samples: Tensor | None,
     reference: Float[np.ndarray, "n features"] | None = None,
 ) -> Evaluation:
     """Judge one model.
 
-    Reconstruction: latent MSE, PSNR (dB) of the closest image at newly assigned noise. At random noise: `drift`, the RMS
-    pixel distance to `base_samples` (the starting model's at the same noises); `frechet`, see `frechet_distance`, to the
-    `reference` pixels or else the held-out images; `diversity`, the mean pairwise RMS distance of one prompt's samples.
+    Reconstruction: latent MSE and PSNR (dB) of the closest image at newly assigned noise. At random noise: `frechet`, see
+    `frechet_distance`, to the `reference` pixels or else the held-out images; `diversity`, the mean pairwise RMS distance
+    of one prompt's samples. How far a model moved from another is `drift` of the samples of both.
     """
     prompts = PromptCache(generator)
     closest, latent, psnr = [], [], []
@@ -133,7 +141,4 @@ def evaluate(
         "frechet": frechet_distance(real, pixels),
         "diversity": interval(np.array(spread)),
     }
-    if base_samples is not None:
-        apart = (pixels - base_samples.flatten(1).double().numpy() / 255) ** 2
-        metrics["drift"] = interval(np.sqrt(apart.mean(1)))
     return Evaluation(metrics, torch.cat(closest), samples)

@@ -11,11 +11,10 @@ from pydantic import BeforeValidator, Field
 from ortho_core.assign import AssignConfig
 from ortho_core.assignments import Failure
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.evaluation import HeldOut, evaluate
-from ortho_core.folders import replace_folder, sweep_partial
+from ortho_core.evaluation import HeldOut, drift, evaluate
 from ortho_core.generators.base import check_model_folder, latent_shape_of, load_generator, model_fingerprint
 from ortho_core.pairs import PairFields, PairSet
-from ortho_core.pictures import save_png
+from ortho_core.pictures import load_sheet, save_png
 from ortho_core.shard import decoded_batches
 from ortho_core.transform import block_dimension
 from rayjobs.ledger import FORMAT, claim, fingerprint, replace_text
@@ -86,7 +85,7 @@ def plan(job: EvaluateJob) -> dict[str, Any]:
 
 
 def run(job: EvaluateJob) -> int:
-    """Evaluate every model in one remote task, write the table. Returns 0."""
+    """Evaluate every model, write the table. Returns 0."""
     sealed = make_plan(job)
     job = job.model_copy(
         update={
@@ -99,50 +98,52 @@ def run(job: EvaluateJob) -> int:
     file = job.out / "evaluation.json"
     if not file.is_file():
         with ray_session():
-            import ray
-
-            job.fitting(1)
-            gpus = job.gpus()
-            remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=gpus, max_retries=2)(judge)
-            try:
-                metrics, error = ray.get(remote.remote(job, bool(gpus)))
-            except ray.exceptions.RayError as failure:
-                raise RunFailed(f"the evaluation failed: {innermost(failure)}") from failure
-        if error:
-            raise RunFailed(error)
+            metrics = judge_all(job)
         replace_text(file, summary_json({"metrics": metrics, "config": job.model_dump(mode="json")}))
     say(table(json.loads(file.read_text())["metrics"]))
     return 0
 
 
-def judge(job: EvaluateJob, cuda: bool) -> tuple[dict[str, Any], str]:
-    """On a worker: the metrics of every model, pictures written to `pictures/`; or what went wrong."""
+def judge_all(job: EvaluateJob) -> dict[str, Any]:
+    """Every model's metrics: one remote task per model, then each model's drift from the first."""
+    import ray
+
+    job.fitting(1)
+    gpus = job.gpus()
+    remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=gpus, max_retries=2)(judge)
+    (job.out / "pictures").mkdir(exist_ok=True)
     try:
-        sweep_partial(job.out)
+        results = ray.get([remote.remote(job, name, bool(gpus)) for name in job.model])
+    except ray.exceptions.RayError as failure:
+        raise RunFailed(f"the evaluation failed: {innermost(failure)}") from failure
+    for _, _, error in results:
+        if error:
+            raise RunFailed(error)
+    metrics: dict[str, Any] = {}
+    base = None
+    for name, (values, size, _) in zip(job.model, results, strict=True):
+        samples = load_sheet(job.out / "pictures" / f"{name}-samples.png", size)[: values["rows"]]
+        metrics[name] = values | ({"drift": drift(samples, base)} if base is not None else {})
+        base = samples if base is None else base
+    return metrics
+
+
+def judge(job: EvaluateJob, name: str, cuda: bool) -> tuple[dict[str, Any], tuple[int, int], str]:
+    """On a worker: one model's metrics and image size, its pictures written to `pictures/`; or what went wrong."""
+    try:
         torch.set_num_threads(max(1, int(job.cpus_per_worker)))
-        metrics: dict[str, Any] = {}
+        generator = load_generator(job.model[name], "cuda" if cuda else "cpu")
+        heldout = read_heldout(job, generator.image_size)
         config = AssignConfig(patch_size=job.patch_size, steps=job.steps)
-        heldout: HeldOut | None = None
-        base = None
-
-        def write(folder: Path) -> None:
-            nonlocal heldout, base
-            folder.mkdir(parents=True)
-            for name, path in job.model.items():
-                generator = load_generator(path, "cuda" if cuda else "cpu")
-                if heldout is None:
-                    heldout = read_heldout(job, generator.image_size)
-                    save_png(heldout.images.mul(255).round().byte(), folder / "targets.png")
-                done = evaluate(generator, heldout, config, seed=job.seed, batch_size=job.batch_size, base_samples=base)
-                base = done.samples if base is None else base
-                metrics[name] = done.metrics
-                save_png(done.closest, folder / f"{name}-closest.png")
-                save_png(done.samples, folder / f"{name}-samples.png")
-
-        replace_folder(job.out / "pictures", write)
-        return metrics, ""
+        done = evaluate(generator, heldout, config, seed=job.seed, batch_size=job.batch_size)
+        pictures = {f"{name}-closest": done.closest, f"{name}-samples": done.samples}
+        if name == next(iter(job.model)):
+            pictures["targets"] = heldout.images.mul(255).round().byte()
+        for stem, images in pictures.items():
+            save_png(images, job.out / "pictures" / f"{stem}.png")
+        return done.metrics, generator.image_size, ""
     except UserError as error:
-        return {}, str(error)
+        return {}, (0, 0), str(error)
 
 
 def read_heldout(job: EvaluateJob, size: tuple[int, int]) -> HeldOut:

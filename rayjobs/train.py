@@ -21,6 +21,7 @@ from ortho_core.pairs import PairSet
 from ortho_core.sft import SftConfig
 from ortho_core.transform import block_dimension
 from rayjobs.ledger import FORMAT, claim, fingerprint, replace_text
+from rayjobs.plots import plot_history
 from rayjobs.progress import Progress, say, summary_json
 from rayjobs.session import WorkerResources, innermost, ray_session
 from rayjobs.train_worker import HISTORY, train_worker
@@ -122,6 +123,7 @@ def run(job: TrainJob) -> int:
     started = time.monotonic()
     with ray_session():
         result = fit(job, sealed)
+    plot_history(job.out / HISTORY, job.out / "train_history.png")
     replace_text(
         summary_file,
         summary_json(

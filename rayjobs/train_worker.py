@@ -20,7 +20,6 @@ from ortho_core.pairs import PairSet
 from ortho_core.prompts import PromptCache
 from ortho_core.sft import frozen_copy, sft_loss
 from rayjobs.ledger import replace_text
-from rayjobs.plots import plot_history
 
 HISTORY = "train_history.jsonl"
 TERMS = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
@@ -160,7 +159,6 @@ class Training:
             replace_folder(job.out / f"checkpoint-epoch-{self.epoch:03d}", lambda p: link_tree(latest, p))
         if self.epochs[-1]["loss"] == min(e["loss"] for e in self.epochs):
             replace_folder(job.out / "checkpoint-best", lambda p: link_tree(latest, p))
-        plot_history(job.out / HISTORY, job.out / "train_history.png")
 
     def _resume(self) -> None:
         checkpoint = ray.train.get_checkpoint()

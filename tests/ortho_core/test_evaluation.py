@@ -4,7 +4,7 @@ import torch
 from scipy import linalg
 
 from ortho_core.assign import AssignConfig
-from ortho_core.evaluation import HeldOut, evaluate, frechet_distance, mean_pairwise_distance, sample
+from ortho_core.evaluation import HeldOut, drift, evaluate, frechet_distance, mean_pairwise_distance, sample
 from ortho_core.noise import noise_seed
 from ortho_core.pairs import PairSet, decode_image
 from ortho_core.prompts import PromptCache
@@ -40,12 +40,19 @@ def test_a_model_judged_against_itself_has_no_drift(generator, digits):
     rows = list(pairs.read(pairs.shards(12)[0]))
     images = torch.stack([decode_image(r.path, generator.image_size) for r in rows])
     heldout = HeldOut([r.sample_id for r in rows], [r.prompt for r in rows], images)
-    options = {"seed": 0, "batch_size": 8}
-    base = evaluate(generator, heldout, AssignConfig(steps=4), base_samples=None, **options)
-    again = evaluate(generator, heldout, AssignConfig(steps=4), base_samples=base.samples, **options)
-    assert "drift" not in base.metrics
-    assert again.metrics["drift"]["mean"] == 0
+    base, again = (evaluate(generator, heldout, AssignConfig(steps=4), seed=0, batch_size=8) for _ in range(2))
+    assert drift(again.samples, base.samples) == {"mean": 0, "standard_error": 0}
     assert again.metrics["latent_mse"] == base.metrics["latent_mse"]
     difference = (base.closest.double() / 255 - images) ** 2
     psnr = (-10 * difference.flatten(1).mean(1).log10()).mean().item()
     assert base.metrics["psnr"]["mean"] == pytest.approx(psnr, abs=0.1)
+
+
+def test_drift_is_the_rms_pixel_distance():
+    base = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    moved = base.clone()
+    moved[0], moved[1, 0] = 51, 255
+    expected = [0.2, np.sqrt(1 / 3), 0.0]
+    found = drift(moved, base)
+    assert found["mean"] == pytest.approx(np.mean(expected))
+    assert found["standard_error"] == pytest.approx(np.std(expected, ddof=1) / np.sqrt(3))
