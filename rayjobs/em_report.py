@@ -88,8 +88,8 @@ def comparison(summary: dict[str, Any]) -> Section:
     return Section(
         "The comparison",
         [
-            f"On {count} held-out pairs, all fine-tuned models at the same number of updates in the last row and in direct "
-            "SFT. Latent MSE and PSNR: the closest image at newly assigned noise. Drift: RMS pixel distance from the base "
+            f"On {count} held-out pairs, direct SFT and the last cycle at the same number of updates. "
+            "Latent MSE and PSNR: the closest image at newly assigned noise. Drift: RMS pixel distance from the base "
             "model's image at the same random noise. Fréchet: distance of random-noise samples to the held-out images "
             "(32 principal components of the pixels). Diversity: mean RMS distance between samples of one prompt.",
             "± is one standard error over images. The best fine-tuned model of each column is marked.",
