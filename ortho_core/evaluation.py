@@ -102,12 +102,11 @@ def evaluate(
     *,
     seed: int,
     batch_size: int,
-    reference: Float[np.ndarray, "n features"] | None = None,
 ) -> Evaluation:
     """Judge one model.
 
     Reconstruction: latent MSE and PSNR (dB) of the closest image at newly assigned noise. At random noise: `frechet`, see
-    `frechet_distance`, to the `reference` pixels or else the held-out images; `diversity`, the mean pairwise RMS distance
+    `frechet_distance`, to the held-out images; `diversity`, the mean pairwise RMS distance
     of one prompt's samples. How far a model moved from another is `drift` of the samples of both.
     """
     prompts = PromptCache(generator)
@@ -129,7 +128,7 @@ def evaluate(
     fresh = [noise_seed(seed, "evaluate", name) for name in heldout.sample_ids]
     samples = sample(generator, prompts, heldout.prompts, fresh, batch_size)
     pixels = samples.flatten(1).double().numpy() / 255
-    real = heldout.images.flatten(1).double().numpy() if reference is None else reference
+    real = heldout.images.flatten(1).double().numpy()
     few = list(dict.fromkeys(heldout.prompts))[:8]
     seeds = [noise_seed(seed, "diversity", i) for i in range(8)]
     spread = [mean_pairwise_distance(sample(generator, prompts, [p] * 8, seeds, batch_size)) for p in few]

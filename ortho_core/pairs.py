@@ -30,6 +30,10 @@ class PairFields(BaseModel):
     prompt_field: str = Field("prompt", min_length=1, description="field of a row that holds the prompt")
     image_field: str = Field("image", min_length=1, description="field of a row that holds the image path")
 
+    def pair_fields(self) -> "PairFields":
+        """These fields alone, from a job that has them among its own."""
+        return PairFields(prompt_field=self.prompt_field, image_field=self.image_field)
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -49,7 +49,7 @@ class AssignJob(AssignSettings, PairFields):
 
 def make_plan(job: AssignJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
     """What the run will do, from the input alone. Raises UserError for whatever can be found wrong beforehand."""
-    pairs = PairSet(job.pairs, PairFields(prompt_field=job.prompt_field, image_field=job.image_field))
+    pairs = PairSet(job.pairs, job.pair_fields())
     block_dimension(latent_shape_of(job.model), job.patch_size)
     shards = pairs.shards(job.rows_per_shard)
     decisive = {name: getattr(job, name) for name in AssignConfig.model_fields}
@@ -86,7 +86,7 @@ class ShardActor:
         try:
             torch.set_num_threads(max(1, int(job.cpus_per_worker)))
             generator = load_generator(job.model, "cuda" if gpus else "cpu", job.dtype)
-            self.pairs = PairSet(job.pairs, PairFields(prompt_field=job.prompt_field, image_field=job.image_field))
+            self.pairs = PairSet(job.pairs, job.pair_fields())
             self.assigner = ShardAssigner(
                 generator,
                 PromptCache(generator),

@@ -44,7 +44,7 @@ class EmJob(PairFields):
 
 def make_plan(job: EmJob) -> dict[str, Any]:
     """What identifies the run. Raises UserError for whatever can be found wrong before any work starts."""
-    rows = PairSet(job.pairs, fields(job)).shards(1_000_000)
+    rows = PairSet(job.pairs, job.pair_fields()).shards(1_000_000)
     block_dimension(latent_shape_of(job.model), job.assign.patch_size)
     total = sum(s.rows for s in rows)
     if job.train.batch_size > total:
@@ -58,8 +58,8 @@ def make_plan(job: EmJob) -> dict[str, Any]:
     speed = WorkerResources.model_fields.keys() | {"workers", "num_workers", "batch_size"}
     plan: dict[str, Any] = {
         "format": FORMAT,
-        "pairs_fingerprint": PairSet(job.pairs, fields(job)).fingerprint(),
-        "heldout_fingerprint": PairSet(job.heldout, fields(job)).fingerprint() if job.heldout else None,
+        "pairs_fingerprint": PairSet(job.pairs, job.pair_fields()).fingerprint(),
+        "heldout_fingerprint": PairSet(job.heldout, job.pair_fields()).fingerprint() if job.heldout else None,
         "model_fingerprint": model_fingerprint(job.model),
         "rows": total,
         "cycles": job.cycles,
@@ -69,10 +69,6 @@ def make_plan(job: EmJob) -> dict[str, Any]:
         "evaluate": job.evaluate.model_dump(exclude=set(speed)),
     }
     return {**plan, "run_fingerprint": fingerprint(plan)}
-
-
-def fields(job: PairFields) -> PairFields:
-    return PairFields(prompt_field=job.prompt_field, image_field=job.image_field)
 
 
 def plan(job: EmJob) -> dict[str, Any]:
@@ -197,7 +193,7 @@ def evaluate_job(job: EmJob) -> EvaluateJob:
 
 def build(kind: type[Any], settings: BaseModel, pair_fields: PairFields | None = None, **own: Any) -> Any:
     """A job of one verb from its settings, the fields of the pair set and what is its own."""
-    named = fields(pair_fields).model_dump() if pair_fields is not None else {}
+    named = pair_fields.pair_fields().model_dump() if pair_fields is not None else {}
     return kind(**settings.model_dump(), **named, **own)
 
 

@@ -64,7 +64,7 @@ def make_plan(job: EvaluateJob) -> dict[str, Any]:
     shapes = {name: latent_shape_of(folder) for name, folder in job.model.items()}
     if len(set(shapes.values())) > 1:
         raise UserError(f"--model: the models make images of different shapes, which cannot be compared: {shapes}")
-    pairs = PairSet(job.pairs, fields(job))
+    pairs = PairSet(job.pairs, job.pair_fields())
     plan = {
         "format": FORMAT,
         "pairs_fingerprint": pairs.fingerprint(),
@@ -73,10 +73,6 @@ def make_plan(job: EvaluateJob) -> dict[str, Any]:
         "config": {k: getattr(job, k) for k in ("rows", "steps", "seed", "patch_size")},
     }
     return {**plan, "run_fingerprint": fingerprint(plan)}
-
-
-def fields(job: PairFields) -> PairFields:
-    return PairFields(prompt_field=job.prompt_field, image_field=job.image_field)
 
 
 def plan(job: EvaluateJob) -> dict[str, Any]:
@@ -148,7 +144,7 @@ def judge(job: EvaluateJob, name: str, cuda: bool) -> tuple[dict[str, Any], tupl
 
 def read_heldout(job: EvaluateJob, size: tuple[int, int]) -> HeldOut:
     """The first rows of the held-out set that decode, at the generator's size."""
-    pairs = PairSet(job.pairs, fields(job))
+    pairs = PairSet(job.pairs, job.pair_fields())
     failures: list[Failure] = []
     shard = pairs.shards(job.rows)[0]
     batch = next(decoded_batches(pairs, shard, job.rows, size, failures), None)

@@ -32,9 +32,6 @@ class Condition:
         """Each row `times` times in a row."""
         return Condition({k: v.repeat_interleave(times, dim=0) for k, v in self.tensors.items()})
 
-    def to(self, device: torch.device | str) -> "Condition":
-        return Condition({k: v.to(device) for k, v in self.tensors.items()})
-
     @staticmethod
     def cat(parts: Sequence["Condition"]) -> "Condition":
         return Condition({k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors})
