@@ -1,111 +1,281 @@
-"""The E-step: find, for each target image, the rotated noise that the generator already maps closest to it.
+"""The E-step: find, for each target image, the noise that the generator already maps closest to it.
 
-Axes: B images, C × H × W noise maps, m skew parameters, K steps. One call of the generator serves the whole batch; each
-image has its own orthogonal matrix and its own optimiser state.
+A fixed number of slots is evaluated together; an image that is done leaves and the next one takes its slot. The shapes never
+change, so an image meets the same kernels and gets the same result whoever its neighbours are.
+
+Axes: S slots, B images, C × H × W noise maps, m parameters, K evaluations at most.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from pydantic import Field
+from jaxtyping import Float
 from torch import Tensor
 
 from ortho_core.generators.base import Condition, OneStepGenerator
-from ortho_core.objectives import ReconstructionWeights, Terms, reconstruction
-from ortho_core.optimizers import LBFGS, AdamW, Optimizer
-from ortho_core.transform import block_dimension, pack_skew, rotate, skew_parameters
+from ortho_core.objectives import Objective, Reconstruction
+from ortho_core.optimizers import LBFGS, AdamW, Optimizer, identity
+from ortho_core.sensitivity import Metric, Sensitivity, measure
+from ortho_core.settings import AssignConfig
+from ortho_core.slots import Slots, stack_rows
+from ortho_core.transfer import to_device, to_host
 
-
-class AssignConfig(ReconstructionWeights):
-    """What decides an assignment, besides the image, its prompt, its noise seed and the model."""
-
-    patch_size: int = Field(2, ge=1, description="side p of the latent patches that one orthogonal matrix rotates")
-    steps: int = Field(12, ge=1, description="evaluations (generator forward + backward) spent on each image")
-    optimizer: Literal["lbfgs", "adamw"] = Field("lbfgs", description="lbfgs, or adamw as in the reference method")
-    lr: float = Field(5e-4, gt=0, description="learning rate of adamw (lbfgs finds its own step size)")
-    drift_reg_weight: float = Field(0.0, ge=0, description="weight of mean((Qε - ε)²)")
+__all__ = ["AssignConfig", "Engine", "Found", "Request", "assign_noise"]
 
 
 @dataclass(frozen=True)
-class Assigned:
-    """The result for B images; `skew` rebuilds the noise as `rotate(base, skew, p)`."""
+class Request:
+    """One image to be assigned. `inputs` are its rows of the objective's inputs, without a batch axis, on the device."""
 
-    skew: Float[Tensor, "B m"]
-    #: Total loss of the base noise, before any step.
-    initial_loss: Float[Tensor, " B"]
-    #: The terms at the kept iterate, the one with the lowest total.
-    best: Terms
-    #: Every step's total, (K, B), for the curves.
-    history: Float[Tensor, "K B"]
-    #: Images for which no step gave a finite loss; nothing else of theirs means anything.
-    failed: Bool[Tensor, " B"]
-    #: Generator evaluations spent on each image.
-    evaluations: int
+    key: Any
+    seed: int
+    inputs: Mapping[str, Tensor]
+    #: Parameters (m,) to start from, as an earlier assignment found them; None: the start of the noise space.
+    start: Tensor | None = None
 
 
-def initial_skew(seeds: list[int], d: int) -> Float[Tensor, "B m"]:
-    """The reference's start: raw ~ 1e-4·N(0, 1) of shape (d, d), A = raw - rawᵀ, packed; seeded by the noise seed."""
-    raws = []
-    for seed in seeds:
-        stream = np.random.Generator(np.random.Philox(key=[seed, 1]))
-        raws.append(1e-4 * stream.standard_normal((d, d), dtype=np.float32))
-    raw = torch.from_numpy(np.stack(raws))
-    return pack_skew(raw - raw.mT)
+@dataclass(frozen=True)
+class Found:
+    """What was found for one image; everything is on the CPU."""
+
+    key: Any
+    seed: int
+    #: `space.noise(base, parameters)` is the assigned noise.
+    parameters: Float[Tensor, " m"]
+    #: Each term at every evaluation, (evaluations,); `total` is what was minimised.
+    history: dict[str, np.ndarray]
+    #: The evaluation that is kept, the one with the lowest total.
+    best_step: int
+    #: A loss or gradient was not finite at the last evaluation; the image is to be quarantined.
+    failed: bool
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.history["total"])
+
+    @property
+    def initial_loss(self) -> float:
+        return float(self.history["total"][0])
+
+    def best(self, term: str) -> float:
+        """A term at the kept evaluation."""
+        return float(self.history[term][self.best_step])
+
+    @property
+    def failure(self) -> str:
+        """The step at which the loss broke, and the terms there."""
+        terms = ", ".join(f"{name} {values[-1]:g}" for name, values in self.history.items())
+        return f"loss or gradient not finite at evaluation {self.evaluations} ({terms})"
 
 
-def build_optimizer(config: AssignConfig, x: Float[Tensor, "B m"]) -> Optimizer:
-    return AdamW(x, config.lr) if config.optimizer == "adamw" else LBFGS(x)
+@dataclass
+class _Step:
+    """What one step told, on its way to the host: flags, and the images that were taken out before it."""
+
+    done: Tensor
+    owners: list[Request | None]
+    left: list[tuple[list[Request], dict[str, Tensor]]] = field(default_factory=list)
+    event: Any = None
+
+    def wait(self) -> None:
+        if self.event is not None:
+            self.event.synchronize()
+
+
+class Engine:
+    """Assigns noise to a stream of images. Not thread-safe; `run` may be called again and again.
+
+    On a GPU the host looks at a step's outcome one step later, while the next is computed, so neither waits for the other;
+    an image that is done by then does not change any more.
+    """
+
+    def __init__(
+        self,
+        generator: OneStepGenerator,
+        config: AssignConfig,
+        slots: int,
+        objective: Objective | None = None,
+        on_event: Callable[[str], None] | None = None,
+    ) -> None:
+        """Raises UserError if patches or regions do not divide the latent. `on_event` hears of a halved slot count."""
+        self.generator, self.config, self.slots = generator, config, slots
+        self.space = config.space(generator.latent_shape)
+        self.objective = objective if objective is not None else Reconstruction(generator, config)
+        self.on_event = on_event
+        self.halved = False
+        self._sensitivity: Sensitivity | None = None
+
+    @property
+    def lag(self) -> int:
+        """How many steps later the host looks."""
+        return 1 if self.generator.device.type == "cuda" else 0
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Found]:
+        """Assign every request; yields them as they finish. Same requests, same order, same slots: same bits."""
+        waiting = _Queue(requests)
+        while (first := waiting.peek()) is not None:
+            try:
+                yield from self._run(waiting, first)
+                return
+            except torch.OutOfMemoryError as error:
+                if self.halved or self.slots == 1:
+                    raise
+                reason = str(error).splitlines()[0]
+            # Outside the handler, whose traceback would keep the tensors of the failed step alive.
+            self.halved, self.slots = True, self.slots // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            waiting.restart()
+            if self.on_event is not None:
+                self.on_event(f"out of memory, going on with {self.slots} images side by side ({reason})")
+
+    def _run(self, waiting: "_Queue", first: Request) -> Iterator[Found]:
+        slots = self._empty_slots(first)
+        owners: list[Request | None] = [None] * self.slots
+        spent = [0] * self.slots
+        underway: deque[_Step] = deque()
+        left: list[tuple[list[Request], dict[str, Tensor]]] = []
+        while True:
+            self._fill(slots, owners, spent, waiting)
+            if all(owner is None for owner in owners) and not underway and not left:
+                return
+            if any(owner is not None for owner in owners):
+                done = slots.step()
+                spent = [n + 1 for n in spent]
+            else:  # nothing left to compute, only to fetch
+                done = torch.zeros_like(slots.active)
+            step = _Step(to_host(done), list(owners), left)
+            if self.lag:
+                step.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                step.event.record()
+            underway.append(step)
+            left = []
+            out = {i for i, owner in enumerate(owners) if owner is not None and spent[i] >= self.config.steps}
+            draining = all(owner is None for owner in owners)
+            while len(underway) > (0 if draining else self.lag):
+                step = underway.popleft()
+                step.wait()
+                # A flag counts only if the slot still holds the image it was raised for.
+                flags = step.done.tolist()
+                out |= {
+                    i for i, owner in enumerate(owners) if owner is not None and flags[i] and step.owners[i] is owner
+                }
+                for images, found in step.left:
+                    yield from self._found(images, found, slots.names)
+                    waiting.finish(images)
+            if out:
+                index = sorted(out)
+                images = [owner for i in index if (owner := owners[i]) is not None]
+                found = slots.leave(torch.tensor(index, device=slots.x.device))
+                left.append((images, {name: to_host(tensor) for name, tensor in found.items()}))
+                for i in index:
+                    owners[i] = None
+
+    def _empty_slots(self, like: Request) -> Slots:
+        device, S = self.generator.device, self.slots
+        base = self.generator.base_noise([like.seed]).expand(S, -1, -1, -1)
+        x = base.new_zeros(S, self.space.parameters)
+        metric: Metric | None = None
+        optimizer: Optimizer
+        if self.config.optimizer == "adamw":
+            optimizer = AdamW(x, self.config.lr)
+        else:
+            if self.config.sensitivity_rank:
+                if self._sensitivity is None:
+                    self._sensitivity = measure(self.generator, self.config.sensitivity_rank, S)
+                metric = Metric(self._sensitivity, self.space, S)
+            optimizer = LBFGS(x, metric or identity, first_step=self.space.first_step, max_step=0.8 * self.space.reach)
+        inputs = {name: tensor.to(device).expand(S, *(-1,) * tensor.dim()) for name, tensor in like.inputs.items()}
+        return Slots(self.space, self.objective, optimizer, metric, self.config, base, inputs)
+
+    def _fill(self, slots: Slots, owners: list[Request | None], spent: list[int], waiting: "_Queue") -> None:
+        """Give the free slots to the images that wait, in order."""
+        entering: list[tuple[int, Request]] = []
+        for i, owner in enumerate(owners):
+            if owner is None and (request := waiting.take()) is not None:
+                owners[i], spent[i] = request, 0
+                entering.append((i, request))
+        if not entering:
+            return
+        requests = [request for _, request in entering]
+        starts = self.space.start([request.seed for request in requests])
+        given = [starts[k] if request.start is None else request.start.to(starts) for k, request in enumerate(requests)]
+        device = self.generator.device
+        slots.enter(
+            torch.tensor([i for i, _ in entering], device=device),
+            self.generator.base_noise([request.seed for request in requests]),
+            to_device(torch.stack(given), device),
+            stack_rows([request.inputs for request in requests]),
+        )
+
+    def _found(self, images: list[Request], found: Mapping[str, Tensor], names: Sequence[str]) -> Iterator[Found]:
+        for k, request in enumerate(images):
+            count = int(found["count"][k])
+            history = found["history"][k, :, :count].numpy()
+            yield Found(
+                request.key,
+                request.seed,
+                found["parameters"][k],
+                dict(zip(names, history, strict=True)),
+                int(found["best_step"][k]),
+                bool(found["failed"][k]),
+            )
+
+
+class _Queue:
+    """The requests in order; those taken and not finished can be put back, to be done again from their start."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._source = iter(requests)
+        self._next: deque[Request] = deque()
+        self._taken: list[Request] = []
+
+    def peek(self) -> Request | None:
+        if not self._next and (request := next(self._source, None)) is not None:
+            self._next.append(request)
+        return self._next[0] if self._next else None
+
+    def take(self) -> Request | None:
+        if self.peek() is None:
+            return None
+        request = self._next.popleft()
+        self._taken.append(request)
+        return request
+
+    def finish(self, images: list[Request]) -> None:
+        finished = {id(image) for image in images}
+        self._taken = [request for request in self._taken if id(request) not in finished]
+
+    def restart(self) -> None:
+        self._next.extendleft(reversed(self._taken))
+        self._taken = []
 
 
 def assign_noise(
     generator: OneStepGenerator,
-    seeds: list[int],
+    seeds: Sequence[int],
     condition: Condition,
-    target_latents: Float[Tensor, "B C H W"],
+    target_latents: Float[Tensor, "B ..."],
     images: Float[Tensor, "B 3 Y X"] | None,
     config: AssignConfig,
-    on_step: Callable[[int, Tensor, Terms], None] | None = None,
-) -> Assigned:
-    """Minimise `objectives.reconstruction` over the skew parameters of each image, `config.steps` evaluations each.
+    *,
+    slots: int = 16,
+    starts: Sequence[Tensor | None] | None = None,
+) -> list[Found]:
+    """Assign the noise of B images that are all at hand, for a reconstruction; in their order.
 
-    `seeds` give the base noises; `on_step(k, skew, terms)` sees every evaluated point. Raises UserError if the patch size
-    does not divide the latent.
+    `seeds` give the base noises, `starts` the parameters to begin with. Raises UserError if the patch size does not divide
+    the latent.
     """
-    d = block_dimension(generator.latent_shape, config.patch_size)
-    base = generator.base_noise(seeds)
-    x = initial_skew(seeds, d).to(base.device) if d > 1 else base.new_zeros(len(seeds), skew_parameters(d))
-    optimizer = build_optimizer(config, x)
-    best_x, best, history = x, None, []
-    for k in range(config.steps):
-        x = x.detach().requires_grad_(True)
-        with torch.enable_grad():
-            noise = rotate(base, x, config.patch_size)
-            terms = reconstruction(
-                generator, noise, base, condition, target_latents, images, config, config.drift_reg_weight
-            )
-            (grad,) = torch.autograd.grad(terms.total.sum(), x)
-        x = x.detach()
-        terms = Terms(terms.total.detach(), terms.latent.detach(), terms.pixel.detach(), terms.drift.detach())
-        history.append(terms.total)
-        if on_step is not None:
-            on_step(k, x, terms)
-        if best is None:
-            best, best_x = terms, x
-        else:
-            # A comparison with NaN is false, so a broken evaluation never replaces the best one.
-            won = (terms.total < best.total) | (terms.total.isfinite() & ~best.total.isfinite())
-            best_x = torch.where(won[:, None], x, best_x)
-            best = Terms(*(torch.where(won, new, old) for new, old in zip(_fields(terms), _fields(best), strict=True)))
-        if k + 1 < config.steps:
-            x = optimizer.propose(x, terms.total, grad)
-    assert best is not None
-    totals = torch.stack(history)
-    return Assigned(best_x, totals[0], best, totals, ~best.total.isfinite(), config.steps)
-
-
-def _fields(terms: Terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return terms.total, terms.latent, terms.pixel, terms.drift
+    objective = Reconstruction(generator, config)
+    inputs = objective.inputs(condition, target_latents, images)
+    requests = [
+        Request(i, seed, {name: tensor[i] for name, tensor in inputs.items()}, starts[i] if starts else None)
+        for i, seed in enumerate(seeds)
+    ]
+    engine = Engine(generator, config, min(slots, len(seeds)), objective)
+    return sorted(engine.run(requests), key=lambda found: int(found.key))

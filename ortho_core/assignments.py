@@ -1,7 +1,8 @@
 """The assignment record: which noise belongs to which image, in Parquet, small and checked.
 
 A record keeps the noise as its seed and skew parameters (m float32, 480 bytes at C = 4, p = 2) and a checksum of the noise
-they rebuild. A part file is complete in itself: its schema metadata carries the rows that failed and the run's fingerprint.
+they rebuild; noise that is no rotation (regions 0) is kept itself. A part file is complete in itself: its schema metadata
+carries the rows that failed and the run's fingerprint.
 """
 
 import json
@@ -37,12 +38,16 @@ SCHEMA = pa.schema(
         ("latent_loss", pa.float32()),
         ("pixel_l1", pa.float32()),
         ("drift", pa.float32()),
+        ("prior", pa.float32()),
         ("evaluations", pa.int32()),
         ("model_fingerprint", pa.string()),
         ("config_fingerprint", pa.string()),
         ("target_latent", pa.list_(pa.float32())),
+        ("noise", pa.list_(pa.float32())),
     ]
 )
+#: Bump when the meaning of a plan or of the files it describes changes.
+FORMAT = 2
 #: Two machines' linear algebra agrees far better than this; another seed, skew or shape does not.
 CHECKSUM_TOLERANCE = 1e-4
 
@@ -58,11 +63,15 @@ class Failure:
 
 
 def rebuild_noise(
-    seeds: Sequence[int], skew: Float[Tensor, "B m"], patch_size: int, latent_shape: tuple[int, int, int]
+    seeds: Sequence[int],
+    skew: Float[Tensor, "B ggm"],
+    patch_size: int,
+    latent_shape: tuple[int, int, int],
+    regions: int = 1,
 ) -> Float[Tensor, "B C H W"]:
     """Qε from its record, computed in float64 and returned in float32, the same on every machine to rounding."""
     base = seeded_normal(list(seeds), latent_shape)
-    return rotate(base.double(), skew.double(), patch_size).float()
+    return rotate(base.double(), skew.double(), patch_size, regions).float()
 
 
 def noise_checksum(noise: Float[Tensor, "B C H W"]) -> Float[np.ndarray, " B"]:
@@ -73,7 +82,8 @@ def noise_checksum(noise: Float[Tensor, "B C H W"]) -> Float[np.ndarray, " B"]:
     """
     flat = noise.flatten(1).double().numpy()
     weights = seeded_normal([0], (flat.shape[1],))[0].double().numpy()
-    return np.asarray(flat @ weights / np.sqrt(flat.shape[1]), dtype=np.float64)
+    # Not a matrix product: that would round differently in other batches.
+    return np.asarray((flat * weights).sum(1) / np.sqrt(flat.shape[1]), dtype=np.float64)
 
 
 def write_part(path: Path, rows: list[dict[str, Any]], failures: list[Failure], about: dict[str, Any]) -> None:
@@ -108,6 +118,11 @@ class Assignments:
                 f"{folder} holds no assignments: {plan_file} does not exist (make them with `ortho assign`)"
             )
         self.plan: dict[str, Any] = json.loads(plan_file.read_text())
+        if self.plan.get("format") != FORMAT:
+            raise UserError(
+                f"the assignments in {folder} are of format {self.plan.get('format')}, this version reads {FORMAT}: "
+                "assign again"
+            )
         self.parts = [self.folder / p for p in part_names(self.plan)]
         missing = [p.name for p in self.parts if not p.is_file()]
         if missing:
@@ -120,6 +135,8 @@ class Assignments:
         if len(self) == 0:
             raise UserError(f"{folder} holds no assigned rows: all were quarantined, see {folder}/failures.jsonl")
         self.patch_size = int(self.plan["config"]["patch_size"])
+        self.regions = int(self.plan["config"]["regions"])
+        self.is_free = self.plan["config"]["transform"] == "free"
         self.has_target_latents = bool(self.plan["config"]["store_latents"])
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
@@ -142,7 +159,9 @@ class Assignments:
     @staticmethod
     def _value(column: pa.ChunkedArray, row: int) -> Any:
         scalar = column[row]
-        return scalar.values.to_numpy(zero_copy_only=False) if pa.types.is_list(column.type) else scalar.as_py()
+        if pa.types.is_list(column.type) and scalar.is_valid:
+            return scalar.values.to_numpy(zero_copy_only=False)
+        return scalar.as_py()
 
     def _part(self, part: int) -> pa.Table:
         if part not in self._cache:
@@ -158,22 +177,40 @@ class Assignments:
 
     def noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """Qε of the rows at `index`. Raises UserError if it does not fit the shape or its checksum."""
-        rows = self.rows(index, ["sample_id", "noise_seed", "skew", "noise_checksum"])
-        m = skew_parameters(block_dimension(latent_shape, self.patch_size))
+        column = "noise" if self.is_free else "skew"
+        rows = self.rows(index, ["sample_id", "noise_seed", column, "noise_checksum"])
+        if self.is_free:
+            m = int(np.prod(latent_shape))
+        else:
+            m = self.regions**2 * skew_parameters(block_dimension(latent_shape, self.patch_size))
         for row in rows:
-            if len(row["skew"]) != m:
+            if len(row[column]) != m:
                 raise UserError(
-                    f"the assignments in {self.folder} have {len(row['skew'])} skew parameters per image; a model with "
+                    f"the assignments in {self.folder} have {len(row[column])} numbers of {column} per image; a model with "
                     f"latent {latent_shape} and patch size {self.patch_size} needs {m}: they were made for another model"
                 )
-        skew = torch.from_numpy(np.stack([row["skew"] for row in rows]))
-        noise = rebuild_noise([row["noise_seed"] for row in rows], skew, self.patch_size, latent_shape)
+        kept = torch.from_numpy(np.stack([row[column] for row in rows]))
+        if self.is_free:
+            noise = kept.reshape(-1, *latent_shape)
+        else:
+            seeds = [row["noise_seed"] for row in rows]
+            noise = rebuild_noise(seeds, kept, self.patch_size, latent_shape, self.regions)
         recorded = np.array([row["noise_checksum"] for row in rows])
         wrong = np.flatnonzero(np.abs(noise_checksum(noise) - recorded) > CHECKSUM_TOLERANCE)
         if len(wrong):
             names = [rows[i]["sample_id"] for i in wrong[:3]]
             raise UserError(f"{self.folder}: the rebuilt noise of {names} does not match its checksum; assign again")
         return noise
+
+    def parameters(self, part: int, latent_shape: tuple[int, int, int]) -> dict[str, Float[Tensor, " m"]]:
+        """What the search of each sample of a part ended at, for another search to start from."""
+        column = "noise" if self.is_free else "skew"
+        rows = self._part(part).select(["sample_id", "noise_seed", column]).to_pylist()
+        kept = {row["sample_id"]: torch.tensor(row[column], dtype=torch.float32) for row in rows}
+        if self.is_free:
+            for row in rows:
+                kept[row["sample_id"]] -= seeded_normal([row["noise_seed"]], latent_shape).flatten()
+        return kept
 
     def targets(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """The stored target latents of the rows at `index`."""

@@ -3,6 +3,7 @@
 Axes: B images, 3 × Y × X pixels in [0, 1], P prompts, S seeds per prompt, k principal components.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ortho_core.assign import AssignConfig, assign_noise
+from ortho_core.assign import AssignConfig, Engine, Found, Request
 from ortho_core.generators.base import OneStepGenerator
 from ortho_core.noise import noise_seed
-from ortho_core.objectives import mean_square
+from ortho_core.objectives import Reconstruction, mean_square
 from ortho_core.prompts import PromptCache
-from ortho_core.transform import rotate
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,29 @@ def mean_pairwise_distance(images: Tensor) -> float:
     return float(torch.pdist(flat).mean() / np.sqrt(flat.shape[1]))
 
 
+def _requests(
+    generator: OneStepGenerator,
+    prompts: PromptCache,
+    heldout: HeldOut,
+    config: AssignConfig,
+    seeds: list[int],
+    batch_size: int,
+) -> Iterator[Request]:
+    objective = Reconstruction(generator, config)
+    for start in range(0, len(heldout.prompts), batch_size):
+        part = slice(start, start + batch_size)
+        images = heldout.images[part].to(generator.device)
+        with torch.no_grad():
+            targets = generator.encode_images(images)
+        inputs = objective.inputs(prompts(heldout.prompts[part]), targets, images)
+        for i, one in enumerate(seeds[part]):
+            yield Request(start + i, one, {name: tensor[i] for name, tensor in inputs.items()})
+
+
+def _index(found: Found) -> int:
+    return int(found.key)
+
+
 def evaluate(
     generator: OneStepGenerator,
     heldout: HeldOut,
@@ -110,18 +133,19 @@ def evaluate(
     of one prompt's samples. How far a model moved from another is `drift` of the samples of both.
     """
     prompts = PromptCache(generator)
+    seeds = [noise_seed(seed, name) for name in heldout.sample_ids]
+    engine = Engine(generator, config, batch_size)
+    found = sorted(engine.run(_requests(generator, prompts, heldout, config, seeds, batch_size)), key=_index)
     closest, latent, psnr = [], [], []
     for start in range(0, len(heldout.prompts), batch_size):
         part = slice(start, start + batch_size)
-        seeds = [noise_seed(seed, name) for name in heldout.sample_ids[part]]
         images = heldout.images[part].to(generator.device)
-        condition = prompts(heldout.prompts[part])
+        parameters = torch.stack([one.parameters for one in found[part]]).to(generator.device)
         with torch.no_grad():
-            targets = generator.encode_images(images)
-        done = assign_noise(generator, seeds, condition, targets, images, config)
-        with torch.no_grad():
-            latents = generator.denoise(rotate(generator.base_noise(seeds), done.skew, config.patch_size), condition)
+            noise = engine.space.noise(generator.base_noise(seeds[part]), parameters)
+            latents = generator.denoise(noise, prompts(heldout.prompts[part]))
             pictures = generator.decode(latents).clamp(0, 1)
+            targets = generator.encode_images(images)
         closest.append(to_bytes(pictures))
         latent.append(mean_square(latents, targets).cpu().numpy())
         psnr.append(-10 * np.log10(mean_square(pictures, images).cpu().numpy().clip(1e-10)))

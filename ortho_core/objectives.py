@@ -3,7 +3,8 @@
 Axes: B images, C × H × W latents, 3 × Y × X images.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,37 +32,47 @@ def mean_absolute(a: Float[Tensor, "B ..."], b: Float[Tensor, "B ..."]) -> Float
     return (a - b).abs().flatten(1).mean(1)
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The terms of one evaluation and their weighted total, each of shape (B,). A term of weight 0 is zero."""
+@runtime_checkable
+class Objective(Protocol):
+    """What the noise of each image is chosen for. Called by the engine with one row per slot."""
 
-    total: Float[Tensor, " B"]
-    latent: Float[Tensor, " B"]
-    pixel: Float[Tensor, " B"]
-    drift: Float[Tensor, " B"]
+    #: Names of the parts that a call returns beside `total`.
+    parts: tuple[str, ...]
+
+    def __call__(self, noise: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`total` and the parts it is made of, each (B,), for noise (B, C, H, W) and the images' `inputs`."""
+        ...
 
 
-def reconstruction(
-    generator: OneStepGenerator,
-    noise: Float[Tensor, "B C H W"],
-    base: Float[Tensor, "B C H W"],
-    condition: Condition,
-    target_latents: Float[Tensor, "B C H W"],
-    images: Float[Tensor, "B 3 Y X"] | None,
-    weights: ReconstructionWeights,
-    drift_weight: float,
-) -> Terms:
-    """w_lat·mean((f(Qε,c) - E(x))²) + w_pix·mean|D(f(Qε,c)) - x| + w_drift·mean((Qε - ε)²), per image.
+class Reconstruction:
+    """w_lat·mean((f(ε̂,c) - E(x))²) + w_pix·mean|D(f(ε̂,c)) - x|: how closely the generator maps ε̂ to the image x.
 
-    `noise` is Qε, `base` is ε; `images` (in [0, 1]) are needed only when the pixel weight is not 0.
+    Inputs: the condition's tensors, `target` = E(x), and `image` = x in [0, 1], needed when the pixel weight is not 0.
     """
-    latents = generator.denoise(noise, condition)
-    latent = mean_square(latents, target_latents)
-    pixel = latent.new_zeros(latent.shape)
-    if weights.pixel_l1_weight:
-        if images is None:
-            raise ValueError("the pixel term needs the target images")
-        pixel = mean_absolute(generator.decode(latents), images)
-    drift = mean_square(noise, base) if drift_weight else latent.new_zeros(latent.shape)
-    total = weights.latent_loss_weight * latent + weights.pixel_l1_weight * pixel + drift_weight * drift
-    return Terms(total, latent, pixel, drift)
+
+    parts: tuple[str, ...] = ("latent", "pixel")
+
+    def __init__(self, generator: OneStepGenerator, weights: ReconstructionWeights) -> None:
+        self.generator, self.weights = generator, weights
+
+    def inputs(
+        self, condition: Condition, targets: Float[Tensor, "B ..."], images: Float[Tensor, "B 3 Y X"] | None
+    ) -> dict[str, Tensor]:
+        """The inputs of B images, all on the generator's device; images only where they are needed."""
+        found = {f"condition.{name}": tensor for name, tensor in condition.tensors.items()} | {"target": targets}
+        if self.weights.pixel_l1_weight:
+            if images is None:
+                raise ValueError("the pixel term needs the target images")
+            found["image"] = images
+        return found
+
+    def __call__(self, noise: Float[Tensor, "B C H W"], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        prefix = "condition."
+        condition = Condition({k.removeprefix(prefix): v for k, v in inputs.items() if k.startswith(prefix)})
+        latents = self.generator.denoise(noise, condition)
+        latent = mean_square(latents, inputs["target"])
+        pixel = latent.new_zeros(latent.shape)
+        if self.weights.pixel_l1_weight:
+            pixel = mean_absolute(self.generator.decode(latents), inputs["image"])
+        total = self.weights.latent_loss_weight * latent + self.weights.pixel_l1_weight * pixel
+        return {"total": total, "latent": latent, "pixel": pixel}

@@ -1,13 +1,14 @@
-"""Optimisers of the skew parameters that treat every image on its own: nothing is ever averaged over the batch.
+"""Optimisers of the noise parameters that treat every image on its own: nothing is ever averaged over the batch.
 
-Axes: B images, m parameters, M remembered L-BFGS pairs. Each optimiser answers "where to evaluate next" from the loss and
-gradient at the last point; no value leaves the device.
+Axes: B images (slots), m parameters, M remembered L-BFGS pairs. Each optimiser answers "where to evaluate next" from the
+loss and gradient at the last point; no value leaves the device. A slot's state is made fresh when another image enters it.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -15,6 +16,10 @@ from torch import Tensor
 class Optimizer(Protocol):
     def propose(self, x: Float[Tensor, "B m"], loss: Float[Tensor, " B"], grad: Float[Tensor, "B m"]) -> Tensor:
         """The next point (B, m) to evaluate, given loss and gradient at `x`, the point proposed last."""
+        ...
+
+    def reset(self, slots: Int[Tensor, " k"]) -> None:
+        """Forget everything about these slots: their next point is an image's first."""
         ...
 
 
@@ -25,47 +30,67 @@ class AdamW:
     so the entry A_ij above the diagonal moves by exactly twice one Adam update: that is what is computed here.
     """
 
-    def __init__(self, x: Float[Tensor, "B m"], lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.lr, self.betas, self.eps, self.steps = lr, betas, 1e-8, 0
-        self.first, self.second = torch.zeros_like(x), torch.zeros_like(x)
+    def __init__(self, like: Float[Tensor, "B m"], lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.lr, self.betas, self.eps = lr, betas, 1e-8
+        self.first, self.second = torch.zeros_like(like), torch.zeros_like(like)
+        # Images enter at different times, so each counts its own steps; float64 as Python's own powers would be.
+        self.steps = torch.zeros(len(like), 1, dtype=torch.float64, device=like.device)
 
     def propose(self, x: Float[Tensor, "B m"], loss: Float[Tensor, " B"], grad: Float[Tensor, "B m"]) -> Tensor:
         self.steps += 1
         b1, b2 = self.betas
         self.first = b1 * self.first + (1 - b1) * grad
         self.second = b2 * self.second + (1 - b2) * grad.square()
-        first = self.first / (1 - b1**self.steps)
-        second = self.second / (1 - b2**self.steps)
+        first = self.first / (1 - b1**self.steps).to(x)
+        second = self.second / (1 - b2**self.steps).to(x)
         return x - 2 * self.lr * first / (second.sqrt() + self.eps)
+
+    def reset(self, slots: Int[Tensor, " k"]) -> None:
+        for state in (self.first, self.second, self.steps):
+            state[slots] = 0
+
+
+def identity(vectors: Float[Tensor, "B m"]) -> Float[Tensor, "B m"]:
+    """The metric of an optimiser that knows nothing of the generator."""
+    return vectors
 
 
 class LBFGS:
     """Limited-memory BFGS (Nocedal 1980) with one history and one step size per image, and no line search.
 
     A step that lowers the image's loss is kept. One that does not is undone: the next trial goes back to the best point
-    and takes `shrink` of the failed step, so every evaluation is either progress or information. Steps are bounded by
-    `max_step` in the norm of the skew parameters (radians, to first order half a rotation angle); the first has norm
-    `first_step`.
+    and takes at most half of the failed step's length along a direction that has learned from it, so every evaluation is
+    either progress or information. The recursion starts from γ·metric, with `metric` the inverse of a first guess of the
+    Hessian up to a factor (`sensitivity.Metric`) and γ from the newest pair. The first step has norm `first_step`; none is
+    longer than `max_step`.
     """
 
     def __init__(
         self,
-        x: Float[Tensor, "B m"],
+        like: Float[Tensor, "B m"],
+        metric: Callable[[Tensor], Tensor] = identity,
         *,
+        first_step: float,
+        max_step: float,
         memory: int = 6,
-        first_step: float = 0.3,
-        max_step: float = 1.2,
-        shrink: float = 0.35,
     ) -> None:
-        B, m = x.shape
-        self.memory, self.first_step, self.max_step, self.shrink = memory, first_step, max_step, shrink
-        self.best_x, self.best_grad = x.clone(), torch.zeros_like(x)
-        self.best_loss = x.new_full((B,), float("inf"))
-        self.last_step = torch.zeros_like(x)
-        self.s, self.y = x.new_zeros(memory, B, m), x.new_zeros(memory, B, m)
+        B, m = like.shape
+        self.metric, self.memory = metric, memory
+        self.first_step, self.max_step = first_step, max_step
+        self.best_x, self.best_grad, self.last_step = (torch.zeros_like(like) for _ in range(3))
+        self.best_loss = like.new_full((B,), float("inf"))
+        self.s, self.y = like.new_zeros(memory, B, m), like.new_zeros(memory, B, m)
         #: 1 / (sᵀy) where the pair is in use, 0 where there is none.
-        self.rho = x.new_zeros(memory, B)
-        self.gamma = x.new_zeros(B)
+        self.rho = like.new_zeros(memory, B)
+        #: γ, 0 before the first pair.
+        self.gamma = like.new_zeros(B)
+
+    def reset(self, slots: Int[Tensor, " k"]) -> None:
+        self.best_loss[slots] = float("inf")
+        for state in (self.best_x, self.best_grad, self.last_step, self.gamma):
+            state[slots] = 0
+        for history in (self.s, self.y, self.rho):
+            history[:, slots] = 0
 
     def propose(self, x: Float[Tensor, "B m"], loss: Float[Tensor, " B"], grad: Float[Tensor, "B m"]) -> Tensor:
         finite = loss.isfinite() & grad.isfinite().all(1)
@@ -76,13 +101,14 @@ class LBFGS:
         self.best_x = torch.where(better[:, None], x, self.best_x)
         self.best_grad = torch.where(better[:, None], grad, self.best_grad)
         self.best_loss = torch.where(better, loss, self.best_loss)
-        step = torch.where(better[:, None], -self._precondition(self.best_grad), self.shrink * self.last_step)
-        # Without curvature yet, or where the quasi-Newton direction does not descend, take a plain gradient step.
+        step = -self._precondition(self.best_grad)
+        # Without curvature yet, or where the quasi-Newton direction does not descend, go down the metric's gradient.
         plain = (self.gamma == 0) | ((step * self.best_grad).sum(1) >= 0)
-        gradient_step = -self.best_grad * (self.first_step / self.best_grad.norm(dim=1).clamp_min(1e-12))[:, None]
-        step = torch.where((plain & better)[:, None], gradient_step, step)
-        norm = step.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        self.last_step = step * (self.max_step / norm).clamp_max(1.0)
+        descent = -self.metric(self.best_grad)
+        descent = descent * (self.first_step / descent.norm(dim=1).clamp_min(1e-20))[:, None]
+        step = torch.where(plain[:, None], descent, step)
+        longest = torch.where(better, self.max_step, 0.5 * self.last_step.norm(dim=1))
+        self.last_step = step * (longest / step.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)[:, None]
         return self.best_x + self.last_step
 
     def _remember(self, s: Float[Tensor, "B m"], y: Float[Tensor, "B m"], usable: Bool[Tensor, " B"]) -> None:
@@ -94,7 +120,7 @@ class LBFGS:
         self.y = torch.where(keep, torch.cat([self.y[1:], y[None]]), self.y)
         rho = 1 / torch.where(usable, curvature, 1)
         self.rho = torch.where(usable[None], torch.cat([self.rho[1:], rho[None]]), self.rho)
-        scale = curvature / y.square().sum(1).clamp_min(1e-20)
+        scale = curvature / (y * self.metric(y)).sum(1).clamp_min(1e-20)
         self.gamma = torch.where(usable, scale, self.gamma)
 
     def _precondition(self, grad: Float[Tensor, "B m"]) -> Float[Tensor, "B m"]:
@@ -104,7 +130,7 @@ class LBFGS:
             alpha = self.rho[k] * (self.s[k] * q).sum(1)
             q = q - alpha[:, None] * self.y[k]
             alphas.append(alpha)
-        q = q * self.gamma[:, None]
+        q = self.metric(q) * self.gamma[:, None]
         for k, alpha in zip(range(self.memory), reversed(alphas), strict=True):
             beta = self.rho[k] * (self.y[k] * q).sum(1)
             q = q + (alpha - beta)[:, None] * self.s[k]

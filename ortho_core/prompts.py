@@ -8,19 +8,26 @@ from ortho_core.generators.base import Condition, OneStepGenerator
 
 
 class PromptCache:
-    """The conditions of the prompts seen last, at most `capacity` of them (least recently used goes first)."""
+    """The conditions of the prompts seen last, at most `capacity` of them (least recently used goes first).
 
-    def __init__(self, generator: OneStepGenerator, capacity: int = 4096) -> None:
-        self.generator, self.capacity = generator, capacity
+    Prompts are encoded in batches of one size, filled up where there are fewer: a batch of another size rounds differently,
+    which prompts are missing depends on what a worker happened to see before, and an image's result may not.
+    """
+
+    def __init__(self, generator: OneStepGenerator, capacity: int = 4096, batch_size: int = 8) -> None:
+        self.generator, self.capacity, self.batch_size = generator, capacity, batch_size
         self._rows: OrderedDict[str, Condition] = OrderedDict()
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> Condition:
         """One row per prompt, in order."""
         missing = [p for p in dict.fromkeys(prompts) if p not in self._rows]
-        # One at a time: a batch of another size rounds differently, and which prompts are missing depends on what this
-        # worker happened to see before. An image's result may not.
-        fresh = {p: self.generator.encode_prompts([p]) for p in missing}
+        fresh: dict[str, Condition] = {}
+        for start in range(0, len(missing), self.batch_size):
+            part = missing[start : start + self.batch_size]
+            encoded = self.generator.encode_prompts(part + [""] * (self.batch_size - len(part)))
+            # Copies: a view would keep its whole batch in memory.
+            fresh |= {p: encoded[[i]] for i, p in enumerate(part)}
         rows = [fresh[p] if p in fresh else self._rows[p] for p in prompts]
         self._rows.update(fresh)
         for prompt in prompts:

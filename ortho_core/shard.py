@@ -1,9 +1,9 @@
-"""Assigning one shard of a pair set: decode ahead, optimise batch after batch, give back records and failures.
+"""Assigning one shard of a pair set: decode ahead, keep the engine's slots filled, give back records and failures.
 
 Everything a worker does between reading rows and publishing a part file, without knowing who runs it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ortho_core.assign import AssignConfig, Assigned, assign_noise
+from ortho_core.assign import Engine, Found, Request
 from ortho_core.assignments import Failure, noise_checksum, rebuild_noise
 from ortho_core.errors import BadRow
-from ortho_core.generators.base import OneStepGenerator
-from ortho_core.noise import noise_seed
+from ortho_core.noise import noise_seed, seeded_normal
+from ortho_core.objectives import Reconstruction
 from ortho_core.pairs import Pair, PairSet, Shard, decode_image
 from ortho_core.prompts import PromptCache
+from ortho_core.transfer import to_device
 
 
 @dataclass
@@ -31,71 +32,112 @@ class ShardResult:
 
 
 @dataclass(frozen=True)
-class ShardAssigner:
-    """A loaded generator and the settings that its assignments are made with."""
+class _Key:
+    """What a record needs of an image beside what was found for it."""
 
-    generator: OneStepGenerator
+    pair: Pair
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class ShardAssigner:
+    """An engine around a loaded generator, and the settings that its records are made with."""
+
+    engine: Engine
     prompts: PromptCache
-    config: AssignConfig
     seed: int
-    batch_size: int
     store_latents: bool
     model_fingerprint: str
     config_fingerprint: str
 
-    def assign(self, pairs: PairSet, shard: Shard) -> ShardResult:
-        """Assign every row of the shard; a row that cannot be used becomes a failure."""
+    def assign(self, pairs: PairSet, shard: Shard, starts: Mapping[str, Tensor] | None = None) -> ShardResult:
+        """Assign every row of the shard, in its order; a row that cannot be used becomes a failure.
+
+        `starts` are parameters to begin with, by sample id.
+        """
         result = ShardResult()
-        for batch, images in decoded_batches(pairs, shard, self.batch_size, self.generator.image_size, result.failures):
-            self._assign_batch(batch, images, result)
+        found = sorted(self.engine.run(self._requests(pairs, shard, starts or {}, result)), key=_row_of)
+        result.evaluations = sum(one.evaluations for one in found)
+        sound = [one for one in found if not one.failed]
+        for one in found:
+            if one.failed:
+                pair = one.key.pair
+                message = f"row {pair.row}: {one.failure}"
+                result.failures.append(Failure(pair.sample_id, pair.row, "non-finite-loss", message))
+        for start in range(0, len(sound), RECORDS_AT_ONCE):
+            result.rows += self._records(sound[start : start + RECORDS_AT_ONCE])
         return result
 
-    def _assign_batch(self, batch: list[Pair], images: Tensor, result: ShardResult) -> None:
-        generator, config = self.generator, self.config
-        prompts = [pair.prompt for pair in batch]
-        seeds = [noise_seed(self.seed, pair.sample_id) for pair in batch]
-        condition = self.prompts(prompts)
-        images = images.to(generator.device)
-        with torch.no_grad():
-            targets = generator.encode_images(images)
-        done = assign_noise(generator, seeds, condition, targets, images, config)
-        result.truncated_prompts += generator.count_truncated(prompts)
-        result.evaluations += done.evaluations * len(batch)
-        skew = done.skew.cpu()
-        checksums = noise_checksum(rebuild_noise(seeds, skew, config.patch_size, generator.latent_shape))
-        for i, pair in enumerate(batch):
-            if bool(done.failed[i]):
-                result.failures.append(not_finite(pair, done, i))
-                continue
-            result.rows.append(
+    def _requests(
+        self, pairs: PairSet, shard: Shard, starts: Mapping[str, Tensor], result: ShardResult
+    ) -> Iterator[Request]:
+        """The shard's images as the engine takes them; encoded in batches of one size, filled up at the end."""
+        engine, generator = self.engine, self.engine.generator
+        objective = engine.objective
+        if not isinstance(objective, Reconstruction):
+            raise TypeError("a shard of pairs is assigned by reconstruction")
+        size = engine.slots
+        for batch, images in decoded_batches(pairs, shard, size, generator.image_size, result.failures):
+            prompts = [pair.prompt for pair in batch]
+            result.truncated_prompts += generator.count_truncated(prompts)
+            images = to_device(torch.cat([images, images[-1:].expand(size - len(batch), -1, -1, -1)]), generator.device)
+            with torch.no_grad():
+                targets = generator.encode_images(images)
+            inputs = objective.inputs(self.prompts(prompts), targets[: len(batch)], images[: len(batch)])
+            for i, pair in enumerate(batch):
+                yield Request(
+                    _Key(pair, targets[i]),
+                    noise_seed(self.seed, pair.sample_id),
+                    {name: tensor[i] for name, tensor in inputs.items()},
+                    starts.get(pair.sample_id),
+                )
+
+    def _records(self, found: list[Found]) -> list[dict[str, Any]]:
+        engine, config = self.engine, self.engine.config
+        free = config.transform == "free"
+        parameters = torch.stack([one.parameters for one in found])
+        seeds = [one.seed for one in found]
+        shape = engine.generator.latent_shape
+        if free:
+            noise = engine.space.noise(seeded_normal(seeds, shape), parameters)
+        else:
+            noise = rebuild_noise(seeds, parameters, config.patch_size, shape, config.regions)
+        checksums = noise_checksum(noise)
+        records = []
+        for i, one in enumerate(found):
+            pair = one.key.pair
+            records.append(
                 {
                     "sample_id": pair.sample_id,
                     "prompt": pair.prompt,
                     "image": pair.image,
-                    "noise_seed": seeds[i],
+                    "noise_seed": one.seed,
                     "patch_size": config.patch_size,
-                    "regions": 1,
-                    "skew": skew[i].numpy(),
+                    "regions": 0 if free else config.regions,
+                    "skew": None if free else parameters[i].numpy(),
+                    "noise": noise[i].flatten().numpy() if free else None,
                     "noise_checksum": float(checksums[i]),
-                    "initial_loss": float(done.initial_loss[i]),
-                    "loss": float(done.best.total[i]),
-                    "latent_loss": float(done.best.latent[i]),
-                    "pixel_l1": float(done.best.pixel[i]),
-                    "drift": float(done.best.drift[i]),
-                    "evaluations": done.evaluations,
+                    "initial_loss": one.initial_loss,
+                    "loss": one.best("total"),
+                    "latent_loss": one.best("latent"),
+                    "pixel_l1": one.best("pixel"),
+                    "drift": one.best("drift"),
+                    "prior": one.best("prior"),
+                    "evaluations": one.evaluations,
                     "model_fingerprint": self.model_fingerprint,
                     "config_fingerprint": self.config_fingerprint,
-                    "target_latent": targets[i].flatten().cpu().numpy() if self.store_latents else None,
+                    "target_latent": one.key.target.flatten().cpu().numpy() if self.store_latents else None,
                 }
             )
+        return records
 
 
-def not_finite(pair: Pair, done: Assigned, i: int) -> Failure:
-    message = (
-        f"row {pair.row}: the loss was not finite at any of {len(done.history)} steps "
-        f"(latent {float(done.best.latent[i]):g}, pixel {float(done.best.pixel[i]):g})"
-    )
-    return Failure(pair.sample_id, pair.row, "non-finite-loss", message)
+#: Noise maps that are rebuilt together, in float64, to take their checksums.
+RECORDS_AT_ONCE = 64
+
+
+def _row_of(found: Found) -> int:
+    return int(found.key.pair.row)
 
 
 def decoded_batches(

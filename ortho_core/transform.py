@@ -1,7 +1,9 @@
 """The orthogonal patch transform `Q ε`: one orthogonal matrix per image, applied to every patch of its noise map.
 
+With g × g regions the map is cut into as many cells, and each cell has a matrix of its own.
+
 Axes: B images, C channels, H × W latent pixels, p patch size, d = C·p² block dimension, N = HW/p² patches per image,
-m = d(d-1)/2 skew parameters.
+g regions along a side, m = d(d-1)/2 skew parameters per matrix.
 """
 
 import torch
@@ -18,6 +20,17 @@ def block_dimension(latent_shape: tuple[int, int, int], patch_size: int) -> int:
         fits = [p for p in range(1, min(H, W) + 1) if H % p == 0 and W % p == 0]
         raise UserError(f"patch_size {patch_size} does not divide the latent {C}×{H}×{W}; accepted: {fits}")
     return C * patch_size**2
+
+
+def check_regions(latent_shape: tuple[int, int, int], patch_size: int, regions: int) -> None:
+    """Raises UserError unless the map cuts into regions × regions cells of whole patches."""
+    _, H, W = latent_shape
+    rows, columns = H // patch_size, W // patch_size
+    if rows % regions or columns % regions:
+        fits = [g for g in range(1, min(rows, columns) + 1) if rows % g == 0 and columns % g == 0]
+        raise UserError(
+            f"regions {regions} does not divide the {rows}×{columns} patches of side {patch_size}; accepted: {fits}"
+        )
 
 
 def skew_parameters(d: int) -> int:
@@ -61,11 +74,35 @@ def pack_skew(A: Float[Tensor, "B d d"]) -> Float[Tensor, "B m"]:
 def cayley(A: Float[Tensor, "B d d"]) -> Float[Tensor, "B d d"]:
     """Q(A) = (I + A)⁻¹ (I - A) (Cayley 1846): orthogonal for every skew A, Q(0) = I, Q(A) = exp(-2A) + O(A³)."""
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    return torch.linalg.solve(identity + A, identity - A)
+    # I + A is never singular, and a check would make a GPU wait for the host.
+    return torch.linalg.solve_ex(identity + A, identity - A, check_errors=False).result
 
 
-def rotate(noise: Float[Tensor, "B C H W"], skew: Float[Tensor, "B m"], patch_size: int) -> Float[Tensor, "B C H W"]:
-    """Q ε: every patch of image b multiplied by Q(A_b). Keeps each patch's norm; differentiable in both arguments."""
+def cut_regions(noise: Float[Tensor, "B C H W"], regions: int) -> Float[Tensor, "Bgg C h w"]:
+    """The g × g cells of each map as maps of their own, image by image, row by row."""
+    B, C, H, W = noise.shape
+    g = regions
+    cells = noise.reshape(B, C, g, H // g, g, W // g).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(B * g * g, C, H // g, W // g)
+
+
+def join_regions(cells: Float[Tensor, "Bgg C h w"], regions: int) -> Float[Tensor, "B C H W"]:
+    """The inverse of `cut_regions`."""
+    _, C, h, w = cells.shape
+    g = regions
+    return cells.reshape(-1, g, g, C, h, w).permute(0, 3, 1, 4, 2, 5).reshape(-1, C, g * h, g * w)
+
+
+def rotate(
+    noise: Float[Tensor, "B C H W"], skew: Float[Tensor, "B ggm"], patch_size: int, regions: int = 1
+) -> Float[Tensor, "B C H W"]:
+    """Q ε: every patch of image b multiplied by Q(A_b), or by the Q of the cell that it lies in.
+
+    `skew` holds the parameters of the cells one after another. Keeps each patch's norm; differentiable in both arguments.
+    """
+    if regions > 1:
+        cells = cut_regions(noise, regions)
+        return join_regions(rotate(cells, skew.reshape(len(cells), -1), patch_size), regions)
     shape = (noise.shape[1], noise.shape[2], noise.shape[3])
     patches = patchify(noise, patch_size)
     Q = cayley(unpack_skew(skew, patches.shape[-1]))

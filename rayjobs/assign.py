@@ -13,15 +13,15 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from ortho_core.assign import AssignConfig
-from ortho_core.assignments import Failure, write_part
+from ortho_core.assign import AssignConfig, Engine
+from ortho_core.assignments import Assignments, Failure, write_part
+from ortho_core.capacity import slots_that_fit
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.base import latent_shape_of, load_generator, model_fingerprint
 from ortho_core.pairs import PairFields, PairSet, Shard
 from ortho_core.prompts import PromptCache
 from ortho_core.shard import ShardAssigner, ShardResult
-from ortho_core.transform import block_dimension, skew_parameters
-from rayjobs.ledger import Ledger, claim, fingerprint, publish, replace_text
+from rayjobs.ledger import Ledger, claim, differences, fingerprint, publish, replace_text
 from rayjobs.progress import Progress, say, summary_json
 from rayjobs.session import WorkerResources, innermost, ray_session
 
@@ -30,13 +30,15 @@ class AssignSettings(AssignConfig, WorkerResources):
     """How the E-step runs; `em` has these under `assign.`."""
 
     seed: int = Field(0, ge=0, description="with an image's sample id, decides its base noise")
-    batch_size: int = Field(16, ge=1, description="images optimised side by side on one worker")
+    slots: int = Field(0, ge=0, description="images side by side on one worker (0: what fits the GPU, 16 without one)")
     rows_per_shard: int = Field(64, ge=1, description="rows of one task and one part file: what a lost worker repeats")
     workers: int = Field(1, ge=1, description="actors in the pool (fewer start if the cluster has no room)")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="precision of network and text encoders"
     )
     store_latents: bool = Field(True, description="keep E(x) in the record, so that training need not encode again")
+    compile: bool = Field(False, description="torch.compile the network: a minute at the start of each worker")
+    gradient_checkpointing: bool = Field(False, description="compute activations twice, to fit more slots")
 
 
 class AssignJob(AssignSettings, PairFields):
@@ -45,18 +47,22 @@ class AssignJob(AssignSettings, PairFields):
     pairs: Path = Field(description="pair set: a folder with pairs.jsonl, or a .jsonl file")
     model: Path = Field(description="model folder (diffusers format)")
     out: Path = Field(description="folder for the assignments; the same command again resumes")
+    warm_start: Path | None = Field(
+        None, description="finished assignments of the same pairs, e.g. with an earlier model, to start from"
+    )
 
 
 def make_plan(job: AssignJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
     """What the run will do, from the input alone. Raises UserError for whatever can be found wrong beforehand."""
     pairs = PairSet(job.pairs, job.pair_fields())
-    block_dimension(latent_shape_of(job.model), job.patch_size)
+    job.space(latent_shape_of(job.model))
     shards = pairs.shards(job.rows_per_shard)
     decisive = {name: getattr(job, name) for name in AssignConfig.model_fields}
     plan = {
         "pairs_fingerprint": pairs.fingerprint(),
         "model_fingerprint": model_fingerprint(job.model),
         "config": {**decisive, "seed": job.seed, "dtype": job.dtype, "store_latents": job.store_latents},
+        "warm_start": earlier(job, pairs).plan["run_fingerprint"] if job.warm_start else None,
         "rows": sum(s.rows for s in shards),
         "rows_per_shard": job.rows_per_shard,
         "shards": len(shards),
@@ -64,14 +70,27 @@ def make_plan(job: AssignJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
     return Ledger.seal(plan), pairs, shards
 
 
+def earlier(job: AssignJob, pairs: PairSet) -> Assignments:
+    """The assignments that `--warm-start` names. Raises UserError, naming what differs, if they do not fit this run."""
+    assert job.warm_start is not None
+    found = Assignments(job.warm_start)
+    now = {name: getattr(job, name) for name in ("seed", "transform", "patch_size", "regions")}
+    before = {name: found.plan["config"][name] for name in now}
+    now |= {"rows_per_shard": job.rows_per_shard, "pairs_fingerprint": pairs.fingerprint()}
+    before |= {name: found.plan[name] for name in ("rows_per_shard", "pairs_fingerprint")}
+    if differing := differences(before, now):
+        raise UserError(f"--warm-start {job.warm_start} does not fit this run: " + "; ".join(differing))
+    return found
+
+
 def plan(job: AssignJob) -> dict[str, Any]:
     """What a dry run prints."""
     content, _, _ = make_plan(job)
     C, H, W = latent_shape_of(job.model)
-    record = 4 * skew_parameters(block_dimension((C, H, W), job.patch_size)) + 200 + 4 * C * H * W * job.store_latents
+    record = 4 * job.space((C, H, W)).parameters + 200 + 4 * C * H * W * job.store_latents
     return {
         **content,
-        "evaluations": content["rows"] * job.steps,
+        "evaluations_at_most": content["rows"] * job.steps,
         "bytes_to_write_about": content["rows"] * record,
         "out": str(job.out),
     }
@@ -85,14 +104,22 @@ class ShardActor:
         self.error: str | None = None
         try:
             torch.set_num_threads(max(1, int(job.cpus_per_worker)))
-            generator = load_generator(job.model, "cuda" if gpus else "cpu", job.dtype)
+            generator = load_generator(
+                job.model,
+                "cuda" if gpus else "cpu",
+                job.dtype,
+                compile=job.compile,
+                gradient_checkpointing=job.gradient_checkpointing,
+            )
             self.pairs = PairSet(job.pairs, job.pair_fields())
+            self.earlier = earlier(job, self.pairs) if job.warm_start else None
+            self.notes: list[str] = []
+            config = AssignConfig(**{name: getattr(job, name) for name in AssignConfig.model_fields})
+            slots = job.slots or min(slots_that_fit(generator, config), job.rows_per_shard)
             self.assigner = ShardAssigner(
-                generator,
+                Engine(generator, config, slots, on_event=self.notes.append),
                 PromptCache(generator),
-                job,
                 job.seed,
-                job.batch_size,
                 job.store_latents,
                 sealed["model_fingerprint"],
                 fingerprint(sealed["config"]),
@@ -107,12 +134,24 @@ class ShardActor:
     def work(self, shard: Shard) -> dict[str, Any]:
         if self.error is not None:
             return receipt(shard, error=self.error)
-        result = self.assigner.assign(self.pairs, shard)
+        engine, starts = self.assigner.engine, None
+        if self.earlier is not None:
+            starts = self.earlier.parameters(shard.index, engine.generator.latent_shape)
+        result = self.assigner.assign(self.pairs, shard, starts)
+        notes = "; ".join(self.notes)
+        self.notes.clear()
         if not result.rows:
             # The driver decides whether a shard without one usable row is the data's fault or the run's.
-            return receipt(shard, failures=[vars(f) for f in result.failures])
+            return receipt(shard, failures=[vars(f) for f in result.failures], notes=notes)
         commit(Ledger(self.job.out, self.plan), shard, result)
-        return receipt(shard, assigned=len(result.rows), quarantined=len(result.failures), loss=_loss_sum(result))
+        return receipt(
+            shard,
+            assigned=len(result.rows),
+            quarantined=len(result.failures),
+            evaluations=result.evaluations,
+            loss=_loss_sum(result),
+            notes=notes,
+        )
 
 
 SHARD_KEYS = ("index", "first", "rows", "offset")
@@ -122,17 +161,21 @@ def receipt(
     shard: Shard,
     assigned: int = 0,
     quarantined: int = 0,
+    evaluations: int = 0,
     loss: float = 0.0,
     failures: list[dict[str, Any]] | None = None,
     error: str = "",
+    notes: str = "",
 ) -> dict[str, Any]:
     return {
         "index": shard.index,
         "assigned": assigned,
         "quarantined": quarantined,
+        "evaluations": evaluations,
         "loss": loss,
         "failures": failures or [],
         "error": error,
+        "notes": notes,
     }
 
 
@@ -162,7 +205,7 @@ def receipts(job: AssignJob, sealed: dict[str, Any], shards: list[Shard]) -> Ite
     context.print_on_execution_start = False
     # Progress counts finished shards; the default of half an hour would end a slow but healthy run, and without any limit
     # a row that kills its process would be tried for ever. A minute per evaluation is slower than any machine of use.
-    context.execution_no_progress_timeout_s = max(1800, 60 * job.steps * -(-job.rows_per_shard // job.batch_size))
+    context.execution_no_progress_timeout_s = max(1800, 60 * job.steps * -(-job.rows_per_shard // (job.slots or 1)))
     workers = min(job.workers, len(shards))
     pool = ray.data.ActorPoolStrategy(min_size=job.fitting(workers), max_size=workers, max_tasks_in_flight_per_actor=2)
     gpus = job.gpus()
@@ -186,7 +229,12 @@ def run(job: AssignJob) -> int:
     """Assign what is not assigned yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
     sealed, _, shards = make_plan(job)
     job = job.model_copy(
-        update={"out": job.out.absolute(), "pairs": job.pairs.absolute(), "model": job.model.absolute()}
+        update={
+            "out": job.out.absolute(),
+            "pairs": job.pairs.absolute(),
+            "model": job.model.absolute(),
+            "warm_start": job.warm_start.absolute() if job.warm_start else None,
+        }
     )
     claim(job.out, sealed, "assign")
     ledger = Ledger(job.out, sealed)
@@ -224,6 +272,8 @@ def work_through(job: AssignJob, ledger: Ledger, shards: list[Shard], rows_befor
         shard = by_index[int(done["index"])]
         if done["error"]:
             raise RunFailed(str(done["error"]))
+        if done["notes"]:
+            say(f"assign: {done['notes']}")
         failures = [Failure(**f) for f in done["failures"]]
         if failures:
             if shard.index == 0:

@@ -11,16 +11,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ortho_core.assignments import FORMAT
 from ortho_core.errors import UserError
 from ortho_core.generators.base import latent_shape_of, model_fingerprint
 from ortho_core.noise import noise_seed
 from ortho_core.pairs import PairFields, PairSet
-from ortho_core.transform import block_dimension
 from rayjobs import assign, evaluate, train
 from rayjobs.assign import AssignJob, AssignSettings
 from rayjobs.em_report import write_report
 from rayjobs.evaluate import EvaluateJob, EvaluateSettings
-from rayjobs.ledger import FORMAT, claim, fingerprint, replace_text
+from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.progress import say, summary_json
 from rayjobs.session import WorkerResources, ray_session
 from rayjobs.train import TrainJob, TrainSettings
@@ -36,6 +36,7 @@ class EmJob(PairFields):
     model: Path = Field(description="model folder to start from")
     work_dir: Path = Field(description="folder for everything the run makes; the same command again resumes")
     cycles: int = Field(2, ge=1, description="how often E-step and M-step alternate")
+    warm_start: bool = Field(True, description="each E-step starts from the noise that the cycle before assigned")
     baseline: bool = Field(False, description="also train direct SFT on random noise for as many updates, to compare")
     assign: AssignSettings = AssignSettings()
     train: TrainSettings = TrainSettings()
@@ -45,7 +46,7 @@ class EmJob(PairFields):
 def make_plan(job: EmJob) -> dict[str, Any]:
     """What identifies the run. Raises UserError for whatever can be found wrong before any work starts."""
     rows = PairSet(job.pairs, job.pair_fields()).shards(1_000_000)
-    block_dimension(latent_shape_of(job.model), job.assign.patch_size)
+    job.assign.space(latent_shape_of(job.model))
     total = sum(s.rows for s in rows)
     if job.train.batch_size > total:
         raise UserError(f"--train.batch-size: {job.train.batch_size} is more than the {total} rows of {job.pairs}")
@@ -55,7 +56,14 @@ def make_plan(job: EmJob) -> dict[str, Any]:
         )
     if job.train.noise != "matched":
         raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
-    speed = WorkerResources.model_fields.keys() | {"workers", "num_workers", "batch_size"}
+    speed = WorkerResources.model_fields.keys() | {
+        "workers",
+        "num_workers",
+        "batch_size",
+        "slots",
+        "compile",
+        "gradient_checkpointing",
+    }
     plan: dict[str, Any] = {
         "format": FORMAT,
         "pairs_fingerprint": PairSet(job.pairs, job.pair_fields()).fingerprint(),
@@ -63,6 +71,7 @@ def make_plan(job: EmJob) -> dict[str, Any]:
         "model_fingerprint": model_fingerprint(job.model),
         "rows": total,
         "cycles": job.cycles,
+        "warm_start": job.warm_start,
         "baseline": job.baseline,
         "assign": job.assign.model_dump(exclude=set(speed)),
         "train": job.train.model_dump(exclude=set(speed) - {"batch_size"}),
@@ -93,7 +102,7 @@ def run(job: EmJob) -> int:
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / f"cycle_{cycle:02d}"
             say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {model} maps closest to each image")
-            code = max(code, assign.run(assign_job(job, model, folder / "assignments")))
+            code = max(code, assign.run(assign_job(job, cycle, model)))
             if cycle == 1 and job.baseline and room_beside(job):
                 say("baseline: direct SFT on random noise, beside the cycles")
                 direct = background.submit(train.run, baseline_job(job))
@@ -143,8 +152,10 @@ def room_beside(job: EmJob) -> bool:
     return enough and fits
 
 
-def assign_job(job: EmJob, model: Path, out: Path) -> AssignJob:
-    return build(AssignJob, job.assign, job, pairs=job.pairs, model=model, out=out)
+def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
+    folders = [job.work_dir / f"cycle_{n:02d}" / "assignments" for n in (cycle - 1, cycle)]
+    before = folders[0] if job.warm_start and cycle > 1 else None
+    return build(AssignJob, job.assign, job, pairs=job.pairs, model=model, out=folders[1], warm_start=before)
 
 
 def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:

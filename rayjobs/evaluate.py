@@ -9,7 +9,7 @@ import torch
 from pydantic import BeforeValidator, Field
 
 from ortho_core.assign import AssignConfig
-from ortho_core.assignments import Failure
+from ortho_core.assignments import FORMAT, Failure
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.evaluation import HeldOut, drift, evaluate
 from ortho_core.generators.base import check_model_folder, latent_shape_of, load_generator, model_fingerprint
@@ -17,7 +17,7 @@ from ortho_core.pairs import PairFields, PairSet
 from ortho_core.pictures import load_sheet, save_png
 from ortho_core.shard import decoded_batches
 from ortho_core.transform import block_dimension
-from rayjobs.ledger import FORMAT, claim, fingerprint, replace_text
+from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.progress import say, summary_json
 from rayjobs.session import WorkerResources, innermost, ray_session
 
@@ -130,7 +130,7 @@ def judge(job: EvaluateJob, name: str, cuda: bool) -> tuple[dict[str, Any], tupl
         torch.set_num_threads(max(1, int(job.cpus_per_worker)))
         generator = load_generator(job.model[name], "cuda" if cuda else "cpu")
         heldout = read_heldout(job, generator.image_size)
-        config = AssignConfig(patch_size=job.patch_size, steps=job.steps)
+        config = AssignConfig(patch_size=job.patch_size, steps=job.steps, patience=0)
         done = evaluate(generator, heldout, config, seed=job.seed, batch_size=job.batch_size)
         pictures = {f"{name}-closest": done.closest, f"{name}-samples": done.samples}
         if name == next(iter(job.model)):

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ortho_core.assign import AssignConfig, assign_noise
 from ortho_core.errors import BadRow, RunFailed, UserError
@@ -18,10 +17,8 @@ from ortho_core.folders import replace_folder
 from ortho_core.gaussianity import noise_statistics, plot_statistics
 from ortho_core.generators.base import latent_shape_of, load_generator, model_fingerprint
 from ortho_core.noise import noise_seed
-from ortho_core.objectives import Terms
 from ortho_core.pairs import decode_image
 from ortho_core.pictures import labelled_rows, to_picture
-from ortho_core.transform import block_dimension, rotate
 from rayjobs.plots import plot_steps
 from rayjobs.progress import say, summary_json
 
@@ -34,6 +31,8 @@ class InvertJob(AssignConfig):
     model: Path = Field(description="model folder (diffusers format)")
     out: Path = Field(description="folder for pictures, curves and the noise; replaced if it was made by invert")
     seed: int = Field(0, ge=0, description="decides the base noise")
+    # Measuring the generator takes more evaluations than one image does.
+    sensitivity_rank: int = Field(0, ge=0, description="lbfgs: noise directions of the first curvature model (0: none)")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="precision of network and text encoders"
@@ -42,7 +41,7 @@ class InvertJob(AssignConfig):
 
 def check(job: InvertJob) -> None:
     """Raise UserError for whatever can be found wrong before the model is loaded."""
-    block_dimension(latent_shape_of(job.model), job.patch_size)
+    job.space(latent_shape_of(job.model))
     if not job.prompt.strip():
         raise UserError("--prompt is blank")
     if not job.target_image.is_file():
@@ -81,20 +80,15 @@ def run(job: InvertJob) -> int:
     with torch.no_grad():
         condition = generator.encode_prompts([job.prompt])
         targets = generator.encode_images(images)
-    curves: dict[str, list[Tensor]] = {"total": [], "latent": [], "pixel": [], "drift": []}
-
-    def on_step(step: int, skew: Tensor, terms: Terms) -> None:
-        for name, values in curves.items():
-            values.append(getattr(terms, name))
-
-    done = assign_noise(generator, seeds, condition, targets, images, job, on_step)
-    if bool(done.failed[0]):
-        raise RunFailed(f"the loss of {job.target_image} was not finite; try --dtype float32")
+    (found,) = assign_noise(generator, seeds, condition, targets, images, job)
+    if found.failed:
+        raise RunFailed(f"{job.target_image}: {found.failure}; try --dtype float32")
     base = generator.base_noise(seeds)
-    noise = rotate(base, done.skew, job.patch_size)
+    parameters = found.parameters[None].to(base.device)
+    noise = job.space(generator.latent_shape).noise(base, parameters)
     with torch.no_grad():
         initial, final = (to_bytes(generator.decode(generator.denoise(n, condition))) for n in (base, noise))
-    history = {name: torch.stack(values).flatten().tolist() for name, values in curves.items()}
+    history = {name: values.tolist() for name, values in found.history.items()}
 
     def write(folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -107,16 +101,18 @@ def run(job: InvertJob) -> int:
             stem = f"orthogonal_gaussian_{when}"
             plot_statistics(which, job.patch_size, f"{when} noise", folder / f"{stem}.png")
             (folder / f"{stem}.json").write_text(json.dumps(noise_statistics(which, job.patch_size), indent=1) + "\n")
-        tensors = {"noise": noise, "base_noise": base, "skew": done.skew, "target_latent": targets}
+        tensors = {"noise": noise, "base_noise": base, "target_latent": targets}
+        if job.transform == "orthogonal":
+            tensors["skew"] = parameters
         save_file(
             {k: v.float().cpu().contiguous() for k, v in tensors.items()}, folder / "best_input_noise.safetensors"
         )
         meta = {
             "prompt": job.prompt,
             "noise_seed": seeds[0],
-            "initial_loss": float(done.initial_loss),
-            "loss": float(done.best.total),
-            "evaluations": done.evaluations,
+            "initial_loss": found.initial_loss,
+            "loss": found.best("total"),
+            "evaluations": found.evaluations,
             "history": history,
             "model_fingerprint": model_fingerprint(job.model),
             "config": job.model_dump(mode="json"),
@@ -127,7 +123,7 @@ def run(job: InvertJob) -> int:
         shutil.rmtree(job.out)
     replace_folder(job.out, write)
     say(
-        f"loss {float(done.initial_loss):.4f} at the base noise, {float(done.best.total):.4f} after {job.steps} "
+        f"loss {found.initial_loss:.4f} at the base noise, {found.best('total'):.4f} after {found.evaluations} "
         f"evaluations; pictures in {job.out}/comparison.png"
     )
     return 0

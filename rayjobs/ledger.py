@@ -13,11 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ortho_core.assignments import part_name, part_names, read_about
+from ortho_core.assignments import FORMAT, part_name, part_names, read_about
 from ortho_core.errors import UserError
-
-#: Bump when the meaning of a plan or of the files it describes changes.
-FORMAT = 1
 
 
 def fingerprint(content: Any) -> str:

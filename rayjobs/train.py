@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ortho_core.assignments import Assignments
+from ortho_core.assignments import FORMAT, Assignments
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.base import latent_shape_of, model_fingerprint
 from ortho_core.matched_data import Order
 from ortho_core.pairs import PairSet
 from ortho_core.sft import SftConfig
 from ortho_core.transform import block_dimension
-from rayjobs.ledger import FORMAT, claim, fingerprint, replace_text
+from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.plots import plot_history
 from rayjobs.progress import Progress, say, summary_json
 from rayjobs.session import WorkerResources, innermost, ray_session

@@ -24,6 +24,10 @@ NUMERIC = (
     "sft",
     "gaussianity",
     "evaluation",
+    "noise_space",
+    "gaussian_prior",
+    "sensitivity",
+    "slots",
 )
 install_import_hook([f"ortho_core.{name}" for name in NUMERIC], "beartype.beartype")
 
@@ -94,7 +98,7 @@ def assigned(tiny_turbo, digits, tmp_path_factory) -> tuple[Path, Path]:
 
     folder = tmp_path_factory.mktemp("assigned")
     pairs, out = copy_pairs(digits, folder / "pairs", 24), folder / "out"
-    job = AssignJob(pairs=pairs, model=tiny_turbo, out=out, steps=4, rows_per_shard=8, batch_size=8)
+    job = AssignJob(pairs=pairs, model=tiny_turbo, out=out, steps=4, rows_per_shard=8, slots=8)
     plan, _, shards = make_plan(job)
     claim(out, plan, "assign")
     actor = ShardActor(job, plan, 0.0)

@@ -112,13 +112,25 @@ def check_model_folder(folder: str | Path) -> str:
     return str(name)
 
 
-def load_generator(folder: str | Path, device: str | torch.device = "cpu", dtype: str = "float32") -> OneStepGenerator:
-    """Load the generator in `folder` onto `device`, its network in `dtype`. Raises UserError as `check_model_folder`."""
+def load_generator(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    *,
+    compile: bool = False,
+    gradient_checkpointing: bool = False,
+) -> OneStepGenerator:
+    """Load the generator in `folder` onto `device`, its network in `dtype`. Raises UserError as `check_model_folder`.
+
+    For `compile` and `gradient_checkpointing` see `DiffusersGenerator.speed_up`.
+    """
     name = check_model_folder(folder)
     # diffusers takes seconds to import; a driver that only checks and plans never needs it.
     from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
-    return DiffusersGenerator.load(name, Path(folder), torch.device(device), getattr(torch, dtype))
+    generator = DiffusersGenerator.load(name, Path(folder), torch.device(device), getattr(torch, dtype))
+    generator.speed_up(compile=compile, gradient_checkpointing=gradient_checkpointing)
+    return generator
 
 
 def model_fingerprint(folder: str | Path) -> str:

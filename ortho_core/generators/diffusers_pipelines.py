@@ -18,6 +18,7 @@ from ortho_core.folders import replace_folder
 from ortho_core.generators.base import Condition
 from ortho_core.generators.one_step import OneStep
 from ortho_core.noise import seeded_normal
+from ortho_core.transfer import to_device
 
 # Bars for the seven parts of a pipeline say nothing that a job's own progress line does not.
 diffusers_logging.disable_progress_bar()
@@ -75,6 +76,21 @@ class DiffusersGenerator:
         pipeline.to(device)
         return generator
 
+    def speed_up(self, *, compile: bool = False, gradient_checkpointing: bool = False) -> None:
+        """Settings of the network alone that leave its function as it is, up to rounding.
+
+        `compile` takes a minute at the first call of each batch size; `gradient_checkpointing` computes activations twice
+        to keep fewer of them. On a GPU the network's convolutions get the memory format that they are fastest in.
+        """
+        unet = self.pipeline.unet
+        if self.device.type == "cuda":
+            unet.to(memory_format=torch.channels_last)
+        if gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        if compile:
+            compiled: Any = torch.compile(unet, dynamic=False)
+            self._trainable = compiled
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self._latent_shape
@@ -96,7 +112,7 @@ class DiffusersGenerator:
         self._trainable = module
 
     def base_noise(self, seeds: list[int]) -> Tensor:
-        return seeded_normal(seeds, self._latent_shape).to(self.device)
+        return to_device(seeded_normal(seeds, self._latent_shape), self.device)
 
     def encode_prompts(self, prompts: list[str]) -> Condition:
         encoded = self.pipeline.encode_prompt(

@@ -1,7 +1,11 @@
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from ortho_core.assignments import (
+    FORMAT,
     Assignments,
     Failure,
     noise_checksum,
@@ -15,6 +19,7 @@ from ortho_core.noise import seeded_normal
 from ortho_core.transform import rotate
 
 SHAPE = (4, 8, 8)
+CONFIG = {"patch_size": 2, "regions": 1, "transform": "orthogonal", "store_latents": True}
 
 
 def record(i: int, patch_size: int = 2) -> dict:
@@ -34,6 +39,7 @@ def record(i: int, patch_size: int = 2) -> dict:
         "latent_loss": 1.0,
         "pixel_l1": 0.0,
         "drift": 0.0,
+        "prior": 0.0,
         "evaluations": 10,
         "model_fingerprint": "m",
         "config_fingerprint": "c",
@@ -44,10 +50,8 @@ def record(i: int, patch_size: int = 2) -> dict:
 @pytest.fixture
 def folder(tmp_path):
     """Two committed parts of three rows."""
-    import json
-
     (tmp_path / "plan.json").write_text(
-        json.dumps({"run_fingerprint": "f", "shards": 2, "config": {"patch_size": 2, "store_latents": True}})
+        json.dumps({"format": FORMAT, "run_fingerprint": "f", "shards": 2, "config": CONFIG})
     )
     for shard in range(2):
         rows = [record(3 * shard + i) for i in range(3)]
@@ -102,3 +106,44 @@ def test_an_unfinished_run_is_not_trusted(folder):
 def test_another_models_latent_is_refused(folder):
     with pytest.raises(UserError, match="made for another model"):
         Assignments(folder).noise([0], (3, 8, 8))
+
+
+def test_another_versions_assignments_are_refused(folder):
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | {"format": 1}))
+    with pytest.raises(UserError, match="are of format 1, this version reads 2: assign again"):
+        Assignments(folder)
+
+
+def rewrite(folder, config, rows):
+    """The folder's plan with another configuration, and its first part with other rows."""
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | {"config": CONFIG | config}))
+    write_part(folder / part_name(0, "f"), rows, [], {"shard": 0})
+    return Assignments(folder)
+
+
+def test_a_matrix_for_each_region_is_rebuilt_as_such(folder):
+    skew = 0.1 * torch.randn(1, 4 * 120, generator=torch.Generator().manual_seed(0))
+    noise = rebuild_noise([1000], skew, 2, SHAPE, 2)
+    row = {"skew": skew[0].numpy(), "regions": 2, "noise_checksum": float(noise_checksum(noise)[0])}
+    assignments = rewrite(folder, {"regions": 2}, [record(0) | row])
+    torch.testing.assert_close(assignments.noise([0], SHAPE), rotate(seeded_normal([1000], SHAPE), skew, 2, 2))
+    assert torch.equal(assignments.parameters(0, SHAPE)["000000_x"], skew[0])
+
+
+def test_free_noise_is_kept_itself_and_a_search_can_go_on_from_it(folder):
+    noise = 1.1 * seeded_normal([7], SHAPE)
+    row = {
+        "skew": None,
+        "regions": 0,
+        "noise": noise.flatten().numpy(),
+        "noise_checksum": float(noise_checksum(noise)[0]),
+    }
+    assignments = rewrite(folder, {"transform": "free"}, [record(0) | row])
+    assert torch.equal(assignments.noise([0], SHAPE), noise)
+    start = assignments.parameters(0, SHAPE)["000000_x"]
+    torch.testing.assert_close(seeded_normal([1000], SHAPE) + start.view(1, *SHAPE), noise)
+    broken = row | {"noise": np.roll(row["noise"], 1)}
+    with pytest.raises(UserError, match="does not match its checksum"):
+        rewrite(folder, {"transform": "free"}, [record(0) | broken]).noise([0], SHAPE)

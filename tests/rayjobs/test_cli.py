@@ -44,7 +44,7 @@ def test_dry_run_and_print_config_are_yaml_and_write_nothing(capsys, digits, tin
     argv = ["assign", "--pairs", str(digits), "--model", str(tiny_turbo), "--out", str(tmp_path / "out")]
     assert main([*argv, "--dry-run"]) == 0
     said = yaml.safe_load(capsys.readouterr().out)
-    assert (said["rows"], said["shards"], said["evaluations"]) == (512, 8, 512 * 12)
+    assert (said["rows"], said["shards"], said["evaluations_at_most"]) == (512, 8, 512 * 12)
     assert main([*argv, "--print-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["patch_size"] == 2
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,132 @@
+"""A second kind of one-step generator to measure on: noise and prompt to pixels, no autoencoder, no attention.
+
+Fitted by implicit maximum likelihood (Li & Malik 2018): for every image draw K noises, regress the one whose output is
+nearest. A few minutes on one thread; `train` keeps the weights in a file, so that a benchmark fits it once.
+
+Axes: B images, C × H × W = 4 × 8 × 8 noise, 3 × 32 × 32 images.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ortho_core.generators.base import Condition
+from ortho_core.noise import seeded_normal
+from ortho_core.pairs import PairSet, decode_image
+
+SIZE = (32, 32)
+
+
+class Block(nn.Module):
+    """Two convolutions, the first scaled and shifted by the condition, around a projection."""
+
+    def __init__(self, enter: int, channels: int, condition: int) -> None:
+        super().__init__()
+        self.norm, self.film = nn.GroupNorm(8, enter), nn.Linear(condition, 2 * enter)
+        self.first = nn.Conv2d(enter, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.skip = nn.Conv2d(enter, channels, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
+        y = self.first(F.silu(self.norm(x) * (1 + scale) + shift))
+        return self.skip(x) + self.second(F.silu(y))
+
+
+class Network(nn.Module):
+    """A bag of words conditions residual blocks at 8, 8, 16 and 32 pixels."""
+
+    def __init__(self, words: int, widths: tuple[int, ...] = (64, 64, 48, 24), condition: int = 64) -> None:
+        super().__init__()
+        self.words = nn.Linear(words, condition)
+        self.enter = nn.Conv2d(4, widths[0], 3, padding=1)
+        before = [widths[0], *widths[:-1]]
+        self.blocks = nn.ModuleList(Block(a, b, condition) for a, b in zip(before, widths, strict=True))
+        self.leave = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, noise: Tensor, bag: Tensor) -> Tensor:
+        condition = F.silu(self.words(bag))
+        x = self.blocks[1](self.blocks[0](self.enter(noise), condition), condition)
+        for block in self.blocks[2:]:
+            x = block(F.interpolate(x, scale_factor=2.0, mode="nearest"), condition)
+        return self.leave(F.silu(x))
+
+
+class ImleGenerator:
+    """A `OneStepGenerator` whose latent is the image itself, in [-1, 1]."""
+
+    latent_shape = (4, 8, 8)
+    image_size = SIZE
+    device = torch.device("cpu")
+
+    def __init__(self, words: list[str]) -> None:
+        self.index = {word: i for i, word in enumerate(words)}
+        self.trainable: nn.Module = Network(len(words))
+
+    def base_noise(self, seeds: list[int]) -> Tensor:
+        return seeded_normal(seeds, self.latent_shape)
+
+    def encode_prompts(self, prompts: list[str]) -> Condition:
+        bag = torch.zeros(len(prompts), len(self.index))
+        for row, prompt in zip(bag, prompts, strict=True):
+            row[[self.index[w] for w in prompt.split() if w in self.index]] = 1.0
+        return Condition({"bag": bag})
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        return 0
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        return images * 2 - 1
+
+    def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
+        output: Tensor = self.trainable(noise, condition.tensors["bag"])
+        return output
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents / 2 + 0.5
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.trainable.state_dict(), folder / "imle.safetensors")
+        (folder / "words.json").write_text(json.dumps(list(self.index)))
+
+
+def train(pairs: Path, folder: Path, steps: int = 1500, batch: int = 24, nearest_of: int = 8) -> ImleGenerator:
+    """The generator in `folder`, fitted to `pairs` first if there is none."""
+    if (folder / "words.json").is_file():
+        generator = ImleGenerator(json.loads((folder / "words.json").read_text()))
+        generator.trainable.load_state_dict(load_file(folder / "imle.safetensors"))
+        generator.trainable.requires_grad_(False).eval()
+        return generator
+    source = PairSet(pairs)
+    rows = [row for shard in source.shards(64) for row in source.read(shard)]
+    images = torch.stack([decode_image(row.path, SIZE) for row in rows]) * 2 - 1
+    torch.manual_seed(0)
+    generator = ImleGenerator(sorted({word for row in rows for word in row.prompt.split()}))
+    network = generator.trainable
+    bags = generator.encode_prompts([row.prompt for row in rows]).tensors["bag"]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        chosen = torch.randint(len(rows), (batch,))
+        x, bag = images[chosen], bags[chosen]
+        noise = torch.randn(batch, nearest_of, *generator.latent_shape)
+        with torch.no_grad():
+            output = network(noise.flatten(0, 1), bag.repeat_interleave(nearest_of, 0)).unflatten(
+                0, (batch, nearest_of)
+            )
+            best = (output - x[:, None]).square().flatten(2).mean(2).argmin(1)
+        loss = (network(noise[torch.arange(batch), best], bag) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"imle: step {step} of {steps}, loss {loss.item():.4f}", flush=True)
+    network.requires_grad_(False).eval()
+    generator.save(folder)
+    return generator

@@ -1,0 +1,56 @@
+"""How many images fit on a device side by side: measured, not guessed."""
+
+import torch
+
+from ortho_core.assign import Engine, Request
+from ortho_core.generators.base import OneStepGenerator
+from ortho_core.objectives import Reconstruction
+from ortho_core.settings import AssignConfig
+
+#: Without a GPU, more slots than this gain little and take memory that other processes want.
+CPU_SLOTS = 16
+#: Beyond this the device is busy, and a shard's last images would leave most of the slots empty.
+MOST = 64
+
+
+def slots_that_fit(generator: OneStepGenerator, config: AssignConfig, share: float = 0.85) -> int:
+    """As many slots as take `share` of the GPU memory that is free, a power of two or thrice one; at least 1.
+
+    Two and four images are evaluated for two steps; the difference of the peaks is what two images take.
+    """
+    if generator.device.type != "cuda":
+        return CPU_SLOTS
+    peaks = [_peak(generator, config, count) for count in (2, 4)]
+    each = max(1, (peaks[1] - peaks[0]) // 2)
+    fixed = max(0, peaks[0] - 2 * each)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(generator.device)
+    return round_down(int((share * free - fixed) // each))
+
+
+def _peak(generator: OneStepGenerator, config: AssignConfig, count: int) -> int:
+    """Bytes that `count` images need on top of the weights."""
+    objective = Reconstruction(generator, config)
+    Y, X = generator.image_size
+    with torch.no_grad():
+        images = torch.zeros(count, 3, Y, X, device=generator.device)
+        condition = generator.encode_prompts([""] * count)
+        inputs = objective.inputs(condition, generator.encode_images(images), images)
+    few = config.model_copy(update={"steps": 2})
+    requests = [Request(i, i, {name: tensor[i] for name, tensor in inputs.items()}) for i in range(count)]
+    torch.cuda.synchronize(generator.device)
+    before = torch.cuda.memory_allocated(generator.device)
+    torch.cuda.reset_peak_memory_stats(generator.device)
+    for _ in Engine(generator, few, count, objective).run(requests):
+        pass
+    return torch.cuda.max_memory_allocated(generator.device) - before
+
+
+def round_down(slots: int) -> int:
+    """1, 2, 3, 4, 6, 8, 12, ...: near enough to the limit, and the same on machines whose free memory differs a little."""
+    best = 1
+    for power in range(7):
+        for value in (2**power, 3 * 2**power):
+            if best < value <= min(slots, MOST):
+                best = value
+    return best

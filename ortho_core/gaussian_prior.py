@@ -1,0 +1,45 @@
+"""A differentiable measure of how far one noise map is from N(0, I): its norm, and its whiteness.
+
+Axes: B maps, C × H × W noise, n = C·H·W numbers in a map.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+#: Spatial shifts whose autocorrelation is looked at; one half-plane, since a shift and its opposite say the same.
+LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
+
+
+def norm_term(noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """The negative log-likelihood of ‖ε‖ under chi(n), per number and above its minimum: 0 at ‖ε‖² = n - 1.
+
+    (‖ε‖²/2 - (n-1)·log‖ε‖)/n up to a constant, the norm regulariser of ReNO (Eyring et al. 2024, eq. 4).
+    """
+    n = noise[0].numel()
+    square = noise.square().flatten(1).sum(1)
+    ratio = square / (n - 1)
+    return (n - 1) * (ratio - 1 - ratio.log()) / (2 * n)
+
+
+def whiteness_term(noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """Mean square correlation over `LAGS` within a channel and between channels; about 1/(H·W) for white noise."""
+    B, C, H, W = noise.shape
+    power = noise.square().mean((2, 3)).clamp_min(1e-12)
+    squares = []
+    for dy, dx in LAGS:
+        if dy < H and abs(dx) < W:
+            a = noise[:, :, dy:, max(dx, 0) : W + min(dx, 0)]
+            b = noise[:, :, : H - dy, max(-dx, 0) : W - max(dx, 0)]
+            squares.append(((a * b).mean((2, 3)) / power).square().mean(1))
+    if C > 1:
+        flat = noise.flatten(2)
+        cross = flat @ flat.mT / flat.shape[2] / (power[:, :, None] * power[:, None]).sqrt()
+        squares.append((cross.square().sum((1, 2)) - cross.diagonal(dim1=1, dim2=2).square().sum(1)) / (C * (C - 1)))
+    if not squares:
+        return noise.new_zeros(B)
+    return sum(squares[1:], squares[0]) / len(squares)
+
+
+def gaussian_prior(noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """norm + whiteness, one number per map."""
+    return norm_term(noise) + whiteness_term(noise)

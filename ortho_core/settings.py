@@ -1,0 +1,38 @@
+"""What decides an assignment, besides the image, its prompt, its noise seed and the model."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ortho_core.noise_space import Free, NoiseSpace, Rotations
+from ortho_core.objectives import ReconstructionWeights
+
+
+class AssignConfig(ReconstructionWeights):
+    """How the E-step searches: where, for how long, by which optimiser."""
+
+    transform: Literal["orthogonal", "free"] = Field(
+        "orthogonal", description="orthogonal: rotate the patches; free: any noise under a Gaussian prior"
+    )
+    patch_size: int = Field(2, ge=1, description="side p of the latent patches that one orthogonal matrix rotates")
+    regions: int = Field(1, ge=1, description="g: one orthogonal matrix for each cell of a g×g grid of the latent")
+    steps: int = Field(12, ge=1, description="evaluations (generator forward + backward) that an image may take")
+    patience: int = Field(
+        4, ge=0, description="lbfgs: an image leaves once this many evaluations gained nothing (0: never)"
+    )
+    stop_tolerance: float = Field(
+        5e-3, ge=0, description="lbfgs: a gain of this part of its loss or less counts as nothing"
+    )
+    optimizer: Literal["lbfgs", "adamw"] = Field("lbfgs", description="lbfgs, or adamw as in the reference method")
+    lr: float = Field(5e-4, gt=0, description="learning rate of adamw (lbfgs finds its own step size)")
+    sensitivity_rank: int = Field(
+        4, ge=0, description="lbfgs: noise directions of the generator's first curvature model (0: none)"
+    )
+    drift_reg_weight: float = Field(0.0, ge=0, description="weight of mean((Qε - ε)²)")
+    prior_weight: float = Field(0.5, ge=0, description="free: weight of the Gaussian prior (norm and whiteness)")
+
+    def space(self, latent_shape: tuple[int, int, int]) -> NoiseSpace:
+        """Where the noise is looked for. Raises UserError if patches or regions do not divide the latent."""
+        if self.transform == "free":
+            return Free(latent_shape)
+        return Rotations(latent_shape, self.patch_size, self.regions)
