@@ -14,11 +14,15 @@ class Linear:
     latent_shape = SHAPE
     image_size = SHAPE[1:]
     device = torch.device("cpu")
-    encode_images = decode = count_truncated = save = None
 
     def __init__(self, matrix):
         self.matrix = matrix
         self.trainable = torch.nn.Identity()
+
+    def encode_images(self, images): ...
+    def decode(self, latents): ...
+    def count_truncated(self, prompts): ...
+    def save(self, folder): ...
 
     def base_noise(self, seeds):
         return seeded_normal(seeds, SHAPE)

@@ -1,0 +1,97 @@
+"""What the E-step benchmarks search on: a generator, held-out pairs it was not trained on, and the loss at a noise.
+
+Axes: B images, C × H × W noise maps, K evaluations.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import imle_generator
+from ortho_core.generators import Condition, OneStepGenerator, load_generator
+from ortho_core.noise import noise_seed, seeded_normal
+from ortho_core.pairs import Pair, PairSet, decode_image
+
+#: One third of an evaluation: a forward pass without its backward pass.
+FORWARD = 1 / 3
+
+
+def load(name: str) -> OneStepGenerator:
+    """tiny-turbo (SDXL-type: latents, attention, autoencoder) or imle (pixels, convolutions)."""
+    return load_generator("models/tiny-turbo") if name == "tiny-turbo" else imle_generator.load()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """B images to be assigned at once, all with the same rights."""
+
+    generator: OneStepGenerator
+    condition: Condition
+    targets: Tensor
+    seeds: list[int]
+    prompts: list[str]
+    patch_size: int
+
+    @staticmethod
+    def of(name: str, pairs: Path, count: int, patch_size: int, seed: int) -> "Problem":
+        generator = load(name)
+        source = PairSet(pairs)
+        rows = [row for shard in source.shards(64) for row in source.read(shard) if isinstance(row, Pair)][:count]
+        images = torch.stack([decode_image(row.path, generator.image_size) for row in rows])
+        prompts = [row.prompt for row in rows]
+        with torch.no_grad():
+            condition, targets = generator.encode_prompts(prompts), generator.encode_images(images)
+        return Problem(
+            generator, condition, targets, [noise_seed(seed, row.sample_id) for row in rows], prompts, patch_size
+        )
+
+    @property
+    def base(self) -> Tensor:
+        return self.generator.base_noise(self.seeds)
+
+    @torch.no_grad()
+    def losses(self, noise: Tensor) -> Tensor:
+        """(B,), by forward passes alone."""
+        return (self.generator.denoise(noise, self.condition) - self.targets).square().flatten(1).mean(1)
+
+    def evaluate(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """One evaluation each: losses (B,) and gradients in the noise (B, C, H, W)."""
+        noise = noise.detach().requires_grad_(True)
+        losses = (self.generator.denoise(noise, self.condition) - self.targets).square().flatten(1).mean(1)
+        (gradient,) = torch.autograd.grad(losses.sum(), noise)
+        return losses.detach(), gradient
+
+    def random_noise(self, name: str | int) -> Tensor:
+        """Another noise map for each image."""
+        return seeded_normal([noise_seed(seed, name) for seed in self.seeds], self.generator.latent_shape)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a search went: after `cost[k]` evaluations per image, the lowest loss of each image so far is `best[k]`."""
+
+    cost: list[float]
+    best: Tensor  # (K, B)
+
+    @staticmethod
+    def of(losses: list[Tensor], before: float = 0.0) -> "Curve":
+        """From the losses of evaluations one after another, with `before` spent ahead of the first."""
+        return Curve([before + k + 1 for k in range(len(losses))], torch.stack(losses).cummin(0).values)
+
+    def at(self, budget: float) -> Tensor:
+        """(B,): the lowest losses within a budget; infinite before the first evaluation ends."""
+        affordable = [k for k, cost in enumerate(self.cost) if cost <= budget + 1e-9]
+        return self.best[affordable[-1]] if affordable else torch.full_like(self.best[0], float("inf"))
+
+    def reaches(self, loss: float) -> float:
+        """The evaluations after which the mean loss is no higher; infinite if it never is."""
+        means = self.best.mean(1)
+        return next((cost for cost, mean in zip(self.cost, means, strict=True) if mean <= loss), float("inf"))
+
+    def each_reaches(self, losses: Tensor) -> Tensor:
+        """(B,): the evaluations after which each image's loss is no higher than its own of `losses`."""
+        reached = self.best <= losses
+        cost = torch.tensor(self.cost)[reached.int().argmax(0)]
+        return torch.where(reached.any(0), cost, torch.inf)
