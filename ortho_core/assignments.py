@@ -202,6 +202,10 @@ class Assignments:
             raise UserError(f"{self.folder}: the rebuilt noise of {names} does not match its checksum; assign again")
         return noise
 
+    def base_noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
+        """ε of the rows at `index`, what their search began from."""
+        return seeded_normal([row["noise_seed"] for row in self.rows(index, ["noise_seed"])], latent_shape)
+
     def parameters(self, part: int, latent_shape: tuple[int, int, int]) -> dict[str, Float[Tensor, " m"]]:
         """What the search of each sample of a part ended at, for another search to start from."""
         column = "noise" if self.is_free else "skew"

@@ -4,6 +4,7 @@ A Ray Data actor pool works through shards of rows; each actor holds the model, 
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ortho_core.assign import AssignConfig, Engine
 from ortho_core.assignments import Assignments, Failure, write_part
 from ortho_core.capacity import slots_that_fit
 from ortho_core.errors import RunFailed, UserError
+from ortho_core.gaussianity import verdict, write_diagnostics
 from ortho_core.generators.base import latent_shape_of, load_generator, model_fingerprint
 from ortho_core.pairs import PairFields, PairSet, Shard
 from ortho_core.prompts import PromptCache
@@ -250,6 +252,9 @@ def run(job: AssignJob) -> int:
         return 3 if json.loads(summary_file.read_text())["quarantined"] else 0
     counts = ledger.finish()
     seconds = time.monotonic() - started
+    if counts["assigned"]:
+        counts["gaussianity"] = write_gaussianity(job.out, latent_shape_of(job.model))
+        say(f"assign: {counts['gaussianity']}")
     summary = {
         **counts,
         "rows_this_run": sealed["rows"] - rows_before,
@@ -262,6 +267,23 @@ def run(job: AssignJob) -> int:
     if not counts["assigned"]:
         raise RunFailed(f"none of the {counts['rows']} rows could be assigned; see {job.out}/failures.jsonl")
     return 3 if counts["quarantined"] else 0
+
+
+#: Numbers of noise that the pooled diagnostics look at: enough to see small departures, and seconds of work.
+POOLED = 1 << 22
+
+
+def write_gaussianity(out: Path, latent_shape: tuple[int, int, int]) -> str:
+    """`orthogonal_gaussian_init` and `_final`, JSON and PNG, pooled over rows from the whole set; returns the verdict."""
+    assignments = Assignments(out)
+    count = max(1, min(len(assignments), POOLED // math.prod(latent_shape)))
+    index = [i * len(assignments) // count for i in range(count)]
+    maps = {"init": assignments.base_noise(index, latent_shape), "final": assignments.noise(index, latent_shape)}
+    titles = {"init": "base noise", "final": "assigned noise, pooled"}
+    for when, noise in maps.items():
+        stem = out / f"orthogonal_gaussian_{when}"
+        statistics = write_diagnostics(noise, assignments.patch_size, titles[when], stem)
+    return verdict(statistics)
 
 
 def work_through(job: AssignJob, ledger: Ledger, shards: list[Shard], rows_before: int) -> None:

@@ -129,7 +129,7 @@ def run(job: EmJob) -> int:
         "config": job.model_dump(mode="json"),
     }
     replace_text(job.work_dir / "em_summary.json", summary_json(summary))
-    write_report(job.work_dir, latent_shape_of(job.model))
+    write_report(job.work_dir)
     say(f"done: the fine-tuned model is {model}, the report {job.work_dir / 'report.html'}")
     return code
 

@@ -6,24 +6,22 @@ from typing import Any
 
 import yaml
 
-from ortho_core.assignments import Assignments
-from ortho_core.gaussianity import noise_statistics, plot_statistics
 from ortho_core.pictures import labelled_rows, load_sheet
 from ortho_core.report import Cell, Figure, Section, Table, render
 from rayjobs.evaluate import COLUMNS, cell
 from rayjobs.ledger import replace_text
 
 #: How many held-out rows the pictures show, and how many assigned noises the Gaussian check pools.
-SHOWN, POOLED = 12, 512
+SHOWN = 12
 
 
-def write_report(work_dir: Path, latent_shape: tuple[int, int, int]) -> None:
+def write_report(work_dir: Path) -> None:
     """Write `report.html` and its main picture, `comparison.png`, into `work_dir`."""
     summary = json.loads((work_dir / "em_summary.json").read_text())
     sections = []
     if summary["evaluation"]:
         sections += [pictures(work_dir, summary), comparison(summary)]
-    sections += [cycles(work_dir, summary), gaussian(work_dir, summary, latent_shape), provenance(summary)]
+    sections += [cycles(work_dir, summary), gaussian(work_dir, summary), provenance(summary)]
     base = Path(summary["config"]["model"]).name
     title = f"EM fine-tuning of {base}"
     subtitle = f"{len(summary['cycles'])} cycles over {summary['cycles'][0]['assign']['rows']} pairs"
@@ -132,14 +130,10 @@ def cycles(work_dir: Path, summary: dict[str, Any]) -> Section:
     return Section("Cycles", [], Table([*header, "updates", "M-step loss", "time"], rows), figures)
 
 
-def gaussian(work_dir: Path, summary: dict[str, Any], latent_shape: tuple[int, int, int]) -> Section:
+def gaussian(work_dir: Path, summary: dict[str, Any]) -> Section:
     last = summary["cycles"][-1]["cycle"]
-    assignments = Assignments(work_dir / f"cycle_{last:02d}" / "assignments")
-    noise = assignments.noise(range(min(POOLED, len(assignments))), latent_shape)
-    plot = work_dir / "orthogonal_gaussian_final.png"
-    plot_statistics(noise, assignments.patch_size, "assigned noise, pooled", plot)
-    s = noise_statistics(noise, assignments.patch_size)
-    replace_text(work_dir / "orthogonal_gaussian_final.json", json.dumps(s, indent=1) + "\n")
+    folder = work_dir / f"cycle_{last:02d}" / "assignments"
+    s = json.loads((folder / "orthogonal_gaussian_final.json").read_text())
     low, high = s["covariance"]["marchenko_pastur"]
     eigenvalues = s["covariance"]["eigenvalues"]
     return Section(
@@ -149,10 +143,14 @@ def gaussian(work_dir: Path, summary: dict[str, Any], latent_shape: tuple[int, i
             f"independence. Pooled over {s['maps']} images of cycle {last}: KS distance of the entries to N(0, 1) "
             f"{s['marginal']['ks']:.4f} (true samples stay under {s['marginal']['null_95']:.4f} in 95 % of cases); mean "
             f"{s['mean']:+.4f} (null deviation {s['mean_null_std']:.4f}); covariance eigenvalues {eigenvalues[0]:.3f} to "
-            f"{eigenvalues[-1]:.3f} (Marchenko-Pastur range {low:.3f} to {high:.3f})."
+            f"{eigenvalues[-1]:.3f} (Marchenko-Pastur range {low:.3f} to {high:.3f}).",
+            f"The set as a whole: {s['verdict']}.",
         ],
         None,
-        [Figure.of(plot, "Entries, patch norms and covariance spectrum against theory.")],
+        [
+            Figure.of(folder / "orthogonal_gaussian_final.png", "The assigned noise against theory."),
+            Figure.of(folder / "orthogonal_gaussian_init.png", "The base noise of the same images."),
+        ],
     )
 
 

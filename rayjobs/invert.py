@@ -1,6 +1,5 @@
 """`ortho invert`: the E-step for one image, with pictures and curves. Runs in this process, without a cluster."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from ortho_core.assign import AssignConfig, assign_noise
 from ortho_core.errors import BadRow, RunFailed, UserError
 from ortho_core.evaluation import to_bytes
 from ortho_core.folders import replace_folder
-from ortho_core.gaussianity import noise_statistics, plot_statistics
+from ortho_core.gaussianity import write_diagnostics
 from ortho_core.generators.base import latent_shape_of, load_generator, model_fingerprint
 from ortho_core.noise import noise_seed
 from ortho_core.pairs import decode_image
@@ -98,9 +97,7 @@ def run(job: InvertJob) -> int:
         labelled_rows(pictures, max(1, 128 // generator.image_size[0])).save(folder / "comparison.png")
         plot_steps(history, folder / "loss_history.png")
         for when, which in (("init", base), ("final", noise)):
-            stem = f"orthogonal_gaussian_{when}"
-            plot_statistics(which, job.patch_size, f"{when} noise", folder / f"{stem}.png")
-            (folder / f"{stem}.json").write_text(json.dumps(noise_statistics(which, job.patch_size), indent=1) + "\n")
+            write_diagnostics(which, job.patch_size, f"{when} noise", folder / f"orthogonal_gaussian_{when}")
         tensors = {"noise": noise, "base_noise": base, "target_latent": targets}
         if job.transform == "orthogonal":
             tensors["skew"] = parameters

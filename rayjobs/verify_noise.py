@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ortho_core.errors import UserError
-from ortho_core.gaussianity import noise_statistics, plot_statistics, random_rotation
+from ortho_core.gaussianity import departures, plot_statistics, random_rotation, verdict
 from ortho_core.noise import noise_seed, seeded_normal
 from ortho_core.transform import block_dimension
 from rayjobs.ledger import replace_text
@@ -54,15 +54,15 @@ def run(job: VerifyNoiseJob) -> int:
     result: dict[str, Any] = {}
     passed = True
     for name, maps in (("base", torch.cat(base)), ("rotated", torch.cat(rotated))):
-        statistics = noise_statistics(maps, job.patch_size)
-        result[name] = statistics
-        plot_statistics(maps, job.patch_size, f"{name} noise", job.out / f"{name}.png")
+        statistics = result[name] = plot_statistics(maps, job.patch_size, f"{name} noise", job.out / f"{name}.png")
         for test in ("marginal", "patch_norm"):
             # One true sample in twenty exceeds its 95 % quantile; twice the quantile, hardly any.
             sound = statistics[test]["ks"] < 2 * statistics[test]["null_95"]
             passed &= sound
             distance = f"KS distance {statistics[test]['ks']:.5f}, 95 % of true samples under {statistics[test]['null_95']:.5f}"
             say(f"{name:8} {test:11} {distance}: {'Gaussian' if sound else 'NOT Gaussian'}")
+        result[name]["departures"] = departures(statistics)
+        say(f"{name:8} {verdict(statistics)}")
     replace_text(job.out / "verify_noise.json", json.dumps(result, indent=1) + "\n")
     return 0 if passed else 1
 

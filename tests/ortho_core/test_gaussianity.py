@@ -1,9 +1,19 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from ortho_core.gaussianity import noise_statistics, plot_statistics, random_rotation
+from ortho_core.gaussianity import (
+    NOTABLE,
+    departures,
+    noise_statistics,
+    plot_statistics,
+    random_rotation,
+    verdict,
+    write_diagnostics,
+)
 from ortho_core.noise import seeded_normal
 from ortho_core.transform import patchify
 
@@ -30,8 +40,14 @@ def test_true_noise_stays_inside_its_ranges_before_and_after_a_rotation():
         low, high = found["covariance"]["marchenko_pastur"]
         assert low * 0.95 < found["covariance"]["eigenvalues"][0]
         assert found["covariance"]["eigenvalues"][-1] < high * 1.05
-        for value in (found["spatial"]["horizontal"], found["spatial"]["vertical"]):
-            assert abs(value) < 5 * found["spatial"]["null_std"]
+        assert max(departures(found).values()) < NOTABLE
+        assert verdict(found) == "32 maps: no departure from N(0, I) beyond 4 null standard deviations"
+        assert found["per_map"]["marginal_over_null_95"] < 0.2
+
+
+def correlation(found, lag):
+    """In null standard deviations."""
+    return found["autocorrelation"][lag]["correlation"] / found["autocorrelation"][lag]["null_std"]
 
 
 @pytest.mark.parametrize(
@@ -39,10 +55,15 @@ def test_true_noise_stays_inside_its_ranges_before_and_after_a_rotation():
     [
         (lambda e: 1.1 * e, lambda f: f["marginal"]["ks"] > f["marginal"]["null_95"]),
         (lambda e: e + 0.05, lambda f: abs(f["mean"]) > 5 * f["mean_null_std"]),
-        (lambda e: (e + e.roll(1, 3)) / 2**0.5, lambda f: f["spatial"]["horizontal"] > 10 * f["spatial"]["null_std"]),
+        (lambda e: (e + e.roll(1, 3)) / 2**0.5, lambda f: correlation(f, "0,1") > 10),
         (
             lambda e: (e + e.roll(2, 3)) / 2**0.5,
             lambda f: f["cross_patch"]["correlation"] > 10 * f["cross_patch"]["null_std"],
+        ),
+        (lambda e: (e + e.roll((1, -1), (2, 3))) / 2**0.5, lambda f: correlation(f, "1,-1") > 10),
+        (
+            lambda e: (e + 0.5 * e[:1].roll((5, 3), (2, 3))) / 1.25**0.5,
+            lambda f: f["position"]["mean_square"] > 1 + 20 * f["position"]["null_std"],
         ),
         (
             lambda e: (e + 0.7 * e[:, :1]) / 1.49**0.5,
@@ -55,10 +76,12 @@ def test_true_noise_stays_inside_its_ranges_before_and_after_a_rotation():
             lambda f: f["patch_norm"]["ks"] > f["patch_norm"]["null_95"],
         ),
     ],
-    ids=["scaled", "shifted", "neighbours", "patches", "channels", "norms"],
+    ids=["scaled", "shifted", "neighbours", "patches", "diagonals", "a common picture", "channels", "norms"],
 )
 def test_each_departure_is_seen_by_its_statistic(spoil, sees):
-    assert sees(noise_statistics(spoil(NOISE), 2))
+    found = noise_statistics(spoil(NOISE), 2)
+    assert sees(found)
+    assert "depart from N(0, I)" in verdict(found)
 
 
 def test_a_gan_vector_and_a_single_patch_have_statistics(tmp_path):
@@ -66,3 +89,19 @@ def test_a_gan_vector_and_a_single_patch_have_statistics(tmp_path):
     assert noise_statistics(flat, 1)["dimension"] == 16
     plot_statistics(NOISE, 2, "noise", tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_moments_of_each_patch_entry_are_those_of_numpy():
+    found = noise_statistics(NOISE, 2)
+    flat = patchify(NOISE.double(), 2).reshape(-1, 16).numpy()
+    assert found["dimension_mean"] == pytest.approx(flat.mean(0).tolist())
+    assert found["dimension_variance"] == pytest.approx(flat.var(0, ddof=1).tolist())
+
+
+def test_diagnostics_are_a_picture_and_the_numbers_with_their_verdict(tmp_path):
+    write_diagnostics(1.2 * NOISE, 2, "loud noise", tmp_path / "loud")
+    content = json.loads((tmp_path / "loud.json").read_text())
+    assert content["per_map"]["mean_square"] == pytest.approx(1.44, rel=0.02)
+    assert content["verdict"].startswith("32 maps depart from N(0, I), in null standard deviations: ")
+    assert "power of the maps by" in content["verdict"]
+    assert (tmp_path / "loud.png").stat().st_size > 10_000
