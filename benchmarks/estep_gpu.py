@@ -86,7 +86,11 @@ class RandomTurbo(DiffusersGenerator):
             scheduler=scheduler,
         )
         generator = RandomTurbo(pipeline)
-        generator.speed_up(compile=compile)
+        if device.type == "cuda":
+            unet.to(memory_format=torch.channels_last)
+        if compile:
+            compiled: Any = torch.compile(unet, dynamic=False)
+            generator.trainable = compiled
         return generator
 
     def encode_prompts(self, prompts: list[str]) -> Condition:

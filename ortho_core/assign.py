@@ -149,7 +149,7 @@ class Engine:
             else:  # nothing left to compute, only to fetch
                 done = torch.zeros_like(slots.active)
             step = _Step(to_host(done), list(owners), left)
-            if self.lag:
+            if self.generator.device.type == "cuda":
                 step.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 step.event.record()
             underway.append(step)

@@ -107,17 +107,16 @@ class ShardActor:
         try:
             torch.set_num_threads(max(1, int(job.cpus_per_worker)))
             generator = load_generator(
-                job.model,
-                "cuda" if gpus else "cpu",
-                job.dtype,
-                compile=job.compile,
-                gradient_checkpointing=job.gradient_checkpointing,
+                job.model, "cuda" if gpus else "cpu", job.dtype, gradient_checkpointing=job.gradient_checkpointing
             )
             self.pairs = PairSet(job.pairs, job.pair_fields())
             self.earlier = earlier(job, self.pairs) if job.warm_start else None
             self.notes: list[str] = []
             config = AssignConfig(**{name: getattr(job, name) for name in AssignConfig.model_fields})
             slots = job.slots or min(slots_that_fit(generator, config), job.rows_per_shard)
+            if job.compile:  # not before the slots are counted: each batch size that is tried would be compiled
+                compiled: Any = torch.compile(generator.trainable, dynamic=False)
+                generator.trainable = compiled
             self.assigner = ShardAssigner(
                 Engine(generator, config, slots, on_event=self.notes.append),
                 PromptCache(generator),
@@ -207,7 +206,7 @@ def receipts(job: AssignJob, sealed: dict[str, Any], shards: list[Shard]) -> Ite
     context.print_on_execution_start = False
     # Progress counts finished shards; the default of half an hour would end a slow but healthy run, and without any limit
     # a row that kills its process would be tried for ever. A minute per evaluation is slower than any machine of use.
-    context.execution_no_progress_timeout_s = max(1800, 60 * job.steps * -(-job.rows_per_shard // (job.slots or 1)))
+    context.execution_no_progress_timeout_s = max(1800, 60 * job.steps * -(-job.rows_per_shard // (job.slots or 8)))
     workers = min(job.workers, len(shards))
     pool = ray.data.ActorPoolStrategy(min_size=job.fitting(workers), max_size=workers, max_tasks_in_flight_per_actor=2)
     gpus = job.gpus()

@@ -117,19 +117,19 @@ def load_generator(
     device: str | torch.device = "cpu",
     dtype: str = "float32",
     *,
-    compile: bool = False,
     gradient_checkpointing: bool = False,
 ) -> OneStepGenerator:
     """Load the generator in `folder` onto `device`, its network in `dtype`. Raises UserError as `check_model_folder`.
 
-    For `compile` and `gradient_checkpointing` see `DiffusersGenerator.speed_up`.
+    `gradient_checkpointing` computes activations twice to keep fewer of them.
     """
     name = check_model_folder(folder)
     # diffusers takes seconds to import; a driver that only checks and plans never needs it.
     from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
     generator = DiffusersGenerator.load(name, Path(folder), torch.device(device), getattr(torch, dtype))
-    generator.speed_up(compile=compile, gradient_checkpointing=gradient_checkpointing)
+    if gradient_checkpointing:
+        generator.pipeline.unet.enable_gradient_checkpointing()
     return generator
 
 

@@ -74,22 +74,9 @@ class DiffusersGenerator:
             if part is not None:
                 part.requires_grad_(False).eval()
         pipeline.to(device)
+        if device.type == "cuda":  # the memory format that its convolutions are fastest in
+            pipeline.unet.to(memory_format=torch.channels_last)
         return generator
-
-    def speed_up(self, *, compile: bool = False, gradient_checkpointing: bool = False) -> None:
-        """Settings of the network alone that leave its function as it is, up to rounding.
-
-        `compile` takes a minute at the first call of each batch size; `gradient_checkpointing` computes activations twice
-        to keep fewer of them. On a GPU the network's convolutions get the memory format that they are fastest in.
-        """
-        unet = self.pipeline.unet
-        if self.device.type == "cuda":
-            unet.to(memory_format=torch.channels_last)
-        if gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        if compile:
-            compiled: Any = torch.compile(unet, dynamic=False)
-            self._trainable = compiled
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -212,6 +212,23 @@ def test_out_of_memory_halves_the_slots_once_and_says_so(generator, batch):
         list(smaller.run(requests(generator, condition, targets, config)))
 
 
+def test_looking_at_a_step_one_step_later_changes_no_result(generator, batch):
+    condition, _, targets = batch
+
+    class Later(Engine):
+        lag = 1  # as on a GPU, whose host does not wait for the step it has just asked for
+
+    targets = targets.clone()
+    targets[5] = float("inf")
+    config = AssignConfig(steps=9, patience=2, stop_tolerance=0.02)
+    work = requests(generator, condition, targets, config)
+    at_once, later = (sorted(kind(generator, config, 3).run(work), key=lambda one: one.key) for kind in (Engine, Later))
+    assert [one.failed for one in later] == [i == 5 for i in range(8)]
+    for a, b in zip(at_once, later, strict=True):
+        assert torch.equal(a.parameters, b.parameters)
+        assert (a.evaluations, a.best_step, a.failure) == (b.evaluations, b.best_step, b.failure)
+
+
 def test_images_are_read_only_when_a_slot_is_free(generator, batch):
     condition, _, targets = batch
     config, taken = AssignConfig(steps=2), []

@@ -1,0 +1,105 @@
+"""What more freedom gives, and what it costs in Gaussianity: `python -m benchmarks.estep_spaces --out runs/spaces.json`.
+
+One rotation per image, one per region, and free noise under a Gaussian prior, on the same images at the same evaluations.
+The last columns judge the pooled assigned noise: by what it departs most from N(0, I), in null standard deviations, and the
+same for the base noise of the same images. The stopping rule's savings are measured on one rotation per image.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.problem import Problem
+from ortho_core.assign import AssignConfig, Engine, Found, Request
+from ortho_core.gaussianity import departures, noise_statistics
+from ortho_core.objectives import Reconstruction
+
+BUDGETS = (5, 10, 20, 40)
+SPACES: dict[str, dict[str, Any]] = {
+    "one rotation, p = 1": {"patch_size": 1},
+    "one rotation, p = 2": {"patch_size": 2},
+    "one rotation, p = 4": {"patch_size": 4},
+    "regions 2 × 2, p = 1": {"patch_size": 1, "regions": 2},
+    "regions 2 × 2, p = 2": {"patch_size": 2, "regions": 2},
+    "regions 4 × 4, p = 2": {"patch_size": 2, "regions": 4},
+    "free, prior 2": {"transform": "free", "prior_weight": 2.0},
+    "free, prior 0.5": {"transform": "free", "prior_weight": 0.5},
+    "free, prior 0.1": {"transform": "free", "prior_weight": 0.1},
+    "free, no prior": {"transform": "free", "prior_weight": 0.0},
+}
+
+
+def search(problem: Problem, config: AssignConfig) -> list[Found]:
+    inputs = Reconstruction(problem.generator, config).inputs(problem.condition, problem.targets, None)
+    requests = [
+        Request(i, seed, {name: tensor[i] for name, tensor in inputs.items()}) for i, seed in enumerate(problem.seeds)
+    ]
+    engine = Engine(problem.generator, config, min(32, len(requests)))
+    return sorted(engine.run(requests), key=lambda one: int(one.key))
+
+
+def latent_at(found: list[Found], budget: int) -> float:
+    """Mean latent loss at the point with the lowest total within a budget."""
+    best = [int(one.history["total"][:budget].argmin()) for one in found]
+    return statistics.fmean(float(one.history["latent"][k]) for one, k in zip(found, best, strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=Path, default=Path("examples/digits/heldout.jsonl"))
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--generators", nargs="+", default=["tiny-turbo", "imle"])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {}
+    for name in args.generators:
+        problem = Problem.of(name, args.pairs, args.images, 2, 0)
+        print(f"\n{name}: {args.images} images, latent loss; departures of the pooled noise from N(0, I)")
+        print(
+            f"{'':22s} {'numbers':>8s}" + "".join(f"{f'at {b}':>8s}" for b in BUDGETS) + "   power  largest departure"
+        )
+        base = departures(noise_statistics(problem.base, 2))
+        first = next(iter(base.items()))
+        print(f"{'base noise':22s} {'':40s} {float(problem.base.square().mean()):7.3f}  {first[0]} {first[1]:.1f}")
+        result[name] = {"base": base}
+        for title, settings in SPACES.items():
+            config = AssignConfig(steps=40, patience=0, **settings)
+            found = search(problem, config)
+            space = config.space(problem.generator.latent_shape)
+            noise = space.noise(problem.base, torch.stack([one.parameters for one in found]))
+            far = departures(noise_statistics(noise, 2))
+            losses = [latent_at(found, budget) for budget in BUDGETS]
+            power = float(noise.square().mean())
+            result[name][title] = {
+                "parameters": space.parameters,
+                "losses": dict(zip(BUDGETS, losses, strict=True)),
+                "power": power,
+                "departures": far,
+            }
+            worst = ", ".join(f"{what} {value:.1f}" for what, value in list(far.items())[:2])
+            print(
+                f"{title:22s} {space.parameters:8d}" + "".join(f"{v:8.4f}" for v in losses) + f" {power:7.3f}  {worst}",
+                flush=True,
+            )
+        print(f"\n{name}: the stopping rule, at most 40 evaluations, one rotation, p = 2")
+        for patience, tolerance in ((0, 0.0), (4, 1e-3), (4, 5e-3), (4, 2e-2), (2, 5e-3)):
+            config = AssignConfig(steps=40, patience=patience, stop_tolerance=tolerance)
+            found = search(problem, config)
+            spent = statistics.fmean(one.evaluations for one in found)
+            loss = statistics.fmean(one.best("total") for one in found)
+            result[name][f"patience {patience}, tolerance {tolerance:g}"] = {"evaluations": spent, "loss": loss}
+            print(
+                f"patience {patience}, tolerance {tolerance:<6g}: {spent:5.1f} evaluations, loss {loss:.4f}", flush=True
+            )
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The programs behind docs/results.md run, and count as they say."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.problem import FORWARD, Curve, Problem
+from benchmarks.rivals import RIVALS, best_of, from_noise, ours
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return Problem.of("imle", ROOT / "examples" / "digits" / "heldout.jsonl", 4, 2, 0)
+
+
+def run(name, *argv):
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *argv], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_curve_counts_what_was_spent_and_keeps_the_best():
+    curve = Curve.of([torch.tensor([3.0, 1.0]), torch.tensor([2.0, 4.0]), torch.tensor([2.5, 0.5])], before=1 / 3)
+    assert curve.cost == pytest.approx([4 / 3, 7 / 3, 10 / 3])
+    assert curve.at(2.4).tolist() == [2.0, 1.0]
+    assert curve.at(1).tolist() == [float("inf")] * 2
+    assert curve.reaches(1.5) == pytest.approx(7 / 3)
+    assert curve.reaches(0.1) == float("inf")
+    assert curve.each_reaches(torch.tensor([2.0, 0.9])).tolist() == pytest.approx([7 / 3, 10 / 3])
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_every_search_that_was_tried_lowers_the_loss_and_starts_at_the_base_noise(name, problem):
+    curve = RIVALS[name](problem, 24)
+    assert (curve.best[-1] < curve.best[0]).all()
+    if curve.cost[0] == 1:
+        torch.testing.assert_close(curve.best[0], problem.losses(problem.base), rtol=1e-2, atol=1e-3)
+
+
+def test_candidates_are_paid_for(problem):
+    curve = best_of(problem, 6, 3)
+    assert curve.cost[0] == pytest.approx(1 + 3 * FORWARD)
+    screened = torch.stack([problem.losses(each) for each in (problem.base, *map(problem.random_noise, (1, 2)))])
+    torch.testing.assert_close(curve.best[0], screened.amin(0), rtol=1e-2, atol=1e-3)
+    same = from_noise(problem, 6, problem.base, 0.0)
+    torch.testing.assert_close(same.best[-1], ours(problem, 6).best[-1], rtol=1e-2, atol=1e-4)
+
+
+def test_the_efficiency_program_writes_its_table(tmp_path):
+    argv = ["--images", "4", "--seeds", "1", "--generators", "imle", "--patch-sizes", "2"]
+    said = run("estep_efficiency", *argv, "--out", str(tmp_path / "x.json"))
+    table = json.loads((tmp_path / "x.json").read_text())["imle, p = 2"]
+    assert table["reference"]["reach"] == 40
+    assert table["the default"]["reach"] < 20
+    assert f"{table['the default']['loss_40']:8.4f}" in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_the_gpu_program_says_so_where_there_is_no_gpu():
+    assert "no CUDA device here" in run("estep_gpu")
+
+
+@pytest.mark.slow
+def test_the_gpu_program_runs_in_miniature(tmp_path):
+    argv = ["--small", "--slots", "1", "2", "--rounds", "1", "--evaluations", "2", "--reference-images", "1"]
+    run("estep_gpu", *argv, "--out", str(tmp_path / "x.json"))
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [(row["compile"], row["slots"]) for row in rows] == [(False, 1), (False, 2), (True, 1), (True, 2)]
+    assert all(row["images_per_second"] > 0 for row in rows)
