@@ -88,7 +88,9 @@ class DiffusersGenerator:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.pipeline.unet.device)
+        # Not `unet.device`, which walks through all the parameters at every call.
+        parameter: Tensor = next(self.pipeline.unet.parameters())
+        return parameter.device
 
     @property
     def trainable(self) -> nn.Module:
