@@ -173,8 +173,8 @@ def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str
     statistics = noise_statistics(noise, patch_size)
     patches = patchify(noise.double().cpu(), patch_size).reshape(-1, statistics["dimension"])
     d = statistics["dimension"]
-    figure = Figure(figsize=(12, 6.6), layout="constrained")
-    (marginal, norms, spectrum), (means, variances, correlations) = figure.subplots(2, 3)
+    figure = Figure(figsize=(15, 6.6), layout="constrained")
+    (marginal, norms, spectrum, position), (means, variances, correlations, power) = figure.subplots(2, 4)
     marginal.hist(patches.flatten().numpy(), bins=60, density=True, color=BARS)
     x = np.linspace(-4, 4, 200)
     marginal.plot(x, np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), color=NULL, label="N(0, 1)")
@@ -213,8 +213,21 @@ def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str
     correlations.axhline(0, color="#888888", lw=0.8)
     correlations.set_xticks(range(len(rows)), list(rows), rotation=60, fontsize=7)
     correlations.set(title="correlations")
+    maps = noise.detach().double().cpu()
+    leaning = maps.mean(0).flatten() * math.sqrt(len(maps))
+    position.hist(leaning.numpy(), bins=40, density=True, color=BARS)
+    position.plot(x, np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), color=NULL, label="N(0, 1)")
+    position.set(title=f"√{len(maps)} · mean over maps, each position")
+    each = maps.square().mean((1, 2, 3))
+    power.hist(each.numpy(), bins=min(40, max(5, len(each) // 4)), density=True, color=BARS)
+    spread = statistics["per_map"]["null_std"]
+    around = 1 + spread * np.linspace(-4, 4, 200)
+    density = np.exp(-(((around - 1) / spread) ** 2) / 2) / (spread * math.sqrt(2 * math.pi))
+    power.plot(around, density, color=NULL, label="N(0, I), n large")
+    power.set(title="mean square of each map")
     for axes in figure.axes:
         axes.legend(fontsize=8)
+        axes.title.set_size(10)
     figure.suptitle(f"{title}: {verdict(statistics)}", fontsize=10)
     figure.savefig(path, dpi=110)
     return statistics
