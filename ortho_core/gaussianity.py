@@ -227,7 +227,7 @@ def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str
     power.set(title="mean square of each map")
     for axes in figure.axes:
         axes.legend(fontsize=8)
-        axes.title.set_size(10)
+        axes.title.set_fontsize(10)
     figure.suptitle(f"{title}: {verdict(statistics)}", fontsize=10)
     figure.savefig(path, dpi=110)
     return statistics

@@ -54,14 +54,21 @@ def undisturbed(tiny_turbo, digits, tmp_path_factory):
 def test_the_output_is_complete_and_reconciled(undisturbed):
     _, out = undisturbed
     names = sorted(p.name for p in out.iterdir())
-    assert names[:2] == ["failures.jsonl", "part-000000-" + names[1][12:]]
-    assert sum(n.startswith("part-") for n in names) == 6
-    assert {"plan.json", "summary.json"} < set(names)
+    parts = [name for name in names if name.startswith("part-")]
+    assert [name[:12] for name in parts] == [f"part-{i:06d}-" for i in range(6)]
+    diagnostics = {f"orthogonal_gaussian_{when}.{kind}" for when in ("init", "final") for kind in ("json", "png")}
+    assert set(names) - set(parts) == {"failures.jsonl", "plan.json", "summary.json"} | diagnostics
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["rows"], summary["assigned"], summary["quarantined"]) == (24, 24, 0)
     assert summary["evaluations"] == 24 * 4
     assert summary["mean_loss"] < summary["mean_initial_loss"]
     assert (out / "failures.jsonl").read_text() == ""
+    base, final = (json.loads((out / f"orthogonal_gaussian_{when}.json").read_text()) for when in ("init", "final"))
+    assert base["maps"] == final["maps"] == 24
+    assert final["per_map"]["mean_square"] == pytest.approx(
+        base["per_map"]["mean_square"], rel=1e-5
+    )  # rotated, not scaled
+    assert summary["gaussianity"] == final["verdict"]
 
 
 def test_the_recorded_loss_is_that_of_the_rebuilt_noise(undisturbed, generator):
