@@ -6,6 +6,7 @@ change, so an image meets the same kernels and gets the same result whoever its 
 Axes: S slots, B images, C × H × W noise maps, m parameters, K evaluations at most.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ortho_core.errors import RunFailed
 from ortho_core.generators.base import Condition, OneStepGenerator
 from ortho_core.objectives import Objective, Reconstruction
 from ortho_core.optimizers import LBFGS, AdamW, Optimizer, identity
@@ -235,8 +237,13 @@ class _Queue:
         self._taken: list[Request] = []
 
     def peek(self) -> Request | None:
-        if not self._next and (request := next(self._source, None)) is not None:
-            self._next.append(request)
+        if not self._next:
+            try:
+                self._next.extend(itertools.islice(self._source, 1))
+            except torch.OutOfMemoryError as error:
+                # Not the engine's to answer: a source that has failed once says nothing more, and its rows would be lost.
+                reason = str(error).splitlines()[0]
+                raise RunFailed(f"out of memory while images were encoded, use fewer slots ({reason})") from error
         return self._next[0] if self._next else None
 
     def take(self) -> Request | None:

@@ -66,6 +66,10 @@ class ShardAssigner:
                 result.failures.append(Failure(pair.sample_id, pair.row, "non-finite-loss", message))
         for start in range(0, len(sound), RECORDS_AT_ONCE):
             result.rows += self._records(sound[start : start + RECORDS_AT_ONCE])
+        if len(result.rows) + len(result.failures) != shard.rows:
+            raise RuntimeError(
+                f"shard {shard.index}: {len(result.rows)} assigned + {len(result.failures)} failed, not {shard.rows} rows"
+            )
         return result
 
     def _requests(
@@ -76,7 +80,7 @@ class ShardAssigner:
         objective = engine.objective
         if not isinstance(objective, Reconstruction):
             raise TypeError("a shard of pairs is assigned by reconstruction")
-        size = engine.slots
+        size = ENCODED_AT_ONCE
         for batch, images in decoded_batches(pairs, shard, size, generator.image_size, result.failures):
             prompts = [pair.prompt for pair in batch]
             result.truncated_prompts += generator.count_truncated(prompts)
@@ -132,6 +136,8 @@ class ShardAssigner:
         return records
 
 
+#: Images that the autoencoder encodes together. Its activations are the largest of all, and nothing hangs on their number.
+ENCODED_AT_ONCE = 8
 #: Noise maps that are rebuilt together, in float64, to take their checksums.
 RECORDS_AT_ONCE = 64
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ortho_core.assign import AssignConfig, Engine, Request, assign_noise
-from ortho_core.errors import UserError
+from ortho_core.errors import RunFailed, UserError
 from ortho_core.noise_space import Rotations
 from ortho_core.objectives import Reconstruction
 from ortho_core.transform import unpack_skew
@@ -210,6 +210,18 @@ def test_out_of_memory_halves_the_slots_once_and_says_so(generator, batch):
     smaller = Engine(Fragile(generator, 1), config, 6)
     with pytest.raises(torch.OutOfMemoryError):
         list(smaller.run(requests(generator, condition, targets, config)))
+
+
+def test_a_source_that_runs_out_of_memory_is_not_taken_for_its_end(generator, batch):
+    condition, _, targets = batch
+    config = AssignConfig(steps=2)
+
+    def feed():
+        yield from requests(generator, condition, targets, config)[:3]
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(RunFailed, match="out of memory while images were encoded, use fewer slots"):
+        list(Engine(generator, config, 2).run(feed()))
 
 
 def test_looking_at_a_step_one_step_later_changes_no_result(generator, batch):
