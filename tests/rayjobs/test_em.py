@@ -35,10 +35,16 @@ def test_two_cycles_leave_models_numbers_and_a_report(small_pairs, tiny_turbo, d
     # Cycle 2 starts from cycle 1's model, and both are held to the model the run started from.
     assert first["model_fingerprint"] == first["preserve_fingerprint"] == second["preserve_fingerprint"]
     assert second["model_fingerprint"] != first["model_fingerprint"]
+    # Its E-step starts from the noise that cycle 1 assigned, and the images are nearer to it than to the base noise.
+    plans = [json.loads((out / f"cycle_0{k}" / "assignments" / "plan.json").read_text()) for k in (1, 2)]
+    assert plans[0]["warm_start"] is None
+    assert plans[1]["warm_start"] == plans[0]["run_fingerprint"]
+    starts = [cycle["assign"]["mean_initial_loss"] for cycle in summary["cycles"]]
+    assert starts[1] < starts[0]
     direct = json.loads((out / "direct" / "train" / "plan.json").read_text())
     assert direct["updates"] == first["updates"] + second["updates"]
     report = (out / "report.html").read_text()
-    assert len(re.findall(r'<img src="data:image/png;base64,[A-Za-z0-9+/=]+"', report)) == 6
+    assert len(re.findall(r'<img src="data:image/png;base64,[A-Za-z0-9+/=]+"', report)) == 7
     assert "://" not in report.replace("data:image", "")
 
     times = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")} | {
