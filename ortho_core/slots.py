@@ -31,13 +31,8 @@ class Slots:
     ) -> None:
         """`base` and `inputs` give shapes and the content of the slots that are still empty."""
         S, K = len(base), config.steps
-        self.space, self.objective, self.optimizer, self.metric, self.config = (
-            space,
-            objective,
-            optimizer,
-            metric,
-            config,
-        )
+        self.space, self.objective, self.config = space, objective, config
+        self.optimizer, self.metric = optimizer, metric
         self.names = ("total", *objective.parts, "drift", "prior")
         self.base = base.clone()
         self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
