@@ -30,9 +30,13 @@ class PairFields(BaseModel):
     prompt_field: str = Field("prompt", min_length=1, description="field of a row that holds the prompt")
     image_field: str = Field("image", min_length=1, description="field of a row that holds the image path")
 
+    id_field: str | None = Field(
+        None, min_length=1, description="field that holds a row's own unique id (default: line number and image name)"
+    )
+
     def pair_fields(self) -> "PairFields":
         """These fields alone, from a job that has them among its own."""
-        return PairFields(prompt_field=self.prompt_field, image_field=self.image_field)
+        return PairFields(**{name: getattr(self, name) for name in PairFields.model_fields})
 
 
 @dataclass(frozen=True)
@@ -128,11 +132,20 @@ class PairSet:
         if not isinstance(image, str) or not image:
             found = "missing" if image is None else repr(image)[:60]
             raise BadRow("missing-image", f"row {row}: field {self.fields.image_field!r} is {found}, not a path")
+        sample_id = f"{row:06d}_{Path(image).stem}"
+        if self.fields.id_field is not None:
+            own = record.get(self.fields.id_field)
+            if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
+                found = "missing" if own is None else repr(own)[:60]
+                raise BadRow(
+                    "missing-id", f"row {row}: field {self.fields.id_field!r} is {found}, not a text or number"
+                )
+            sample_id = str(own)
         try:
-            (prompt + image).encode()
+            (prompt + image + sample_id).encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but no text
             raise BadRow("not-text", f"row {row} holds characters that are not Unicode text: {error}") from error
-        return Pair(f"{row:06d}_{Path(image).stem}", row, prompt, image, self.resolve(image, f"row {row}"))
+        return Pair(sample_id, row, prompt, image, self.resolve(image, f"row {row}"))
 
     def resolve(self, image: str, where: str) -> Path:
         """The image's path after following links. Raises BadRow if it leaves the root or is not a file."""

@@ -35,6 +35,9 @@ class AssignSettings(AssignConfig, WorkerResources):
     slots: int = Field(0, ge=0, description="images side by side on one worker (0: what fits the GPU, 16 without one)")
     rows_per_shard: int = Field(64, ge=1, description="rows of one task and one part file: what a lost worker repeats")
     workers: int = Field(1, ge=1, description="actors in the pool (fewer start if the cluster has no room)")
+    max_failure_rate: float = Field(
+        0.5, ge=0, le=1, description="end the run once more than this share of the rows so far is quarantined"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="precision of network and text encoders"
     )
@@ -151,6 +154,7 @@ class ShardActor:
             quarantined=len(result.failures),
             evaluations=result.evaluations,
             loss=_loss_sum(result),
+            example=result.failures[0].message if result.failures else "",
             notes=notes,
         )
 
@@ -166,6 +170,7 @@ def receipt(
     loss: float = 0.0,
     failures: list[dict[str, Any]] | None = None,
     error: str = "",
+    example: str = "",
     notes: str = "",
 ) -> dict[str, Any]:
     return {
@@ -176,6 +181,7 @@ def receipt(
         "loss": loss,
         "failures": failures or [],
         "error": error,
+        "example": example,
         "notes": notes,
     }
 
@@ -285,10 +291,15 @@ def write_gaussianity(out: Path, latent_shape: tuple[int, int, int]) -> str:
     return verdict(statistics)
 
 
+#: Rows before which the share of quarantined ones says too little to end a run.
+MANY_ROWS = 100
+
+
 def work_through(job: AssignJob, ledger: Ledger, shards: list[Shard], rows_before: int) -> None:
     by_index = {shard.index: shard for shard in shards}
     progress = Progress("assign", ledger.plan["rows"], "rows", done=rows_before)
-    loss = assigned = quarantined = 0.0
+    rows, quarantined = ledger.committed()
+    loss, assigned, example = 0.0, 0, "see its part files"
     for done in receipts(job, ledger.plan, shards):
         shard = by_index[int(done["index"])]
         if done["error"]:
@@ -307,6 +318,13 @@ def work_through(job: AssignJob, ledger: Ledger, shards: list[Shard], rows_befor
         loss += done["loss"]
         assigned += done["assigned"]
         quarantined += done["quarantined"] + len(failures)
+        rows += shard.rows
+        example = done["example"] or (failures[0].message if failures else example)
+        if rows >= MANY_ROWS and quarantined > job.max_failure_rate * rows:
+            raise RunFailed(
+                f"{quarantined:.0f} of {rows} rows so far are quarantined, more than --max-failure-rate "
+                f"{job.max_failure_rate:g} allows; one of them: {example}"
+            )
         note = f"mean loss {loss / assigned:.4f}" if assigned else ""
         progress.advance(shard.rows, note + (f", {quarantined:.0f} quarantined" if quarantined else ""))
     progress.close()

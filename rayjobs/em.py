@@ -63,6 +63,7 @@ def make_plan(job: EmJob) -> dict[str, Any]:
         "slots",
         "compile",
         "gradient_checkpointing",
+        "max_failure_rate",
     }
     plan: dict[str, Any] = {
         "format": FORMAT,

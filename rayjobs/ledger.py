@@ -123,6 +123,12 @@ class Ledger:
             todo.append(shard)
         return todo
 
+    def committed(self) -> tuple[int, int]:
+        """Rows of the parts that are published, and how many of them are quarantined."""
+        abouts = [read_about(path) for path in self.parts if path.exists()]
+        quarantined = sum(len(about["failures"]) for about in abouts)
+        return sum(about["rows"] for about in abouts) + quarantined, quarantined
+
     def finish(self) -> dict[str, Any]:
         """Once every shard is committed: write `failures.jsonl` from the parts and return the reconciled counts."""
         assigned = quarantined = truncated = evaluations = 0

@@ -93,6 +93,14 @@ def test_field_names_can_be_chosen(tmp_path):
     assert pairs.fingerprint() != PairSet(tmp_path / "p").fingerprint()
 
 
+def test_a_row_can_bring_its_own_id(tmp_path):
+    square(tmp_path / "p" / "a.png")
+    rows = [{"prompt": "x", "image": "a.png", "key": key} for key in ("cat-1", 17, None, "", True, 1.5, "caf\ud83d")]
+    write_rows(tmp_path / "p", *rows)
+    pairs = PairSet(tmp_path / "p", PairFields(id_field="key"))
+    assert outcomes(pairs) == ["cat-1", "17", *["missing-id"] * 4, "not-text"]
+
+
 def test_a_missing_or_empty_set_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"pairs\.jsonl does not exist"):
         PairSet(tmp_path)

@@ -182,6 +182,24 @@ def test_a_systematic_failure_ends_the_run_with_its_reason(tiny_turbo, tmp_path)
     assert not list((tmp_path / "out").glob("part-*"))
 
 
+def test_too_many_bad_rows_end_the_run_early_and_a_higher_rate_goes_on(tiny_turbo, digits, tmp_path):
+    pairs = copy_pairs(digits, tmp_path / "pairs", 24)
+    lines = (pairs / "pairs.jsonl").read_text().splitlines()
+    # A usable row in each shard of twenty, so that no shard is bad as a whole.
+    rows = [lines[i // 20] if i % 20 == 0 else '{"prompt": "x", "image": "gone.png"}' for i in range(200)]
+    (pairs / "pairs.jsonl").write_text("\n".join(rows))
+    settings = {"steps": 1, "rows_per_shard": 20}
+    out = tmp_path / "out"
+    with pytest.raises(
+        RunFailed, match=r"95 of 100 rows so far are quarantined, more than --max-failure-rate 0.5 .*gone\.png"
+    ):
+        run(job(pairs, tiny_turbo, out, **settings))
+    assert not (out / "summary.json").exists()
+    assert run(job(pairs, tiny_turbo, out, max_failure_rate=0.95, **settings)) == 3
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["assigned"], summary["quarantined"]) == (10, 190)
+
+
 def test_a_model_that_does_not_load_is_one_line_not_a_restart_loop(small_pairs, tiny_turbo, tmp_path):
     import shutil
 
