@@ -19,7 +19,7 @@ import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.estep_throughput import bare, reference_loop, requests, synchronize, timed
+from benchmarks.estep_throughput import bare, reference_loop, synchronize, timed
 from benchmarks.problem import Problem
 from ortho_core.assign import AssignConfig, Engine
 from ortho_core.generators.base import Condition
@@ -138,7 +138,7 @@ def measure(problem: Problem, slots: int, evaluations: int, rounds: int) -> dict
     """Images per second and peak memory of the engine, and its evaluation over a bare forward and backward."""
     device = problem.generator.device
     config = AssignConfig(steps=evaluations, patience=0)
-    engine, work = Engine(problem.generator, config, slots), requests(problem, config, 2 * slots)
+    engine, work = Engine(problem.generator, config, slots), problem.requests(config)
     bare_step = bare(problem, slots)
 
     def search() -> None:
@@ -188,11 +188,12 @@ def table(say: Callable[[str], None], args: argparse.Namespace, device: torch.de
     release()
     ceiling = matmul_ceiling(device, torch.bfloat16, 512 if args.small else 8192, 10)
     say(f"matrix product in bf16: {ceiling / 1e12:.1f} TFLOP/s")
+    flops = flops_of_an_evaluation(problem_of(RandomTurbo.build(shape, device, torch.bfloat16), 1))
+    release()
     found: dict[str, Any] = {"reference_images_per_second": base, "ceiling_tflops": ceiling / 1e12, "rows": []}
     say("compile  slots  images/s  of reference  evaluations/s  TFLOP/s  of ceiling  peak GiB  over bare")
     for compile in (False, True):
         generator = RandomTurbo.build(shape, device, torch.bfloat16, compile)
-        flops = flops_of_an_evaluation(problem_of(RandomTurbo.build(shape, device, torch.bfloat16), 1))
         for slots in args.slots:
             try:
                 row = measure(problem_of(generator, 2 * slots), slots, args.evaluations, args.rounds)

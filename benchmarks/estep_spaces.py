@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from benchmarks.problem import Problem
-from ortho_core.assign import AssignConfig, Engine, Found, Request
+from ortho_core.assign import AssignConfig, Found
 from ortho_core.gaussianity import departures, noise_statistics
 from ortho_core.noise import noise_seed
-from ortho_core.objectives import Reconstruction
 
 BUDGETS = (5, 10, 20, 40)
 #: Base noises that are searched one after the other to see how much hangs on the one that an image got.
@@ -35,15 +34,6 @@ SPACES: dict[str, dict[str, Any]] = {
     "free, prior 0.1": {"transform": "free", "prior_weight": 0.1},
     "free, no prior": {"transform": "free", "prior_weight": 0.0},
 }
-
-
-def search(problem: Problem, config: AssignConfig) -> list[Found]:
-    inputs = Reconstruction(problem.generator, config).inputs(problem.condition, problem.targets, None)
-    requests = [
-        Request(i, seed, {name: tensor[i] for name, tensor in inputs.items()}) for i, seed in enumerate(problem.seeds)
-    ]
-    engine = Engine(problem.generator, config, min(32, len(requests)))
-    return sorted(engine.run(requests), key=lambda one: int(one.key))
 
 
 def latent_at(found: list[Found], budget: int) -> float:
@@ -73,7 +63,7 @@ def main() -> None:
         result[name] = {"base": base}
         for title, settings in SPACES.items():
             config = AssignConfig(steps=40, patience=0, **settings)
-            found = search(problem, config)
+            found = problem.search(config)
             space = config.space(problem.generator.latent_shape)
             noise = space.noise(problem.base, torch.stack([one.parameters for one in found]))
             far = departures(noise_statistics(noise, 2))
@@ -94,14 +84,14 @@ def main() -> None:
         lowest = torch.full((len(problem.seeds),), float("inf"))
         for k in range(STARTS):
             other = replace(problem, seeds=[noise_seed(seed, "start", k) for seed in problem.seeds])
-            found = search(other, AssignConfig(steps=40, patience=0))
+            found = other.search(AssignConfig(steps=40, patience=0))
             lowest = torch.minimum(lowest, torch.tensor([one.best("latent") for one in found]))
             result[name][f"best of {k + 1}"] = float(lowest.mean())
             print(f"best of {k + 1}: {float(lowest.mean()):.4f}", flush=True)
         print(f"\n{name}: the stopping rule, at most 40 evaluations, one rotation, p = 2")
         for patience, tolerance in ((0, 0.0), (4, 1e-3), (4, 5e-3), (4, 2e-2), (2, 5e-3)):
             config = AssignConfig(steps=40, patience=patience, stop_tolerance=tolerance)
-            found = search(problem, config)
+            found = problem.search(config)
             spent = statistics.fmean(one.evaluations for one in found)
             loss = statistics.fmean(one.best("total") for one in found)
             result[name][f"patience {patience}, tolerance {tolerance:g}"] = {"evaluations": spent, "loss": loss}

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.problem import Problem
-from ortho_core.assign import AssignConfig, Engine, Request
+from ortho_core.assign import AssignConfig, Engine
 from ortho_core.generators import OneStepGenerator
-from ortho_core.objectives import Reconstruction
 
 
 def reference_loop(problem: Problem, images: int, evaluations: int) -> list[float]:
@@ -50,11 +49,6 @@ def reference_loop(problem: Problem, images: int, evaluations: int) -> list[floa
     return best
 
 
-def requests(problem: Problem, config: AssignConfig, images: int) -> list[Request]:
-    inputs = Reconstruction(problem.generator, config).inputs(problem.condition, problem.targets, None)
-    return [Request(i, problem.seeds[i], {name: tensor[i] for name, tensor in inputs.items()}) for i in range(images)]
-
-
 def bare(problem: Problem, batch: int) -> Callable[[], None]:
     """One forward and backward of the network alone, to the gradient in its input."""
     generator: OneStepGenerator = problem.generator
@@ -84,7 +78,7 @@ def evaluation_overhead(problem: Problem, slots: int, rounds: int) -> tuple[floa
     """Seconds of one of our evaluations and of a bare forward and backward, at the same batch, in turns."""
     config = AssignConfig(steps=8, patience=0)
     engine, bare_step = Engine(problem.generator, config, slots), bare(problem, slots)
-    work = requests(problem, config, slots)
+    work = problem.requests(config, slots)
     whole, alone = [], []
 
     def search() -> None:
@@ -125,7 +119,7 @@ def main() -> None:
 
             def search(slots: int = slots) -> None:
                 nonlocal lowest
-                found = Engine(problem.generator, config, slots).run(requests(problem, config, args.images))
+                found = Engine(problem.generator, config, slots).run(problem.requests(config, args.images))
                 lowest = [one.best("total") for one in found]
 
             ours[slots].append(timed(search) / args.images)
@@ -148,7 +142,7 @@ def main() -> None:
     fewest = fewest_evaluations(problem, config, args.images, max(args.slots), goal)
     to_goal = AssignConfig(steps=fewest, patience=0)
     engine_seconds = timed(
-        lambda: list(Engine(problem.generator, to_goal, max(args.slots)).run(requests(problem, to_goal, args.images)))
+        lambda: list(Engine(problem.generator, to_goal, max(args.slots)).run(problem.requests(to_goal, args.images)))
     )
     found |= {
         "reference_loss": goal,
@@ -171,7 +165,7 @@ def main() -> None:
 
 def fewest_evaluations(problem: Problem, config: AssignConfig, images: int, slots: int, goal: float) -> int:
     """The evaluations after which the engine's mean lowest loss is no higher than the goal."""
-    found = Engine(problem.generator, config, slots).run(requests(problem, config, images))
+    found = Engine(problem.generator, config, slots).run(problem.requests(config, images))
     best = torch.stack([torch.from_numpy(one.history["total"]).cummin(0).values for one in found]).mean(0)
     reached = (best <= goal).nonzero()
     if not len(reached):

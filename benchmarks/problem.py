@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import imle_generator
+from ortho_core.assign import AssignConfig, Engine, Found, Request, requests_of
 from ortho_core.generators import Condition, OneStepGenerator, load_generator
 from ortho_core.noise import noise_seed, seeded_normal
+from ortho_core.objectives import Reconstruction, mean_square
 from ortho_core.pairs import Pair, PairSet, decode_image
 
 #: One third of an evaluation: a forward pass without its backward pass.
@@ -54,14 +56,25 @@ class Problem:
     @torch.no_grad()
     def losses(self, noise: Tensor) -> Tensor:
         """(B,), by forward passes alone."""
-        return (self.generator.denoise(noise, self.condition) - self.targets).square().flatten(1).mean(1)
+        return mean_square(self.generator.denoise(noise, self.condition), self.targets)
 
     def evaluate(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """One evaluation each: losses (B,) and gradients in the noise (B, C, H, W)."""
         noise = noise.detach().requires_grad_(True)
-        losses = (self.generator.denoise(noise, self.condition) - self.targets).square().flatten(1).mean(1)
+        losses = mean_square(self.generator.denoise(noise, self.condition), self.targets)
         (gradient,) = torch.autograd.grad(losses.sum(), noise)
         return losses.detach(), gradient
+
+    def requests(self, config: AssignConfig, images: int | None = None) -> list[Request]:
+        """What the engine is asked for the first images (default: all), by their index."""
+        inputs = Reconstruction(self.generator, config).inputs(self.condition, self.targets, None)
+        seeds = self.seeds[:images]
+        return list(requests_of(range(len(seeds)), seeds, inputs))
+
+    def search(self, config: AssignConfig, slots: int = 32) -> list[Found]:
+        """The engine's answers for all images, in their order."""
+        engine = Engine(self.generator, config, min(slots, len(self.seeds)))
+        return sorted(engine.run(self.requests(config)), key=lambda one: int(one.key))
 
     def random_noise(self, name: str | int) -> Tensor:
         """Another noise map for each image."""

@@ -6,31 +6,24 @@ Axes: B images, C × H × W noise maps, d block dimension, N patches, m skew par
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from benchmarks.problem import FORWARD, Curve, Problem
-from ortho_core.assign import AssignConfig, Engine, Request
+from ortho_core.assign import AssignConfig
 from ortho_core.noise_space import Rotations
-from ortho_core.objectives import Reconstruction
-from ortho_core.optimizers import LBFGS, Optimizer
+from ortho_core.optimizers import LBFGS
 from ortho_core.transform import pack_skew, patchify, rotate, unpatchify
 
 Search = Callable[[Problem, int], Curve]
 
 
-def by_engine(problem: Problem, config: AssignConfig, seeds: list[int] | None = None, before: float = 0.0) -> Curve:
+def by_engine(problem: Problem, config: AssignConfig) -> Curve:
     """The curve of the engine; every image takes all its steps."""
-    inputs = Reconstruction(problem.generator, config).inputs(problem.condition, problem.targets, None)
-    requests = [
-        Request(i, seed, {name: tensor[i] for name, tensor in inputs.items()})
-        for i, seed in enumerate(seeds or problem.seeds)
-    ]
-    engine = Engine(problem.generator, config, min(32, len(requests)))
-    found = sorted(engine.run(requests), key=lambda one: int(one.key))
-    history = torch.stack([torch.from_numpy(one.history["latent"]) for one in found], dim=1)
-    return Curve.of(list(history), before)
+    histories = [torch.from_numpy(one.history["latent"]) for one in problem.search(config)]
+    return Curve.of(list(torch.stack(histories, dim=1)))
 
 
 def reference(problem: Problem, evaluations: int) -> Curve:
@@ -58,7 +51,13 @@ def adamw_faster(problem: Problem, evaluations: int) -> Curve:
     )
 
 
-def in_skew(problem: Problem, evaluations: int, optimizer: Optimizer) -> Curve:
+class Proposes(Protocol):
+    """As much of an optimiser as a batch of images needs that all begin and end together."""
+
+    def propose(self, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor: ...
+
+
+def in_skew(problem: Problem, evaluations: int, optimizer: Proposes) -> Curve:
     """Any optimiser of the packed skew parameters, by the loss alone."""
     space = Rotations(problem.generator.latent_shape, problem.patch_size)
     base, x, losses = problem.base, space.start(problem.seeds), []
@@ -95,9 +94,6 @@ class BarzilaiBorwein:
         self.best_x, self.best_grad, self.step = x, torch.zeros_like(x), torch.zeros_like(x)
         self.best_loss, self.rate = torch.full((len(x),), torch.inf), torch.zeros(len(x))
 
-    def reset(self, slots: Tensor) -> None:
-        raise NotImplementedError
-
     def propose(self, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         better, seen = loss < self.best_loss, self.best_loss.isfinite()
         s, y = x - self.best_x, grad - self.best_grad
@@ -131,7 +127,7 @@ def riemannian_adam(problem: Problem, evaluations: int, rate: float = 0.6) -> Cu
         first = 0.9 * first + 0.1 * pulled
         second = 0.99 * second + 0.01 * pulled.square().sum(1, keepdim=True)
         step = rate * (first / (1 - 0.9**k)) / ((second / (1 - 0.99**k)).sqrt() + 1e-12)
-        noise = rotate(noise, -step / max(k, 1) ** 0.5, problem.patch_size)
+        noise = rotate(noise, -step / k**0.5, problem.patch_size)
     return Curve.of(losses)
 
 

@@ -26,7 +26,7 @@ from ortho_core.settings import AssignConfig
 from ortho_core.slots import Slots, stack_rows
 from ortho_core.transfer import to_device, to_host
 
-__all__ = ["AssignConfig", "Engine", "Found", "Request", "assign_noise"]
+__all__ = ["AssignConfig", "Engine", "Found", "Request", "assign_noise", "requests_of"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,18 @@ class Request:
     start: Tensor | None = None
 
 
+def requests_of(
+    keys: Sequence[Any],
+    seeds: Sequence[int],
+    inputs: Mapping[str, Tensor],
+    starts: Sequence[Tensor | None] | None = None,
+) -> Iterator[Request]:
+    """One request per key, from inputs with a batch axis; `inputs` may have more rows than there are keys."""
+    for i, (key, seed) in enumerate(zip(keys, seeds, strict=True)):
+        rows = {name: tensor[i] for name, tensor in inputs.items()}
+        yield Request(key, seed, rows, starts[i] if starts is not None else None)
+
+
 @dataclass(frozen=True)
 class Found:
     """What was found for one image; everything is on the CPU."""
@@ -50,14 +62,17 @@ class Found:
     parameters: Float[Tensor, " m"]
     #: Each term at every evaluation, (evaluations,); `total` is what was minimised.
     history: dict[str, np.ndarray]
-    #: The evaluation that is kept, the one with the lowest total.
-    best_step: int
     #: A loss or gradient was not finite at the last evaluation; the image is to be quarantined.
     failed: bool
 
     @property
     def evaluations(self) -> int:
         return len(self.history["total"])
+
+    @property
+    def best_step(self) -> int:
+        """The evaluation that is kept, the one with the lowest total."""
+        return int(self.history["total"].argmin())
 
     @property
     def initial_loss(self) -> float:
@@ -223,7 +238,6 @@ class Engine:
                 request.seed,
                 found["parameters"][k],
                 dict(zip(names, history, strict=True)),
-                int(found["best_step"][k]),
                 bool(found["failed"][k]),
             )
 
@@ -280,9 +294,6 @@ def assign_noise(
     """
     objective = Reconstruction(generator, config)
     inputs = objective.inputs(condition, target_latents, images)
-    requests = [
-        Request(i, seed, {name: tensor[i] for name, tensor in inputs.items()}, starts[i] if starts else None)
-        for i, seed in enumerate(seeds)
-    ]
     engine = Engine(generator, config, min(slots, len(seeds)), objective)
+    requests = requests_of(range(len(seeds)), seeds, inputs, starts)
     return sorted(engine.run(requests), key=lambda found: int(found.key))

@@ -2,7 +2,7 @@
 
 import torch
 
-from ortho_core.assign import Engine, Request
+from ortho_core.assign import Engine, requests_of
 from ortho_core.generators.base import OneStepGenerator
 from ortho_core.objectives import Reconstruction
 from ortho_core.settings import AssignConfig
@@ -37,7 +37,7 @@ def _peak(generator: OneStepGenerator, config: AssignConfig, count: int) -> int:
         condition = generator.encode_prompts([""] * count)
         inputs = objective.inputs(condition, generator.encode_images(images), images)
     few = config.model_copy(update={"steps": 2, "sensitivity_rank": 0})
-    requests = [Request(i, i, {name: tensor[i] for name, tensor in inputs.items()}) for i in range(count)]
+    requests = requests_of(range(count), range(count), inputs)
     torch.cuda.synchronize(generator.device)
     before = torch.cuda.memory_allocated(generator.device)
     torch.cuda.reset_peak_memory_stats(generator.device)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ortho_core.assign import AssignConfig, Engine, Found, Request
+from ortho_core.assign import AssignConfig, Engine, Found, Request, requests_of
 from ortho_core.generators.base import OneStepGenerator
 from ortho_core.noise import noise_seed
 from ortho_core.objectives import Reconstruction, mean_square
@@ -110,8 +110,7 @@ def _requests(
         with torch.no_grad():
             targets = generator.encode_images(images)
         inputs = objective.inputs(prompts(heldout.prompts[part]), targets, images)
-        for i, one in enumerate(seeds[part]):
-            yield Request(start + i, one, {name: tensor[i] for name, tensor in inputs.items()})
+        yield from requests_of(range(len(seeds))[part], seeds[part], inputs)
 
 
 def _index(found: Found) -> int:

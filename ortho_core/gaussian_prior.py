@@ -10,6 +10,13 @@ from torch import Tensor
 LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
 
 
+def lagged_product(noise: Float[Tensor, "B C H W"], dy: int, dx: int) -> Float[Tensor, "B C h w"]:
+    """Pixel (y, x) times pixel (y + dy, x + dx) of the same channel, wherever both are inside; dy ≥ 0."""
+    H, W = noise.shape[2:]
+    ahead = noise[:, :, dy:, max(dx, 0) : W + min(dx, 0)]
+    return ahead * noise[:, :, : H - dy, max(-dx, 0) : W - max(dx, 0)]
+
+
 def norm_term(noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     """The negative log-likelihood of ‖ε‖ under chi(n), per number and above its minimum: 0 at ‖ε‖² = n - 1.
 
@@ -28,9 +35,7 @@ def whiteness_term(noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     squares = []
     for dy, dx in LAGS:
         if dy < H and abs(dx) < W:
-            a = noise[:, :, dy:, max(dx, 0) : W + min(dx, 0)]
-            b = noise[:, :, : H - dy, max(-dx, 0) : W - max(dx, 0)]
-            squares.append(((a * b).mean((2, 3)) / power).square().mean(1))
+            squares.append((lagged_product(noise, dy, dx).mean((2, 3)) / power).square().mean(1))
     if C > 1:
         flat = noise.flatten(2)
         cross = flat @ flat.mT / flat.shape[2] / (power[:, :, None] * power[:, None]).sqrt()

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ortho_core.gaussian_prior import lagged_product
 from ortho_core.transform import block_dimension, cayley, patchify, unpack_skew, unpatchify
 
 #: Quantile of the Kolmogorov distribution: √n·D stays below it for 95 % of true samples (n large).
@@ -111,11 +112,8 @@ def _marginal(entries: Float[Tensor, " n"]) -> dict[str, float]:
 
 
 def _autocorrelation(noise: Float[Tensor, "B C H W"], dy: int, dx: int) -> dict[str, float]:
-    """Mean product of pixels (y, x) and (y + dy, x + dx)."""
-    H, W = noise.shape[2:]
-    a = noise[:, :, dy:, max(dx, 0) : W + min(dx, 0)]
-    b = noise[:, :, : H - dy, max(-dx, 0) : W - max(dx, 0)]
-    return {"correlation": float((a * b).mean()), "null_std": 1 / math.sqrt(a.numel())}
+    product = lagged_product(noise, dy, dx)
+    return {"correlation": float(product.mean()), "null_std": 1 / math.sqrt(product.numel())}
 
 
 def departures(statistics: dict[str, Any]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ortho_core.errors import UserError
 from ortho_core.noise_space import Free, NoiseSpace, Rotations
 from ortho_core.objectives import ReconstructionWeights
 
@@ -14,7 +15,11 @@ class AssignConfig(ReconstructionWeights):
     transform: Literal["orthogonal", "free"] = Field(
         "orthogonal", description="orthogonal: rotate the patches; free: any noise under a Gaussian prior"
     )
-    patch_size: int = Field(2, ge=1, description="side p of the latent patches that one orthogonal matrix rotates")
+    patch_size: int = Field(
+        2,
+        ge=1,
+        description="side p of the latent patches that one orthogonal matrix rotates (free: patches of the diagnostics)",
+    )
     regions: int = Field(1, ge=1, description="g: one orthogonal matrix for each cell of a g×g grid of the latent")
     steps: int = Field(12, ge=1, description="evaluations (generator forward + backward) that an image may take")
     patience: int = Field(
@@ -32,7 +37,11 @@ class AssignConfig(ReconstructionWeights):
     prior_weight: float = Field(0.5, ge=0, description="free: weight of the Gaussian prior (norm and whiteness)")
 
     def space(self, latent_shape: tuple[int, int, int]) -> NoiseSpace:
-        """Where the noise is looked for. Raises UserError if patches or regions do not divide the latent."""
+        """Where the noise is looked for. Raises UserError if patches or regions do not divide the latent, or do not apply."""
         if self.transform == "free":
+            if self.regions > 1:
+                raise UserError(
+                    f"regions {self.regions} are of rotations; transform free has none: leave one of them out"
+                )
             return Free(latent_shape)
         return Rotations(latent_shape, self.patch_size, self.regions)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ortho_core.assign import Engine, Found, Request
+from ortho_core.assign import Engine, Found, Request, requests_of
 from ortho_core.assignments import Failure, noise_checksum, rebuild_noise
 from ortho_core.errors import BadRow
 from ortho_core.noise import noise_seed, seeded_normal
@@ -87,14 +87,12 @@ class ShardAssigner:
             images = to_device(torch.cat([images, images[-1:].expand(size - len(batch), -1, -1, -1)]), generator.device)
             with torch.no_grad():
                 targets = generator.encode_images(images)
-            inputs = objective.inputs(self.prompts(prompts), targets[: len(batch)], images[: len(batch)])
-            for i, pair in enumerate(batch):
-                yield Request(
-                    _Key(pair, targets[i]),
-                    noise_seed(self.seed, pair.sample_id),
-                    {name: tensor[i] for name, tensor in inputs.items()},
-                    starts.get(pair.sample_id),
-                )
+            yield from requests_of(
+                [_Key(pair, target) for pair, target in zip(batch, targets, strict=False)],
+                [noise_seed(self.seed, pair.sample_id) for pair in batch],
+                objective.inputs(self.prompts(prompts), targets, images),
+                [starts.get(pair.sample_id) for pair in batch],
+            )
 
     def _records(self, found: list[Found]) -> list[dict[str, Any]]:
         engine, config = self.engine, self.engine.config

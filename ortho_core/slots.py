@@ -39,13 +39,11 @@ class Slots:
         self.x = base.new_zeros(S, space.parameters)
         self.best_x = torch.zeros_like(self.x)
         self.best_total = base.new_full((S,), float("inf"))
-        self.best_step = torch.zeros(S, dtype=torch.long, device=base.device)
         #: Evaluations spent on the image in each slot.
-        self.count = torch.zeros_like(self.best_step)
+        self.count = torch.zeros(S, dtype=torch.long, device=base.device)
         self.active = torch.zeros(S, dtype=torch.bool, device=base.device)
         self.failed = torch.zeros_like(self.active)
         self.history = base.new_zeros(len(self.names), S, K)
-        self.best_history = base.new_zeros(S, K)
 
     def enter(
         self,
@@ -61,7 +59,6 @@ class Slots:
         self.x[slots] = x
         self.best_x[slots] = x
         self.best_total[slots] = float("inf")
-        self.best_step[slots] = 0
         self.count[slots] = 0
         self.active[slots] = True
         self.failed[slots] = False
@@ -99,11 +96,9 @@ class Slots:
         better = self.active & usable & (total < self.best_total)
         self.best_x = torch.where(better[:, None], self.x, self.best_x)
         self.best_total = torch.where(better, total, self.best_total)
-        self.best_step = torch.where(better, self.count, self.best_step)
         here = (torch.arange(K, device=total.device) == self.count[:, None]) & self.active[:, None]
         stacked = torch.stack([terms[name] for name in self.names])
         self.history = torch.where(here, stacked[:, :, None], self.history)
-        self.best_history = torch.where(here, self.best_total[:, None], self.best_history)
         broken = self.active & ~usable
         done = broken | (self.active & ((self.count + 1 >= K) | self._stalled()))
         self.failed = self.failed | broken
@@ -118,7 +113,8 @@ class Slots:
         patience = self.config.patience
         if not patience or self.config.optimizer == "adamw":  # the reference takes all of its steps
             return torch.zeros_like(self.active)
-        before = self.best_history.gather(1, (self.count - patience).clamp_min(0)[:, None]).squeeze(1)
+        lowest = self.history[0].cummin(1).values
+        before = lowest.gather(1, (self.count - patience).clamp_min(0)[:, None]).squeeze(1)
         gain = before - self.best_total
         return (self.count >= patience) & (gain <= self.config.stop_tolerance * self.best_total.abs())
 
@@ -126,7 +122,6 @@ class Slots:
         """What is to be known of the images in `slots`, as copies."""
         return {
             "parameters": self.best_x[slots],
-            "best_step": self.best_step[slots],
             "count": self.count[slots],
             "failed": self.failed[slots],
             "history": self.history[:, slots].transpose(0, 1).contiguous(),

@@ -42,7 +42,7 @@ class AssignSettings(AssignConfig, WorkerResources):
         "float32", description="precision of network and text encoders"
     )
     store_latents: bool = Field(True, description="keep E(x) in the record, so that training need not encode again")
-    compile: bool = Field(False, description="torch.compile the network: a minute at the start of each worker")
+    compile: bool = Field(False, description="torch.compile the network, once at the start of each worker")
     gradient_checkpointing: bool = Field(False, description="compute activations twice, to fit more slots")
 
 
@@ -152,7 +152,6 @@ class ShardActor:
             shard,
             assigned=len(result.rows),
             quarantined=len(result.failures),
-            evaluations=result.evaluations,
             loss=_loss_sum(result),
             example=result.failures[0].message if result.failures else "",
             notes=notes,
@@ -166,7 +165,6 @@ def receipt(
     shard: Shard,
     assigned: int = 0,
     quarantined: int = 0,
-    evaluations: int = 0,
     loss: float = 0.0,
     failures: list[dict[str, Any]] | None = None,
     error: str = "",
@@ -177,7 +175,6 @@ def receipt(
         "index": shard.index,
         "assigned": assigned,
         "quarantined": quarantined,
-        "evaluations": evaluations,
         "loss": loss,
         "failures": failures or [],
         "error": error,

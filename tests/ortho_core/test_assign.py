@@ -262,3 +262,5 @@ def test_a_patch_size_or_a_grid_that_does_not_divide_is_refused(generator, batch
         assign_noise(generator, list(range(8)), condition, targets, None, AssignConfig(patch_size=3))
     with pytest.raises(UserError, match="regions 3 does not divide the 4×4 patches"):
         assign_noise(generator, list(range(8)), condition, targets, None, AssignConfig(regions=3))
+    with pytest.raises(UserError, match="transform free has none"):
+        AssignConfig(transform="free", regions=2).space(generator.latent_shape)

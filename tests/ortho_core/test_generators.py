@@ -226,3 +226,22 @@ def test_folders_of_the_wrong_kind_are_refused_in_one_line(tmp_path, tiny_turbo)
     (broken / "unet" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="latent's shape"):
         latent_shape_of(broken)
+
+
+def test_gradient_checkpointing_computes_twice_and_changes_no_gradient(tiny_turbo, generator, batch):
+    condition, _, _ = batch
+    calls = {}
+    gradients = []
+    for name, one in (("plain", generator), ("again", load_generator(tiny_turbo, gradient_checkpointing=True))):
+        calls[name] = 0
+
+        def count(*_, name=name):
+            calls[name] += 1
+
+        hook = one.trainable.down_blocks[0].resnets[0].register_forward_pre_hook(count)
+        noise = one.base_noise(list(range(8))).requires_grad_(True)
+        one.denoise(noise, condition).square().mean().backward()
+        hook.remove()
+        gradients.append(noise.grad)
+    assert calls == {"plain": 1, "again": 2}
+    torch.testing.assert_close(gradients[0], gradients[1])

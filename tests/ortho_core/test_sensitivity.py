@@ -46,6 +46,12 @@ def test_measure_finds_the_directions_that_the_generator_answers_to():
     assert abs(found.floor - float(strength.square().mean())) < 0.1 * found.floor
 
 
+def test_tiny_turbo_answers_to_one_direction_far_more_than_to_the_mean_one(generator):
+    found = measure(generator, 4, 8)
+    assert found.strength[-1] > 100 * found.floor
+    assert found.strength[0] < 10 * found.floor
+
+
 def test_measure_does_not_depend_on_what_was_drawn_before(generator):
     torch.manual_seed(1)
     first = measure(generator, 3, 8)

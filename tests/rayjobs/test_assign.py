@@ -129,6 +129,13 @@ def test_other_noise_spaces_are_recorded_and_gone_on_from(settings, undisturbed,
     assert [row["latent_loss"] for row in again] == pytest.approx(losses, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_to_rounding(undisturbed, tiny_turbo, tmp_path):
+    pairs, out = undisturbed
+    assert run(job(pairs, tiny_turbo, tmp_path / "compiled", compile=True)) == 0
+    assert_same(rows(tmp_path / "compiled"), rows(out), loss=1e-3, skew=5e-3)
+
+
 def test_a_finished_run_returns_at_once_and_a_changed_one_is_refused(undisturbed, tiny_turbo):
     pairs, out = undisturbed
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("part-*")}
