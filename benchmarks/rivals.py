@@ -6,7 +6,8 @@ Axes: B images, C × H × W noise maps, d block dimension, N patches, m skew par
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -205,9 +206,9 @@ def prompt_pool(problem: Problem, evaluations: int, size: int = 64) -> Curve:
     """Ours from the best of a pool of noises that all images of a prompt share: one forward per noise and prompt."""
     generator, chosen = problem.generator, problem.base
     prompts = dict.fromkeys(problem.prompts)
+    pool = torch.randn(size, *generator.latent_shape, generator=torch.Generator().manual_seed(0))
     for prompt in prompts:
         rows = [i for i, p in enumerate(problem.prompts) if p == prompt]
-        pool = torch.randn(size, *generator.latent_shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             outputs = generator.denoise(pool, problem.condition[[rows[0]]].repeat_interleave(size))
         distances = torch.cdist(problem.targets[rows].flatten(1), outputs.flatten(1))
@@ -227,15 +228,8 @@ def from_noise(problem: Problem, evaluations: int, base: Tensor, before: float) 
         def base_noise(self, seeds: list[int]) -> Tensor:
             return base[seeds] if max(seeds) < len(base) else problem.generator.base_noise(seeds)
 
-    generator = Chosen()
-    swapped = Problem(
-        generator,  # type: ignore[arg-type]
-        problem.condition,
-        problem.targets,
-        list(range(len(base))),
-        problem.prompts,
-        problem.patch_size,
-    )
+    generator: Any = Chosen()
+    swapped = replace(problem, generator=generator, seeds=list(range(len(base))))
     curve = ours(swapped, max(1, evaluations - int(before)))
     return Curve([before + cost for cost in curve.cost], curve.best)
 
