@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ortho_core.decoding import to_images
 from ortho_core.generators.base import Condition
 from ortho_core.noise import seeded_normal
-from ortho_core.pairs import Pair, PairSet, decode_image
+from ortho_core.pairs import Pair, PairSet
 
 SIZE = (32, 32)
 WEIGHTS = Path(__file__).parent / "imle"
@@ -109,7 +110,7 @@ def train(pairs: Path, steps: int = 1500, batch: int = 24, nearest_of: int = 8) 
     """Fit a generator to a pair set."""
     source = PairSet(pairs)
     rows = [row for shard in source.shards(64) for row in source.read(shard) if isinstance(row, Pair)]
-    images = torch.stack([decode_image(row.path, SIZE) for row in rows]) * 2 - 1
+    images = to_images(source.images(rows, SIZE)) * 2 - 1
     torch.manual_seed(0)
     generator = ImleGenerator(sorted({word for row in rows for word in row.prompt.split()}))
     network = generator.trainable

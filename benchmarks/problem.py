@@ -11,10 +11,11 @@ from torch import Tensor
 
 from benchmarks import imle_generator
 from ortho_core.assign import AssignConfig, Engine, Found, Request, requests_of
+from ortho_core.decoding import to_images
 from ortho_core.generators import Condition, OneStepGenerator, load_generator
 from ortho_core.noise import noise_seed, seeded_normal
 from ortho_core.objectives import Reconstruction, mean_square
-from ortho_core.pairs import Pair, PairSet, decode_image
+from ortho_core.pairs import Pair, PairSet
 
 #: One third of an evaluation: a forward pass without its backward pass.
 FORWARD = 1 / 3
@@ -41,7 +42,7 @@ class Problem:
         generator = load(name)
         source = PairSet(pairs)
         rows = [row for shard in source.shards(64) for row in source.read(shard) if isinstance(row, Pair)][:count]
-        images = torch.stack([decode_image(row.path, generator.image_size) for row in rows])
+        images = to_images(source.images(rows, generator.image_size))
         prompts = [row.prompt for row in rows]
         with torch.no_grad():
             condition, targets = generator.encode_prompts(prompts), generator.encode_images(images)

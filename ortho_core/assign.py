@@ -124,6 +124,8 @@ class Engine:
         self.objective = objective if objective is not None else Reconstruction(generator, config)
         self.on_event = on_event
         self.halved = False
+        #: Evaluations computed so far, those of empty slots included: how full the slots were.
+        self.computed = 0
         self._sensitivity: Sensitivity | None = None
 
     @property
@@ -131,8 +133,12 @@ class Engine:
         """How many steps later the host looks."""
         return 1 if self.generator.device.type == "cuda" else 0
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Found]:
-        """Assign every request; yields them as they finish. Same requests, same order, same slots: same bits."""
+    def run(self, requests: Iterable[Request | None]) -> Iterator[Found]:
+        """Assign every request; yields them as they finish. Same requests, same order, same slots: same bits.
+
+        None among the requests says that nothing is at hand for now: the engine goes on with what it has, asks again, and
+        ends once it has nothing left.
+        """
         waiting = _Queue(requests)
         while (first := waiting.peek()) is not None:
             try:
@@ -162,6 +168,7 @@ class Engine:
                 return
             if any(owner is not None for owner in owners):
                 done = slots.step()
+                self.computed += self.slots
                 spent = [n + 1 for n in spent]
             else:  # nothing left to compute, only to fetch
                 done = torch.zeros_like(slots.active)
@@ -245,7 +252,7 @@ class Engine:
 class _Queue:
     """The requests in order; those taken and not finished can be put back, to be done again from their start."""
 
-    def __init__(self, requests: Iterable[Request]) -> None:
+    def __init__(self, requests: Iterable[Request | None]) -> None:
         self._source = iter(requests)
         self._next: deque[Request] = deque()
         self._taken: list[Request] = []
@@ -253,7 +260,7 @@ class _Queue:
     def peek(self) -> Request | None:
         if not self._next:
             try:
-                self._next.extend(itertools.islice(self._source, 1))
+                self._next.extend(one for one in itertools.islice(self._source, 1) if one is not None)
             except torch.OutOfMemoryError as error:
                 # Not the engine's to answer: a source that has failed once says nothing more, and its rows would be lost.
                 reason = str(error).splitlines()[0]

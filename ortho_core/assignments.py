@@ -1,14 +1,18 @@
 """The assignment record: which noise belongs to which image, in Parquet, small and checked.
 
 A record keeps the noise as its seed and skew parameters (m float32, 480 bytes at C = 4, p = 2) and a checksum of the noise
-they rebuild; noise that is no rotation (regions 0) is kept itself. A part file is complete in itself: its schema metadata
-carries the rows that failed and the run's fingerprint.
+they rebuild; noise that is no rotation (regions 0), or is wanted at hand, is kept itself. A part file is complete in itself:
+its schema metadata carries the rows that failed and the run's fingerprint.
 """
 
+import io
 import json
+import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from torch import Tensor
 
 from ortho_core.errors import UserError
 from ortho_core.noise import seeded_normal
+from ortho_core.storage import Store, open_store
 from ortho_core.transform import block_dimension, rotate, skew_parameters
 
 SCHEMA = pa.schema(
@@ -46,10 +51,15 @@ SCHEMA = pa.schema(
         ("noise", pa.list_(pa.float32())),
     ]
 )
+#: With the noise itself kept in half precision.
+HALF_SCHEMA = SCHEMA.set(SCHEMA.get_field_index("noise"), pa.field("noise", pa.list_(pa.float16())))
 #: Bump when the meaning of a plan or of the files it describes changes.
-FORMAT = 2
+FORMAT = 3
 #: Two machines' linear algebra agrees far better than this; another seed, skew or shape does not.
 CHECKSUM_TOLERANCE = 1e-4
+#: Footers that are read side by side: what an object store's latency asks for.
+FOOTERS_AT_ONCE = 16
+PART = re.compile(r"part-(\d{6,})-([0-9a-z]+)(?:\.r(\d+))?\.parquet")
 
 
 @dataclass(frozen=True)
@@ -86,60 +96,106 @@ def noise_checksum(noise: Float[Tensor, "B C H W"]) -> Float[np.ndarray, " B"]:
     return np.asarray((flat * weights).sum(1) / np.sqrt(flat.shape[1]), dtype=np.float64)
 
 
-def write_part(path: Path, rows: list[dict[str, Any]], failures: list[Failure], about: dict[str, Any]) -> None:
-    """Write one part file, not atomically: publishing it is the ledger's work. `about` goes into the metadata."""
+def encode_part(rows: list[dict[str, Any]], failures: list[Failure], about: dict[str, Any], store: str) -> bytes:
+    """One part file. `about` goes into the metadata; `store` "noise" keeps the noise in half precision."""
     metadata = {"ortho": json.dumps({**about, "failures": [vars(f) for f in failures]})}
-    table = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(metadata)
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    schema = HALF_SCHEMA if store == "noise" else SCHEMA
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(metadata)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """What `write_part` put into the metadata, and the number of `rows`; reads the footer only. Raises UserError."""
+def read_about(folder: Store, name: str) -> dict[str, Any]:
+    """What `encode_part` put into the metadata, and the number of `rows`; reads the footer only. Raises UserError."""
     try:
-        footer = pq.read_metadata(path)
+        with folder.open(name) as stream:
+            footer = pq.read_metadata(stream)
         about: dict[str, Any] = json.loads(footer.metadata[b"ortho"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a readable assignment part: {error!r}") from error
+        raise UserError(f"{folder.location}/{name} is not a readable assignment part: {error!r}") from error
     return {**about, "rows": footer.num_rows}
+
+
+def read_part(folder: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+    """All rows of a part file, every page against its checksum. Raises UserError if it is damaged."""
+    try:
+        with folder.open(name) as stream:
+            return pq.ParquetFile(stream, page_checksum_verification=True).read(columns)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{folder.location}/{name} is damaged: {error}; run the same `ortho assign` again, it makes the part anew"
+        ) from error
+
+
+def read_abouts(folder: Store, names: Sequence[str]) -> list[dict[str, Any]]:
+    """`read_about` of many parts."""
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        return list(pool.map(lambda name: read_about(folder, name), names))
+
+
+def part_name(index: int, run_fingerprint: str, revision: int = 0) -> str:
+    """A shard's part file; revision r > 0 holds what a later try made of the rows that had failed until then."""
+    suffix = f".r{revision}" if revision else ""
+    return f"part-{index:06d}-{run_fingerprint}{suffix}.parquet"
+
+
+def parts_by_shard(plan: dict[str, Any], names: Iterable[str]) -> list[list[str]]:
+    """For each shard of a plan its part files among `names`, in order of revision; empty where it is not committed."""
+    found: list[dict[int, str]] = [{} for _ in range(plan["shards"])]
+    for name in names:
+        match = PART.fullmatch(name)
+        if match and match[2] == plan["run_fingerprint"] and int(match[1]) < len(found):
+            found[int(match[1])][int(match[3] or 0)] = name
+    # A revision counts only on top of all before it.
+    return [[parts[r] for r in range(len(parts)) if r in parts] if 0 in parts else [] for parts in found]
 
 
 class Assignments:
     """The committed assignments of one run, addressed by row number, for training.
 
     Parts are read when their rows are asked for; at most `cache_bytes` of them stay in memory. Raises UserError if the
-    folder holds none, or not all that its plan names.
+    folder (a path or URL) holds none, or not all that its plan names.
     """
 
     def __init__(self, folder: str | Path, cache_bytes: int = 2 << 30) -> None:
-        self.folder = Path(folder)
-        plan_file = self.folder / "plan.json"
-        if not plan_file.is_file():
+        self.folder = open_store(folder)
+        self.location = self.folder.location
+        try:
+            self.plan: dict[str, Any] = json.loads(self.folder.read("plan.json"))
+        except FileNotFoundError:
             raise UserError(
-                f"{folder} holds no assignments: {plan_file} does not exist (make them with `ortho assign`)"
-            )
-        self.plan: dict[str, Any] = json.loads(plan_file.read_text())
+                f"{folder} holds no assignments: {folder}/plan.json does not exist (make them with `ortho assign`)"
+            ) from None
         if self.plan.get("format") != FORMAT:
             raise UserError(
                 f"the assignments in {folder} are of format {self.plan.get('format')}, this version reads {FORMAT}: "
                 "assign again"
             )
-        self.parts = [self.folder / p for p in part_names(self.plan)]
-        missing = [p.name for p in self.parts if not p.is_file()]
+        self.shards = parts_by_shard(self.plan, self.folder.names())
+        missing = [i for i, parts in enumerate(self.shards) if not parts]
         if missing:
             raise UserError(
-                f"the assignments in {folder} are not complete: {len(missing)} of {len(self.parts)} parts are missing "
-                f"({missing[0]}, ...); run the same `ortho assign` again to finish them"
+                f"the assignments in {folder} are not complete: {len(missing)} of {len(self.shards)} parts are missing "
+                f"({part_name(missing[0], self.plan['run_fingerprint'])}, ...); run the same `ortho assign` again to "
+                "finish them"
             )
-        #: Number of the first row of each part, and of the row after the last.
-        self.starts = np.cumsum([0, *(read_about(p)["rows"] for p in self.parts)])
-        if len(self) == 0:
-            raise UserError(f"{folder} holds no assigned rows: all were quarantined, see {folder}/failures.jsonl")
+        self.parts = [name for parts in self.shards for name in parts]
         self.patch_size = int(self.plan["config"]["patch_size"])
         self.regions = int(self.plan["config"]["regions"])
         self.is_free = self.plan["config"]["transform"] == "free"
+        self.keeps_noise = self.is_free or self.plan["config"]["store"] == "noise"
         self.has_target_latents = bool(self.plan["config"]["store_latents"])
         self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._cache: OrderedDict[str, pa.Table] = OrderedDict()
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Number of the first row of each part, and of the row after the last. Raises UserError if there are no rows."""
+        starts = np.cumsum([0, *(about["rows"] for about in read_abouts(self.folder, self.parts))])
+        if not starts[-1]:
+            raise UserError(f"{self.location} holds no assigned rows: all were quarantined, see failures.jsonl in it")
+        return starts
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -152,7 +208,7 @@ class Assignments:
         found = []
         for i in index:
             part = int(np.searchsorted(self.starts, i, side="right")) - 1
-            table, row = self._part(part), int(i - self.starts[part])
+            table, row = self._part(self.parts[part]), int(i - self.starts[part])
             found.append({c: self._value(table[c], row) for c in columns})
         return found
 
@@ -160,37 +216,33 @@ class Assignments:
     def _value(column: pa.ChunkedArray, row: int) -> Any:
         scalar = column[row]
         if pa.types.is_list(column.type) and scalar.is_valid:
-            return scalar.values.to_numpy(zero_copy_only=False)
+            return scalar.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
         return scalar.as_py()
 
-    def _part(self, part: int) -> pa.Table:
-        if part not in self._cache:
-            try:
-                table = pq.read_table(self.parts[part], schema=SCHEMA, page_checksum_verification=True)
-            except (OSError, pa.ArrowException) as error:
-                raise UserError(f"{self.parts[part]} is damaged: {error}; delete it and assign again") from error
-            self._cache[part] = table
+    def _part(self, name: str) -> pa.Table:
+        if name not in self._cache:
+            self._cache[name] = read_part(self.folder, name)
             while sum(t.nbytes for t in self._cache.values()) > self.cache_bytes and len(self._cache) > 1:
                 self._cache.popitem(last=False)
-        self._cache.move_to_end(part)
-        return self._cache[part]
+        self._cache.move_to_end(name)
+        return self._cache[name]
 
     def noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """Qε of the rows at `index`. Raises UserError if it does not fit the shape or its checksum."""
-        column = "noise" if self.is_free else "skew"
+        column = "noise" if self.keeps_noise else "skew"
         rows = self.rows(index, ["sample_id", "noise_seed", column, "noise_checksum"])
-        if self.is_free:
+        if self.keeps_noise:
             m = int(np.prod(latent_shape))
         else:
             m = self.regions**2 * skew_parameters(block_dimension(latent_shape, self.patch_size))
         for row in rows:
             if len(row[column]) != m:
                 raise UserError(
-                    f"the assignments in {self.folder} have {len(row[column])} numbers of {column} per image; a model with "
-                    f"latent {latent_shape} and patch size {self.patch_size} needs {m}: they were made for another model"
+                    f"the assignments in {self.location} have {len(row[column])} numbers of {column} per image; a model "
+                    f"with latent {latent_shape} and patch size {self.patch_size} needs {m}: they were made for another model"
                 )
         kept = torch.from_numpy(np.stack([row[column] for row in rows]))
-        if self.is_free:
+        if self.keeps_noise:
             noise = kept.reshape(-1, *latent_shape)
         else:
             seeds = [row["noise_seed"] for row in rows]
@@ -199,33 +251,26 @@ class Assignments:
         wrong = np.flatnonzero(np.abs(noise_checksum(noise) - recorded) > CHECKSUM_TOLERANCE)
         if len(wrong):
             names = [rows[i]["sample_id"] for i in wrong[:3]]
-            raise UserError(f"{self.folder}: the rebuilt noise of {names} does not match its checksum; assign again")
+            raise UserError(f"{self.location}: the rebuilt noise of {names} does not match its checksum; assign again")
         return noise
 
     def base_noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """ε of the rows at `index`, what their search began from."""
         return seeded_normal([row["noise_seed"] for row in self.rows(index, ["noise_seed"])], latent_shape)
 
-    def parameters(self, part: int, latent_shape: tuple[int, int, int]) -> dict[str, Float[Tensor, " m"]]:
-        """What the search of each sample of a part ended at, for another search to start from."""
+    def parameters(self, shard: int, latent_shape: tuple[int, int, int]) -> dict[str, Float[Tensor, " m"]]:
+        """What the search of each sample of a shard ended at, for another search to start from."""
         column = "noise" if self.is_free else "skew"
-        rows = self._part(part).select(["sample_id", "noise_seed", column]).to_pylist()
-        kept = {row["sample_id"]: torch.tensor(row[column], dtype=torch.float32) for row in rows}
-        if self.is_free:
-            for row in rows:
-                kept[row["sample_id"]] -= seeded_normal([row["noise_seed"]], latent_shape).flatten()
+        kept: dict[str, Tensor] = {}
+        for name in self.shards[shard]:
+            for row in self._part(name).select(["sample_id", "noise_seed", column]).to_pylist():
+                value = torch.tensor(row[column], dtype=torch.float32)
+                if self.is_free:
+                    value -= seeded_normal([row["noise_seed"]], latent_shape).flatten()
+                kept[row["sample_id"]] = value
         return kept
 
     def targets(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """The stored target latents of the rows at `index`."""
         flat = np.stack([row["target_latent"] for row in self.rows(index, ["target_latent"])])
         return torch.from_numpy(flat.reshape(len(index), *latent_shape))
-
-
-def part_name(index: int, run_fingerprint: str) -> str:
-    return f"part-{index:06d}-{run_fingerprint}.parquet"
-
-
-def part_names(plan: dict[str, Any]) -> Iterator[str]:
-    """The file names of every part of a plan, in order."""
-    return (part_name(i, plan["run_fingerprint"]) for i in range(plan["shards"]))

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from ortho_core.assignments import Assignments
+from ortho_core.decoding import to_images
 from ortho_core.errors import UserError
 from ortho_core.generators.base import OneStepGenerator
+from ortho_core.images import decode_image
 from ortho_core.noise import noise_seed, seeded_normal
-from ortho_core.pairs import PairSet, decode_image
+from ortho_core.pairs import PairSet
 from ortho_core.prompts import PromptCache
 from ortho_core.sft import SftBatch
 
@@ -80,8 +82,8 @@ class MatchedData:
             if self.pairs is None:
                 raise UserError("training needs the images (a pixel term, or no stored latents): give --pairs")
             size = self.generator.image_size
-            paths = [self.pairs.resolve(row["image"], row["sample_id"]) for row in rows]
-            tensors["images"] = torch.stack([decode_image(path, size) for path in paths])
+            fetched = [self.pairs.fetch_image(row["image"], row["sample_id"]) for row in rows]
+            tensors["images"] = to_images([decode_image(f, size, n) for f, n in zip(fetched, names, strict=True)])
         return [row["prompt"] for row in rows], tensors
 
     @torch.no_grad()

@@ -16,13 +16,14 @@ from ortho_core.errors import UserError
 from ortho_core.generators.base import latent_shape_of, model_fingerprint
 from ortho_core.noise import noise_seed
 from ortho_core.pairs import PairFields, PairSet
+from ortho_core.storage import Location
 from rayjobs import assign, evaluate, train
 from rayjobs.assign import AssignJob, AssignSettings
 from rayjobs.em_report import write_report
 from rayjobs.evaluate import EvaluateJob, EvaluateSettings
 from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.progress import say, summary_json
-from rayjobs.session import WorkerResources, ray_session
+from rayjobs.session import ray_session
 from rayjobs.train import TrainJob, TrainSettings
 
 
@@ -31,8 +32,10 @@ class EmJob(PairFields):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pairs: Path = Field(description="pair set: a folder with pairs.jsonl, or a .jsonl file")
-    heldout: Path | None = Field(None, description="held-out pair set for the evaluation (default: no evaluation)")
+    pairs: Location = Field(
+        description="pair set: pairs.jsonl, Parquet, WebDataset tars or an imagefolder; path or URL"
+    )
+    heldout: Location | None = Field(None, description="held-out pair set for the evaluation (default: no evaluation)")
     model: Path = Field(description="model folder to start from")
     work_dir: Path = Field(description="folder for everything the run makes; the same command again resumes")
     cycles: int = Field(2, ge=1, description="how often E-step and M-step alternate")
@@ -45,9 +48,9 @@ class EmJob(PairFields):
 
 def make_plan(job: EmJob) -> dict[str, Any]:
     """What identifies the run. Raises UserError for whatever can be found wrong before any work starts."""
-    rows = PairSet(job.pairs, job.pair_fields()).shards(1_000_000)
+    pairs = PairSet(job.pairs, job.pair_fields())
     job.assign.space(latent_shape_of(job.model))
-    total = sum(s.rows for s in rows)
+    total = pairs.rows()
     if job.train.batch_size > total:
         raise UserError(f"--train.batch-size: {job.train.batch_size} is more than the {total} rows of {job.pairs}")
     if job.train.batch_size % job.train.num_workers:
@@ -56,18 +59,10 @@ def make_plan(job: EmJob) -> dict[str, Any]:
         )
     if job.train.noise != "matched":
         raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
-    speed = WorkerResources.model_fields.keys() | {
-        "workers",
-        "num_workers",
-        "batch_size",
-        "slots",
-        "compile",
-        "gradient_checkpointing",
-        "max_failure_rate",
-    }
+    speed = assign.INDIFFERENT | train.INDIFFERENT | {"batch_size"}
     plan: dict[str, Any] = {
         "format": FORMAT,
-        "pairs_fingerprint": PairSet(job.pairs, job.pair_fields()).fingerprint(),
+        "pairs_fingerprint": pairs.fingerprint(),
         "heldout_fingerprint": PairSet(job.heldout, job.pair_fields()).fingerprint() if job.heldout else None,
         "model_fingerprint": model_fingerprint(job.model),
         "rows": total,

@@ -10,12 +10,13 @@ from pydantic import BeforeValidator, Field
 
 from ortho_core.assign import AssignConfig
 from ortho_core.assignments import FORMAT, Failure
+from ortho_core.decoding import decoded_batches
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.evaluation import HeldOut, drift, evaluate
 from ortho_core.generators.base import check_model_folder, latent_shape_of, load_generator, model_fingerprint
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.pictures import load_sheet, save_png
-from ortho_core.shard import decoded_batches
+from ortho_core.storage import Location, absolute
 from ortho_core.transform import block_dimension
 from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.progress import say, summary_json
@@ -50,7 +51,7 @@ class EvaluateJob(EvaluateSettings, PairFields):
     model: Annotated[dict[str, Path], BeforeValidator(_named)] = Field(
         description="model folders as FOLDER,FOLDER or NAME=FOLDER,NAME=FOLDER; the first is the base"
     )
-    pairs: Path = Field(description="held-out pair set")
+    pairs: Location = Field(description="held-out pair set, of any kind that assign reads")
     out: Path = Field(description="folder for evaluation.json and the pictures")
     patch_size: int = Field(2, ge=1, description="patch size of the E-step")
 
@@ -86,7 +87,8 @@ def run(job: EvaluateJob) -> int:
     job = job.model_copy(
         update={
             "model": {name: folder.absolute() for name, folder in job.model.items()},
-            "pairs": job.pairs.absolute(),
+            "pairs": absolute(job.pairs),
+            "image_root": absolute(job.image_root) if job.image_root else None,
             "out": job.out.absolute(),
         }
     )

@@ -10,13 +10,14 @@ from pydantic import Field
 from safetensors.torch import save_file
 
 from ortho_core.assign import AssignConfig, assign_noise
+from ortho_core.decoding import to_images
 from ortho_core.errors import BadRow, RunFailed, UserError
 from ortho_core.evaluation import to_bytes
 from ortho_core.folders import replace_folder
 from ortho_core.gaussianity import write_diagnostics
 from ortho_core.generators.base import latent_shape_of, load_generator, model_fingerprint
+from ortho_core.images import decode_image
 from ortho_core.noise import noise_seed
-from ortho_core.pairs import decode_image
 from ortho_core.pictures import labelled_rows, to_picture
 from rayjobs.plots import plot_steps
 from rayjobs.progress import say, summary_json
@@ -71,10 +72,10 @@ def run(job: InvertJob) -> int:
     check(job)
     generator = load_generator(job.model, pick_device(job.device), job.dtype)
     try:
-        image = decode_image(job.target_image, generator.image_size)
+        pixels = decode_image(job.target_image.read_bytes(), generator.image_size, job.target_image.name)
     except BadRow as error:
         raise UserError(str(error)) from error
-    images = image[None].to(generator.device)
+    images = to_images([pixels]).to(generator.device)
     seeds = [noise_seed(job.seed, job.target_image.stem)]
     with torch.no_grad():
         condition = generator.encode_prompts([job.prompt])

@@ -1,20 +1,34 @@
-"""What is planned and what is done: the exactly-once guarantee.
+"""What is planned and what is done: the exactly-once guarantee, on a local folder or an object store.
 
 A shard of input rows is one task and one published part file. The file is the receipt: it appears whole under its name or
-not at all, and the name carries the run's fingerprint. Resuming is the difference between planned and published names.
+not at all, the first writer's stays, and the name carries the run's fingerprint. Resuming is the difference between
+planned and published names. Rows that failed may be tried again: what then succeeds is published as a further file of the
+same shard, a revision, whose failures replace those of the file before it.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ortho_core.assignments import FORMAT, part_name, part_names, read_about
-from ortho_core.errors import UserError
+from ortho_core.assignments import (
+    FOOTERS_AT_ONCE,
+    FORMAT,
+    encode_part,
+    part_name,
+    parts_by_shard,
+    read_about,
+    read_abouts,
+    read_part,
+)
+from ortho_core.errors import RunFailed, UserError
+from ortho_core.shard import ShardResult
+from ortho_core.storage import Store, open_store
 
 
 def fingerprint(content: Any) -> str:
@@ -22,66 +36,35 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def publish(path: Path, write: Callable[[Path], object]) -> bool:
-    """Write beside `path`, then link into place if nothing is there. False: another writer was first, ours is discarded."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        write(aside)
-        try:
-            with aside.open("rb") as stream:
-                os.fsync(stream.fileno())
-            try:
-                os.link(aside, path)
-            except (FileExistsError, FileNotFoundError):
-                raise
-            except OSError:  # a file system without hard links: rename, which replaces an equal file at worst
-                os.replace(aside, path)
-        except FileExistsError:
-            return False
-        except FileNotFoundError:
-            if path.exists():  # another driver finished the run and swept our copy away
-                return False
-            raise
-        return True
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def replace_text(path: Path, text: str) -> None:
-    """Replace a small file at once: a reader sees the old or the new content, never a part."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        aside.write_text(text)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Replace a small local file at once: a reader sees the old or the new content, never a part."""
+    open_store(path.parent).replace(path.name, text.encode())
 
 
-def claim(folder: Path, plan: dict[str, Any], verb: str) -> None:
-    """Make `folder` the output of `plan`, or check that it is. Raises UserError naming what differs."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-    file = folder / "plan.json"
+def claim(location: str | Path, plan: dict[str, Any], verb: str) -> Store:
+    """Make a folder the output of `plan`, or check that it is. Raises UserError naming what differs."""
+    folder = open_store(location)
     text = json.dumps(plan, indent=1) + "\n"
-    if not file.exists():
-        foreign = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
-        if foreign:
-            raise UserError(
-                f"{folder} is not empty and was not made by `ortho {verb}` ({foreign[0]}, ...); choose another"
-            )
-        publish(file, lambda aside: aside.write_text(text))
     try:
-        there = json.loads(file.read_text())
+        if not folder.exists("plan.json"):
+            foreign = [name for name in folder.names() if not name.startswith(".")]
+            if foreign:
+                raise UserError(
+                    f"{location} is not empty and was not made by `ortho {verb}` ({foreign[0]}, ...); choose another"
+                )
+            folder.create("plan.json", text.encode())
+        there = json.loads(folder.read("plan.json"))
+    except OSError as error:
+        raise UserError(f"cannot write to {location}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}; delete the folder or choose another") from error
+        raise UserError(f"{location}/plan.json is damaged: {error}; delete the folder or choose another") from error
     differing = differences(there, json.loads(text))
     if differing:
         raise UserError(
-            f"{folder} holds the output of another run; choose another folder, or repeat that run: "
+            f"{location} holds the output of another run; choose another folder, or repeat that run: "
             + "; ".join(differing)
         )
+    return folder
 
 
 def differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -96,70 +79,132 @@ def differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
     return found
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is left to do of one shard: all of it, or the rows that failed in the revisions before `revision`."""
+
+    shard: int
+    revision: int = 0
+    only: frozenset[int] | None = None
+
+
 class Ledger:
     """The shards of one run in one folder."""
 
-    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+    def __init__(self, folder: Store, plan: dict[str, Any]) -> None:
         self.folder, self.plan = folder, plan
-        self.parts = [folder / name for name in part_names(plan)]
 
     @staticmethod
     def seal(plan: dict[str, Any]) -> dict[str, Any]:
         """The plan with its own fingerprint, which part files carry in their names."""
         return {"format": FORMAT, **plan, "run_fingerprint": fingerprint(plan)}
 
-    def path(self, shard: int) -> Path:
-        return self.folder / part_name(shard, self.plan["run_fingerprint"])
+    def name(self, shard: int, revision: int = 0) -> str:
+        return part_name(shard, self.plan["run_fingerprint"], revision)
 
-    def pending(self) -> list[int]:
-        """Shards without a sound part file; a part whose footer does not read is removed and done again."""
-        todo = []
-        for shard, path in enumerate(self.parts):
-            if path.exists():
-                with contextlib.suppress(UserError):
-                    if read_about(path)["shard"] == shard:
-                        continue
-                path.unlink()
-            todo.append(shard)
-        return todo
+    def commit(self, task: Task, result: ShardResult) -> bool:
+        """Publish what was made of a task, unless someone already has: then False, and ours is discarded.
 
-    def committed(self) -> tuple[int, int]:
-        """Rows of the parts that are published, and how many of them are quarantined."""
-        abouts = [read_about(path) for path in self.parts if path.exists()]
-        quarantined = sum(len(about["failures"]) for about in abouts)
-        return sum(about["rows"] for about in abouts) + quarantined, quarantined
+        Raises RunFailed if it cannot be written.
+        """
+        written = time.time()
+        about = {
+            "shard": task.shard,
+            "revision": task.revision,
+            "run_fingerprint": self.plan["run_fingerprint"],
+            "written": written,
+            "truncated_prompts": result.truncated_prompts,
+            "evaluations": result.evaluations,
+            "loss_sum": sum(row["loss"] for row in result.rows),
+            "initial_loss_sum": sum(row["initial_loss"] for row in result.rows),
+        }
+        content = encode_part(result.rows, result.failures, about, self.plan["config"]["store"])
+        name = self.name(task.shard, task.revision)
+        try:
+            return self.folder.create(name, content, written)
+        except OSError as error:
+            raise RunFailed(f"cannot write {self.folder.location}/{name}: {error.strerror or error}") from error
+
+    def committed(self, task: Task) -> dict[str, Any] | None:
+        """What the part of a task says, if it is there."""
+        name = self.name(task.shard, task.revision)
+        return read_about(self.folder, name) if self.folder.exists(name) else None
+
+    def survey(self, retry_failures: bool = False) -> tuple[list[Task], int, int]:
+        """What is left to do, and the (rows, quarantined rows) that are settled.
+
+        A part that is damaged is removed, with the revisions on top of it, and is to be made again. With `retry_failures`
+        so are the rows that are quarantined.
+        """
+        shards = parts_by_shard(self.plan, self.folder.names())
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+            sound = pool.map(lambda item: self._sound(*item), enumerate(shards))
+            todo, rows, quarantined = [], 0, 0
+            for shard, (names, abouts) in enumerate(zip(shards, sound, strict=True)):
+                if not abouts:
+                    todo.append(Task(shard))
+                    continue
+                failed = frozenset(failure["row"] for failure in abouts[-1]["failures"])
+                again = bool(failed) and (retry_failures or len(abouts) < len(names))
+                if again:
+                    todo.append(Task(shard, len(abouts), failed))
+                rows += sum(about["rows"] for about in abouts) + (0 if again else len(failed))
+                quarantined += 0 if again else len(failed)
+        return todo, rows, quarantined
+
+    def _sound(self, shard: int, names: list[str]) -> list[dict[str, Any]]:
+        """The footers of a shard's parts up to the first that is damaged; that one and those after it are removed."""
+        abouts: list[dict[str, Any]] = []
+        for name in names:
+            try:
+                about = read_about(self.folder, name)
+                if about["shard"] != shard:
+                    raise UserError(f"{name} holds shard {about['shard']}")
+                if self.folder.touched(name, about["written"]):
+                    read_part(self.folder, name)
+                abouts.append(about)
+            except UserError:
+                break
+        for name in reversed(names[len(abouts) :]):
+            self.folder.remove(name)
+        return abouts
 
     def finish(self) -> dict[str, Any]:
         """Once every shard is committed: write `failures.jsonl` from the parts and return the reconciled counts."""
-        assigned = quarantined = truncated = evaluations = 0
-        loss = initial = 0.0
-        reasons: dict[str, int] = {}
-
-        aside = self.folder / f".failures.{uuid.uuid4().hex}.partial"
-        with aside.open("w") as stream:
-            for part in self.parts:
-                about = read_about(part)
-                assigned += about["rows"]
-                truncated += about["truncated_prompts"]
-                evaluations += about["evaluations"]
-                loss += about["loss_sum"]
-                initial += about["initial_loss_sum"]
-                for failure in about["failures"]:
-                    quarantined += 1
-                    reasons[failure["reason"]] = reasons.get(failure["reason"], 0) + 1
-                    stream.write(json.dumps(failure) + "\n")
-        os.replace(aside, self.folder / "failures.jsonl")
-        for leftover in self.folder.glob(".part-*.partial"):
-            leftover.unlink(missing_ok=True)
+        shards = parts_by_shard(self.plan, self.folder.names())
+        missing = [shard for shard, names in enumerate(shards) if not names]
+        if missing:
+            raise RunFailed(
+                f"part {self.name(missing[0])} has gone from {self.folder.location}; run the same command again"
+            )
+        total: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            listing = Path(scratch) / "failures.jsonl"
+            with listing.open("w") as stream:
+                for start in range(0, len(shards), 1024):
+                    group = shards[start : start + 1024]
+                    abouts = iter(read_abouts(self.folder, [name for names in group for name in names]))
+                    for names in group:
+                        mine = [next(abouts) for _ in names]
+                        for about in mine:
+                            for key in ("rows", "truncated_prompts", "evaluations", "loss_sum", "initial_loss_sum"):
+                                total[key] += about[key]
+                        for failure in mine[-1]["failures"]:
+                            reasons[failure["reason"]] += 1
+                            stream.write(json.dumps(failure) + "\n")
+            self.folder.replace_file("failures.jsonl", listing)
+        self.folder.sweep()
+        assigned, quarantined = total["rows"], sum(reasons.values())
         if assigned + quarantined != self.plan["rows"]:
             raise RuntimeError(f"{assigned} assigned + {quarantined} quarantined is not {self.plan['rows']} rows")
         return {
             "rows": self.plan["rows"],
             "assigned": assigned,
             "quarantined": quarantined,
-            "quarantined_by_reason": reasons,
-            "truncated_prompts": truncated,
-            "evaluations": evaluations,
-            "mean_initial_loss": initial / assigned if assigned else None,
-            "mean_loss": loss / assigned if assigned else None,
+            "quarantined_by_reason": dict(sorted(reasons.items())),
+            "truncated_prompts": total["truncated_prompts"],
+            "evaluations": total["evaluations"],
+            "mean_initial_loss": total["initial_loss_sum"] / assigned if assigned else None,
+            "mean_loss": total["loss_sum"] / assigned if assigned else None,
         }

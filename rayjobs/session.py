@@ -35,13 +35,22 @@ class WorkerResources(BaseModel):
             return self.gpus_per_worker
         return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
-    def fitting(self, wanted: int) -> int:
-        """How many of `wanted` workers the cluster has room for. Raises UserError if it cannot hold one.
+    def fitting(self, wanted: int, labels: dict[str, str] | None = None) -> int:
+        """How many of `wanted` workers the cluster has room for, on nodes with these labels.
 
-        A plan that does not fit waits forever in Ray, so this is asked before any work starts.
+        A plan that does not fit waits forever in Ray, so this is asked before any work starts. Raises UserError if the
+        cluster cannot hold one.
         """
         gpus = self.gpus()
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in alive if (labels or {}).items() <= node.get("Labels", {}).items()]
+        if not nodes:
+            known = sorted(
+                {f"{k}={v}" for node in alive for k, v in node.get("Labels", {}).items() if "node-id" not in k}
+            )
+            raise UserError(
+                f"--node-labels: no node has {labels}; the cluster's labels are {', '.join(known) or 'none'}"
+            )
         room = sum(self._room(node.get("CPU", 0), node.get("GPU", 0), gpus) for node in nodes)
         if room < 1:
             largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
@@ -51,6 +60,10 @@ class WorkerResources(BaseModel):
                 "(lower cpus_per_worker or gpus_per_worker)"
             )
         return min(wanted, room)
+
+    def spare_cpu(self, workers: int) -> float:
+        """1 where the cluster has a CPU besides those of so many workers, else 0: a task of 1 CPU would wait for ever."""
+        return float(ray.cluster_resources().get("CPU", 0) - workers * self.cpus_per_worker >= 1)
 
     def _room(self, cpus: float, gpus: float, gpus_each: float) -> int:
         """How many workers one node holds; a share of a GPU never spans two."""

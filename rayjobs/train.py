@@ -17,8 +17,9 @@ from ortho_core.assignments import FORMAT, Assignments
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.base import latent_shape_of, model_fingerprint
 from ortho_core.matched_data import Order
-from ortho_core.pairs import PairSet
+from ortho_core.pairs import PairFields, PairSet
 from ortho_core.sft import SftConfig
+from ortho_core.storage import Location, absolute, open_store
 from ortho_core.transform import block_dimension
 from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.plots import plot_history
@@ -51,10 +52,12 @@ class TrainSettings(SftConfig, WorkerResources):
 class TrainJob(TrainSettings):
     """Fine-tune a model on assigned noise (the M-step)."""
 
-    assignments: Path = Field(description="folder that `ortho assign` wrote")
+    assignments: Location = Field(description="folder or URL that `ortho assign` wrote to")
     model: Path = Field(description="model folder to start from")
     out: Path = Field(description="folder for checkpoints and curves; the same command again resumes")
-    pairs: Path | None = Field(None, description="where the images are, if not where the assignments were made from")
+    pairs: Location | None = Field(
+        None, description="where the images are, if not where the assignments were made from"
+    )
     preserve_model: Path | None = Field(
         None, description="model f_0 that the preserve terms hold to (default: --model)"
     )
@@ -77,7 +80,7 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], Assignments, PairSet | Non
         raise UserError(f"--batch-size: {job.batch_size} does not divide among {job.num_workers} workers")
     pairs = None
     if job.pixel_l1_weight or not assignments.has_target_latents:
-        pairs = PairSet(job.pairs or made_from(job.assignments))
+        pairs = images_of(job.assignments, job.pairs)
     settings = {k: v for k, v in job.model_dump(mode="json").items() if k in TrainSettings.model_fields}
     plan = {
         "format": FORMAT,
@@ -91,13 +94,14 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], Assignments, PairSet | Non
     return {**plan, "run_fingerprint": fingerprint(plan)}, assignments, pairs
 
 
-def made_from(assignments: Path) -> Path:
-    """The pair set that the assignments were made from, as their summary says."""
+def images_of(assignments: str, pairs: str | None) -> PairSet:
+    """The pair set that the assignments were made from, as their summary says, or the same at another place `pairs`."""
     try:
-        config = json.loads((assignments / "summary.json").read_text())["config"]
-        return Path(config["pairs"])
+        config = json.loads(open_store(assignments).read("summary.json"))["config"]
+        fields = PairFields(**{name: config[name] for name in PairFields.model_fields})
+        return PairSet(pairs or config["pairs"], fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{assignments}/summary.json does not say where the images are; give --pairs") from error
+        raise UserError(f"{assignments}/summary.json does not say where the images are: {error!r}") from error
 
 
 def plan(job: TrainJob) -> dict[str, Any]:
@@ -111,9 +115,11 @@ def plan(job: TrainJob) -> dict[str, Any]:
 def run(job: TrainJob) -> int:
     """Train, or go on training. Returns 0. Raises UserError or RunFailed."""
     sealed, assignments, pairs = make_plan(job)
-    paths = {k: getattr(job, k) for k in ("assignments", "model", "out", "preserve_model")}
+    paths = {k: getattr(job, k) for k in ("model", "out", "preserve_model")}
     job = job.model_copy(update={k: v.absolute() for k, v in paths.items() if v is not None})
-    job = job.model_copy(update={"pairs": pairs.file.absolute() if pairs is not None else None})
+    job = job.model_copy(
+        update={"assignments": absolute(job.assignments), "pairs": pairs.location if pairs is not None else None}
+    )
     claim(job.out, sealed, "train")
     summary_file = job.out / "train_summary.json"
     if summary_file.is_file():

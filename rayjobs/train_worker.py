@@ -16,7 +16,6 @@ from ortho_core.errors import RunFailed
 from ortho_core.folders import link_tree, replace_folder, sweep_partial
 from ortho_core.generators.base import OneStepGenerator, load_generator
 from ortho_core.matched_data import MatchedData, Order
-from ortho_core.pairs import PairSet
 from ortho_core.prompts import PromptCache
 from ortho_core.sft import frozen_copy, sft_loss
 from rayjobs.ledger import replace_text
@@ -41,6 +40,8 @@ class Training:
     def __init__(self, job: Any, rank: int, world: int) -> None:
         from diffusers.optimization import get_scheduler
 
+        from rayjobs.train import images_of
+
         self.job, self.rank, self.world = job, rank, world
         device = ray.train.torch.get_device()
         assignments = Assignments(job.assignments)
@@ -63,7 +64,7 @@ class Training:
             assignments,
             self.generator,
             PromptCache(self.generator),
-            PairSet(job.pairs) if job.pairs else None,
+            images_of(job.assignments, job.pairs) if job.pairs else None,
             job.noise,
             job.seed,
             bool(job.pixel_l1_weight),

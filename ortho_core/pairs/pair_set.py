@@ -1,0 +1,170 @@
+"""A pair set of any format, anywhere: which one it is, how it is cut into shards, how its images are fetched."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ortho_core.errors import BadRow, UserError
+from ortho_core.images import decode_image
+from ortho_core.pairs.json_lines import JsonLines
+from ortho_core.pairs.parquet import Parquet
+from ortho_core.pairs.rows import Format, Pair, PairFields, Row, Shard
+from ortho_core.pairs.web_dataset import WebDataset
+from ortho_core.storage import OutsideRoot, Store, open_store
+
+EXPECTED = (
+    "a folder with pairs.jsonl, metadata.jsonl, .parquet or .tar files, one such file, or a pattern such as DIR/*.tar"
+)
+#: An image that cannot be read for a reason that may pass is tried again after these seconds.
+RETRIES = (0.2, 1.0, 4.0)
+#: Rows of a shard, where none are asked for: at least, at most, and the number of shards aimed at in between.
+FEWEST, MOST, SHARDS = 64, 1024, 10_000
+
+
+class PairSet:
+    """A pair set at a path or URL. Small to send to another process: what was counted stays behind.
+
+    Raises UserError if there is none, or if nothing here reads what there is.
+    """
+
+    def __init__(self, location: str | Path, fields: PairFields | None = None) -> None:
+        self.fields = fields or PairFields()
+        store = open_store(location)
+        self.location = store.location
+        self.root, self.format = _recognise(store, str(location), self.fields)
+        self.image_root = open_store(self.fields.image_root) if self.fields.image_root else self.root
+
+    def fingerprint(self) -> str:
+        """SHA-256 (16 hex digits) of the rows and the field names; image files count by their names."""
+        return hashlib.sha256(f"{self.format.signature()}\0{self.fields.model_dump_json()}".encode()).hexdigest()[:16]
+
+    def rows(self) -> int:
+        """How many rows there are. Raises UserError if there are none."""
+        rows = self.format.rows()
+        if not rows:
+            raise UserError(f"{self.location} holds no rows")
+        return rows
+
+    def rows_per_shard(self) -> int:
+        """A size of shards that suits the set: neither too many files nor too much to do again."""
+        return min(max(FEWEST, -(-self.rows() // SHARDS)), MOST)
+
+    def shards(self, rows_per_shard: int) -> list[Shard]:
+        """Cut the set into shards; depends on the input alone, memory grows with the shards, not the rows."""
+        shards: list[Shard] = []
+        first = 0
+        for cut in self.format.cuts(rows_per_shard):
+            shards.append(Shard(len(shards), first, cut.rows, cut.file, cut.offset))
+            first += cut.rows
+        if not shards:
+            raise UserError(f"{self.location} holds no rows")
+        return shards
+
+    def read(self, shard: Shard) -> Iterator[Row]:
+        """Each row of the shard as a Pair, or as (row number, what is wrong with it). Images are not looked at.
+
+        Raises UserError if the shard's file has gone or has changed.
+        """
+        count = 0
+        try:
+            for row in self.format.read(shard):
+                count += 1
+                yield row
+        except (UserError, BadRow):
+            raise
+        except Exception as error:  # libraries of object stores raise their own
+            raise UserError(f"cannot read {self.root.location}/{shard.file}: {error}") from error
+        if count != shard.rows:
+            raise UserError(
+                f"{self.root.location}/{shard.file} has changed since the run began: {count} rows from "
+                f"{shard.offset} on, not {shard.rows}"
+            )
+
+    def fetch(self, pair: Pair) -> bytes:
+        """The bytes of a pair's image. Raises BadRow as `fetch_image`."""
+        return self.fetch_image(pair.image, f"row {pair.row}") if pair.content is None else pair.content
+
+    def fetch_image(self, image: str, who: str) -> bytes:
+        """The bytes of the image that a record names; `who` is what messages call the row.
+
+        Raises BadRow if it is missing, outside the root, or cannot be read.
+        """
+        where = f"{who}: image {image[:200]!r}"
+        for wait in (*RETRIES, None):
+            try:
+                content = self.format.fetch(image)
+                if content is None:
+                    content = self.image_root.read(self.image_root.contains(self._relative(image)))
+                return content
+            except OutsideRoot:
+                root = self.image_root.location
+                raise BadRow("outside-root", f"{where} lies outside {root} (--image-root names another)") from None
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+                reason = "cannot be opened" if isinstance(error, PermissionError) else "does not exist"
+                raise BadRow("missing-image", f"{where} {reason} under {self.image_root.location}") from error
+            except BadRow:
+                raise
+            except Exception as error:  # time-outs, throttling, resets: what networks do
+                if wait is None:
+                    raise BadRow("unreadable-image", f"{where} cannot be read: {str(error)[:200]}") from error
+            time.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _relative(self, image: str) -> str:
+        """A path as it is; a URL below the root, relative to it. Raises OutsideRoot for another URL."""
+        if "://" not in image:
+            return image
+        inside = self.image_root.location + "/"
+        if not image.startswith(inside):
+            raise OutsideRoot(image)
+        return image.removeprefix(inside)
+
+    def images(self, chunk: Sequence[Pair], size: tuple[int, int]) -> list[np.ndarray | BadRow]:
+        """Fetch and decode: for each pair (Y, X, 3) uint8, or what is wrong with it."""
+        done: list[np.ndarray | BadRow] = []
+        for pair in chunk:
+            try:
+                name = f"row {pair.row}: {pair.image.rpartition('/')[2]}"
+                done.append(decode_image(self.fetch(pair), size, name))
+            except BadRow as bad:
+                done.append(bad)
+        return done
+
+
+def _recognise(store: Store, given: str, fields: PairFields) -> tuple[Store, Format]:
+    """The folder that names are relative to, and the format. Raises UserError."""
+    head, _, last = store.location.rpartition("/")
+    parent = open_store(head or "/")
+    if any(sign in last for sign in "*?["):
+        import fnmatch
+
+        names = [(name, size) for name, size in parent.find("") if fnmatch.fnmatchcase(name, last)]
+        return parent, _of_files(parent, names, given, fields)
+    if last.endswith((".jsonl", ".parquet", ".tar")):
+        if parent.exists(last):
+            return parent, _of_files(parent, [(last, parent.size(last))], given, fields)
+        if last.endswith(".jsonl"):
+            raise UserError(f"no pair set at {given}: it does not exist (expected: {EXPECTED})")
+    for name in ("pairs.jsonl", "metadata.jsonl"):
+        if store.exists(name):
+            return store, JsonLines(store, name, fields)
+    return store, _of_files(store, [*store.find(".parquet"), *store.find(".tar")], given, fields)
+
+
+def _of_files(root: Store, files: list[tuple[str, int]], given: str, fields: PairFields) -> Format:
+    kinds = sorted({name.rpartition(".")[2] for name, _ in files})
+    if len(kinds) > 1:
+        raise UserError(
+            f"{given} holds files of several kinds (.{', .'.join(kinds)}); name one, as in {given.rstrip('/')}/*.{kinds[-1]}"
+        )
+    if not kinds or kinds[0] not in ("jsonl", "parquet", "tar"):
+        found = f"; found .{kinds[0]}" if kinds else ""
+        raise UserError(f"no pair set at {given}: expected {EXPECTED}{found}")
+    if kinds == ["jsonl"]:
+        if len(files) > 1:
+            raise UserError(f"{given} matches {len(files)} .jsonl files; one is read at a time")
+        return JsonLines(root, files[0][0], fields)
+    return Parquet(root, files, fields) if kinds == ["parquet"] else WebDataset(root, files, fields)

@@ -1,0 +1,173 @@
+"""Parquet: a prompt column, and an image column of bytes, of `{bytes, path}` structs (as the `datasets` library writes), or of
+paths and URLs."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ortho_core.errors import BadRow, UserError
+from ortho_core.pairs.rows import Cut, Pair, PairFields, Row, Shard, make_pair
+from ortho_core.storage import Store
+
+#: Footers that are read side by side: what an object store's latency asks for.
+FOOTERS_AT_ONCE = 32
+#: Rows that are taken out of a file together; their images are in memory.
+ROWS_AT_ONCE = 32
+
+
+class Parquet:
+    """One or many files of the same columns."""
+
+    def __init__(self, root: Store, files: list[tuple[str, int]], fields: PairFields) -> None:
+        """`files` are names and sizes in bytes, in order."""
+        self.root, self.fields = root, fields
+        self.files: list[tuple[str, int]] = files
+        self._footers: list[tuple[int, str]] | None = None
+        self._open: tuple[str, pq.ParquetFile] | None = None
+        self._group: tuple[str, int, list[Any]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "files": [], "_footers": None, "_open": None, "_group": None}
+
+    def _read_footers(self) -> list[tuple[int, str]]:
+        """Rows and digest of every file's footer; all that is kept of it. Raises UserError naming a file that is damaged."""
+
+        def read(file: str) -> tuple[int, str]:
+            try:
+                with self.root.open(file) as stream:
+                    footer = pq.read_metadata(stream)
+            except (OSError, pa.ArrowException) as error:
+                raise UserError(f"{self.root.location}/{file} is not a readable Parquet file: {error}") from error
+            self._names(footer.schema.to_arrow_schema(), file)
+            groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
+            shape = [(g.num_rows, g.total_byte_size, g.column(0).data_page_offset) for g in groups]
+            return footer.num_rows, hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
+
+        if self._footers is None:
+            with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+                self._footers = list(pool.map(read, [file for file, _ in self.files]))
+        return self._footers
+
+    def _names(self, schema: pa.Schema, file: str) -> tuple[str, str, str | None]:
+        """The columns of prompt, image and id. Raises UserError if there are none of such a name."""
+        fields = self.fields
+
+        def column(given: str | None, usual: tuple[str, ...], what: str) -> str:
+            for name in (given,) if given else usual:
+                if name in schema.names:
+                    return name
+            raise UserError(
+                f"{file} has no column {given or ' or '.join(usual)!r}; it has {', '.join(schema.names)} "
+                f"(--{what}-field names one)"
+            )
+
+        image = column(fields.image_field, ("image", "url", "file_name"), "image")
+        prompt = column(fields.prompt_field, ("prompt", "text", "caption"), "prompt")
+        return prompt, image, column(fields.id_field, (), "id") if fields.id_field else None
+
+    def signature(self) -> str:
+        digest = hashlib.sha256()
+        for (name, size), (rows, footer) in zip(self.files, self._read_footers(), strict=True):
+            digest.update(f"{name}\0{size}\0{rows}\0{footer}\0".encode())
+        return digest.hexdigest()
+
+    def rows(self) -> int:
+        return sum(rows for rows, _ in self._read_footers())
+
+    def cuts(self, rows: int) -> Iterator[Cut]:
+        for (file, _), (total, _) in zip(self.files, self._read_footers(), strict=True):
+            for offset in range(0, total, rows):
+                yield Cut(file, min(rows, total - offset), offset)
+
+    def _file(self, file: str) -> pq.ParquetFile:
+        """The file, kept open until another is asked for."""
+        if self._open is None or self._open[0] != file:
+            self._open = file, pq.ParquetFile(self.root.open(file), pre_buffer=False)
+        return self._open[1]
+
+    def read(self, shard: Shard) -> Iterator[Row]:
+        """Reads the row groups that the shard touches, from their start: keep them to a few hundred rows of image bytes."""
+        with self.root.open(shard.file) as stream:
+            parquet = pq.ParquetFile(stream, pre_buffer=False)
+            names = self._names(parquet.schema_arrow, shard.file)
+            groups, skip = groups_of(parquet.metadata, shard.offset, shard.rows)
+            columns = [name for name in names if name is not None]
+            left = shard.rows
+            for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
+                part = batch.slice(skip, left)
+                skip = max(0, skip - len(batch))
+                if not len(part):
+                    continue
+                number = shard.first + shard.rows - left
+                for i in range(len(part)):
+                    in_file = shard.offset + number + i - shard.first
+                    try:
+                        values = {name: _value(part[name][i], name, number + i) for name in columns}
+                        yield self.make(values, names, number + i, f"{shard.file}#{in_file}")
+                    except BadRow as bad:
+                        yield number + i, bad
+                left -= len(part)
+                if not left:
+                    return
+
+    @staticmethod
+    def make(values: dict[str, Any], names: tuple[str, str, str | None], row: int, reference: str) -> Pair:
+        """The pair of one row; `reference` is how a record names image bytes that lie in the row."""
+        image = values.get(names[1])
+        if isinstance(image, dict):
+            inner, values["__stem__"] = image.get("bytes"), None
+            if isinstance(inner, bytes):
+                values["__stem__"] = stem_of(image.get("path"))
+                image = inner
+            elif isinstance(image.get("path"), str):
+                image = values[names[1]] = image["path"]
+        if isinstance(image, bytes):
+            return make_pair(row, values, names, reference, image)
+        return make_pair(row, values, names)
+
+    def fetch(self, image: str) -> bytes | None:
+        """Reads the row group of the row that `FILE#ROW` names, and keeps it for the next call."""
+        file, sign, row = image.rpartition("#")
+        if not sign or not row.isdecimal() or not file.endswith(".parquet"):
+            return None
+        parquet = self._file(self.root.contains(file))
+        name = self._names(parquet.schema_arrow, file)[1]
+        (group, *_), skip = groups_of(parquet.metadata, int(row), 1)
+        if self._group is None or self._group[:2] != (file, group):
+            self._group = file, group, parquet.read_row_group(group, columns=[name])[name].to_pylist()
+        value = self._group[2][skip]
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(content, bytes):
+            raise BadRow("missing-image", f"{image} holds no image bytes")
+        return content
+
+
+def groups_of(footer: pq.FileMetaData, first: int, rows: int) -> tuple[list[int], int]:
+    """The row groups that hold rows `first` to `first + rows - 1` of a file, and how many rows of the first to skip."""
+    groups: list[int] = []
+    skip = start = 0
+    for group in range(footer.num_row_groups):
+        end = start + footer.row_group(group).num_rows
+        if end > first and start < first + rows:
+            if not groups:
+                skip = first - start
+            groups.append(group)
+        start = end
+    return groups, skip
+
+
+def stem_of(path: Any) -> str | None:
+    """The file name of a path without its extension."""
+    return path.replace("\\", "/").rpartition("/")[2].rpartition(".")[0] or None if isinstance(path, str) else None
+
+
+def _value(scalar: pa.Scalar, name: str, row: int) -> Any:
+    """Raises BadRow for text that is no text: Parquet does not check what a writer says is UTF-8."""
+    try:
+        return scalar.as_py()
+    except (UnicodeDecodeError, pa.ArrowException) as error:
+        raise BadRow("not-text", f"row {row}: column {name!r} is not Unicode text: {error}") from error

@@ -1,0 +1,128 @@
+"""One row of a pair set: its fields, what makes it usable, its name."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ortho_core.errors import BadRow
+from ortho_core.storage import Location
+
+
+class PairFields(BaseModel):
+    """Which fields (columns, members) of a row hold what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt_field: str | None = Field(
+        None, min_length=1, description="field that holds the prompt (none: prompt; text, txt or caption where usual)"
+    )
+    image_field: str | None = Field(
+        None, min_length=1, description="field that holds the image or its path (none: image; file_name where usual)"
+    )
+    id_field: str | None = Field(
+        None, min_length=1, description="field that holds a row's own unique id (none: row number and image name)"
+    )
+    image_root: Location | None = Field(
+        None, min_length=1, description="folder or URL that image paths start from (none: the pair set's own)"
+    )
+
+    def pair_fields(self) -> "PairFields":
+        """These fields alone, from a job that has them among its own."""
+        return PairFields(**{name: getattr(self, name) for name in PairFields.model_fields})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One usable row. `image` is what a record remembers and `PairSet.fetch` understands; `content` is the image file
+    itself where the row carries it."""
+
+    sample_id: str
+    row: int
+    prompt: str
+    image: str
+    content: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A run of consecutive rows: rows `first` to `first + rows - 1`, starting at `offset` (a byte or a row) of `file`."""
+
+    index: int
+    first: int
+    rows: int
+    file: str
+    offset: int
+
+
+#: A row as a format reads it: the pair, or (its number, what is wrong with it).
+Row = Pair | tuple[int, BadRow]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Some rows of one file, before they have a number in the whole set."""
+
+    file: str
+    rows: int
+    offset: int
+
+
+class Format(Protocol):
+    """How rows are kept. What is counted or cut stays in the process that asked; `read` and `fetch` work anywhere."""
+
+    def signature(self) -> str:
+        """What changes when the rows change; image files that rows only name count by their names."""
+        ...
+
+    def rows(self) -> int: ...
+
+    def cuts(self, rows: int) -> Iterator[Cut]:
+        """Every row once, in order, at most `rows` to a cut; depends on the input alone."""
+        ...
+
+    def read(self, shard: Shard) -> Iterator[Row]: ...
+
+    def fetch(self, image: str) -> bytes | None:
+        """The bytes of an image inside the rows' own files, by what `Pair.image` says; None if that is a path.
+
+        Raises BadRow, OutsideRoot or OSError.
+        """
+        ...
+
+
+def make_pair(
+    row: int,
+    values: Mapping[str, Any],
+    names: tuple[str, str, str | None],
+    image: str | None = None,
+    content: bytes | None = None,
+) -> Pair:
+    """Validate one row's values. `names` are the fields of prompt, image and id; `image` and `content` are given where
+    the image is not a path in its field. Raises BadRow.
+    """
+    prompt_field, image_field, id_field = names
+    prompt = values.get(prompt_field)
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise BadRow("missing-prompt", f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text")
+    if image is None:
+        image = values.get(image_field)
+        if not isinstance(image, str) or not image:
+            raise BadRow("missing-image", f"row {row}: field {image_field!r} is {_found(image)}, not a path")
+    sample_id = f"{row:06d}_{values.get('__stem__') or PurePosixPath(image).stem}"
+    if id_field is not None:
+        own = values.get(id_field)
+        if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
+            raise BadRow("missing-id", f"row {row}: field {id_field!r} is {_found(own)}, not a text or number")
+        sample_id = str(own)
+    try:
+        (prompt + image + sample_id).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but no text
+        raise BadRow("not-text", f"row {row} holds characters that are not Unicode text: {error}") from error
+    return Pair(sample_id, row, prompt, image, content)
+
+
+def _found(value: Any) -> str:
+    return "missing" if value is None else repr(value)[:60]

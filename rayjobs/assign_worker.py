@@ -1,0 +1,175 @@
+"""What each actor of the E-step's pool does: hold the model, turn shards into part files, say how it goes."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ortho_core.assign import AssignConfig, Engine
+from ortho_core.assignments import Assignments, Failure
+from ortho_core.capacity import slots_that_fit
+from ortho_core.errors import RunFailed, UserError
+from ortho_core.generators.base import load_generator
+from ortho_core.pairs import PairSet, Shard
+from ortho_core.prompts import PromptCache
+from ortho_core.shard import RecordConfig, ShardAssigner, ShardResult
+from ortho_core.storage import open_store
+from rayjobs.ledger import Ledger, Task, fingerprint
+from rayjobs.session import innermost
+
+#: A shard that was under way so often when its worker died is quarantined instead of begun again.
+DEATHS = 4
+
+
+def packed(task: Task, shard: Shard) -> dict[str, Any]:
+    """A task as a row of a Ray Data block."""
+    only = None if task.only is None else sorted(task.only)
+    return {"task": json.dumps({"revision": task.revision, "only": only, "shard": vars(shard)})}
+
+
+def unpacked(text: str) -> tuple[Task, Shard]:
+    content = json.loads(text)
+    only = None if content["only"] is None else frozenset(content["only"])
+    shard = Shard(**content["shard"])
+    return Task(shard.index, content["revision"], only), shard
+
+
+def receipt(task: Task, **told: Any) -> dict[str, Any]:
+    """What the driver hears of a task. `failures` are given where no row was usable and nothing is published yet."""
+    nothing = {"assigned": 0, "quarantined": 0, "loss": 0.0, "failures": "[]", "error": "", "example": "", "notes": ""}
+    return {"index": task.shard, **nothing, **told}
+
+
+class Turns:
+    """Shards that were under way when a worker died go alone, so that the one to blame takes no other along."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._alone = False
+
+    @contextmanager
+    def take(self, alone: bool) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone and not (alone and self._inside))
+            self._inside += 1
+            self._alone = alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._alone = False
+                self._changed.notify_all()
+
+
+class ShardActor:
+    """One worker of the pool. Called from several threads at once, each with a shard; one engine computes for all."""
+
+    def __init__(
+        self, job: Any, sealed: dict[str, Any], pairs: PairSet, gpus: float, decoder_cpus: float, attempts: Any = None
+    ) -> None:
+        """`attempts` counts how often shards were begun; without it the actor works outside Ray."""
+        self.ledger = Ledger(open_store(job.out), sealed)
+        self.pairs, self.attempts = pairs, attempts
+        self.turns, self.notes = Turns(), list[str]()
+        self.error: str | None = None
+        try:
+            torch.set_num_threads(max(1, int(job.cpus_per_worker)))
+            generator = load_generator(
+                job.model, "cuda" if gpus else "cpu", job.dtype, gradient_checkpointing=job.gradient_checkpointing
+            )
+            self.earlier = Assignments(job.warm_start) if job.warm_start else None
+            config = AssignConfig(**{name: getattr(job, name) for name in AssignConfig.model_fields})
+            slots = job.slots or min(slots_that_fit(generator, config), sealed["rows_per_shard"])
+            if job.compile:  # not before the slots are counted: each batch size that is tried would be compiled
+                compiled: Any = torch.compile(generator.trainable, dynamic=False)
+                generator.trainable = compiled
+            self.engine = Engine(generator, config, slots, on_event=self.notes.append)
+            records = RecordConfig(
+                job.seed, job.store, job.store_latents, sealed["model_fingerprint"], fingerprint(sealed["config"])
+            )
+            self.assigner = ShardAssigner(self.engine, PromptCache(generator), pairs, records)
+            if attempts is not None:
+                self._join_ray(decoder_cpus)
+        except Exception as error:  # raised from here, it would restart the actor for ever
+            self.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {innermost(error)}"
+
+    def _join_ray(self, decoder_cpus: float) -> None:
+        from rayjobs.decoding import RayDecoder
+        from rayjobs.metrics import WorkerMetrics
+
+        self.assigner.decode = RayDecoder(self.pairs, decoder_cpus)
+        self.metrics = WorkerMetrics()
+        threading.Thread(target=self.assigner.serve, daemon=True).start()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        receipts = [self.work(*unpacked(str(text))) for text in batch["task"]]
+        return {name: [r[name] for r in receipts] for name in receipts[0]}
+
+    def work(self, task: Task, shard: Shard) -> dict[str, Any]:
+        if self.error is not None:
+            return receipt(task, error=self.error)
+        try:
+            # The first of two attempts may have published and died before it could say so.
+            if (about := self.ledger.committed(task)) is not None:
+                quarantined = len(about["failures"])
+                return receipt(task, assigned=about["rows"], quarantined=quarantined, loss=about["loss_sum"])
+            return self._publish(task, self._assign(task, shard))
+        except (UserError, RunFailed) as error:
+            return receipt(task, error=str(error))
+
+    def _assign(self, task: Task, shard: Shard) -> ShardResult:
+        starts = None
+        if self.earlier is not None:
+            starts = self.earlier.parameters(shard.index, self.engine.generator.latent_shape)
+        if self.attempts is None:
+            return self.assigner.assign(shard, starts, task.only)
+        import ray
+
+        suspect = ray.get(self.attempts.so_far.remote(shard.index)) > 0
+        with self.turns.take(alone=suspect):
+            if ray.get(self.attempts.begin.remote(shard.index)) >= DEATHS:
+                return self._given_up(task, shard)
+            result = self.assigner.submit(shard, starts, task.only).result()
+        self.metrics.shard(result, self.engine, self.assigner)
+        return result
+
+    def _given_up(self, task: Task, shard: Shard) -> ShardResult:
+        """Every row of a shard as a failure: unusable rows by their own reason, the others because the worker died."""
+        result = ShardResult()
+        for row in self.pairs.read(shard):
+            number = row[0] if isinstance(row, tuple) else row.row
+            if task.only is not None and number not in task.only:
+                continue
+            if isinstance(row, tuple):
+                result.failures.append(Failure(f"{number:06d}", number, row[1].reason, str(row[1])))
+            else:
+                told = f"row {number}: its worker died {DEATHS} times while the shard of this row was under way"
+                result.failures.append(Failure(row.sample_id, number, "worker-died", told))
+        return result
+
+    def _publish(self, task: Task, result: ShardResult) -> dict[str, Any]:
+        notes = "; ".join(self.notes)
+        self.notes.clear()
+        if not result.rows:
+            # Of a whole shard the driver decides whether that is the data's fault or the run's; of rows that failed
+            # before there is nothing new to say.
+            failures = json.dumps([vars(failure) for failure in result.failures])
+            return receipt(task, failures=failures, notes=notes)
+        began = time.perf_counter()
+        self.ledger.commit(task, result)
+        if self.attempts is not None:
+            self.metrics.published(time.perf_counter() - began)
+        return receipt(
+            task,
+            assigned=len(result.rows),
+            quarantined=len(result.failures),
+            loss=sum(row["loss"] for row in result.rows),
+            example=result.failures[0].message if result.failures else "",
+            notes=notes,
+        )
