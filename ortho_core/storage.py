@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Annotated, Any, Protocol
+from typing import IO, Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import BeforeValidator
 
@@ -24,6 +24,7 @@ class OutsideRoot(ValueError):
     """A name leads out of its folder."""
 
 
+@runtime_checkable
 class Store(Protocol):
     """One folder. Raises FileNotFoundError for a name that is not there, OSError for what else goes wrong."""
 

@@ -62,11 +62,12 @@ def generator(tiny_turbo):
 @pytest.fixture(scope="session")
 def batch(generator, digits):
     """Eight example pairs: condition, images, target latents."""
-    from ortho_core.pairs import PairSet, decode_image
+    from ortho_core.decoding import to_images
+    from ortho_core.pairs import PairSet
 
     pairs = PairSet(digits)
     rows = list(pairs.read(pairs.shards(8)[0]))
-    images = torch.stack([decode_image(row.path, generator.image_size) for row in rows])
+    images = to_images(pairs.images(rows, generator.image_size))
     with torch.no_grad():
         return generator.encode_prompts([row.prompt for row in rows]), images, generator.encode_images(images)
 
@@ -92,21 +93,19 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def assigned(tiny_turbo, digits, tmp_path_factory) -> tuple[Path, Path]:
     """Twenty-four pairs, and their assignments, made by the worker's own code in this process."""
-    from rayjobs.assign import AssignJob, ShardActor, make_plan
-    from rayjobs.ledger import Ledger, claim, replace_text
-    from rayjobs.progress import summary_json
+    from rayjobs.assign import AssignJob, conclude, make_plan
+    from rayjobs.assign_worker import ShardActor
+    from rayjobs.ledger import Ledger, Task, claim
 
     folder = tmp_path_factory.mktemp("assigned")
     pairs, out = copy_pairs(digits, folder / "pairs", 24), folder / "out"
     job = AssignJob(pairs=pairs, model=tiny_turbo, out=out, steps=4, rows_per_shard=8, slots=8)
-    plan, _, shards = make_plan(job)
-    claim(out, plan, "assign")
-    actor = ShardActor(job, plan, 0.0)
+    plan, pair_set, shards = make_plan(job)
+    ledger = Ledger(claim(out, plan, "assign"), plan)
+    actor = ShardActor(job, plan, pair_set, gpus=0.0, decoder_cpus=0.0)
     for shard in shards:
-        actor.work(shard)
-    replace_text(
-        out / "summary.json", summary_json({**Ledger(out, plan).finish(), "config": job.model_dump(mode="json")})
-    )
+        actor.work(Task(shard.index), shard)
+    conclude(job, ledger, plan["rows"], 1.0)
     return pairs, out
 
 

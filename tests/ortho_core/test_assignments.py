@@ -8,18 +8,19 @@ from ortho_core.assignments import (
     FORMAT,
     Assignments,
     Failure,
+    encode_part,
     noise_checksum,
     part_name,
     read_about,
     rebuild_noise,
-    write_part,
 )
 from ortho_core.errors import UserError
 from ortho_core.noise import seeded_normal
+from ortho_core.storage import open_store
 from ortho_core.transform import rotate
 
 SHAPE = (4, 8, 8)
-CONFIG = {"patch_size": 2, "regions": 1, "transform": "orthogonal", "store_latents": True}
+CONFIG = {"patch_size": 2, "regions": 1, "transform": "orthogonal", "store": "parameters", "store_latents": True}
 
 
 def record(i: int, patch_size: int = 2) -> dict:
@@ -47,6 +48,11 @@ def record(i: int, patch_size: int = 2) -> dict:
     }
 
 
+def write_part(folder, shard, rows, failures=(), revision=0, store="parameters"):
+    content = encode_part(rows, list(failures), {"shard": shard, "revision": revision}, store)
+    (folder / part_name(shard, "f", revision)).write_bytes(content)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two committed parts of three rows."""
@@ -56,7 +62,7 @@ def folder(tmp_path):
     for shard in range(2):
         rows = [record(3 * shard + i) for i in range(3)]
         failures = [Failure("x", 9, "missing-image", "gone")] * shard
-        write_part(tmp_path / part_name(shard, "f"), rows, failures, {"shard": shard})
+        write_part(tmp_path, shard, rows, failures)
     return tmp_path
 
 
@@ -72,7 +78,7 @@ def test_the_record_rebuilds_the_noise_it_was_made_from(folder):
 
 
 def test_a_part_carries_its_failures_and_counts(folder):
-    about = read_about(folder / part_name(1, "f"))
+    about = read_about(open_store(folder), part_name(1, "f"))
     assert about["rows"] == 3
     assert about["failures"] == [{"sample_id": "x", "row": 9, "reason": "missing-image", "message": "gone"}]
 
@@ -80,7 +86,7 @@ def test_a_part_carries_its_failures_and_counts(folder):
 def test_a_changed_seed_or_skew_is_noticed(folder):
     for change in ({"noise_seed": 5}, {"skew": record(1)["skew"]}):
         rows = [record(0) | change, record(1), record(2)]
-        write_part(folder / part_name(0, "f"), rows, [], {"shard": 0})
+        write_part(folder, 0, rows)
         with pytest.raises(UserError, match=r"000000_x.*does not match its checksum"):
             Assignments(folder).noise([0, 1, 2], SHAPE)
 
@@ -90,11 +96,11 @@ def test_damaged_bytes_are_noticed(folder):
     content = bytearray(part.read_bytes())
     content[len(content) // 3] ^= 0xFF
     part.write_bytes(content)
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="is damaged.*run the same `ortho assign` again"):
         Assignments(folder).noise([0], SHAPE)
     part.write_bytes(content[:100])
     with pytest.raises(UserError, match="not a readable assignment part"):
-        read_about(part)
+        read_about(open_store(folder), part.name)
 
 
 def test_an_unfinished_run_is_not_trusted(folder):
@@ -111,7 +117,7 @@ def test_another_models_latent_is_refused(folder):
 def test_another_versions_assignments_are_refused(folder):
     plan = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps(plan | {"format": 1}))
-    with pytest.raises(UserError, match="are of format 1, this version reads 2: assign again"):
+    with pytest.raises(UserError, match="are of format 1, this version reads 3: assign again"):
         Assignments(folder)
 
 
@@ -119,7 +125,7 @@ def rewrite(folder, config, rows):
     """The folder's plan with another configuration, and its first part with other rows."""
     plan = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps(plan | {"config": CONFIG | config}))
-    write_part(folder / part_name(0, "f"), rows, [], {"shard": 0})
+    write_part(folder, 0, rows, store=config.get("store", "parameters"))
     return Assignments(folder)
 
 
@@ -147,3 +153,30 @@ def test_free_noise_is_kept_itself_and_a_search_can_go_on_from_it(folder):
     broken = row | {"noise": np.roll(row["noise"], 1)}
     with pytest.raises(UserError, match="does not match its checksum"):
         rewrite(folder, {"transform": "free"}, [record(0) | broken]).noise([0], SHAPE)
+
+
+def test_noise_can_be_kept_itself_in_half_precision(folder):
+    skew = torch.from_numpy(record(1)["skew"])[None]
+    noise = rebuild_noise([1001], skew, 2, SHAPE).half()
+    row = record(1) | {"noise": noise[0].flatten().numpy(), "noise_checksum": float(noise_checksum(noise.float())[0])}
+    assignments = rewrite(folder, {"store": "noise"}, [row])
+    assert torch.equal(assignments.noise([0], SHAPE), noise.float())
+    torch.testing.assert_close(assignments.noise([0], SHAPE), rebuild_noise([1001], skew, 2, SHAPE), rtol=1e-3, atol=1e-3)
+    assert torch.equal(assignments.parameters(0, SHAPE)["000001_x"], skew[0])
+    with pytest.raises(UserError, match="does not match its checksum"):
+        rewrite(folder, {"store": "noise"}, [row | {"noise": -row["noise"]}]).noise([0], SHAPE)
+
+
+def test_the_rows_of_a_revision_follow_those_of_its_shard(folder):
+    write_part(folder, 0, [record(7)], revision=1)
+    write_part(folder, 1, [record(8)], revision=2)  # without a revision 1 before it, it does not count
+    assignments = Assignments(folder)
+    names = [row["sample_id"] for row in assignments.rows(range(len(assignments)), ["sample_id"])]
+    assert names == [f"{i:06d}_x" for i in (0, 1, 2, 7, 3, 4, 5)]
+    assert set(assignments.parameters(0, SHAPE)) == {f"{i:06d}_x" for i in (0, 1, 2, 7)}
+
+
+def test_every_row_is_checked_whichever_part_it_is_in(folder):
+    foreign = folder / part_name(0, "another")
+    foreign.write_bytes((folder / part_name(0, "f")).read_bytes())
+    assert len(Assignments(folder)) == 6

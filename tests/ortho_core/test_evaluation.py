@@ -3,10 +3,11 @@ import pytest
 import torch
 from scipy import linalg
 
+from ortho_core.decoding import to_images
 from ortho_core.assign import AssignConfig
 from ortho_core.evaluation import HeldOut, drift, evaluate, frechet_distance, mean_pairwise_distance, sample
 from ortho_core.noise import noise_seed
-from ortho_core.pairs import PairSet, decode_image
+from ortho_core.pairs import PairSet
 from ortho_core.prompts import PromptCache
 
 
@@ -38,7 +39,7 @@ def test_samples_do_not_depend_on_the_batch(generator):
 def test_a_model_judged_against_itself_has_no_drift(generator, digits):
     pairs = PairSet(digits / "heldout.jsonl")
     rows = list(pairs.read(pairs.shards(12)[0]))
-    images = torch.stack([decode_image(r.path, generator.image_size) for r in rows])
+    images = to_images(pairs.images(rows, generator.image_size))
     heldout = HeldOut([r.sample_id for r in rows], [r.prompt for r in rows], images)
     base, again = (evaluate(generator, heldout, AssignConfig(steps=4), seed=0, batch_size=8) for _ in range(2))
     assert drift(again.samples, base.samples) == {"mean": 0, "standard_error": 0}

@@ -41,12 +41,18 @@ def test_faults_are_one_line_and_exit_code_1(capsys, tmp_path):
 
 
 def test_dry_run_and_print_config_are_yaml_and_write_nothing(capsys, digits, tiny_turbo, tmp_path):
-    argv = ["assign", "--pairs", str(digits), "--model", str(tiny_turbo), "--out", str(tmp_path / "out")]
+    argv = ["em", "--pairs", str(digits), "--model", str(tiny_turbo), "--work-dir", str(tmp_path / "out")]
     assert main([*argv, "--dry-run"]) == 0
     said = yaml.safe_load(capsys.readouterr().out)
-    assert (said["rows"], said["shards"], said["evaluations_at_most"]) == (512, 8, 512 * 12)
+    assert (said["rows"], said["evaluations_of_the_e_steps"]) == (512, 2 * 512 * 12)
+    argv += ["--assign.workers", "2:8", "--assign.node-labels", "zone=a,disk=ssd"]
     assert main([*argv, "--print-config"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["patch_size"] == 2
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["assign"]["patch_size"], config["assign"]["workers"]) == (2, "2:8")
+    assert config["assign"]["node_labels"] == {"zone": "a", "disk": "ssd"}
+    for workers in ("0", "3:2", "many"):
+        assert main([*argv, "--assign.workers", workers]) == 1
+        assert "a number of workers, or LEAST:MOST" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
