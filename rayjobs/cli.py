@@ -34,6 +34,8 @@ VERBS = {
     "em": Verb("rayjobs.em", "EmJob", "alternate E-step and M-step, evaluate, report"),
     "evaluate": Verb("rayjobs.evaluate", "EvaluateJob", "held-out metrics of one or more models"),
     "generate": Verb("rayjobs.generate", "GenerateJob", "images from a model folder"),
+    "export": Verb("rayjobs.export_assignments", "ExportJob", "assignments as the reference's folder of noise files"),
+    "import": Verb("rayjobs.import_assignments", "ImportJob", "the reference's folder of noise files as assignments"),
     "verify-noise": Verb("rayjobs.verify_noise", "VerifyNoiseJob", "the Gaussian statistics of rotated noise"),
 }
 

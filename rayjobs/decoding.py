@@ -27,7 +27,7 @@ class RayDecoder:
 
     def __init__(self, pairs: PairSet, cpus: float, ahead: int = 3) -> None:
         self.pairs, self.ahead = ray.put(pairs), ahead
-        self.task = ray.remote(num_cpus=cpus, max_retries=0)(PairSet.images)
+        self.task = ray.remote(num_cpus=cpus, max_retries=0)(_images)
         #: Processes that a decoding task took down with it.
         self.killed = 0
         self._lock = threading.Lock()
@@ -67,3 +67,7 @@ class RayDecoder:
     def _died(self) -> None:
         with self._lock:
             self.killed += 1
+
+
+def _images(pairs: PairSet, chunk: list[Pair], size: tuple[int, int]) -> "list[np.ndarray | BadRow]":
+    return pairs.images(chunk, size)

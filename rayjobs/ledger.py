@@ -115,8 +115,9 @@ class Ledger:
             "written": written,
             "truncated_prompts": result.truncated_prompts,
             "evaluations": result.evaluations,
-            "loss_sum": sum(row["loss"] for row in result.rows),
-            "initial_loss_sum": sum(row["initial_loss"] for row in result.rows),
+            # An imported row may not know its losses.
+            "loss_sum": sum(row["loss"] or 0.0 for row in result.rows),
+            "initial_loss_sum": sum(row["initial_loss"] or 0.0 for row in result.rows),
         }
         content = encode_part(result.rows, result.failures, about, self.plan["config"]["store"])
         name = self.name(task.shard, task.revision)

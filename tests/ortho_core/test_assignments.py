@@ -96,7 +96,7 @@ def test_damaged_bytes_are_noticed(folder):
     content = bytearray(part.read_bytes())
     content[len(content) // 3] ^= 0xFF
     part.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged.*run the same `ortho assign` again"):
+    with pytest.raises(UserError, match=r"is damaged.*run the same `ortho assign` again"):
         Assignments(folder).noise([0], SHAPE)
     part.write_bytes(content[:100])
     with pytest.raises(UserError, match="not a readable assignment part"):

@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ortho_core.assignments import SCHEMA, Assignments
+from ortho_core.assignments import Assignments
 from ortho_core.errors import RunFailed, UserError
 from rayjobs.assign import AssignJob, run
 from tests.conftest import copy_pairs
+from tests.rayjobs.same import assert_same, rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SETTINGS = {"steps": 4, "rows_per_shard": 4, "slots": 4, "cpus_per_worker": 0.5}
@@ -22,24 +22,6 @@ SETTINGS = {"steps": 4, "rows_per_shard": 4, "slots": 4, "cpus_per_worker": 0.5}
 
 def job(pairs, model, out, **options):
     return AssignJob(**{**SETTINGS, "pairs": pairs, "model": model, "out": out, **options})
-
-
-def rows(out):
-    assignments = Assignments(out)
-    return {row["sample_id"]: row for row in assignments.rows(range(len(assignments)), SCHEMA.names)}
-
-
-def assert_same(a, b, loss, skew):
-    assert a.keys() == b.keys()
-    for name, row in a.items():
-        for column, value in row.items():
-            other = b[name][column]
-            if column in {"skew", "target_latent"} and value is not None:
-                assert np.abs(value - other).max() <= skew, column
-            elif isinstance(value, float):
-                assert value == pytest.approx(other, rel=loss, abs=loss), column
-            else:
-                assert value == other, column
 
 
 @pytest.fixture(scope="module")
