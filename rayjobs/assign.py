@@ -8,6 +8,7 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -280,7 +281,13 @@ def work_through(
     progress.close()
 
 
-def receipts(job: AssignJob, sealed: dict[str, Any], pairs: PairSet, todo: list[tuple[Task, Shard]]) -> Any:
+def receipts(
+    job: AssignJob,
+    sealed: dict[str, Any],
+    pairs: PairSet,
+    todo: list[tuple[Task, Shard]],
+    worker: type[ShardActor] = ShardActor,
+) -> Iterator[dict[str, Any]]:
     """Run the tasks through a Ray Data actor pool; yields one receipt per task, in order of completion."""
     import ray
 
@@ -299,7 +306,7 @@ def receipts(job: AssignJob, sealed: dict[str, Any], pairs: PairSet, todo: list[
     # A minute per evaluation is slower than any machine of use.
     patience_s = max(1800, 60 * job.steps * -(-sealed["rows_per_shard"] // (job.slots or 8)))
     yield from pooled(
-        ShardActor,
+        worker,
         arguments,
         [packed(task, shard) for task, shard in todo],
         (least, most),

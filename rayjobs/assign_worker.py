@@ -13,7 +13,7 @@ from ortho_core.assign import AssignConfig, Engine
 from ortho_core.assignments import Assignments, Failure
 from ortho_core.capacity import slots_that_fit
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.generators.base import load_generator
+from ortho_core.generators.base import OneStepGenerator, load_generator
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.prompts import PromptCache
 from ortho_core.shard import RecordConfig, ShardAssigner, ShardResult
@@ -80,9 +80,7 @@ class ShardActor:
         self.error: str | None = None
         try:
             torch.set_num_threads(max(1, int(job.cpus_per_worker)))
-            generator = load_generator(
-                job.model, "cuda" if gpus else "cpu", job.dtype, gradient_checkpointing=job.gradient_checkpointing
-            )
+            generator = self.load(job, "cuda" if gpus else "cpu")
             self.earlier = Assignments(job.warm_start) if job.warm_start else None
             config = AssignConfig(**{name: getattr(job, name) for name in AssignConfig.model_fields})
             slots = job.slots or min(slots_that_fit(generator, config), sealed["rows_per_shard"])
@@ -98,6 +96,10 @@ class ShardActor:
                 self._join_ray(decoder_cpus)
         except Exception as error:  # raised from here, it would restart the actor for ever
             self.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {innermost(error)}"
+
+    def load(self, job: Any, device: str) -> OneStepGenerator:
+        """The generator of this worker."""
+        return load_generator(job.model, device, job.dtype, gradient_checkpointing=job.gradient_checkpointing)
 
     def _join_ray(self, decoder_cpus: float) -> None:
         from rayjobs.decoding import RayDecoder
