@@ -38,6 +38,10 @@ class EmJob(PairFields):
     heldout: Location | None = Field(None, description="held-out pair set for the evaluation (default: no evaluation)")
     model: Path = Field(description="model folder to start from")
     work_dir: Path = Field(description="folder for everything the run makes; the same command again resumes")
+    assignments_cache: Path | None = Field(
+        None,
+        description="folder that keeps assignments for other runs of the same pairs, model and settings (none: work_dir)",
+    )
     cycles: int = Field(2, ge=1, description="how often E-step and M-step alternate")
     warm_start: bool = Field(True, description="each E-step starts from the noise that the cycle before assigned")
     baseline: bool = Field(False, description="also train direct SFT on random noise for as many updates, to compare")
@@ -98,7 +102,7 @@ def run(job: EmJob) -> int:
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / f"cycle_{cycle:02d}"
             say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {model} maps closest to each image")
-            code = max(code, assign.run(assign_job(job, cycle, model)))
+            code = max(code, assign.run(cached(job, assign_job(job, cycle, model))))
             if cycle == 1 and job.baseline and room_beside(job):
                 say("baseline: direct SFT on random noise, beside the cycles")
                 direct = background.submit(train.run, baseline_job(job))
@@ -152,6 +156,22 @@ def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
     folders = [job.work_dir / f"cycle_{n:02d}" / "assignments" for n in (cycle - 1, cycle)]
     before = folders[0] if job.warm_start and cycle > 1 else None
     return build(AssignJob, job.assign, job, pairs=job.pairs, model=model, out=folders[1], warm_start=before)
+
+
+def cached(job: EmJob, step: AssignJob) -> AssignJob:
+    """With a cache, the E-step's folder becomes a link to where the assignments of its plan are, or are to be.
+
+    Two runs that make the same assignments at once are two drivers on one folder, which the ledger is made for.
+    """
+    if job.assignments_cache is None:
+        return step
+    entry = job.assignments_cache.absolute() / assign.make_plan(step)[0]["run_fingerprint"]
+    entry.mkdir(parents=True, exist_ok=True)
+    link = Path(step.out)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.symlink_to(entry, target_is_directory=True)
+    return step
 
 
 def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from ortho_core.errors import BadRow
 from ortho_core.pairs.rows import Cut, Pair, PairFields, Row, Shard, make_pair
@@ -58,30 +59,46 @@ class JsonLines:
             yield Cut(self.file, count, start)
 
     def read(self, shard: Shard) -> Iterator[Row]:
+        for row, line in self._lines(shard):
+            try:
+                yield self.parse(line, row)
+            except BadRow as bad:
+                yield row, bad
+
+    def _lines(self, shard: Shard) -> Iterator[tuple[int, bytes]]:
+        """The shard's lines with their row numbers."""
         row = shard.first
         with self.root.open(shard.file) as stream:
             stream.seek(shard.offset)
             for line in stream:
                 if row == shard.first + shard.rows:
                     return
-                if not line.strip():
-                    continue
-                try:
-                    yield self.parse(line, row)
-                except BadRow as bad:
-                    yield row, bad
-                row += 1
+                if line.strip():
+                    yield row, line
+                    row += 1
+
+    def ids(self, shard: Shard) -> Iterator[Any]:
+        for row, line in self._lines(shard):
+            try:
+                yield _record(line, row).get(self.names[2])
+            except BadRow:
+                yield None
 
     def parse(self, line: bytes, row: int) -> Pair:
         """Parse and validate one line. Raises BadRow."""
-        try:
-            # Byte-order marks are what Windows editors put before the first row.
-            record = json.loads(line.decode("utf-8-sig"))
-        except (UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise BadRow("not-json", f"row {row} is not a JSON object in UTF-8: {error}") from error
-        if not isinstance(record, dict):
-            raise BadRow("not-json", f"row {row} is a JSON {type(record).__name__}, not an object")
-        return make_pair(row, record, self.names)
+        return make_pair(row, _record(line, row), self.names)
 
     def fetch(self, image: str) -> None:
         return None
+
+
+def _record(line: bytes, row: int) -> dict[str, Any]:
+    """Raises BadRow."""
+    try:
+        # Byte-order marks are what Windows editors put before the first row.
+        record = json.loads(line.decode("utf-8-sig"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise BadRow("not-json", f"row {row} is not a JSON object in UTF-8: {error}") from error
+    if not isinstance(record, dict):
+        raise BadRow("not-json", f"row {row} is a JSON {type(record).__name__}, not an object")
+    return record

@@ -1,8 +1,10 @@
 """A pair set of any format, anywhere: which one it is, how it is cut into shards, how its images are fetched."""
 
+import errno
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ from ortho_core.errors import BadRow, UserError
 from ortho_core.images import decode_image
 from ortho_core.pairs.json_lines import JsonLines
 from ortho_core.pairs.parquet import Parquet
-from ortho_core.pairs.rows import Format, Pair, PairFields, Row, Shard
+from ortho_core.pairs.repeated_ids import repeated
+from ortho_core.pairs.rows import Format, Pair, PairFields, Row, Shard, own_id
 from ortho_core.pairs.web_dataset import WebDataset
-from ortho_core.storage import OutsideRoot, Store, open_store
+from ortho_core.storage import OutsideRoot, Store, one_line, open_store
 
 EXPECTED = (
     "a folder with pairs.jsonl, metadata.jsonl, .parquet or .tar files, one such file, or a pattern such as DIR/*.tar"
@@ -34,16 +37,22 @@ class PairSet:
         self.fields = fields or PairFields()
         store = open_store(location)
         self.location = store.location
-        self.root, self.format = _recognise(store, str(location), self.fields)
+        with _told(self.location):
+            self.root, self.format = _recognise(store, str(location), self.fields)
+        #: Sorted numbers of rows whose id an earlier row has; known once the set is cut, where rows bring ids.
+        self.repeated: np.ndarray | None = None
         self.image_root = open_store(self.fields.image_root) if self.fields.image_root else self.root
 
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) of the rows and the field names; image files count by their names."""
-        return hashlib.sha256(f"{self.format.signature()}\0{self.fields.model_dump_json()}".encode()).hexdigest()[:16]
+        with _told(self.location):
+            content = f"{self.format.signature()}\0{self.fields.model_dump_json()}"
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def rows(self) -> int:
         """How many rows there are. Raises UserError if there are none."""
-        rows = self.format.rows()
+        with _told(self.location):
+            rows = self.format.rows()
         if not rows:
             raise UserError(f"{self.location} holds no rows")
         return rows
@@ -56,12 +65,22 @@ class PairSet:
         """Cut the set into shards; depends on the input alone, memory grows with the shards, not the rows."""
         shards: list[Shard] = []
         first = 0
-        for cut in self.format.cuts(rows_per_shard):
-            shards.append(Shard(len(shards), first, cut.rows, cut.file, cut.offset))
-            first += cut.rows
+        with _told(self.location):
+            for cut in self.format.cuts(rows_per_shard):
+                shards.append(Shard(len(shards), first, cut.rows, cut.file, cut.offset))
+                first += cut.rows
         if not shards:
             raise UserError(f"{self.location} holds no rows")
+        if self.fields.id_field is not None and self.repeated is None:
+            self.repeated = repeated(self._ids(shards))
         return shards
+
+    def _ids(self, shards: list[Shard]) -> Iterator[tuple[int, str]]:
+        """The ids that the rows bring, by row number; a row without a usable one is left out."""
+        for shard in shards:
+            for number, own in enumerate(self.format.ids(shard), shard.first):
+                with suppress(BadRow):
+                    yield number, own_id(number, own, self.fields.id_field)
 
     def read(self, shard: Shard) -> Iterator[Row]:
         """Each row of the shard as a Pair, or as (row number, what is wrong with it). Images are not looked at.
@@ -69,19 +88,24 @@ class PairSet:
         Raises UserError if the shard's file has gone or has changed.
         """
         count = 0
-        try:
+        with _told(f"{self.root.location}/{shard.file}"):
             for row in self.format.read(shard):
                 count += 1
-                yield row
-        except (UserError, BadRow):
-            raise
-        except Exception as error:  # libraries of object stores raise their own
-            raise UserError(f"cannot read {self.root.location}/{shard.file}: {error}") from error
+                yield self._first_of_its_id(row)
         if count != shard.rows:
             raise UserError(
                 f"{self.root.location}/{shard.file} has changed since the run began: {count} rows from "
                 f"{shard.offset} on, not {shard.rows}"
             )
+
+    def _first_of_its_id(self, row: Row) -> Row:
+        """The row, or that an earlier one has its id."""
+        if isinstance(row, tuple) or self.repeated is None:
+            return row
+        at = int(np.searchsorted(self.repeated, row.row))
+        if at == len(self.repeated) or self.repeated[at] != row.row:
+            return row
+        return row.row, BadRow("duplicate-id", f"row {row.row}: an earlier row has the id {row.sample_id!r}")
 
     def fetch(self, pair: Pair) -> bytes:
         """The bytes of a pair's image. Raises BadRow as `fetch_image`."""
@@ -102,14 +126,15 @@ class PairSet:
             except OutsideRoot:
                 root = self.image_root.location
                 raise BadRow("outside-root", f"{where} lies outside {root} (--image-root names another)") from None
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-                reason = "cannot be opened" if isinstance(error, PermissionError) else "does not exist"
-                raise BadRow("missing-image", f"{where} {reason} under {self.image_root.location}") from error
             except BadRow:
                 raise
-            except Exception as error:  # time-outs, throttling, resets: what networks do
-                if wait is None:
-                    raise BadRow("unreadable-image", f"{where} cannot be read: {str(error)[:200]}") from error
+            except Exception as error:
+                gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+                if isinstance(error, gone) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
+                    reason = "cannot be opened" if isinstance(error, PermissionError) else "does not exist"
+                    raise BadRow("missing-image", f"{where} {reason} under {self.image_root.location}") from error
+                if wait is None:  # time-outs, throttling, resets: what networks do
+                    raise BadRow("unreadable-image", f"{where} cannot be read: {one_line(error)}") from error
             time.sleep(wait)
         raise AssertionError("unreachable")
 
@@ -134,6 +159,17 @@ class PairSet:
         return done
 
 
+@contextmanager
+def _told(place: str) -> Iterator[None]:
+    """Turns what goes wrong at a place into a UserError; libraries of object stores raise their own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot read {place}: {one_line(error) or type(error).__name__}") from error
+
+
 def _recognise(store: Store, given: str, fields: PairFields) -> tuple[Store, Format]:
     """The folder that names are relative to, and the format. Raises UserError."""
     head, _, last = store.location.rpartition("/")
@@ -141,8 +177,8 @@ def _recognise(store: Store, given: str, fields: PairFields) -> tuple[Store, For
     if any(sign in last for sign in "*?["):
         import fnmatch
 
-        names = [(name, size) for name, size in parent.find("") if fnmatch.fnmatchcase(name, last)]
-        return parent, _of_files(parent, names, given, fields)
+        found = [(name, size) for name, size in parent.find("") if "/" not in name and fnmatch.fnmatchcase(name, last)]
+        return parent, _of_files(parent, found, given, fields)
     if last.endswith((".jsonl", ".parquet", ".tar")):
         if parent.exists(last):
             return parent, _of_files(parent, [(last, parent.size(last))], given, fields)
@@ -158,7 +194,7 @@ def _of_files(root: Store, files: list[tuple[str, int]], given: str, fields: Pai
     kinds = sorted({name.rpartition(".")[2] for name, _ in files})
     if len(kinds) > 1:
         raise UserError(
-            f"{given} holds files of several kinds (.{', .'.join(kinds)}); name one, as in {given.rstrip('/')}/*.{kinds[-1]}"
+            f"{given} holds files of several kinds (.{', .'.join(kinds)}); name one, as in {root.location}/*.{kinds[-1]}"
         )
     if not kinds or kinds[0] not in ("jsonl", "parquet", "tar"):
         found = f"; found .{kinds[0]}" if kinds else ""

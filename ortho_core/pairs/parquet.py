@@ -2,6 +2,7 @@
 paths and URLs."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.rows import Cut, Pair, PairFields, Row, Shard, make_pair
-from ortho_core.storage import Store
+from ortho_core.storage import Store, one_line, plain_name
 
 #: Footers that are read side by side: what an object store's latency asks for.
 FOOTERS_AT_ONCE = 32
@@ -28,24 +29,29 @@ class Parquet:
         self.files: list[tuple[str, int]] = files
         self._footers: list[tuple[int, str]] | None = None
         self._open: tuple[str, pq.ParquetFile] | None = None
-        self._group: tuple[str, int, list[Any]] | None = None
+        self._group: tuple[str, int, pa.ChunkedArray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "files": [], "_footers": None, "_open": None, "_group": None}
 
     def _read_footers(self) -> list[tuple[int, str]]:
-        """Rows and digest of every file's footer; all that is kept of it. Raises UserError naming a file that is damaged."""
+        """Rows and digest of every file's footer; all that is kept of it. Raises UserError naming a file that is damaged.
+
+        A footer has the sizes of the columns in every row group and, from most writers, their least and greatest values.
+        """
 
         def read(file: str) -> tuple[int, str]:
             try:
                 with self.root.open(file) as stream:
                     footer = pq.read_metadata(stream)
+                    stream.seek(-8 - footer.serialized_size, os.SEEK_END)
+                    digest = hashlib.sha256(stream.read()).hexdigest()[:16]
             except (OSError, pa.ArrowException) as error:
-                raise UserError(f"{self.root.location}/{file} is not a readable Parquet file: {error}") from error
+                raise UserError(
+                    f"{self.root.location}/{file} is not a readable Parquet file: {one_line(error)}"
+                ) from error
             self._names(footer.schema.to_arrow_schema(), file)
-            groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
-            shape = [(g.num_rows, g.total_byte_size, g.column(0).data_page_offset) for g in groups]
-            return footer.num_rows, hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
+            return footer.num_rows, digest
 
         if self._footers is None:
             with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
@@ -114,6 +120,17 @@ class Parquet:
                 if not left:
                     return
 
+    def ids(self, shard: Shard) -> Iterator[Any]:
+        with self.root.open(shard.file) as stream:
+            parquet = pq.ParquetFile(stream, pre_buffer=False)
+            groups, skip = groups_of(parquet.metadata, shard.offset, shard.rows)
+            column = parquet.read_row_groups(groups, columns=[self.fields.id_field]).column(0)
+            for row, scalar in enumerate(column.slice(skip, shard.rows), shard.first):
+                try:
+                    yield _value(scalar, str(self.fields.id_field), row)
+                except BadRow:
+                    yield None
+
     @staticmethod
     def make(values: dict[str, Any], names: tuple[str, str, str | None], row: int, reference: str) -> Pair:
         """The pair of one row; `reference` is how a record names image bytes that lie in the row."""
@@ -134,12 +151,14 @@ class Parquet:
         file, sign, row = image.rpartition("#")
         if not sign or not row.isdecimal() or not file.endswith(".parquet"):
             return None
-        parquet = self._file(self.root.contains(file))
+        parquet = self._file(plain_name(file))
         name = self._names(parquet.schema_arrow, file)[1]
-        (group, *_), skip = groups_of(parquet.metadata, int(row), 1)
-        if self._group is None or self._group[:2] != (file, group):
-            self._group = file, group, parquet.read_row_group(group, columns=[name])[name].to_pylist()
-        value = self._group[2][skip]
+        groups, skip = groups_of(parquet.metadata, int(row), 1)
+        if not groups:
+            raise BadRow("missing-image", f"{image} names a row that the file does not have")
+        if self._group is None or self._group[:2] != (file, groups[0]):
+            self._group = file, groups[0], parquet.read_row_group(groups[0], columns=[name])[name]
+        value = self._group[2][skip].as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
             raise BadRow("missing-image", f"{image} holds no image bytes")

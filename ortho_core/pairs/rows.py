@@ -85,6 +85,10 @@ class Format(Protocol):
 
     def read(self, shard: Shard) -> Iterator[Row]: ...
 
+    def ids(self, shard: Shard) -> Iterator[Any]:
+        """What each row's id field holds, as it is; one per row."""
+        ...
+
     def fetch(self, image: str) -> bytes | None:
         """The bytes of an image inside the rows' own files, by what `Pair.image` says; None if that is a path.
 
@@ -113,15 +117,19 @@ def make_pair(
             raise BadRow("missing-image", f"row {row}: field {image_field!r} is {_found(image)}, not a path")
     sample_id = f"{row:06d}_{values.get('__stem__') or PurePosixPath(image).stem}"
     if id_field is not None:
-        own = values.get(id_field)
-        if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
-            raise BadRow("missing-id", f"row {row}: field {id_field!r} is {_found(own)}, not a text or number")
-        sample_id = str(own)
+        sample_id = own_id(row, values.get(id_field), id_field)
     try:
         (prompt + image + sample_id).encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but no text
         raise BadRow("not-text", f"row {row} holds characters that are not Unicode text: {error}") from error
     return Pair(sample_id, row, prompt, image, content)
+
+
+def own_id(row: int, own: Any, id_field: str | None) -> str:
+    """The id that a row brings. Raises BadRow if it is none."""
+    if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
+        raise BadRow("missing-id", f"row {row}: field {id_field!r} is {_found(own)}, not a text or number")
+    return str(own)
 
 
 def _found(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,10 @@ from typing import IO, Any
 import numpy as np
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.rows import Cut, PairFields, Row, Shard, make_pair
-from ortho_core.storage import Store
+from ortho_core.pairs.rows import Cut, Pair, PairFields, Row, Shard, make_pair
+from ortho_core.storage import Store, one_line, plain_name
 
+PROMPTS = ("txt", "prompt", "caption", "text")
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 #: Tar files whose headers are read side by side.
 FILES_AT_ONCE = 16
@@ -41,7 +43,8 @@ class WebDataset:
         return {**self.__dict__, "files": [], "_starts": None}
 
     def _index(self) -> list[tuple[np.ndarray, str]]:
-        """Where each sample of each file starts, and a digest of the file's headers. Eight bytes a sample, in this process."""
+        """Where each sample of each file starts, and a digest of the file's headers and texts. Eight bytes a sample, in this
+        process."""
 
         def read(file: str) -> tuple[np.ndarray, str]:
             digest, starts = hashlib.sha256(), []
@@ -49,10 +52,15 @@ class WebDataset:
                 with self.root.open(file) as stream:
                     for sample in samples(stream, 0):
                         digest.update(repr((sample.key, sample.members)).encode())
+                        for name in ("json", *self._prompts()):
+                            offset, size = sample.members.get(name, (0, 0))
+                            if 0 < size <= MAX_TEXT:
+                                stream.seek(offset)
+                                digest.update(stream.read(size))
                         starts.append(sample.start)
             except (OSError, tarfile.TarError) as error:
                 raise UserError(
-                    f"{self.root.location}/{file} is not a readable, uncompressed tar file: {error}"
+                    f"{self.root.location}/{file} is not a readable, uncompressed tar file: {one_line(error)}"
                 ) from error
             return np.array(starts, dtype=np.int64), digest.hexdigest()[:16]
 
@@ -60,6 +68,9 @@ class WebDataset:
             with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
                 self._starts = list(pool.map(read, [file for file, _ in self.files]))
         return self._starts
+
+    def _prompts(self) -> tuple[str, ...]:
+        return (self.fields.prompt_field,) if self.fields.prompt_field else PROMPTS
 
     def signature(self) -> str:
         digest = hashlib.sha256()
@@ -85,30 +96,36 @@ class WebDataset:
                 except BadRow as bad:
                     yield row, bad
 
+    def ids(self, shard: Shard) -> Iterator[Any]:
+        for row in self.read(shard):
+            yield row.sample_id if isinstance(row, Pair) else None
+
     def _pair(self, stream: IO[bytes], file: str, sample: _Sample, row: int) -> Row:
         fields = self.fields
         wanted = (fields.image_field,) if fields.image_field else IMAGES
         image = next((sample.members[name] for name in wanted if name in sample.members), None)
         if image is None:
             raise BadRow("missing-image", f"row {row}: sample {sample.key!r} has no member .{', .'.join(wanted)}")
-        values: dict[str, Any] = {"__key__": sample.key, "__stem__": sample.key.rpartition("/")[2]}
+        values: dict[str, Any] = {}
         position = stream.tell()
         if "json" in sample.members:
             record = self._text(stream, sample, "json", row)
             try:
-                values |= dict(json.loads(record))
-            except (ValueError, TypeError, RecursionError) as error:
+                values = json.loads(record)
+            except (ValueError, RecursionError) as error:
                 raise BadRow("not-json", f"row {row}: {sample.key}.json is not a JSON object: {error}") from error
-        prompt = fields.prompt_field
-        for name in (prompt,) if prompt else ("txt", "prompt", "caption", "text"):
-            if name in sample.members:
-                values[name] = self._text(stream, sample, name, row)
-            if name in values:
-                prompt = name
-                break
+            if not isinstance(values, dict):
+                raise BadRow(
+                    "not-json", f"row {row}: {sample.key}.json is a JSON {type(values).__name__}, not an object"
+                )
+        values |= {"__key__": sample.key, "__stem__": sample.key.rpartition("/")[2]}
+        prompts = self._prompts()
+        prompt = next((name for name in prompts if name in sample.members or name in values), prompts[0])
+        if prompt in sample.members:
+            values[prompt] = self._text(stream, sample, prompt, row)
         stream.seek(position)
         offset, size = image
-        return make_pair(row, values, (prompt or "txt", "", fields.id_field), f"{file}#{offset}+{size}")
+        return make_pair(row, values, (prompt, "", fields.id_field), f"{file}#{offset}+{size}")
 
     @staticmethod
     def _text(stream: IO[bytes], sample: _Sample, name: str, row: int) -> str:
@@ -123,9 +140,11 @@ class WebDataset:
 
     def fetch(self, image: str) -> bytes:
         """Reads the bytes that `FILE#OFFSET+SIZE` names."""
-        file, _, place = image.rpartition("#")
-        offset, _, size = place.partition("+")
-        return self.root.read(self.root.contains(file), int(offset), int(size))
+        named = re.fullmatch(r"(.+\.tar)#([0-9]+)\+([0-9]+)", image)
+        if named is None:
+            raise BadRow("missing-image", f"image {image[:200]!r} is no member of a tar file, FILE.tar#OFFSET+SIZE")
+        file, offset, size = named.groups()
+        return self.root.read(plain_name(file), int(offset), int(size))
 
 
 def samples(stream: IO[bytes], offset: int) -> Iterator[_Sample]:

@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy import linalg
 
-from ortho_core.decoding import to_images
 from ortho_core.assign import AssignConfig
+from ortho_core.decoding import to_images
 from ortho_core.evaluation import HeldOut, drift, evaluate, frechet_distance, mean_pairwise_distance, sample
 from ortho_core.noise import noise_seed
 from ortho_core.pairs import PairSet

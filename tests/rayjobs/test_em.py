@@ -56,6 +56,20 @@ def test_two_cycles_leave_models_numbers_and_a_report(small_pairs, tiny_turbo, d
         run(job(small_pairs, tiny_turbo, digits, out, assign=ASSIGN.model_copy(update={"steps": 3})))
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_assignments_in_a_cache_are_made_once_for_all_runs(small_pairs, tiny_turbo, digits, tmp_path):
+    options = {"cycles": 1, "baseline": False, "heldout": None, "assignments_cache": tmp_path / "cache"}
+    assert run(job(small_pairs, tiny_turbo, digits, tmp_path / "one", **options)) == 0
+    (entry,) = (tmp_path / "cache").iterdir()
+    made = {p.name: p.stat().st_mtime_ns for p in entry.iterdir()}
+    other = TRAIN.model_copy(update={"lr": 1e-5})
+    assert run(job(small_pairs, tiny_turbo, digits, tmp_path / "two", train=other, **options)) == 0
+    assert (tmp_path / "two" / "cycle_01" / "assignments").resolve() == entry
+    assert {p.name: p.stat().st_mtime_ns for p in entry.iterdir()} == made
+    summaries = [json.loads((tmp_path / name / "em_summary.json").read_text()) for name in ("one", "two")]
+    assert summaries[0]["cycles"][0]["assign"] == summaries[1]["cycles"][0]["assign"]
+
+
 def test_the_plan_counts_the_work_and_writes_nothing(small_pairs, tiny_turbo, digits, tmp_path):
     said = plan(job(small_pairs, tiny_turbo, digits, tmp_path / "run"))
     assert (said["evaluations_of_the_e_steps"], said["updates"]) == (2 * 24 * 2, 2 * 2 * 2)
