@@ -21,11 +21,14 @@ from rayjobs.ledger import claim
 from rayjobs.progress import Progress, say
 
 #: Bump when the meaning of the files changes.
-EXPORT_FORMAT = 1
+FORMAT = "reference layout 1"
 #: Rows whose noise is in memory together, and samples that are written side by side (each waits for the disk).
 ROWS_AT_ONCE, WRITERS = 64, 8
 #: Parts that stay in memory: rows are taken in order, so the one at hand will do.
 CACHE_BYTES = 1 << 26
+
+#: Row number, the record's COLUMNS, and ε as (C, H, W).
+Row = tuple[int, dict[str, Any], Tensor]
 
 
 class ExportJob(BaseModel):
@@ -51,7 +54,7 @@ def make_plan(job: ExportJob) -> tuple[dict[str, Any], Assignments]:
     assignments = Assignments(job.assignments, CACHE_BYTES)
     assignments.noise([0], shape)
     plan = {
-        "export_format": EXPORT_FORMAT,
+        "format": FORMAT,
         "assignments": assignments.plan["run_fingerprint"],
         "rows": len(assignments),
         "latent_shape": list(shape),
@@ -110,13 +113,14 @@ def write_all(root: LocalStore, assignments: Assignments, content: dict[str, Any
         ThreadPoolExecutor(WRITERS) as pool,
     ):
 
-        def write(item: tuple[int, dict[str, Any], Tensor]) -> bool:
+        def write(item: Row) -> bool:
             return write_sample(root, *item, scale)
 
         for batch in batches(assignments, tuple(content["latent_shape"])):
             # Samples for one folder go one after the other, so that the second finds the first, and is refused. Some file
             # systems take names for one that differ in their case.
-            apart, again = {}, []
+            apart: dict[str, Row] = {}
+            again: list[Row] = []
             for item in batch:
                 folder = sample_folder(item[1]["sample_id"]).casefold()
                 if folder in apart:
@@ -132,10 +136,8 @@ def write_all(root: LocalStore, assignments: Assignments, content: dict[str, Any
     return written
 
 
-def batches(
-    assignments: Assignments, latent_shape: tuple[int, int, int]
-) -> Iterator[list[tuple[int, dict[str, Any], Tensor]]]:
-    """(row, record, ε as (C, H, W)) of every row, some at a time. Raises UserError if a noise fails its checksum."""
+def batches(assignments: Assignments, latent_shape: tuple[int, int, int]) -> Iterator[list[Row]]:
+    """Every row, some at a time. Raises UserError if a noise fails its checksum."""
     for start in range(0, len(assignments), ROWS_AT_ONCE):
         index = range(start, min(start + ROWS_AT_ONCE, len(assignments)))
         records = assignments.rows(index, list(COLUMNS))
