@@ -1,9 +1,10 @@
 """What every test shares: shapes checked while the numerics run, one Ray session, the shipped model and pairs."""
 
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Ray writes a token into HOME and sockets into its temporary folder; neither should be the user's.
@@ -116,3 +117,32 @@ def copy_pairs(digits: Path, folder: Path, rows: int) -> Path:
     for i in range(rows):
         shutil.copy(digits / "images" / f"{i:04d}.png", folder / "images")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Callable[[], str]]:
+    """Makes buckets, each empty and at its own URL, on an S3 server of this process that speaks HTTP."""
+    import logging
+
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
+            patch.setenv(f"AWS_{name}", value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        numbers = itertools.count(1)
+
+        def bucket() -> str:
+            name = f"bucket-{next(numbers)}"
+            s3fs.S3FileSystem().mkdir(name)
+            return f"s3://{name}"
+
+        yield bucket
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()

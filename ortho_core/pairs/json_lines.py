@@ -80,7 +80,7 @@ class JsonLines:
     def ids(self, shard: Shard) -> Iterator[Any]:
         for row, line in self._lines(shard):
             try:
-                yield _record(line, row).get(self.names[2])
+                yield _record(line, row).get(str(self.names[2]))
             except BadRow:
                 yield None
 
