@@ -30,7 +30,8 @@ def decode_image(content: bytes, size: tuple[int, int], name: str = "image") -> 
             with Image.open(io.BytesIO(content)) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise BadRow("too-large", f"{name}: {opened.width}×{opened.height} exceeds {MAX_PIXELS} pixels")
-                frames = getattr(opened, "n_frames", 1)
+                # A telephone's JPEG may carry a preview or a gain map as further pictures (MPO); the first is the image.
+                frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
                 if frames > 1:
                     raise BadRow("animated", f"{name} has {frames} frames; a still image is expected")
                 picture = to_rgb(ImageOps.exif_transpose(opened))

@@ -3,11 +3,13 @@
 A name is a path relative to the folder, with forward slashes. What is written appears whole or not at all.
 """
 
+import errno
+import io
 import os
 import posixpath
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Annotated, Any, Protocol, runtime_checkable
@@ -19,9 +21,29 @@ from ortho_core.errors import UserError
 #: An option that takes a local path or a URL; always a string.
 Location = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
 
+#: Bytes of a stream that are kept at hand: the `readline` of fsspec takes a whole block for each line.
+BUFFER = 1 << 20
+#: Bytes that a stream of an object store reads ahead; s3fs by itself reads 50 MiB, several times a shard.
+READ_AHEAD = 4 << 20
+
 
 class OutsideRoot(ValueError):
     """A name leads out of its folder."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as one line of at most 300 characters; libraries write whole paragraphs."""
+    return " ".join(str(error).split())[:300]
+
+
+def plain_name(name: str) -> str:
+    """`name` without dots. Raises OutsideRoot if dots or a leading slash lead out of the folder, wherever links may lead."""
+    plain = posixpath.normpath(name)
+    if name.startswith("/") or plain == ".." or plain.startswith("../"):
+        raise OutsideRoot(name)
+    if "\0" in name:
+        raise FileNotFoundError(f"{name[:200]!r} holds a null character")
+    return plain
 
 
 @runtime_checkable
@@ -115,7 +137,7 @@ class LocalStore:
         root = self.path.resolve()
         try:
             path = (root / name).resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null character, a name too long
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null character
             raise FileNotFoundError(f"{name[:200]!r}: {error}") from error
         if not path.is_relative_to(root):
             raise OutsideRoot(name)
@@ -136,15 +158,17 @@ class LocalStore:
         return (self.path / name).open("rb")
 
     def names(self) -> list[str]:
-        return sorted(f.name for f in os.scandir(self.path) if f.is_file()) if self.path.is_dir() else []
+        if not self.path.is_dir():
+            return []
+        return sorted(f.name for f in os.scandir(self.path) if f.is_file() and not f.name.startswith("."))
 
     def find(self, suffix: str) -> list[tuple[str, int]]:
         found = []
         for folder, folders, files in os.walk(self.path):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in files:
-                if name.endswith(suffix) and not name.startswith("."):
-                    file = Path(folder) / name
+                file = Path(folder) / name
+                if name.endswith(suffix) and not name.startswith(".") and file.is_file():  # not a link to nowhere
                     found.append((file.relative_to(self.path).as_posix(), file.stat().st_size))
         return sorted(found)
 
@@ -154,7 +178,7 @@ class LocalStore:
 
     def create(self, name: str, content: bytes, written: float | None = None) -> bool:
         path = self.path / name
-        with _Aside(path, content, written) as aside:
+        with _Aside(path, lambda stream: stream.write(content), written) as aside:
             try:
                 try:
                     os.link(aside, path)
@@ -171,12 +195,14 @@ class LocalStore:
         return True
 
     def replace(self, name: str, content: bytes) -> None:
-        with _Aside(self.path / name, content, None) as aside:
+        with _Aside(self.path / name, lambda stream: stream.write(content)) as aside:
             os.replace(aside, self.path / name)
 
     def replace_file(self, name: str, source: Path) -> None:
-        with _Aside(self.path / name, b"", None) as aside:
-            shutil.copyfile(source, aside)
+        with (
+            source.open("rb") as content,
+            _Aside(self.path / name, lambda stream: shutil.copyfileobj(content, stream, BUFFER)) as aside,
+        ):
             os.replace(aside, self.path / name)
 
     def remove(self, name: str) -> None:
@@ -189,17 +215,17 @@ class LocalStore:
 
 
 class _Aside:
-    """A file beside `path` with its content safely on the disk, gone at the end of the block."""
+    """A file beside `path` with its content, which `fill` writes, safely on the disk; gone at the end of the block."""
 
-    def __init__(self, path: Path, content: bytes, written: float | None) -> None:
+    def __init__(self, path: Path, fill: Callable[[IO[bytes]], object], written: float | None = None) -> None:
         self.aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        self.content, self.written = content, written
+        self.fill, self.written = fill, written
 
     def __enter__(self) -> Path:
         try:
             self.aside.parent.mkdir(parents=True, exist_ok=True)
             with self.aside.open("wb") as stream:
-                stream.write(self.content)
+                self.fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
             if self.written is not None:
@@ -237,30 +263,36 @@ class ObjectStore:
         return ObjectStore(f"{self.url}/{name}")
 
     def contains(self, name: str) -> str:
-        plain = posixpath.normpath(name)
-        if name.startswith("/") or plain == ".." or plain.startswith("../"):
-            raise OutsideRoot(name)
-        if "\0" in name:
-            raise FileNotFoundError(f"{name[:200]!r} holds a null character")
-        return plain
+        return plain_name(name)
 
     def _path(self, name: str) -> str:
         return f"{self.path}/{name}"
 
     def exists(self, name: str) -> bool:
         self.filesystem.invalidate_cache()
-        return bool(self.filesystem.isfile(self._path(name)))
+        try:  # `isfile` would call every failure an absence
+            return bool(self.filesystem.info(self._path(name))["type"] == "file")
+        except FileNotFoundError:
+            return False
 
     def size(self, name: str) -> int:
         return int(self.filesystem.size(self._path(name)))
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        end = None if length is None else start + length
-        return bytes(self.filesystem.cat_file(self._path(name), start=start or None, end=end))
+        path, end = self._path(name), None if length is None else start + length
+        if not start and end is None:
+            return bytes(self.filesystem.cat_file(path))
+        if length == 0:
+            return b""  # HTTP has no empty range: a server sends the whole object
+        try:
+            return bytes(self.filesystem.cat_file(path, start=start, end=end))
+        except OSError as error:
+            if error.errno == errno.EINVAL and start >= self.size(name):
+                return b""  # a range beyond the end
+            raise
 
     def open(self, name: str) -> IO[bytes]:
-        stream: IO[bytes] = self.filesystem.open(self._path(name), "rb")
-        return stream
+        return io.BufferedReader(self.filesystem.open(self._path(name), "rb", block_size=READ_AHEAD), BUFFER)
 
     def names(self) -> list[str]:
         return sorted(name for name, _ in self._listing(depth=1))
@@ -273,7 +305,8 @@ class ObjectStore:
         with suppress(FileNotFoundError):
             for path, about in self.filesystem.find(self.path, maxdepth=depth, detail=True).items():
                 name = path[len(self.path) :].lstrip("/")
-                if name and not any(part.startswith(".") for part in name.split("/")):
+                hidden = any(part.startswith(".") for part in name.split("/"))
+                if name and not hidden and not name.endswith("/"):  # consoles mark a folder with an empty object
                     yield name, int(about["size"] or 0)
 
     def touched(self, name: str, written: float) -> bool:
@@ -307,6 +340,8 @@ class ObjectStore:
 def _open_filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
+    if url.endswith(":"):  # the slashes are gone
+        raise UserError(f"cannot open {url}//: it names no folder")
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
         return filesystem, str(path)
@@ -317,7 +352,7 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
         try:
             arrow, path = FileSystem.from_uri(url)
         except Exception as error:
-            raise UserError(f"cannot open {url}: {missing}") from error
+            raise UserError(f"cannot open {url}: {one_line(missing)}") from error
         return ArrowFSWrapper(arrow), str(path)
     except Exception as error:
-        raise UserError(f"cannot open {url}: {error}") from error
+        raise UserError(f"cannot open {url}: {one_line(error)}") from error

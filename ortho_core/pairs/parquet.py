@@ -28,11 +28,11 @@ class Parquet:
         self.root, self.fields = root, fields
         self.files: list[tuple[str, int]] = files
         self._footers: list[tuple[int, str]] | None = None
-        self._open: tuple[str, pq.ParquetFile] | None = None
+        self._footer: tuple[str, pq.FileMetaData] | None = None
         self._group: tuple[str, int, pa.ChunkedArray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "files": [], "_footers": None, "_open": None, "_group": None}
+        return {**self.__dict__, "files": [], "_footers": None, "_footer": None, "_group": None}
 
     def _read_footers(self) -> list[tuple[int, str]]:
         """Rows and digest of every file's footer; all that is kept of it. Raises UserError naming a file that is damaged.
@@ -88,12 +88,6 @@ class Parquet:
         for (file, _), (total, _) in zip(self.files, self._read_footers(), strict=True):
             for offset in range(0, total, rows):
                 yield Cut(file, min(rows, total - offset), offset)
-
-    def _file(self, file: str) -> pq.ParquetFile:
-        """The file, kept open until another is asked for."""
-        if self._open is None or self._open[0] != file:
-            self._open = file, pq.ParquetFile(self.root.open(file), pre_buffer=False)
-        return self._open[1]
 
     def read(self, shard: Shard) -> Iterator[Row]:
         """Reads the row groups that the shard touches, from their start: keep them to a few hundred rows of image bytes."""
@@ -151,18 +145,26 @@ class Parquet:
         file, sign, row = image.rpartition("#")
         if not sign or not row.isdecimal() or not file.endswith(".parquet"):
             return None
-        parquet = self._file(plain_name(file))
-        name = self._names(parquet.schema_arrow, file)[1]
-        groups, skip = groups_of(parquet.metadata, int(row), 1)
-        if not groups:
-            raise BadRow("missing-image", f"{image} names a row that the file does not have")
-        if self._group is None or self._group[:2] != (file, groups[0]):
-            self._group = file, groups[0], parquet.read_row_group(groups[0], columns=[name])[name]
-        value = self._group[2][skip].as_py()
+        file, kept = plain_name(file), self._group
+        if kept is None or kept[0] != file or not 0 <= int(row) - kept[1] < len(kept[2]):
+            kept = self._group = self._read_group(file, int(row))
+        value = kept[2][int(row) - kept[1]].as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
             raise BadRow("missing-image", f"{image} holds no image bytes")
         return content
+
+    def _read_group(self, file: str, row: int) -> tuple[str, int, pa.ChunkedArray]:
+        """File, first row and image column of the row group that holds a row."""
+        with self.root.open(file) as stream:
+            footer = self._footer[1] if self._footer is not None and self._footer[0] == file else None
+            parquet = pq.ParquetFile(stream, metadata=footer, pre_buffer=False)
+            self._footer = file, parquet.metadata
+            name = self._names(parquet.schema_arrow, file)[1]
+            groups, skip = groups_of(parquet.metadata, row, 1)
+            if not groups:
+                raise BadRow("missing-image", f"{file} has no row {row}")
+            return file, row - skip, parquet.read_row_group(groups[0], columns=[name])[name]
 
 
 def groups_of(footer: pq.FileMetaData, first: int, rows: int) -> tuple[list[int], int]:

@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from ortho_core.assignments import Assignments
 from ortho_core.errors import RunFailed, UserError
-from rayjobs.assign import AssignJob, run
+from rayjobs.assign import AssignJob, plan, run
 from tests.conftest import copy_pairs
 from tests.rayjobs.same import assert_same, rows
 
@@ -226,3 +228,40 @@ def test_a_killed_driver_is_resumed_to_the_same_rows(undisturbed, tiny_turbo, tm
     assert {name: (target / name).read_bytes() for name in published} == published
     assert_same(rows(target), rows(out), loss=0, skew=0)
     assert not list(target.glob(".*partial"))
+
+
+def test_a_dry_run_times_a_worker_and_writes_nothing(small_pairs, tiny_turbo, tmp_path):
+    said = plan(job(small_pairs, tiny_turbo, tmp_path / "out", workers="1:3"))
+    assert (said["rows"], said["shards"], said["evaluations_at_most"]) == (24, 6, 24 * 4)
+    assert (said["slots"], said["device"]) == (4, "cpu")
+    hours = said["evaluations_at_most"] * said["seconds_per_evaluation"] / 3600
+    assert said["worker_hours_at_most"] == pytest.approx(hours, abs=1e-3)
+    assert said["hours_at_most"] == pytest.approx(hours / 3, abs=1e-3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_tell_prometheus_what_they_do(small_pairs, tiny_turbo, tmp_path):
+    lines = (small_pairs / "pairs.jsonl").read_text().splitlines()
+    lines[5] = '{"prompt": "x", "image": "gone.png"}'
+    (small_pairs / "pairs.jsonl").write_text("\n".join(lines))
+    (node,) = ray.nodes()
+    assert run(job(small_pairs, tiny_turbo, tmp_path / "out")) == 3
+    wanted = {"rows_assigned_total": 23, "rows_quarantined_total": 1, "evaluations_total": 92, "slots": 4}
+    deadline = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics") as answer:
+            text = answer.read().decode()
+        lines = [line for line in text.splitlines() if line.startswith("ray_ortho_")]
+        # Other tests' workers have told of themselves as well: this one's is among them.
+        found = {
+            name
+            for name, value in wanted.items()
+            for line in lines
+            if f"_{name}{{" in line and float(line.split()[-1]) == value
+        }
+        if found == set(wanted) or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert found == set(wanted)
+    assert any("ray_ortho_slot_occupancy" in line for line in lines)
+    assert any("ray_ortho_wait_seconds_total" in line and 'stage="publish"' in line for line in lines)

@@ -1,0 +1,88 @@
+"""Pair sets made for tests, and what comes out of one."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ortho_core.errors import BadRow
+from ortho_core.pairs import Pair, PairFields, PairSet
+
+
+def png(shade: int = 128) -> bytes:
+    """A small grey image, another one for every shade."""
+    stream = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_images(folder: Path, *names: str) -> None:
+    for shade, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(shade))
+
+
+def write_lines(file: Path, *lines: bytes | str | dict) -> Path:
+    encoded = [json.dumps(x) if isinstance(x, dict) else x for x in lines]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"".join((x.encode() if isinstance(x, str) else x) + b"\n" for x in encoded))
+    return file
+
+
+def write_parquet(file: Path, rows_per_group: int = 1_000, **columns) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), file, row_group_size=rows_per_group)
+    return file
+
+
+def write_tar(file: Path, members: dict[str, bytes | str], form: int = tarfile.USTAR_FORMAT) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w", format=form) as archive:
+        for name, content in members.items():
+            encoded = content.encode() if isinstance(content, str) else content
+            about = tarfile.TarInfo(name)
+            about.size = len(encoded)
+            archive.addfile(about, io.BytesIO(encoded))
+    return file
+
+
+def write_set(kind: str, folder: Path, prompts: list[str]) -> Path:
+    """A set of the same rows in any format, over two files where the format has several; row i has the image `png(i)`."""
+    numbers = list(range(len(prompts)))
+    half = len(prompts) // 2
+    if kind in ("pairs.jsonl", "metadata.jsonl"):
+        prompt, image = ("prompt", "image") if kind == "pairs.jsonl" else ("text", "file_name")
+        write_images(folder, *[f"images/{i:04d}.png" for i in numbers])
+        write_lines(folder / kind, *[{prompt: prompts[i], image: f"images/{i:04d}.png"} for i in numbers])
+        return folder
+    for name, part in (("part-0", numbers[:half]), ("part-1", numbers[half:])):
+        if kind == "parquet":
+            images, texts = [png(i) for i in part], [prompts[i] for i in part]
+            write_parquet(folder / f"{name}.parquet", 3, prompt=texts, image=images)
+        else:
+            write_tar(
+                folder / f"{name}.tar",
+                {n: c for i in part for n, c in ((f"{i:04d}.png", png(i)), (f"{i:04d}.txt", prompts[i]))},
+            )
+    return folder
+
+
+KINDS = ("pairs.jsonl", "metadata.jsonl", "parquet", "tar")
+
+
+def read_all(pairs: PairSet, rows_per_shard: int = 100) -> list[Pair | tuple[int, BadRow]]:
+    return [row for shard in pairs.shards(rows_per_shard) for row in pairs.read(shard)]
+
+
+def outcomes(location: Path | str, rows_per_shard: int = 100, **fields: str) -> list[str]:
+    """For each row, its id or the reason why it is bad."""
+    pairs = PairSet(location, PairFields(**fields))
+    found = []
+    for row in read_all(pairs, rows_per_shard):
+        bad = row[1] if isinstance(row, tuple) else pairs.images([row], (4, 4))[0]
+        found.append(bad.reason if isinstance(bad, BadRow) else row.sample_id)
+    return found
