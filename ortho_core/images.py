@@ -13,6 +13,13 @@ from ortho_core.errors import BadRow
 
 #: Larger images are refused before they are decoded (a decompression bomb is small on disk).
 MAX_PIXELS = 80_000_000
+Image.init()
+#: Formats that are pictures and nothing else: some that Pillow opens (EPS) are programs that another program has to run.
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "ICO")
+    if name in Image.OPEN
+)
 
 
 def decode_image(content: bytes, size: tuple[int, int], name: str = "image") -> np.ndarray:
@@ -27,7 +34,7 @@ def decode_image(content: bytes, size: tuple[int, int], name: str = "image") -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the decoders, about what the file holds besides pixels
-            with Image.open(io.BytesIO(content)) as opened:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise BadRow("too-large", f"{name}: {opened.width}×{opened.height} exceeds {MAX_PIXELS} pixels")
                 # A telephone's JPEG may carry a preview or a gain map as further pictures (MPO); the first is the image.
@@ -41,7 +48,9 @@ def decode_image(content: bytes, size: tuple[int, int], name: str = "image") -> 
         raise
     # Pillow's decoders raise whatever damaged bytes lead them to, struct.error and TypeError too.
     except Exception as error:
-        reason = "is not an image file" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
+        reason = (
+            f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
+        )
         raise BadRow("undecodable-image", f"{name} does not decode: {reason}") from error
     return np.asarray(ImageOps.fit(picture, (X, Y), Image.Resampling.LANCZOS), dtype=np.uint8)
 

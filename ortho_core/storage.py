@@ -99,8 +99,8 @@ class Store(Protocol):
         """Remove a file, if it is there."""
         ...
 
-    def sweep(self) -> None:
-        """Remove what killed writers left behind."""
+    def sweep(self, prefix: str) -> None:
+        """Remove what killed writers of files with such names left behind; a writer at work survives it."""
         ...
 
 
@@ -178,21 +178,17 @@ class LocalStore:
 
     def create(self, name: str, content: bytes, written: float | None = None) -> bool:
         path = self.path / name
-        with _Aside(path, lambda stream: stream.write(content), written) as aside:
-            try:
+        for attempt in range(2):
+            with _Aside(path, lambda stream: stream.write(content), written) as aside:
                 try:
-                    os.link(aside, path)
-                except (FileExistsError, FileNotFoundError):
-                    raise
-                except OSError:  # a file system without hard links: rename, which replaces an equal file at worst
-                    os.replace(aside, path)
-            except FileExistsError:
-                return False
-            except FileNotFoundError:
-                if path.exists():  # another driver finished the run and swept our copy away
+                    _link(aside, path)
+                    return True
+                except FileExistsError:
                     return False
-                raise
-        return True
+                except FileNotFoundError:  # another driver has finished and swept our copy away; not twice
+                    if attempt:
+                        raise
+        raise AssertionError("unreachable")
 
     def replace(self, name: str, content: bytes) -> None:
         with _Aside(self.path / name, lambda stream: stream.write(content)) as aside:
@@ -208,10 +204,20 @@ class LocalStore:
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        for leftover in self.path.glob(".*.partial"):
+    def sweep(self, prefix: str) -> None:
+        for leftover in self.path.glob(f".{prefix}*.partial"):
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name. Raises FileExistsError or FileNotFoundError."""
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # a file system without hard links: rename, which replaces an equal file at worst
+        os.replace(source, target)
 
 
 class _Aside:
@@ -333,7 +339,7 @@ class ObjectStore:
         with suppress(FileNotFoundError):
             self.filesystem.rm_file(self._path(name))
 
-    def sweep(self) -> None:
+    def sweep(self, prefix: str) -> None:
         """An upload that was cut short leaves no object."""
 
 

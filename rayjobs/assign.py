@@ -289,9 +289,7 @@ def receipts(
     worker: type[ShardActor] = ShardActor,
 ) -> Iterator[dict[str, Any]]:
     """Run the tasks through a Ray Data actor pool; yields one receipt per task, in order of completion."""
-    import ray
-
-    from rayjobs.pool import Attempts, pooled
+    from rayjobs.pool import Attempts, on_this_node, pooled
 
     least, most = (min(size, len(todo)) for size in job.pool_size)
     least = job.fitting(least, job.node_labels)
@@ -301,7 +299,7 @@ def receipts(
         "pairs": pairs,
         "gpus": job.gpus(),
         "decoder_cpus": job.spare_cpu(most) if job.cpus_per_decoder is None else job.cpus_per_decoder,
-        "attempts": ray.remote(num_cpus=0, max_restarts=-1)(Attempts).remote(),
+        "attempts": on_this_node(Attempts),
     }
     # A minute per evaluation is slower than any machine of use.
     patience_s = max(1800, 60 * job.steps * -(-sealed["rows_per_shard"] // (job.slots or 8)))

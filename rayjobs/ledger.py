@@ -195,7 +195,7 @@ class Ledger:
                             reasons[failure["reason"]] += 1
                             stream.write(json.dumps(failure) + "\n")
             self.folder.replace_file("failures.jsonl", listing)
-        self.folder.sweep()
+        self.folder.sweep("part-")
         assigned, quarantined = total["rows"], sum(reasons.values())
         if assigned + quarantined != self.plan["rows"]:
             raise RuntimeError(f"{assigned} assigned + {quarantined} quarantined is not {self.plan['rows']} rows")

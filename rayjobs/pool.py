@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ortho_core.errors import RunFailed
 from rayjobs.session import innermost
@@ -30,6 +31,13 @@ class Attempts:
         before = self.begun.get(shard, 0)
         self.begun[shard] = before + 1
         return before
+
+
+def on_this_node(kind: type[Any]) -> Any:
+    """An actor beside the driver, where the loss of another node does not reach it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(**options)(kind).remote()
 
 
 def pooled(

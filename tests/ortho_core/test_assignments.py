@@ -161,7 +161,9 @@ def test_noise_can_be_kept_itself_in_half_precision(folder):
     row = record(1) | {"noise": noise[0].flatten().numpy(), "noise_checksum": float(noise_checksum(noise.float())[0])}
     assignments = rewrite(folder, {"store": "noise"}, [row])
     assert torch.equal(assignments.noise([0], SHAPE), noise.float())
-    torch.testing.assert_close(assignments.noise([0], SHAPE), rebuild_noise([1001], skew, 2, SHAPE), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        assignments.noise([0], SHAPE), rebuild_noise([1001], skew, 2, SHAPE), rtol=1e-3, atol=1e-3
+    )
     assert torch.equal(assignments.parameters(0, SHAPE)["000001_x"], skew[0])
     with pytest.raises(UserError, match="does not match its checksum"):
         rewrite(folder, {"store": "noise"}, [row | {"noise": -row["noise"]}]).noise([0], SHAPE)

@@ -102,10 +102,17 @@ def test_an_image_too_large_to_decode_is_refused_by_its_header():
     assert reason(encoded(square("1", (20_000, 10_000), 0))) == "too-large"
 
 
+def test_a_picture_that_is_a_program_is_not_run():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
+    assert reason(postscript) == "undecodable-image"
+    with pytest.raises(BadRow, match="it is none of"):
+        decode_image(postscript, (8, 8))
+
+
 def test_messages_name_the_image_and_what_was_found():
     with pytest.raises(BadRow, match=r"^row 3: a\.gif has 2 frames"):
         decode_image(
             encoded(square("L"), "GIF", save_all=True, append_images=[square("L", colour=1)]), (8, 8), "row 3: a.gif"
         )
-    with pytest.raises(BadRow, match=r"is not an image file$"):
+    with pytest.raises(BadRow, match=r"does not decode: it is none of JPEG, .*"):
         decode_image(b"GIF", (8, 8))

@@ -151,7 +151,7 @@ def test_a_store_is_the_same_after_pickling(store):
 
 def test_sweeping_leaves_whole_files(store):
     store.replace("a.txt", b"x")
-    store.sweep()
+    store.sweep("a")
     assert store.names() == ["a.txt"]
 
 
@@ -235,10 +235,25 @@ def test_a_disk_without_hard_links_gets_the_file_all_the_same(local, monkeypatch
 
 
 def test_sweeping_removes_what_a_killed_writer_left(local):
-    for name in (".a.bin.0123.partial", ".other", "a.bin"):
+    for name in (".a.bin.0123.partial", ".other.0123.partial", "a.bin"):
         (local.path / name).touch()
-    local.sweep()
-    assert sorted(os.listdir(local.path)) == [".other", "a.bin"]
+    local.sweep("a.")
+    assert sorted(os.listdir(local.path)) == [".other.0123.partial", "a.bin"]
+
+
+def test_a_writer_whose_copy_another_has_swept_away_writes_again(local, monkeypatch):
+    link, calls = os.link, []
+
+    def swept_first(source, target):
+        calls.append(source)
+        if len(calls) == 1:
+            local.sweep("")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", swept_first)
+    assert local.create("a.bin", b"x")
+    assert len(calls) == 2
+    assert os.listdir(local.path) == ["a.bin"]
 
 
 def test_the_mark_of_an_empty_folder_is_no_object_of_ours(bucket):
