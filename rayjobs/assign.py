@@ -166,7 +166,7 @@ def plan(job: AssignJob) -> dict[str, Any]:
         **content,
         "evaluations_at_most": evaluations,
         **timing,
-        f"{'GPU' if timing['device'] == 'cuda' else 'worker'}_hours_at_most": round(hours * timing["gpus_each"], 3),
+        f"{'gpu' if timing['device'] == 'cuda' else 'worker'}_hours_at_most": round(hours * timing["gpus_each"], 3),
         "hours_at_most": round(hours / min(job.pool_size[1], content["shards"]), 3),
         "bytes_to_write_about": content["rows"] * record,
         "out": job.out,

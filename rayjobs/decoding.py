@@ -25,8 +25,10 @@ TRIES = 3
 class RayDecoder:
     """`ortho_core.decoding.Decode` in tasks of `cpus` CPUs each; 0 shares the worker's own."""
 
-    def __init__(self, pairs: PairSet, cpus: float, ahead: int = 3) -> None:
-        self.pairs, self.ahead = ray.put(pairs), ahead
+    def __init__(self, pairs: PairSet, cpus: float) -> None:
+        self.pairs = ray.put(pairs)
+        #: Chunks on their way while one is used. Tasks of 0 CPUs would all run at once, each in a process of its own.
+        self.ahead = 3 if cpus else 1
         self.task = ray.remote(num_cpus=cpus, max_retries=0)(_images)
         #: Processes that a decoding task took down with it.
         self.killed = 0

@@ -29,6 +29,11 @@ class WorkerResources(BaseModel):
         None, ge=0, description="GPUs of one worker, 0.5 shares one between two; none: 1 where the cluster has any"
     )
 
+    autoscaling: bool = Field(
+        False,
+        description="the cluster adds nodes on demand: wait for room instead of refusing (give gpus_per_worker too)",
+    )
+
     def gpus(self) -> float:
         """GPUs per worker on the connected cluster."""
         if self.gpus_per_worker is not None:
@@ -38,9 +43,11 @@ class WorkerResources(BaseModel):
     def fitting(self, wanted: int, labels: dict[str, str] | None = None) -> int:
         """How many of `wanted` workers the cluster has room for, on nodes with these labels.
 
-        A plan that does not fit waits forever in Ray, so this is asked before any work starts. Raises UserError if the
-        cluster cannot hold one.
+        A plan that does not fit waits forever in Ray, so this is asked before any work starts; all of them, where the
+        cluster grows. Raises UserError if it cannot hold one.
         """
+        if self.autoscaling:
+            return wanted
         gpus = self.gpus()
         alive = [node for node in ray.nodes() if node["Alive"]]
         nodes = [node["Resources"] for node in alive if (labels or {}).items() <= node.get("Labels", {}).items()]
@@ -57,13 +64,14 @@ class WorkerResources(BaseModel):
             raise UserError(
                 f"a worker needs {self.cpus_per_worker:g} CPUs and {gpus:g} GPUs on one node; the cluster's largest has "
                 f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs "
-                "(lower cpus_per_worker or gpus_per_worker)"
+                "(lower cpus_per_worker or gpus_per_worker, or say --autoscaling if the cluster adds nodes on demand)"
             )
         return min(wanted, room)
 
     def spare_cpu(self, workers: int) -> float:
         """1 where the cluster has a CPU besides those of so many workers, else 0: a task of 1 CPU would wait for ever."""
-        return float(ray.cluster_resources().get("CPU", 0) - workers * self.cpus_per_worker >= 1)
+        room = ray.cluster_resources().get("CPU", 0) - workers * self.cpus_per_worker
+        return float(self.autoscaling or room >= 1)
 
     def _room(self, cpus: float, gpus: float, gpus_each: float) -> int:
         """How many workers one node holds; a share of a GPU never spans two."""

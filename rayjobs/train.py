@@ -64,7 +64,7 @@ class TrainJob(TrainSettings):
 
 
 #: Options that decide how fast a run goes, not what comes out of it.
-INDIFFERENT = {"cpus_per_worker", "gpus_per_worker", "num_workers"}
+INDIFFERENT = WorkerResources.model_fields.keys() | {"num_workers"}
 
 
 def make_plan(job: TrainJob) -> tuple[dict[str, Any], Assignments, PairSet | None]:

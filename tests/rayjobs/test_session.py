@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from ortho_core.assignments import Assignments
+from ortho_core.errors import UserError
+from rayjobs.session import WorkerResources
 
 
 def free_port() -> int:
@@ -36,6 +38,20 @@ def head(tmp_path):
     process.kill()  # with --block, the node's other processes end when this one does
     process.wait()
     log.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_does_not_fit_is_refused_unless_the_cluster_grows():
+    assert WorkerResources(cpus_per_worker=1.5).fitting(8) == 2  # of the session's four CPUs
+    assert WorkerResources().spare_cpu(3) == 1
+    assert WorkerResources().spare_cpu(4) == 0
+    with pytest.raises(UserError, match=r"a worker needs 1 CPUs and 2 GPUs.*--autoscaling"):
+        WorkerResources(gpus_per_worker=2).fitting(1)
+    growing = WorkerResources(gpus_per_worker=2, autoscaling=True)
+    assert growing.fitting(8) == 8
+    assert growing.spare_cpu(8) == 1
+    with pytest.raises(UserError, match=r"--node-labels: no node has \{'zone': 'far'\}; the cluster's labels are"):
+        WorkerResources().fitting(1, {"zone": "far"})
 
 
 @pytest.mark.slow
