@@ -1,7 +1,7 @@
 """How the E-step job scales: `python -m benchmarks.assign_scale --out runs/scale.json`.
 
-Each figure compares two runs of one program, one after the other: the job against its own engine in one process, two workers
-against one, sixty-four against one, a million rows against ten thousand. `--only` picks some of them.
+Each figure compares runs of one program, one after the other: the job against its own engine without Ray, two workers against
+one, sixty-four against one, a million rows against ten thousand. `--only` picks some of them.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,28 +92,41 @@ def engine_rate(job: AssignJob, threads: int) -> dict[str, float]:
 
 
 def against_the_engine(scratch: Path, rows: int, rounds: int) -> dict[str, Any]:
-    """One worker of two threads, and two of one, against the engine with two threads; two workers against one."""
+    """The job's workers against the engine in one process, and in two processes that know nothing of each other."""
     pairs = repeated_pairs(scratch / "pairs", rows)
+    common = {"pairs": str(pairs), "model": str(MODEL), "slots": 32, "cpus_per_decoder": 0}
     forms = {
         "one worker, two threads": {"workers": 1, "cpus_per_worker": 2},
         "one worker, one thread": {"workers": 1, "cpus_per_worker": 1},
         "two workers, one thread each": {"workers": 2, "cpus_per_worker": 1},
     }
-    rates: dict[str, list[dict[str, float]]] = {name: [] for name in ("engine, two threads", *forms)}
-    common = {"pairs": pairs, "model": MODEL, "slots": 32, "cpus_per_decoder": 0}
-    for round in range(rounds):
-        code = f"engine:{json.dumps({'pairs': str(pairs), 'model': str(MODEL), 'slots': 32, 'out': str(scratch / f'e{round}')})}"
-        rates["engine, two threads"].append(in_own_process("--child", code))
-        for k, (name, options) in enumerate(forms.items()):
-            rates[name].append(job_rate(AssignJob(**common, **options, out=scratch / f"{round}-{k}")))
-            print(f"round {round + 1}, {name}: {rates[name][-1]}", flush=True)
-    best = {name: max(r["steady"] for r in runs) for name, runs in rates.items()}
+    steady_rates: dict[str, list[float]] = {}
+    for number in range(rounds):
+
+        def told(name: str, rate: float) -> None:
+            steady_rates.setdefault(name, []).append(rate)
+            print(f"{name}: {rate:.2f} rows/s", flush=True)
+
+        def engines(threads: int, processes: int, number: int = number) -> float:
+            folders = [scratch / f"engine-{number}-{threads}-{k}" for k in range(processes)]
+            codes = [f"engine-{threads}:{json.dumps({**common, 'out': str(folder)})}" for folder in folders]
+            with ThreadPoolExecutor(processes) as pool:
+                return sum(one["steady"] for one in pool.map(lambda code: in_own_process("--child", code), codes))
+
+        told("engine, two threads", engines(2, 1))
+        told("engine, one thread", engines(1, 1))
+        told("two engines, one thread each", engines(1, 2))
+        for name, options in forms.items():
+            told(name, job_rate(AssignJob(**common, **options, out=scratch / f"{number} {name}"))["steady"])
+    best = {name: max(rates) for name, rates in steady_rates.items()}
     return {
         "rows": rows,
-        "rates": rates,
-        "job over engine, one worker of two threads": best["one worker, two threads"] / best["engine, two threads"],
-        "job over engine, two workers": best["two workers, one thread each"] / best["engine, two threads"],
+        "rates": steady_rates,
+        "job over engine, two threads": best["one worker, two threads"] / best["engine, two threads"],
+        "job over engine, one thread": best["one worker, one thread"] / best["engine, one thread"],
+        "two workers over two engines": best["two workers, one thread each"] / best["two engines, one thread each"],
         "two workers over one": best["two workers, one thread each"] / best["one worker, one thread"],
+        "two engines over one": best["two engines, one thread each"] / best["engine, one thread"],
     }
 
 
@@ -271,8 +285,8 @@ def in_own_process(*argv: str) -> dict[str, float]:
 
 def child(what: str) -> dict[str, float]:
     kind, _, rest = what.partition(":")
-    if kind == "engine":
-        return engine_rate(AssignJob(**json.loads(rest)), 2)
+    if kind.startswith("engine-"):
+        return engine_rate(AssignJob(**json.loads(rest)), int(kind.removeprefix("engine-")))
     with tempfile.TemporaryDirectory() as scratch, ray_session():
         return driver_at(int(rest), Path(scratch))
 
@@ -309,7 +323,7 @@ def main() -> None:
     parser.add_argument("--sleep", type=float, default=8.0, help="seconds of a shard of the simulated workers")
     parser.add_argument("--per-worker", type=int, default=8, help="shards of each simulated worker")
     parser.add_argument("--engine-rows", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()

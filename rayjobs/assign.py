@@ -63,7 +63,9 @@ class AssignSettings(AssignConfig, WorkerResources):
         None, description="run workers only on nodes with these labels, e.g. ray.io/accelerator-type=H100"
     )
     cpus_per_decoder: float | None = Field(
-        None, ge=0, description="CPUs of a task that decodes images (none: 1 where the cluster has some to spare)"
+        None,
+        ge=0,
+        description="CPUs of the process that decodes images for a worker (none: 1 where the cluster has so many to spare)",
     )
     max_failure_rate: float = Field(
         0.5, ge=0, le=1, description="end the run once more than this share of the rows so far is quarantined"

@@ -69,9 +69,9 @@ class WorkerResources(BaseModel):
         return min(wanted, room)
 
     def spare_cpu(self, workers: int) -> float:
-        """1 where the cluster has a CPU besides those of so many workers, else 0: a task of 1 CPU would wait for ever."""
+        """1 where the cluster has a CPU more for each of so many workers, else 0: what asks for 1 would wait for ever."""
         room = ray.cluster_resources().get("CPU", 0) - workers * self.cpus_per_worker
-        return float(self.autoscaling or room >= 1)
+        return float(self.autoscaling or room >= workers)
 
     def _room(self, cpus: float, gpus: float, gpus_each: float) -> int:
         """How many workers one node holds; a share of a GPU never spans two."""

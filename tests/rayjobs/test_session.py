@@ -43,8 +43,8 @@ def head(tmp_path):
 @pytest.mark.usefixtures("ray_session")
 def test_what_does_not_fit_is_refused_unless_the_cluster_grows():
     assert WorkerResources(cpus_per_worker=1.5).fitting(8) == 2  # of the session's four CPUs
-    assert WorkerResources().spare_cpu(3) == 1
-    assert WorkerResources().spare_cpu(4) == 0
+    assert WorkerResources().spare_cpu(2) == 1
+    assert WorkerResources().spare_cpu(3) == 0
     with pytest.raises(UserError, match=r"a worker needs 1 CPUs and 2 GPUs.*--autoscaling"):
         WorkerResources(gpus_per_worker=2).fitting(1)
     growing = WorkerResources(gpus_per_worker=2, autoscaling=True)
