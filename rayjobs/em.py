@@ -170,6 +170,7 @@ def cached(job: EmJob, step: AssignJob) -> AssignJob:
     link = Path(step.out)
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.exists():
+        link.unlink(missing_ok=True)  # it may lead to where the cache was
         link.symlink_to(entry, target_is_directory=True)
     return step
 
