@@ -259,11 +259,14 @@ class Assignments:
         return seeded_normal([row["noise_seed"] for row in self.rows(index, ["noise_seed"])], latent_shape)
 
     def parameters(self, shard: int, latent_shape: tuple[int, int, int]) -> dict[str, Float[Tensor, " m"]]:
-        """What the search of each sample of a shard ended at, for another search to start from."""
+        """What the search of each sample of a shard ended at, for another search to start from.
+
+        Reads just that, past the cache: each shard is asked for once, and from several threads.
+        """
         column = "noise" if self.is_free else "skew"
         kept: dict[str, Tensor] = {}
         for name in self.shards[shard]:
-            for row in self._part(name).select(["sample_id", "noise_seed", column]).to_pylist():
+            for row in read_part(self.folder, name, ["sample_id", "noise_seed", column]).to_pylist():
                 value = torch.tensor(row[column], dtype=torch.float32)
                 if self.is_free:
                     value -= seeded_normal([row["noise_seed"]], latent_shape).flatten()

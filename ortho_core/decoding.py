@@ -58,7 +58,7 @@ def decoded_batches(
     """
     good: list[Pair] = []
     pixels: list[np.ndarray] = []
-    for chunk in decode(pairs, _chunks(pairs, shard, failures, only), size):
+    for chunk in decode(pairs, _chunks(usable_rows(pairs, shard, failures, only)), size):
         for pair, outcome in chunk:
             if isinstance(outcome, BadRow):
                 failures.append(Failure(pair.sample_id, pair.row, outcome.reason, str(outcome)))
@@ -78,19 +78,20 @@ def to_images(pixels: list[np.ndarray]) -> Tensor:
     return stacked.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
-def _chunks(pairs: PairSet, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[list[Pair]]:
-    """The rows that parse, in chunks; the others go to `failures`."""
+def usable_rows(
+    pairs: PairSet, shard: Shard, failures: list[Failure], only: Container[int] | None = None
+) -> Iterator[Pair]:
+    """The rows that parse; the others go to `failures`. `only` are the numbers of the rows to look at."""
+    for row in pairs.read(shard):
+        number = row[0] if isinstance(row, tuple) else row.row
+        if only is not None and number not in only:
+            continue
+        if isinstance(row, tuple):
+            failures.append(Failure(f"{number:06d}", number, row[1].reason, str(row[1])))
+        else:
+            yield row
 
-    def usable() -> Iterator[Pair]:
-        for row in pairs.read(shard):
-            number = row[0] if isinstance(row, tuple) else row.row
-            if only is not None and number not in only:
-                continue
-            if isinstance(row, tuple):
-                failures.append(Failure(f"{number:06d}", number, row[1].reason, str(row[1])))
-            else:
-                yield row
 
-    rows = usable()
+def _chunks(rows: Iterator[Pair]) -> Iterator[list[Pair]]:
     while chunk := list(itertools.islice(rows, DECODED_AT_ONCE)):
         yield chunk

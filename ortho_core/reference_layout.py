@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs import Shard
+from ortho_core.pairs.json_lines import lines_of
 from ortho_core.storage import LocalStore, OutsideRoot
 
 MANIFEST, SAMPLES, NOISE, META = "manifest.jsonl", "samples", "best_input_noise.pt", "meta.json"
@@ -158,17 +159,14 @@ class Sample:
 
 def manifest_lines(root: LocalStore, shard: Shard) -> Iterator[tuple[int, bytes]]:
     """(row, line) of a shard of the manifest. Raises UserError if the manifest has changed."""
-    row = shard.first
-    with root.open(MANIFEST) as stream:
-        stream.seek(shard.offset)
-        for line in stream:
-            if row == shard.first + shard.rows:
-                return
-            if line.strip():
-                yield row, line
-                row += 1
-    if row < shard.first + shard.rows:
-        raise UserError(f"{root.location}/{MANIFEST} has changed since the run began: it ends at row {row}")
+    read = 0
+    for row, line in lines_of(root, shard):
+        read += 1
+        yield row, line
+    if read < shard.rows:
+        raise UserError(
+            f"{root.location}/{MANIFEST} has changed since the run began: it ends at row {shard.first + read}"
+        )
 
 
 def parse_entry(line: bytes, row: int) -> tuple[dict[str, Any], str]:

@@ -75,6 +75,10 @@ class Store(Protocol):
         """The files directly in the folder, sorted; empty if there is no folder."""
         ...
 
+    def entries(self) -> list[str]:
+        """`names`, and the folders directly in the folder."""
+        ...
+
     def find(self, suffix: str) -> list[tuple[str, int]]:
         """Every file below the folder that ends in `suffix`, as (name, bytes), sorted by name."""
         ...
@@ -161,6 +165,9 @@ class LocalStore:
         if not self.path.is_dir():
             return []
         return sorted(f.name for f in os.scandir(self.path) if f.is_file() and not f.name.startswith("."))
+
+    def entries(self) -> list[str]:
+        return sorted(n for n in os.listdir(self.path) if not n.startswith(".")) if self.path.is_dir() else []
 
     def find(self, suffix: str) -> list[tuple[str, int]]:
         found = []
@@ -302,6 +309,15 @@ class ObjectStore:
 
     def names(self) -> list[str]:
         return sorted(name for name, _ in self._listing(depth=1))
+
+    def entries(self) -> list[str]:
+        self.filesystem.invalidate_cache()
+        try:
+            paths = self.filesystem.ls(self.path, detail=False)
+        except FileNotFoundError:
+            return []
+        names = {path[len(self.path) :].strip("/") for path in paths}
+        return sorted(name for name in names if name and not name.startswith("."))
 
     def find(self, suffix: str) -> list[tuple[str, int]]:
         return sorted((name, size) for name, size in self._listing(depth=None) if name.endswith(suffix))

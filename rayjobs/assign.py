@@ -110,7 +110,7 @@ class AssignJob(AssignSettings, PairFields):
     warm_start: Location | None = Field(
         None, description="finished assignments of the same pairs, e.g. with an earlier model, to start from"
     )
-    retry_failures: bool = Field(False, description="try the quarantined rows again, and only those")
+    retry_failures: bool = Field(False, description="besides what is not done yet, try the quarantined rows again")
 
 
 def make_plan(job: AssignJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
@@ -168,7 +168,9 @@ def plan(job: AssignJob) -> dict[str, Any]:
         **content,
         "evaluations_at_most": evaluations,
         **timing,
-        f"{'gpu' if timing['device'] == 'cuda' else 'worker'}_hours_at_most": round(hours * timing["gpus_each"], 3),
+        f"{'gpu' if timing['device'] == 'cuda' else 'worker'}_hours_at_most": round(
+            hours * (timing["gpus_per_worker"] or 1), 3
+        ),
         "hours_at_most": round(hours / min(job.pool_size[1], content["shards"]), 3),
         "bytes_to_write_about": content["rows"] * record,
         "out": job.out,

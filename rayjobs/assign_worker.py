@@ -12,6 +12,7 @@ import torch
 from ortho_core.assign import AssignConfig, Engine
 from ortho_core.assignments import Assignments, Failure
 from ortho_core.capacity import slots_that_fit
+from ortho_core.decoding import Decode, decode_in_threads, usable_rows
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.base import OneStepGenerator, load_generator
 from ortho_core.pairs import PairSet, Shard
@@ -91,9 +92,10 @@ class ShardActor:
             records = RecordConfig(
                 job.seed, job.store, job.store_latents, sealed["model_fingerprint"], fingerprint(sealed["config"])
             )
-            self.assigner = ShardAssigner(self.engine, PromptCache(generator), pairs, records)
+            decode = decode_in_threads if attempts is None else self._join_ray(decoder_cpus)
+            self.assigner = ShardAssigner(self.engine, PromptCache(generator), pairs, records, decode)
             if attempts is not None:
-                self._join_ray(decoder_cpus)
+                threading.Thread(target=self.assigner.serve, daemon=True).start()
         except Exception as error:  # raised from here, it would restart the actor for ever
             self.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {innermost(error)}"
 
@@ -101,13 +103,12 @@ class ShardActor:
         """The generator of this worker."""
         return load_generator(job.model, device, job.dtype, gradient_checkpointing=job.gradient_checkpointing)
 
-    def _join_ray(self, decoder_cpus: float) -> None:
+    def _join_ray(self, decoder_cpus: float) -> Decode:
         from rayjobs.decoding import RayDecoder
         from rayjobs.metrics import WorkerMetrics
 
-        self.assigner.decode = RayDecoder(self.pairs, decoder_cpus)
         self.metrics = WorkerMetrics()
-        threading.Thread(target=self.assigner.serve, daemon=True).start()
+        return RayDecoder(self.pairs, decoder_cpus)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         receipts = [self.work(*unpacked(str(text))) for text in batch["task"]]
@@ -144,15 +145,9 @@ class ShardActor:
     def _given_up(self, task: Task, shard: Shard) -> ShardResult:
         """Every row of a shard as a failure: unusable rows by their own reason, the others because the worker died."""
         result = ShardResult()
-        for row in self.pairs.read(shard):
-            number = row[0] if isinstance(row, tuple) else row.row
-            if task.only is not None and number not in task.only:
-                continue
-            if isinstance(row, tuple):
-                result.failures.append(Failure(f"{number:06d}", number, row[1].reason, str(row[1])))
-            else:
-                told = f"row {number}: its worker died {DEATHS} times while the shard of this row was under way"
-                result.failures.append(Failure(row.sample_id, number, "worker-died", told))
+        for pair in usable_rows(self.pairs, shard, result.failures, task.only):
+            told = f"row {pair.row}: its worker died {DEATHS} times while the shard of this row was under way"
+            result.failures.append(Failure(pair.sample_id, pair.row, "worker-died", told))
         return result
 
     def _publish(self, task: Task, result: ShardResult) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def seconds_per_evaluation(job: Any, rows_per_shard: int) -> dict[str, Any]:
             raise RunFailed(f"the timing failed: {innermost(error)}") from error
     if "error" in told:
         raise UserError(told["error"])
-    return {**told, "gpus_each": gpus or 1.0}
+    return {**told, "gpus_per_worker": gpus}
 
 
 def _time(job: Any, rows_per_shard: int, device: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ortho_core.assignments import Assignments
-from ortho_core.errors import RunFailed, UserError
+from ortho_core.errors import RunFailed
 from ortho_core.generators.base import latent_shape_of
 from ortho_core.reference_layout import COLUMNS, MANIFEST, initial_scale, manifest_entry, sample_folder, write_sample
 from ortho_core.storage import LocalStore, Location, absolute
@@ -79,7 +79,6 @@ def plan(job: ExportJob) -> dict[str, Any]:
 def run(job: ExportJob) -> int:
     """Export what is not there yet. Returns 0. Raises UserError or RunFailed."""
     content, assignments = make_plan(job)
-    check_own(job.out)
     claim(job.out, content, "export")
     root = LocalStore(job.out)
     if root.exists(MANIFEST):
@@ -91,16 +90,6 @@ def run(job: ExportJob) -> int:
         raise RunFailed(f"cannot write to {job.out}: {error.strerror or error}") from error
     say(f"{content['rows']} samples in {job.out}, {written} of them written now; {MANIFEST} lists them")
     return 0
-
-
-def check_own(out: Path) -> None:
-    """Raise UserError if the folder has others in it and no plan: `claim` looks at files only."""
-    if out.is_dir() and not (out / "plan.json").exists():
-        foreign = sorted(f.name for f in out.iterdir() if not f.name.startswith("."))
-        if foreign:
-            raise UserError(
-                f"{out} is not empty and was not made by `ortho export` ({foreign[0]}, ...); choose another"
-            )
 
 
 def write_all(root: LocalStore, assignments: Assignments, content: dict[str, Any]) -> int:

@@ -47,8 +47,8 @@ def claim(location: str | Path, plan: dict[str, Any], verb: str) -> Store:
     text = json.dumps(plan, indent=1) + "\n"
     try:
         if not folder.exists("plan.json"):
-            foreign = [name for name in folder.names() if not name.startswith(".")]
-            if foreign:
+            foreign = [name for name in folder.entries() if name != "plan.json"]
+            if foreign and not folder.exists("plan.json"):  # a second driver may have made it by now
                 raise UserError(
                     f"{location} is not empty and was not made by `ortho {verb}` ({foreign[0]}, ...); choose another"
                 )

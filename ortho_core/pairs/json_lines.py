@@ -59,26 +59,14 @@ class JsonLines:
             yield Cut(self.file, count, start)
 
     def read(self, shard: Shard) -> Iterator[Row]:
-        for row, line in self._lines(shard):
+        for row, line in lines_of(self.root, shard):
             try:
                 yield self.parse(line, row)
             except BadRow as bad:
                 yield row, bad
 
-    def _lines(self, shard: Shard) -> Iterator[tuple[int, bytes]]:
-        """The shard's lines with their row numbers."""
-        row = shard.first
-        with self.root.open(shard.file) as stream:
-            stream.seek(shard.offset)
-            for line in stream:
-                if row == shard.first + shard.rows:
-                    return
-                if line.strip():
-                    yield row, line
-                    row += 1
-
     def ids(self, shard: Shard) -> Iterator[Any]:
-        for row, line in self._lines(shard):
+        for row, line in lines_of(self.root, shard):
             try:
                 yield _record(line, row).get(str(self.names[2]))
             except BadRow:
@@ -90,6 +78,19 @@ class JsonLines:
 
     def fetch(self, image: str) -> None:
         return None
+
+
+def lines_of(root: Store, shard: Shard) -> Iterator[tuple[int, bytes]]:
+    """The shard's lines with their row numbers, blank ones left out; fewer than it has rows if the file has changed."""
+    row = shard.first
+    with root.open(shard.file) as stream:
+        stream.seek(shard.offset)
+        for line in stream:
+            if row == shard.first + shard.rows:
+                return
+            if line.strip():
+                yield row, line
+                row += 1
 
 
 def _record(line: bytes, row: int) -> dict[str, Any]:

@@ -149,6 +149,14 @@ def test_a_store_is_the_same_after_pickling(store):
     assert len(pickle.dumps(store)) < 1_000
 
 
+def test_entries_are_files_and_folders(store):
+    assert store.entries() == []
+    for name in ("b.txt", "sub/a.txt", ".hidden"):
+        store.replace(name, b"x")
+    assert store.entries() == ["b.txt", "sub"]
+    assert store.names() == ["b.txt"]
+
+
 def test_sweeping_leaves_whole_files(store):
     store.replace("a.txt", b"x")
     store.sweep("a")

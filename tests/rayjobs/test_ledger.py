@@ -52,6 +52,9 @@ def test_a_folder_with_other_things_in_it_is_refused(folder, tmp_path):
     folder.create("thesis.tex", b"x")
     with pytest.raises(UserError, match=r"not empty and was not made by `ortho assign` \(thesis.tex"):
         claim(folder.location, PLAN, "assign")
+    folder.child("beside").replace("notes/a.txt", b"x")
+    with pytest.raises(UserError, match=r"not made by `ortho assign` \(notes"):
+        claim(folder.child("beside").location, PLAN, "assign")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         claim(tmp_path / "file", PLAN, "assign")
