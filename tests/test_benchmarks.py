@@ -73,3 +73,18 @@ def test_the_gpu_program_runs_in_miniature(tmp_path):
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert [(row["compile"], row["slots"]) for row in rows] == [(False, 1), (False, 2), (True, 1), (True, 2)]
     assert all(row["images_per_second"] > 0 for row in rows)
+
+
+def test_the_scale_program_plans_from_footers_alone(tmp_path):
+    argv = ["--only", "plan", "--files", "3", "--rows-per-file", "2500", "--out", str(tmp_path / "x.json")]
+    run("assign_scale", *argv)
+    plan = json.loads((tmp_path / "x.json").read_text())["plan of Parquet footers"]
+    assert (plan["rows"], plan["rows_per_shard"], plan["shards"]) == (7500, 64, 3 * 40)
+
+
+@pytest.mark.slow
+def test_the_scale_program_runs_in_miniature(tmp_path):
+    argv = ["--only", "rows", "--rows", "200", "400", "--out", str(tmp_path / "x.json")]
+    run("assign_scale", *argv)
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert (rows["few"]["shards"], rows["many"]["shards"]) == (4, 7)
