@@ -48,22 +48,40 @@ SMALL = FULL | {
 TOKENS = 77
 
 
+def random_unet(shape: dict[str, Any], device: torch.device) -> UNet2DConditionModel:
+    """SDXL's network in that shape, on the device from the start."""
+    with torch.device(device):
+        return UNet2DConditionModel(
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            **shape,
+        )
+
+
+def random_condition(config: Any, B: int, like: dict[str, Any]) -> Condition:
+    """Of the shapes that SDXL's text encoders give."""
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    return Condition(
+        {
+            "encoder_hidden_states": torch.randn(B, TOKENS, config.cross_attention_dim, **like),
+            "text_embeds": torch.randn(B, pooled, **like),
+            "time_ids": torch.zeros(B, 6, **like),
+        }
+    )
+
+
 class RandomTurbo(DiffusersGenerator):
     """SDXL Turbo with random weights and, in place of its text encoders, random embeddings of their shape."""
 
     @staticmethod
     def build(shape: dict[str, Any], device: torch.device, dtype: torch.dtype, compile: bool = False) -> "RandomTurbo":
         torch.manual_seed(0)
+        unet = random_unet(shape, device)
         with torch.device(device):
-            unet = UNet2DConditionModel(
-                in_channels=4,
-                out_channels=4,
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-                use_linear_projection=True,
-                addition_embed_type="text_time",
-                **shape,
-            )
             full = shape is FULL
             vae = AutoencoderKL(
                 down_block_types=("DownEncoderBlock2D",) * 4,
@@ -94,16 +112,8 @@ class RandomTurbo(DiffusersGenerator):
         return generator
 
     def encode_prompts(self, prompts: list[str]) -> Condition:
-        config = self.pipeline.unet.config
-        B, pooled = len(prompts), config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        like = {"device": self.device, "dtype": self.pipeline.unet.dtype}
-        return Condition(
-            {
-                "encoder_hidden_states": torch.randn(B, TOKENS, config.cross_attention_dim, **like),
-                "text_embeds": torch.randn(B, pooled, **like),
-                "time_ids": torch.zeros(B, 6, **like),
-            }
-        )
+        unet = self.pipeline.unet
+        return random_condition(unet.config, len(prompts), {"device": self.device, "dtype": unet.dtype})
 
 
 def problem_of(generator: RandomTurbo, images: int) -> Problem:

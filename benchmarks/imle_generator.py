@@ -92,10 +92,15 @@ class ImleGenerator:
     def decode(self, latents: Tensor) -> Tensor:
         return latents / 2 + 0.5
 
-    def save(self, folder: Path) -> None:
+    def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
+        pass
+
+    def save(self, folder: Path, card: str | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.trainable.state_dict(), folder / "imle.safetensors")
         (folder / "words.json").write_text(json.dumps(list(self.index)))
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def load(folder: Path = WEIGHTS) -> ImleGenerator:

@@ -57,6 +57,8 @@ HALF_SCHEMA = SCHEMA.set(SCHEMA.get_field_index("noise"), pa.field("noise", pa.l
 FORMAT = 3
 #: Two machines' linear algebra agrees far better than this; another seed, skew or shape does not.
 CHECKSUM_TOLERANCE = 1e-4
+#: Parts of assignments that a reader keeps in memory.
+CACHE_BYTES = 2 << 30
 #: Footers that are read side by side: what an object store's latency asks for.
 FOOTERS_AT_ONCE = 16
 PART = re.compile(r"part-(\d{6,})-([0-9a-z]+)(?:\.r(\d+))?\.parquet")
@@ -154,11 +156,11 @@ def parts_by_shard(plan: dict[str, Any], names: Iterable[str]) -> list[list[str]
 class Assignments:
     """The committed assignments of one run, addressed by row number, for training.
 
-    Parts are read when their rows are asked for; at most `cache_bytes` of them stay in memory. Raises UserError if the
-    folder (a path or URL) holds none, or not all that its plan names.
+    Parts are read when their rows are asked for; at most `cache_bytes` of them stay in memory, and stay behind when this is
+    sent to another process. Raises UserError if the folder (a path or URL) holds none, or not all that its plan names.
     """
 
-    def __init__(self, folder: str | Path, cache_bytes: int = 2 << 30) -> None:
+    def __init__(self, folder: str | Path, cache_bytes: int = CACHE_BYTES) -> None:
         self.folder = open_store(folder)
         self.location = self.folder.location
         try:
@@ -188,6 +190,9 @@ class Assignments:
         self.has_target_latents = bool(self.plan["config"]["store_latents"])
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[str, pa.Table] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": OrderedDict()}
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -253,6 +258,13 @@ class Assignments:
             names = [rows[i]["sample_id"] for i in wrong[:3]]
             raise UserError(f"{self.location}: the rebuilt noise of {names} does not match its checksum; assign again")
         return noise
+
+    def row_bytes(self, latent_shape: tuple[int, int, int]) -> int:
+        """About how much memory a row takes once it is read."""
+        n = int(np.prod(latent_shape))
+        noise = n if self.keeps_noise else 0
+        skew = 0 if self.is_free else self.regions**2 * skew_parameters(block_dimension(latent_shape, self.patch_size))
+        return 512 + 4 * (noise + skew + n * self.has_target_latents)
 
     def base_noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """ε of the rows at `index`, what their search began from."""

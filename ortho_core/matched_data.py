@@ -1,97 +1,163 @@
-"""The M-step's data: which rows and which noise each step sees, whatever the number of workers.
+"""The M-step's data: what each update's rows are made of, read on the CPU and independent of the number of workers.
 
-Axes: B rows of one worker's share of a batch, C × H × W latents.
+Axes: B rows of one worker's share of an update, P of its preserve term, C × H × W latents, Y × X × 3 images.
 """
 
-from collections.abc import Iterator
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ortho_core.assignments import Assignments
-from ortho_core.decoding import to_images
 from ortho_core.errors import UserError
 from ortho_core.generators.base import OneStepGenerator
 from ortho_core.images import decode_image
 from ortho_core.noise import noise_seed, seeded_normal
+from ortho_core.order import Order
 from ortho_core.pairs import PairSet
 from ortho_core.prompts import PromptCache
 from ortho_core.sft import SftBatch
+from ortho_core.transfer import to_device
+
+#: Images that are fetched and decoded side by side.
+THREADS = 8
 
 
 @dataclass(frozen=True)
-class Order:
-    """The rows of every global batch of every epoch, decided by the seed alone; the last incomplete batch is left out."""
+class Share:
+    """One worker's share of an update, in host memory."""
 
-    rows: int
-    batch_size: int
-    seed: int
+    sample_ids: list[str]
+    prompts: list[str]
+    noise: np.ndarray
+    #: Target latents, where they were stored; else None, and the images are there to be encoded.
+    targets: np.ndarray | None
+    #: (B, Y, X, 3) uint8.
+    images: np.ndarray | None
+    preserve_prompts: list[str]
+    preserve_noise: np.ndarray | None
 
-    @property
-    def batches(self) -> int:
-        return self.rows // self.batch_size
+    def as_row(self) -> dict[str, Any]:
+        """For a table of one row: arrays with a first axis of 1, texts as JSON."""
+        texts = {k: json.dumps(getattr(self, k)) for k in ("sample_ids", "prompts", "preserve_prompts")}
+        arrays = {k: getattr(self, k) for k in ("noise", "targets", "images", "preserve_noise")}
+        return {k: np.array([v]) for k, v in texts.items()} | {k: v[None] for k, v in arrays.items() if v is not None}
 
-    def epoch(self, epoch: int) -> list[list[int]]:
-        """The global batches of one epoch: a fresh permutation, cut up."""
-        stream = np.random.Generator(np.random.Philox(key=noise_seed(self.seed, "order", epoch)))
-        order = stream.permutation(self.rows)[: self.batches * self.batch_size]
-        return [[int(i) for i in batch] for batch in order.reshape(self.batches, self.batch_size)]
+    @staticmethod
+    def of_row(row: dict[str, Any]) -> "Share":
+        """The inverse of `as_row`. The arrays are copies: those of a table may not be written to."""
+        parts: dict[str, Any] = {k: json.loads(row[k][0]) for k in ("sample_ids", "prompts", "preserve_prompts")}
+        for name in ("noise", "targets", "images", "preserve_noise"):
+            parts[name] = row[name][0].copy() if name in row else None
+        return Share(**parts)
 
 
 @dataclass(frozen=True)
 class MatchedData:
-    """Turns row numbers into training batches. `noise` is the one difference between matched and direct SFT."""
+    """Turns the numbers of updates into shares. `noise` is the one difference between matched and direct SFT."""
 
     assignments: Assignments
-    generator: OneStepGenerator
-    prompts: PromptCache
-    #: Where the images are; needed for a pixel term, or where no target latents were stored.
-    pairs: PairSet | None
+    order: Order
+    latent_shape: tuple[int, int, int]
+    image_size: tuple[int, int]
     noise: Literal["matched", "random"]
     seed: int
-    needs_images: bool
+    #: Where the images are; needed for a pixel term, or where no target latents were stored.
+    pairs: PairSet | None = None
+    needs_images: bool = False
+    #: P over all workers, and the prompts it draws from; without any, those of the update's own rows.
+    preserve_rows: int = 0
+    preserve_prompts: tuple[str, ...] = ()
 
-    def batches(self, order: Order, epoch: int, rank: int, world: int) -> Iterator[SftBatch]:
-        """This worker's share of each global batch, read one batch ahead."""
-        shares = [batch[rank::world] for batch in order.epoch(epoch)]
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self._read, shares[0], epoch)
-            for following in [*shares[1:], None]:
-                batch = ahead.result()
-                if following is not None:
-                    ahead = pool.submit(self._read, following, epoch)
-                yield self._on_device(*batch)
-
-    def _read(self, index: list[int], epoch: int) -> tuple[list[str], dict[str, torch.Tensor]]:
-        """Everything that needs no network, on the CPU."""
-        shape = self.generator.latent_shape
+    def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Share:
+        """Read what a worker needs for one update. Raises UserError if an assignment is damaged or an image is gone."""
+        index = [int(i) for i in self.order.share(epoch, step, rank, world)]
         rows = self.assignments.rows(index, ["sample_id", "prompt", "image"])
-        names = [row["sample_id"] for row in rows]
-        tensors = {}
+        names, prompts = [row["sample_id"] for row in rows], [row["prompt"] for row in rows]
         if self.noise == "matched":
-            tensors["noise"] = self.assignments.noise(index, shape)
+            noise = self.assignments.noise(index, self.latent_shape)
         else:
-            tensors["noise"] = seeded_normal([noise_seed(self.seed, "train", epoch, n) for n in names], shape)
-        tensors["preserve"] = seeded_normal([noise_seed(self.seed, "preserve", epoch, n) for n in names], shape)
+            noise = seeded_normal([noise_seed(self.seed, "train", epoch, n) for n in names], self.latent_shape)
+        targets = images = None
         if self.assignments.has_target_latents:
-            tensors["targets"] = self.assignments.targets(index, shape)
-        if self.needs_images or "targets" not in tensors:
-            if self.pairs is None:
-                raise UserError("training needs the images (a pixel term, or no stored latents): give --pairs")
-            size = self.generator.image_size
-            fetched = [self.pairs.fetch_image(row["image"], row["sample_id"]) for row in rows]
-            tensors["images"] = to_images([decode_image(f, size, n) for f, n in zip(fetched, names, strict=True)])
-        return [row["prompt"] for row in rows], tensors
+            targets = self.assignments.targets(index, self.latent_shape).numpy()
+        if self.needs_images or targets is None:
+            images = self._images(rows)
+        texts, fresh = self._preserve(epoch, step, rank, world, prompts)
+        return Share(names, prompts, noise.numpy(), targets, images, texts, fresh)
 
-    @torch.no_grad()
-    def _on_device(self, prompts: list[str], tensors: dict[str, torch.Tensor]) -> SftBatch:
-        tensors = {k: v.to(self.generator.device, non_blocking=True) for k, v in tensors.items()}
-        condition = self.prompts(prompts)
-        targets = tensors.get("targets")
-        if targets is None:
-            targets = self.generator.encode_images(tensors["images"])
-        images = tensors.get("images") if self.needs_images else None
-        return SftBatch(tensors["noise"], condition, targets, images, tensors["preserve"], condition)
+    def _images(self, rows: list[dict[str, Any]]) -> np.ndarray:
+        if self.pairs is None:
+            raise UserError("training needs the images (a pixel term, or no stored latents): give --pairs")
+        pairs = self.pairs
+
+        def image(row: dict[str, Any]) -> np.ndarray:
+            return decode_image(pairs.fetch_image(row["image"], row["sample_id"]), self.image_size, row["sample_id"])
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return np.stack(list(pool.map(image, rows)))
+
+    def _preserve(
+        self, epoch: int, step: int, rank: int, world: int, prompts: list[str]
+    ) -> tuple[list[str], np.ndarray | None]:
+        """This worker's rows of the preserve term: prompts, and noise that is fresh in every update."""
+        P = self.preserve_rows
+        if not P:
+            return [], None
+        mine = range(rank * P // world, (rank + 1) * P // world)
+        seeds = [noise_seed(self.seed, "preserve", epoch, step, i) for i in mine]
+        if self.preserve_prompts:
+            drawn = [noise_seed(self.seed, "preserve-prompt", epoch, step, i) for i in mine]
+            texts = [self.preserve_prompts[k % len(self.preserve_prompts)] for k in drawn]
+        else:  # spread over the update's rows, so that a worker needs the prompts of its own rows alone
+            B = self.order.batch_size
+            texts = [prompts[i * B // P - rank * B // world] for i in mine]
+        return texts, seeded_normal(seeds, self.latent_shape).numpy()
+
+
+@torch.no_grad()
+def to_batch(share: Share, generator: OneStepGenerator, prompts: PromptCache, needs_images: bool) -> SftBatch:
+    """A share on the generator's device: prompts embedded, and images encoded where no target latents were stored."""
+
+    def moved(array: np.ndarray | None) -> torch.Tensor | None:
+        return None if array is None else to_device(torch.from_numpy(array), generator.device)
+
+    noise, targets, pixels, fresh = map(moved, (share.noise, share.targets, share.images, share.preserve_noise))
+    assert noise is not None
+    images = None
+    if pixels is not None:
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    if targets is None:
+        assert images is not None
+        targets = generator.encode_images(images)
+    B = len(share.prompts)
+    condition = prompts(share.prompts + share.preserve_prompts)
+    return SftBatch(
+        noise,
+        condition[:B],
+        targets,
+        images if needs_images else None,
+        fresh,
+        condition[B:] if fresh is not None else None,
+    )
+
+
+def read_prompts(file: Path) -> tuple[str, ...]:
+    """The prompts of a text file, one a line, or of a .jsonl file, the `prompt` of each line. Raises UserError."""
+    try:
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        if file.suffix == ".jsonl":
+            lines = [json.loads(line)["prompt"] for line in lines]
+    except OSError as error:
+        raise UserError(f"prompts file {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"prompts file {file}: {error!r}; accepted: one prompt a line, or .jsonl with `prompt`"
+        ) from error
+    if not lines or not all(isinstance(line, str) and line.strip() for line in lines):
+        raise UserError(f"prompts file {file} holds a blank prompt or none at all")
+    return tuple(lines)

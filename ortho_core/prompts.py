@@ -17,11 +17,14 @@ class PromptCache:
     def __init__(self, generator: OneStepGenerator, capacity: int = 4096, batch_size: int = 8) -> None:
         self.generator, self.capacity, self.batch_size = generator, capacity, batch_size
         self._rows: OrderedDict[str, Condition] = OrderedDict()
+        #: Calls in a row that found every prompt here.
+        self.quiet_calls = 0
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> Condition:
         """One row per prompt, in order."""
         missing = [p for p in dict.fromkeys(prompts) if p not in self._rows]
+        self.quiet_calls = 0 if missing else self.quiet_calls + 1
         fresh: dict[str, Condition] = {}
         for start in range(0, len(missing), self.batch_size):
             part = missing[start : start + self.batch_size]

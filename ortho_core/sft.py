@@ -5,8 +5,9 @@ Axes: B images of the reconstruction term, P of the preserve term, C × H × W l
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ortho_core.generators.base import Condition, OneStepGenerator
+from ortho_core.lora import teacher_adapter
 from ortho_core.objectives import ReconstructionWeights, mean_absolute, mean_square
+
+#: The scalars of a step, in the order that logs have them.
+TERMS = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
 
 
 class SftConfig(ReconstructionWeights):
@@ -36,13 +41,62 @@ class SftBatch:
     condition: Condition
     target_latents: Float[Tensor, "B C H W"]
     images: Float[Tensor, "B 3 Y X"] | None
-    preserve_noise: Float[Tensor, "P C H W"]
-    preserve_condition: Condition
+    preserve_noise: Float[Tensor, "P C H W"] | None
+    preserve_condition: Condition | None
+
+    def split(self, parts: int) -> list["SftBatch"]:
+        """The batch in equal micro-batches; `parts` divides both B and P."""
+        B, P = len(self.noise), len(self.preserve_noise) if self.preserve_noise is not None else 0
+        found = []
+        for k in range(parts):
+            mine, fresh = (slice(k * n // parts, (k + 1) * n // parts) for n in (B, P))
+            found.append(
+                SftBatch(
+                    self.noise[mine],
+                    self.condition[mine],
+                    self.target_latents[mine],
+                    self.images[mine] if self.images is not None else None,
+                    self.preserve_noise[fresh] if self.preserve_noise is not None else None,
+                    self.preserve_condition[fresh] if self.preserve_condition is not None else None,
+                )
+            )
+        return found
 
 
-def frozen_copy(module: nn.Module) -> nn.Module:
-    """f_0: a copy that never trains, of the weights as they are now."""
-    return copy.deepcopy(module).requires_grad_(False).eval()
+@runtime_checkable
+class Teacher(Protocol):
+    """f_0, the model that the preserve terms hold to."""
+
+    def standing_in(self, generator: OneStepGenerator) -> AbstractContextManager[None]:
+        """Inside, the generator computes with f_0."""
+        ...
+
+
+class FrozenTeacher:
+    """f_0 as a network of its own, which never trains."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.requires_grad_(False).eval()
+
+    @staticmethod
+    def copy_of(network: nn.Module) -> "FrozenTeacher":
+        """Of the weights as they are now."""
+        return FrozenTeacher(copy.deepcopy(network))
+
+    def standing_in(self, generator: OneStepGenerator) -> AbstractContextManager[None]:
+        return using(generator, self.network)
+
+
+class AdapterTeacher:
+    """f_0 as the network that trains, with its LoRA adapter off or as it was at the start: no second copy of the weights."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    @contextmanager
+    def standing_in(self, generator: OneStepGenerator) -> Iterator[None]:
+        with using(generator, self.network), teacher_adapter(self.network):
+            yield
 
 
 @contextmanager
@@ -57,32 +111,35 @@ def using(generator: OneStepGenerator, module: nn.Module) -> Iterator[None]:
 
 
 def sft_loss(
-    generator: OneStepGenerator, teacher: nn.Module | None, batch: SftBatch, config: SftConfig
+    generator: OneStepGenerator, teacher: Teacher | None, batch: SftBatch, config: SftConfig
 ) -> dict[str, Tensor]:
     """The M-step objective and its terms as scalars: `loss`, `latent`, `pixel`, `preserve_latent`, `preserve_pixel`.
 
     loss = w_lat·mean((f_θ(ε̂,c) - E(x))²) + w_pix·mean|D f_θ(ε̂,c) - x| + w_pl·mean((f_θ(ε',c) - f_0(ε',c))²)
     + w_pp·mean|D f_θ(ε',c) - D f_0(ε',c)|, with ε̂ = `batch.noise`. Both noises ride in one call of the network.
+    `rows` are the latent term of each row, (B,), for telling which row is at fault.
     """
     B = len(batch.noise)
     zero = batch.noise.new_zeros(())
-    preserve = config.preserves and teacher is not None
     noise, condition = batch.noise, batch.condition
+    preserve = config.preserves and teacher is not None
     if preserve:
+        assert teacher is not None
+        assert batch.preserve_noise is not None
+        assert batch.preserve_condition is not None
+        with torch.no_grad(), teacher.standing_in(generator):
+            before = generator.denoise(batch.preserve_noise, batch.preserve_condition)
         noise = torch.cat([noise, batch.preserve_noise])
         condition = Condition.cat([condition, batch.preserve_condition])
     latents = generator.denoise(noise, condition)
     matched, fresh = latents[:B], latents[B:]
-    terms = {"latent": mean_square(matched, batch.target_latents).mean(), "pixel": zero}
+    rows = mean_square(matched, batch.target_latents)
+    terms = {"latent": rows.mean(), "pixel": zero, "preserve_latent": zero, "preserve_pixel": zero}
     if config.pixel_l1_weight:
         if batch.images is None:
             raise ValueError("the pixel term needs the target images")
         terms["pixel"] = mean_absolute(generator.decode(matched), batch.images).mean()
-    terms |= {"preserve_latent": zero, "preserve_pixel": zero}
     if preserve:
-        assert teacher is not None
-        with torch.no_grad(), using(generator, teacher):
-            before = generator.denoise(batch.preserve_noise, batch.preserve_condition)
         terms["preserve_latent"] = mean_square(fresh, before).mean()
         if config.preserve_pixel_weight:
             with torch.no_grad():
@@ -94,4 +151,4 @@ def sft_loss(
         + config.preserve_latent_weight * terms["preserve_latent"]
         + config.preserve_pixel_weight * terms["preserve_pixel"]
     )
-    return terms
+    return {**terms, "rows": rows.detach()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,6 +45,12 @@ class EmJob(PairFields):
     cycles: int = Field(2, ge=1, description="how often E-step and M-step alternate")
     warm_start: bool = Field(True, description="each E-step starts from the noise that the cycle before assigned")
     baseline: bool = Field(False, description="also train direct SFT on random noise for as many updates, to compare")
+    preserve_to: Literal["first", "last"] = Field(
+        "first", description="model that the preserve terms hold to: the run's first, or the one its cycle starts from"
+    )
+    validate_on_heldout: bool = Field(
+        False, description="assign the held-out pairs with the first model too, and watch every M-step on them"
+    )
     assign: AssignSettings = AssignSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -55,15 +61,13 @@ def make_plan(job: EmJob) -> dict[str, Any]:
     pairs = PairSet(job.pairs, job.pair_fields())
     job.assign.space(latent_shape_of(job.model))
     total = pairs.rows()
-    if job.train.batch_size > total:
-        raise UserError(f"--train.batch-size: {job.train.batch_size} is more than the {total} rows of {job.pairs}")
-    if job.train.batch_size % job.train.num_workers:
-        raise UserError(
-            f"--train.batch-size: {job.train.batch_size} does not divide among {job.train.num_workers} workers"
-        )
+    job.train.check_shares(total, f"rows of {job.pairs}", "train.")
+    if job.validate_on_heldout and (job.heldout is None or not job.assign.store_latents):
+        raise UserError("--validate-on-heldout needs --heldout and --assign.store-latents")
     if job.train.noise != "matched":
         raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
     speed = assign.INDIFFERENT | train.INDIFFERENT | {"batch_size"}
+    trained = job.train.model_dump(mode="json", exclude=set(train.INDIFFERENT))
     plan: dict[str, Any] = {
         "format": FORMAT,
         "pairs_fingerprint": pairs.fingerprint(),
@@ -73,8 +77,10 @@ def make_plan(job: EmJob) -> dict[str, Any]:
         "cycles": job.cycles,
         "warm_start": job.warm_start,
         "baseline": job.baseline,
+        "preserve_to": job.preserve_to,
+        "validate_on_heldout": job.validate_on_heldout,
         "assign": job.assign.model_dump(exclude=set(speed)),
-        "train": job.train.model_dump(exclude=set(speed) - {"batch_size"}),
+        "train": trained,
         "evaluate": job.evaluate.model_dump(exclude=set(speed)),
     }
     return {**plan, "run_fingerprint": fingerprint(plan)}
@@ -99,6 +105,9 @@ def run(job: EmJob) -> int:
     model, code, cycles = job.model, 0, []
     with ray_session(), beside() as background:
         direct = None
+        if job.validate_on_heldout:
+            say("held-out pairs: the noise that the first model maps closest to each")
+            assign.run(cached(job, heldout_job(job)))
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / f"cycle_{cycle:02d}"
             say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {model} maps closest to each image")
@@ -146,7 +155,7 @@ def beside() -> Iterator[ThreadPoolExecutor]:
 
 def room_beside(job: EmJob) -> bool:
     """Whether the cluster holds the baseline's workers and those of a step of EM at once, so that none has to wait."""
-    workers = 2 * job.train.num_workers
+    workers = 2 * job.train.world
     enough = job.train.fitting(workers) == workers
     fits = job.assign.cpus_per_worker <= job.train.cpus_per_worker and job.assign.gpus() <= job.train.gpus()
     return enough and fits
@@ -156,6 +165,14 @@ def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
     folders = [job.work_dir / f"cycle_{n:02d}" / "assignments" for n in (cycle - 1, cycle)]
     before = folders[0] if job.warm_start and cycle > 1 else None
     return build(AssignJob, job.assign, job, pairs=job.pairs, model=model, out=folders[1], warm_start=before)
+
+
+def heldout_job(job: EmJob) -> AssignJob:
+    return build(AssignJob, job.assign, job, pairs=job.heldout, model=job.model, out=heldout_assignments(job))
+
+
+def heldout_assignments(job: EmJob) -> Path:
+    return job.work_dir / "heldout_assignments"
 
 
 def cached(job: EmJob, step: AssignJob) -> AssignJob:
@@ -176,25 +193,29 @@ def cached(job: EmJob, step: AssignJob) -> AssignJob:
 
 
 def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:
-    # The preserve terms hold to the model the whole run started from, not to the previous cycle's.
     # Each cycle has a seed of its own, or the preserve term would see the same "fresh" noise again.
     return build(
         TrainJob,
-        job.train.model_copy(update={"seed": noise_seed(job.train.seed, folder.name)}),
+        train_settings(job, {"seed": noise_seed(job.train.seed, folder.name)}),
         assignments=folder / "assignments",
         model=model,
-        preserve_model=job.model,
+        preserve_model=job.model if job.preserve_to == "first" else None,
         pairs=job.pairs,
         out=folder / "train",
     )
 
 
+def train_settings(job: EmJob, own: dict[str, Any]) -> TrainSettings:
+    if job.validate_on_heldout:
+        own["validation"] = str(heldout_assignments(job))
+    return job.train.model_copy(update=own)
+
+
 def baseline_job(job: EmJob) -> TrainJob:
     """Direct SFT: the same targets, losses and number of updates as all cycles together, on random noise."""
-    settings = job.train.model_copy(update={"noise": "random", "epochs": job.train.epochs * job.cycles})
     return build(
         TrainJob,
-        settings,
+        train_settings(job, {"noise": "random", "epochs": job.train.epochs * job.cycles}),
         assignments=job.work_dir / "cycle_01" / "assignments",
         model=job.model,
         pairs=job.pairs,

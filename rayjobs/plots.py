@@ -5,26 +5,37 @@ from pathlib import Path
 
 import numpy as np
 
+#: Terms of the training log that a curve is drawn of.
+CURVES = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
 
-def plot_history(history: Path, path: Path) -> None:
-    """Draw the terms of a training log (JSON lines with `update` and one key per term) as a PNG."""
+
+def plot_training(history: Path, path: Path) -> None:
+    """Draw a training log as a PNG: the loss and its terms, and beside them the validation where there was one.
+
+    The log is JSON lines with `update`, `group` (train or validation) and one key per figure.
+    """
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in history.read_text().splitlines()]
-    if not rows:
+    groups = {name: [row for row in rows if row["group"] == name] for name in ("train", "validation")}
+    drawn = [name for name, entries in groups.items() if entries]
+    if not drawn:
         return
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    updates = [row["update"] for row in rows]
-    for name in [k for k in rows[0] if k != "update" and any(row[k] for row in rows)]:
-        values = np.array([row[name] for row in rows])
-        width = max(1, len(values) // 20)
-        smooth = np.convolve(np.pad(values, (width - 1, 0), mode="edge"), np.ones(width) / width, mode="valid")
-        (line,) = axes.plot(updates, values, alpha=0.25)
-        axes.plot(updates, smooth, color=line.get_color(), label=name)
-    axes.set(xlabel="update", ylabel="loss", yscale="log")
-    axes.legend()
-    axes.grid(alpha=0.3)
+    figure = Figure(figsize=(7 * len(drawn), 3.6), layout="constrained")
+    for axes, group in zip(np.ravel(figure.subplots(1, len(drawn))), drawn, strict=True):
+        entries = groups[group]
+        updates = [row["update"] for row in entries]
+        for name in CURVES if group == "train" else [k for k in entries[0] if k not in ("update", "group")]:
+            values = np.array([row[name] for row in entries])
+            if not values.any():
+                continue
+            width = max(1, len(values) // 20) if group == "train" else 1
+            smooth = np.convolve(np.pad(values, (width - 1, 0), mode="edge"), np.ones(width) / width, mode="valid")
+            (line,) = axes.plot(updates, values, alpha=0.25)
+            axes.plot(updates, smooth, color=line.get_color(), label=name)
+        axes.set(xlabel="update", ylabel="loss" if group == "train" else "held-out rows, latent MSE", yscale="log")
+        axes.legend()
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 

@@ -1,7 +1,12 @@
-"""What each Ray Train worker does: the training loop, its resumable state and its checkpoints."""
+"""What each Ray Train worker does: updates in order, a log, validation, checkpoints, and what happens when one goes wrong."""
 
 import json
+import math
+import os
 import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,179 +14,357 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from ortho_core.assignments import Assignments
-from ortho_core.errors import RunFailed
-from ortho_core.folders import link_tree, replace_folder, sweep_partial
-from ortho_core.generators.base import OneStepGenerator, load_generator
-from ortho_core.matched_data import MatchedData, Order
+from ortho_core.errors import RunFailed, UserError
+from ortho_core.folders import sweep_partial
+from ortho_core.generators.base import OneStepGenerator, base_folder_of, load_generator
+from ortho_core.lora import Lora, add_lora, has_lora, keep_as_teacher
+from ortho_core.m_step import MStep, Outcome
+from ortho_core.matched_data import MatchedData, Share, to_batch
+from ortho_core.noise import noise_seed
+from ortho_core.pictures import labelled_rows
 from ortho_core.prompts import PromptCache
-from ortho_core.sft import frozen_copy, sft_loss
+from ortho_core.sft import TERMS, AdapterTeacher, FrozenTeacher, Teacher
+from ortho_core.sharding import shard
+from ortho_core.validation import PICTURE, Validation, figures
 from rayjobs.ledger import replace_text
+from rayjobs.trackers import Trackers
+from rayjobs.train_feed import feed
+from rayjobs.train_models import ModelFolders
 
 HISTORY = "train_history.jsonl"
-TERMS = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
+#: Why a run cannot go on. Ray Train would start the workers again after an error; they find this and do not try.
+STOPPED = "stopped.txt"
+#: Updates without a new prompt after which the text encoders leave the GPU.
+QUIET_UPDATES = 50
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Run on every worker; rank 0 writes. Returns the summary's numbers."""
+    """Run on every worker; rank 0 writes. Returns the summary's numbers, or `error` where trying again is of no use."""
     from rayjobs.train import TrainJob  # the driver's module imports this one
 
     job = TrainJob.model_validate(config["job"])
+    stopped = job.out / STOPPED
+    if stopped.is_file():
+        return {"error": stopped.read_text()}
     context = ray.train.get_context()
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
-    return Training(job, context.get_world_rank(), context.get_world_size()).run()
+    try:
+        return Training(job, config["sealed"], config["data"], context.get_world_rank(), context.get_world_size()).run()
+    except (UserError, RunFailed, torch.OutOfMemoryError) as error:
+        message = out_of_memory(job) if isinstance(error, torch.OutOfMemoryError) else str(error)
+        if context.get_world_size() == 1:
+            return {"error": message}
+        replace_text(stopped, message)
+        raise
+
+
+def out_of_memory(job: Any) -> str:
+    """What to lower."""
+    remedies = [
+        "raise --gradient-accumulation-steps" if job.rows_at_once > 1 else "",
+        "" if job.gradient_checkpointing else "set --gradient-checkpointing",
+        "" if job.mixed_precision == "bf16" else "set --mixed-precision bf16",
+        "" if job.lora_rank else "train an adapter (--lora-rank 16)",
+        "" if job.optimizer == "adafactor" or job.lora_rank else "set --optimizer adafactor",
+        "" if job.parallel == "fsdp" else "shard over several GPUs (--parallel fsdp --num-workers N)",
+    ]
+    return (
+        f"GPU memory ran out with {job.rows_at_once} rows at once on each worker (--batch-size {job.batch_size} over "
+        f"{job.num_workers} workers in {job.gradient_accumulation_steps} micro-batches); to need less: "
+        + ", ".join(r for r in remedies if r)
+    )
 
 
 class Training:
-    """One worker's view of a run: model, optimiser, data, and where it stands."""
+    """One worker's view of a run: model, data, and where it stands."""
 
-    def __init__(self, job: Any, rank: int, world: int) -> None:
-        from diffusers.optimization import get_scheduler
-
-        from rayjobs.train import images_of
-
-        self.job, self.rank, self.world = job, rank, world
-        device = ray.train.torch.get_device()
-        assignments = Assignments(job.assignments)
-        self.generator: OneStepGenerator = load_generator(job.model, device)
-        self.teacher = self._teacher(device) if job.preserves else None
-        self.network: nn.Module = self.generator.trainable
-        self.network.requires_grad_(True).train()
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=job.lr, weight_decay=job.weight_decay, fused=device.type == "cuda"
-        )
-        self.order = Order(len(assignments), job.batch_size, job.seed)
-        self.schedule = get_scheduler(
-            # diffusers' "constant" ignores the warm-up
-            "constant_with_warmup" if job.lr_schedule == "constant" else job.lr_schedule,
-            self.optimizer,
-            num_warmup_steps=job.warmup_steps,
-            num_training_steps=job.epochs * self.order.batches,
-        )
-        self.data = MatchedData(
-            assignments,
-            self.generator,
-            PromptCache(self.generator),
-            images_of(job.assignments, job.pairs) if job.pairs else None,
-            job.noise,
-            job.seed,
-            bool(job.pixel_l1_weight),
-        )
-        self.epoch = 0
+    def __init__(self, job: Any, sealed: dict[str, Any], data: MatchedData, rank: int, world: int) -> None:
+        self.job, self.sealed, self.data, self.rank, self.world = job, sealed, data, rank, world
+        self.generator = self._load()
+        network = self.generator.trainable
+        self.teacher = self._teacher(network) if job.preserves else None
+        self.prompts = PromptCache(self.generator)
+        self.validation = self._validation()
+        self.updates = job.epochs * data.order.updates
+        self.step = MStep(self.generator, self.teacher, job, self.updates, self._wrap)
+        self.folders = ModelFolders(job, sealed, self.step, rank)
+        self.update = 0
         #: One entry per finished epoch: the mean of each term.
         self.epochs: list[dict[str, float]] = []
-        self._resume()
-        if world > 1:
-            self.generator.trainable = ray.train.torch.prepare_model(
-                self.network, move_to_device=False, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
-            )
+        #: One entry per validation.
+        self.validations: list[dict[str, float]] = []
+        #: Updates whose gradient was not finite, with rows that may be at fault.
+        self.skipped: list[dict[str, Any]] = []
+        #: Sums of the terms over the epoch so far and over this worker's updates that were applied, and their number.
+        self.sums = np.zeros(len(TERMS) + 1)
+        self.resumed_at = self._resume()
+        self.paused = 0.0
+        self.trackers: Trackers | None = None
 
-    def _teacher(self, device: torch.device) -> nn.Module:
-        if self.job.preserve_model is None:
-            return frozen_copy(self.generator.trainable)
-        return load_generator(self.job.preserve_model, device).trainable
+    def _load(self) -> OneStepGenerator:
+        job = self.job
+        generator = load_generator(
+            job.model,
+            ray.train.torch.get_device(),
+            "bfloat16" if job.lora_rank and job.mixed_precision == "bf16" else "float32",
+            gradient_checkpointing=job.gradient_checkpointing,
+            keep_adapter=bool(job.lora_rank),
+        )
+        if not job.lora_rank:
+            generator.trainable.requires_grad_(True)
+        elif not has_lora(generator.trainable):
+            add_lora(generator.trainable, Lora(job.lora_rank, job.alpha, job.targets), job.seed)
+        return generator
+
+    def _teacher(self, network: nn.Module) -> Teacher:
+        """f_0 without a second copy of the weights where an adapter is all that separates it from the network."""
+        job = self.job
+        held = job.preserve_model or job.model
+        if job.lora_rank and held == job.model and base_folder_of(job.model) != job.model:
+            keep_as_teacher(network)
+            return AdapterTeacher(network)
+        if job.lora_rank and held == base_folder_of(job.model).resolve():
+            return AdapterTeacher(network)
+        if held == job.model:
+            return FrozenTeacher.copy_of(network)
+        return FrozenTeacher(load_generator(held, self.generator.device).trainable)
+
+    def _wrap(self, network: nn.Module) -> nn.Module:
+        job = self.job
+        if job.compile:
+            network.compile(dynamic=False)
+        if self.world == 1:
+            return network
+        if job.parallel == "fsdp":
+            if isinstance(self.teacher, FrozenTeacher):
+                shard(self.teacher.network, self.generator.device, self.world)
+            return shard(network, self.generator.device, self.world)
+        wrapped: nn.Module = ray.train.torch.prepare_model(
+            network, move_to_device=False, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+        )
+        return wrapped
+
+    def _validation(self) -> Validation | None:
+        job = self.job
+        if job.validation is None:
+            return None
+        from ortho_core.assignments import Assignments
+
+        held = Assignments(job.validation)
+        each = min(job.validation_rows, len(held)) // self.world
+        rows = range(self.rank * each, (self.rank + 1) * each)
+        return Validation.of(held, rows, self.generator, self.teacher, self.prompts, job.rows_at_once)
 
     def run(self) -> dict[str, Any]:
-        if self.rank == 0:
-            sweep_partial(self.job.out)
-        while self.epoch < self.job.epochs:
-            means = self._train_epoch()
-            self.epoch += 1
-            self.epochs.append(means)
-            self._checkpoint()
+        job = self.job
+        with ExitStack() as stack:
+            if self.rank == 0:
+                sweep_partial(job.out)
+                run_id = self.sealed["run_fingerprint"]
+                self.trackers = stack.enter_context(
+                    Trackers(job, job.out, job.out.name, self.sealed, run_id, self.resumed_at)
+                )
+            speed = self._train()
         losses = [e["loss"] for e in self.epochs]
         best = int(np.argmin(losses))
-        return {"epochs": self.epochs, "best_epoch": best + 1, "best_loss": losses[best], "final_loss": losses[-1]}
+        return {
+            "epochs": self.epochs,
+            "best_epoch": best + 1,
+            "best_loss": losses[best],
+            "final_loss": losses[-1],
+            "validations": self.validations,
+            "skipped_updates": self.skipped,
+            "images_per_second": speed,
+        }
 
-    def _train_epoch(self) -> dict[str, float]:
-        """One pass; returns each term's mean over the epoch and all workers. Raises RunFailed if one is not finite."""
-        job, generator = self.job, self.generator
-        sums = torch.zeros(len(TERMS), device=generator.device)
-        bf16 = torch.autocast(generator.device.type, torch.bfloat16, enabled=job.mixed_precision == "bf16")
-        for step, batch in enumerate(self.data.batches(self.order, self.epoch, self.rank, self.world)):
-            with bf16:
-                terms = sft_loss(generator, self.teacher, batch, job)
-            torch.autograd.backward(terms["loss"])
-            nn.utils.clip_grad_norm_(self.network.parameters(), job.max_grad_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.schedule.step()
-            values = torch.stack([terms[name].detach() for name in TERMS])
-            sums += values
-            # Reading a value waits for the device, so it is done for the log alone, every few updates.
-            update = self.epoch * self.order.batches + step + 1
-            if self.rank == 0 and (update % 5 == 0 or step + 1 == self.order.batches):
-                self._log(update, values)
-        if self.world > 1:
-            torch.distributed.all_reduce(sums)
-        means = dict(zip(TERMS, (sums / (self.order.batches * self.world)).tolist(), strict=True))
-        if not np.isfinite(means["loss"]):
+    def _train(self) -> float | None:
+        """All updates that are left, and the final folders. Returns rows per second, without start, validation, saving."""
+        job, started, first = self.job, None, 0
+        self._rest(autoencoder=True)
+        if self.update == 0 and self.validation is not None:
+            self._validate()
+        stream = feed(
+            self.data, self.update, self.updates, rank=self.rank, world=self.world, readers=job.readers_per_worker
+        )
+        for share in stream if self.update < self.updates else ():
+            self._train_on(share)
+            if started is None:  # the first update pays for what every run pays once
+                started, first, self.paused = time.monotonic(), self.update, 0.0
+        rows = job.batch_size * (self.update - first) if started is not None else 0
+        elapsed = time.monotonic() - started - self.paused if started is not None else 0.0
+        self.folders.save(["final"], self.update, self._latest())
+        return rows / elapsed if rows else None
+
+    def _train_on(self, share: Share) -> None:
+        """One update and all that is due after it."""
+        job = self.job
+        # Of a network with dropout; like all else, it depends on the position alone.
+        torch.manual_seed(noise_seed(job.seed, "update", self.update, self.rank))
+        batch = to_batch(share, self.generator, self.prompts, self.data.needs_images)
+        outcome = self.step.update(batch)
+        self.update += 1
+        if not outcome.applied:
+            self._skip(share, outcome)
+        else:
+            self.sums += [*outcome.terms.tolist(), 1.0]
+        epoch_ends = self.update % self.data.order.updates == 0
+        if self.update % job.log_every == 0 or epoch_ends:
+            self._log(outcome)
+        if self.prompts.quiet_calls == QUIET_UPDATES:
+            self._rest(text=True)
+        due = self.update % job.checkpoint_every == 0 if job.checkpoint_every else epoch_ends
+        validate = self.update % job.validate_every == 0 if job.validate_every else epoch_ends
+        before = time.monotonic()
+        if epoch_ends:
+            self._end_epoch()
+        if self.validation is not None and (validate or self.update == self.updates):
+            self._validate()
+        if epoch_ends:
+            self._save_epoch()
+        if due or self.update == self.updates:
+            self._checkpoint()
+        self.paused += time.monotonic() - before
+
+    def _skip(self, share: Share, outcome: Outcome) -> None:
+        """Count an update that was not applied. Raises RunFailed once there were too many, with the rows at fault."""
+        mine = [n for n, v in zip(share.sample_ids, outcome.rows.tolist(), strict=True) if not math.isfinite(v)]
+        rows = sorted({name for names in self._from_all(mine) for name in names})
+        self.skipped.append({"update": self.update, "rows": rows[:20]})
+        if len(self.skipped) > self.job.max_skipped_updates:
+            named = sorted({name for each in self.skipped for name in each["rows"]})
+            blame = f"rows {', '.join(named[:8])}{', ...' if len(named) > 8 else ''}" if named else "no row by itself"
             raise RunFailed(
-                f"the loss of epoch {self.epoch + 1} is not finite ({means}); the last sound checkpoint is of epoch "
-                f"{self.epoch}; a lower --lr is the usual remedy"
+                f"the gradient was not finite in {len(self.skipped)} updates, the last of them {self.update} of "
+                f"{self.updates} (--max-skipped-updates {self.job.max_skipped_updates}); not finite: {blame}; where it is "
+                "many rows, a lower --lr is the usual remedy"
             )
-        return means
 
-    def _log(self, update: int, values: torch.Tensor) -> None:
-        line = {"update": update, **dict(zip(TERMS, values.tolist(), strict=True))}
+    def _from_all(self, mine: Any) -> list[Any]:
+        """What each worker gives, on every worker."""
+        if self.world == 1:
+            return [mine]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, mine)
+        return found
+
+    def _log(self, outcome: Outcome) -> None:
+        terms = outcome.terms
+        if self.world > 1:
+            dist.all_reduce(terms)
+            terms = terms / self.world
+        values = dict(zip(TERMS, terms.tolist(), strict=True))
+        self._write({**values, "grad_norm": outcome.grad_norm, "lr": self.step.lr}, "train")
+
+    def _write(self, values: Mapping[str, float], group: str) -> None:
+        """To the history and the trackers."""
+        if self.trackers is None:
+            return
         with (self.job.out / HISTORY).open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(json.dumps({"update": self.update, "group": group, **values}) + "\n")
+        self.trackers.log(self.update, {f"{group}/{name}": value for name, value in values.items()})
+
+    def _end_epoch(self) -> None:
+        sums = sum(self._from_all(self.sums))
+        self.sums = np.zeros(len(TERMS) + 1)
+        means = sums[:-1] / sums[-1] if sums[-1] else np.full(len(TERMS), np.nan)
+        self.epochs.append(dict(zip(TERMS, means.tolist(), strict=True)))
+
+    def _save_epoch(self) -> None:
+        """The epoch's folder, and where there is no validation to choose the best by, the loss does."""
+        number, losses = len(self.epochs), [e["loss"] for e in self.epochs]
+        names = [f"epoch-{number:03d}"] if self.job.save_every and number % self.job.save_every == 0 else []
+        if self.validation is None and losses[-1] == min(losses):
+            names.append("best")
+        if names:
+            self.folders.save(names, self.update, self._latest())
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Measure on the held-out rows; the lowest error so far becomes `checkpoint-best`."""
+        assert self.validation is not None
+        network = self.generator.trainable.eval()
+        values, samples = self._measured("")
+        if self.step.ema is not None:
+            with self.step.averaged():
+                values |= self._measured("ema_")[0]
+        self.validations.append({"update": self.update, **values})
+        self._write(values, "validation")
+        if (
+            self.trackers is not None or self.job.parallel == "fsdp"
+        ):  # a sharded network computes on all workers or none
+            with self.step.autocast():
+                rows = self.validation.picture(self.generator, self.prompts, samples)
+        if self.trackers is not None:
+            sheet = labelled_rows(dict(zip(PICTURE, rows, strict=True)))
+            (self.job.out / "samples").mkdir(exist_ok=True)
+            sheet.save(self.job.out / "samples" / f"update-{self.update:06d}.png")
+            self.trackers.image(self.update, "validation/samples", np.asarray(sheet))
+        network.train()
+        self._rest(autoencoder=True)
+        if self.update and values["latent"] == min(v["latent"] for v in self.validations if v["update"]):
+            self.folders.save(["best"], self.update, self._latest())
+
+    def _measured(self, prefix: str) -> tuple[dict[str, float], torch.Tensor]:
+        assert self.validation is not None
+        with self.step.autocast():
+            table, samples = self.validation.measure(self.generator, self.prompts)
+        return {prefix + k: v for k, v in figures(self._from_all(table)).items()}, samples
+
+    def _latest(self) -> dict[str, float]:
+        """What is known of the present weights, for a card."""
+        found = {f"train {k}": v for k, v in (self.epochs[-1] if self.epochs else {}).items()}
+        return found | {f"validation {k}": v for k, v in (self.validations[-1] if self.validations else {}).items()}
+
+    def _rest(self, *, text: bool = False, autoencoder: bool = False) -> None:
+        """Take frozen parts that the coming updates do not need off the GPU."""
+        needed = self.data.needs_images or not self.data.assignments.has_target_latents
+        self.generator.park(text=text, autoencoder=autoencoder and not needed and not self.job.preserve_pixel_weight)
 
     def _checkpoint(self) -> None:
-        """Save model folders (rank 0), then the resumable state through Ray Train; the state is what counts as done."""
-        if self.rank == 0:
-            self._save_models()
-        metrics = {"epoch": self.epoch, **self.epochs[-1]}
+        """The resumable state, through Ray Train; it is what counts as done."""
+        sums = sum(self._from_all(self.sums))
+        network = self.step.state_dict()
         with tempfile.TemporaryDirectory() as scratch:
             checkpoint = None
             if self.rank == 0:
                 state = {
-                    "epoch": self.epoch,
+                    "update": self.update,
                     "epochs": self.epochs,
-                    "network": self.network.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "schedule": self.schedule.state_dict(),
+                    "validations": self.validations,
+                    "skipped": self.skipped,
+                    "sums": sums.tolist(),
+                    **network,
                 }
                 torch.save(state, Path(scratch) / "state.pt")
                 checkpoint = ray.train.Checkpoint.from_directory(scratch)
-            ray.train.report(metrics, checkpoint=checkpoint)
+            ray.train.report({"update": self.update}, checkpoint=checkpoint)
 
-    def _save_models(self) -> None:
-        job = self.job
-        latest = job.out / "checkpoint-final"
-        self.network.eval()
-        wrapped, self.generator.trainable = self.generator.trainable, self.network
-        self.generator.save(latest)
-        self.generator.trainable = wrapped
-        self.network.train()
-        if job.save_every and self.epoch % job.save_every == 0:
-            replace_folder(job.out / f"checkpoint-epoch-{self.epoch:03d}", lambda p: link_tree(latest, p))
-        if self.epochs[-1]["loss"] == min(e["loss"] for e in self.epochs):
-            replace_folder(job.out / "checkpoint-best", lambda p: link_tree(latest, p))
-
-    def _resume(self) -> None:
+    def _resume(self) -> int:
+        """Go to where the last checkpoint was; returns that update."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
-                state = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
-            self.epoch, self.epochs = state["epoch"], state["epochs"]
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
+                state = torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True)
+            self.update, self.epochs = state.pop("update"), state.pop("epochs")
+            self.validations, self.skipped = state.pop("validations"), state.pop("skipped")
+            sums = np.array(state.pop("sums"))
+            self.sums = sums if self.rank == 0 else np.zeros_like(sums)
+            self.step.load_state_dict(state)
         if self.rank == 0:
             self._trim_history()
+        return self.update
 
     def _trim_history(self) -> None:
         """Drop what the log holds of updates after the state that the run resumes from: they will be made again."""
         file = self.job.out / HISTORY
-        done = self.epoch * self.order.batches
         lines = file.read_text().splitlines() if file.exists() else []
         kept = []
         for line in lines:
             try:
-                if json.loads(line)["update"] <= done:
+                if json.loads(line)["update"] <= self.update and self.update:
                     kept.append(line + "\n")
             except (ValueError, KeyError):  # the line that a kill cut short
                 continue

@@ -1,4 +1,7 @@
-"""What a one-step generator is: `x = D(f(ε, c))`, with f one network evaluation and D a decoder.
+"""What a one-step generator is: `x = D(f(ε, c))`, with f one network evaluation and D a decoder; and the folders of one.
+
+A model folder is a diffusers pipeline, or a *LoRA folder*: an adapter's weights and a `lora.json` that names the pipeline
+folder, the base, which the adapter belongs to.
 
 Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 """
@@ -7,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -86,23 +90,84 @@ class OneStepGenerator(Protocol):
         """D(z): images (B, 3, Y, X), nominally in [0, 1] and not clamped, so that gradients survive."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that `load_generator` loads; it appears whole or not at all."""
+    def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
+        """Move the text encoders, or what encodes and decodes images, to host memory until they are next used.
+
+        Not between a differentiable `decode` and its backward pass, which needs the weights where they were.
+        """
+        ...
+
+    def save(self, folder: Path, card: str | None = None) -> None:
+        """Write a folder that `load_generator` loads; it appears whole or not at all. `card` becomes its README.md."""
         ...
 
 
 #: The diffusers pipeline classes that are one-step generators to us.
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
+#: The two files of a LoRA folder: which base it belongs to, and the weights, named as diffusers looks for them.
+LORA_REFERENCE = "lora.json"
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class LoraReference:
+    """What `lora.json` says: the absolute path of the base model's folder, and its fingerprint when the LoRA was made."""
+
+    base_model: Path
+    base_fingerprint: str
+
+    def write(self, folder: Path) -> None:
+        content = {"base_model": str(self.base_model), "base_fingerprint": self.base_fingerprint}
+        (folder / LORA_REFERENCE).write_text(json.dumps(content, indent=1) + "\n")
+
+    @staticmethod
+    def read(folder: str | Path) -> "LoraReference | None":
+        """None for a folder that is no LoRA folder. Raises UserError, naming the file, for a `lora.json` that is broken."""
+        file = Path(folder) / LORA_REFERENCE
+        if not file.is_file():
+            return None
+        try:
+            content = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f"{file} is not JSON: {error}") from error
+        accepted = ("base_model", "base_fingerprint")
+        if not isinstance(content, dict) or set(content) != set(accepted):
+            found = sorted(content) if isinstance(content, dict) else content
+            raise UserError(f"{file} holds {found}; accepted: an object of {' and '.join(accepted)}")
+        if not all(isinstance(value, str) and value for value in content.values()):
+            raise UserError(f"{file}: base_model and base_fingerprint must be non-empty strings, found {content}")
+        base = Path(content["base_model"])
+        if not base.is_absolute():
+            raise UserError(f"{file}: base_model is {base}; an absolute path is accepted")
+        if not base.is_dir():
+            raise UserError(f"{file}: the base model {base} does not exist; write where it is now as base_model there")
+        return LoraReference(base, content["base_fingerprint"])
+
+
+def base_folder_of(folder: str | Path) -> Path:
+    """The base of a LoRA folder; any other folder is its own. Raises UserError for a `lora.json` that is broken."""
+    reference = LoraReference.read(folder)
+    return Path(folder) if reference is None else reference.base_model
+
 
 def check_model_folder(folder: str | Path) -> str:
-    """The pipeline class that `folder` names. Raises UserError, naming the file, if it is none that we know."""
+    """The pipeline class that `folder`, or its base, names. Raises UserError, naming the file, if it is none that we know.
+
+    Cheap: of a LoRA folder's base it is not checked that it is the one recorded, which `model_fingerprint` does.
+    """
     folder = Path(folder)
     index = folder / "model_index.json"
     if not folder.is_dir():
         raise UserError(f"model folder {folder} does not exist (give a local folder, e.g. models/tiny-turbo)")
+    reference = LoraReference.read(folder)
+    if reference is not None:
+        return _check_lora_folder(folder, reference.base_model)
     if not index.is_file():
-        raise UserError(f"{folder} is not a model folder: no model_index.json in it (a diffusers pipeline is expected)")
+        raise UserError(
+            f"{folder} is not a model folder: no model_index.json in it (a diffusers pipeline is expected), "
+            f"nor a {LORA_REFERENCE} (a LoRA folder)"
+        )
     try:
         name = json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
@@ -112,49 +177,119 @@ def check_model_folder(folder: str | Path) -> str:
     return str(name)
 
 
+def _check_lora_folder(folder: Path, base: Path) -> str:
+    file = folder / LORA_REFERENCE
+    if (folder / "model_index.json").exists():
+        raise UserError(f"{folder} holds both model_index.json and {LORA_REFERENCE}; a model folder has one of them")
+    if not (folder / LORA_WEIGHTS).is_file():
+        raise UserError(f"{folder} is not a LoRA folder: {LORA_REFERENCE} without {LORA_WEIGHTS}")
+    if (base / LORA_REFERENCE).exists():
+        raise UserError(
+            f"{file}: the base model {base} is itself a LoRA folder; accepted: a diffusers pipeline's folder"
+        )
+    try:
+        return check_model_folder(base)
+    except UserError as error:
+        raise UserError(f"{file}: base_model: {error}") from error
+
+
 def load_generator(
     folder: str | Path,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
     *,
     gradient_checkpointing: bool = False,
+    keep_adapter: bool = False,
 ) -> OneStepGenerator:
-    """Load the generator in `folder` onto `device`, its network in `dtype`. Raises UserError as `check_model_folder`.
+    """Load the generator in `folder` onto `device`, its network in `dtype`, its weights frozen.
 
-    `gradient_checkpointing` computes activations twice to keep fewer of them.
+    `gradient_checkpointing` computes activations twice to keep fewer of them. A LoRA folder's adapter is merged into the
+    network; `keep_adapter` leaves it apart and trainable, in float32. Raises UserError as `check_model_folder` and
+    `model_fingerprint` do.
     """
-    name = check_model_folder(folder)
+    folder = Path(folder)
+    name, base = check_model_folder(folder), base_folder_of(folder)
+    lora = None if base == folder else folder
+    if lora is not None:
+        model_fingerprint(lora)  # is the base still the one that the adapter was trained on?
     # diffusers takes seconds to import; a driver that only checks and plans never needs it.
     from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
-    generator = DiffusersGenerator.load(name, Path(folder), torch.device(device), getattr(torch, dtype))
+    generator = DiffusersGenerator.load(
+        name, base, torch.device(device), getattr(torch, dtype), lora=lora, keep_adapter=keep_adapter
+    )
     if gradient_checkpointing:
         generator.pipeline.unet.enable_gradient_checkpointing()
     return generator
 
 
 def model_fingerprint(folder: str | Path) -> str:
-    """SHA-256 (16 hex digits) over the names and contents of the files that make the model what it is."""
+    """SHA-256 (16 hex digits) over the names and contents of the files that make the model what it is.
+
+    Of a LoRA folder: over the adapter's weights and the fingerprint of its base, wherever that lies. Raises UserError if
+    the base has another fingerprint than `lora.json` records.
+    """
     folder = Path(folder)
+    reference = LoraReference.read(folder)
     digest = hashlib.sha256()
-    files = [f for f in sorted(folder.rglob("*")) if f.suffix in {".json", ".safetensors", ".txt"} and f.is_file()]
-    if not files:
-        raise UserError(f"{folder} holds no model files (.json, .safetensors)")
+    if reference is None:
+        files = [f for f in sorted(folder.rglob("*")) if f.suffix in {".json", ".safetensors", ".txt"} and f.is_file()]
+        if not files:
+            raise UserError(f"{folder} holds no model files (.json, .safetensors)")
+    else:
+        _check_lora_folder(folder, reference.base_model)
+        found, recorded = model_fingerprint(reference.base_model), reference.base_fingerprint
+        if found != recorded:
+            raise UserError(
+                f"{folder / LORA_REFERENCE}: the base model {reference.base_model} has fingerprint {found}, and the LoRA was "
+                f"trained on {recorded}; give base_model the folder of that model"
+            )
+        files = [folder / LORA_WEIGHTS]
+        digest.update(f"base_fingerprint\0{recorded}\0".encode())
     for file in files:
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder)}\0{content}\0".encode())
+        digest.update(f"{file.relative_to(folder)}\0{_content_hash(file)}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def _content_hash(file: Path) -> str:
+    status = file.stat()
+    return _hash_once(str(file.absolute()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _hash_once(file: str, *status: int) -> str:
+    # Gigabytes of base model, which planning a job, loading a LoRA folder and each checkpoint of a LoRA would read again.
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def latent_shape_of(folder: str | Path) -> tuple[int, int, int]:
     """(C, H, W) read from the network's configuration alone, so that a job can be checked before anything is loaded."""
-    file = Path(folder) / "unet" / "config.json"
-    check_model_folder(folder)
+    config, file = _config_of(folder, "unet")
     try:
-        config = json.loads(file.read_text())
         size = config["sample_size"]
         H, W = (size, size) if isinstance(size, int) else size
         return int(config["in_channels"]), int(H), int(W)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} does not state the latent's shape: {error!r}") from error
+
+
+def image_size_of(folder: str | Path) -> tuple[int, int]:
+    """(Y, X) in pixels, read from the configurations alone."""
+    _, H, W = latent_shape_of(folder)
+    config, file = _config_of(folder, "vae")
+    try:
+        factor = 2 ** (len(config["block_out_channels"]) - 1)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} does not state the autoencoder's blocks: {error!r}") from error
+    return H * factor, W * factor
+
+
+def _config_of(folder: str | Path, part: str) -> tuple[Any, Path]:
+    """The configuration of one part of the pipeline, and its file."""
+    check_model_folder(folder)
+    file = base_folder_of(folder) / part / "config.json"
+    try:
+        return json.loads(file.read_text()), file
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error

@@ -15,8 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from ortho_core.errors import UserError
 from ortho_core.folders import replace_folder
-from ortho_core.generators.base import Condition
+from ortho_core.generators.base import Condition, LoraReference, model_fingerprint
 from ortho_core.generators.one_step import OneStep
+from ortho_core.lora import attach_lora, has_lora, merge_adapter, write_lora
 from ortho_core.noise import seeded_normal
 from ortho_core.transfer import to_device
 
@@ -37,6 +38,11 @@ class DiffusersGenerator:
     def __init__(self, pipeline: Any, recipe: dict[str, int] | None = None) -> None:
         self.pipeline = pipeline
         self.recipe = recipe or {}
+        #: The folder that it was loaded from, and the one that holds its base weights: another if that was a LoRA folder.
+        self.source: Path | None = None
+        self.base: Path | None = None
+        #: Where `park` moves what is not in use.
+        self.host = torch.device("cpu")
         unet, vae = pipeline.unet, pipeline.vae
         if unet.config.time_cond_proj_dim is not None:
             raise UserError("a UNet with a guidance embedding (time_cond_proj_dim) is not a one-step model we can run")
@@ -56,23 +62,45 @@ class DiffusersGenerator:
         self._latent_scale = vae.config.scaling_factor / torch.tensor(std or [1.0] * channels).view(1, channels, 1, 1)
 
     @staticmethod
-    def load(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> "DiffusersGenerator":
-        """Load a folder holding pipeline class `name` from local safetensors. Raises UserError naming what is broken."""
+    def load(
+        name: str,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        lora: Path | None = None,
+        keep_adapter: bool = False,
+    ) -> "DiffusersGenerator":
+        """Load a folder holding pipeline class `name` from local safetensors, with the adapter in the LoRA folder `lora`.
+
+        The adapter is merged into the network, or with `keep_adapter` left apart and trainable. Raises UserError naming
+        what is broken.
+        """
         pipelines = {
             "StableDiffusionPipeline": StableDiffusionPipeline,
             "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
         }
+        merge = lora is not None and not keep_adapter
+        # Merging is rounded once, to the network's dtype, as loading the folder that `merge_lora` writes is.
+        dtypes = {"default": dtype, "vae": torch.float32} | ({"unet": torch.float32} if merge else {})
         try:
             pipeline: Any = pipelines[name].from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype={"default": dtype, "vae": torch.float32}
+                folder, local_files_only=True, use_safetensors=True, dtype=dtypes
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"model folder {folder} does not load as {name}: {str(error).splitlines()[0]}") from error
         recipe = folder / RECIPE
         generator = DiffusersGenerator(pipeline, json.loads(recipe.read_text()) if recipe.is_file() else None)
+        generator.source, generator.base = lora or folder, folder
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
             if part is not None:
                 part.requires_grad_(False).eval()
+        if lora is not None:
+            attach_lora(pipeline.unet, lora)
+            if merge:
+                merge_adapter(pipeline.unet)
+                # PyTorch's own: diffusers' warns of parts to keep in float32, of which this network has none.
+                nn.Module.to(pipeline.unet, dtype)
         pipeline.to(device)
         if device.type == "cuda":  # the memory format that its convolutions are fastest in
             pipeline.unet.to(memory_format=torch.channels_last)
@@ -103,7 +131,17 @@ class DiffusersGenerator:
     def base_noise(self, seeds: list[int]) -> Tensor:
         return to_device(seeded_normal(seeds, self._latent_shape), self.device)
 
+    def _text_encoders(self) -> list[nn.Module]:
+        parts = (self.pipeline.text_encoder, getattr(self.pipeline, "text_encoder_2", None))
+        return [part for part in parts if part is not None]
+
+    def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
+        for part in (self._text_encoders() if text else []) + ([self.pipeline.vae] if autoencoder else []):
+            _place(part, self.host)
+
     def encode_prompts(self, prompts: list[str]) -> Condition:
+        for part in self._text_encoders():
+            _place(part, self.device)
         encoded = self.pipeline.encode_prompt(
             prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
@@ -123,7 +161,7 @@ class DiffusersGenerator:
         )
 
     def encode_images(self, images: Tensor) -> Tensor:
-        vae = self.pipeline.vae
+        vae = _place(self.pipeline.vae, self.device)
         latents = vae.encode(images.to(self.device, vae.dtype) * 2 - 1).latent_dist.mean
         return (latents - self._latent_mean.to(latents)) * self._latent_scale.to(latents)
 
@@ -141,15 +179,39 @@ class DiffusersGenerator:
         return self.step.noise_weight * noise + self.step.output_weight * output.float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
+        vae = _place(self.pipeline.vae, self.device)
         latents = latents / self._latent_scale.to(latents) + self._latent_mean.to(latents)
         images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return images.float() / 2 + 0.5
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, card: str | None = None) -> None:
+        """Write a model folder, or a LoRA folder if the network has an adapter apart; `card` becomes its README.md.
+
+        Raises UserError for a LoRA folder that would take the place of its own base.
+        """
+        base = self.base
+        reference = None
+        if has_lora(self.pipeline.unet):
+            if base is None:
+                raise ValueError("a LoRA folder refers to its base: an adapter on a generator without `base` has none")
+            if base.resolve().is_relative_to(Path(folder).resolve()):
+                raise UserError(f"the LoRA folder {folder} would replace its base model {base}; choose another place")
+            reference = LoraReference(base.absolute(), model_fingerprint(base))
+
         def write(aside: Path) -> None:
-            self.pipeline.save_pretrained(aside, safe_serialization=True)
-            if self.recipe:
-                (aside / RECIPE).write_text(json.dumps(self.recipe))
+            if reference is not None:
+                write_lora(self.pipeline.unet, aside)
+                reference.write(aside)
+            else:
+                self.pipeline.save_pretrained(aside, safe_serialization=True)
+                if self.recipe:
+                    (aside / RECIPE).write_text(json.dumps(self.recipe))
+            if card is not None:
+                (aside / "README.md").write_text(card, encoding="utf-8")
 
         replace_folder(folder, write)
+
+
+def _place(module: Any, device: torch.device) -> Any:
+    """Have `module` on `device`, at the price of a look at one parameter where it is already."""
+    return module if next(module.parameters()).device == device else module.to(device)

@@ -24,6 +24,7 @@ from ortho_core.generators import load_generator, model_fingerprint
 from ortho_core.generators.base import latent_shape_of
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 from ortho_core.generators.one_step import OneStep
+from ortho_core.lora import Lora, add_lora
 
 PROMPTS = ["a green handwritten seven on a black background", "an orange handwritten two on a white background"]
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -153,6 +154,12 @@ def test_a_recipe_travels_with_the_folder(stable_diffusion, tmp_path):
     assert load_generator(folder).step.timestep == 799
     load_generator(folder).save(tmp_path / "saved")
     assert load_generator(tmp_path / "saved").step.timestep == 799
+    adapted = load_generator(folder)
+    add_lora(adapted.trainable, Lora(2, 2.0), seed=0)
+    adapted.save(tmp_path / "lora")
+    assert not (tmp_path / "lora" / "one_step.json").exists()
+    assert load_generator(tmp_path / "lora").step.timestep == 799
+    StableDiffusionPipeline.from_pretrained(folder).load_lora_weights(tmp_path / "lora")
     (folder / "one_step.json").write_text('{"timesteps": 799}')
     with pytest.raises(UserError, match=r"unknown entries \['timesteps'\]"):
         load_generator(folder)
@@ -190,6 +197,60 @@ def test_a_saved_folder_is_what_diffusers_loads(generator, tmp_path):
         ours = generator.decode(generator.denoise(noise, generator.encode_prompts(PROMPTS[:1]))).clamp(0, 1)
     torch.testing.assert_close(ours, pipeline_call(loaded, PROMPTS[:1], noise), rtol=0, atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_card_is_the_folders_readme_and_no_part_of_the_model(generator, tiny_turbo, tmp_path):
+    assert generator.source == tiny_turbo
+    generator.save(tmp_path / "saved")
+    plain = model_fingerprint(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "README.md").exists()
+    generator.save(tmp_path / "saved", card="# Größe\n")
+    assert (tmp_path / "saved" / "README.md").read_text(encoding="utf-8") == "# Größe\n"
+    assert model_fingerprint(tmp_path / "saved") == plain
+
+
+def test_parking_on_the_device_itself_changes_nothing(generator, batch):
+    _, images, targets = batch
+    generator.park(text=True, autoencoder=True)
+    with torch.no_grad():
+        assert torch.equal(generator.encode_images(images), targets)
+
+
+def test_parked_parts_leave_and_are_asked_back_by_what_needs_them(tiny_turbo, batch):
+    condition, images, targets = batch
+    parked = load_generator(tiny_turbo)
+    unet, vae = parked.pipeline.unet, parked.pipeline.vae
+    texts = [parked.pipeline.text_encoder, parked.pipeline.text_encoder_2]
+    # A place that exists without a GPU, and that nothing returns from: asking back is then seen by its failure.
+    parked.host = torch.device("meta")
+    parked.park()
+    assert not any(p.is_meta for part in (unet, vae, *texts) for p in part.parameters())
+    parked.park(text=True)
+    assert all(p.is_meta for part in texts for p in part.parameters())
+    with torch.no_grad():
+        assert torch.equal(parked.encode_images(images), targets)
+        parked.denoise(parked.base_noise(list(range(8))), condition)
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        parked.encode_prompts(PROMPTS)
+    parked.park(autoencoder=True)
+    assert all(p.is_meta for p in vae.parameters())
+    for use in (lambda: parked.encode_images(images), lambda: parked.decode(targets)):
+        with pytest.raises(NotImplementedError, match="meta tensor"):
+            use()
+    assert not any(p.is_meta for p in unet.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_parked_parts_return_to_the_gpu(tiny_turbo, batch):
+    _, images, _ = batch
+    one = load_generator(tiny_turbo, "cuda")
+    with torch.no_grad():
+        before = one.encode_prompts(PROMPTS), one.decode(one.encode_images(images))
+        one.park(text=True, autoencoder=True)
+        assert {next(p.parameters()).device.type for p in (one.pipeline.text_encoder, one.pipeline.vae)} == {"cpu"}
+        after = one.encode_prompts(PROMPTS), one.decode(one.encode_images(images))
+    assert all(torch.equal(before[0].tensors[name], tensor) for name, tensor in after[0].tensors.items())
+    torch.testing.assert_close(after[1], before[1])
 
 
 def test_truncated_prompts_are_counted(generator):

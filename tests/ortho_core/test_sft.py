@@ -1,15 +1,17 @@
+import copy
+
 import pytest
 import torch
 
-from ortho_core.sft import SftBatch, SftConfig, frozen_copy, sft_loss, using
+from ortho_core.sft import FrozenTeacher, SftBatch, SftConfig, sft_loss, using
 
 
 @pytest.fixture
 def step(generator, batch):
     """A teacher equal to the start, a student moved away from it, and one batch."""
     condition, images, targets = batch
-    teacher = frozen_copy(generator.trainable)
-    student = frozen_copy(generator.trainable).requires_grad_(True)
+    teacher = FrozenTeacher.copy_of(generator.trainable)
+    student = copy.deepcopy(generator.trainable).requires_grad_(True)
     with torch.no_grad():
         for i, parameter in enumerate(student.parameters()):
             stream = torch.Generator().manual_seed(i)
@@ -30,7 +32,7 @@ def test_the_loss_is_the_formula(step):
     with torch.no_grad():
         matched = generator.denoise(batch.noise, batch.condition)
         after = generator.denoise(batch.preserve_noise, batch.preserve_condition)
-        with using(generator, teacher):
+        with teacher.standing_in(generator):
             before = generator.denoise(batch.preserve_noise, batch.preserve_condition)
         expected = {
             "latent": ((matched - batch.target_latents) ** 2).mean(),
@@ -48,12 +50,12 @@ def test_only_the_student_gets_gradients(step):
     generator, teacher, student, batch = step
     sft_loss(generator, teacher, batch, SftConfig(preserve_latent_weight=1.0))["loss"].backward()
     assert all(p.grad is not None for p in student.parameters())
-    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is None for p in teacher.network.parameters())
 
 
 def test_a_student_that_has_not_moved_is_preserved_exactly(step):
     generator, teacher, _, batch = step
-    with using(generator, frozen_copy(teacher)):
+    with using(generator, copy.deepcopy(teacher.network)):
         terms = sft_loss(generator, teacher, batch, SftConfig(preserve_latent_weight=1.0, preserve_pixel_weight=1.0))
     assert terms["preserve_latent"] < 1e-10
     assert terms["preserve_pixel"] < 1e-5
@@ -66,3 +68,14 @@ def test_terms_of_weight_zero_are_not_computed(step):
     sft_loss(generator, teacher, batch, SftConfig(preserve_latent_weight=0.0))
     hook.remove()
     assert calls == [8]
+
+
+def test_micro_batches_cover_the_batch(step):
+    _, _, _, batch = step
+    whole = SftBatch(
+        batch.noise, batch.condition, batch.target_latents, batch.images, batch.noise[:4], batch.condition[:4]
+    )
+    parts = whole.split(4)
+    assert [(len(p.noise), len(p.preserve_noise)) for p in parts] == [(2, 1)] * 4
+    for name in ("noise", "target_latents", "images", "preserve_noise"):
+        assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(whole, name))

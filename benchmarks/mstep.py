@@ -1,0 +1,330 @@
+"""The M-step's cost: `python -m benchmarks.mstep --out runs/mstep.json`. Four tables, each a ratio within one run.
+
+parts: an update (share to device, prompts, targets, loss, backward, clipping, optimiser) over the bare sum of its parts, a
+forward, backward and optimiser step of the student and a forward of the teacher, at the same batch.
+reference: updates per second over a loop that encodes the batch's prompts and images at every step, calls the student once for
+the matched and once for the preserve noise, and has a second pipeline for the teacher.
+workers: `ortho train` with two workers of one thread over one, same total batch, and how far their losses are apart.
+memory: peak of one update with LoRA over one of all weights at SDXL's size: measured where there is a GPU, else counted from
+the tensors that are alive at once, with no numbers in them.
+"""
+
+import argparse
+import copy
+import gc
+import json
+import statistics
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.estep_gpu import FULL, SMALL, random_condition, random_unet
+from benchmarks.estep_throughput import synchronize, timed
+from ortho_core.assignments import Assignments
+from ortho_core.decoding import to_images
+from ortho_core.generators import load_generator
+from ortho_core.generators.base import Condition
+from ortho_core.lora import Lora, add_lora
+from ortho_core.m_step import MStep, MStepConfig, make_optimizer
+from ortho_core.matched_data import MatchedData, to_batch
+from ortho_core.order import Order
+from ortho_core.pairs import PairSet
+from ortho_core.prompts import PromptCache
+from ortho_core.sft import AdapterTeacher, FrozenTeacher, SftBatch, SftConfig, sft_loss
+
+MODEL, PAIRS = Path("models/tiny-turbo"), Path("examples/digits")
+
+
+def assigned(folder: Path) -> Path:
+    """Assignments of the example digits, cheap ones: what the noise is worth does not matter here."""
+    from rayjobs import assign
+
+    job = assign.AssignJob(pairs=str(PAIRS), model=MODEL, out=str(folder / "assignments"), steps=2, workers="1")
+    assign.run(job)
+    return folder / "assignments"
+
+
+def data_of(assignments: Path, batch_size: int) -> MatchedData:
+    source = Assignments(assignments)
+    order = Order(source.starts, batch_size, 0)
+    return MatchedData(source, order, (4, 8, 8), (32, 32), "matched", 0, PairSet(PAIRS), preserve_rows=batch_size)
+
+
+def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, one of each per round, after one round that does not count."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for k in range(rounds + 1):
+        for name, call in calls.items():
+            seconds = timed(call)
+            if k:
+                found[name].append(seconds)
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def our_step(data: MatchedData) -> tuple[MStep, Callable[[], None]]:
+    """The update of `ortho train`, on shares that were read before, as its reader process has them."""
+    generator = load_generator(MODEL)
+    generator.trainable.requires_grad_(True)
+    step = MStep(generator, FrozenTeacher.copy_of(generator.trainable), MStepConfig(), 10_000)
+    prompts, shares = PromptCache(generator), [data.share(0, k) for k in range(data.order.updates)]
+    turn = iter(range(10**9))
+
+    def once() -> None:
+        step.update(to_batch(shares[next(turn) % len(shares)], generator, prompts, False))
+
+    return step, once
+
+
+def parts(data: MatchedData, rounds: int) -> dict[str, float]:
+    """The update over its bare parts."""
+    _, once = our_step(data)
+    generator = load_generator(MODEL)
+    teacher = copy.deepcopy(generator.trainable)
+    generator.trainable.requires_grad_(True)
+    optimizer = torch.optim.AdamW(generator.trainable.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+    share = data.share(0, 0)
+    batch = to_batch(share, generator, PromptCache(generator), False)
+    assert batch.preserve_noise is not None
+    assert batch.preserve_condition is not None
+    noise = torch.cat([batch.noise, batch.preserve_noise])
+    condition = Condition.cat([batch.condition, batch.preserve_condition])
+    student = generator.trainable
+
+    def bare() -> None:
+        generator.trainable = teacher
+        with torch.no_grad():
+            generator.denoise(noise[len(batch.noise) :], batch.preserve_condition)
+        generator.trainable = student
+        generator.denoise(noise, condition).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = in_turns({"update": once, "bare": bare}, rounds)
+    return {**seconds, "over_bare": seconds["update"] / seconds["bare"]}
+
+
+def reference_step(data: MatchedData) -> Callable[[], None]:
+    """Prompts and targets encoded at every step, two calls of the student, a second pipeline as the teacher."""
+    student, teacher = load_generator(MODEL), load_generator(MODEL)
+    student.trainable.requires_grad_(True)
+    optimizer = torch.optim.AdamW(student.trainable.parameters(), lr=1e-4, weight_decay=0.0)
+    config = SftConfig()
+    pictured = MatchedData(**{**vars(data), "needs_images": True})
+    shares = [pictured.share(0, k) for k in range(data.order.updates)]
+    turn = iter(range(10**9))
+
+    def once() -> None:
+        share = shares[next(turn) % len(shares)]
+        assert share.images is not None
+        with torch.no_grad():
+            condition = student.encode_prompts(share.prompts)
+            targets = student.encode_images(to_images(list(share.images)))
+            fresh = torch.randn(len(share.prompts), *student.latent_shape)
+            before = teacher.denoise(fresh, teacher.encode_prompts(share.prompts))
+        matched = student.denoise(torch.from_numpy(share.noise), condition)
+        loss = config.latent_loss_weight * (matched - targets).square().mean()
+        loss = loss + config.preserve_latent_weight * (student.denoise(fresh, condition) - before).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.trainable.parameters(), 1.0)
+        optimizer.step()
+
+    return once
+
+
+def reference(data: MatchedData, rounds: int) -> dict[str, float]:
+    """Our update against the reference's."""
+    _, once = our_step(data)
+    seconds = in_turns({"ours": once, "reference": reference_step(data)}, rounds)
+    B = data.order.batch_size
+    return {
+        "images_per_second": B / seconds["ours"],
+        "reference_images_per_second": B / seconds["reference"],
+        "over_reference": seconds["reference"] / seconds["ours"],
+    }
+
+
+def workers(assignments: Path, folder: Path, batch_size: int, epochs: int, rounds: int) -> dict[str, Any]:
+    """`ortho train` with one worker and with two, in turns."""
+    from rayjobs import train
+
+    speeds: dict[int, list[float]] = {1: [], 2: []}
+    losses: dict[int, list[float]] = {}
+    for k in range(rounds):
+        for count in speeds:
+            out = folder / f"workers-{count}-{k}"
+            job = train.TrainJob(
+                assignments=str(assignments),
+                model=MODEL,
+                out=out,
+                batch_size=batch_size,
+                epochs=epochs,
+                num_workers=count,
+                save_every=0,
+                cpus_per_worker=0.5,
+                tensorboard=False,
+            )
+            train.run(job)
+            summary = json.loads((out / "train_summary.json").read_text())
+            speeds[count].append(summary["images_per_second"])
+            losses[count] = [epoch["loss"] for epoch in summary["epochs"]]
+    one, two = (statistics.median(speeds[count]) for count in (1, 2))
+    apart = max(abs(a - b) for a, b in zip(losses[1], losses[2], strict=True))
+    return {"images_per_second": {"1": one, "2": two}, "two_over_one": two / one, "losses_apart": apart}
+
+
+class Network:
+    """A generator's network by itself: text encoders and autoencoder are not on the device while a model trains."""
+
+    def __init__(self, trainable: Any) -> None:
+        self.trainable = trainable
+
+    def denoise(self, noise: torch.Tensor, condition: Condition) -> torch.Tensor:
+        tensors = dict(condition.tensors)
+        states = tensors.pop("encoder_hidden_states")
+        output = self.trainable(
+            noise.to(states.dtype), 999, encoder_hidden_states=states, added_cond_kwargs=tensors, return_dict=False
+        )[0]
+        return 0.5 * noise + 0.5 * output.float()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that are alive at once, of tensors made within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+        self.live = self.peak = 0
+
+    def count(self, value: Any) -> None:
+        for tensor in tree_leaves(value):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self.seen:
+                continue
+            self.seen.add(key)
+            size = storage.nbytes()
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.live -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count(result)
+        return result
+
+
+def update_at_size(shape: dict[str, Any], device: torch.device, rank: int, rows: int) -> Callable[[], None]:
+    """Builds a random model of that shape and returns its update: of all weights (rank 0), or of an adapter."""
+    dtype = torch.bfloat16 if rank else torch.float32
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(
+        dtype
+    )  # tensors without numbers can be neither converted in place nor copied with their module
+    network: Any = random_unet(shape, device).requires_grad_(False)
+    frozen = None if rank else FrozenTeacher(random_unet(shape, device))
+    torch.set_default_dtype(usual)
+    generator: Any = Network(network)
+    if rank:
+        with patch.object(nn.Module, "to", lambda self, *_, **__: self):  # PEFT moves layers to where they already are
+            add_lora(network, Lora(rank, float(rank)), 0)
+    else:
+        network.requires_grad_(True)
+    teacher = frozen or AdapterTeacher(network)
+    config = MStepConfig(mixed_precision="bf16")
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = make_optimizer(config, parameters)
+    condition = random_condition(network.config, rows, {"device": device, "dtype": dtype})
+    noise = torch.randn(rows, 4, shape["sample_size"], shape["sample_size"], device=device)
+    batch = SftBatch(noise, condition, noise, None, noise, condition)
+
+    def once() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = sft_loss(generator, teacher, batch, config)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return once
+
+
+def memory(rows: int, rank: int, small: bool) -> dict[str, Any]:
+    """Peak of an update of all weights and of an adapter's, in GiB."""
+    cuda = torch.cuda.is_available()
+    found: dict[str, Any] = {"rows": rows, "rank": rank, "how": "measured" if cuda else "counted from live tensors"}
+    shape, without_numbers = SMALL if small else FULL, FakeTensorMode()
+    for name, size in (("full", 0), ("lora", rank)):
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+            once = update_at_size(shape, torch.device("cuda"), size, rows)
+            for _ in range(2):
+                once()
+            synchronize(torch.device("cuda"))
+            peak = torch.cuda.max_memory_allocated()
+            del once
+            gc.collect()
+            torch.cuda.empty_cache()
+        else:
+            with without_numbers, LiveBytes() as counted:
+                once = update_at_size(shape, torch.device("cpu"), size, rows)
+                gc.collect()
+                counted.peak = counted.live
+                for _ in range(2):
+                    once()
+            peak = counted.peak
+            del once
+            gc.collect()
+        found[f"{name}_gib"] = peak / 2**30
+    return {**found, "lora_over_full": found["lora_gib"] / found["full_gib"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=("parts", "reference", "workers", "memory"), nargs="+")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=6, help="of the runs of the workers table")
+    parser.add_argument("--rounds", type=int, default=30, help="updates of each kind (the workers table: a tenth)")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--small", action="store_true", help="the memory table in miniature")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = args.only or ["parts", "reference", "workers", "memory"]
+    found: dict[str, Any] = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if set(chosen) - {"memory"}:
+            assignments = assigned(folder)
+            data = data_of(assignments, args.batch_size)
+        if "parts" in chosen:
+            found["parts"] = parts(data, args.rounds)
+        if "reference" in chosen:
+            found["reference"] = reference(data, args.rounds)
+        if "workers" in chosen:
+            found["workers"] = workers(assignments, folder, args.batch_size, args.epochs, max(1, args.rounds // 10))
+    if "memory" in chosen:
+        found["memory"] = memory(1, args.rank, args.small)
+    print(json.dumps(found, indent=1))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

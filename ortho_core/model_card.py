@@ -1,0 +1,48 @@
+"""The README.md in a checkpoint folder: what the model is, what it was made from, and how it measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+USE = """```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{folder}")
+{load}image = pipeline("a prompt like those it was trained on", num_inference_steps=1, guidance_scale=0.0).images[0]
+```"""
+
+
+def model_card(
+    title: str,
+    *,
+    base: str,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    config: Mapping[str, Any],
+    lora: bool,
+) -> str:
+    """A model card in the hub's format. `base` is the folder of the model that was fine-tuned.
+
+    `facts` become a table of two columns, `metrics` one of names and numbers, `config` a YAML block.
+    """
+    tags = ["text-to-image", "one-step", "ortho", *(["lora"] if lora else [])]
+    head = {"library_name": "diffusers", "base_model": base, "base_model_relation": "adapter" if lora else "finetune"}
+    front = yaml.safe_dump({**head, "tags": tags}, sort_keys=False)
+    load = 'pipeline.load_lora_weights("path/of/this/folder")\n' if lora else ""
+    use = USE.format(folder=base if lora else "path/of/this/folder", load=load)
+    parts = [
+        f"---\n{front}---\n\n# {title}\n\nA one-step generator fine-tuned with Ortho.\n",
+        _table(("", ""), facts),
+        "\n## Metrics\n",
+        _table(("metric", "value"), {name: f"{value:.5g}" for name, value in metrics.items()}),
+        f"\n## Use\n\n{use}\n",
+        f"\n## Configuration\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=True)}```\n",
+    ]
+    return "\n".join(parts)
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    lines += [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items()]
+    return "\n".join(lines) + "\n"

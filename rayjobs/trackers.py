@@ -1,0 +1,319 @@
+"""Where a training run's figures and pictures go: TensorBoard's files, MLflow, Weights & Biases.
+
+Each has its own client on a thread of its own: a slow server never holds up training, and one that fails is told once
+and left out from then on. No client is imported before it is asked for.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ortho_core.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+#: What the clients read from the environment; whatever is set there already wins.
+ENVIRONMENT = {
+    # A server that does not answer is given up after a minute and a half, not after a quarter of an hour.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+    # MLflow refuses folders unless told; one that the user names is meant.
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
+#: The tag by which a resumed run finds itself in MLflow, and the longest key and value that MLflow takes.
+RUN_TAG, LONGEST_KEY, LONGEST_VALUE = "ortho_run", 250, 6000
+PARAMS_PER_CALL = 100
+
+
+class TrackerSettings(BaseModel):
+    """Where a training run reports to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tensorboard: bool = Field(True, description="write TensorBoard event files under OUT/tensorboard")
+    mlflow: str | None = Field(
+        None,
+        description="tracking URI of MLflow: http(s)://HOST:PORT, or a folder that the workers see; the experiment is "
+        "MLFLOW_EXPERIMENT_NAME or 'ortho'; credentials are taken from MLflow's variables on the node "
+        "(needs the extra ortho[mlflow]; sqlite:/// and other databases need the full mlflow package)",
+    )
+    wandb: str | None = Field(
+        None,
+        description="project of Weights & Biases, or ENTITY/PROJECT; the key is taken from WANDB_API_KEY on the node, "
+        "WANDB_MODE=offline works (needs the extra ortho[wandb])",
+    )
+
+    @field_validator("mlflow")
+    @classmethod
+    def _absolute(cls, uri: str | None) -> str | None:
+        """A folder made absolute here: the workers run elsewhere."""
+        is_folder = uri and uri != "databricks" and not re.match(r"[a-z][a-z+-]+:", uri)
+        return os.path.abspath(uri) if uri and is_folder else uri
+
+    @field_validator("wandb")
+    @classmethod
+    def _project(cls, project: str | None) -> str | None:
+        if project is not None and not re.fullmatch(r"[^/]+(/[^/]+)?", project):
+            raise ValueError(f"{project!r} is not a project of Weights & Biases; accepted: PROJECT or ENTITY/PROJECT")
+        return project
+
+
+def check(settings: TrackerSettings) -> None:
+    """Raises UserError, in one line, for a package that was asked for and is not installed."""
+    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "--tensorboard: the package tensorboard is not installed; pip install tensorboard, or --tensorboard false"
+        )
+    for package, given in (("mlflow", settings.mlflow), ("wandb", settings.wandb)):
+        if given is not None and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"--{package} {given}: the package {package} is not installed; pip install 'ortho[{package}]'"
+            )
+    database = re.match(r"(sqlite|mysql|postgresql|mssql)\b", settings.mlflow or "")
+    if database and importlib.util.find_spec("sqlalchemy") is None:
+        raise UserError(
+            f"--mlflow {settings.mlflow}: {database[1]} needs the full package, pip install mlflow; "
+            "accepted without it: the http(s) address of a server, or a folder"
+        )
+
+
+class Trackers:
+    """Every tracker that was asked for, as one. Nothing here raises or waits for a server, until `close`."""
+
+    def __init__(
+        self, settings: TrackerSettings, out: Path, name: str, config: dict[str, Any], run_id: str, resumed_at: int
+    ) -> None:
+        """`run_id` identifies the run (16 hex digits): with the same one again, MLflow and W&B go on in the same run.
+
+        What was logged of updates after `resumed_at` will be logged again; no tracker shows it twice.
+        """
+        for variable, value in ENVIRONMENT.items():
+            os.environ.setdefault(variable, value)
+        #: The warnings so far, for a caller whose log nobody reads.
+        self.told: list[str] = []
+        self._lanes: list[_Lane] = []
+        if settings.tensorboard:
+            self._add("TensorBoard", lambda: _TensorBoard(out / "tensorboard", config, resumed_at))
+        if (uri := settings.mlflow) is not None:
+            self._add("MLflow", lambda: _MLflow(uri, name, config, run_id))
+        if (project := settings.wandb) is not None:
+            self._add("Weights & Biases", lambda: _WandB(project, out, name, config, run_id))
+
+    def _add(self, label: str, start: Callable[[], Any]) -> None:
+        self._lanes.append(_Lane(label, start, self.told))
+
+    def log(self, update: int, values: Mapping[str, float]) -> None:
+        """Figures of one update, named like `train/loss`. Updates never go down."""
+        figures = {key: float(value) for key, value in values.items()}
+        for lane in self._lanes:
+            lane.put("log", update, figures)
+
+    def image(self, update: int, name: str, pixels: np.ndarray) -> None:
+        """One picture (Y, X, 3), uint8."""
+        copy = pixels.copy()
+        for lane in self._lanes:
+            lane.put("image", update, name, copy)
+
+    def close(self) -> None:
+        """Wait for what is on its way, and mark the run as finished."""
+        self._close(True)
+
+    def _close(self, finished: bool) -> None:
+        lanes, self._lanes = self._lanes, []
+        for lane in lanes:
+            lane.put("close", finished)
+        for lane in lanes:
+            lane.thread.shutdown()
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(kind is None)
+
+
+class _Lane:
+    """One tracker, on a thread of its own."""
+
+    def __init__(self, label: str, start: Callable[[], Any], told: list[str]) -> None:
+        self.label, self.told = label, told
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix=label)
+        self.tracker: Any = None
+        #: What the tracker has failed at.
+        self.lost: set[str] = set()
+        self.thread.submit(self._start, start)
+
+    def put(self, verb: str, *values: Any) -> None:
+        self.thread.submit(self._do, verb, values)
+
+    def _start(self, start: Callable[[], Any]) -> None:
+        try:
+            self.tracker = start()
+        except Exception as error:
+            self._tell(error, "it is left out of this run")
+
+    def _do(self, verb: str, values: tuple[Any, ...]) -> None:
+        if self.tracker is None or verb in self.lost:
+            return
+        try:
+            getattr(self.tracker, verb)(*values)
+        except Exception as error:
+            # Pictures go another way than figures (MLflow: to an artifact store), which may fail alone.
+            self.lost |= {"image"} if verb == "image" else {"log", "image", "close"}
+            what = "its pictures are" if verb == "image" else "it is"
+            self._tell(error, f"{what} left out of the rest of this run")
+
+    def _tell(self, error: Exception, consequence: str) -> None:
+        first = (str(error).splitlines() or [""])[0][:500]
+        self.told.append(f"{self.label}: {type(error).__name__}: {first}; {consequence}")
+        logger.warning("%s", self.told[-1])
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, config: dict[str, Any], resumed_at: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        first = not any(folder.glob("events.*"))
+        self.writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
+        if first:
+            text = json.dumps(config, indent=1).replace("\n", "\n    ")  # indented by four: code, in Markdown
+            self.writer.add_text("config", "    " + text, 0)
+
+    def log(self, update: int, figures: dict[str, float]) -> None:
+        for key, value in figures.items():
+            self.writer.add_scalar(key, value, update)
+        self.writer.flush()  # else a kill loses two minutes, of updates that a checkpoint already counts as done
+
+    def image(self, update: int, name: str, pixels: np.ndarray) -> None:
+        self.writer.add_image(name, pixels, update, dataformats="HWC")
+        self.writer.flush()
+
+    def close(self, finished: bool) -> None:
+        self.writer.close()
+
+
+class _MLflow:
+    """A run is found again by its tag. MLflow keeps every point it is sent, so what it has is not sent again."""
+
+    def __init__(self, uri: str, name: str, config: dict[str, Any], run_id: str) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # else a line for every retry
+        self.metric = Metric
+        self.client = MlflowClient(tracking_uri=uri)
+        experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ortho")
+        found = self.client.search_runs([experiment], f"tags.{RUN_TAG} = '{run_id}'", max_results=1)
+        run = found[0] if found else self.client.create_run(experiment, tags={RUN_TAG: run_id}, run_name=name)
+        self.run, self.again = run.info.run_id, bool(found)
+        if self.again:
+            self.client.update_run(self.run, status="RUNNING")
+        #: The last update that the run already has of each figure; the pictures that it has, when first asked for.
+        self.last: dict[str, int] = {}
+        self.pictures: set[str] | None = None
+        # A parameter cannot be changed; a resumed run may have other ones only in what does not decide its result.
+        params = [Param(k, v) for k, v in _flat(config) if k not in run.data.params]
+        for first in range(0, len(params), PARAMS_PER_CALL):
+            self.client.log_batch(self.run, params=params[first : first + PARAMS_PER_CALL])
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(name))
+            except Exception:
+                found = self.client.get_experiment_by_name(name)  # another run made it at this moment
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    def _last(self, key: str) -> int:
+        if key not in self.last:
+            points = self.client.get_metric_history(self.run, key) if self.again else []
+            self.last[key] = max((point.step for point in points), default=-1)
+        return self.last[key]
+
+    def log(self, update: int, figures: dict[str, float]) -> None:
+        now = int(time.time() * 1000)
+        named = {_mlflow_key(key): value for key, value in figures.items()}
+        metrics = [self.metric(key, value, now, update) for key, value in named.items() if update > self._last(key)]
+        if metrics:
+            self.client.log_batch(self.run, metrics=metrics)
+
+    def image(self, update: int, name: str, pixels: np.ndarray) -> None:
+        if self.pictures is None:
+            files = self.client.list_artifacts(self.run, "images") if self.again else []
+            self.pictures = {file.path.split("+timestamp")[0] for file in files}
+        key = _mlflow_key(name).replace(":", "_")
+        if f"images/{key.replace('/', '~')}+step+{update}" not in self.pictures:
+            self.client.log_image(self.run, pixels, key=key, step=update)
+
+    def close(self, finished: bool) -> None:
+        self.client.set_terminated(self.run, "FINISHED" if finished else "FAILED")
+
+
+class _WandB:
+    """W&B ignores points before the last step that it has of a run, so a resumed run's are not doubled either."""
+
+    def __init__(self, project: str, out: Path, name: str, config: dict[str, Any], run_id: str) -> None:
+        import wandb
+
+        self.picture = wandb.Image
+        quiet = {"silent": True, "console": "off", "x_disable_stats": True}
+        private = {"disable_git": True, "disable_code": True, "save_code": False, "x_save_requirements": False}
+        private |= {"x_disable_meta": True, "x_disable_machine_info": True}
+        # `finish` would wait for a lost server for ever; the files stay under OUT/wandb, for `wandb sync`.
+        waits = {"init_timeout": 60, "login_timeout": 30, "finish_timeout": 120}
+        wanted = {**quiet, **private, **waits, "reinit": "create_new"}
+        known = {k: v for k, v in wanted.items() if k in wandb.Settings.model_fields}  # releases differ in these
+        entity, _, project = project.rpartition("/")
+        self.run = wandb.init(
+            entity=entity or None,
+            project=project,
+            name=name,
+            id=run_id,
+            resume="allow",
+            config=config,
+            dir=os.environ.get("WANDB_DIR") or str(out),
+            settings=wandb.Settings(**known),
+        )
+
+    def log(self, update: int, figures: dict[str, float]) -> None:
+        self.run.log(figures, step=update)
+
+    def image(self, update: int, name: str, pixels: np.ndarray) -> None:
+        self.run.log({name: self.picture(pixels)}, step=update)
+
+    def close(self, finished: bool) -> None:
+        self.run.finish(exit_code=0 if finished else 1)
+
+
+def _mlflow_key(name: str) -> str:
+    return re.sub(r"[^\w\-. /:]", "_", name, flags=re.ASCII)[:LONGEST_KEY]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every leaf of a nested configuration as MLflow takes it: dotted name, text."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield _mlflow_key(f"{prefix}{name}"), text[:LONGEST_VALUE]
