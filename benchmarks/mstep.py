@@ -1,6 +1,6 @@
 """The M-step's cost: `python -m benchmarks.mstep --out runs/mstep.json`. Four tables, each a ratio within one run.
 
-parts: an update (share to device, prompts, targets, loss, backward, clipping, optimiser) over the bare sum of its parts, a
+parts: an update (share to device, prompts from the cache, loss, backward, clipping, optimiser) over the bare sum of its parts, a
 forward, backward and optimiser step of the student and a forward of the teacher, at the same batch.
 reference: updates per second over a loop that encodes the batch's prompts and images at every step, calls the student once for
 the matched and once for the preserve noise, and has a second pipeline for the teacher.
@@ -72,11 +72,12 @@ def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 
 def our_step(data: MatchedData) -> tuple[MStep, Callable[[], None]]:
-    """The update of `ortho train`, on shares that were read before, as its reader process has them."""
+    """The update of `ortho train`, on shares that a reader process has read; every prompt has come up before."""
     generator = load_generator(MODEL)
     generator.trainable.requires_grad_(True)
     step = MStep(generator, FrozenTeacher.copy_of(generator.trainable), MStepConfig(), 10_000)
     prompts, shares = PromptCache(generator), [data.share(0, k) for k in range(data.order.updates)]
+    prompts([p for share in shares for p in share.prompts])
     turn = iter(range(10**9))
 
     def once() -> None:
@@ -297,7 +298,8 @@ def memory(rows: int, rank: int, small: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=("parts", "reference", "workers", "memory"), nargs="+")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16, help="of the workers table")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16], help="of the first two tables")
     parser.add_argument("--epochs", type=int, default=6, help="of the runs of the workers table")
     parser.add_argument("--rounds", type=int, default=30, help="updates of each kind (the workers table: a tenth)")
     parser.add_argument("--rank", type=int, default=16)
@@ -311,11 +313,9 @@ def main() -> None:
         folder = Path(scratch)
         if set(chosen) - {"memory"}:
             assignments = assigned(folder)
-            data = data_of(assignments, args.batch_size)
-        if "parts" in chosen:
-            found["parts"] = parts(data, args.rounds)
-        if "reference" in chosen:
-            found["reference"] = reference(data, args.rounds)
+        for name, measure in (("parts", parts), ("reference", reference)):
+            if name in chosen:
+                found[name] = {B: measure(data_of(assignments, B), args.rounds) for B in args.batch_sizes}
         if "workers" in chosen:
             found["workers"] = workers(assignments, folder, args.batch_size, args.epochs, max(1, args.rounds // 10))
     if "memory" in chosen:

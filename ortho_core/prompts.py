@@ -8,14 +8,16 @@ from ortho_core.generators.base import Condition, OneStepGenerator
 
 
 class PromptCache:
-    """The conditions of the prompts seen last, at most `capacity` of them (least recently used goes first).
+    """The conditions of the prompts seen last, at most `capacity` of them and `most_bytes` (least recently used goes first).
 
     Prompts are encoded in batches of one size, filled up where there are fewer: a batch of another size rounds differently,
     which prompts are missing depends on what a worker happened to see before, and an image's result may not.
     """
 
-    def __init__(self, generator: OneStepGenerator, capacity: int = 4096, batch_size: int = 8) -> None:
-        self.generator, self.capacity, self.batch_size = generator, capacity, batch_size
+    def __init__(
+        self, generator: OneStepGenerator, capacity: int = 4096, batch_size: int = 8, most_bytes: int = 1 << 30
+    ) -> None:
+        self.generator, self.capacity, self.batch_size, self.most_bytes = generator, capacity, batch_size, most_bytes
         self._rows: OrderedDict[str, Condition] = OrderedDict()
         #: Calls in a row that found every prompt here.
         self.quiet_calls = 0
@@ -35,6 +37,7 @@ class PromptCache:
         self._rows.update(fresh)
         for prompt in prompts:
             self._rows.move_to_end(prompt)
-        while len(self._rows) > max(self.capacity, len(set(prompts))):
+        each = sum(t.nbytes for t in rows[0].tensors.values())  # of SDXL's two encoders, 0.6 MB in float32
+        while len(self._rows) > max(min(self.capacity, self.most_bytes // each), len(set(prompts))):
             self._rows.popitem(last=False)
         return Condition.cat(rows)

@@ -27,8 +27,9 @@ def plot_training(history: Path, path: Path) -> None:
         updates = [row["update"] for row in entries]
         for name in CURVES if group == "train" else [k for k in entries[0] if k not in ("update", "group")]:
             values = np.array([row[name] for row in entries])
-            if not values.any():
+            if not (values > 0).any():
                 continue
+            values = np.where(values > 0, values, np.nan)  # a drift of 0 has no place on a logarithmic axis
             width = max(1, len(values) // 20) if group == "train" else 1
             smooth = np.convolve(np.pad(values, (width - 1, 0), mode="edge"), np.ones(width) / width, mode="valid")
             (line,) = axes.plot(updates, values, alpha=0.25)

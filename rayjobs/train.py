@@ -261,6 +261,8 @@ def run(job: TrainJob) -> int:
     started = time.monotonic()
     with ray_session():
         result = fit(job, sealed, data)
+    for failure in result["tracker_failures"]:
+        say(f"train: {failure}")
     plot_training(job.out / HISTORY, job.out / "train_history.png")
     replace_text(
         summary_file,

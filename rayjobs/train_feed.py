@@ -6,6 +6,7 @@ which noise is decided by the seed, so neither the number of workers nor a resta
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,21 @@ class ShareReader:
         (update,) = batch["update"]
         epoch, step = divmod(int(update), self.data.order.updates)
         return self.data.share(epoch, step, self.rank, self.world).as_row()
+
+
+def ahead(shares: Iterator[Share]) -> Iterator[Share]:
+    """The same shares, each fetched while the one before is trained on; the first right away."""
+    pool = ThreadPoolExecutor(1)
+    first = pool.submit(next, shares, None)
+
+    def run() -> Iterator[Share]:
+        coming = first
+        with pool:
+            while (share := coming.result()) is not None:
+                coming = pool.submit(next, shares, None)
+                yield share
+
+    return run()
 
 
 def feed(

@@ -5,7 +5,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from ortho_core.prompts import PromptCache
 from ortho_core.sft import TERMS, AdapterTeacher, FrozenTeacher, Teacher
 from ortho_core.sharding import shard
 from ortho_core.validation import PICTURE, Validation, figures
-from rayjobs.ledger import replace_text
+from rayjobs.ledger import fingerprint, replace_text
 from rayjobs.trackers import Trackers
-from rayjobs.train_feed import feed
+from rayjobs.train_feed import ahead, feed
 from rayjobs.train_models import ModelFolders
 
 HISTORY = "train_history.jsonl"
@@ -78,20 +78,36 @@ def out_of_memory(job: Any) -> str:
     )
 
 
+def saved_state() -> dict[str, Any] | None:
+    """The last resumable state of the run that this worker belongs to."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return dict(torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True))
+
+
 class Training:
     """One worker's view of a run: model, data, and where it stands."""
 
     def __init__(self, job: Any, sealed: dict[str, Any], data: MatchedData, rank: int, world: int) -> None:
         self.job, self.sealed, self.data, self.rank, self.world = job, sealed, data, rank, world
+        self.updates = job.epochs * data.order.updates
+        state = saved_state()
+        self.update = self.resumed_at = state["update"] if state is not None else 0
+        # Before the model is loaded: both take seconds, in different processes.
+        self.shares: Iterator[Share] = iter(())
+        if self.update < self.updates:
+            self.shares = ahead(
+                feed(data, self.update, self.updates, rank=rank, world=world, readers=job.readers_per_worker)
+            )
         self.generator = self._load()
         network = self.generator.trainable
         self.teacher = self._teacher(network) if job.preserves else None
         self.prompts = PromptCache(self.generator)
         self.validation = self._validation()
-        self.updates = job.epochs * data.order.updates
         self.step = MStep(self.generator, self.teacher, job, self.updates, self._wrap)
         self.folders = ModelFolders(job, sealed, self.step, rank)
-        self.update = 0
         #: One entry per finished epoch: the mean of each term.
         self.epochs: list[dict[str, float]] = []
         #: One entry per validation.
@@ -100,16 +116,21 @@ class Training:
         self.skipped: list[dict[str, Any]] = []
         #: Sums of the terms over the epoch so far and over this worker's updates that were applied, and their number.
         self.sums = np.zeros(len(TERMS) + 1)
-        self.resumed_at = self._resume()
+        if state is not None:
+            self._resume(state)
+        if rank == 0:
+            self._trim_history()
         self.paused = 0.0
         self.trackers: Trackers | None = None
 
     def _load(self) -> OneStepGenerator:
         job = self.job
+        # Sharding takes weights of one type alone.
+        halved = job.lora_rank and job.mixed_precision == "bf16" and job.parallel == "ddp"
         generator = load_generator(
             job.model,
             ray.train.torch.get_device(),
-            "bfloat16" if job.lora_rank and job.mixed_precision == "bf16" else "float32",
+            "bfloat16" if halved else "float32",
             gradient_checkpointing=job.gradient_checkpointing,
             keep_adapter=bool(job.lora_rank),
         )
@@ -163,7 +184,7 @@ class Training:
         with ExitStack() as stack:
             if self.rank == 0:
                 sweep_partial(job.out)
-                run_id = self.sealed["run_fingerprint"]
+                run_id = fingerprint([self.sealed["run_fingerprint"], str(job.out)])
                 self.trackers = stack.enter_context(
                     Trackers(job, job.out, job.out.name, self.sealed, run_id, self.resumed_at)
                 )
@@ -177,6 +198,7 @@ class Training:
             "final_loss": losses[-1],
             "validations": self.validations,
             "skipped_updates": self.skipped,
+            "tracker_failures": self.trackers.told if self.trackers is not None else [],
             "images_per_second": speed,
         }
 
@@ -186,10 +208,7 @@ class Training:
         self._rest(autoencoder=True)
         if self.update == 0 and self.validation is not None:
             self._validate()
-        stream = feed(
-            self.data, self.update, self.updates, rank=self.rank, world=self.world, readers=job.readers_per_worker
-        )
-        for share in stream if self.update < self.updates else ():
+        for share in self.shares:
             self._train_on(share)
             if started is None:  # the first update pays for what every run pays once
                 started, first, self.paused = time.monotonic(), self.update, 0.0
@@ -342,20 +361,12 @@ class Training:
                 checkpoint = ray.train.Checkpoint.from_directory(scratch)
             ray.train.report({"update": self.update}, checkpoint=checkpoint)
 
-    def _resume(self) -> int:
-        """Go to where the last checkpoint was; returns that update."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                state = torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True)
-            self.update, self.epochs = state.pop("update"), state.pop("epochs")
-            self.validations, self.skipped = state.pop("validations"), state.pop("skipped")
-            sums = np.array(state.pop("sums"))
-            self.sums = sums if self.rank == 0 else np.zeros_like(sums)
-            self.step.load_state_dict(state)
+    def _resume(self, state: dict[str, Any]) -> None:
+        """Go to where the last checkpoint was."""
+        self.epochs, self.validations, self.skipped = (state[k] for k in ("epochs", "validations", "skipped"))
         if self.rank == 0:
-            self._trim_history()
-        return self.update
+            self.sums = np.array(state["sums"])
+        self.step.load_state_dict(state)
 
     def _trim_history(self) -> None:
         """Drop what the log holds of updates after the state that the run resumes from: they will be made again."""

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,9 @@ NUMERIC = (
     "gaussian_prior",
     "sensitivity",
     "slots",
+    "matched_data",
+    "m_step",
+    "validation",
 )
 install_import_hook([f"ortho_core.{name}" for name in NUMERIC], "beartype.beartype")
 
@@ -40,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_sessionfinish() -> None:
+    stop_ray()
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
@@ -79,16 +84,33 @@ def small_pairs(digits, tmp_path) -> Path:
     return copy_pairs(digits, tmp_path / "pairs", 24)
 
 
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
+def start_ray() -> None:
     """One Ray with more logical CPUs than the machine has; what matters here is order and failure, not speed."""
     import logging
 
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    if not ray.is_initialized():
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def stop_ray() -> None:
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> None:
+    """The Ray that all tests share. It stays until the tests end, or until one needs a Ray of its own."""
+    start_ray()
+
+
+@pytest.fixture(scope="module")
+def no_ray() -> Iterator[None]:
+    """For a module that starts a Ray of its own, and stops it."""
+    stop_ray()
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 @pytest.fixture(scope="session")

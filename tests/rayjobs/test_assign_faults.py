@@ -27,7 +27,7 @@ SETTINGS = {"steps": 6, "rows_per_shard": 2, "slots": 2, "cpus_per_worker": 0.5}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
+def cluster(no_ray):
     """A head node, to which a test may add others."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)

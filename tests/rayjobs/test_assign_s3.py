@@ -20,11 +20,10 @@ SETTINGS = {"steps": 4, "rows_per_shard": 8, "slots": 8, "cpus_per_worker": 0.5}
 
 
 @pytest.fixture(scope="module")
-def bucket(s3):
+def bucket(s3, no_ray):
     """An empty bucket that the workers of this module's Ray can reach: they inherit the environment at its start."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield s3()
-    ray.shutdown()
+    return s3()
 
 
 def upload(folder, url):
@@ -57,8 +56,9 @@ def test_a_bucket_gives_the_rows_of_a_disk_and_goes_on_where_it_was(bucket, assi
         run(job.model_copy(update={"steps": 5}))
 
     training = TrainJob(assignments=there, model=tiny_turbo, out=tmp_path / "train", pixel_l1_weight=1.0)
-    plan, assignments, images = make_plan(training)
-    assert plan["rows"] == len(assignments) == 24
+    plan, data = make_plan(training)
+    images = data.pairs
+    assert plan["rows"] == len(data.assignments) == 24
     (name,) = (row["image"] for row in Assignments(there).rows([13], ["image"]))
     assert isinstance(images, PairSet)
     assert images.fetch_image(name, "a row") == (pairs / name).read_bytes()

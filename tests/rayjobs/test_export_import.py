@@ -12,7 +12,7 @@ import yaml
 
 from ortho_core.assignments import Assignments
 from ortho_core.errors import UserError
-from ortho_core.matched_data import MatchedData, Order
+from ortho_core.matched_data import to_batch
 from ortho_core.noise import seeded_normal
 from ortho_core.prompts import PromptCache
 from rayjobs.cli import main
@@ -82,11 +82,10 @@ def test_there_and_back_is_the_same_noise_and_trains(assigned, tiny_turbo, tmp_p
         assert other[name] == one[name]
     assert other["mean_loss"] == pytest.approx(one["mean_loss"])
     job = TrainJob(assignments=out, model=tiny_turbo, out=tmp_path / "t", batch_size=8, pixel_l1_weight=0.0)
-    plan, assignments, pairs = make_plan(job)
-    assert (plan["rows"], pairs.location) == (24, str(assigned[0]))
-    data = MatchedData(assignments, generator, PromptCache(generator), pairs, "matched", 0, needs_images=False)
-    batch = next(data.batches(Order(24, 8, 0), 0, 0, 1))
-    index = Order(24, 8, 0).epoch(0)[0]
+    plan, data = make_plan(job)
+    assert (plan["rows"], data.pairs.location) == (24, str(assigned[0]))
+    batch = to_batch(data.share(0, 0), generator, PromptCache(generator), data.needs_images)
+    index = data.order.share(0, 0)
     torch.testing.assert_close(batch.noise, there.noise(index, SHAPE), rtol=0, atol=1e-6)
     # Images are encoded again, in batches of another size.
     torch.testing.assert_close(batch.target_latents, there.targets(index, SHAPE), rtol=0, atol=1e-4)
@@ -181,8 +180,8 @@ def test_a_folder_with_the_least_in_it_is_imported_with_its_own_images(digits, t
     assert row == {"noise_seed": 0, "regions": 0, "skew": None, "loss": None, "target_latent": None}
     summary = json.loads((out / "summary.json").read_text(), parse_constant=pytest.fail)
     assert (summary["assigned"], summary["mean_loss"], summary["evaluations"]) == (6, None, 0)
-    _, _, pairs = make_plan(TrainJob(assignments=out, model=tiny_turbo, out=tmp_path / "t", batch_size=2))
-    assert pairs.fetch_image("samples/000003_x/x.png", "row 3") == (digits / "images/0003.png").read_bytes()
+    _, data = make_plan(TrainJob(assignments=out, model=tiny_turbo, out=tmp_path / "t", batch_size=2))
+    assert data.pairs.fetch_image("samples/000003_x/x.png", "row 3") == (digits / "images/0003.png").read_bytes()
 
 
 @pytest.mark.parametrize("shards", [1, 3])
