@@ -104,6 +104,8 @@ def ray_session() -> Iterator[None]:
         return
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Actors without CPUs of their own are many here, on purpose: Ray warns of so many processes at a few times this number.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield

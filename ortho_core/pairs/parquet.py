@@ -3,8 +3,10 @@ paths and URLs."""
 
 import hashlib
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +20,8 @@ from ortho_core.storage import Store, one_line, plain_name
 FOOTERS_AT_ONCE = 32
 #: Rows that are taken out of a file together; their images are in memory.
 ROWS_AT_ONCE = 32
+#: Image columns of row groups that are kept in memory.
+GROUPS_BYTES = 1 << 30
 
 
 class Parquet:
@@ -28,11 +32,13 @@ class Parquet:
         self.root, self.fields = root, fields
         self.files: list[tuple[str, int]] = files
         self._footers: list[tuple[int, str]] | None = None
-        self._footer: tuple[str, pq.FileMetaData] | None = None
-        self._group: tuple[str, int, pa.ChunkedArray] | None = None
+        self._groups = RowGroups(self._read_images)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "files": [], "_footers": None, "_footer": None, "_group": None}
+        return {**self.__dict__, "files": [], "_footers": None, "_groups": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "_groups": RowGroups(self._read_images)}
 
     def _read_footers(self) -> list[tuple[int, str]]:
         """Rows and digest of every file's footer; all that is kept of it. Raises UserError naming a file that is damaged.
@@ -141,30 +147,60 @@ class Parquet:
         return make_pair(row, values, names)
 
     def fetch(self, image: str) -> bytes | None:
-        """Reads the row group of the row that `FILE#ROW` names, and keeps it for the next call."""
+        """Reads the row group of the row that `FILE#ROW` names, and keeps it for the calls to come."""
         file, sign, row = image.rpartition("#")
         if not sign or not row.isdecimal() or not file.endswith(".parquet"):
             return None
-        file, kept = plain_name(file), self._group
-        if kept is None or kept[0] != file or not 0 <= int(row) - kept[1] < len(kept[2]):
-            kept = self._group = self._read_group(file, int(row))
-        value = kept[2][int(row) - kept[1]].as_py()
+        value = self._groups.value(plain_name(file), int(row))
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
             raise BadRow("missing-image", f"{image} holds no image bytes")
         return content
 
-    def _read_group(self, file: str, row: int) -> tuple[str, int, pa.ChunkedArray]:
-        """File, first row and image column of the row group that holds a row."""
+    def _read_images(self, file: str, row: int, footer: pq.FileMetaData | None) -> "RowGroup":
+        """The image column of the row group that holds a row."""
         with self.root.open(file) as stream:
-            footer = self._footer[1] if self._footer is not None and self._footer[0] == file else None
             parquet = pq.ParquetFile(stream, metadata=footer, pre_buffer=False)
-            self._footer = file, parquet.metadata
             name = self._names(parquet.schema_arrow, file)[1]
             groups, skip = groups_of(parquet.metadata, row, 1)
             if not groups:
                 raise BadRow("missing-image", f"{file} has no row {row}")
-            return file, row - skip, parquet.read_row_group(groups[0], columns=[name])[name]
+            column = parquet.read_row_group(groups[0], columns=[name])[name]
+            return RowGroup(file, row - skip, column, parquet.metadata)
+
+
+@dataclass(frozen=True, eq=False)
+class RowGroup:
+    """One column of a row group: of the rows from `first` on of a file."""
+
+    file: str
+    first: int
+    column: pa.ChunkedArray
+    footer: pq.FileMetaData
+
+
+class RowGroups:
+    """The row groups that were asked for last: whoever trains takes rows from several places of a file in turn."""
+
+    def __init__(self, read: Callable[[str, int, pq.FileMetaData | None], RowGroup]) -> None:
+        self._read = read
+        #: The one used last comes last.
+        self._kept: list[RowGroup] = []
+        self._lock = threading.Lock()
+
+    def value(self, file: str, row: int) -> Any:
+        """One row's value. Threads wait for each other: two that want the same group would both read it."""
+        with self._lock:
+            group = next((g for g in self._kept if g.file == file and 0 <= row - g.first < len(g.column)), None)
+            if group is None:
+                footer = next((g.footer for g in self._kept if g.file == file), None)
+                group = self._read(file, row, footer)
+            else:
+                self._kept.remove(group)
+            self._kept.append(group)
+            while len(self._kept) > 1 and sum(g.column.nbytes for g in self._kept) > GROUPS_BYTES:
+                del self._kept[0]
+        return group.column[row - group.first].as_py()
 
 
 def groups_of(footer: pq.FileMetaData, first: int, rows: int) -> tuple[list[int], int]:

@@ -1,4 +1,4 @@
-"""Runs of the M-step job that several modules look at; none of them may be changed."""
+"""Runs of the M-step job that several modules look at; nothing in them may be changed."""
 
 from pathlib import Path
 
@@ -11,8 +11,17 @@ from tests.rayjobs.training import job
 
 @pytest.fixture(scope="session")
 def trained(assigned, tiny_turbo, tmp_path_factory) -> Path:
-    """One worker in this process, undisturbed."""
+    """Two epochs, undisturbed, in this process."""
     start_ray()
     out = tmp_path_factory.mktemp("trained") / "out"
     assert run(job(assigned, tiny_turbo, out, tensorboard=True)) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def adapted(assigned, tiny_turbo, tmp_path_factory) -> Path:
+    """The same, of a LoRA adapter."""
+    start_ray()
+    out = tmp_path_factory.mktemp("adapted") / "out"
+    assert run(job(assigned, tiny_turbo, out, lora_rank=2, lr=3e-2)) == 0
     return out

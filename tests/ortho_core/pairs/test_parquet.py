@@ -208,3 +208,22 @@ def test_a_file_without_rows_is_passed_over(tmp_path):
         PairSet(tmp_path).shards(8)
     write_parquet(tmp_path / "b.parquet", prompt=["x"], image=[png()])
     assert outcomes(tmp_path) == ["000000_b"]
+
+
+def test_rows_in_turns_from_several_groups_cost_one_read_of_each(tmp_path, monkeypatch):
+    images = [bytes([i]) * 100 for i in range(40)]
+    write_parquet(tmp_path / "a.parquet", 10, prompt=["x"] * 40, image=images)
+    pairs = PairSet(tmp_path)
+    reads = []
+    read = pairs.format._read_images
+    pairs.format._groups._read = lambda *asked: (reads.append(asked[1]), read(*asked))[1]
+    order = [3, 13, 23, 33, 4, 14, 24, 34, 3, 13]
+    assert [pairs.fetch_image(f"a.parquet#{i}", "x") for i in order] == [images[i] for i in order]
+    assert reads == [3, 13, 23, 33]
+    monkeypatch.setattr("ortho_core.pairs.parquet.GROUPS_BYTES", 2500)
+    for row in (5, 15, 25, 35):  # two groups stay
+        pairs.fetch_image(f"a.parquet#{row}", "x")
+    reads.clear()
+    for row in (26, 36, 16):
+        pairs.fetch_image(f"a.parquet#{row}", "x")
+    assert reads == [16]
