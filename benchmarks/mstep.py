@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -34,6 +35,8 @@ from ortho_core.assignments import Assignments
 from ortho_core.decoding import to_images
 from ortho_core.generators import load_generator
 from ortho_core.generators.base import Condition
+from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+from ortho_core.generators.one_step import OneStep
 from ortho_core.lora import Lora, add_lora
 from ortho_core.m_step import MStep, MStepConfig, make_optimizer
 from ortho_core.matched_data import MatchedData, to_batch
@@ -184,19 +187,14 @@ def workers(assignments: Path, folder: Path, batch_size: int, epochs: int, round
     return {"images_per_second": {"1": one, "2": two}, "two_over_one": two / one, "losses_apart": apart}
 
 
-class Network:
+class Network(DiffusersGenerator):
     """A generator's network by itself: text encoders and autoencoder are not on the device while a model trains."""
 
-    def __init__(self, trainable: Any) -> None:
-        self.trainable = trainable
-
-    def denoise(self, noise: torch.Tensor, condition: Condition) -> torch.Tensor:
-        tensors = dict(condition.tensors)
-        states = tensors.pop("encoder_hidden_states")
-        output = self.trainable(
-            noise.to(states.dtype), 999, encoder_hidden_states=states, added_cond_kwargs=tensors, return_dict=False
-        )[0]
-        return 0.5 * noise + 0.5 * output.float()
+    def __init__(self, unet: Any) -> None:
+        side = unet.config.sample_size
+        self.pipeline, self._trainable = SimpleNamespace(unet=unet), unet
+        self._latent_shape, self._image_size = (4, side, side), (8 * side, 8 * side)
+        self.step = OneStep(timestep=999, input_scale=1.0, noise_weight=0.5, output_weight=0.5)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -241,7 +239,7 @@ def update_at_size(shape: dict[str, Any], device: torch.device, rank: int, rows:
     network: Any = random_unet(shape, device).requires_grad_(False)
     frozen = None if rank else FrozenTeacher(random_unet(shape, device))
     torch.set_default_dtype(usual)
-    generator: Any = Network(network)
+    generator = Network(network)
     if rank:
         with patch.object(nn.Module, "to", lambda self, *_, **__: self):  # PEFT moves layers to where they already are
             add_lora(network, Lora(rank, float(rank)), 0)
@@ -265,6 +263,17 @@ def update_at_size(shape: dict[str, Any], device: torch.device, rank: int, rows:
     return once
 
 
+def counted_peak(shape: dict[str, Any], rank: int, rows: int) -> int:
+    """Most bytes alive at once during two updates, the second of which has optimiser state from the start."""
+    with LiveBytes() as counted:
+        once = update_at_size(shape, torch.device("cpu"), rank, rows)
+        gc.collect()
+        counted.peak = counted.live
+        for _ in range(2):
+            once()
+    return counted.peak
+
+
 def memory(rows: int, rank: int, small: bool) -> dict[str, Any]:
     """Peak of an update of all weights and of an adapter's, in GiB."""
     cuda = torch.cuda.is_available()
@@ -282,14 +291,8 @@ def memory(rows: int, rank: int, small: bool) -> dict[str, Any]:
             gc.collect()
             torch.cuda.empty_cache()
         else:
-            with without_numbers, LiveBytes() as counted:
-                once = update_at_size(shape, torch.device("cpu"), size, rows)
-                gc.collect()
-                counted.peak = counted.live
-                for _ in range(2):
-                    once()
-            peak = counted.peak
-            del once
+            with without_numbers:
+                peak = counted_peak(shape, size, rows)
             gc.collect()
         found[f"{name}_gib"] = peak / 2**30
     return {**found, "lora_over_full": found["lora_gib"] / found["full_gib"]}
@@ -302,7 +305,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16], help="of the first two tables")
     parser.add_argument("--epochs", type=int, default=6, help="of the runs of the workers table")
     parser.add_argument("--rounds", type=int, default=30, help="updates of each kind (the workers table: a tenth)")
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=16, help="of the adapter in the memory table")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4], help="rows at once, and preserve rows, in it")
     parser.add_argument("--small", action="store_true", help="the memory table in miniature")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -319,7 +323,7 @@ def main() -> None:
         if "workers" in chosen:
             found["workers"] = workers(assignments, folder, args.batch_size, args.epochs, max(1, args.rounds // 10))
     if "memory" in chosen:
-        found["memory"] = memory(1, args.rank, args.small)
+        found["memory"] = [memory(rows, args.rank, args.small) for rows in args.rows]
     print(json.dumps(found, indent=1))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 
 from ortho_core.assignments import CACHE_BYTES, FORMAT, Assignments
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.generators.base import image_size_of, latent_shape_of, model_fingerprint
+from ortho_core.generators.base import base_folder_of, image_size_of, latent_shape_of, model_fingerprint
 from ortho_core.lora import Lora, lora_of
 from ortho_core.m_step import MStepConfig
 from ortho_core.matched_data import MatchedData, read_prompts
@@ -132,6 +132,11 @@ class TrainJob(TrainSettings):
         None, description="model f_0 that the preserve terms hold to (default: --model)"
     )
 
+    @property
+    def title(self) -> str:
+        """What people call the run: in EM every M-step's folder is called `train`."""
+        return "/".join(self.out.parts[-2:])
+
 
 #: Options that decide how fast a run goes or what it tells, not what comes out of it.
 INDIFFERENT = {
@@ -234,9 +239,11 @@ def images_of(assignments: str, pairs: str | None) -> PairSet:
 def plan(job: TrainJob) -> dict[str, Any]:
     """What a dry run prints."""
     content, _ = make_plan(job)
-    size = sum(f.stat().st_size for f in job.model.rglob("*") if f.is_file())
     kept = (2 + (job.epochs // job.save_every if job.save_every else 0)) * (2 if job.ema else 1)
-    return {**content, "bytes_of_checkpoints_about": size * kept, "out": str(job.out)}
+    if not job.lora_rank or job.lora_merge:  # adapters are small beside these
+        size = sum(f.stat().st_size for f in base_folder_of(job.model).rglob("*") if f.is_file())
+        content["bytes_of_checkpoints_about"] = size * kept
+    return {**content, "model_folders": kept, "rows_at_once_on_each_worker": job.rows_at_once, "out": str(job.out)}
 
 
 def run(job: TrainJob) -> int:

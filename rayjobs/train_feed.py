@@ -70,6 +70,7 @@ def feed(
     context.execution_options.preserve_order = True
     context.target_max_block_size = BLOCK_BYTES
     context.execution_no_progress_timeout_s = patience_s
+    context.raise_original_map_exception = True  # else what the reader raised arrives as text alone
     updates = [{"update": u} for u in range(start, stop)]
     shares = ray.data.from_items(updates, override_num_blocks=min(len(updates), MOST_BLOCKS)).map_batches(
         ShareReader,
@@ -83,9 +84,6 @@ def feed(
         for row in shares.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=AHEAD):
             yield Share.of_row(row)
     except ray.exceptions.RayTaskError as error:
-        cause: Any = error
-        while (inner := getattr(cause, "cause", None)) is not None:
-            cause = inner
-        if isinstance(cause, UserError):
-            raise UserError(str(cause)) from error
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from error
         raise

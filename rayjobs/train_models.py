@@ -73,7 +73,7 @@ class ModelFolders:
         sealed, job = self.sealed, self.job
         matched = "matched noise (latent-matched SFT)" if job.noise == "matched" else "random noise (direct SFT)"
         return model_card(
-            f"{job.out.name} {name}",
+            f"{job.title} {name}",
             base=str(base_folder_of(job.model)),
             facts={
                 "trained on": f"{sealed['rows']} assignments, {matched}",

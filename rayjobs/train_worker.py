@@ -186,7 +186,7 @@ class Training:
                 sweep_partial(job.out)
                 run_id = fingerprint([self.sealed["run_fingerprint"], str(job.out)])
                 self.trackers = stack.enter_context(
-                    Trackers(job, job.out, job.out.name, self.sealed, run_id, self.resumed_at)
+                    Trackers(job, job.out, job.title, self.sealed, run_id, self.resumed_at)
                 )
             speed = self._train()
         losses = [e["loss"] for e in self.epochs]
@@ -232,7 +232,7 @@ class Training:
         epoch_ends = self.update % self.data.order.updates == 0
         if self.update % job.log_every == 0 or epoch_ends:
             self._log(outcome)
-        if self.prompts.quiet_calls == QUIET_UPDATES:
+        if self.prompts.quiet_calls >= QUIET_UPDATES and self.update % QUIET_UPDATES == 0:
             self._rest(text=True)
         due = self.update % job.checkpoint_every == 0 if job.checkpoint_every else epoch_ends
         validate = self.update % job.validate_every == 0 if job.validate_every else epoch_ends

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks import mstep
 from benchmarks.problem import FORWARD, Curve, Problem
 from benchmarks.rivals import RIVALS, best_of, from_noise, ours
 from tests.conftest import ROOT
@@ -88,3 +89,22 @@ def test_the_scale_program_runs_in_miniature(tmp_path):
     run("assign_scale", *argv)
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert (rows["few"]["shards"], rows["many"]["shards"]) == (4, 7)
+
+
+def test_memory_counted_without_numbers_is_that_of_real_tensors():
+    from torch._subclasses import FakeTensorMode
+
+    for rank in (0, 4):
+        with FakeTensorMode():
+            without = mstep.counted_peak(mstep.SMALL, rank, 1)
+        assert without == pytest.approx(mstep.counted_peak(mstep.SMALL, rank, 1), rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_training_program_compares_with_what_it_says(tmp_path):
+    argv = ["--only", "parts", "reference", "--batch-sizes", "2", "--rounds", "1", "--out", str(tmp_path / "x.json")]
+    run("mstep", *argv)
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["parts"]["2"]["over_bare"] > 0
+    table = found["reference"]["2"]
+    assert table["over_reference"] == pytest.approx(table["images_per_second"] / table["reference_images_per_second"])

@@ -17,7 +17,7 @@ from ortho_core.errors import RunFailed
 from ortho_core.m_step import MStep
 from rayjobs.train import make_plan, run
 from rayjobs.train_worker import STOPPED
-from tests.rayjobs.training import altered, assert_same_weights, history, job, losses, summary
+from tests.rayjobs.training import altered, assert_same_lines, assert_same_weights, history, job, losses, summary
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 #: Forty-eight updates in four epochs, a state after every fifth: the kill is in the midst of an epoch.
@@ -34,8 +34,7 @@ def undisturbed(assigned, tiny_turbo, tmp_path_factory, ray_session):
 def assert_same_run(out, other):
     ours, theirs = history(out), history(other)
     assert [line["update"] for line in ours] == list(range(1, 49))
-    for line, expected in zip(ours, theirs, strict=True):
-        assert line == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert_same_lines(ours, theirs, 1e-5)
     assert losses(out) == pytest.approx(losses(other), abs=1e-5)
     assert_same_weights(out / "checkpoint-final", other / "checkpoint-final", 1e-4)
     assert not list(out.glob(".*.partial"))
@@ -107,8 +106,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_told(trained, assigned, ti
     means = [np.mean([line["loss"] for line in lines[k : k + 3] if np.isfinite(line["loss"])]) for k in (0, 3)]
     assert losses(tmp_path / "out") == pytest.approx(means, rel=1e-6)
     # Until then, it is the run without the fault.
-    for line, expected in zip(lines[: hit[0] - 1], history(trained), strict=False):
-        assert line == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert_same_lines(lines[: hit[0] - 1], history(trained), 1e-5)
     assert (tmp_path / "out" / "train_history.png").is_file()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from ortho_core.assignments import Assignments, Failure, encode_part, read_part
@@ -43,6 +44,15 @@ def losses(out: Path) -> list[float]:
 def history(out: Path, group: str = "train") -> list[dict[str, Any]]:
     lines = map(json.loads, (out / "train_history.jsonl").read_text().splitlines())
     return [line for line in lines if line["group"] == group]
+
+
+def assert_same_lines(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float) -> None:
+    """Of a log, as far as both go."""
+    for line, other in zip(ours, theirs, strict=False):
+        assert (line["update"], line["group"]) == (other["update"], other["group"])
+        for name, value in other.items():
+            if name != "group":
+                assert line[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (line["update"], name)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
