@@ -65,8 +65,10 @@ class Validation:
             return replace(made, before=made._denoise(generator, prompts, made.random))
 
     def _denoise(self, generator: OneStepGenerator, prompts: PromptCache, noise: Tensor) -> Tensor:
-        parts = [slice(k, k + self.batch_size) for k in range(0, len(noise), self.batch_size)]
-        return torch.cat([generator.denoise(noise[part], prompts(self.prompts[part])) for part in parts])
+        N = len(noise)
+        parts = [slice(k, min(k + self.batch_size, N)) for k in range(0, N, self.batch_size)]
+        texts = self.prompts[: len(noise)]
+        return torch.cat([generator.denoise(noise[part], prompts(texts[part])) for part in parts])
 
     @torch.no_grad()
     def measure(self, generator: OneStepGenerator, prompts: PromptCache) -> tuple[np.ndarray, Tensor]:

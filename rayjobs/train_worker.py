@@ -73,7 +73,7 @@ def out_of_memory(job: Any) -> str:
     ]
     return (
         f"GPU memory ran out with {job.rows_at_once} rows at once on each worker (--batch-size {job.batch_size} over "
-        f"{job.num_workers} workers in {job.gradient_accumulation_steps} micro-batches); to need less: "
+        f"{job.world} workers in {job.gradient_accumulation_steps} micro-batches); to need less: "
         + ", ".join(r for r in remedies if r)
     )
 

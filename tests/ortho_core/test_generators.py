@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ortho_core.errors import UserError
 from ortho_core.generators import load_generator, model_fingerprint
-from ortho_core.generators.base import latent_shape_of
+from ortho_core.generators.base import image_size_of, latent_shape_of
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 from ortho_core.generators.one_step import OneStep
 from ortho_core.lora import Lora, add_lora
@@ -251,6 +251,26 @@ def test_parked_parts_return_to_the_gpu(tiny_turbo, batch):
         after = one.encode_prompts(PROMPTS), one.decode(one.encode_images(images))
     assert all(torch.equal(before[0].tensors[name], tensor) for name, tensor in after[0].tensors.items())
     torch.testing.assert_close(after[1], before[1])
+
+
+def test_the_sizes_are_read_from_the_configurations_alone(generator, tiny_turbo, stable_diffusion, tmp_path):
+    for model, loaded in ((tiny_turbo, generator), (stable_diffusion, load_generator(stable_diffusion))):
+        assert image_size_of(model) == loaded.image_size
+        assert latent_shape_of(model) == loaded.latent_shape
+    oblong = tmp_path / "oblong"
+    for part in ("unet", "vae"):
+        (oblong / part).mkdir(parents=True)
+        shutil.copy(tiny_turbo / part / "config.json", oblong / part)
+    shutil.copy(tiny_turbo / "model_index.json", oblong)
+    config = json.loads((oblong / "unet" / "config.json").read_text())
+    (oblong / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": [8, 16]}))
+    assert (latent_shape_of(oblong), image_size_of(oblong)) == ((4, 8, 16), (32, 64))
+    (oblong / "vae" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"vae/config\.json does not state the autoencoder's blocks"):
+        image_size_of(oblong)
+    (oblong / "vae" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"vae/config\.json cannot be read"):
+        image_size_of(oblong)
 
 
 def test_truncated_prompts_are_counted(generator):

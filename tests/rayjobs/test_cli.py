@@ -56,6 +56,21 @@ def test_dry_run_and_print_config_are_yaml_and_write_nothing(capsys, digits, tin
     assert not (tmp_path / "out").exists()
 
 
+def test_training_can_be_described_without_being_done(capsys, assigned, tiny_turbo, tmp_path):
+    argv = ["train", "--assignments", str(assigned[1]), "--model", str(tiny_turbo), "--out", str(tmp_path / "out")]
+    argv += ["--lora-targets", "to_q,to_k", "--lora-rank", "2", "--epochs", "3", "--batch-size", "12"]
+    assert main([*argv, "--dry-run"]) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert (said["rows"], said["updates"], said["config"]["lora_targets"]) == (24, 6, ["to_q", "to_k"])
+    assert main([*argv, "--print-config"]) == 0
+    (tmp_path / "job.yaml").write_text(capsys.readouterr().out)
+    assert main(["train", "--config", str(tmp_path / "job.yaml"), "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == said
+    assert main([*argv, "--batch-size", "7", "--num-workers", "2", "--dry-run"]) == 1
+    assert capsys.readouterr().err == "ortho train: --batch-size: 7 does not divide among 2 workers\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_generate_makes_the_same_images_for_any_count(tiny_turbo, tmp_path):
     argv = ["generate", "--model", str(tiny_turbo), "--prompt", "a red handwritten two on a black background"]
     assert main([*argv, "--count", "3", "--out", str(tmp_path / "a")]) == 0

@@ -5,6 +5,7 @@ from ortho_core.errors import UserError
 from rayjobs.em import EmJob
 from rayjobs.evaluate import EvaluateJob
 from rayjobs.options import as_yaml, parse
+from rayjobs.train import TrainJob
 
 NEEDED = ["--pairs", "p", "--model", "m", "--work-dir", "w"]
 
@@ -37,6 +38,42 @@ def test_what_is_printed_is_what_is_read_back(tmp_path):
     job = em("--assign.steps", "9", "--train.lr", "3e-4")
     (tmp_path / "job.yaml").write_text(as_yaml(job))
     assert parse(EmJob, ["--config", str(tmp_path / "job.yaml")], "em").job == job
+
+
+def train(*argv):
+    return parse(TrainJob, ["--assignments", "a", "--model", "m", "--out", "o", *argv], "train").job
+
+
+def test_lists_and_files_of_training_are_read_and_printed_so_that_they_are_read_back(tmp_path):
+    assert train().targets == ("to_q", "to_k", "to_v", "to_out.0")
+    job = train("--lora-targets", "to_q, to_k", "--preserve-prompts", "some/file", "--lora-rank", "4", "--ema")
+    assert (job.targets, job.alpha, str(job.preserve_prompts), job.ema) == (("to_q", "to_k"), 4.0, "some/file", True)
+    assert train("--preserve-prompts", "none").preserve_prompts is None
+    (tmp_path / "job.yaml").write_text(as_yaml(job))
+    assert yaml.safe_load(as_yaml(job))["lora_targets"] == ["to_q", "to_k"]
+    assert parse(TrainJob, ["--config", str(tmp_path / "job.yaml")], "train").job == job
+    nested = em("--train.lora-targets", "to_q,to_k", "--train.lora-rank", "2")
+    assert nested.train.targets == ("to_q", "to_k")
+    (tmp_path / "em.yaml").write_text(as_yaml(nested))
+    assert parse(EmJob, ["--config", str(tmp_path / "em.yaml")], "em").job == nested
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--parallel", "tp"], "--parallel: 'tp' is not accepted: 'ddp' or 'fsdp'"),
+        (["--ema-decay", "1"], "--ema-decay: '1' is not accepted: less than 1"),
+        (["--gradient-accumulation-steps", "0"], "--gradient-accumulation-steps: '0' is not accepted: greater than or"),
+        (["--lora-alpha", "0"], "--lora-alpha: '0' is not accepted: greater than 0"),
+        (["--wandb", "a/b/c"], "'a/b/c' is not a project of Weights & Biases"),
+        (["--preserve-batchsize", "3"], "did you mean --preserve-batch-size?"),
+    ],
+)
+def test_what_is_wrong_with_training_options_is_said_in_one_line(argv, says):
+    with pytest.raises(UserError) as raised:
+        train(*argv)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_models_are_named_or_take_their_folders_name():
