@@ -34,10 +34,10 @@ def model_card(
     parts = [
         f"---\n{front}---\n\n# {title}\n\nA one-step generator fine-tuned with Ortho.\n",
         _table(("", ""), facts),
-        "\n## Metrics\n",
+        "## Metrics\n",
         _table(("metric", "value"), {name: f"{value:.5g}" for name, value in metrics.items()}),
-        f"\n## Use\n\n{use}\n",
-        f"\n## Configuration\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=True)}```\n",
+        f"## Use\n\n{use}\n",
+        f"## Configuration\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=True)}```\n",
     ]
     return "\n".join(parts)
 

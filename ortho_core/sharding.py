@@ -17,5 +17,6 @@ def shard(network: nn.Module, device: torch.device, workers: int) -> nn.Module:
     inner = [u for u in units if not any(m is not u and type(m).__name__ in names for m in u.modules())]
     for unit in inner:
         fully_shard(unit, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # Else what is in no unit stays gathered after a pass without gradients, and misses weights that are lent meanwhile.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network

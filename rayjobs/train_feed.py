@@ -7,7 +7,6 @@ which noise is decided by the seed, so neither the number of workers nor a resta
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import ray
@@ -85,5 +84,5 @@ def feed(
             yield Share.of_row(row)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from error
+            raise UserError(str(error.cause).splitlines()[0]) from error  # Ray adds lines of its own
         raise

@@ -203,7 +203,7 @@ class Training:
         }
 
     def _train(self) -> float | None:
-        """All updates that are left, and the final folders. Returns rows per second, without start, validation, saving."""
+        """All updates that are left. Returns rows per second, without start, validation and saving."""
         job, started, first = self.job, None, 0
         self._rest(autoencoder=True)
         if self.update == 0 and self.validation is not None:
@@ -214,7 +214,6 @@ class Training:
                 started, first, self.paused = time.monotonic(), self.update, 0.0
         rows = job.batch_size * (self.update - first) if started is not None else 0
         elapsed = time.monotonic() - started - self.paused if started is not None else 0.0
-        self.folders.save(["final"], self.update, self._latest())
         return rows / elapsed if rows else None
 
     def _train_on(self, share: Share) -> None:
@@ -237,12 +236,14 @@ class Training:
         due = self.update % job.checkpoint_every == 0 if job.checkpoint_every else epoch_ends
         validate = self.update % job.validate_every == 0 if job.validate_every else epoch_ends
         before = time.monotonic()
-        if epoch_ends:
-            self._end_epoch()
+        names = self._end_epoch() if epoch_ends else []
         if self.validation is not None and (validate or self.update == self.updates):
-            self._validate()
-        if epoch_ends:
-            self._save_epoch()
+            names += self._validate()
+        if self.update == self.updates:
+            names.append("final")
+        if names:
+            self.folders.save(names, self.update, self._latest())
+        # After the folders: a run that goes on from here need not write them again.
         if due or self.update == self.updates:
             self._checkpoint()
         self.paused += time.monotonic() - before
@@ -285,25 +286,24 @@ class Training:
             stream.write(json.dumps({"update": self.update, "group": group, **values}) + "\n")
         self.trackers.log(self.update, {f"{group}/{name}": value for name, value in values.items()})
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> list[str]:
+        """Its mean losses, and the folders that are due; where there is no validation, the loss says which is best."""
         sums = sum(self._from_all(self.sums))
+        if not sums[-1]:
+            raise RunFailed(
+                f"no update of epoch {len(self.epochs) + 1} had a finite gradient; a lower --lr is the usual remedy"
+            )
         self.sums = np.zeros(len(TERMS) + 1)
-        means = sums[:-1] / sums[-1] if sums[-1] else np.full(len(TERMS), np.nan)
-        self.epochs.append(dict(zip(TERMS, means.tolist(), strict=True)))
-
-    def _save_epoch(self) -> None:
-        """The epoch's folder, and where there is no validation to choose the best by, the loss does."""
+        self.epochs.append(dict(zip(TERMS, (sums[:-1] / sums[-1]).tolist(), strict=True)))
         number, losses = len(self.epochs), [e["loss"] for e in self.epochs]
         names = [f"epoch-{number:03d}"] if self.job.save_every and number % self.job.save_every == 0 else []
-        if self.validation is None and losses[-1] == min(losses):
-            names.append("best")
-        if names:
-            self.folders.save(names, self.update, self._latest())
+        return [*names, "best"] if self.validation is None and losses[-1] == min(losses) else names
 
     @torch.no_grad()
-    def _validate(self) -> None:
-        """Measure on the held-out rows; the lowest error so far becomes `checkpoint-best`."""
+    def _validate(self) -> list[str]:
+        """Measure on the held-out rows; the lowest error so far is due as `checkpoint-best`."""
         assert self.validation is not None
+        sharded = self.job.parallel == "fsdp"  # such a network computes on all workers or on none
         network = self.generator.trainable.eval()
         values, samples = self._measured("")
         if self.step.ema is not None:
@@ -311,9 +311,7 @@ class Training:
                 values |= self._measured("ema_")[0]
         self.validations.append({"update": self.update, **values})
         self._write(values, "validation")
-        if (
-            self.trackers is not None or self.job.parallel == "fsdp"
-        ):  # a sharded network computes on all workers or none
+        if self.trackers is not None or sharded:
             with self.step.autocast():
                 rows = self.validation.picture(self.generator, self.prompts, samples)
         if self.trackers is not None:
@@ -323,8 +321,8 @@ class Training:
             self.trackers.image(self.update, "validation/samples", np.asarray(sheet))
         network.train()
         self._rest(autoencoder=True)
-        if self.update and values["latent"] == min(v["latent"] for v in self.validations if v["update"]):
-            self.folders.save(["best"], self.update, self._latest())
+        best = self.update and values["latent"] == min(v["latent"] for v in self.validations if v["update"])
+        return ["best"] if best else []
 
     def _measured(self, prefix: str) -> tuple[dict[str, float], torch.Tensor]:
         assert self.validation is not None

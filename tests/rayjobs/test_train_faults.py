@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -20,8 +21,8 @@ from rayjobs.train_worker import STOPPED
 from tests.rayjobs.training import altered, assert_same_lines, assert_same_weights, history, job, losses, summary
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-#: Forty-eight updates in four epochs, a state after every fifth: the kill is in the midst of an epoch.
-LONG = {"epochs": 4, "batch_size": 2, "checkpoint_every": 5, "lr": 1e-4, "save_every": 1}
+#: Seventy-two updates in six epochs, a state after every fifth: the kill is in the midst of an epoch.
+LONG = {"epochs": 6, "batch_size": 2, "checkpoint_every": 5, "lr": 1e-4, "save_every": 1}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def undisturbed(assigned, tiny_turbo, tmp_path_factory, ray_session):
 
 def assert_same_run(out, other):
     ours, theirs = history(out), history(other)
-    assert [line["update"] for line in ours] == list(range(1, 49))
+    assert [line["update"] for line in ours] == list(range(1, 73))
     assert_same_lines(ours, theirs, 1e-5)
     assert losses(out) == pytest.approx(losses(other), abs=1e-5)
     assert_same_weights(out / "checkpoint-final", other / "checkpoint-final", 1e-4)
@@ -41,14 +42,17 @@ def assert_same_run(out, other):
     assert not (out / "state").exists()
 
 
-def wait_for_updates(out, count, alive):
-    """Until the log has so many updates and a state of some of them is saved."""
-    deadline = time.monotonic() + 240
-    while alive() and time.monotonic() < deadline:
-        lines = (out / "train_history.jsonl").read_text().count("\n") if (out / "train_history.jsonl").exists() else 0
-        if lines >= count and list(out.glob("state/checkpoint_*/state.pt")):
-            return
+def wait_for_the_second_epoch(out, alive):
+    """Until a state from the midst of it is where a restart looks for one."""
+    deadline, update = time.monotonic() + 240, 0
+    while update < 13 and alive() and time.monotonic() < deadline:
         time.sleep(0.02)
+        try:
+            snapshot = json.loads((out / "state" / "checkpoint_manager_snapshot.json").read_text())
+            folder = Path(snapshot["checkpoint_results"][-1]["checkpoint_dir_name"])
+            update = torch.load(out / "state" / folder / "state.pt", weights_only=True)["update"]
+        except (OSError, ValueError, IndexError, RuntimeError, EOFError):
+            continue  # not yet, or just replaced by the next
 
 
 def stamp(out):
@@ -59,7 +63,7 @@ def test_a_killed_worker_is_started_again_and_goes_on(undisturbed, assigned, tin
     out, seen = tmp_path / "out", {}
 
     def kill():
-        wait_for_updates(out, 17, lambda: True)
+        wait_for_the_second_epoch(out, lambda: True)
         children = psutil.Process(os.getpid()).children(recursive=True)
         (worker,) = [p for p in children if "RayTrainWorker" in " ".join(p.cmdline())]
         seen["folder"] = stamp(out)
@@ -79,7 +83,7 @@ def test_a_killed_driver_is_resumed(undisturbed, assigned, tiny_turbo, tmp_path)
     options = {k: v for k, v in one.model_dump(mode="json").items() if v is not None and k != "lora_targets"}
     argv = [sys.executable, "-m", "rayjobs.train", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
     driver = subprocess.Popen(argv, env={**os.environ, "RAY_ADDRESS": "local"}, start_new_session=True)
-    wait_for_updates(out, 17, lambda: driver.poll() is None)
+    wait_for_the_second_epoch(out, lambda: driver.poll() is None)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     assert not (out / "train_summary.json").exists()

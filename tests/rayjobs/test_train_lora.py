@@ -83,7 +83,10 @@ def test_a_run_from_an_adapter_goes_on_with_it(adapted, assigned, tiny_turbo, tm
         ({"lora_rank": 0}, r"is a LoRA adapter: go on with it \(--lora-rank 2\), or merge it first"),
         ({"lora_rank": 4}, r"has an adapter of Lora\(rank=2, .* which is not the Lora\(rank=4, .* asked for"),
         ({"lora_rank": 2, "lora_alpha": 4.0}, r"alpha=2\.0, .* alpha=4\.0, "),
-        ({"lora_rank": 2, "lora_targets": ("to_q",)}, r"which is not the Lora\(rank=2, alpha=2\.0, targets=\('to_q',\)"),
+        (
+            {"lora_rank": 2, "lora_targets": ("to_q",)},
+            r"which is not the Lora\(rank=2, alpha=2\.0, targets=\('to_q',\)",
+        ),
     ],
 )
 def test_another_adapter_than_the_models_own_is_refused(adapted, assigned, tmp_path, options, says):

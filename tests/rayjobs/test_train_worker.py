@@ -40,7 +40,9 @@ def test_where_memory_runs_out_what_is_not_on_yet_is_offered(options, left_out):
 
 def test_where_memory_runs_out_it_says_how_much_was_computed_at_once():
     said = out_of_memory(one(batch_size=32, num_workers=2, gradient_accumulation_steps=4))
-    assert said.startswith("GPU memory ran out with 4 rows at once on each worker (--batch-size 32 over 2 workers in 4 ")
+    assert said.startswith(
+        "GPU memory ran out with 4 rows at once on each worker (--batch-size 32 over 2 workers in 4 "
+    )
     assert "over 1 workers in 1 micro-batches" in out_of_memory(one(num_workers=0))
 
 
