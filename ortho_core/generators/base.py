@@ -247,11 +247,12 @@ def model_fingerprint(folder: str | Path) -> str:
         files = [folder / LORA_WEIGHTS]
         digest.update(f"base_fingerprint\0{recorded}\0".encode())
     for file in files:
-        digest.update(f"{file.relative_to(folder)}\0{_content_hash(file)}\0".encode())
+        digest.update(f"{file.relative_to(folder)}\0{content_hash(file)}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def _content_hash(file: Path) -> str:
+def content_hash(file: Path) -> str:
+    """SHA-256 of a file, which is not read again while it has not changed."""
     status = file.stat()
     return _hash_once(str(file.absolute()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 

@@ -1,0 +1,80 @@
+"""`aesthetic`: the improved aesthetic predictor, how well people would rate the picture, whatever it shows.
+
+Axes: B images, 3 × Y × X the image, E the CLIP embedding, P prompts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ortho_core.errors import UserError
+from ortho_core.rewards.base import Scoring, check_files, frozen, load_weights, read_weights
+from ortho_core.rewards.clip import ClipTower
+
+WEIGHTS = "sac+logos+ava1-l14-linearMSE.pth"
+ORIGIN = "the improved aesthetic predictor (christophschuhmann/improved-aesthetic-predictor)"
+
+
+class AestheticPredictor(nn.Module):
+    """Linear layers E → 1024 → 128 → 64 → 16 → 1 with dropout between the first, named as the published weights are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # No activations: the published predictor has none.
+        self.layers = nn.Sequential(
+            nn.Linear(width, 1024),
+            nn.Dropout(0.2),
+            nn.Linear(1024, 128),
+            nn.Dropout(0.2),
+            nn.Linear(128, 64),
+            nn.Dropout(0.1),
+            nn.Linear(64, 16),
+            nn.Linear(16, 1),
+        )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(B,) of unit embeddings (B, E)."""
+        score: Tensor = self.layers(embedding)
+        return score[:, 0]
+
+
+class Aesthetic(Scoring):
+    """`aesthetic`: the predictor's rating, about 1 to 10; the prompt plays no part in it."""
+
+    name = "aesthetic"
+
+    def __init__(self, tower: ClipTower, predictor: AestheticPredictor) -> None:
+        self.tower, self.predictor = tower, predictor
+
+    @staticmethod
+    def load(folder: Path, tower: ClipTower, device: str | torch.device = "cpu", dtype: str = "float32") -> "Aesthetic":
+        """Raises UserError if the weights are missing or do not belong to the tower's CLIP model."""
+        check_files(folder, "aesthetic", [(WEIGHTS,)], ORIGIN)
+        file = folder / WEIGHTS
+        weights = read_weights(file, "aesthetic")
+        first = weights.get("layers.0.weight")
+        if isinstance(first, Tensor) and first.ndim == 2 and first.shape[1] != tower.width:
+            raise UserError(
+                f"reward aesthetic: {file} rates embeddings of length {first.shape[1]}, and those of the CLIP model given "
+                f"have {tower.width}; accepted: the CLIP model it was made for (the published one: CLIP ViT-L/14)"
+            )
+        predictor = AestheticPredictor(tower.width)
+        load_weights(predictor, weights, file, "aesthetic")
+        # A few layers on an embedding of float32 at least: half precision would save nothing and cost resolution.
+        exact = "float64" if dtype == "float64" else "float32"
+        return Aesthetic(tower, frozen(predictor, device, exact))
+
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """`nothing`: (P, 0), for a batch's rows to be counted by."""
+        return {"nothing": torch.zeros(len(prompts), 0, device=self.tower.model.device)}
+
+    def score_embedding(self, embedding: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
+        """(B,) of unit embeddings (B, E)."""
+        score: Tensor = self.predictor(embedding)
+        return score
+
+    def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
+        """(B,) of images (B, 3, Y, X) in [0, 1]."""
+        return self.score_embedding(self.tower.embed_images(images), encoded)

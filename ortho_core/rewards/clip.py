@@ -1,0 +1,170 @@
+"""CLIP models in transformers' format, and `clip`: how well the image fits its prompt, by CLIP's own measure.
+
+Axes: B images, 3 × Y × X the image, E the joint embedding, P prompts, L tokens.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ortho_core.errors import UserError
+from ortho_core.rewards.base import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Preprocessing,
+    Scoring,
+    check_files,
+    cosine,
+    frozen,
+    in_chunks,
+    unit,
+)
+
+#: What a folder must hold, one file of each line.
+CLIP_FILES = (
+    ("config.json",),
+    ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ("preprocessor_config.json",),
+    ("tokenizer.json", "vocab.json"),
+)
+ORIGIN = "CLIP ViT-L/14 (openai/clip-vit-large-patch14)"
+BICUBIC = 3  # PIL's number, which preprocessor_config.json states
+
+
+class ClipTower:
+    """One CLIP model, frozen: unit embeddings of images and of prompts in the space that both share."""
+
+    def __init__(self, model: Any, tokenizer: Any, preprocess: Preprocessing) -> None:
+        self.model, self.tokenizer, self.preprocess = model, tokenizer, preprocess
+
+    @staticmethod
+    def load(
+        folder: Path, reward: str, origin: str, device: str | torch.device = "cpu", dtype: str = "float32"
+    ) -> "ClipTower":
+        """Raises UserError if the folder is no CLIP model's; `origin` says whose files belong there."""
+        check_files(folder, reward, CLIP_FILES, origin)
+        _check_model_type(folder / "config.json", reward)
+        from transformers import AutoTokenizer, CLIPModel  # takes seconds; one who only parses does not need it
+
+        try:
+            model = CLIPModel.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # of damaged files every library raises its own kind
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"reward {reward}: {folder} cannot be loaded as a CLIP model: {reason}") from error
+        preprocess = read_preprocessing(folder / "preprocessor_config.json", reward)
+        size = model.config.vision_config.image_size
+        if preprocess.size != size:
+            raise UserError(
+                f"reward {reward}: {folder / 'preprocessor_config.json'} makes images of {preprocess.size} pixels, and the "
+                f"model of that folder sees {size}; accepted: {size}"
+            )
+        return ClipTower(frozen(model, device, dtype), tokenizer, preprocess)
+
+    @property
+    def width(self) -> int:
+        """E, the length of an embedding."""
+        return int(self.model.config.projection_dim)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """What the model multiplies its cosines by, 100 in most models."""
+        scale: Tensor = self.model.logit_scale.exp()
+        return scale.to(torch.promote_types(scale.dtype, torch.float32))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Unit embeddings (B, E) of images (B, 3, Y, X) in [0, 1], with gradients."""
+        pixels = self.preprocess(images).to(self.model.dtype)
+        return unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
+
+    def embed_prompts(self, prompts: list[str]) -> Tensor:
+        """Unit embeddings (P, E); a prompt longer than the text encoder's window loses its end."""
+        return in_chunks(self._embed_prompts, prompts)
+
+    def _embed_prompts(self, prompts: list[str]) -> Tensor:
+        # All padded to the window, not to the longest of the batch, so that a prompt's row is the same in any company.
+        window = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=window, return_tensors="pt"
+        ).to(self.model.device)
+        features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return unit(features.pooler_output)
+
+
+@runtime_checkable
+class EmbeddingReward(Protocol):
+    """A reward that sees the image through a CLIP tower alone, so that several of them can share one embedding of it."""
+
+    tower: ClipTower
+
+    def score_embedding(self, embedding: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
+        """(B,) of the tower's unit embeddings (B, E) of the images."""
+        ...
+
+
+class Clip(Scoring):
+    """`clip`: the cosine between the embeddings of image and prompt, in [-1, 1]; not multiplied by the model's scale.
+
+    CLIP ViT-L/14 gives about 0.15 to a picture of something else and 0.3 to one that fits.
+    """
+
+    name = "clip"
+
+    def __init__(self, tower: ClipTower) -> None:
+        self.tower = tower
+
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """`text`: unit embeddings (P, E)."""
+        return {"text": self.tower.embed_prompts(prompts)}
+
+    def score_embedding(self, embedding: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
+        """(B,) of unit embeddings (B, E)."""
+        return cosine(embedding, encoded["text"])
+
+    def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
+        """(B,) of images (B, 3, Y, X) in [0, 1]."""
+        return self.score_embedding(self.tower.embed_images(images), encoded)
+
+
+def read_preprocessing(file: Path, reward: str) -> Preprocessing:
+    """What a `preprocessor_config.json` asks for. Raises UserError for anything but the preprocessing of CLIP's kind."""
+    config = _read_json(file, reward)
+    size = config.get("size", 224)
+    if isinstance(size, dict):
+        size = size.get("shortest_edge")
+    crop = config.get("crop_size", size)
+    if isinstance(crop, dict):
+        crop = crop.get("height") if crop.get("height") == crop.get("width") else None
+    steps = ("do_resize", "do_center_crop", "do_normalize")
+    wrong = [f"{step} is {config[step]}" for step in steps if not config.get(step, True)]
+    if config.get("resample", BICUBIC) != BICUBIC:
+        wrong.append(f"resample is {config['resample']}")
+    if not isinstance(size, int) or size != crop:
+        wrong.append(f"size is {config.get('size')} and crop_size {config.get('crop_size')}")
+    if wrong:
+        raise UserError(
+            f"reward {reward}: {file}: {', '.join(wrong)}; accepted: a bicubic resize (resample {BICUBIC}) of the shorter "
+            "side to a size, a square crop of that size, and normalisation"
+        )
+    mean, std = tuple(config.get("image_mean", CLIP_MEAN)), tuple(config.get("image_std", CLIP_STD))
+    return Preprocessing(int(size), mean, std, crop_to_even=False)
+
+
+def _check_model_type(file: Path, reward: str) -> None:
+    found = _read_json(file, reward).get("model_type")
+    if found != "clip":
+        raise UserError(f"reward {reward}: {file} names a model of type {found}; accepted: clip")
+
+
+def _read_json(file: Path, reward: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"reward {reward}: {file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"reward {reward}: {file} holds {type(content).__name__}; accepted: an object")
+    return content

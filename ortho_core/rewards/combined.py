@@ -1,0 +1,99 @@
+"""Weighted sums of rewards, and the loader of them.
+
+Axes: B images, 3 × Y × X the image, P prompts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ortho_core.rewards.aesthetic import Aesthetic
+from ortho_core.rewards.base import Reward, Scoring
+from ortho_core.rewards.clip import ORIGIN as CLIP_ORIGIN
+from ortho_core.rewards.clip import Clip, ClipTower, EmbeddingReward
+from ortho_core.rewards.hpsv2 import CHECKPOINTS as HPS_VERSIONS
+from ortho_core.rewards.hpsv2 import HpsV2
+from ortho_core.rewards.names import FOLDERS, ROOT, Folders, check_reward_files, parse_rewards, reward_folder
+from ortho_core.rewards.pickscore import PickScore
+
+__all__ = ["FOLDERS", "WeightedSum", "load_rewards", "reward_folder"]
+
+
+class WeightedSum(Scoring):
+    """Σ weight · reward. Rewards that see the image through the same CLIP tower share one embedding of it per call."""
+
+    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+        if not rewards or rewards.keys() != weights.keys():
+            raise ValueError("one weight for each reward is needed, and one reward at least")
+        self.rewards, self.weights = dict(rewards), {name: weights[name] for name in rewards}
+
+    @property
+    def name(self) -> str:
+        """What `parse_rewards` makes the same of."""
+        return ",".join(f"{name}:{weight:g}" for name, weight in self.weights.items())
+
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """The tensors of each reward, as `reward/tensor`, one row per prompt."""
+        return {
+            f"{name}/{key}": tensor
+            for name, reward in self.rewards.items()
+            for key, tensor in reward.encode_prompts(prompts).items()
+        }
+
+    def scores(self, images: Tensor, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each reward's own score (B,), before its weight, of images (B, 3, Y, X) in [0, 1]."""
+        embeddings: dict[int, Tensor] = {}
+        scores = {}
+        for name, reward in self.rewards.items():
+            prefix = f"{name}/"
+            own = {key.removeprefix(prefix): tensor for key, tensor in encoded.items() if key.startswith(prefix)}
+            if isinstance(reward, EmbeddingReward):
+                tower = reward.tower
+                if id(tower) not in embeddings:
+                    embeddings[id(tower)] = tower.embed_images(images)
+                scores[name] = reward.score_embedding(embeddings[id(tower)], own)
+            else:
+                scores[name] = reward.score_encoded(images, own)
+        return scores
+
+    def total(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """(B,): the weighted sum of what `scores` returned."""
+        return torch.stack([weight * scores[name] for name, weight in self.weights.items()]).sum(0)
+
+    def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
+        """(B,) of images (B, 3, Y, X) in [0, 1]."""
+        return self.total(self.scores(images, encoded))
+
+
+def load_rewards(
+    spec: str, folders: Folders = ROOT, device: str | torch.device = "cpu", dtype: str = "float32"
+) -> WeightedSum:
+    """The weighted sum that `spec` names, each model loaded once.
+
+    `aesthetic` looks at images through the CLIP model in `clip`'s folder. Raises UserError as `parse_rewards` does, for
+    files that are missing, before anything is loaded, and for files that are damaged.
+    """
+    weights = parse_rewards(spec)
+    for name in weights:
+        check_reward_files(name, folders)
+    towers: dict[Path, ClipTower] = {}
+
+    def tower(folder: Path, reward: str) -> ClipTower:
+        if folder not in towers:
+            towers[folder] = ClipTower.load(folder, reward, CLIP_ORIGIN, device, dtype)
+        return towers[folder]
+
+    def load(name: str) -> Reward:
+        folder = reward_folder(name, folders)
+        if name == "clip":
+            return Clip(tower(folder, name))
+        if name == "aesthetic":
+            return Aesthetic.load(folder, tower(reward_folder("clip", folders), name), device, dtype)
+        if name == "pickscore":
+            return PickScore.load(folder, device, dtype)
+        assert name in HPS_VERSIONS
+        return HpsV2.load(folder, name, device, dtype)
+
+    return WeightedSum({name: load(name) for name in weights}, weights)

@@ -1,0 +1,47 @@
+"""`pickscore`: PickScore v1, which of two pictures of a prompt people would pick.
+
+Axes: B images, 3 × Y × X the image, E the joint embedding, P prompts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ortho_core.rewards.base import Scoring, cosine
+from ortho_core.rewards.clip import ClipTower
+
+ORIGIN = (
+    "PickScore v1 (yuvalkirstain/PickScore_v1), with the tokenizer and preprocessor files of the CLIP ViT-H/14 it was made "
+    "from (laion/CLIP-ViT-H-14-laion2B-s32B-b79K)"
+)
+
+
+class PickScore(Scoring):
+    """`pickscore`: the cosine between the embeddings of image and prompt times the model's scale, about 18 to 24.
+
+    e^difference is the odds that people pick one picture over the other.
+    """
+
+    name = "pickscore"
+
+    def __init__(self, tower: ClipTower) -> None:
+        self.tower = tower
+
+    @staticmethod
+    def load(folder: Path, device: str | torch.device = "cpu", dtype: str = "float32") -> "PickScore":
+        """Raises UserError if the folder is not a CLIP model's."""
+        return PickScore(ClipTower.load(folder, "pickscore", ORIGIN, device, dtype))
+
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """`text`: unit embeddings (P, E)."""
+        return {"text": self.tower.embed_prompts(prompts)}
+
+    def score_embedding(self, embedding: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
+        """(B,) of unit embeddings (B, E)."""
+        return self.tower.logit_scale * cosine(embedding, encoded["text"])
+
+    def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
+        """(B,) of images (B, 3, Y, X) in [0, 1]."""
+        return self.score_embedding(self.tower.embed_images(images), encoded)
