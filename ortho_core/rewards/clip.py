@@ -51,11 +51,16 @@ class ClipTower:
         from transformers import AutoTokenizer, CLIPModel  # takes seconds; one who only parses does not need it
 
         try:
-            model = CLIPModel.from_pretrained(folder, local_files_only=True)
+            model, report = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # of damaged files every library raises its own kind
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"reward {reward}: {folder} cannot be loaded as a CLIP model: {reason}") from error
+        # transformers would make them up, and only warn of it.
+        if missing := sorted(report["missing_keys"]):
+            raise UserError(
+                f"reward {reward}: the weights in {folder} lack {len(missing)} tensors, {missing[0]} among them"
+            )
         preprocess = read_preprocessing(folder / "preprocessor_config.json", reward)
         size = model.config.vision_config.image_size
         if preprocess.size != size:

@@ -15,6 +15,7 @@ from ortho_core.rewards.clip import ORIGIN as CLIP_ORIGIN
 from ortho_core.rewards.clip import Clip, ClipTower, EmbeddingReward
 from ortho_core.rewards.hpsv2 import CHECKPOINTS as HPS_VERSIONS
 from ortho_core.rewards.hpsv2 import HpsV2
+from ortho_core.rewards.imagereward import ImageReward
 from ortho_core.rewards.names import FOLDERS, ROOT, Folders, check_reward_files, parse_rewards, reward_folder
 from ortho_core.rewards.pickscore import PickScore
 
@@ -93,6 +94,8 @@ def load_rewards(
             return Aesthetic.load(folder, tower(reward_folder("clip", folders), name), device, dtype)
         if name == "pickscore":
             return PickScore.load(folder, device, dtype)
+        if name == "imagereward":
+            return ImageReward.load(folder, device, dtype)
         assert name in HPS_VERSIONS
         return HpsV2.load(folder, name, device, dtype)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ortho_core.errors import UserError
 from ortho_core.generators.base import content_hash
-from ortho_core.rewards import aesthetic, hpsv2, pickscore
+from ortho_core.rewards import aesthetic, hpsv2, imagereward, pickscore
 from ortho_core.rewards.base import check_files
 from ortho_core.rewards.clip import CLIP_FILES
 from ortho_core.rewards.clip import ORIGIN as CLIP_ORIGIN
@@ -21,6 +21,7 @@ FOLDERS = {
     "clip": "clip-vit-large-patch14",
     "aesthetic": "aesthetic",
     "pickscore": "pickscore-v1",
+    "imagereward": "imagereward",
     "hpsv2.0": "hpsv2",
     "hpsv2.1": "hpsv2",
 }
@@ -87,6 +88,9 @@ def check_reward_files(name: str, folders: Folders = ROOT) -> list[Path]:
         return [folder / aesthetic.WEIGHTS, *_clip_files(reward_folder("clip", folders), name, CLIP_ORIGIN)]
     if name in hpsv2.CHECKPOINTS:
         return [hpsv2.checkpoint(folder, name)]
+    if name == "imagereward":
+        check_files(folder, name, imagereward.FILES, imagereward.ORIGIN)
+        return [folder / file for (file,) in imagereward.FILES]
     return _clip_files(folder, name, CLIP_ORIGIN if name == "clip" else pickscore.ORIGIN)
 
 

@@ -74,7 +74,7 @@ def make_aesthetic(folder: Path, width: int, seed: int = 1) -> Path:
     return folder
 
 
-def directional_errors(score, images: torch.Tensor, seed: int = 0, step: float = 1e-4) -> torch.Tensor:
+def directional_errors(score, images: torch.Tensor, seed: int = 0, step: float = 1e-5) -> torch.Tensor:
     """Relative errors (B,) of the gradient along a random direction against central differences, in float64."""
     images = images.double() * 0.4 + 0.3  # so that no difference steps over a clamp, where even bicubic overshoots
     direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ortho_core.errors import UserError
 from ortho_core.rewards import Reward
@@ -108,6 +109,16 @@ def test_damaged_weights_are_named(clip_folder, tmp_path):
     with pytest.raises(UserError, match="cannot be loaded as a CLIP model") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_all_there_are_refused(clip_folder, tmp_path):
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lack 1 tensors, visual_projection.weight among them"):
+        load(folder)
 
 
 def test_a_model_that_is_no_clip_is_refused(clip_folder, tmp_path):
