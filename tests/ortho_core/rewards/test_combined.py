@@ -1,5 +1,7 @@
 """Weighted sums, and the loading of what they are made of."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from ortho_core.errors import UserError
 from ortho_core.rewards import Reward, load_rewards
 from ortho_core.rewards.clip import ClipTower
 from ortho_core.rewards.combined import WeightedSum
+from ortho_core.rewards.hpsv2 import HpsV2
+from ortho_core.rewards.imagereward import FILES, ImageReward
 from tests.ortho_core.rewards.conftest import directional_errors, make_aesthetic, make_clip, pictures, tensors
 
 
@@ -63,6 +67,27 @@ def test_its_gradient_is_that_of_finite_differences(root, images, prompts):
 def test_one_folder_may_stand_for_another(root, clip_folder, images, prompts):
     here = load_rewards("clip", {"clip": clip_folder}).score(images, prompts)
     torch.testing.assert_close(here, load_rewards("clip", root).score(images, prompts))
+
+
+def test_every_name_is_loaded_from_its_own_folder(tmp_path, monkeypatch):
+    for file in ("hpsv2/HPS_v2_compressed.pt", "hpsv2/HPS_v2.1_compressed.pt", *(f"imagereward/{f}" for (f,) in FILES)):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    asked = []
+
+    def load(*args):
+        asked.append(args)
+        return SimpleNamespace(name=args[1])
+
+    monkeypatch.setattr(HpsV2, "load", load)
+    monkeypatch.setattr(ImageReward, "load", load)
+    loaded = load_rewards("hpsv2:5,imagereward:1,hpsv2.0", tmp_path, "cpu", "bfloat16")
+    assert loaded.weights == {"hpsv2.1": 5.0, "imagereward": 1.0, "hpsv2.0": 1.0}
+    assert asked == [
+        (tmp_path / "hpsv2", "hpsv2.1", "cpu", "bfloat16"),
+        (tmp_path / "imagereward", "cpu", "bfloat16"),
+        (tmp_path / "hpsv2", "hpsv2.0", "cpu", "bfloat16"),
+    ]
 
 
 def test_missing_files_are_told_before_anything_is_loaded(root, monkeypatch):

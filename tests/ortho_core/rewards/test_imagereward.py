@@ -88,7 +88,7 @@ def test_it_is_what_the_package_scores(tiny, prompts, size, tolerance):
 def test_it_is_what_the_package_scores_at_full_size(tmp_path, prompts):
     words = WORDS + [f"word{i}" for i in range(30522 - len(WORDS))]
     model = make(tmp_path, MED, words)
-    images = pictures((256, 256), count=2)
+    images = pictures((224, 224), count=2)
     expected = torch.tensor([model.score(prompts[i], image) for i, image in enumerate(images)])
     del model
     with torch.no_grad():
