@@ -74,14 +74,15 @@ class ColouredDigits:
         self.rng = torch.Generator().manual_seed(seed)
         self.restyled = restyled
 
-    def draw(self, batch: int) -> tuple[Tensor, list[str], Tensor, list[tuple[str, str]]]:
+    def draw(self, batch: int, pairs: int = len(COLOURS)) -> tuple[Tensor, list[str], Tensor, list[tuple[str, str]]]:
+        """Images (B, 3, H, W), their captions, digits (B,) and colours, the last among the first `pairs` of COLOURS."""
         index = torch.randint(len(self.strokes), (batch,), generator=self.rng)
         strokes, digits = self.strokes[index], self.digits[index]
         if self.restyled:
             slant = torch.rand(batch, generator=self.rng) - 0.5
             bold = (torch.rand(batch, generator=self.rng) * 2 - 0.7).clamp(0, 1)
             strokes = restyle(strokes, slant=slant, bold=bold)
-        picks = torch.randint(len(COLOURS), (batch,), generator=self.rng)
+        picks = torch.randint(pairs, (batch,), generator=self.rng)
         colours = [COLOURS[i] for i in picks]
         captions = [caption(int(d), *c) for d, c in zip(digits, colours, strict=True)]
         return paint(strokes, colours), captions, digits, colours
