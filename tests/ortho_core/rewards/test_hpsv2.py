@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -132,4 +133,19 @@ def test_one_version_is_not_taken_for_the_other(tiny):
 def test_a_file_that_is_no_checkpoint_of_it_is_refused(tiny, content):
     torch.save(content, tiny[1] / CHECKPOINTS["hpsv2.1"])
     with pytest.raises(UserError, match=r"HPS_v2\.1_compressed\.pt"):
+        HpsV2.load(tiny[1], "hpsv2.1")
+
+
+def test_half_precision_scores_in_float32(tiny, prompts):
+    images = tensors(pictures((64, 64))).requires_grad_()
+    found = HpsV2.load(tiny[1], "hpsv2.1", dtype="bfloat16").score(images, prompts)
+    found.sum().backward()
+    assert found.dtype == torch.float32
+    assert images.grad.isfinite().all()
+    torch.testing.assert_close(found, HpsV2.load(tiny[1], "hpsv2.1").score(images, prompts), rtol=0, atol=0.03)
+
+
+def test_what_to_install_is_told(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(UserError, match=r"reward hpsv2\.1 needs open_clip: install ortho with its extra `rewards`"):
         HpsV2.load(tiny[1], "hpsv2.1")

@@ -162,3 +162,22 @@ def test_weights_that_are_not_all_there_are_refused(tiny):
     torch.save(weights, tiny[1] / WEIGHTS)
     with pytest.raises(UserError, match=r"ImageReward\.pt does not fit the model: no mlp\.layers\.0\.weight"):
         ImageReward.load(tiny[1])
+
+
+def test_half_precision_scores_in_float32(tiny, prompts):
+    images = tensors(pictures((64, 64))).requires_grad_()
+    found = ImageReward.load(tiny[1], dtype="bfloat16").score(images, prompts)
+    found.sum().backward()
+    assert found.dtype == torch.float32
+    assert images.grad.isfinite().all()
+    expected = ImageReward.load(tiny[1]).score(images, prompts)
+    assert torch.corrcoef(torch.stack([found, expected]).detach())[0, 1] > 0.95
+
+
+def test_what_to_install_is_told(tiny, monkeypatch):
+    monkeypatch.setattr(imagereward, "PRIVATE", "not_imported_yet")
+    monkeypatch.setattr(imagereward.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match="reward imagereward needs image-reward: install ortho with its extra `rewards`"
+    ):
+        ImageReward.load(tiny[1])
