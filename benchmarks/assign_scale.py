@@ -28,9 +28,11 @@ from PIL import Image
 from ortho_core.assign import AssignConfig, Engine
 from ortho_core.generators import load_generator
 from ortho_core.generators.base import Condition
+from ortho_core.objectives import Reconstruction
 from ortho_core.pairs import PairSet
 from ortho_core.prompts import PromptCache
 from ortho_core.shard import RecordConfig, ShardAssigner
+from ortho_core.shard_rows import PairRows
 from rayjobs.assign import AssignJob, make_plan, receipts
 from rayjobs.assign_worker import ShardActor
 from rayjobs.ledger import Ledger, Task, claim
@@ -79,8 +81,10 @@ def engine_rate(job: AssignJob, threads: int) -> dict[str, float]:
     _, pairs, todo = todo_of(job)
     generator = load_generator(job.model)
     config = AssignConfig(**{name: getattr(job, name) for name in AssignConfig.model_fields})
-    records = RecordConfig(job.seed, job.store, job.store_latents, "", "")
-    assigner = ShardAssigner(Engine(generator, config, job.slots), PromptCache(generator), pairs, records)
+    objective = Reconstruction(generator, config)
+    rows = PairRows(objective, PromptCache(generator), pairs, job.store_latents)
+    engine = Engine(generator, config, job.slots, objective)
+    assigner = ShardAssigner(engine, rows, RecordConfig(job.seed, job.store, "", ""))
     futures = [assigner.submit(shard) for _, shard in todo]
     done: list[tuple[float, int]] = []
     for future in futures:

@@ -22,7 +22,7 @@ from ortho_core.generators.base import Condition, OneStepGenerator
 from ortho_core.objectives import Objective, Reconstruction
 from ortho_core.optimizers import LBFGS, AdamW, Optimizer, identity
 from ortho_core.sensitivity import Metric, Sensitivity, measure
-from ortho_core.settings import AssignConfig
+from ortho_core.settings import AssignConfig, SearchConfig
 from ortho_core.slots import Slots, stack_rows
 from ortho_core.transfer import to_device, to_host
 
@@ -113,15 +113,22 @@ class Engine:
     def __init__(
         self,
         generator: OneStepGenerator,
-        config: AssignConfig,
+        config: SearchConfig,
         slots: int,
         objective: Objective | None = None,
         on_event: Callable[[str], None] | None = None,
     ) -> None:
-        """Raises UserError if patches or regions do not divide the latent. `on_event` hears of a halved slot count."""
+        """Raises UserError if patches or regions do not divide the latent. `on_event` hears of a halved slot count.
+
+        Without an objective it is the reconstruction that an `AssignConfig` describes.
+        """
+        if objective is None:
+            if not isinstance(config, AssignConfig):
+                raise TypeError("a search that is no reconstruction needs an objective")
+            objective = Reconstruction(generator, config)
         self.generator, self.config, self.slots = generator, config, slots
         self.space = config.space(generator.latent_shape)
-        self.objective = objective if objective is not None else Reconstruction(generator, config)
+        self.objective = objective
         self.on_event = on_event
         self.halved = False
         #: Evaluations computed so far, those of empty slots included: how full the slots were.

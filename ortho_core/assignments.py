@@ -53,6 +53,8 @@ SCHEMA = pa.schema(
 )
 #: With the noise itself kept in half precision.
 HALF_SCHEMA = SCHEMA.set(SCHEMA.get_field_index("noise"), pa.field("noise", pa.list_(pa.float16())))
+#: Columns of rows that were searched for their rewards: each reward by name, before and after.
+REWARD_FIELDS = [pa.field(name, pa.map_(pa.string(), pa.float32())) for name in ("initial_rewards", "rewards")]
 #: Bump when the meaning of a plan or of the files it describes changes.
 FORMAT = 3
 #: Two machines' linear algebra agrees far better than this; another seed, skew or shape does not.
@@ -98,10 +100,16 @@ def noise_checksum(noise: Float[Tensor, "B C H W"]) -> Float[np.ndarray, " B"]:
     return np.asarray((flat * weights).sum(1) / np.sqrt(flat.shape[1]), dtype=np.float64)
 
 
-def encode_part(rows: list[dict[str, Any]], failures: list[Failure], about: dict[str, Any], store: str) -> bytes:
-    """One part file. `about` goes into the metadata; `store` "noise" keeps the noise in half precision."""
+def encode_part(
+    rows: list[dict[str, Any]], failures: list[Failure], about: dict[str, Any], store: str, rewards: bool = False
+) -> bytes:
+    """One part file. `about` goes into the metadata; `store` "noise" keeps the noise in half precision; with `rewards`
+    rows have the columns of `REWARD_FIELDS` too.
+    """
     metadata = {"ortho": json.dumps({**about, "failures": [vars(f) for f in failures]})}
     schema = HALF_SCHEMA if store == "noise" else SCHEMA
+    for column in REWARD_FIELDS if rewards else ():
+        schema = schema.append(column)
     table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(metadata)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
@@ -185,6 +193,8 @@ class Assignments:
         self.parts = [name for parts in self.shards for name in parts]
         self.patch_size = int(self.plan["config"]["patch_size"])
         self.regions = int(self.plan["config"]["regions"])
+        #: Noise that rewards were raised by; there are no images that it was matched to.
+        self.of_rewards = "reward" in self.plan["config"]
         self.is_free = self.plan["config"]["transform"] == "free"
         self.keeps_noise = self.is_free or self.plan["config"]["store"] == "noise"
         self.has_target_latents = bool(self.plan["config"]["store_latents"])

@@ -4,8 +4,8 @@ import torch
 
 from ortho_core.assign import Engine, requests_of
 from ortho_core.generators.base import OneStepGenerator
-from ortho_core.objectives import Reconstruction
-from ortho_core.settings import AssignConfig
+from ortho_core.objectives import Objective
+from ortho_core.settings import SearchConfig
 
 #: Without a GPU, more slots than this gain little and take memory that other processes want.
 CPU_SLOTS = 16
@@ -13,14 +13,16 @@ CPU_SLOTS = 16
 MOST = 64
 
 
-def slots_that_fit(generator: OneStepGenerator, config: AssignConfig, share: float = 0.85) -> int:
+def slots_that_fit(
+    generator: OneStepGenerator, config: SearchConfig, objective: Objective, share: float = 0.85
+) -> int:
     """As many slots as take `share` of the GPU memory that is free, a power of two or thrice one; at least 1.
 
     Two and four images are evaluated for two steps; the difference of the peaks is what two images take.
     """
     if generator.device.type != "cuda":
         return CPU_SLOTS
-    peaks = [_peak(generator, config, count) for count in (2, 4)]
+    peaks = [_peak(generator, config, objective, count) for count in (2, 4)]
     each = max(1, (peaks[1] - peaks[0]) // 2)
     fixed = max(0, peaks[0] - 2 * each)
     torch.cuda.empty_cache()
@@ -28,14 +30,9 @@ def slots_that_fit(generator: OneStepGenerator, config: AssignConfig, share: flo
     return round_down(int((share * free - fixed) // each))
 
 
-def _peak(generator: OneStepGenerator, config: AssignConfig, count: int) -> int:
+def _peak(generator: OneStepGenerator, config: SearchConfig, objective: Objective, count: int) -> int:
     """Bytes that `count` images need on top of the weights."""
-    objective = Reconstruction(generator, config)
-    Y, X = generator.image_size
-    with torch.no_grad():
-        images = torch.zeros(count, 3, Y, X, device=generator.device)
-        condition = generator.encode_prompts([""] * count)
-        inputs = objective.inputs(condition, generator.encode_images(images), images)
+    inputs = objective.blank_inputs(count)
     few = config.model_copy(update={"steps": 2, "sensitivity_rank": 0})
     requests = requests_of(range(count), range(count), inputs)
     torch.cuda.synchronize(generator.device)

@@ -58,13 +58,15 @@ class Share:
 
 @dataclass(frozen=True)
 class MatchedData:
-    """Turns the numbers of updates into shares. `noise` is the one difference between matched and direct SFT."""
+    """Turns the numbers of updates into shares. `noise` is the one difference between matched and direct SFT; `base`, the
+    noise that each row's search began from, moves what was found at another noise to where it is drawn.
+    """
 
     assignments: Assignments
     order: Order
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
-    noise: Literal["matched", "random"]
+    noise: Literal["matched", "random", "base"]
     seed: int
     #: Where the images are; needed for a pixel term, or where no target latents were stored.
     pairs: PairSet | None = None
@@ -80,6 +82,8 @@ class MatchedData:
         names, prompts = [row["sample_id"] for row in rows], [row["prompt"] for row in rows]
         if self.noise == "matched":
             noise = self.assignments.noise(index, self.latent_shape)
+        elif self.noise == "base":
+            noise = self.assignments.base_noise(index, self.latent_shape)
         else:
             noise = seeded_normal([noise_seed(self.seed, "train", epoch, n) for n in names], self.latent_shape)
         targets = images = None

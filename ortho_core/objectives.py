@@ -6,6 +6,7 @@ Axes: B images, C × H × W latents, 3 × Y × X images.
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -43,6 +44,10 @@ class Objective(Protocol):
         """`total` and the parts it is made of, each (B,), for noise (B, C, H, W) and the images' `inputs`."""
         ...
 
+    def blank_inputs(self, count: int) -> dict[str, Tensor]:
+        """Inputs of so many rows, of the right shapes and no content: for measuring time and memory."""
+        ...
+
 
 class Reconstruction:
     """w_lat·mean((f(ε̂,c) - E(x))²) + w_pix·mean|D(f(ε̂,c)) - x|: how closely the generator maps ε̂ to the image x.
@@ -65,6 +70,12 @@ class Reconstruction:
                 raise ValueError("the pixel term needs the target images")
             found["image"] = images
         return found
+
+    @torch.no_grad()
+    def blank_inputs(self, count: int) -> dict[str, Tensor]:
+        generator = self.generator
+        images = torch.zeros(count, 3, *generator.image_size, device=generator.device)
+        return self.inputs(generator.encode_prompts([""] * count), generator.encode_images(images), images)
 
     def __call__(self, noise: Float[Tensor, "B C H W"], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prefix = "condition."

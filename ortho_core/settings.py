@@ -1,16 +1,18 @@
-"""What decides an assignment, besides the image, its prompt, its noise seed and the model."""
+"""What decides a search, besides the row, its noise seed and the model."""
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ortho_core.errors import UserError
 from ortho_core.noise_space import Free, NoiseSpace, Rotations
 from ortho_core.objectives import ReconstructionWeights
 
 
-class AssignConfig(ReconstructionWeights):
-    """How the E-step searches: where, for how long, by which optimiser."""
+class SearchConfig(BaseModel):
+    """How noise is searched for: where, for how long, by which optimiser."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     transform: Literal["orthogonal", "free"] = Field(
         "orthogonal", description="orthogonal: rotate the patches; free: any noise under a Gaussian prior"
@@ -45,3 +47,7 @@ class AssignConfig(ReconstructionWeights):
                 )
             return Free(latent_shape)
         return Rotations(latent_shape, self.patch_size, self.regions)
+
+
+class AssignConfig(ReconstructionWeights, SearchConfig):
+    """How the E-step searches, and for what."""

@@ -1,13 +1,12 @@
-"""Assigning shards of a pair set: the engine's slots are kept filled across shards, and each is given back whole.
+"""Working through shards of rows: the engine's slots are kept filled across shards, and each is given back whole.
 
 Everything a worker does between reading rows and publishing a part file, without knowing who runs it.
 """
 
 import queue
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,12 +14,9 @@ from torch import Tensor
 
 from ortho_core.assign import Engine, Found, Request, requests_of
 from ortho_core.assignments import Failure, noise_checksum, rebuild_noise
-from ortho_core.decoding import Decode, decode_in_threads, decoded_batches
 from ortho_core.noise import noise_seed, seeded_normal
-from ortho_core.objectives import Reconstruction
-from ortho_core.pairs import Pair, PairSet, Shard
-from ortho_core.prompts import PromptCache
-from ortho_core.transfer import to_device
+from ortho_core.pairs import Pair, Shard
+from ortho_core.shard_rows import Rows
 
 
 @dataclass
@@ -49,11 +45,11 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Key:
-    """What a record needs of an image beside what was found for it."""
+    """What a record needs of a row beside what was found for it."""
 
     task: _Task
     pair: Pair
-    target: Tensor
+    kept: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,6 @@ class RecordConfig:
 
     seed: int
     store: str
-    store_latents: bool
     model_fingerprint: str
     config_fingerprint: str
 
@@ -70,24 +65,14 @@ class RecordConfig:
 class ShardAssigner:
     """An engine around a loaded generator that works through shards as they are submitted.
 
-    Shards that are there together share the slots: the last images of one and the first of the next are evaluated side by
-    side, so no slot runs empty between them. An image's result does not depend on its company.
+    Shards that are there together share the slots: the last rows of one and the first of the next are evaluated side by
+    side, so no slot runs empty between them. A row's result does not depend on its company.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        prompts: PromptCache,
-        pairs: PairSet,
-        config: RecordConfig,
-        decode: Decode = decode_in_threads,
-    ) -> None:
-        if not isinstance(engine.objective, Reconstruction):
-            raise TypeError("a shard of pairs is assigned by reconstruction")
-        self.engine, self.prompts, self.pairs, self.config, self.decode = engine, prompts, pairs, config, decode
-        self.objective: Reconstruction = engine.objective
-        #: Seconds in which the engine stood still because no decoded image was at hand.
-        self.waited = 0.0
+    def __init__(self, engine: Engine, rows: Rows, config: RecordConfig) -> None:
+        if engine.objective is not rows.objective:
+            raise ValueError("the engine searches for something else than these rows")
+        self.engine, self.rows, self.config = engine, rows, config
         self._inbox: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self._underway: list[_Task] = []
 
@@ -139,28 +124,16 @@ class ShardAssigner:
             self._underway.append(task)
 
     def _requests_of(self, task: _Task) -> Iterator[Request]:
-        """The shard's images as the engine takes them; encoded in batches of one size, filled up at the end."""
-        generator, size = self.engine.generator, ENCODED_AT_ONCE
-        batches = decoded_batches(
-            self.pairs, task.shard, size, generator.image_size, task.result.failures, self.decode, task.only
-        )
-        while True:
-            began = time.perf_counter()
-            batch, images = next(batches, ([], torch.empty(0)))
-            self.waited += time.perf_counter() - began
-            if not batch:
-                return
-            prompts = [pair.prompt for pair in batch]
-            task.result.truncated_prompts += generator.count_truncated(prompts)
-            images = to_device(torch.cat([images, images[-1:].expand(size - len(batch), -1, -1, -1)]), generator.device)
-            with torch.no_grad():
-                targets = generator.encode_images(images)
-            task.handed_in += len(batch)
+        """The shard's rows as the engine takes them."""
+        generator = self.engine.generator
+        for batch in self.rows.batches(task.shard, task.result.failures, task.only):
+            task.result.truncated_prompts += generator.count_truncated([pair.prompt for pair in batch.pairs])
+            task.handed_in += len(batch.pairs)
             yield from requests_of(
-                [_Key(task, replace(p, content=None), target) for p, target in zip(batch, targets, strict=False)],
-                [noise_seed(self.config.seed, pair.sample_id) for pair in batch],
-                self.objective.inputs(self.prompts(prompts), targets, images),
-                [task.starts.get(pair.sample_id) for pair in batch],
+                [_Key(task, pair, kept) for pair, kept in zip(batch.pairs, batch.kept, strict=True)],
+                [noise_seed(self.config.seed, pair.sample_id) for pair in batch.pairs],
+                batch.inputs,
+                [task.starts.get(pair.sample_id) for pair in batch.pairs],
             )
 
     def _settle(self, task: _Task) -> None:
@@ -206,9 +179,10 @@ class ShardAssigner:
             noise = noise.half().float()  # what a reader will see, and checks
         keeps_noise = free or keep.store == "noise"
         checksums = noise_checksum(noise)
+        pairs = [one.key.pair for one in found]
+        columns = self.rows.columns(found, pairs, [one.key.kept for one in found], noise, seeded_normal(seeds, shape))
         records = []
-        for i, one in enumerate(found):
-            pair = one.key.pair
+        for i, (one, pair, own) in enumerate(zip(found, pairs, columns, strict=True)):
             kept = noise[i].flatten().numpy() if keeps_noise else None
             records.append(
                 {
@@ -223,21 +197,17 @@ class ShardAssigner:
                     "noise_checksum": float(checksums[i]),
                     "initial_loss": one.initial_loss,
                     "loss": one.best("total"),
-                    "latent_loss": one.best("latent"),
-                    "pixel_l1": one.best("pixel"),
                     "drift": one.best("drift"),
                     "prior": one.best("prior"),
                     "evaluations": one.evaluations,
                     "model_fingerprint": keep.model_fingerprint,
                     "config_fingerprint": keep.config_fingerprint,
-                    "target_latent": one.key.target.flatten().cpu().numpy() if keep.store_latents else None,
+                    **own,
                 }
             )
         return records
 
 
-#: Images that the autoencoder encodes together. Its activations are the largest of all, and nothing hangs on their number.
-ENCODED_AT_ONCE = 8
 #: Noise maps that are rebuilt together, in float64, to take their checksums.
 RECORDS_AT_ONCE = 64
 

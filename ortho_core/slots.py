@@ -13,7 +13,7 @@ from ortho_core.noise_space import NoiseSpace
 from ortho_core.objectives import Objective, mean_square
 from ortho_core.optimizers import Optimizer
 from ortho_core.sensitivity import Metric
-from ortho_core.settings import AssignConfig
+from ortho_core.settings import SearchConfig
 
 
 class Slots:
@@ -25,7 +25,7 @@ class Slots:
         objective: Objective,
         optimizer: Optimizer,
         metric: Metric | None,
-        config: AssignConfig,
+        config: SearchConfig,
         base: Float[Tensor, "S C H W"],
         inputs: Mapping[str, Tensor],
     ) -> None:

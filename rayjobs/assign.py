@@ -38,7 +38,7 @@ def _span(given: Any) -> Any:
     return str(given)
 
 
-def _labels(given: Any) -> Any:
+def labels(given: Any) -> Any:
     """`name=value,name=value` as a mapping."""
     if not isinstance(given, str):
         return given
@@ -48,10 +48,10 @@ def _labels(given: Any) -> Any:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-class AssignSettings(AssignConfig, WorkerResources):
-    """How the E-step runs; `em` has these under `assign.`."""
+class PoolSettings(WorkerResources):
+    """How a pool of workers searches through shards of rows."""
 
-    seed: int = Field(0, ge=0, description="with an image's sample id, decides its base noise")
+    seed: int = Field(0, ge=0, description="with a row's sample id, decides its base noise")
     slots: int = Field(0, ge=0, description="images side by side on one worker (0: what fits the GPU, 16 without one)")
     rows_per_shard: int = Field(
         0, ge=0, description="rows of one task and part file, what a lost worker repeats (0: 64 to 1024, by the set)"
@@ -59,7 +59,7 @@ class AssignSettings(AssignConfig, WorkerResources):
     workers: Annotated[str, BeforeValidator(_span)] = Field(
         "1", description="actors in the pool, N or LEAST:MOST (fewer start if the cluster has no room yet)"
     )
-    node_labels: Annotated[dict[str, str] | None, BeforeValidator(_labels)] = Field(
+    node_labels: Annotated[dict[str, str] | None, BeforeValidator(labels)] = Field(
         None, description="run workers only on nodes with these labels, e.g. ray.io/accelerator-type=H100"
     )
     cpus_per_decoder: float | None = Field(
@@ -76,7 +76,6 @@ class AssignSettings(AssignConfig, WorkerResources):
     store: Literal["parameters", "noise"] = Field(
         "parameters", description="keep the noise as seed and rotation, or also itself in half precision"
     )
-    store_latents: bool = Field(True, description="keep E(x) in the record, so that training need not encode again")
     compile: bool = Field(False, description="torch.compile the network, once at the start of each worker")
     gradient_checkpointing: bool = Field(False, description="compute activations twice, to fit more slots")
 
@@ -85,6 +84,12 @@ class AssignSettings(AssignConfig, WorkerResources):
         """The least and the most workers."""
         least, _, most = self.workers.partition(":")
         return int(least), int(most or least)
+
+
+class AssignSettings(AssignConfig, PoolSettings):
+    """How the E-step runs; `em` has these under `assign.`."""
+
+    store_latents: bool = Field(True, description="keep E(x) in the record, so that training need not encode again")
 
 
 #: Options that decide how a run goes, not what comes out of it.
@@ -162,7 +167,7 @@ def plan(job: AssignJob) -> dict[str, Any]:
     elif job.transform == "free":
         record += 4 * C * H * W
     evaluations = content["rows"] * job.steps
-    timing = seconds_per_evaluation(job, content["rows_per_shard"])
+    timing = seconds_per_evaluation(job, content["rows_per_shard"], ShardActor)
     hours = evaluations * timing["seconds_per_evaluation"] / 3600
     return {
         **content,
@@ -248,18 +253,25 @@ MANY_ROWS = 100
 
 
 def work_through(
-    job: AssignJob, ledger: Ledger, pairs: PairSet, todo: list[tuple[Task, Shard]], rows: int, quarantined: int
+    job: Any,
+    ledger: Ledger,
+    pairs: PairSet,
+    todo: list[tuple[Task, Shard]],
+    rows: int,
+    quarantined: int,
+    worker: type[ShardActor] = ShardActor,
+    verb: str = "assign",
 ) -> None:
     """Run the tasks through the pool. `rows` and `quarantined` are settled already. Raises RunFailed or UserError."""
     tasks = {task.shard: (task, shard) for task, shard in todo}
-    progress = Progress("assign", ledger.plan["rows"], "rows", done=rows)
+    progress = Progress(verb, ledger.plan["rows"], "rows", done=rows)
     loss, assigned, example = 0.0, 0, f"see {job.out}/failures.jsonl"
-    for done in receipts(job, ledger.plan, pairs, todo):
+    for done in receipts(job, ledger.plan, pairs, todo, worker):
         task, shard = tasks[int(done["index"])]
         if done["error"]:
             raise RunFailed(str(done["error"]))
         if done["notes"]:
-            say(f"assign: {done['notes']}")
+            say(f"{verb}: {done['notes']}")
         failures = [Failure(**f) for f in json.loads(done["failures"])]
         if failures and not task.revision:
             if shard.index == 0:
@@ -286,7 +298,7 @@ def work_through(
 
 
 def receipts(
-    job: AssignJob,
+    job: Any,
     sealed: dict[str, Any],
     pairs: PairSet,
     todo: list[tuple[Task, Shard]],

@@ -5,19 +5,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from ortho_core.assign import AssignConfig, Engine
+from ortho_core.assign import Engine
 from ortho_core.assignments import Assignments, Failure
 from ortho_core.capacity import slots_that_fit
 from ortho_core.decoding import Decode, decode_in_threads, usable_rows
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.base import OneStepGenerator, load_generator
+from ortho_core.objectives import Objective, Reconstruction
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.prompts import PromptCache
+from ortho_core.settings import AssignConfig, SearchConfig
 from ortho_core.shard import RecordConfig, ShardAssigner, ShardResult
+from ortho_core.shard_rows import PairRows, Rows
 from ortho_core.storage import open_store
 from rayjobs.ledger import Ledger, Task, fingerprint
 from rayjobs.session import innermost
@@ -71,6 +74,9 @@ class Turns:
 class ShardActor:
     """One worker of the pool. Called from several threads at once, each with a shard; one engine computes for all."""
 
+    #: What of a job decides a search.
+    kind: ClassVar[type[SearchConfig]] = AssignConfig
+
     def __init__(
         self, job: Any, sealed: dict[str, Any], pairs: PairSet, gpus: float, decoder_cpus: float, attempts: Any = None
     ) -> None:
@@ -83,18 +89,18 @@ class ShardActor:
             torch.set_num_threads(max(1, int(job.cpus_per_worker)))
             generator = self.load(job, "cuda" if gpus else "cpu")
             self.earlier = Assignments(job.warm_start) if job.warm_start else None
-            config = AssignConfig(**{name: getattr(job, name) for name in AssignConfig.model_fields})
-            slots = job.slots or min(slots_that_fit(generator, config), sealed["rows_per_shard"])
+            config = self.config_of(job)
+            objective = self.objective_of(job, generator)
+            slots = job.slots or min(slots_that_fit(generator, config, objective), sealed["rows_per_shard"])
             if job.compile:  # not before the slots are counted: each batch size that is tried would be compiled
                 compiled: Any = torch.compile(generator.trainable, dynamic=False)
                 generator.trainable = compiled
-            self.engine = Engine(generator, config, slots, on_event=self.notes.append)
-            records = RecordConfig(
-                job.seed, job.store, job.store_latents, sealed["model_fingerprint"], fingerprint(sealed["config"])
-            )
-            decode = decode_in_threads if attempts is None else self._join_ray(decoder_cpus)
-            self.assigner = ShardAssigner(self.engine, PromptCache(generator), pairs, records, decode)
+            self.engine = Engine(generator, config, slots, objective, on_event=self.notes.append)
+            records = RecordConfig(job.seed, job.store, sealed["model_fingerprint"], fingerprint(sealed["config"]))
+            rows = self.rows_of(job, objective, PromptCache(generator), decoder_cpus)
+            self.assigner = ShardAssigner(self.engine, rows, records)
             if attempts is not None:
+                self.metrics = self._metrics()
                 threading.Thread(target=self.assigner.serve, daemon=True).start()
         except Exception as error:  # raised from here, it would restart the actor for ever
             self.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {innermost(error)}"
@@ -103,12 +109,32 @@ class ShardActor:
         """The generator of this worker."""
         return load_generator(job.model, device, job.dtype, gradient_checkpointing=job.gradient_checkpointing)
 
-    def _join_ray(self, decoder_cpus: float) -> Decode:
+    @classmethod
+    def config_of(cls, job: Any) -> SearchConfig:
+        """The part of a job that decides its searches."""
+        return cls.kind(**{name: getattr(job, name) for name in cls.kind.model_fields})
+
+    @staticmethod
+    def objective_of(job: Any, generator: OneStepGenerator) -> Objective:
+        """What this kind of worker searches for."""
+        return Reconstruction(generator, job)
+
+    def rows_of(self, job: Any, objective: Any, prompts: PromptCache, decoder_cpus: float) -> Rows:
+        """The rows of this kind of worker, with the very objective."""
+        return PairRows(objective, prompts, self.pairs, job.store_latents, self._decode(decoder_cpus))
+
+    def _decode(self, decoder_cpus: float) -> Decode:
+        if self.attempts is None:
+            return decode_in_threads
         from rayjobs.decoding import RayDecoder
+
+        return RayDecoder(self.pairs, decoder_cpus)
+
+    @staticmethod
+    def _metrics() -> Any:
         from rayjobs.metrics import WorkerMetrics
 
-        self.metrics = WorkerMetrics()
-        return RayDecoder(self.pairs, decoder_cpus)
+        return WorkerMetrics()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         receipts = [self.work(*unpacked(str(text))) for text in batch["task"]]

@@ -5,14 +5,14 @@ from typing import Any
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.base import load_generator
-from ortho_core.settings import AssignConfig
+from rayjobs.assign_worker import ShardActor
 from rayjobs.session import innermost, ray_session
 
 #: Evaluations of every slot that are timed, after as many that are not.
 TIMED = 3
 
 
-def seconds_per_evaluation(job: Any, rows_per_shard: int) -> dict[str, Any]:
+def seconds_per_evaluation(job: Any, rows_per_shard: int, worker: type[ShardActor]) -> dict[str, Any]:
     """Seconds for one evaluation of one image, with what it was measured on. Raises UserError or RunFailed."""
     import ray
 
@@ -23,7 +23,7 @@ def seconds_per_evaluation(job: Any, rows_per_shard: int) -> dict[str, Any]:
         if job.node_labels:
             task = task.options(label_selector=job.node_labels)
         try:
-            told = ray.get(task.remote(job, rows_per_shard, "cuda" if gpus else "cpu"))
+            told = ray.get(task.remote(job, rows_per_shard, worker, "cuda" if gpus else "cpu"))
         except ray.exceptions.RayError as error:
             raise RunFailed(f"the timing failed: {innermost(error)}") from error
     if "error" in told:
@@ -31,30 +31,26 @@ def seconds_per_evaluation(job: Any, rows_per_shard: int) -> dict[str, Any]:
     return {**told, "gpus_per_worker": gpus}
 
 
-def _time(job: Any, rows_per_shard: int, device: str) -> dict[str, Any]:
+def _time(job: Any, rows_per_shard: int, worker: type[ShardActor], device: str) -> dict[str, Any]:
     """On a worker: the engine on images of noise."""
     import torch
 
     from ortho_core.assign import Engine, requests_of
     from ortho_core.capacity import slots_that_fit
-    from ortho_core.objectives import Reconstruction
 
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     try:
         generator = load_generator(job.model, device, job.dtype, gradient_checkpointing=job.gradient_checkpointing)
+        objective = worker.objective_of(job, generator)
     except UserError as error:
         return {"error": str(error)}
-    settings = {name: getattr(job, name) for name in AssignConfig.model_fields}
-    config = AssignConfig(**{**settings, "steps": TIMED, "patience": 0, "sensitivity_rank": 0})
-    slots = job.slots or min(slots_that_fit(generator, config), rows_per_shard)
-    engine = Engine(generator, config, slots)
-    objective = Reconstruction(generator, config)
-    condition = generator.encode_prompts([""] * slots)
-    images = torch.zeros(slots, 3, *generator.image_size, device=generator.device)
-    targets = generator.base_noise(list(range(slots)))
+    few = {"steps": TIMED, "patience": 0, "sensitivity_rank": 0}
+    config = worker.config_of(job).model_copy(update=few)
+    slots = job.slots or min(slots_that_fit(generator, config, objective), rows_per_shard)
+    engine = Engine(generator, config, slots, objective)
+    inputs = objective.blank_inputs(slots)
     seconds = 0.0
     for _ in range(2):
-        inputs = objective.inputs(condition, targets, images)
         began = time.perf_counter()
         list(engine.run(requests_of(range(slots), list(range(slots)), inputs)))
         seconds = time.perf_counter() - began

@@ -119,7 +119,8 @@ class Ledger:
             "loss_sum": sum(row["loss"] or 0.0 for row in result.rows),
             "initial_loss_sum": sum(row["initial_loss"] or 0.0 for row in result.rows),
         }
-        content = encode_part(result.rows, result.failures, about, self.plan["config"]["store"])
+        config = self.plan["config"]
+        content = encode_part(result.rows, result.failures, about, config["store"], "reward" in config)
         name = self.name(task.shard, task.revision)
         try:
             return self.folder.create(name, content, written)

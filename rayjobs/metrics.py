@@ -33,8 +33,8 @@ class WorkerMetrics:
         if engine.computed:
             self.occupancy.set(min(1.0, self._evaluations / engine.computed))
         self.slots.set(engine.slots)
-        self._waited = self._rise(self.wait, self._waited, assigner.waited, {"stage": "decode"})
-        self._killed = self._rise(self.killed, self._killed, getattr(assigner.decode, "killed", 0))
+        self._waited = self._rise(self.wait, self._waited, assigner.rows.waited, {"stage": "decode"})
+        self._killed = self._rise(self.killed, self._killed, assigner.rows.killed())
 
     def published(self, seconds: float) -> None:
         """Count the time that a part file took to be written."""

@@ -53,3 +53,18 @@ def plot_steps(history: dict[str, list[float]], path: Path) -> None:
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def plot_rewards(history: dict[str, list[float]], path: Path) -> None:
+    """Draw each reward over the evaluations of one search as a PNG, one panel per reward: their scales differ."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(history), 3.4), layout="constrained")
+    for axes, (name, values) in zip(np.ravel(figure.subplots(1, len(history))), history.items(), strict=True):
+        steps = range(1, len(values) + 1)
+        axes.plot(steps, values, marker=".", alpha=0.5, label="evaluation")
+        axes.plot(steps, np.maximum.accumulate(values), label="best so far")
+        axes.set(xlabel="evaluation", ylabel=name)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

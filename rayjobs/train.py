@@ -40,8 +40,10 @@ def _names(value: Any) -> Any:
 class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
     """How the M-step runs; `em` has these under `train.`."""
 
-    noise: Literal["matched", "random"] = Field(
-        "matched", description="matched: the assigned noise; random: direct SFT"
+    noise: Literal["matched", "random", "base"] = Field(
+        "matched",
+        description="matched: the assigned noise; random: direct SFT; base: what the search began from, to distil the "
+        "images that `ortho reward` found",
     )
     epochs: int = Field(5, ge=1, description="passes over the assignments")
     batch_size: int = Field(16, ge=1, description="rows of one update, over all workers and micro-batches")
@@ -159,6 +161,11 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
             f"the assignments in {job.assignments} were made with another model (fingerprint {made_with}) than --model "
             f"{job.model} ({model}): assign again with this model, or say --allow-stale"
         )
+    if job.noise == "matched" and assignments.of_rewards:
+        raise UserError(
+            f"{job.assignments} holds what `ortho reward` found: the model makes these images at that noise already; "
+            "--noise base distils them to the noise that the search began from, --noise random to any"
+        )
     if job.preserve_model is not None and latent_shape_of(job.preserve_model) != shape:
         raise UserError(f"--preserve-model {job.preserve_model} has another latent shape than --model {job.model}")
     job.check_shares(len(assignments), "assigned rows")
@@ -176,6 +183,10 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
         preserve_rows=job.preserve_rows,
         preserve_prompts=read_prompts(job.preserve_prompts) if job.preserve_prompts and job.preserves else (),
     )
+    if data.needs_images and assignments.of_rewards:
+        raise UserError(
+            f"--pixel-l1-weight: {job.assignments} holds what `ortho reward` found, latents without images; accepted: 0"
+        )
     if data.needs_images or not assignments.has_target_latents:
         data = replace(data, pairs=images_of(job.assignments, job.pairs))
     settings = {k: v for k, v in job.model_dump(mode="json").items() if k in TrainSettings.model_fields}

@@ -71,12 +71,16 @@ class ModelFolders:
 
     def _card(self, name: str, update: int, metrics: Mapping[str, float]) -> str:
         sealed, job = self.sealed, self.job
-        matched = "matched noise (latent-matched SFT)" if job.noise == "matched" else "random noise (direct SFT)"
+        kinds = {
+            "matched": "latent-matched SFT",
+            "random": "direct SFT",
+            "base": "distillation of what was searched for",
+        }
         return model_card(
             f"{job.title} {name}",
             base=str(base_folder_of(job.model)),
             facts={
-                "trained on": f"{sealed['rows']} assignments, {matched}",
+                "trained on": f"{sealed['rows']} assignments, {job.noise} noise ({kinds[job.noise]})",
                 "assignments": f"{job.assignments} (run {sealed['assignments']})",
                 "pairs fingerprint": sealed["pairs_fingerprint"],
                 "started from": f"{job.model} (fingerprint {sealed['model_fingerprint']})",

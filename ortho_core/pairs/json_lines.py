@@ -1,4 +1,4 @@
-"""JSON lines: `pairs.jsonl` with image paths, and the imagefolder layout's `metadata.jsonl`."""
+"""JSON lines: `pairs.jsonl` with image paths, and the imagefolder layout's `metadata.jsonl`. Prompts also as text."""
 
 import hashlib
 import json
@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from ortho_core.errors import BadRow
-from ortho_core.pairs.rows import Cut, Pair, PairFields, Row, Shard, make_pair
+from ortho_core.pairs.rows import Cut, Names, Pair, PairFields, Row, Shard, make_pair
 from ortho_core.storage import Store
 
 
 class JsonLines:
-    """One file with one JSON object per line; blank lines do not count."""
+    """One file with one JSON object per line, or in a `.txt` file one prompt; blank lines do not count."""
 
     def __init__(self, root: Store, file: str, fields: PairFields) -> None:
         self.root, self.file = root, file
         folder_of_images = file.endswith("metadata.jsonl")
-        self.names = (
+        self.names: Names = (
             fields.prompt_field or ("text" if folder_of_images else "prompt"),
-            fields.image_field or ("file_name" if folder_of_images else "image"),
+            (fields.image_field or ("file_name" if folder_of_images else "image")) if fields.with_images else None,
             fields.id_field,
         )
         self._counted: tuple[str, int] | None = None
@@ -68,13 +68,22 @@ class JsonLines:
     def ids(self, shard: Shard) -> Iterator[Any]:
         for row, line in lines_of(self.root, shard):
             try:
-                yield _record(line, row).get(str(self.names[2]))
+                yield self._record(line, row).get(str(self.names[2]))
             except BadRow:
                 yield None
 
     def parse(self, line: bytes, row: int) -> Pair:
         """Parse and validate one line. Raises BadRow."""
-        return make_pair(row, _record(line, row), self.names)
+        return make_pair(row, self._record(line, row), self.names)
+
+    def _record(self, line: bytes, row: int) -> dict[str, Any]:
+        """Raises BadRow."""
+        if not self.file.endswith(".txt"):
+            return _record(line, row)
+        try:
+            return {self.names[0]: line.decode("utf-8-sig").strip()}
+        except UnicodeDecodeError as error:
+            raise BadRow("not-text", f"row {row} is not text in UTF-8: {error}") from error
 
     def fetch(self, image: str) -> None:
         return None

@@ -179,6 +179,8 @@ def _recognise(store: Store, given: str, fields: PairFields) -> tuple[Store, For
 
         found = [(name, size) for name, size in parent.find("") if "/" not in name and fnmatch.fnmatchcase(name, last)]
         return parent, _of_files(parent, found, given, fields)
+    if not fields.with_images and last.endswith(".txt") and parent.exists(last):
+        return parent, JsonLines(parent, last, fields)
     if last.endswith((".jsonl", ".parquet", ".tar")):
         if parent.exists(last):
             return parent, _of_files(parent, [(last, parent.size(last))], given, fields)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.rows import Cut, Pair, PairFields, Row, Shard, make_pair
+from ortho_core.pairs.rows import Cut, Names, Pair, PairFields, Row, Shard, make_pair
 from ortho_core.storage import Store, one_line, plain_name
 
 #: Footers that are read side by side: what an object store's latency asks for.
@@ -64,7 +64,7 @@ class Parquet:
                 self._footers = list(pool.map(read, [file for file, _ in self.files]))
         return self._footers
 
-    def _names(self, schema: pa.Schema, file: str) -> tuple[str, str, str | None]:
+    def _names(self, schema: pa.Schema, file: str) -> Names:
         """The columns of prompt, image and id. Raises UserError if there are none of such a name."""
         fields = self.fields
 
@@ -77,7 +77,7 @@ class Parquet:
                 f"(--{what}-field names one)"
             )
 
-        image = column(fields.image_field, ("image", "url", "file_name"), "image")
+        image = column(fields.image_field, ("image", "url", "file_name"), "image") if fields.with_images else None
         prompt = column(fields.prompt_field, ("prompt", "text", "caption"), "prompt")
         return prompt, image, column(fields.id_field, (), "id") if fields.id_field else None
 
@@ -132,10 +132,10 @@ class Parquet:
                     yield None
 
     @staticmethod
-    def make(values: dict[str, Any], names: tuple[str, str, str | None], row: int, reference: str) -> Pair:
+    def make(values: dict[str, Any], names: Names, row: int, reference: str) -> Pair:
         """The pair of one row; `reference` is how a record names image bytes that lie in the row."""
-        image = values.get(names[1])
-        if isinstance(image, dict):
+        image = values.get(names[1]) if names[1] is not None else None
+        if isinstance(image, dict) and names[1] is not None:
             inner, values["__stem__"] = image.get("bytes"), None
             if isinstance(inner, bytes):
                 values["__stem__"] = stem_of(image.get("path"))

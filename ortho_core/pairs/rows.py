@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,9 @@ class PairFields(BaseModel):
     """Which fields (columns, members) of a row hold what."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Whether a row needs an image to be usable.
+    with_images: ClassVar[bool] = True
 
     prompt_field: str | None = Field(
         None, min_length=1, description="field that holds the prompt (none: prompt; text, txt or caption where usual)"
@@ -32,6 +35,16 @@ class PairFields(BaseModel):
     def pair_fields(self) -> "PairFields":
         """These fields alone, from a job that has them among its own."""
         return PairFields(**{name: getattr(self, name) for name in PairFields.model_fields})
+
+
+class PromptFields(PairFields):
+    """Rows that are prompts alone; an image that they may have is not looked at."""
+
+    with_images: ClassVar[bool] = False
+
+
+#: The fields of prompt, image (None: rows have none) and id (None: rows bring none).
+Names = tuple[str, str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,7 @@ class Format(Protocol):
 def make_pair(
     row: int,
     values: Mapping[str, Any],
-    names: tuple[str, str, str | None],
+    names: Names,
     image: str | None = None,
     content: bytes | None = None,
 ) -> Pair:
@@ -111,11 +124,14 @@ def make_pair(
     prompt = values.get(prompt_field)
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadRow("missing-prompt", f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text")
-    if image is None:
+    if image_field is None:
+        image = ""
+    elif image is None:
         image = values.get(image_field)
         if not isinstance(image, str) or not image:
             raise BadRow("missing-image", f"row {row}: field {image_field!r} is {_found(image)}, not a path")
-    sample_id = f"{row:06d}_{values.get('__stem__') or PurePosixPath(image).stem}"
+    stem = values.get("__stem__") or PurePosixPath(image).stem
+    sample_id = f"{row:06d}_{stem}" if stem else f"{row:06d}"
     if id_field is not None:
         sample_id = own_id(row, values.get(id_field), id_field)
     try:

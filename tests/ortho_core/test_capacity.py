@@ -2,6 +2,7 @@ import pytest
 
 from ortho_core.assign import AssignConfig
 from ortho_core.capacity import CPU_SLOTS, MOST, round_down, slots_that_fit
+from ortho_core.objectives import Reconstruction
 
 
 @pytest.mark.parametrize(
@@ -12,4 +13,4 @@ def test_slot_counts_are_few_and_never_more_than_fit(fit, slots):
 
 
 def test_without_a_gpu_the_slot_count_is_fixed(generator):
-    assert slots_that_fit(generator, AssignConfig()) == CPU_SLOTS
+    assert slots_that_fit(generator, AssignConfig(), Reconstruction(generator, AssignConfig())) == CPU_SLOTS
