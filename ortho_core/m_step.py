@@ -54,7 +54,7 @@ class Outcome:
 
     #: The terms of the loss, mean over this worker's rows, in the order of `TERMS`.
     terms: Float[Tensor, " terms"]
-    #: The latent term of each of this worker's rows.
+    #: The reconstruction terms of each of this worker's rows, unweighted.
     rows: Float[Tensor, " B"]
     #: Norm of the gradient over all workers, before clipping.
     grad_norm: float
@@ -67,6 +67,11 @@ def make_optimizer(config: MStepConfig, parameters: list[nn.Parameter]) -> torch
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def autocast(device: torch.device, config: MStepConfig) -> torch.autocast:
+    """What the network computes in, training or measured."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
 
 
 class MStep:
@@ -141,8 +146,7 @@ class MStep:
         return Outcome(sums / len(micro_batches), torch.cat(rows), grad_norm, applied)
 
     def autocast(self) -> torch.autocast:
-        enabled = self.config.mixed_precision == "bf16"
-        return torch.autocast(self.generator.device.type, torch.bfloat16, enabled=enabled)
+        return autocast(self.generator.device, self.config)
 
     def _clip(self) -> float:
         """Norm of the gradient; the gradient is scaled only where it is too long, which saves a pass over it elsewhere."""

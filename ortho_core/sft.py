@@ -117,7 +117,7 @@ def sft_loss(
 
     loss = w_lat·mean((f_θ(ε̂,c) - E(x))²) + w_pix·mean|D f_θ(ε̂,c) - x| + w_pl·mean((f_θ(ε',c) - f_0(ε',c))²)
     + w_pp·mean|D f_θ(ε',c) - D f_0(ε',c)|, with ε̂ = `batch.noise`. Both noises ride in one call of the network.
-    `rows` are the latent term of each row, (B,), for telling which row is at fault.
+    `rows` are the reconstruction terms of each row, (B,), for telling which row is at fault.
     """
     B = len(batch.noise)
     zero = batch.noise.new_zeros(())
@@ -138,7 +138,9 @@ def sft_loss(
     if config.pixel_l1_weight:
         if batch.images is None:
             raise ValueError("the pixel term needs the target images")
-        terms["pixel"] = mean_absolute(generator.decode(matched), batch.images).mean()
+        pixel = mean_absolute(generator.decode(matched), batch.images)
+        terms["pixel"] = pixel.mean()
+        rows = rows + pixel
     if preserve:
         terms["preserve_latent"] = mean_square(fresh, before).mean()
         if config.preserve_pixel_weight:

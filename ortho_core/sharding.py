@@ -11,6 +11,8 @@ def shard(network: nn.Module, device: torch.device, workers: int) -> nn.Module:
 
     The units that are gathered at once are the modules that diffusers names as not to be split, the innermost ones.
     """
+    # Sharding refuses weights in channels-last order, which is how a GPU's convolutions have them.
+    network.to(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(device.type, (workers,))
     names = set(getattr(network, "_no_split_modules", None) or ())
     units = [module for module in network.modules() if type(module).__name__ in names]

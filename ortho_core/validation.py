@@ -89,7 +89,10 @@ class Validation:
         """Rows of images: targets, what matched noise gives now, random samples before and now."""
         made = self._denoise(generator, prompts, self.matched[:count])
         latents = (self.targets[:count], made, self.before[:count], samples[:count])
-        return [to_bytes(generator.decode(each)) for each in latents]
+        # In no larger batches than the rows train in: images take more memory than latents.
+        return [
+            torch.cat([to_bytes(generator.decode(p)) for p in torch.split(each, self.batch_size)]) for each in latents
+        ]
 
 
 #: What the rows of the picture show.

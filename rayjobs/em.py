@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ortho_core.assignments import FORMAT
 from ortho_core.errors import UserError
 from ortho_core.generators.base import latent_shape_of, model_fingerprint
+from ortho_core.matched_data import read_prompts
 from ortho_core.noise import noise_seed
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.storage import Location
@@ -24,6 +25,7 @@ from rayjobs.evaluate import EvaluateJob, EvaluateSettings
 from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.progress import say, summary_json
 from rayjobs.session import ray_session
+from rayjobs.trackers import check as check_trackers
 from rayjobs.train import TrainJob, TrainSettings
 
 
@@ -66,6 +68,10 @@ def make_plan(job: EmJob) -> dict[str, Any]:
         raise UserError("--validate-on-heldout needs --heldout and --assign.store-latents")
     if job.train.noise != "matched":
         raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
+    check_trackers(job.train)
+    train.check_lora(job.train, job.model)
+    if job.train.preserve_prompts is not None:
+        read_prompts(job.train.preserve_prompts)
     speed = assign.INDIFFERENT | train.INDIFFERENT | {"batch_size"}
     trained = job.train.model_dump(mode="json", exclude=set(train.INDIFFERENT))
     plan: dict[str, Any] = {

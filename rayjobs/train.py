@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BeforeValidator, Field
 
 from ortho_core.assignments import CACHE_BYTES, FORMAT, Assignments
@@ -30,7 +31,7 @@ from rayjobs.progress import Progress, say, summary_json
 from rayjobs.session import WorkerResources, innermost, ray_session
 from rayjobs.trackers import TrackerSettings
 from rayjobs.trackers import check as check_trackers
-from rayjobs.train_worker import HISTORY, STOPPED, train_worker
+from rayjobs.train_worker import HISTORY, OWN_STATE, STOPPED, train_worker
 
 
 def _names(value: Any) -> Any:
@@ -146,6 +147,7 @@ INDIFFERENT = {
     *TrackerSettings.model_fields,
     *("num_workers", "readers_per_worker", "parallel", "compile", "gradient_checkpointing"),
     *("gradient_accumulation_steps", "checkpoint_every", "keep_states", "log_every", "max_restarts", "allow_stale"),
+    "max_skipped_updates",
 }
 
 
@@ -169,7 +171,7 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
     if job.preserve_model is not None and latent_shape_of(job.preserve_model) != shape:
         raise UserError(f"--preserve-model {job.preserve_model} has another latent shape than --model {job.model}")
     job.check_shares(len(assignments), "assigned rows")
-    check_lora(job)
+    check_lora(job, job.model)
     # As many rows as half of what a reader keeps in memory holds, so that it reads no part twice.
     window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // assignments.row_bytes(shape)))
     data = MatchedData(
@@ -210,18 +212,18 @@ def check_assignments(assignments: Assignments, shape: tuple[int, int, int]) -> 
     assignments.noise([0], shape)
 
 
-def check_lora(job: TrainJob) -> None:
+def check_lora(job: TrainSettings, model: Path) -> None:
     """Raises UserError if the model's own adapter is not of the shape that was asked for."""
-    there = lora_of(job.model)
+    there = lora_of(model)
     if there is None:
         return
     if not job.lora_rank:
         raise UserError(
-            f"--model {job.model} is a LoRA adapter: go on with it (--lora-rank {there.rank}), or merge it first"
+            f"--model {model} is a LoRA adapter: go on with it (--lora-rank {there.rank}), or merge it first"
         )
     asked = Lora(job.lora_rank, job.alpha, tuple(sorted(job.targets)))
     if asked != replace(there, targets=tuple(sorted(there.targets))):
-        raise UserError(f"--model {job.model} has an adapter of {there}, which is not the {asked} that was asked for")
+        raise UserError(f"--model {model} has an adapter of {there}, which is not the {asked} that was asked for")
 
 
 def validation_of(job: TrainJob, shape: tuple[int, int, int]) -> str | None:
@@ -273,7 +275,7 @@ def run(job: TrainJob) -> int:
     claim(job.out, sealed, "train")
     summary_file = job.out / "train_summary.json"
     if summary_file.is_file():
-        shutil.rmtree(job.out / "state", ignore_errors=True)
+        forget(job.out)
         say(f"train: {job.out} is complete")
         return 0
     started = time.monotonic()
@@ -295,8 +297,36 @@ def run(job: TrainJob) -> int:
             }
         ),
     )
-    shutil.rmtree(job.out / "state", ignore_errors=True)
+    forget(job.out)
     return 0
+
+
+def forget(out: Path) -> None:
+    """Remove the resumable state of a run that is done."""
+    shutil.rmtree(out / "state", ignore_errors=True)
+    (out / OWN_STATE).unlink(missing_ok=True)
+
+
+def rescue(out: Path) -> None:
+    """Where a kill cut short Ray Train's own list of checkpoints, keep the newest whole state and drop the rest.
+
+    Ray Train replaces that file in place, and would start no run again that has half of it.
+    """
+    folder = out / "state"
+    listing = folder / "checkpoint_manager_snapshot.json"
+    try:
+        if not listing.is_file() or json.loads(listing.read_text()) is not None:
+            return
+    except ValueError:
+        pass
+    for state in sorted(folder.glob("*/state.pt"), key=lambda file: file.stat().st_mtime, reverse=True):
+        try:
+            torch.load(state, map_location="cpu", weights_only=True)
+        except Exception:  # cut short as well
+            continue
+        state.replace(out / OWN_STATE)
+        break
+    shutil.rmtree(folder)
 
 
 def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData) -> dict[str, Any]:
@@ -315,6 +345,7 @@ def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData) -> dict[str, A
             f"--gpus-per-worker: {gpus:g} puts several DDP workers on one GPU, which NCCL refuses; accepted: 1"
         )
     (job.out / STOPPED).unlink(missing_ok=True)
+    rescue(job.out)
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         train_worker,

@@ -21,7 +21,7 @@ from ortho_core.errors import RunFailed, UserError
 from ortho_core.folders import sweep_partial
 from ortho_core.generators.base import OneStepGenerator, base_folder_of, load_generator
 from ortho_core.lora import Lora, add_lora, has_lora, keep_as_teacher
-from ortho_core.m_step import MStep, Outcome
+from ortho_core.m_step import MStep, Outcome, autocast
 from ortho_core.matched_data import MatchedData, Share, to_batch
 from ortho_core.noise import noise_seed
 from ortho_core.pictures import labelled_rows
@@ -37,6 +37,8 @@ from rayjobs.train_models import ModelFolders
 HISTORY = "train_history.jsonl"
 #: Why a run cannot go on. Ray Train would start the workers again after an error; they find this and do not try.
 STOPPED = "stopped.txt"
+#: The resumable state where Ray Train has none: of a run in the driver's process, or what `rescue` found.
+OWN_STATE = "state.pt"
 #: Updates without a new prompt after which the text encoders leave the GPU.
 QUIET_UPDATES = 50
 
@@ -78,11 +80,12 @@ def out_of_memory(job: Any) -> str:
     )
 
 
-def saved_state() -> dict[str, Any] | None:
+def saved_state(out: Path) -> dict[str, Any] | None:
     """The last resumable state of the run that this worker belongs to."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return None
+        own = out / OWN_STATE
+        return dict(torch.load(own, map_location="cpu", weights_only=True)) if own.is_file() else None
     with checkpoint.as_directory() as folder:
         return dict(torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True))
 
@@ -93,7 +96,7 @@ class Training:
     def __init__(self, job: Any, sealed: dict[str, Any], data: MatchedData, rank: int, world: int) -> None:
         self.job, self.sealed, self.data, self.rank, self.world = job, sealed, data, rank, world
         self.updates = job.epochs * data.order.updates
-        state = saved_state()
+        state = saved_state(job.out)
         self.update = self.resumed_at = state["update"] if state is not None else 0
         # Before the model is loaded: both take seconds, in different processes.
         self.shares: Iterator[Share] = iter(())
@@ -177,7 +180,11 @@ class Training:
         held = Assignments(job.validation)
         each = min(job.validation_rows, len(held)) // self.world
         rows = range(self.rank * each, (self.rank + 1) * each)
-        return Validation.of(held, rows, self.generator, self.teacher, self.prompts, job.rows_at_once)
+        with self._autocast():  # as every measurement to come, or a drift of rounding would be there from the start
+            return Validation.of(held, rows, self.generator, self.teacher, self.prompts, job.rows_at_once)
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.generator.device, self.job)
 
     def run(self) -> dict[str, Any]:
         job = self.job
@@ -189,13 +196,14 @@ class Training:
                     Trackers(job, job.out, job.title, self.sealed, run_id, self.resumed_at)
                 )
             speed = self._train()
-        losses = [e["loss"] for e in self.epochs]
-        best = int(np.argmin(losses))
+        # JSON knows no infinity.
+        epochs = [{k: v if math.isfinite(v) else None for k, v in epoch.items()} for epoch in self.epochs]
+        best = int(np.argmin([e["loss"] for e in self.epochs]))
         return {
-            "epochs": self.epochs,
+            "epochs": epochs,
             "best_epoch": best + 1,
-            "best_loss": losses[best],
-            "final_loss": losses[-1],
+            "best_loss": epochs[best]["loss"],
+            "final_loss": epochs[-1]["loss"],
             "validations": self.validations,
             "skipped_updates": self.skipped,
             "tracker_failures": self.trackers.told if self.trackers is not None else [],
@@ -289,12 +297,10 @@ class Training:
     def _end_epoch(self) -> list[str]:
         """Its mean losses, and the folders that are due; where there is no validation, the loss says which is best."""
         sums = sum(self._from_all(self.sums))
-        if not sums[-1]:
-            raise RunFailed(
-                f"no update of epoch {len(self.epochs) + 1} had a finite gradient; a lower --lr is the usual remedy"
-            )
         self.sums = np.zeros(len(TERMS) + 1)
-        self.epochs.append(dict(zip(TERMS, (sums[:-1] / sums[-1]).tolist(), strict=True)))
+        # Of an epoch in which every update was left out there is nothing to tell.
+        means = sums[:-1] / sums[-1] if sums[-1] else np.full(len(TERMS), np.inf)
+        self.epochs.append(dict(zip(TERMS, means.tolist(), strict=True)))
         number, losses = len(self.epochs), [e["loss"] for e in self.epochs]
         names = [f"epoch-{number:03d}"] if self.job.save_every and number % self.job.save_every == 0 else []
         return [*names, "best"] if self.validation is None and losses[-1] == min(losses) else names
@@ -321,8 +327,8 @@ class Training:
             self.trackers.image(self.update, "validation/samples", np.asarray(sheet))
         network.train()
         self._rest(autoencoder=True)
-        best = self.update and values["latent"] == min(v["latent"] for v in self.validations if v["update"])
-        return ["best"] if best else []
+        seen = [v["latent"] for v in self.validations if v["update"] and math.isfinite(v["latent"])]
+        return ["best"] if self.update and values["latent"] == min(seen, default=math.inf) else []
 
     def _measured(self, prefix: str) -> tuple[dict[str, float], torch.Tensor]:
         assert self.validation is not None
@@ -355,8 +361,13 @@ class Training:
                     "sums": sums.tolist(),
                     **network,
                 }
-                torch.save(state, Path(scratch) / "state.pt")
-                checkpoint = ray.train.Checkpoint.from_directory(scratch)
+                if self.job.num_workers:
+                    torch.save(state, Path(scratch) / "state.pt")
+                    checkpoint = ray.train.Checkpoint.from_directory(scratch)
+                else:  # Ray Train keeps no checkpoints of a run in its driver's process
+                    fresh = self.job.out / f".{OWN_STATE}"
+                    torch.save(state, fresh)
+                    fresh.replace(self.job.out / OWN_STATE)
             ray.train.report({"update": self.update}, checkpoint=checkpoint)
 
     def _resume(self, state: dict[str, Any]) -> None:

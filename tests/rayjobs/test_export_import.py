@@ -85,7 +85,7 @@ def test_there_and_back_is_the_same_noise_and_trains(assigned, tiny_turbo, tmp_p
     plan, data = make_plan(job)
     assert (plan["rows"], data.pairs.location) == (24, str(assigned[0]))
     batch = to_batch(data.share(0, 0), generator, PromptCache(generator), data.needs_images)
-    index = data.order.share(0, 0)
+    index = data.order.share(0, 0).tolist()
     torch.testing.assert_close(batch.noise, there.noise(index, SHAPE), rtol=0, atol=1e-6)
     # Images are encoded again, in batches of another size.
     torch.testing.assert_close(batch.target_latents, there.targets(index, SHAPE), rtol=0, atol=1e-4)

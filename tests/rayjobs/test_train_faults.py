@@ -16,8 +16,8 @@ import torch
 
 from ortho_core.errors import RunFailed
 from ortho_core.m_step import MStep
-from rayjobs.train import make_plan, run
-from rayjobs.train_worker import STOPPED
+from rayjobs.train import make_plan, rescue, run
+from rayjobs.train_worker import OWN_STATE, STOPPED
 from tests.rayjobs.training import altered, assert_same_lines, assert_same_weights, history, job, losses, summary
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -181,3 +181,44 @@ def test_a_log_line_that_a_kill_cut_short_is_dropped(trained, assigned, tiny_tur
     (out / STOPPED).write_text("an error of the last time")
     assert run(one) == 0
     assert history(out) == history(trained)
+
+
+def test_a_run_in_the_drivers_own_process_goes_on_where_it_was(trained, assigned, tiny_turbo, tmp_path, monkeypatch):
+    one = job(assigned, tiny_turbo, tmp_path / "out", checkpoint_every=2)
+    updates = []
+    usual = MStep.update
+
+    def dies_at_the_sixth(self, batch):
+        updates.append(len(batch.noise))
+        if len(updates) == 6:
+            raise KeyboardInterrupt
+        return usual(self, batch)
+
+    monkeypatch.setattr(MStep, "update", dies_at_the_sixth)
+    with pytest.raises(KeyboardInterrupt):
+        run(one)
+    assert run(one) == 0
+    assert len(updates) == 6 + 2  # those after the fourth again
+    assert_same_lines(history(tmp_path / "out"), history(trained), 1e-5)
+    assert len(history(tmp_path / "out")) == 6
+    assert_same_weights(tmp_path / "out" / "checkpoint-final", trained / "checkpoint-final", 1e-4)
+    assert not (tmp_path / "out" / OWN_STATE).exists()
+
+
+def test_a_listing_of_states_that_a_kill_cut_short_costs_one_state_at_most(tmp_path):
+    for k, content in enumerate([{"update": 5}, {"update": 10}, None]):
+        folder = tmp_path / "state" / f"checkpoint_{k}"
+        folder.mkdir(parents=True)
+        if content is None:
+            (folder / "state.pt").write_bytes(b"half of one")
+        else:
+            torch.save(content, folder / "state.pt")
+        os.utime(folder / "state.pt", (k, k))
+    listing = tmp_path / "state" / "checkpoint_manager_snapshot.json"
+    listing.write_text('{"checkpoint_results": []}')
+    rescue(tmp_path)
+    assert listing.exists()
+    listing.write_text('{"checkpoint_res')
+    rescue(tmp_path)
+    assert torch.load(tmp_path / OWN_STATE, weights_only=True) == {"update": 10}
+    assert not (tmp_path / "state").exists()
