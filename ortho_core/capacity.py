@@ -13,9 +13,7 @@ CPU_SLOTS = 16
 MOST = 64
 
 
-def slots_that_fit(
-    generator: OneStepGenerator, config: SearchConfig, objective: Objective, share: float = 0.85
-) -> int:
+def slots_that_fit(generator: OneStepGenerator, config: SearchConfig, objective: Objective, share: float = 0.85) -> int:
     """As many slots as take `share` of the GPU memory that is free, a power of two or thrice one; at least 1.
 
     Two and four images are evaluated for two steps; the difference of the peaks is what two images take.
