@@ -121,12 +121,11 @@ def plan(job: RewardJob) -> dict[str, Any]:
 
 def run(job: RewardJob) -> int:
     """Optimise what is not done yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
+    check(job)
     if job.prompt is not None:
         from rayjobs.reward_one import run_one
 
-        check(job)
         return run_one(job)
-    assert job.prompts is not None or check(job)
     here = {"rewards_root": job.rewards_root.absolute(), "model": job.model.absolute()}
     folders = {name: path.absolute() for name, path in (job.reward_folders or {}).items()} or None
     places = {"out": absolute(job.out), "prompts": absolute(str(job.prompts)), "reward_folders": folders}
