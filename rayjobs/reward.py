@@ -70,6 +70,10 @@ def check(job: RewardJob) -> dict[str, str]:
         raise UserError("give --prompt TEXT or --prompts FILE, and not both")
     if job.prompt is not None and not job.prompt.strip():
         raise UserError("--prompt is blank")
+    if job.prompt is not None and "://" in job.out:
+        raise UserError(f"--out {job.out}: one prompt's pictures go to a local folder; --prompts may go to a URL")
+    if job.save_steps and job.prompts is not None:
+        raise UserError("--save-steps is of one --prompt; a file of prompts leaves no pictures")
     names = parse_rewards(job.reward)
     told = parse_rewards(job.report_rewards) if job.report_rewards else {}
     if both := sorted(set(names) & set(told)):

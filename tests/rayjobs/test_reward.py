@@ -145,6 +145,8 @@ def test_text_and_parquet_prompts_are_read_alike(tiny_turbo, tmp_path):
     [
         ({}, "give --prompt TEXT or --prompts FILE"),
         ({"prompt": "a", "prompts": "b"}, "and not both"),
+        ({"prompt": "a", "out": "s3://bucket/a"}, "go to a local folder"),
+        ({"prompts": "b", "save_steps": True}, "leaves no pictures"),
         ({"prompt": "   "}, "--prompt is blank"),
         ({"prompt": "a", "reward": "beauty"}, "unknown"),
         ({"prompt": "a", "reward": "clip:x"}, "weight"),
