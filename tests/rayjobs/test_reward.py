@@ -158,5 +158,5 @@ def test_text_and_parquet_prompts_are_read_alike(tiny_turbo, tmp_path):
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(tiny_turbo, tmp_path, options, says):
     with pytest.raises(UserError, match=says):
-        plan(job(tiny_turbo, tmp_path / "out", **options))
+        plan(job(tiny_turbo, **{"out": tmp_path / "out", **options}))
     assert not (tmp_path / "out").exists()
