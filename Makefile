@@ -36,7 +36,7 @@ format: setup
 
 # After a change of the dependencies in pyproject.toml: exact versions and hashes, no download addresses.
 lock:
-	$(BIN)/uv pip compile --quiet --upgrade --extra s3 --extra mlflow --extra wandb --extra rewards --extra dev --generate-hashes --no-annotate --no-emit-index-url --no-header \
+	$(BIN)/uv pip compile --quiet --upgrade --extra s3 --extra mlflow --extra wandb --extra optuna --extra lpips --extra rewards --extra dev --generate-hashes --no-annotate --no-emit-index-url --no-header \
 	  pyproject.toml --output-file requirements.lock
 
 clean:

@@ -1,0 +1,68 @@
+"""The figures that models are judged by: their names in files, their titles, which way is better, what they mean.
+
+A figure is `{"value", "low", "high", "count"}`: the value, the ends of its 95 % bootstrap interval, and how many samples it
+is of.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+#: Before the name of a reward, in the name of its figure.
+REWARD = "reward_"
+
+
+@dataclass(frozen=True)
+class Metric:
+    title: str
+    better: Literal["lower", "higher", "neither"]
+    about: str
+
+    @property
+    def arrow(self) -> str:
+        return {"lower": "↓", "higher": "↑", "neither": ""}[self.better]
+
+
+#: In the order of tables.
+METRICS = {
+    "latent_mse": Metric("latent MSE", "lower", "of the closest image, at newly assigned noise, to the held-out target"),
+    "psnr": Metric("PSNR dB", "higher", "of the same image"),
+    "ssim": Metric("SSIM", "higher", "of the same image"),
+    "lpips": Metric("LPIPS", "lower", "of the same image"),
+    "drift": Metric("drift", "lower", "RMS pixel distance from the base model's image at the same random noise"),
+    "kid": Metric("KID", "lower", "of images at random noise to the held-out targets, unbiased"),
+    "fid": Metric("FID", "lower", "of images at random noise to the held-out targets; few samples raise it"),
+    "cmmd": Metric("CMMD", "lower", "of images at random noise to the held-out targets, in CLIP embeddings"),
+    "kid_base": Metric("KID to base", "lower", "of images at random noise to the base model's images at other noise"),
+    "fid_base": Metric("FID to base", "lower", "the same, as FID"),
+    "cmmd_base": Metric("CMMD to base", "lower", "the same, as CMMD"),
+    "precision": Metric("precision", "higher", "share of images at random noise that lie among the targets"),
+    "recall": Metric("recall", "higher", "share of the targets that lie among images at random noise"),
+    "diversity": Metric("diversity", "neither", "mean RMS pixel distance between images of one prompt"),
+}
+
+
+def metric(name: str) -> Metric:
+    """What `name` is; any reward is `reward_NAME`. Raises KeyError for a name that is none."""
+    if name.startswith(REWARD):
+        reward = name.removeprefix(REWARD)
+        title = "CLIP score" if reward == "clip" else reward
+        return Metric(title, "higher", f"{reward} of images at random noise with their prompts")
+    return METRICS[name]
+
+
+def known_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The names of the figures that any of the models (name → figures) has, in the order of tables."""
+    found = {name for figures in metrics.values() for name in figures}
+    return [name for name in METRICS if name in found] + sorted(name for name in found if name.startswith(REWARD))
+
+
+def number(figure: Mapping[str, Any]) -> float:
+    return float(figure["value"])
+
+
+def cell(figure: Mapping[str, Any] | None) -> str:
+    """A figure as a table shows it, `0.191 [0.185, 0.197]`."""
+    if figure is None:
+        return "–"
+    return f"{figure['value']:.4g} [{figure['low']:.3g}, {figure['high']:.3g}]"
