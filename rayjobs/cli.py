@@ -32,6 +32,7 @@ VERBS = {
     "invert": Verb("rayjobs.invert", "InvertJob", "E-step for one image, with pictures and curves"),
     "train": Verb("rayjobs.train", "TrainJob", "M-step: fine-tune on matched (or random) noise"),
     "em": Verb("rayjobs.em", "EmJob", "alternate E-step and M-step, evaluate, report"),
+    "sweep": Verb("rayjobs.sweep", "SweepJob", "try settings: target fit against drift, with the Pareto front"),
     "evaluate": Verb("rayjobs.evaluate", "EvaluateJob", "held-out metrics of one or more models"),
     "reward": Verb("rayjobs.reward", "RewardJob", "find the noise whose image scores highest, for one prompt or many"),
     "generate": Verb("rayjobs.generate", "GenerateJob", "images from a model folder"),

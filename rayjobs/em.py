@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,12 +58,10 @@ class EmJob(PairFields):
     evaluate: EvaluateSettings = EvaluateSettings()
 
 
-def make_plan(job: EmJob) -> dict[str, Any]:
-    """What identifies the run. Raises UserError for whatever can be found wrong before any work starts."""
-    pairs = PairSet(job.pairs, job.pair_fields())
+def check(job: EmJob, rows: int) -> None:
+    """Raises UserError for settings that do not fit each other, the model, or a pair set of so many rows."""
     job.assign.space(latent_shape_of(job.model))
-    total = pairs.rows()
-    job.train.check_shares(total, f"rows of {job.pairs}", "train.")
+    job.train.check_shares(rows, f"rows of {job.pairs}", "train.")
     if job.validate_on_heldout and (job.heldout is None or not job.assign.store_latents):
         raise UserError("--validate-on-heldout needs --heldout and --assign.store-latents")
     if job.train.noise != "matched":
@@ -72,6 +70,13 @@ def make_plan(job: EmJob) -> dict[str, Any]:
     train.check_lora(job.train, job.model)
     if job.train.preserve_prompts is not None:
         read_prompts(job.train.preserve_prompts)
+
+
+def make_plan(job: EmJob) -> dict[str, Any]:
+    """What identifies the run. Raises UserError for whatever can be found wrong before any work starts."""
+    pairs = PairSet(job.pairs, job.pair_fields())
+    total = pairs.rows()
+    check(job, total)
     speed = assign.INDIFFERENT | train.INDIFFERENT | {"batch_size"}
     trained = job.train.model_dump(mode="json", exclude=set(train.INDIFFERENT))
     plan: dict[str, Any] = {
@@ -104,8 +109,15 @@ def plan(job: EmJob) -> dict[str, Any]:
     }
 
 
-def run(job: EmJob) -> int:
-    """The EM algorithm. Every step resumes by itself and returns at once when done. Returns 0, or 3 with quarantine."""
+def run(
+    job: EmJob,
+    e_step: Callable[[AssignJob], int] = assign.run,
+    watch: Callable[[int], Sequence[Any]] = lambda cycle: (),
+) -> int:
+    """The EM algorithm. Every step resumes by itself and returns at once when done. Returns 0, or 3 with quarantine.
+
+    `e_step` runs an E-step; `watch` gives the callbacks of Ray Train that see the reports of a cycle's M-step.
+    """
     started = time.monotonic()
     claim(job.work_dir, make_plan(job), "em")
     model, code, cycles = job.model, 0, []
@@ -113,16 +125,16 @@ def run(job: EmJob) -> int:
         direct = None
         if job.validate_on_heldout:
             say("held-out pairs: the noise that the first model maps closest to each")
-            assign.run(cached(job, heldout_job(job)))
+            e_step(cached(job, heldout_job(job)))
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / f"cycle_{cycle:02d}"
             say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {model} maps closest to each image")
-            code = max(code, assign.run(cached(job, assign_job(job, cycle, model))))
+            code = max(code, e_step(cached(job, assign_job(job, cycle, model))))
             if cycle == 1 and job.baseline and room_beside(job):
                 say("baseline: direct SFT on random noise, beside the cycles")
                 direct = background.submit(train.run, baseline_job(job))
             say(f"cycle {cycle} of {job.cycles}, M-step: fine-tuning on that noise")
-            train.run(train_job(job, model, folder))
+            train.run(train_job(job, model, folder), watch(cycle))
             model = folder / "train" / "checkpoint-final"
             cycles.append({"cycle": cycle, **step_summaries(folder)})
         if job.baseline:

@@ -1,7 +1,8 @@
 """From a command line and a YAML file to one frozen, validated configuration.
 
 The configuration's pydantic model is the only description of the options: names, types, bounds, help. Dashes and
-underscores are the same, nested fields are reached by dots, the command line wins over the file.
+underscores are the same, nested fields are reached by dots, the command line wins over the file. A field marked `OPEN` takes
+whatever names follow it: `--sweep.train.lr 1e-4,1e-3`.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from pydantic.fields import FieldInfo
 from ortho_core.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
+#: Marks a field, through `json_schema_extra`, whose names are checked by the job itself.
+OPEN: dict[str, Any] = {"open": True}
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,14 @@ def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
     parser.add_argument("--config", type=Path, help="YAML file with any of these options (the command line wins)")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
+    open_groups = tuple(name for name, field in fields.items() if field.json_schema_extra == OPEN)
     for name, field in fields.items():
         flag = "--" + name.replace("_", "-")
+        if name in open_groups:
+            parser.add_argument(
+                flag + ".FIELD", metavar="VALUES", dest=name, default=argparse.SUPPRESS, help=field.description
+            )
+            continue
         default = "required" if field.is_required() else f"default {field.get_default()}"
         choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
         text = f"{field.description or ''} ({default})".replace("%", "%%")
@@ -62,8 +71,9 @@ def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
             metavar = "|".join(map(str, choices)) or _type_name(field)
             parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, metavar=metavar, help=text)
     given, unknown = parser.parse_known_args([_normalise(a) for a in argv])
+    opened, unknown = _opened(unknown, open_groups)
     if unknown:
-        raise UserError(_unknown(unknown[0], [*fields, "config", "print_config", "dry_run"]))
+        raise UserError(unknown_option(unknown[0], [*fields, "config", "print_config", "dry_run"]))
     options = vars(given)
     config, print_config, dry_run = options.pop("config"), options.pop("print_config"), options.pop("dry_run")
     values = _read_yaml(config) if config else {}
@@ -71,10 +81,12 @@ def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
         if isinstance(value, str) and value.lower() in {"none", "null"} and type(None) in _args(fields[name]):
             value = None
         _put(values, name.split("."), value)
+    for name, value in opened:
+        _put(values, name.split("."), value)
     try:
         return Parsed(model.model_validate(values), print_config, dry_run)
     except ValidationError as error:
-        raise UserError(_explain(error, list(fields))) from error
+        raise UserError(explain(error, list(fields))) from error
 
 
 def as_yaml(job: BaseModel) -> str:
@@ -90,6 +102,23 @@ def _type_name(field: FieldInfo) -> str:
     kinds = [t for t in (_args(field) or (field.annotation,)) if t is not type(None)]
     names = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
     return "|".join(names.get(k, "TEXT") if isinstance(k, type) else "TEXT" for k in kinds)
+
+
+def _opened(arguments: list[str], groups: tuple[str, ...]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Of what argparse does not know: the options of open groups as (dotted name, value), and the rest."""
+    opened, rest, waiting = [], [], list(arguments)
+    while waiting:
+        name, equals, value = waiting.pop(0).partition("=")
+        plain = name.removeprefix("--").replace("-", "_")
+        if not name.startswith("--") or not plain.startswith(tuple(f"{group}." for group in groups)):
+            rest.append(name + equals + value)
+            continue
+        if not equals:
+            if not waiting or waiting[0].startswith("--"):
+                raise UserError(f"{name}: expected its values")
+            value = waiting.pop(0)
+        opened.append((plain, value))
+    return opened, rest
 
 
 def _normalise(argument: str) -> str:
@@ -134,20 +163,20 @@ def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
         values[path[-1]] = value
 
 
-def _unknown(name: str, known: list[str]) -> str:
+def unknown_option(name: str, known: list[str]) -> str:
     name = name.partition("=")[0].lstrip("-").replace("-", "_")
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean --{close[0].replace('_', '-')}?" if close else "; --help lists the options"
     return f"unknown option {name!r}{hint}"
 
 
-def _explain(error: ValidationError, known: list[str]) -> str:
+def explain(error: ValidationError, known: list[str]) -> str:
     """All faults in one line, each naming its option, what was found and what is accepted."""
     faults = []
     for fault in error.errors():
         name = ".".join(str(part) for part in fault["loc"] if part in {p for k in known for p in k.split(".")})
         if fault["type"] == "extra_forbidden":
-            faults.append(_unknown(".".join(str(part) for part in fault["loc"]), known))
+            faults.append(unknown_option(".".join(str(part) for part in fault["loc"]), known))
         elif fault["type"] == "missing":
             faults.append(f"--{name.replace('_', '-')} is required")
         else:

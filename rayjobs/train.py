@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -259,8 +259,8 @@ def plan(job: TrainJob) -> dict[str, Any]:
     return {**content, "model_folders": kept, "rows_at_once_on_each_worker": job.rows_at_once, "out": str(job.out)}
 
 
-def run(job: TrainJob) -> int:
-    """Train, or go on training. Returns 0. Raises UserError or RunFailed."""
+def run(job: TrainJob, callbacks: Sequence[Any] = ()) -> int:
+    """Train, or go on training; `callbacks` are Ray Train's. Returns 0. Raises UserError or RunFailed."""
     sealed, data = make_plan(job)
     paths = {k: getattr(job, k) for k in ("model", "out", "preserve_model", "preserve_prompts")}
     # As they are on this machine: workers have another current directory, and compare paths.
@@ -280,7 +280,7 @@ def run(job: TrainJob) -> int:
         return 0
     started = time.monotonic()
     with ray_session():
-        result = fit(job, sealed, data)
+        result = fit(job, sealed, data, callbacks)
     for failure in result["tracker_failures"]:
         say(f"train: {failure}")
     plot_training(job.out / HISTORY, job.out / "train_history.png")
@@ -329,7 +329,7 @@ def rescue(out: Path) -> None:
     shutil.rmtree(folder)
 
 
-def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData) -> dict[str, Any]:
+def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Run the workers under Ray Train; it restarts them after a failure, from the last resumable state."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -356,6 +356,7 @@ def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData) -> dict[str, A
             storage_path=str(job.out),
             failure_config=FailureConfig(max_failures=job.max_restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=job.keep_states),
+            callbacks=list(callbacks),
         ),
     )
     with follow(job, sealed["updates"]), own_interrupts():

@@ -368,7 +368,10 @@ class Training:
                     fresh = self.job.out / f".{OWN_STATE}"
                     torch.save(state, fresh)
                     fresh.replace(self.job.out / OWN_STATE)
-            ray.train.report({"update": self.update}, checkpoint=checkpoint)
+            told = {"update": self.update, "epoch": self.update / self.data.order.updates}
+            if self.validations and self.validations[-1]["update"] == self.update:
+                told["validation"] = self.validations[-1]
+            ray.train.report(told, checkpoint=checkpoint)
 
     def _resume(self, state: dict[str, Any]) -> None:
         """Go to where the last checkpoint was."""

@@ -1,0 +1,330 @@
+"""Sweeps: `ortho sweep` tries fields of the configuration at several values and shows what each costs and gains.
+
+Every trial is an E-step and an M-step, judged on held-out pairs; what they trade is how close the model gets to the target
+set against how far it drifts from the model it started from.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from ortho_core.errors import UserError
+from ortho_core.metrics import METRICS, REWARD, cell, metric, number
+from ortho_core.pareto import choose, pareto_front
+from ortho_core.storage import absolute
+from rayjobs import assign, em, train
+from rayjobs.em import EmJob
+from rayjobs.evaluate import make_plan as evaluation_plan
+from rayjobs.ledger import claim, fingerprint, replace_text
+from rayjobs.options import OPEN
+from rayjobs.progress import say, summary_json
+from rayjobs.session import ray_session
+from rayjobs.sweep_space import Point, Space, draw, grid, parse_space, short_names, text, with_values
+from rayjobs.sweep_trial import folder_of, judge_job
+from rayjobs.trackers import TrackerSettings
+from rayjobs.trackers import check as check_trackers
+from rayjobs.train import TrainSettings
+
+#: Fields that cannot be varied, with the reason.
+FIXED = {
+    **dict.fromkeys(("pairs", "model"), "is the same for all trials; run a sweep for each"),
+    **dict.fromkeys(("heldout", "evaluate"), "decides how trials are judged, which must be the same for all"),
+    **dict.fromkeys(("work_dir", "assignments_cache", "train.validation"), "is a place that the sweep itself decides"),
+    **dict.fromkeys(("baseline", "validate_on_heldout"), "belongs to the sweep as a whole, not to a trial"),
+    **dict.fromkeys(("prompt_field", "image_field", "id_field", "image_root"), "is the same for all trials"),
+    **dict.fromkeys(
+        [f"assign.{n}" for n in assign.INDIFFERENT] + [f"train.{n}" for n in train.INDIFFERENT - {"allow_stale"}],
+        "decides how fast a trial goes or what it tells, not what comes out of it",
+    ),
+}
+
+
+class SweepTrainSettings(TrainSettings):
+    """The M-step of a trial, which keeps fewer models."""
+
+    save_every: int = Field(
+        0, ge=0, description="keep checkpoint-epoch-NNN every so many epochs (0: best and final only)"
+    )
+
+
+class SweepJob(EmJob, TrackerSettings):
+    """Try fields of the configuration at several values: target fit against drift, with the Pareto front."""
+
+    cycles: int = Field(1, ge=1, description="how often E-step and M-step alternate in a trial")
+    baseline: bool = Field(
+        True, description="also train direct SFT on random noise, with what is not varied, to compare"
+    )
+    train: SweepTrainSettings = SweepTrainSettings()
+    sweep: dict[str, Any] = Field(
+        {},
+        json_schema_extra=OPEN,
+        description="values of any field, A,B,C, or a range, LOW:HIGH or log:LOW:HIGH, e.g. --sweep.assign.patch-size 2,4",
+    )
+    space: Path | None = Field(None, description="YAML file of fields with their values or ranges, as sweep")
+    search: Literal["grid", "random", "optuna"] = Field(
+        "grid",
+        description="grid: every combination; optuna: looks for the Pareto front (needs the extra ortho[optuna])",
+    )
+    samples: int = Field(10, ge=1, description="trials of a random or Optuna search")
+    search_seed: int = Field(0, ge=0, description="decides what random and Optuna searches draw")
+    metric: str = Field(
+        "latent_mse", description="the figure of target fit: latent_mse, psnr, kid, fid, cmmd, reward_NAME, ..."
+    )
+    max_drift: float | None = Field(None, gt=0, description="choose the best fit among trials that drift no further")
+    early_stopping: Literal["none", "asha"] = Field(
+        "none", description="asha: end trials that do worse on held-out rows than others did after as many epochs"
+    )
+    grace_epochs: int = Field(1, ge=1, description="epochs that no trial is ended before")
+    reduction_factor: int = Field(3, ge=2, description="of so many trials, one goes on at each rung of ASHA")
+    max_concurrent: int = Field(0, ge=0, description="trials at once (0: as many as the cluster has room for)")
+
+    @property
+    def watched(self) -> bool:
+        """Whether trials are watched on the held-out rows while they train."""
+        return self.early_stopping != "none" or self.validate_on_heldout
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a trial, over all cycles."""
+        return self.cycles * self.train.epochs
+
+    @property
+    def lower_is_better(self) -> bool:
+        return metric(self.metric).better == "lower"
+
+
+def space_of(job: SweepJob) -> Space:
+    """The checked space, from the file and the options together. Raises UserError."""
+    given = dict(job.sweep)
+    if job.space is not None:
+        try:
+            content = yaml.safe_load(job.space.read_text())
+        except OSError as error:
+            raise UserError(f"--space {job.space}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"--space {job.space} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"--space {job.space} is not a mapping of fields to values")
+        given = content | given
+    if not given:
+        raise UserError(
+            "nothing to vary; give --sweep.FIELD VALUES, e.g. --sweep.train.preserve-latent-weight 0,0.25,1"
+        )
+    return parse_space(given, base_of(job), FIXED)
+
+
+def base_of(job: SweepJob) -> EmJob:
+    """The configuration that the space is laid over."""
+    return EmJob(**{name: value for name, value in job.model_dump().items() if name in EmJob.model_fields})
+
+
+def points_of(job: SweepJob, space: Space) -> list[Point]:
+    """The trials, as far as they are known beforehand; of Optuna's, what its first might be."""
+    if job.search == "grid":
+        return grid(space)
+    return draw(space, job.samples, job.search_seed)
+
+
+def make_plan(job: SweepJob) -> dict[str, Any]:
+    """What identifies the sweep. Raises UserError for whatever can be found wrong before any work starts."""
+    check_search(job)
+    base, space = base_of(job), space_of(job)
+    points = points_of(job, space)
+    sealed = em.make_plan(with_values(base, points[0]))
+    for point in points[1:]:
+        em.check(with_values(base, point), sealed["rows"])
+    if isinstance(job.early_stopping, str) and job.early_stopping == "asha":
+        check_asha(job, space)
+    judged = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir / "evaluation"))
+    check_metric(job, judged)
+    own = {"search": job.search, "metric": job.metric, "early_stopping": job.early_stopping, "baseline": job.baseline}
+    if job.search != "grid":
+        own |= {"samples": job.samples, "search_seed": job.search_seed}
+    if job.early_stopping == "asha":
+        own |= {"grace_epochs": job.grace_epochs, "reduction_factor": job.reduction_factor}
+    plan = {
+        "format": sealed["format"],
+        **{k: sealed[k] for k in ("pairs_fingerprint", "heldout_fingerprint", "model_fingerprint", "rows")},
+        "space": {name: list(spec.extremes) for name, spec in space.items()},
+        "trial": em.make_plan(base.model_copy(update={"baseline": False})),
+        "judge": judged["config"],
+        "search": own,
+    }
+    return {**plan, "run_fingerprint": fingerprint(plan)}
+
+
+def check_search(job: SweepJob) -> None:
+    """Raises UserError for settings that do not fit each other."""
+    if job.heldout is None:
+        raise UserError("--heldout is required: trials are judged on pairs that none of them was trained on")
+    if job.search == "optuna":
+        try:
+            import optuna  # noqa: F401
+        except ImportError as error:
+            raise UserError("--search optuna: the package is not installed; pip install 'ortho[optuna]'") from error
+    check_trackers(job)
+
+
+def check_asha(job: SweepJob, space: Space) -> None:
+    for name in ("cycles", "train.epochs"):
+        if name in space:
+            raise UserError(
+                f"--early-stopping asha compares trials at equal epochs: --sweep.{name} cannot be varied with it"
+            )
+    if job.grace_epochs >= job.epochs:
+        raise UserError(f"--grace-epochs: {job.grace_epochs} of {job.epochs} epochs leaves nothing to end early")
+    if job.train.num_workers == 0:
+        raise UserError("--early-stopping asha needs a --train.num-workers of 1 or more: only those tell how they go")
+    if job.train.checkpoint_every or job.train.validate_every:
+        raise UserError(
+            "--early-stopping asha looks at trials after each epoch; leave checkpoint_every and validate_every at 0"
+        )
+
+
+def check_metric(job: SweepJob, judged: Mapping[str, Any]) -> None:
+    """Raises UserError for a metric that there is not, or that this sweep would not measure."""
+    known = [name for name in METRICS if name not in ("drift", "diversity")] + [f"{REWARD}NAME"]
+    name = job.metric
+    if name in METRICS and name in known:
+        if name == "lpips" and not judged["config"].get("lpips"):
+            raise UserError("--metric lpips needs its weights: --evaluate.lpips FOLDER")
+        return
+    rewards = judged["config"].get("rewards") or {}
+    if name.startswith(REWARD) and name.removeprefix(REWARD) in rewards:
+        return
+    found = f"; rewards measured here: {', '.join(rewards)}" if name.startswith(REWARD) else ""
+    raise UserError(f"--metric: {name!r} is not a figure of target fit; accepted: {', '.join(known)}{found}")
+
+
+def plan(job: SweepJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    content = make_plan(job)
+    space = space_of(job)
+    points = points_of(job, space)
+    steps = {assign_key(with_values(base_of(job), p)) for p in points}
+    updates = job.epochs * (content["rows"] // job.train.batch_size)
+    listed = [", ".join(f"{k}={text(v)}" for k, v in named(point).items()) for point in points]
+    return {
+        **content,
+        "trials": listed if job.search != "optuna" else len(points),
+        "e_steps": len(steps) if job.search != "optuna" else f"at most {len(points)}",
+        "updates_of_one_trial_about": updates,
+        "work_dir": str(job.work_dir),
+    }
+
+
+def assign_key(job: EmJob) -> str:
+    """Trials with the same one share their first E-step."""
+    return fingerprint(job.assign.model_dump(mode="json", exclude=set(assign.INDIFFERENT)))
+
+
+def named(point: Point) -> Point:
+    short = short_names(point)
+    return {short[name]: value for name, value in point.items()}
+
+
+def run(job: SweepJob) -> int:
+    """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
+    from rayjobs.sweep_report import write_report
+    from rayjobs.sweep_tune import references, tune_trials
+
+    started = time.monotonic()
+    sealed = make_plan(job)
+    job = in_place(job)
+    claim(job.work_dir, sealed, "sweep")
+    space = space_of(job)
+    with ray_session():
+        compared = references(job, points_of(job, space)[0])
+        outcomes = tune_trials(job, space)
+    summary = conclude(job, space, compared, outcomes)
+    summary["seconds_this_run"] = round(time.monotonic() - started, 1)
+    replace_text(job.work_dir / "sweep_summary.json", summary_json(summary))
+    write_report(job.work_dir)
+    say(table(summary))
+    say(f"done: {verdict(summary)}; the report is {job.work_dir / 'report.html'}")
+    failed = [name for name, trial in summary["trials"].items() if trial["status"] == "failed"]
+    if failed:
+        first = f"{failed[0]}: {summary['trials'][failed[0]]['error']}"
+        say(f"sweep: {len(failed)} of {len(summary['trials'])} trials failed; the same command tries them again; {first}")
+        return 1
+    return 3 if any(trial.get("quarantined") for trial in summary["trials"].values()) else 0
+
+
+def in_place(job: SweepJob) -> SweepJob:
+    """The job with its places as they are on this machine: trials have another current directory."""
+    places: dict[str, Any] = {
+        "pairs": absolute(job.pairs),
+        "heldout": absolute(str(job.heldout)),
+        "model": job.model.absolute(),
+        "work_dir": job.work_dir.absolute(),
+        "image_root": absolute(job.image_root) if job.image_root else None,
+        "assignments_cache": job.assignments_cache.absolute() if job.assignments_cache else None,
+    }
+    if job.train.preserve_prompts is not None:
+        there = {"preserve_prompts": job.train.preserve_prompts.absolute()}
+        places["train"] = job.train.model_copy(update=there)
+    return job.model_copy(update=places)
+
+
+def conclude(job: SweepJob, space: Space, compared: dict[str, Any], outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sweep as a whole: every trial's figures, the front, and the choice under the limit."""
+    trials = {folder_of(job, o["values"]).name: o for o in outcomes}
+    points = {}
+    for name, outcome in trials.items():
+        if outcome["status"] == "finished":
+            fit = number(outcome["metrics"][job.metric])
+            points[name] = (fit if job.lower_is_better else -fit, number(outcome["metrics"]["drift"]))
+    front = pareto_front(points)
+    chosen = choose(points, job.max_drift) if job.max_drift is not None else None
+    return {
+        "fields": short_names(space),
+        "metric": job.metric,
+        "max_drift": job.max_drift,
+        "references": compared,
+        "trials": trials,
+        "front": front,
+        "chosen": chosen,
+        "model": str(trials[chosen]["model"]) if chosen else None,
+        "config": job.model_dump(mode="json"),
+    }
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """What the sweep says, in one sentence."""
+    count = len(summary["front"])
+    front = f"{count} of {len(summary['trials'])} trials are on the Pareto front"
+    if summary["max_drift"] is None:
+        return front
+    if summary["chosen"] is None:
+        return f"{front}; none drifts {summary['max_drift']:g} or less"
+    return f"{front}; the best fit with a drift of {summary['max_drift']:g} or less is {summary['chosen']}: {summary['model']}"
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Fit and drift of every trial, by drift, the references first."""
+    fit = summary["metric"]
+    rows = [["", "trial", metric(fit).title, "drift", "status"]]
+    for name, figures in summary["references"].items():
+        rows.append(["", name, cell(figures[fit]), cell(figures.get("drift")), ""])
+
+    def by_drift(item: tuple[str, Any]) -> float:
+        return number(item[1]["metrics"]["drift"]) if item[1]["status"] == "finished" else float("inf")
+
+    for name, trial in sorted(summary["trials"].items(), key=by_drift):
+        mark = "→" if name == summary["chosen"] else "*" if name in summary["front"] else ""
+        figures = trial.get("metrics") or {}
+        rows.append([mark, name, cell(figures.get(fit)), cell(figures.get("drift")), trial["status"]])
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "* on the Pareto front" + ("; → chosen" if summary["chosen"] else "")])
+
+
+if __name__ == "__main__":
+    from rayjobs.cli import main
+
+    sys.exit(main(["sweep", *sys.argv[1:]]))

@@ -1,0 +1,146 @@
+"""One trial of a sweep: EM at one point of the space, judged on the held-out pairs; its folder, its record."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ortho_core.generators.base import model_fingerprint
+from rayjobs import assign, em, evaluate
+from rayjobs.assign import AssignJob
+from rayjobs.em import EmJob
+from rayjobs.evaluate import EvaluateJob
+from rayjobs.ledger import fingerprint, replace_text
+from rayjobs.progress import summary_json
+from rayjobs.sweep_space import Point, short_names, text, with_values
+
+RECORD = "trial.json"
+#: The longest name of a trial's folder, without the fingerprint behind it.
+LONGEST = 80
+
+
+class EStep:
+    """The actor that makes the E-steps of all trials, one after the other.
+
+    Of trials that need the same assignments, the first has them made; the others wait, and find them complete.
+    """
+
+    def make(self, step: AssignJob) -> int:
+        return assign.run(step)
+
+
+def folder_of(job: Any, values: Point) -> Path:
+    """Where a trial is kept: the same values, the same folder, whatever else is tried beside it."""
+    short = short_names(values)
+    readable = ",".join(f"{short[name]}={text(value)}" for name, value in values.items())
+    readable = re.sub(r"[^\w.,=+-]+", "_", readable)[:LONGEST]
+    exact = len(readable) < LONGEST and all(_is_exact(value) for value in values.values())
+    return Path(job.work_dir) / "trials" / (readable if exact else f"{readable}-{fingerprint(values)[:6]}")
+
+
+def _is_exact(value: Any) -> bool:
+    """Whether the text of a value tells it from every other."""
+    if isinstance(value, float):
+        return float(text(value)) == value
+    return value is None or isinstance(value, int) or re.fullmatch(r"[\w.+-]+", str(value)) is not None
+
+
+def record_of(job: Any, values: Point) -> dict[str, Any] | None:
+    """What became of a trial, if it is done."""
+    file = folder_of(job, values) / RECORD
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def write_record(job: Any, values: Point, status: str, **told: Any) -> dict[str, Any]:
+    """Settle a trial, for this run and all that come after it."""
+    record = {"status": status, "values": values, **told}
+    folder = folder_of(job, values)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / RECORD, summary_json(record))
+    return record
+
+
+def em_job(job: Any, values: Point, work_dir: Path) -> EmJob:
+    """The EM run of a trial: without what the sweep does for all trials together."""
+    from rayjobs.sweep import base_of
+
+    shared = {"heldout": None, "baseline": False, "validate_on_heldout": False, "work_dir": work_dir}
+    cache = job.assignments_cache or job.work_dir / "assignments"
+    settled = with_values(base_of(job), values).model_copy(update={**shared, "assignments_cache": cache})
+    if not job.watched:
+        return settled
+    watched = settled.train.model_copy(update={"validation": str(em.heldout_assignments(job))})
+    return settled.model_copy(update={"train": watched})
+
+
+def judge_job(job: Any, models: dict[str, Path], out: Path) -> EvaluateJob:
+    """The evaluation of some models: the same noise search for every trial, whatever its own E-step is."""
+    settings = job.evaluate.model_dump()
+    return EvaluateJob(
+        **settings,
+        **job.pair_fields().model_dump(),
+        model=models,
+        pairs=job.heldout,
+        out=out,
+        patch_size=job.assign.patch_size,
+    )
+
+
+def run_trial(job: Any, values: Point, e_steps: Any, watch: Callable[[int], Sequence[Any]]) -> dict[str, Any]:
+    """E-step, M-step and evaluation at one point; goes on where an earlier run of the same trial was ended.
+
+    `e_steps` is the `EStep` actor; `watch` gives Ray Train's callbacks for each cycle. Returns the trial's record.
+    """
+    import ray
+
+    folder = folder_of(job, values)
+    trial = em_job(job, values, folder / "em")
+
+    def e_step(step: AssignJob) -> int:
+        """That of the first cycle may be another trial's as well; later ones are of this trial's own model."""
+        return int(ray.get(e_steps.make.remote(step))) if step.model == job.model else assign.run(step)
+
+    em.run(trial, e_step, watch)
+    steps = json.loads((folder / "em" / "em_summary.json").read_text())
+    model = Path(steps["model"])
+    metrics = judge(job, {"base": job.model, "trial": model}, folder / "evaluation")["trial"]
+    first = steps["cycles"][0]
+    return write_record(
+        job,
+        values,
+        "finished",
+        metrics=metrics,
+        model=str(model),
+        model_fingerprint=model_fingerprint(model),
+        quarantined=first["assign"]["quarantined"],
+        evaluations=sum(cycle["assign"]["evaluations"] for cycle in steps["cycles"]),
+        updates=sum(cycle["train"]["updates"] for cycle in steps["cycles"]),
+        train_seconds=sum(cycle["train"]["seconds_this_run"] for cycle in steps["cycles"]),
+        curve=curve_of(steps["cycles"]),
+    )
+
+
+def judge(job: Any, models: dict[str, Path], out: Path) -> Mapping[str, Any]:
+    """The figures of each model."""
+    evaluate.run(judge_job(job, models, out))
+    m = dict(json.loads((out / "evaluation.json").read_text())["metrics"])
+    for f in m.values():  # XXX
+        for k, v in f.items():
+            if isinstance(v, dict) and "mean" in v:
+                f[k] = {"value": v["mean"], "low": v["mean"], "high": v["mean"], "count": 1}
+            elif isinstance(v, (int, float)):
+                f[k] = {"value": v, "low": v, "high": v, "count": 1}
+    return m
+
+
+def curve_of(cycles: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The held-out error after each epoch, counted over all cycles; empty where nothing was watched."""
+    curve = []
+    for done, cycle in enumerate(cycles):
+        epochs, updates = len(cycle["train"]["epochs"]), cycle["train"]["updates"]
+        for entry in cycle["train"]["validations"]:
+            if entry["update"]:
+                epoch = done * epochs + entry["update"] / updates * epochs
+                curve.append({"epoch": epoch, "validation_latent": entry["latent"]})
+    return curve

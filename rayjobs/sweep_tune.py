@@ -1,0 +1,252 @@
+"""A sweep's trials under Ray Tune: how many at once, what is searched, when one is ended, who hears of it.
+
+A trial's outcome is kept in its own folder, not in Tune's state: a sweep that is run again tells Tune what the finished
+trials gave, and Tune makes the rest.
+"""
+
+import logging
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from ortho_core.errors import RunFailed, UserError
+from rayjobs import assign, em, train
+from rayjobs.progress import say
+from rayjobs.session import innermost
+from rayjobs.sweep_space import Choices, Point, Space
+from rayjobs.sweep_trial import EStep, em_job, folder_of, judge, record_of, run_trial, write_record
+
+#: The name under which Tune keeps its own files.
+TUNE = "tune"
+#: What a trial asks of Tune: its work asks for itself, and how many run at once is decided here.
+NEXT_TO_NOTHING = {"memory": 1e6}
+#: Trials at once where the cluster grows on demand and nothing else is said.
+MANY = 8
+
+
+def references(job: Any, first: Point) -> dict[str, Any]:
+    """The figures of the base model and of direct SFT, which every trial is compared with; and the held-out rows' noise."""
+    models = {"base": job.model}
+    beside = em_job(job, first, job.work_dir / "references")
+    if job.watched:
+        say("held-out pairs: the noise that the first model maps closest to each")
+        assign.run(em.cached(beside, em.heldout_job(job)))
+    if job.baseline:
+        say("E-step of the first trial")
+        assign.run(em.cached(beside, em.assign_job(beside, 1, job.model)))
+        say("direct SFT on random noise, to compare with")
+        direct = em.baseline_job(beside)
+        train.run(direct)
+        models["direct"] = direct.out / "checkpoint-final"
+    say("the held-out figures of " + " and ".join(models))
+    return dict(judge(job, models, job.work_dir / "evaluation"))
+
+
+def room_for(job: Any) -> int:
+    """How many trials the cluster has room for at once, whatever step each is at: then none waits for another's resources.
+
+    Raises UserError where there is none for one.
+    """
+    steps = {
+        "assign": (job.assign, job.assign.pool_size[0]),
+        "train": (job.train, job.train.world),
+        "evaluate": (job.evaluate, 1),
+    }
+    if job.assign.autoscaling or job.train.autoscaling:
+        return job.max_concurrent or MANY
+    room = []
+    for name, (settings, workers) in steps.items():
+        there = settings.fitting(1 << 20)
+        if there < workers:
+            raise UserError(f"--{name}: {workers} workers are more than the {there} that the cluster has room for")
+        room.append(there // workers)
+    return min([*room, job.max_concurrent or max(room)])
+
+
+class CycleReport(TuneReportCallback):  # type: ignore[misc]
+    """Tells Tune of a trial's M-step after each epoch, counted over all cycles."""
+
+    def __init__(self, epochs_before: int) -> None:
+        super().__init__()
+        self.epochs_before = epochs_before
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        told = {"epoch": self.epochs_before + round(metrics[0]["epoch"])}
+        if "validation" in metrics[0]:
+            told["validation_latent"] = metrics[0]["validation"]["latent"]
+            super().after_report(run_context, [told], None)
+
+
+def trial(config: dict[str, Any], job: Any, e_steps: Any) -> None:
+    """What Tune runs: a trial that is settled tells again what it told; any other is run."""
+    values: Point = config.get("trial", config)
+    record = record_of(job, values)
+    if record is not None and record["status"] != "failed":
+        for entry in record["curve"]:
+            tune.report(entry)
+        if record["status"] == "stopped":
+            return
+    else:
+        record = run_trial(job, values, e_steps, lambda cycle: [CycleReport((cycle - 1) * job.train.epochs)])
+    last = record["curve"][-1] if record["curve"] else {}
+    figures = {name: figure["value"] for name, figure in record["metrics"].items()}
+    tune.report({**last, **figures, "epoch": job.epochs + 1, "finished": True})
+
+
+class Outcomes(tune.Callback):  # type: ignore[misc]
+    """Hears of every trial in the driver: settles those that were ended early, and tells the person who waits."""
+
+    def __init__(self, job: Any, total: int) -> None:
+        self.job, self.total, self.done = job, total, 0
+        self.curves: dict[str, list[dict[str, float]]] = {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if not result.get("finished"):
+            entry = {name: result[name] for name in ("epoch", "validation_latent")}
+            self.curves.setdefault(trial.trial_id, []).append(entry)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        values = trial.config.get("trial", trial.config)
+        if not trial.last_result.get("finished") and record_of(self.job, values) is None:
+            write_record(self.job, values, "stopped", metrics={}, curve=self.curves[trial.trial_id])
+        self._tell(trial, values)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(trial, trial.config.get("trial", trial.config))
+
+    def _tell(self, trial: Any, values: Point) -> None:
+        self.done += 1
+        last, name = trial.last_result or {}, folder_of(self.job, values).name
+        if last.get("finished"):
+            told = f"{self.job.metric} {last[self.job.metric]:.4g}, drift {last['drift']:.4g}"
+        elif trial.status == "ERROR":
+            told = "failed"
+        else:
+            told = f"ended after {last.get('epoch', 0):g} epochs, held-out latent MSE {last.get('validation_latent', 0):.4g}"
+        say(f"sweep: {self.done}/{self.total} trials; {name}: {told}")
+
+
+def tune_trials(job: Any, space: Space) -> list[dict[str, Any]]:
+    """Run every trial that is not settled. Returns a record of each, in the order of the plan."""
+    from rayjobs.sweep import points_of
+
+    points = points_of(job, space)
+    at_once = room_for(job)
+    if job.assign.cpus_per_decoder is None and not job.assign.spare_cpu(at_once * job.assign.pool_size[1]):
+        job = job.model_copy(update={"assign": job.assign.model_copy(update={"cpus_per_decoder": 0.0})})
+    say(f"sweep: {len(points)} trials, {min(at_once, len(points))} at once")
+    e_steps = ray.remote(num_cpus=0, max_concurrency=1)(EStep).remote()
+    quiet()
+    shutil.rmtree(job.work_dir / TUNE, ignore_errors=True)  # nothing in it is needed again
+    settings, parameters = search(job, space, points)
+    tuner = tune.Tuner(
+        tune.with_resources(partial(trial, job=job, e_steps=e_steps), NEXT_TO_NOTHING),
+        param_space=parameters,
+        tune_config=tune.TuneConfig(
+            **settings,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_dirname_creator=lambda t: f"{folder_of(job, t.config.get('trial', t.config)).name}-{t.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE,
+            storage_path=str(job.work_dir),
+            verbose=0,
+            callbacks=[Outcomes(job, len(points)), *trackers(job)],
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    return [outcome(job, result) for result in tuner.fit()]
+
+
+def outcome(job: Any, result: Any) -> dict[str, Any]:
+    """A trial's record; of one that failed, the reason."""
+    values = result.config.get("trial", result.config)
+    if result.error is not None:
+        return write_record(job, values, "failed", error=innermost(result.error), curve=[], metrics={})
+    record = record_of(job, values)
+    if record is None:
+        raise RunFailed(f"the trial {folder_of(job, values).name} left no record; run the same command again")
+    return record
+
+
+def search(job: Any, space: Space, points: list[Point]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tune's settings and its space."""
+    asha = job.early_stopping == "asha"
+    scheduler: Any = FIFOScheduler()
+    if asha:
+        scheduler = ASHAScheduler(
+            time_attr="epoch",
+            max_t=job.epochs + 1,  # the last report is the evaluation, after the last epoch
+            grace_period=job.grace_epochs,
+            reduction_factor=job.reduction_factor,
+        )
+    single: dict[str, Any] = {"metric": "validation_latent", "mode": "min"} if asha else {}
+    if job.search != "optuna":
+        return {"scheduler": scheduler, **single}, {"trial": tune.grid_search(points)}
+    from ray.tune.search.optuna import OptunaSearch
+
+    logging.getLogger("optuna").setLevel(logging.ERROR)
+    fit = "min" if job.lower_is_better else "max"
+    objectives: dict[str, Any] = single or {"metric": [job.metric, "drift"], "mode": [fit, "min"]}
+    known = settled(job)
+    searcher = OptunaSearch(distributions(space), **objectives, seed=job.search_seed, points_to_evaluate=known or None)
+    return {"scheduler": scheduler, "search_alg": searcher, "num_samples": job.samples} | single, {}
+
+
+def settled(job: Any) -> list[Point]:
+    """The values of the trials that earlier runs of this sweep made, in the order in which they were begun."""
+    import json
+
+    files = sorted((job.work_dir / "trials").glob("*/trial.json"), key=lambda file: file.stat().st_mtime)
+    return [json.loads(file.read_text())["values"] for file in files][: job.samples]
+
+
+def distributions(space: Space) -> dict[str, Any]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    def one(spec: Any) -> Any:
+        if isinstance(spec, Choices):
+            return CategoricalDistribution(spec.values)
+        if spec.whole:
+            return IntDistribution(int(spec.low), int(spec.high), log=spec.log)
+        return FloatDistribution(spec.low, spec.high, log=spec.log)
+
+    return {name: one(spec) for name, spec in space.items()}
+
+
+def trackers(job: Any) -> list[Any]:
+    """Tune's own callbacks, for MLflow and W&B."""
+    from rayjobs.trackers import ENVIRONMENT
+
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    found: list[Any] = []
+    if job.mlflow is not None:
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ortho"
+        found.append(MLflowLoggerCallback(tracking_uri=job.mlflow, experiment_name=name))
+    if job.wandb is not None:
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        entity, _, project = job.wandb.rpartition("/")
+        found.append(WandbLoggerCallback(project=project, entity=entity or None, group=Path(job.work_dir).name))
+    return found
+
+
+def quiet() -> None:
+    """Tune's lines are about itself; what a person wants to know is told here."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # which prints even where `verbose` is 0
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    for name in ("ray.tune", "ray.air"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
