@@ -108,7 +108,9 @@ def judge_all(job: EvaluateJob) -> dict[str, Any]:
 
     job.fitting(1)
     gpus = job.gpus()
-    remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=gpus, max_retries=2, scheduling_strategy="DEFAULT")(judge)
+    remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=gpus, max_retries=2, scheduling_strategy="DEFAULT")(
+        judge
+    )
     (job.out / "pictures").mkdir(exist_ok=True)
     try:
         results = ray.get([remote.remote(job, name, bool(gpus)) for name in job.model])

@@ -7,127 +7,22 @@ set against how far it drifts from the model it started from.
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
-
-import yaml
-from pydantic import Field
+from typing import Any
 
 from ortho_core.errors import UserError
 from ortho_core.metrics import METRICS, REWARD, cell, metric, number
 from ortho_core.pareto import choose, pareto_front
 from ortho_core.storage import absolute
-from rayjobs import assign, em, train
+from rayjobs import assign, em
 from rayjobs.em import EmJob
 from rayjobs.evaluate import make_plan as evaluation_plan
 from rayjobs.ledger import claim, fingerprint, replace_text
-from rayjobs.options import OPEN
 from rayjobs.progress import say, summary_json
 from rayjobs.session import ray_session
-from rayjobs.sweep_space import Point, Space, draw, grid, parse_space, short_names, text, with_values
+from rayjobs.sweep_job import SweepJob, base_of, points_of, space_of
+from rayjobs.sweep_space import Point, Space, short_names, text, with_values
 from rayjobs.sweep_trial import folder_of, judge_job
-from rayjobs.trackers import TrackerSettings
 from rayjobs.trackers import check as check_trackers
-from rayjobs.train import TrainSettings
-
-#: Fields that cannot be varied, with the reason.
-FIXED = {
-    **dict.fromkeys(("pairs", "model"), "is the same for all trials; run a sweep for each"),
-    **dict.fromkeys(("heldout", "evaluate"), "decides how trials are judged, which must be the same for all"),
-    **dict.fromkeys(("work_dir", "assignments_cache", "train.validation"), "is a place that the sweep itself decides"),
-    **dict.fromkeys(("baseline", "validate_on_heldout"), "belongs to the sweep as a whole, not to a trial"),
-    **dict.fromkeys(("prompt_field", "image_field", "id_field", "image_root"), "is the same for all trials"),
-    **dict.fromkeys(
-        [f"assign.{n}" for n in assign.INDIFFERENT] + [f"train.{n}" for n in train.INDIFFERENT - {"allow_stale"}],
-        "decides how fast a trial goes or what it tells, not what comes out of it",
-    ),
-}
-
-
-class SweepTrainSettings(TrainSettings):
-    """The M-step of a trial, which keeps fewer models."""
-
-    save_every: int = Field(
-        0, ge=0, description="keep checkpoint-epoch-NNN every so many epochs (0: best and final only)"
-    )
-
-
-class SweepJob(EmJob, TrackerSettings):
-    """Try fields of the configuration at several values: target fit against drift, with the Pareto front."""
-
-    cycles: int = Field(1, ge=1, description="how often E-step and M-step alternate in a trial")
-    baseline: bool = Field(
-        True, description="also train direct SFT on random noise, with what is not varied, to compare"
-    )
-    train: SweepTrainSettings = SweepTrainSettings()
-    sweep: dict[str, Any] = Field(
-        {},
-        json_schema_extra=OPEN,
-        description="values of any field, A,B,C, or a range, LOW:HIGH or log:LOW:HIGH, e.g. --sweep.assign.patch-size 2,4",
-    )
-    space: Path | None = Field(None, description="YAML file of fields with their values or ranges, as sweep")
-    search: Literal["grid", "random", "optuna"] = Field(
-        "grid",
-        description="grid: every combination; optuna: looks for the Pareto front (needs the extra ortho[optuna])",
-    )
-    samples: int = Field(10, ge=1, description="trials of a random or Optuna search")
-    search_seed: int = Field(0, ge=0, description="decides what random and Optuna searches draw")
-    metric: str = Field(
-        "latent_mse", description="the figure of target fit: latent_mse, psnr, kid, fid, cmmd, reward_NAME, ..."
-    )
-    max_drift: float | None = Field(None, gt=0, description="choose the best fit among trials that drift no further")
-    early_stopping: Literal["none", "asha"] = Field(
-        "none", description="asha: end trials that do worse on held-out rows than others did after as many epochs"
-    )
-    grace_epochs: int = Field(1, ge=1, description="epochs that no trial is ended before")
-    reduction_factor: int = Field(3, ge=2, description="of so many trials, one goes on at each rung of ASHA")
-    max_concurrent: int = Field(0, ge=0, description="trials at once (0: as many as the cluster has room for)")
-
-    @property
-    def watched(self) -> bool:
-        """Whether trials are watched on the held-out rows while they train."""
-        return self.early_stopping != "none" or self.validate_on_heldout
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of a trial, over all cycles."""
-        return self.cycles * self.train.epochs
-
-    @property
-    def lower_is_better(self) -> bool:
-        return metric(self.metric).better == "lower"
-
-
-def space_of(job: SweepJob) -> Space:
-    """The checked space, from the file and the options together. Raises UserError."""
-    given = dict(job.sweep)
-    if job.space is not None:
-        try:
-            content = yaml.safe_load(job.space.read_text())
-        except OSError as error:
-            raise UserError(f"--space {job.space}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"--space {job.space} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise UserError(f"--space {job.space} is not a mapping of fields to values")
-        given = content | given
-    if not given:
-        raise UserError(
-            "nothing to vary; give --sweep.FIELD VALUES, e.g. --sweep.train.preserve-latent-weight 0,0.25,1"
-        )
-    return parse_space(given, base_of(job), FIXED)
-
-
-def base_of(job: SweepJob) -> EmJob:
-    """The configuration that the space is laid over."""
-    return EmJob(**{name: value for name, value in job.model_dump().items() if name in EmJob.model_fields})
-
-
-def points_of(job: SweepJob, space: Space) -> list[Point]:
-    """The trials, as far as they are known beforehand; of Optuna's, what its first might be."""
-    if job.search == "grid":
-        return grid(space)
-    return draw(space, job.samples, job.search_seed)
 
 
 def make_plan(job: SweepJob) -> dict[str, Any]:
@@ -231,7 +126,10 @@ def named(point: Point) -> Point:
 def run(job: SweepJob) -> int:
     """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
     from rayjobs.sweep_report import write_report
-    from rayjobs.sweep_tune import references, tune_trials
+    from rayjobs.sweep_tune import (  # importing Ray Tune takes seconds, which a refusal needs not
+        references,
+        tune_trials,
+    )
 
     started = time.monotonic()
     sealed = make_plan(job)
@@ -250,7 +148,9 @@ def run(job: SweepJob) -> int:
     failed = [name for name, trial in summary["trials"].items() if trial["status"] == "failed"]
     if failed:
         first = f"{failed[0]}: {summary['trials'][failed[0]]['error']}"
-        say(f"sweep: {len(failed)} of {len(summary['trials'])} trials failed; the same command tries them again; {first}")
+        say(
+            f"sweep: {len(failed)} of {len(summary['trials'])} trials failed; the same command tries them again; {first}"
+        )
         return 1
     return 3 if any(trial.get("quarantined") for trial in summary["trials"].values()) else 0
 

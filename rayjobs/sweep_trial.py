@@ -13,7 +13,10 @@ from rayjobs.em import EmJob
 from rayjobs.evaluate import EvaluateJob
 from rayjobs.ledger import fingerprint, replace_text
 from rayjobs.progress import summary_json
+from rayjobs.sweep_job import SweepJob, base_of
 from rayjobs.sweep_space import Point, short_names, text, with_values
+from rayjobs.train import last_logged
+from rayjobs.train_worker import HISTORY
 
 RECORD = "trial.json"
 #: The longest name of a trial's folder, without the fingerprint behind it.
@@ -30,13 +33,13 @@ class EStep:
         return assign.run(step)
 
 
-def folder_of(job: Any, values: Point) -> Path:
+def folder_of(job: SweepJob, values: Point) -> Path:
     """Where a trial is kept: the same values, the same folder, whatever else is tried beside it."""
     short = short_names(values)
     readable = ",".join(f"{short[name]}={text(value)}" for name, value in values.items())
     readable = re.sub(r"[^\w.,=+-]+", "_", readable)[:LONGEST]
     exact = len(readable) < LONGEST and all(_is_exact(value) for value in values.values())
-    return Path(job.work_dir) / "trials" / (readable if exact else f"{readable}-{fingerprint(values)[:6]}")
+    return job.work_dir / "trials" / (readable if exact else f"{readable}-{fingerprint(values)[:6]}")
 
 
 def _is_exact(value: Any) -> bool:
@@ -46,13 +49,13 @@ def _is_exact(value: Any) -> bool:
     return value is None or isinstance(value, int) or re.fullmatch(r"[\w.+-]+", str(value)) is not None
 
 
-def record_of(job: Any, values: Point) -> dict[str, Any] | None:
+def record_of(job: SweepJob, values: Point) -> dict[str, Any] | None:
     """What became of a trial, if it is done."""
     file = folder_of(job, values) / RECORD
     return dict(json.loads(file.read_text())) if file.is_file() else None
 
 
-def write_record(job: Any, values: Point, status: str, **told: Any) -> dict[str, Any]:
+def write_record(job: SweepJob, values: Point, status: str, **told: Any) -> dict[str, Any]:
     """Settle a trial, for this run and all that come after it."""
     record = {"status": status, "values": values, **told}
     folder = folder_of(job, values)
@@ -61,10 +64,8 @@ def write_record(job: Any, values: Point, status: str, **told: Any) -> dict[str,
     return record
 
 
-def em_job(job: Any, values: Point, work_dir: Path) -> EmJob:
+def em_job(job: SweepJob, values: Point, work_dir: Path) -> EmJob:
     """The EM run of a trial: without what the sweep does for all trials together."""
-    from rayjobs.sweep import base_of
-
     shared = {"heldout": None, "baseline": False, "validate_on_heldout": False, "work_dir": work_dir}
     cache = job.assignments_cache or job.work_dir / "assignments"
     settled = with_values(base_of(job), values).model_copy(update={**shared, "assignments_cache": cache})
@@ -74,7 +75,7 @@ def em_job(job: Any, values: Point, work_dir: Path) -> EmJob:
     return settled.model_copy(update={"train": watched})
 
 
-def judge_job(job: Any, models: dict[str, Path], out: Path) -> EvaluateJob:
+def judge_job(job: SweepJob, models: dict[str, Path], out: Path) -> EvaluateJob:
     """The evaluation of some models: the same noise search for every trial, whatever its own E-step is."""
     settings = job.evaluate.model_dump()
     return EvaluateJob(
@@ -87,7 +88,7 @@ def judge_job(job: Any, models: dict[str, Path], out: Path) -> EvaluateJob:
     )
 
 
-def run_trial(job: Any, values: Point, e_steps: Any, watch: Callable[[int], Sequence[Any]]) -> dict[str, Any]:
+def run_trial(job: SweepJob, values: Point, e_steps: Any, watch: Callable[[int], Sequence[Any]]) -> dict[str, Any]:
     """E-step, M-step and evaluation at one point; goes on where an earlier run of the same trial was ended.
 
     `e_steps` is the `EStep` actor; `watch` gives Ray Train's callbacks for each cycle. Returns the trial's record.
@@ -121,7 +122,28 @@ def run_trial(job: Any, values: Point, e_steps: Any, watch: Callable[[int], Sequ
     )
 
 
-def judge(job: Any, models: dict[str, Path], out: Path) -> Mapping[str, Any]:
+def stage_of(job: SweepJob, values: Point) -> str:
+    """Where a trial that is under way stands, from the files that it has written so far."""
+    folder = folder_of(job, values)
+    if (folder / "evaluation" / "plan.json").is_file():
+        return "evaluation"
+    cycles = sorted((folder / "em").glob("cycle_*"))
+    if not cycles:
+        return "waits"
+    number = f"cycle {len(cycles)}, " if job.cycles > 1 else ""
+    train_plan = cycles[-1] / "train" / "plan.json"
+    if train_plan.is_file():
+        updates = json.loads(train_plan.read_text())["updates"]
+        return f"{number}M-step {last_logged(cycles[-1] / 'train' / HISTORY)[0]}/{updates}"
+    assign_plan = cycles[-1] / "assignments" / "plan.json"
+    if assign_plan.is_file():
+        shards = json.loads(assign_plan.read_text())["shards"]
+        made = sum(1 for _ in assign_plan.parent.glob("part-*.parquet"))
+        return f"{number}E-step {made}/{shards} shards"
+    return f"{number}waits for the E-step"
+
+
+def judge(job: SweepJob, models: dict[str, Path], out: Path) -> Mapping[str, Any]:
     """The figures of each model."""
     evaluate.run(judge_job(job, models, out))
     m = dict(json.loads((out / "evaluation.json").read_text())["metrics"])

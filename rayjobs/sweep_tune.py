@@ -4,11 +4,12 @@ A trial's outcome is kept in its own folder, not in Tune's state: a sweep that i
 trials gave, and Tune makes the rest.
 """
 
+import json
 import logging
 import os
 import shutil
+import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,19 +20,22 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ortho_core.errors import RunFailed, UserError
 from rayjobs import assign, em, train
 from rayjobs.progress import say
-from rayjobs.session import innermost
+from rayjobs.session import WorkerResources, innermost
+from rayjobs.sweep_job import SweepJob, points_of
 from rayjobs.sweep_space import Choices, Point, Space
-from rayjobs.sweep_trial import EStep, em_job, folder_of, judge, record_of, run_trial, write_record
+from rayjobs.sweep_trial import EStep, em_job, folder_of, judge, record_of, run_trial, stage_of, write_record
 
 #: The name under which Tune keeps its own files.
 TUNE = "tune"
 #: What a trial asks of Tune: its work asks for itself, and how many run at once is decided here.
 NEXT_TO_NOTHING = {"memory": 1e6}
+#: Seconds between lines on the running trials, and how many of them are shown.
+EVERY_S, SHOWN = 30.0, 4
 #: Trials at once where the cluster grows on demand and nothing else is said.
 MANY = 8
 
 
-def references(job: Any, first: Point) -> dict[str, Any]:
+def references(job: SweepJob, first: Point) -> dict[str, Any]:
     """The figures of the base model and of direct SFT, which every trial is compared with; and the held-out rows' noise."""
     models = {"base": job.model}
     beside = em_job(job, first, job.work_dir / "references")
@@ -49,12 +53,12 @@ def references(job: Any, first: Point) -> dict[str, Any]:
     return dict(judge(job, models, job.work_dir / "evaluation"))
 
 
-def room_for(job: Any) -> int:
+def room_for(job: SweepJob) -> int:
     """How many trials the cluster has room for at once, whatever step each is at: then none waits for another's resources.
 
     Raises UserError where there is none for one.
     """
-    steps = {
+    steps: dict[str, tuple[WorkerResources, int]] = {
         "assign": (job.assign, job.assign.pool_size[0]),
         "train": (job.train, job.train.world),
         "evaluate": (job.evaluate, 1),
@@ -84,7 +88,7 @@ class CycleReport(TuneReportCallback):  # type: ignore[misc]
             super().after_report(run_context, [told], None)
 
 
-def trial(config: dict[str, Any], job: Any, e_steps: Any) -> None:
+def trial(config: dict[str, Any], job: SweepJob, e_steps: Any) -> None:
     """What Tune runs: a trial that is settled tells again what it told; any other is run."""
     values: Point = config.get("trial", config)
     record = record_of(job, values)
@@ -100,12 +104,29 @@ def trial(config: dict[str, Any], job: Any, e_steps: Any) -> None:
     tune.report({**last, **figures, "epoch": job.epochs + 1, "finished": True})
 
 
+def values_of(trial: Any) -> Point:
+    """A trial's values, from Tune's view of it or its result: a grid hands over whole points, Optuna single fields."""
+    return dict(trial.config.get("trial", trial.config))
+
+
 class Outcomes(tune.Callback):  # type: ignore[misc]
     """Hears of every trial in the driver: settles those that were ended early, and tells the person who waits."""
 
-    def __init__(self, job: Any, total: int) -> None:
+    def __init__(self, job: SweepJob, total: int) -> None:
         self.job, self.total, self.done = job, total, 0
         self.curves: dict[str, list[dict[str, float]]] = {}
+        self.told = time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """A line now and then on how the running trials stand."""
+        if time.monotonic() - self.told < EVERY_S:
+            return
+        self.told = time.monotonic()
+        running = [values_of(trial) for trial in trials if trial.status == "RUNNING"]
+        stages = [f"{folder_of(self.job, v).name}: {stage_of(self.job, v)}" for v in running]
+        if stages:
+            more = f" and {len(stages) - SHOWN} more" if len(stages) > SHOWN else ""
+            say(f"sweep: {self.done}/{self.total} trials; now {'; '.join(stages[:SHOWN])}{more}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -115,13 +136,13 @@ class Outcomes(tune.Callback):  # type: ignore[misc]
             self.curves.setdefault(trial.trial_id, []).append(entry)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        values = trial.config.get("trial", trial.config)
+        values = values_of(trial)
         if not trial.last_result.get("finished") and record_of(self.job, values) is None:
             write_record(self.job, values, "stopped", metrics={}, curve=self.curves[trial.trial_id])
         self._tell(trial, values)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._tell(trial, trial.config.get("trial", trial.config))
+        self._tell(trial, values_of(trial))
 
     def _tell(self, trial: Any, values: Point) -> None:
         self.done += 1
@@ -135,11 +156,13 @@ class Outcomes(tune.Callback):  # type: ignore[misc]
         say(f"sweep: {self.done}/{self.total} trials; {name}: {told}")
 
 
-def tune_trials(job: Any, space: Space) -> list[dict[str, Any]]:
+def tune_trials(job: SweepJob, space: Space) -> list[dict[str, Any]]:
     """Run every trial that is not settled. Returns a record of each, in the order of the plan."""
-    from rayjobs.sweep import points_of
-
     points = points_of(job, space)
+    known = settled(job) if job.search == "optuna" else points
+    records = [record_of(job, values) for values in known]
+    if len(records) >= len(points) and all(record and record["status"] != "failed" for record in records):
+        return [dict(record) for record in records if record]
     at_once = room_for(job)
     if job.assign.cpus_per_decoder is None and not job.assign.spare_cpu(at_once * job.assign.pool_size[1]):
         job = job.model_copy(update={"assign": job.assign.model_copy(update={"cpus_per_decoder": 0.0})})
@@ -155,7 +178,7 @@ def tune_trials(job: Any, space: Space) -> list[dict[str, Any]]:
             **settings,
             max_concurrent_trials=at_once,
             reuse_actors=True,
-            trial_dirname_creator=lambda t: f"{folder_of(job, t.config.get('trial', t.config)).name}-{t.trial_id}",
+            trial_dirname_creator=lambda t: f"{folder_of(job, values_of(t)).name}-{t.trial_id}",
         ),
         run_config=tune.RunConfig(
             name=TUNE,
@@ -168,9 +191,9 @@ def tune_trials(job: Any, space: Space) -> list[dict[str, Any]]:
     return [outcome(job, result) for result in tuner.fit()]
 
 
-def outcome(job: Any, result: Any) -> dict[str, Any]:
+def outcome(job: SweepJob, result: Any) -> dict[str, Any]:
     """A trial's record; of one that failed, the reason."""
-    values = result.config.get("trial", result.config)
+    values = values_of(result)
     if result.error is not None:
         return write_record(job, values, "failed", error=innermost(result.error), curve=[], metrics={})
     record = record_of(job, values)
@@ -179,7 +202,7 @@ def outcome(job: Any, result: Any) -> dict[str, Any]:
     return record
 
 
-def search(job: Any, space: Space, points: list[Point]) -> tuple[dict[str, Any], dict[str, Any]]:
+def search(job: SweepJob, space: Space, points: list[Point]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tune's settings and its space."""
     asha = job.early_stopping == "asha"
     scheduler: Any = FIFOScheduler()
@@ -203,10 +226,8 @@ def search(job: Any, space: Space, points: list[Point]) -> tuple[dict[str, Any],
     return {"scheduler": scheduler, "search_alg": searcher, "num_samples": job.samples} | single, {}
 
 
-def settled(job: Any) -> list[Point]:
+def settled(job: SweepJob) -> list[Point]:
     """The values of the trials that earlier runs of this sweep made, in the order in which they were begun."""
-    import json
-
     files = sorted((job.work_dir / "trials").glob("*/trial.json"), key=lambda file: file.stat().st_mtime)
     return [json.loads(file.read_text())["values"] for file in files][: job.samples]
 
@@ -224,7 +245,7 @@ def distributions(space: Space) -> dict[str, Any]:
     return {name: one(spec) for name, spec in space.items()}
 
 
-def trackers(job: Any) -> list[Any]:
+def trackers(job: SweepJob) -> list[Any]:
     """Tune's own callbacks, for MLflow and W&B."""
     from rayjobs.trackers import ENVIRONMENT
 
@@ -240,7 +261,7 @@ def trackers(job: Any) -> list[Any]:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
         entity, _, project = job.wandb.rpartition("/")
-        found.append(WandbLoggerCallback(project=project, entity=entity or None, group=Path(job.work_dir).name))
+        found.append(WandbLoggerCallback(project=project, entity=entity or None, group=job.work_dir.name))
     return found
 
 

@@ -389,7 +389,7 @@ class follow:
 
     def __init__(self, job: TrainJob, updates: int) -> None:
         self.file = job.out / HISTORY
-        self.progress = Progress(f"train on {job.noise} noise", updates, "updates", done=self._logged()[0])
+        self.progress = Progress(f"train on {job.noise} noise", updates, "updates", done=last_logged(self.file)[0])
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -407,19 +407,21 @@ class follow:
             self._show()
 
     def _show(self) -> None:
-        updates, loss = self._logged()
+        updates, loss = last_logged(self.file)
         if updates > self.progress.done:
             self.progress.advance(updates - self.progress.done, f"loss {loss:.4f}")
 
-    def _logged(self) -> tuple[int, float]:
-        try:
-            with self.file.open("rb") as stream:
-                stream.seek(max(0, self.file.stat().st_size - 8192))
-                lines = stream.read().decode(errors="replace").splitlines()
-            entry = json.loads([line for line in lines if '"group": "train"' in line][-1])
-            return int(entry["update"]), float(entry["loss"])
-        except (OSError, ValueError, IndexError, KeyError):
-            return 0, 0.0
+
+def last_logged(history: Path) -> tuple[int, float]:
+    """The last update in a training log, and its loss; 0 where there is none yet."""
+    try:
+        with history.open("rb") as stream:
+            stream.seek(max(0, history.stat().st_size - 8192))
+            lines = stream.read().decode(errors="replace").splitlines()
+        entry = json.loads([line for line in lines if '"group": "train"' in line][-1])
+        return int(entry["update"]), float(entry["loss"])
+    except (OSError, ValueError, IndexError, KeyError):
+        return 0, 0.0
 
 
 if __name__ == "__main__":
