@@ -6,8 +6,10 @@ set against how far it drifts from the model it started from.
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+from pydantic import BaseModel
 
 from ortho_core.errors import UserError
 from ortho_core.metrics import METRICS, REWARD, cell, metric, number
@@ -19,7 +21,8 @@ from rayjobs.evaluate import make_plan as evaluation_plan
 from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.progress import say, summary_json
 from rayjobs.session import ray_session
-from rayjobs.sweep_job import SweepJob, base_of, points_of, space_of
+from rayjobs.sweep_job import SweepJob, base_of, points_of, reference_point, space_of
+from rayjobs.sweep_report import write_report
 from rayjobs.sweep_space import Point, Space, short_names, text, with_values
 from rayjobs.sweep_trial import folder_of, judge_job
 from rayjobs.trackers import check as check_trackers
@@ -31,32 +34,41 @@ def make_plan(job: SweepJob) -> dict[str, Any]:
     base, space = base_of(job), space_of(job)
     points = points_of(job, space)
     sealed = em.make_plan(with_values(base, points[0]))
-    for point in points[1:]:
+    for point in [*points[1:], *([reference_point(points)] if job.baseline else [])]:
         em.check(with_values(base, point), sealed["rows"])
-    if isinstance(job.early_stopping, str) and job.early_stopping == "asha":
+    if job.early_stopping == "asha":
         check_asha(job, space)
     judged = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir / "evaluation"))
     check_metric(job, judged)
-    own = {"search": job.search, "metric": job.metric, "early_stopping": job.early_stopping, "baseline": job.baseline}
-    if job.search != "grid":
-        own |= {"samples": job.samples, "search_seed": job.search_seed}
+    stopping = {"early_stopping": job.early_stopping}
     if job.early_stopping == "asha":
-        own |= {"grace_epochs": job.grace_epochs, "reduction_factor": job.reduction_factor}
+        stopping |= {"grace_epochs": job.grace_epochs, "reduction_factor": job.reduction_factor}
+    # What is searched, and how far, is not part of it: a wider space goes on from the trials that are there.
     plan = {
         "format": sealed["format"],
         **{k: sealed[k] for k in ("pairs_fingerprint", "heldout_fingerprint", "model_fingerprint", "rows")},
-        "space": {name: list(spec.extremes) for name, spec in space.items()},
-        "trial": em.make_plan(base.model_copy(update={"baseline": False})),
+        **{k: v for k, v in sealed.items() if k in ("cycles", "warm_start", "preserve_to") and k not in space},
+        "assign": unvaried(base.assign, assign.INDIFFERENT, space, "assign."),
+        "train": unvaried(base.train, train.INDIFFERENT, () if job.baseline else space, "train."),
         "judge": judged["config"],
-        "search": own,
+        "baseline": job.baseline,
+        **stopping,
     }
     return {**plan, "run_fingerprint": fingerprint(plan)}
+
+
+def unvaried(settings: BaseModel, indifferent: Collection[str], space: Collection[str], group: str) -> dict[str, Any]:
+    """The settings that decide what comes out, without those that are varied."""
+    content = settings.model_dump(mode="json", exclude=set(indifferent))
+    return {name: value for name, value in content.items() if f"{group}{name}" not in space}
 
 
 def check_search(job: SweepJob) -> None:
     """Raises UserError for settings that do not fit each other."""
     if job.heldout is None:
         raise UserError("--heldout is required: trials are judged on pairs that none of them was trained on")
+    if job.train.num_workers == 0:
+        raise UserError("--train.num-workers: 0 trains in the driver's process; accepted in a sweep: 1 or more")
     if job.search == "optuna":
         try:
             import optuna  # noqa: F401
@@ -73,8 +85,6 @@ def check_asha(job: SweepJob, space: Space) -> None:
             )
     if job.grace_epochs >= job.epochs:
         raise UserError(f"--grace-epochs: {job.grace_epochs} of {job.epochs} epochs leaves nothing to end early")
-    if job.train.num_workers == 0:
-        raise UserError("--early-stopping asha needs a --train.num-workers of 1 or more: only those tell how they go")
     if job.train.checkpoint_every or job.train.validate_every:
         raise UserError(
             "--early-stopping asha looks at trials after each epoch; leave checkpoint_every and validate_every at 0"
@@ -106,6 +116,7 @@ def plan(job: SweepJob) -> dict[str, Any]:
     listed = [", ".join(f"{k}={text(v)}" for k, v in named(point).items()) for point in points]
     return {
         **content,
+        "space": {name: list(spec.extremes) for name, spec in space.items()},
         "trials": listed if job.search != "optuna" else len(points),
         "e_steps": len(steps) if job.search != "optuna" else f"at most {len(points)}",
         "updates_of_one_trial_about": updates,
@@ -125,32 +136,31 @@ def named(point: Point) -> Point:
 
 def run(job: SweepJob) -> int:
     """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
-    from rayjobs.sweep_report import write_report
-    from rayjobs.sweep_tune import (  # importing Ray Tune takes seconds, which a refusal needs not
-        references,
-        tune_trials,
-    )
-
     started = time.monotonic()
     sealed = make_plan(job)
     job = in_place(job)
     claim(job.work_dir, sealed, "sweep")
     space = space_of(job)
-    with ray_session():
-        compared = references(job, points_of(job, space)[0])
-        outcomes = tune_trials(job, space)
+    points = settled_points(job) if job.search == "optuna" else points_of(job, space)
+    outcomes = records_of(job, points, points_of(job, space))
+    compared = figures_of(job)
+    if outcomes is None or compared is None:
+        # Importing Ray Tune takes seconds, which a refusal and a sweep that is done need not.
+        from rayjobs.sweep_tune import references, tune_trials
+
+        with ray_session():
+            compared = references(job, reference_point(points_of(job, space)))
+            outcomes = tune_trials(job, space)
     summary = conclude(job, space, compared, outcomes)
     summary["seconds_this_run"] = round(time.monotonic() - started, 1)
     replace_text(job.work_dir / "sweep_summary.json", summary_json(summary))
     write_report(job.work_dir)
     say(table(summary))
     say(f"done: {verdict(summary)}; the report is {job.work_dir / 'report.html'}")
-    failed = [name for name, trial in summary["trials"].items() if trial["status"] == "failed"]
-    if failed:
+    if failed := [name for name, trial in summary["trials"].items() if trial["status"] == "failed"]:
         first = f"{failed[0]}: {summary['trials'][failed[0]]['error']}"
-        say(
-            f"sweep: {len(failed)} of {len(summary['trials'])} trials failed; the same command tries them again; {first}"
-        )
+        total = len(summary["trials"])
+        say(f"sweep: {len(failed)} of {total} trials failed; the same command tries them again; {first}")
         return 1
     return 3 if any(trial.get("quarantined") for trial in summary["trials"].values()) else 0
 

@@ -113,3 +113,8 @@ def points_of(job: SweepJob, space: Space) -> list[Point]:
     if job.search == "grid":
         return grid(space)
     return draw(space, job.samples, job.search_seed)
+
+
+def reference_point(points: list[Point]) -> Point:
+    """Where direct SFT stands: with the configuration's own values, on the E-step of the first trial."""
+    return {name: value for name, value in points[0].items() if name.startswith("assign.")}

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from rayjobs.train import last_logged
 from rayjobs.train_worker import HISTORY
 
 RECORD = "trial.json"
+#: The folder of the models that trials are compared with.
+REFERENCES = "references"
 #: The longest name of a trial's folder, without the fingerprint behind it.
 LONGEST = 80
 
@@ -53,6 +55,18 @@ def record_of(job: SweepJob, values: Point) -> dict[str, Any] | None:
     """What became of a trial, if it is done."""
     file = folder_of(job, values) / RECORD
     return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def settled_points(job: SweepJob) -> list[Point]:
+    """The values of the trials that are on record, failed ones too, as many as are asked for, the oldest first."""
+    files = sorted((job.work_dir / "trials").glob(f"*/{RECORD}"), key=lambda file: file.stat().st_mtime)
+    return [json.loads(file.read_text())["values"] for file in files][: job.samples]
+
+
+def records_of(job: SweepJob, points: list[Point], wanted: list[Point]) -> list[dict[str, Any]] | None:
+    """The records of all trials, in order, if there are as many as wanted and none failed."""
+    records = [record for record in (record_of(job, values) for values in points) if record is not None]
+    return records if len(records) >= len(wanted) and all(r["status"] != "failed" for r in records) else None
 
 
 def write_record(job: SweepJob, values: Point, status: str, **told: Any) -> dict[str, Any]:
@@ -143,17 +157,20 @@ def stage_of(job: SweepJob, values: Point) -> str:
     return f"{number}waits for the E-step"
 
 
-def judge(job: SweepJob, models: dict[str, Path], out: Path) -> Mapping[str, Any]:
+def judge(job: SweepJob, models: dict[str, Path], out: Path) -> dict[str, Any]:
     """The figures of each model."""
     evaluate.run(judge_job(job, models, out))
-    m = dict(json.loads((out / "evaluation.json").read_text())["metrics"])
-    for f in m.values():  # XXX
-        for k, v in f.items():
-            if isinstance(v, dict) and "mean" in v:
-                f[k] = {"value": v["mean"], "low": v["mean"], "high": v["mean"], "count": 1}
-            elif isinstance(v, (int, float)):
-                f[k] = {"value": v, "low": v, "high": v, "count": 1}
-    return m
+    return read_figures(out)
+
+
+def figures_of(job: SweepJob) -> dict[str, Any] | None:
+    """The figures of the models that trials are compared with, if they are there."""
+    there = job.work_dir / REFERENCES / "evaluation"
+    return read_figures(there) if (there / "evaluation.json").is_file() else None
+
+
+def read_figures(evaluation: Path) -> dict[str, Any]:
+    return dict(json.loads((evaluation / "evaluation.json").read_text())["metrics"])
 
 
 def curve_of(cycles: list[dict[str, Any]]) -> list[dict[str, float]]:

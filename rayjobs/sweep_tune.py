@@ -4,7 +4,6 @@ A trial's outcome is kept in its own folder, not in Tune's state: a sweep that i
 trials gave, and Tune makes the rest.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -23,7 +22,18 @@ from rayjobs.progress import say
 from rayjobs.session import WorkerResources, innermost
 from rayjobs.sweep_job import SweepJob, points_of
 from rayjobs.sweep_space import Choices, Point, Space
-from rayjobs.sweep_trial import EStep, em_job, folder_of, judge, record_of, run_trial, stage_of, write_record
+from rayjobs.sweep_trial import (
+    REFERENCES,
+    EStep,
+    em_job,
+    folder_of,
+    judge,
+    record_of,
+    run_trial,
+    settled_points,
+    stage_of,
+    write_record,
+)
 
 #: The name under which Tune keeps its own files.
 TUNE = "tune"
@@ -35,10 +45,10 @@ EVERY_S, SHOWN = 30.0, 4
 MANY = 8
 
 
-def references(job: SweepJob, first: Point) -> dict[str, Any]:
+def references(job: SweepJob, point: Point) -> dict[str, Any]:
     """The figures of the base model and of direct SFT, which every trial is compared with; and the held-out rows' noise."""
     models = {"base": job.model}
-    beside = em_job(job, first, job.work_dir / "references")
+    beside = em_job(job, point, job.work_dir / REFERENCES)
     if job.watched:
         say("held-out pairs: the noise that the first model maps closest to each")
         assign.run(em.cached(beside, em.heldout_job(job)))
@@ -50,7 +60,7 @@ def references(job: SweepJob, first: Point) -> dict[str, Any]:
         train.run(direct)
         models["direct"] = direct.out / "checkpoint-final"
     say("the held-out figures of " + " and ".join(models))
-    return dict(judge(job, models, job.work_dir / "evaluation"))
+    return judge(job, models, job.work_dir / REFERENCES / "evaluation")
 
 
 def room_for(job: SweepJob) -> int:
@@ -159,10 +169,6 @@ class Outcomes(tune.Callback):  # type: ignore[misc]
 def tune_trials(job: SweepJob, space: Space) -> list[dict[str, Any]]:
     """Run every trial that is not settled. Returns a record of each, in the order of the plan."""
     points = points_of(job, space)
-    known = settled(job) if job.search == "optuna" else points
-    records = [record_of(job, values) for values in known]
-    if len(records) >= len(points) and all(record and record["status"] != "failed" for record in records):
-        return [dict(record) for record in records if record]
     at_once = room_for(job)
     if job.assign.cpus_per_decoder is None and not job.assign.spare_cpu(at_once * job.assign.pool_size[1]):
         job = job.model_copy(update={"assign": job.assign.model_copy(update={"cpus_per_decoder": 0.0})})
@@ -221,15 +227,9 @@ def search(job: SweepJob, space: Space, points: list[Point]) -> tuple[dict[str, 
     logging.getLogger("optuna").setLevel(logging.ERROR)
     fit = "min" if job.lower_is_better else "max"
     objectives: dict[str, Any] = single or {"metric": [job.metric, "drift"], "mode": [fit, "min"]}
-    known = settled(job)
+    known = settled_points(job)
     searcher = OptunaSearch(distributions(space), **objectives, seed=job.search_seed, points_to_evaluate=known or None)
     return {"scheduler": scheduler, "search_alg": searcher, "num_samples": job.samples} | single, {}
-
-
-def settled(job: SweepJob) -> list[Point]:
-    """The values of the trials that earlier runs of this sweep made, in the order in which they were begun."""
-    files = sorted((job.work_dir / "trials").glob("*/trial.json"), key=lambda file: file.stat().st_mtime)
-    return [json.loads(file.read_text())["values"] for file in files][: job.samples]
 
 
 def distributions(space: Space) -> dict[str, Any]:
