@@ -40,7 +40,7 @@ def make_plan(job: SweepJob) -> dict[str, Any]:
         check_asha(job, space)
     judged = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir / "evaluation"))
     check_metric(job, judged)
-    stopping = {"early_stopping": job.early_stopping}
+    stopping: dict[str, Any] = {"early_stopping": job.early_stopping}
     if job.early_stopping == "asha":
         stopping |= {"grace_epochs": job.grace_epochs, "reduction_factor": job.reduction_factor}
     # What is searched, and how far, is not part of it: a wider space goes on from the trials that are there.
