@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from ortho_core.metrics import cell, known_metrics, metric, number
 from ortho_core.pictures import labelled_rows, load_sheet
 from ortho_core.report import Cell, Figure, Section, Table, render
-from rayjobs.evaluate import COLUMNS, cell
 from rayjobs.ledger import replace_text
 
 #: How many held-out rows the pictures show, and how many assigned noises the Gaussian check pools.
@@ -20,7 +20,7 @@ def write_report(work_dir: Path) -> None:
     summary = json.loads((work_dir / "em_summary.json").read_text())
     sections = []
     if summary["evaluation"]:
-        sections += [pictures(work_dir, summary), comparison(summary)]
+        sections += [pictures(work_dir, summary), comparison(work_dir, summary)]
     sections += [cycles(work_dir, summary), gaussian(work_dir, summary), provenance(summary)]
     base = Path(summary["config"]["model"]).name
     title = f"EM fine-tuning of {base}"
@@ -36,7 +36,7 @@ def label(name: str) -> str:
 def pictures(work_dir: Path, summary: dict[str, Any]) -> Section:
     folder = work_dir / "evaluation" / "pictures"
     models = list(summary["evaluation"])
-    size = picture_size(work_dir, summary)
+    size = picture_size(work_dir)
     scale = max(1, 64 // size[0])
     targets = load_sheet(folder / "targets.png", size)[:SHOWN]
     closest = {label(m): load_sheet(folder / f"{m}-closest.png", size)[:SHOWN] for m in models}
@@ -44,7 +44,7 @@ def pictures(work_dir: Path, summary: dict[str, Any]) -> Section:
     near = labelled_rows({"held-out\ntarget": targets, **closest}, scale)
     near.save(work_dir / "comparison.png")
     fresh = labelled_rows({"held-out\ntarget": targets, **samples}, scale)
-    steps = next(iter(summary["evaluation"].values()))["evaluations_per_image"]
+    steps = evaluation(work_dir)["evaluations_per_image"]
     return Section(
         "Held-out targets, and what each model makes of them",
         [],
@@ -62,46 +62,39 @@ def pictures(work_dir: Path, summary: dict[str, Any]) -> Section:
     )
 
 
-def picture_size(work_dir: Path, summary: dict[str, Any]) -> tuple[int, int]:
-    """(Y, X) of one image: the evaluation says how many rows its sheet of 16 columns holds."""
-    from PIL import Image
-
-    with Image.open(work_dir / "evaluation" / "pictures" / "targets.png") as sheet:
-        rows = summary["evaluation"]["base"]["rows"]
-        columns = min(16, rows)
-        return sheet.height // -(-rows // columns), sheet.width // columns
+def evaluation(work_dir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((work_dir / "evaluation" / "evaluation.json").read_text())
+    return content
 
 
-def comparison(summary: dict[str, Any]) -> Section:
+def picture_size(work_dir: Path) -> tuple[int, int]:
+    """(Y, X) of one image."""
+    Y, X = evaluation(work_dir)["image_size"]
+    return Y, X
+
+
+def comparison(work_dir: Path, summary: dict[str, Any]) -> Section:
     metrics = summary["evaluation"]
+    names = known_metrics(metrics)
     rows = []
     for name, values in metrics.items():
         cells = [Cell(label(name).replace("\n", " "))]
-        for _, key, lower in COLUMNS:
-            trained = {m: number(v.get(key)) for m, v in metrics.items() if m != "base"}
-            best = (min if lower else max)(trained.values()) if trained and lower is not None else None
+        for key in names:
+            better = metric(key).better
+            trained = {m: number(v[key]) for m, v in metrics.items() if m != "base"}
+            best = (min if better == "lower" else max)(trained.values()) if trained and better != "neither" else None
             cells.append(Cell(cell(values.get(key)), name != "base" and trained[name] == best))
         rows.append(cells)
-    count = metrics["base"]["rows"]
+    about = [f"{metric(key).title}: {metric(key).about}." for key in names]
     return Section(
         "The comparison",
         [
-            f"On {count} held-out pairs, direct SFT and the last cycle at the same number of updates. "
-            "Latent MSE and PSNR: the closest image at newly assigned noise. Drift: RMS pixel distance from the base "
-            "model's image at the same random noise. Fréchet: distance of random-noise samples to the held-out images "
-            "(32 principal components of the pixels). Diversity: mean RMS distance between samples of one prompt.",
-            "± is one standard error over images. The best fine-tuned model of each column is marked.",
+            f"On {evaluation(work_dir)['rows']} held-out pairs, direct SFT and the last cycle at the same number of updates. "
+            + " ".join(about),
+            "In brackets, 95 % intervals over images. The best fine-tuned model of each column is marked.",
         ],
-        Table(["model", *(title + arrow(lower) for title, _, lower in COLUMNS)], rows),
+        Table(["model", *(f"{metric(key).title} {metric(key).arrow}".rstrip() for key in names)], rows),
     )
-
-
-def arrow(lower: bool | None) -> str:
-    return "" if lower is None else " ↓" if lower else " ↑"
-
-
-def number(value: Any) -> float:
-    return float(value["mean"] if isinstance(value, dict) else value)
 
 
 def cycles(work_dir: Path, summary: dict[str, Any]) -> Section:
