@@ -15,8 +15,9 @@ from ortho_core.errors import UserError
 from ortho_core.metrics import METRICS, REWARD, cell, metric, number
 from ortho_core.pareto import choose, pareto_front
 from ortho_core.storage import absolute
-from rayjobs import assign, em
+from rayjobs import assign, em, train
 from rayjobs.em import EmJob
+from rayjobs.evaluate import located
 from rayjobs.evaluate import make_plan as evaluation_plan
 from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.progress import say, summary_json
@@ -24,7 +25,7 @@ from rayjobs.session import ray_session
 from rayjobs.sweep_job import SweepJob, base_of, points_of, reference_point, space_of
 from rayjobs.sweep_report import write_report
 from rayjobs.sweep_space import Point, Space, short_names, text, with_values
-from rayjobs.sweep_trial import folder_of, judge_job
+from rayjobs.sweep_trial import figures_of, folder_of, judge_job, records_of, settled_points
 from rayjobs.trackers import check as check_trackers
 
 
@@ -38,7 +39,7 @@ def make_plan(job: SweepJob) -> dict[str, Any]:
         em.check(with_values(base, point), sealed["rows"])
     if job.early_stopping == "asha":
         check_asha(job, space)
-    judged = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir / "evaluation"))
+    judged, _, _ = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir))
     check_metric(job, judged)
     stopping: dict[str, Any] = {"early_stopping": job.early_stopping}
     if job.early_stopping == "asha":
@@ -50,7 +51,7 @@ def make_plan(job: SweepJob) -> dict[str, Any]:
         **{k: v for k, v in sealed.items() if k in ("cycles", "warm_start", "preserve_to") and k not in space},
         "assign": unvaried(base.assign, assign.INDIFFERENT, space, "assign."),
         "train": unvaried(base.train, train.INDIFFERENT, () if job.baseline else space, "train."),
-        "judge": judged["config"],
+        "judge": {k: judged[k] for k in ("config", "heldout_rows", "features", "cmmd_features", "rewards", "lpips")},
         "baseline": job.baseline,
         **stopping,
     }
@@ -96,10 +97,10 @@ def check_metric(job: SweepJob, judged: Mapping[str, Any]) -> None:
     known = [name for name in METRICS if name not in ("drift", "diversity")] + [f"{REWARD}NAME"]
     name = job.metric
     if name in METRICS and name in known:
-        if name == "lpips" and not judged["config"].get("lpips"):
+        if name == "lpips" and judged["lpips"] is None:
             raise UserError("--metric lpips needs its weights: --evaluate.lpips FOLDER")
         return
-    rewards = judged["config"].get("rewards") or {}
+    rewards = judged["rewards"]
     if name.startswith(REWARD) and name.removeprefix(REWARD) in rewards:
         return
     found = f"; rewards measured here: {', '.join(rewards)}" if name.startswith(REWARD) else ""
@@ -178,6 +179,8 @@ def in_place(job: SweepJob) -> SweepJob:
     if job.train.preserve_prompts is not None:
         there = {"preserve_prompts": job.train.preserve_prompts.absolute()}
         places["train"] = job.train.model_copy(update=there)
+    judge = located(judge_job(job, {"base": job.model}, job.work_dir))
+    places["evaluate"] = type(job.evaluate)(**{name: getattr(judge, name) for name in type(job.evaluate).model_fields})
     return job.model_copy(update=places)
 
 

@@ -1,15 +1,17 @@
 """What a sweep is asked for: the configuration of its trials, what varies, how it is searched."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ortho_core.errors import UserError
 from ortho_core.metrics import metric
 from rayjobs import assign, train
+from rayjobs.assign import span
 from rayjobs.em import EmJob
+from rayjobs.evaluate import EvaluateSettings
 from rayjobs.options import OPEN
 from rayjobs.sweep_space import Point, Space, draw, grid, parse_space
 from rayjobs.trackers import TrackerSettings
@@ -37,6 +39,14 @@ class SweepTrainSettings(TrainSettings):
     )
 
 
+class SweepEvaluateSettings(EvaluateSettings):
+    """The evaluation of a trial, which has others beside it."""
+
+    workers: Annotated[str, BeforeValidator(span)] = Field(
+        "1", description="actors that judge one trial, N or LEAST:MOST; each holds one model at a time and all judges"
+    )
+
+
 class SweepJob(EmJob, TrackerSettings):
     """Try fields of the configuration at several values: target fit against drift, with the Pareto front."""
 
@@ -45,6 +55,7 @@ class SweepJob(EmJob, TrackerSettings):
         True, description="also train direct SFT on random noise, with what is not varied, to compare"
     )
     train: SweepTrainSettings = SweepTrainSettings()
+    evaluate: SweepEvaluateSettings = SweepEvaluateSettings()
     sweep: dict[str, Any] = Field(
         {},
         json_schema_extra=OPEN,

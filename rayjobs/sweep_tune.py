@@ -71,7 +71,7 @@ def room_for(job: SweepJob) -> int:
     steps: dict[str, tuple[WorkerResources, int]] = {
         "assign": (job.assign, job.assign.pool_size[0]),
         "train": (job.train, job.train.world),
-        "evaluate": (job.evaluate, 1),
+        "evaluate": (job.evaluate, job.evaluate.pool_size[0]),
     }
     if job.assign.autoscaling or job.train.autoscaling:
         return job.max_concurrent or MANY
