@@ -23,7 +23,7 @@ COLOURS = 7
 
 @dataclass(frozen=True)
 class Series:
-    """A line, or points, of a chart.
+    """A line, or points, of a chart; without a label it is not in the legend.
 
     `x_interval` and `y_interval` are (low, high) of each point. `notes` are told when the pointer rests on a point. `colour`
     is an index into the style sheet's colours, 0 the neutral one. Values that are not finite are left out.
@@ -87,7 +87,7 @@ class Chart:
 
     @property
     def alt(self) -> str:
-        return f"{self.title} over {self.x_label}: {', '.join(series.label for series in self.series)}"
+        return f"{self.title} over {self.x_label}: {', '.join(series.label for series in self.series if series.label)}"
 
     @cached_property
     def x_range(self) -> tuple[float, float]:
@@ -142,8 +142,11 @@ class Chart:
 
     def _mark(self, series: Series, i: int) -> Mark:
         x, y = series.x[i], series.y[i]
-        across = tuple(self.across(end) for end in series.x_interval[i]) if series.x_interval else None
-        upright = tuple(self.down(end) for end in series.y_interval[i]) if series.y_interval else None
+        (left, right), (low, high) = (
+            ends[i] if ends else (None, None) for ends in (series.x_interval, series.y_interval)
+        )
+        across = (self.across(left), self.across(right)) if left is not None and right is not None else None
+        upright = (self.down(low), self.down(high)) if low is not None and high is not None else None
         note = series.notes[i] if series.notes else f"{series.label}: {self.x_label} {x:.4g}, {self.title} {y:.4g}"
         return Mark(self.across(x), self.down(y), across, upright, note)
 

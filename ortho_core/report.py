@@ -87,12 +87,12 @@ class Embedded:
     height: int
 
     @staticmethod
-    def of(picture: Image.Image, exact: int = EXACT) -> "Embedded":
-        """As PNG, pixel for pixel; a larger picture than `exact` scaled to `PREVIEW`, as WebP of high quality."""
+    def of(picture: Image.Image, exact: int = EXACT, preview: int = PREVIEW) -> "Embedded":
+        """As PNG, pixel for pixel; a larger picture than `exact` scaled to `preview`, as WebP of high quality."""
         buffer = io.BytesIO()
         if max(picture.size) > exact:
             picture = picture.copy()
-            picture.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
+            picture.thumbnail((preview, preview), Image.Resampling.LANCZOS)
             picture.save(buffer, "WEBP", quality=90)
             return Embedded.bytes(buffer.getvalue(), "webp", picture.size)
         picture.save(buffer, "PNG", optimize=True)
@@ -153,8 +153,8 @@ class Figure:
     kind: ClassVar = "figure"
 
     @staticmethod
-    def of(picture: Image.Image, caption: str, alt: str = "", least: int = 0) -> "Figure":
-        return Figure(Embedded.of(picture, exact=1024), caption, alt or caption, least=least)
+    def of(picture: Image.Image, caption: str, alt: str = "") -> "Figure":
+        return Figure(Embedded.of(picture, exact=256, preview=1024), caption, alt or caption)
 
     @staticmethod
     def plot_of(content: bytes, caption: str, alt: str = "", least: int = 720) -> "Figure":

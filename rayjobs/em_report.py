@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ortho_core.charts import Chart, Series
+from ortho_core.charts import COLOURS, Chart, Series
 from ortho_core.pictures import labelled_rows, load_sheet
 from ortho_core.report import Block, Charts, Fact, Section, Table, render
 from ortho_core.storage import open_store
@@ -17,8 +17,9 @@ from rayjobs.report_models import (
     findings,
     judged,
     picture_rows,
+    places,
     read_evaluation,
-    trade_off,
+    trade_offs,
     words,
 )
 from rayjobs.report_parts import (
@@ -42,6 +43,8 @@ TERMS = {
     "preserve_latent": "latent drift at random noise",
     "preserve_pixel": "pixel drift at random noise",
 }
+#: Colours of the charts; the cycles have the others.
+COLOUR = {"base": 0, "direct": 2}
 #: Terms of the validation on held-out rows.
 HELD_OUT = {"latent": "held-out latent MSE", "drift": "held-out drift"}
 
@@ -84,9 +87,8 @@ def told(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     cycles, metrics = summary["cycles"], summary["evaluation"]
     if metrics:
         last = f"cycle_{cycles[-1]['cycle']:02d}"
-        after = f"after {counted(len(cycles), 'cycle')} of EM"
-        rivals = [m for m in metrics if m == "direct"]
-        return findings(metrics, "base", last, {**names, last: after}, rivals)
+        start = f"After {counted(len(cycles), 'cycle')} of EM"
+        return findings(metrics, "base", last, names, start, [m for m in metrics if m == "direct"])
     first, final = cycles[0]["assign"], cycles[-1]
     return [
         f"In {counted(len(cycles), 'cycle')} the loss of the assigned noise fell from {first['mean_initial_loss']:.4f} (base "
@@ -106,7 +108,8 @@ def facts(summary: Mapping[str, Any]) -> list[Fact]:
     final = metrics.get(f"cycle_{cycles[-1]['cycle']:02d}", {})
     for name, label in (("latent_mse", "latent MSE, held-out"), ("diversity", "diversity")):
         if name in final and name in metrics["base"]:
-            found.append(Fact(f"{words(metrics['base'][name])} → {words(final[name])}", label))
+            decimals = places([metrics["base"][name], final[name]])
+            found.append(Fact(f"{words(metrics['base'][name], decimals)} → {words(final[name], decimals)}", label))
     if "drift" in final:
         found.append(Fact(words(final["drift"]), "drift from the base model"))
     first = cycles[0]["assign"]
@@ -120,8 +123,8 @@ def comparison_section(evaluation: Mapping[str, Any], labels: Mapping[str, str])
     updates = " Direct SFT had as many updates, on random noise, as all cycles together." if "direct" in labels else ""
     blocks: list[Block] = [f"Judged on {counted(evaluation['rows'], 'held-out pair')}.{updates}"]
     blocks.append(comparison(metrics, base, labels))
-    if chart := trade_off(metrics, base, labels):
-        blocks.append(Charts([chart]))
+    if charts := trade_offs(metrics, base, labels, {m: COLOUR[m] if m in COLOUR else cycle_colour(m) for m in labels}):
+        blocks.append(Charts(charts))
     return Section("Comparison", blocks)
 
 
@@ -171,13 +174,14 @@ def curves(work_dir: Path, summary: Mapping[str, Any]) -> list[Chart]:
     runs: list[tuple[str, int, list[dict[str, Any]], int]] = []
     start = 0
     for entry in summary["cycles"]:
-        log = read_log(work_dir / f"cycle_{entry['cycle']:02d}" / "train")
-        label = "matched SFT, cycle after cycle" if len(summary["cycles"]) > 1 else "matched SFT"
-        runs.append((label if not start else "", 1, log, start))
+        name = f"cycle_{entry['cycle']:02d}"
+        runs.append(
+            (f"matched SFT, cycle {entry['cycle']}", cycle_colour(name), read_log(work_dir / name / "train"), start)
+        )
         start += entry["train"]["updates"]
     direct = read_log(work_dir / "direct" / "train")
     if direct:
-        runs.append(("direct SFT, random noise", 2, direct, 0))
+        runs.append(("direct SFT, random noise", COLOUR["direct"], direct, 0))
     charts = []
     for group, terms in (("train", TERMS), ("validation", HELD_OUT)):
         for term, title in terms.items():
@@ -186,6 +190,11 @@ def curves(work_dir: Path, summary: Mapping[str, Any]) -> list[Chart]:
             if series:
                 charts.append(Chart(title, "update", series, log_y=True))
     return charts
+
+
+def cycle_colour(name: str) -> int:
+    others = [c for c in range(COLOURS) if c not in COLOUR.values()]
+    return others[(int(name.removeprefix("cycle_")) - 1) % len(others)]
 
 
 def drawn(label: str, colour: int, log: Sequence[Mapping[str, Any]], shift: int, group: str, term: str) -> Series:

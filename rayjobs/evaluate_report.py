@@ -14,7 +14,7 @@ from rayjobs.report_models import (
     leaders,
     picture_rows,
     read_evaluation,
-    trade_off,
+    trade_offs,
 )
 from rayjobs.report_parts import cost_table, counted, provenance, rows_section
 
@@ -26,12 +26,12 @@ def write_report(folder: Path) -> None:
     labels = {name: name for name in metrics}
     tuned = [name for name in metrics if name != base]
     if len(tuned) == 1:
-        sentences = findings(metrics, base, tuned[0], labels)
+        sentences = findings(metrics, base, tuned[0], labels, f"With {tuned[0]}")
     else:
         sentences = leaders(metrics, base, labels)
     compared: list[Block] = [comparison(metrics, base, labels)]
-    if chart := trade_off(metrics, base, labels):
-        compared.append(Charts([chart]))
+    if charts := trade_offs(metrics, base, labels):
+        compared.append(Charts(charts))
     made: list[Block] = ["What it cost:", cost_table([evaluation_phase(evaluation)])]
     if judges := judges_table(evaluation):
         made = ["What judged:", judges, *made]

@@ -94,7 +94,7 @@ def marks(metrics: Metrics, name: str, base: str) -> dict[str, Literal["best", "
         return {}
     first = (min if better == "lower" else max)(have, key=lambda m: have[m]["value"])
     tied = [m for m in have if m != first and not clearly_better(have[first], have[m], better)]
-    return {m: "tied" for m in (first, *tied)} if tied else {first: "best"}
+    return dict.fromkeys((first, *tied), "tied") if tied else {first: "best"}
 
 
 def comparison(metrics: Metrics, base: str, labels: Mapping[str, str]) -> Table:
@@ -134,32 +134,39 @@ def colours(labels: Mapping[str, str], base: str) -> dict[str, int]:
     return {base: 0} | {name: 1 + i % (COLOURS - 1) for i, name in enumerate(others)}
 
 
-def trade_off(metrics: Metrics, base: str, labels: Mapping[str, str], fit: str = "latent_mse") -> Chart | None:
-    """Fit against drift, a point with intervals per model, the base at drift 0; None where either was not measured."""
-    judged = [m for m in labels if fit in metrics[m] and (m == base or "drift" in metrics[m])]
-    if len(judged) < 2:
+def trade_offs(
+    metrics: Metrics, base: str, labels: Mapping[str, str], colour: Mapping[str, int] | None = None
+) -> list[Chart]:
+    """What was gained against the drift it cost: fit, images at random noise and diversity, each where it was measured."""
+    distance = [m for m in DISTANCES if any(m in figures for figures in metrics.values())][:1]
+    found = [trade_off(metrics, base, labels, name, colour) for name in ("latent_mse", *distance, "diversity")]
+    return [chart for chart in found if chart is not None]
+
+
+def trade_off(
+    metrics: Metrics, base: str, labels: Mapping[str, str], name: str, colour: Mapping[str, int] | None = None
+) -> Chart | None:
+    """A metric against drift, a point with intervals per model, the base at drift 0; None where either was not measured."""
+    have = [m for m in labels if name in metrics[m] and (m == base or "drift" in metrics[m])]
+    if len(have) < 2:
         return None
-    series, colour = [], colours(labels, base)
-    for m in judged:
-        x, y = metrics[m].get("drift", {"value": 0.0, "low": 0.0, "high": 0.0}), metrics[m][fit]
-        ends = {"x_interval": [(x["low"], x["high"])], "y_interval": [(y["low"], y["high"])]}
-        series.append(Series(labels[m], [x["value"]], [y["value"]], colour[m], points=True, line=False, **ends))
-    better = {"lower": "lower", "higher": "upper"}[metric(fit).better]
-    return Chart(
-        f"{metric(fit).title}, held-out",
-        "drift from the base model",
-        series,
-        f"Fit against drift, with 95 % intervals: the {better} left is better.",
-        x_includes=[0.0],
-    )
+    series, colour = [], colour or colours(labels, base)
+    for m in have:
+        x, y = metrics[m].get("drift", {"value": 0.0, "low": 0.0, "high": 0.0}), metrics[m][name]
+        ends = [(figure["low"], figure["high"]) for figure in (x, y)]
+        at = [x["value"]], [y["value"]]
+        series.append(Series(labels[m], *at, colour[m], True, False, x_interval=ends[:1], y_interval=ends[1:]))
+    where = {"lower": "Lower left is better.", "higher": "Upper left is better.", "neither": ""}[metric(name).better]
+    caption = f"{where} Bars are 95 % intervals.".strip()
+    return Chart(f"{metric(name).title} against drift", "drift from the base model", series, caption, x_includes=[0.0])
 
 
 def changed(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """`fell from 0.390 to 0.130`, or that the two are not told apart."""
+    """`fell from 0.390 to 0.130`, or that the two are not told apart, where their intervals overlap."""
     decimals = places([before, after])
     a, b = words(before, decimals), words(after, decimals)
     if before["low"] <= after["high"] and after["low"] <= before["high"]:
-        return f"is {b} after {a}, a difference within the intervals"
+        return f"is {b}, not told apart from the base model's {a}"
     return f"{'fell' if after['value'] < before['value'] else 'rose'} from {a} to {b}"
 
 
@@ -174,9 +181,14 @@ def worse(metrics: Metrics, model: str, than: str) -> list[str]:
     return found
 
 
-def findings(metrics: Metrics, base: str, model: str, labels: Mapping[str, str], rivals: Sequence[str] = ()) -> list[str]:
-    """What fine-tuning gave, in sentences: fit, images at random noise, drift and diversity, and where it is worse."""
-    sentences = []
+def findings(
+    metrics: Metrics, base: str, model: str, labels: Mapping[str, str], start: str, rivals: Sequence[str] = ()
+) -> list[str]:
+    """What fine-tuning gave, in sentences: fit, images at random noise, drift and diversity, and where it is worse.
+
+    `start` opens the first sentence, such as `After 2 cycles`; `rivals` are models that it is compared with besides the base.
+    """
+    sentences: list[str] = []
     before, after = metrics[base], metrics[model]
     near = [m for m in ("latent_mse",) if m in before and m in after]
     far = [m for m in DISTANCES if m in before and m in after][:1]
@@ -184,21 +196,27 @@ def findings(metrics: Metrics, base: str, model: str, labels: Mapping[str, str],
     for name in near + far:
         what = told.get(name, f"{metric(name).title} of images at random noise to the held-out targets")
         others = [f"{labels[r]} reached {words(metrics[r][name])}" for r in rivals if name in metrics[r]]
-        start = f"{labels[model][:1].upper()}{labels[model][1:]}: the {what}" if not sentences else f"The {what}"
-        sentences.append("; ".join([f"{start} {changed(before[name], after[name])}", *others]) + ".")
+        opening = "The" if sentences else f"{start} the"
+        sentences.append("; ".join([f"{opening} {what} {changed(before[name], after[name])}", *others]) + ".")
     kept = []
     if "drift" in after:
         others = [f"{words(metrics[r]['drift'])} of {labels[r]}" for r in rivals if "drift" in metrics[r]]
-        kept.append(f"Drift from the base model is {words(after['drift'])}" + (f", against {listed(others)}" if others else ""))
+        kept.append(
+            f"Drift from the base model is {words(after['drift'])}" + (f", against {listed(others)}" if others else "")
+        )
     if "diversity" in before and "diversity" in after:
-        others = [f"{words(metrics[r]['diversity'])} under {labels[r]}" for r in rivals if "diversity" in metrics[r]]
+        others = [
+            f"it is {words(metrics[r]['diversity'])} under {labels[r]}" for r in rivals if "diversity" in metrics[r]
+        ]
         kept.append("; ".join([f"diversity {changed(before['diversity'], after['diversity'])}", *others]))
     if kept:
         sentence = "; ".join(kept)
         sentences.append(f"{sentence[:1].upper()}{sentence[1:]}.")
     for than in (base, *rivals):
         if found := worse(metrics, model, than):
-            sentences.append(f"It is worse than {labels[than]}, by more than the intervals, in {listed(found)}.")
+            sentences.append(
+                f"The fine-tuned model is worse than {labels[than]}, by more than the intervals, in {listed(found)}."
+            )
     return sentences
 
 
@@ -218,14 +236,18 @@ def leaders(metrics: Metrics, base: str, labels: Mapping[str, str]) -> list[str]
         sentences.append(f"{who} {how} {lead} {metric(name).title}{before}.")
     for model in metrics:
         if model != base and (found := worse(metrics, model, base)):
-            sentences.append(f"{labels[model]} is worse than {labels[base]}, by more than the intervals, in {listed(found)}.")
+            sentences.append(
+                f"{labels[model]} is worse than {labels[base]}, by more than the intervals, in {listed(found)}."
+            )
     return sentences
 
 
 def judged(evaluation: Mapping[str, Any]) -> Accounted:
     """The held-out rows that an evaluation looked at."""
     rows, quarantined = evaluation["rows"], evaluation["quarantined"]
-    return Accounted("evaluation, held-out pairs", rows + quarantined, rows, evaluation.get("quarantined_by_reason", {}))
+    return Accounted(
+        "evaluation, held-out pairs", rows + quarantined, rows, evaluation.get("quarantined_by_reason", {})
+    )
 
 
 def evaluation_phase(evaluation: Mapping[str, Any]) -> Phase:

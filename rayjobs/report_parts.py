@@ -79,7 +79,10 @@ def rows_section(steps: Sequence[Accounted], folder: Store | None = None) -> Sec
         total = max(s.quarantined for s in steps)
         words = [[f["sample_id"], str(f["row"]), f["reason"], f["message"]] for f in failures]
         which = "The quarantined rows" if total <= len(failures) else f"The first of {total:,} quarantined rows"
-        blocks += [f"{which}, as failures.jsonl has them:", Table(["sample", "row", "reason", "what"], words, text=True)]
+        blocks += [
+            f"{which}, as failures.jsonl has them:",
+            Table(["sample", "row", "reason", "what"], words, text=True),
+        ]
     return Section("Rows", blocks)
 
 
@@ -111,10 +114,15 @@ def gaussian_section(folder: Store, of_what: str) -> Section:
             Table(
                 [Cell("distance from N(0, I)", "in null standard deviations"), "base noise", "assigned noise"],
                 far,
-                [("KS", "in 95 % quantiles instead"), ("of a patch entry", "the largest of all entries; its own null is 2 to 4")],
+                [
+                    ("KS", "in 95 % quantiles instead"),
+                    ("of a patch entry", "the largest of all entries; its own null is 2 to 4"),
+                ],
             ),
             Figure.plot_of(plots[0], "The assigned noise against theory.", least=900),
-            Folded("The base noise of the same images", blocks=[Figure.plot_of(plots[1], "The base noise.", least=900)]),
+            Folded(
+                "The base noise of the same images", blocks=[Figure.plot_of(plots[1], "The base noise.", least=900)]
+            ),
         ],
     )
 
