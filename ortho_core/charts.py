@@ -1,6 +1,6 @@
 """Small charts as geometry that the report's template draws: lines and points with intervals, for light and dark alike.
 
-Colours, fonts and line widths are the style sheet's. A chart is 420 units wide, about what a phone shows at full size, so
+Colours, fonts and line widths are the style sheet's. A chart is 350 units wide, about what a phone shows at full size, so
 that its text stays as large as the page's; on a wide screen several stand side by side.
 """
 
@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 10, 40
+WIDTH, HEIGHT = 350, 230
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 40
 #: A line is drawn through at most so many points, each the mean of those it stands for.
 MOST_POINTS = 300
 #: A line of more points than this is drawn faintly, and a running mean over it.
@@ -170,10 +170,9 @@ def ticks(low: float, high: float, log: bool) -> list[tuple[float, str]]:
     from matplotlib.ticker import MaxNLocator
 
     if not log:
-        places = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        places = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
         step = places[1] - places[0]
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
-        digits += digits > 0 and abs(step * 10**digits - round(step * 10**digits)) > 1e-6  # steps of 0.25
         kept = [v for v in places if low - 1e-9 * step <= v <= high + 1e-9 * step]
         return [(float(v), f"{v:,.{digits}f}" if abs(v) < 1e6 and digits < 6 else f"{v:.3g}") for v in kept]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -135,9 +135,13 @@ class PictureRows:
         cell = X * max(1, round(64 / X)) if max(Y, X) <= EXACT else 112
         return PictureRows(drawn, prompts[:count], caption, cell)
 
+    @property
+    def labelled(self) -> bool:
+        return any(row.label for row in self.rows)
+
     def alt(self, row: PictureRow, column: int) -> str:
         what = self.prompts[column] if column < len(self.prompts) else f"image {column + 1}"
-        return f"{row.label}: {what}"
+        return f"{row.label}: {what}" if row.label else what
 
 
 @dataclass(frozen=True)

@@ -100,30 +100,38 @@ def gaussian_section(folder: Store, of_what: str) -> Section:
     """The assigned noise against N(0, I), from `orthogonal_gaussian_{init,final}.{json,png}` in `folder`."""
     base, final = (json.loads(folder.read(f"orthogonal_gaussian_{when}.json")) for when in ("init", "final"))
     far = [[name, f"{base['departures'][name]:.1f}", f"{value:.1f}"] for name, value in final["departures"].items()]
-    low, high = final["covariance"]["marchenko_pastur"]
-    eigenvalues = final["covariance"]["eigenvalues"]
+    table = Table(
+        [Cell("distance from N(0, I)", "in null standard deviations"), "base noise", "assigned noise"],
+        far,
+        [
+            ("KS", "in 95 % quantiles instead"),
+            ("of a patch entry", "the largest of all entries; its own null is 2 to 4"),
+        ],
+    )
     plots = [folder.read(f"orthogonal_gaussian_{when}.png") for when in ("final", "init")]
+    before = Figure.plot_of(plots[1], "The base noise against theory.", least=900)
     return Section(
         "Is the noise still Gaussian?",
         [
             f"{final['verdict'][:1].upper()}{final['verdict'][1:]}.",
             "A fixed rotation leaves N(0, I) as it is. A rotation chosen for its image keeps every patch's norm, not "
             f"independence. Over {of_what}: KS distance of the entries to N(0, 1) {final['marginal']['ks']:.4f} (true samples "
-            f"stay under {final['marginal']['null_95']:.4f} in 95 % of cases); covariance eigenvalues {eigenvalues[0]:.3f} "
-            f"to {eigenvalues[-1]:.3f} (Marchenko-Pastur range {low:.3f} to {high:.3f}).",
-            Table(
-                [Cell("distance from N(0, I)", "in null standard deviations"), "base noise", "assigned noise"],
-                far,
-                [
-                    ("KS", "in 95 % quantiles instead"),
-                    ("of a patch entry", "the largest of all entries; its own null is 2 to 4"),
-                ],
-            ),
+            f"stay under {final['marginal']['null_95']:.4f} in 95 % of cases){spectrum(final)}.",
             Figure.plot_of(plots[0], "The assigned noise against theory.", least=900),
-            Folded(
-                "The base noise of the same images", blocks=[Figure.plot_of(plots[1], "The base noise.", least=900)]
-            ),
+            Folded("Each statistic, and the base noise of the same images", blocks=[table, before]),
         ],
+    )
+
+
+def spectrum(statistics: Mapping[str, Any]) -> str:
+    """The range of the covariance's eigenvalues, where there are enough patches for one to be expected."""
+    if statistics["patches"] < 2 * statistics["dimension"]:
+        return ""
+    low, high = statistics["covariance"]["marchenko_pastur"]
+    eigenvalues = statistics["covariance"]["eigenvalues"]
+    return (
+        f"; covariance eigenvalues {eigenvalues[0]:.3f} to {eigenvalues[-1]:.3f} (Marchenko-Pastur range {low:.3f} to "
+        f"{high:.3f})"
     )
 
 

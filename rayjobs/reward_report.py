@@ -153,7 +153,7 @@ def write_report_of_one(folder: Path) -> None:
     """Write `report.html` into the folder of one prompt's search, from meta.json and the pictures."""
     meta = json.loads((folder / "meta.json").read_text())
     rewards, optimised = meta["rewards"], list(meta["optimised"])
-    pictures: list[Block] = [large(folder, meta)]
+    pictures: list[Block] = [large(folder)]
     if steps := sorted((folder / "steps").glob("*.png")):
         pictures.append(along_the_way(steps))
     rows: list[list[Cell | str]] = []
@@ -162,13 +162,12 @@ def write_report_of_one(folder: Path) -> None:
         label = Cell(name, "" if name in optimised else "not optimised")
         rows.append([label, f"{told['before']:.4f}", f"{told['after']:.4f}", f"{gain:+.4f}"])
     legend = [("before, after", "of the pictures as they are saved, which is what a viewer judges")]
-    work = f"{meta['evaluations']:,} evaluations"
-    cost = cost_table([Phase(f"search for {meta['prompt']!r}", work, meta["seconds_this_run"], "", 1, 1.0, None)])
+    cost = f"{counted(meta['evaluations'], 'evaluation')} in {duration(meta['seconds_this_run'])}, loading included."
     sections = [
         Section("Pictures", pictures),
         Section("Rewards", [Table(["reward", "before", "after", "gain"], rows, legend), Charts(search_curves(meta))]),
         gaussian_section(open_store(folder), "the one noise map"),
-        provenance("reward", meta, ["What it cost:", cost]),
+        provenance("reward", meta, [cost]),
     ]
     said = []
     for name, told in rewards.items():
@@ -183,7 +182,7 @@ def write_report_of_one(folder: Path) -> None:
     (folder / "report.html").write_text(render(f"“{meta['prompt']}”", subtitle, sections, said, facts))
 
 
-def large(folder: Path, meta: Mapping[str, Any]) -> PictureRows:
+def large(folder: Path) -> PictureRows:
     """The image before and after, side by side, as large as a phone has room for both."""
     images = []
     for name in ("initial", "best"):
@@ -191,9 +190,7 @@ def large(folder: Path, meta: Mapping[str, Any]) -> PictureRows:
             images.append(Embedded.of(opened.convert("RGB"), exact=256, preview=512))
     width = images[0].width
     cell = width * max(1, 256 // width) if width <= 256 else 384
-    return PictureRows(
-        [PictureRow(meta["prompt"], images)], ["base noise", "optimised noise"], "Before and after.", cell
-    )
+    return PictureRows([PictureRow("", images)], ["base noise", "optimised noise"], "Before and after.", cell)
 
 
 def along_the_way(steps: Sequence[Path]) -> PictureRows:
@@ -206,7 +203,7 @@ def along_the_way(steps: Sequence[Path]) -> PictureRows:
     width = images[0].width
     cell = width * max(1, round(64 / width)) if width <= 96 else 112
     names = [f"evaluation {i + 1}" for i in chosen]
-    return PictureRows([PictureRow("image", images)], names, "Along the search.", cell)
+    return PictureRows([PictureRow("", images)], names, "Along the search.", cell)
 
 
 def search_curves(meta: Mapping[str, Any]) -> list[Chart]:
