@@ -123,7 +123,8 @@ class PictureRows:
     @property
     def pixelated(self) -> bool:
         """Small images are enlarged by whole pixels, not smoothed."""
-        return self.rows[0].images[0].width < self.cell
+        width = self.rows[0].images[0].width
+        return width < self.cell and self.cell % width == 0
 
     @staticmethod
     def of(rows: Mapping[str, Tensor], caption: str, prompts: Sequence[str] = ()) -> "PictureRows":

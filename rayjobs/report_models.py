@@ -229,11 +229,12 @@ def leaders(metrics: Metrics, base: str, labels: Mapping[str, str]) -> list[str]
         if not marked:
             continue
         first = sorted(marked, key=lambda m: metrics[m][name]["value"], reverse=metric(name).better == "higher")
-        who = listed([f"{labels[m]} ({words(metrics[m][name])})" for m in first])
-        before = f"; the base model has {words(metrics[base][name])}" if name in metrics[base] else ""
-        how = "has the" if len(first) == 1 else "are tied for the"
-        lead = "lowest" if metric(name).better == "lower" else "highest"
-        sentences.append(f"{who} {how} {lead} {metric(name).title}{before}.")
+        decimals = places([figures[name] for figures in metrics.values() if name in figures])
+        who = listed([f"{labels[m]} ({words(metrics[m][name], decimals)})" for m in first])
+        tied = ", tied" if len(first) > 1 else ""
+        before = f"; {labels[base]} has {words(metrics[base][name], decimals)}" if name in metrics[base] else ""
+        lead = "Lowest" if metric(name).better == "lower" else "Highest"
+        sentences.append(f"{lead} {metric(name).title}: {who}{tied}{before}.")
     for model in metrics:
         if model != base and (found := worse(metrics, model, base)):
             sentences.append(
