@@ -106,10 +106,15 @@ def encode_part(
     """One part file. `about` goes into the metadata; `store` "noise" keeps the noise in half precision; with `rewards`
     rows have the columns of `REWARD_FIELDS` too.
     """
-    metadata = {"ortho": json.dumps({**about, "failures": [vars(f) for f in failures]})}
     schema = HALF_SCHEMA if store == "noise" else SCHEMA
     for column in REWARD_FIELDS if rewards else ():
         schema = schema.append(column)
+    return encode_rows(rows, failures, about, schema)
+
+
+def encode_rows(rows: list[dict[str, Any]], failures: list[Failure], about: dict[str, Any], schema: pa.Schema) -> bytes:
+    """A part file of rows of any kind; of a row, what the schema names is kept."""
+    metadata = {"ortho": json.dumps({**about, "failures": [vars(f) for f in failures]})}
     table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(metadata)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
@@ -134,7 +139,7 @@ def read_part(folder: Store, name: str, columns: list[str] | None = None) -> pa.
             return pq.ParquetFile(stream, page_checksum_verification=True).read(columns)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{folder.location}/{name} is damaged: {error}; run the same `ortho assign` again, it makes the part anew"
+            f"{folder.location}/{name} is damaged: {error}; run the same command again, it makes the part anew"
         ) from error
 
 

@@ -18,14 +18,14 @@ class PromptCache:
         self, generator: OneStepGenerator, capacity: int = 4096, batch_size: int = 8, most_bytes: int = 1 << 30
     ) -> None:
         self.generator, self.capacity, self.batch_size, self.most_bytes = generator, capacity, batch_size, most_bytes
-        self._rows: OrderedDict[str, Condition] = OrderedDict()
+        self.conditions: OrderedDict[str, Condition] = OrderedDict()
         #: Calls in a row that found every prompt here.
         self.quiet_calls = 0
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> Condition:
         """One row per prompt, in order."""
-        missing = [p for p in dict.fromkeys(prompts) if p not in self._rows]
+        missing = [p for p in dict.fromkeys(prompts) if p not in self.conditions]
         self.quiet_calls = 0 if missing else self.quiet_calls + 1
         fresh: dict[str, Condition] = {}
         for start in range(0, len(missing), self.batch_size):
@@ -33,11 +33,11 @@ class PromptCache:
             encoded = self.generator.encode_prompts(part + [""] * (self.batch_size - len(part)))
             # Copies: a view would keep its whole batch in memory.
             fresh |= {p: encoded[[i]] for i, p in enumerate(part)}
-        rows = [fresh[p] if p in fresh else self._rows[p] for p in prompts]
-        self._rows.update(fresh)
+        rows = [fresh[p] if p in fresh else self.conditions[p] for p in prompts]
+        self.conditions.update(fresh)
         for prompt in prompts:
-            self._rows.move_to_end(prompt)
+            self.conditions.move_to_end(prompt)
         each = sum(t.nbytes for t in rows[0].tensors.values())  # of SDXL's two encoders, 0.6 MB in float32
-        while len(self._rows) > max(min(self.capacity, self.most_bytes // each), len(set(prompts))):
-            self._rows.popitem(last=False)
+        while len(self.conditions) > max(min(self.capacity, self.most_bytes // each), len(set(prompts))):
+            self.conditions.popitem(last=False)
         return Condition.cat(rows)

@@ -27,6 +27,8 @@ class ShardResult:
     failures: list[Failure] = field(default_factory=list)
     truncated_prompts: int = 0
     evaluations: int = 0
+    #: What else the part file says of the shard.
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,7 +51,7 @@ class _Key:
 
     task: _Task
     pair: Pair
-    kept: Tensor | None
+    kept: Any
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Batch:
     """Some rows of a shard, ready to be searched: `kept` is what their records need of them, `inputs` may have more rows."""
 
     pairs: list[Pair]
-    kept: Sequence[Tensor | None]
+    kept: Sequence[Any]
     inputs: Mapping[str, Tensor]
 
 
@@ -49,7 +49,7 @@ class Rows(Protocol):
         ...
 
     def columns(
-        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Tensor | None], noise: Tensor, base: Tensor
+        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
     ) -> Iterator[dict[str, Any]]:
         """What a record says of each row besides its noise; `noise` and `base` are (B, C, H, W)."""
         ...
@@ -89,10 +89,15 @@ class PairRows:
                 targets = generator.encode_images(images)
             condition = self.prompts([pair.prompt for pair in batch])
             without_image = [replace(pair, content=None) for pair in batch]
-            yield Batch(without_image, list(targets[: len(batch)]), self.objective.inputs(condition, targets, images))
+            kept = self.kept(images, targets)[: len(batch)]
+            yield Batch(without_image, kept, self.objective.inputs(condition, targets, images))
+
+    def kept(self, images: Tensor, targets: Tensor) -> list[Any]:
+        """What the records need of images (B, 3, Y, X) and their target latents, one for each."""
+        return list(targets)
 
     def columns(
-        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Tensor | None], noise: Tensor, base: Tensor
+        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
     ) -> Iterator[dict[str, Any]]:
         for one, target in zip(found, kept, strict=True):
             stored = target.flatten().cpu().numpy() if self.store_latents and target is not None else None
@@ -120,7 +125,7 @@ class PromptRows:
             yield Batch(batch, [None] * len(batch), inputs)
 
     def columns(
-        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Tensor | None], noise: Tensor, base: Tensor
+        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
     ) -> Iterator[dict[str, Any]]:
         texts = [pair.prompt for pair in pairs]
         for start in range(0, len(texts), AT_ONCE):

@@ -28,7 +28,7 @@ from rayjobs.progress import Progress, say, summary_json
 from rayjobs.session import WorkerResources, ray_session
 
 
-def _span(given: Any) -> Any:
+def span(given: Any) -> Any:
     """`3` or `2:64`, in one spelling."""
     if isinstance(given, bool) or not isinstance(given, int | str):
         return given
@@ -48,15 +48,13 @@ def labels(given: Any) -> Any:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-class PoolSettings(WorkerResources):
-    """How a pool of workers searches through shards of rows."""
+class PoolResources(WorkerResources):
+    """A pool of workers, and what it works through."""
 
-    seed: int = Field(0, ge=0, description="with a row's sample id, decides its base noise")
-    slots: int = Field(0, ge=0, description="images side by side on one worker (0: what fits the GPU, 16 without one)")
     rows_per_shard: int = Field(
         0, ge=0, description="rows of one task and part file, what a lost worker repeats (0: 64 to 1024, by the set)"
     )
-    workers: Annotated[str, BeforeValidator(_span)] = Field(
+    workers: Annotated[str, BeforeValidator(span)] = Field(
         "1", description="actors in the pool, N or LEAST:MOST (fewer start if the cluster has no room yet)"
     )
     node_labels: Annotated[dict[str, str] | None, BeforeValidator(labels)] = Field(
@@ -70,6 +68,19 @@ class PoolSettings(WorkerResources):
     max_failure_rate: float = Field(
         0.5, ge=0, le=1, description="end the run once more than this share of the rows so far is quarantined"
     )
+
+    @property
+    def pool_size(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        least, _, most = self.workers.partition(":")
+        return int(least), int(most or least)
+
+
+class PoolSettings(PoolResources):
+    """How a pool of workers searches through shards of rows."""
+
+    seed: int = Field(0, ge=0, description="with a row's sample id, decides its base noise")
+    slots: int = Field(0, ge=0, description="images side by side on one worker (0: what fits the GPU, 16 without one)")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="precision of network and text encoders"
     )
@@ -78,12 +89,6 @@ class PoolSettings(WorkerResources):
     )
     compile: bool = Field(False, description="torch.compile the network, once at the start of each worker")
     gradient_checkpointing: bool = Field(False, description="compute activations twice, to fit more slots")
-
-    @property
-    def pool_size(self) -> tuple[int, int]:
-        """The least and the most workers."""
-        least, _, most = self.workers.partition(":")
-        return int(least), int(most or least)
 
 
 class AssignSettings(AssignConfig, PoolSettings):

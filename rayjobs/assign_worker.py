@@ -3,11 +3,12 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ortho_core.assign import Engine
 from ortho_core.assignments import Assignments, Failure
@@ -81,29 +82,41 @@ class ShardActor:
         self, job: Any, sealed: dict[str, Any], pairs: PairSet, gpus: float, decoder_cpus: float, attempts: Any = None
     ) -> None:
         """`attempts` counts how often shards were begun; without it the actor works outside Ray."""
-        self.ledger = Ledger(open_store(job.out), sealed)
+        self.job, self.sealed = job, sealed
+        self.ledger = self.ledger_of(job, sealed)
         self.pairs, self.attempts = pairs, attempts
         self.turns, self.notes = Turns(), list[str]()
         self.error: str | None = None
         try:
             torch.set_num_threads(max(1, int(job.cpus_per_worker)))
-            generator = self.load(job, "cuda" if gpus else "cpu")
             self.earlier = Assignments(job.warm_start) if job.warm_start else None
-            config = self.config_of(job)
-            objective = self.objective_of(job, generator)
-            slots = job.slots or min(slots_that_fit(generator, config, objective), sealed["rows_per_shard"])
-            if job.compile:  # not before the slots are counted: each batch size that is tried would be compiled
-                compiled: Any = torch.compile(generator.trainable, dynamic=False)
-                generator.trainable = compiled
-            self.engine = Engine(generator, config, slots, objective, on_event=self.notes.append)
-            records = RecordConfig(job.seed, job.store, sealed["model_fingerprint"], fingerprint(sealed["config"]))
-            rows = self.rows_of(job, objective, PromptCache(generator), decoder_cpus)
-            self.assigner = ShardAssigner(self.engine, rows, records)
+            self.prepare("cuda" if gpus else "cpu", decoder_cpus)
             if attempts is not None:
                 self.metrics = self._metrics()
-                threading.Thread(target=self.assigner.serve, daemon=True).start()
         except Exception as error:  # raised from here, it would restart the actor for ever
             self.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {innermost(error)}"
+
+    @staticmethod
+    def ledger_of(job: Any, sealed: dict[str, Any]) -> Ledger:
+        """Where this kind of worker publishes."""
+        return Ledger(open_store(job.out), sealed)
+
+    def prepare(self, device: str, decoder_cpus: float) -> None:
+        """Load what is held from the first task to the last. Raises UserError."""
+        job, sealed = self.job, self.sealed
+        generator = self.load(job, device)
+        config = self.config_of(job)
+        objective = self.objective_of(job, generator)
+        slots = job.slots or min(slots_that_fit(generator, config, objective), sealed["rows_per_shard"])
+        if job.compile:  # not before the slots are counted: each batch size that is tried would be compiled
+            compiled: Any = torch.compile(generator.trainable, dynamic=False)
+            generator.trainable = compiled
+        self.engine = Engine(generator, config, slots, objective, on_event=self.notes.append)
+        records = RecordConfig(job.seed, job.store, sealed["model_fingerprint"], fingerprint(sealed["config"]))
+        rows = self.rows_of(job, objective, PromptCache(generator), decoder_cpus)
+        self.assigner = ShardAssigner(self.engine, rows, records)
+        if self.attempts is not None:
+            threading.Thread(target=self.assigner.serve, daemon=True).start()
 
     def load(self, job: Any, device: str) -> OneStepGenerator:
         """The generator of this worker."""
@@ -157,16 +170,22 @@ class ShardActor:
         if self.earlier is not None:
             starts = self.earlier.parameters(shard.index, self.engine.generator.latent_shape)
         if self.attempts is None:
-            return self.assigner.assign(shard, starts, task.only)
+            return self.search(shard, starts, task.only)
         import ray
 
         suspect = ray.get(self.attempts.so_far.remote(shard.index)) > 0
         with self.turns.take(alone=suspect):
             if ray.get(self.attempts.begin.remote(shard.index)) >= DEATHS:
                 return self._given_up(task, shard)
-            result = self.assigner.submit(shard, starts, task.only).result()
+            result = self.search(shard, starts, task.only)
         self.metrics.shard(result, self.engine, self.assigner)
         return result
+
+    def search(self, shard: Shard, starts: Mapping[str, Tensor] | None, only: frozenset[int] | None) -> ShardResult:
+        """The records and failures of a shard; called by several threads."""
+        if self.attempts is None:
+            return self.assigner.assign(shard, starts, only)
+        return self.assigner.submit(shard, starts, only).result()
 
     def _given_up(self, task: Task, shard: Shard) -> ShardResult:
         """Every row of a shard as a failure: unusable rows by their own reason, the others because the worker died."""

@@ -68,7 +68,7 @@ def write_report(work_dir: Path) -> None:
     sections += [
         Section("Training", training(work_dir, summary)),
         gaussian_section(last, f"images of cycle {cycles[-1]['cycle']}, pooled"),
-        rows_section(accounted(summary, evaluation), open_store(work_dir / "cycle_01" / "assignments")),
+        rows_section(accounted(work_dir, summary, evaluation), open_store(work_dir / "cycle_01" / "assignments")),
         provenance("em", summary, ["What each step cost:", cost_table(phases(work_dir, summary, evaluation))]),
     ]
     rows = cycles[0]["assign"]["rows"]
@@ -208,10 +208,10 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def accounted(summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[Accounted]:
+def accounted(work_dir: Path, summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[Accounted]:
     steps = [Accounted.of(f"cycle {c['cycle']}, E-step", c["assign"]) for c in summary["cycles"]]
     if evaluation is not None:
-        steps.append(judged(evaluation))
+        steps.append(judged(evaluation, open_store(work_dir / "evaluation")))
     return steps
 
 

@@ -32,10 +32,9 @@ def write_report(folder: Path) -> None:
     compared: list[Block] = [comparison(metrics, base, labels)]
     if charts := trade_offs(metrics, base, labels):
         compared.append(Charts(charts))
-    made: list[Block] = ["What it cost:", cost_table([evaluation_phase(evaluation)])]
-    if judges := judges_table(evaluation):
-        made = ["What judged:", judges, *made]
-    account = judged(evaluation)
+    cost = cost_table([evaluation_phase(evaluation)])
+    made: list[Block] = ["What judged:", judges_table(evaluation), "What it cost:", cost]
+    account = judged(evaluation, open_store(folder))
     sections = [
         Section("Pictures", picture_rows(folder, evaluation, labels)),
         Section("Comparison", compared),

@@ -118,14 +118,19 @@ class Ledger:
             # An imported row may not know its losses.
             "loss_sum": sum(row["loss"] or 0.0 for row in result.rows),
             "initial_loss_sum": sum(row["initial_loss"] or 0.0 for row in result.rows),
+            **result.about,
         }
-        config = self.plan["config"]
-        content = encode_part(result.rows, result.failures, about, config["store"], "reward" in config)
+        content = self.encode(result, about)
         name = self.name(task.shard, task.revision)
         try:
             return self.folder.create(name, content, written)
         except OSError as error:
             raise RunFailed(f"cannot write {self.folder.location}/{name}: {error.strerror or error}") from error
+
+    def encode(self, result: ShardResult, about: dict[str, Any]) -> bytes:
+        """The part file of a task."""
+        config = self.plan["config"]
+        return encode_part(result.rows, result.failures, about, config["store"], "reward" in config)
 
     def committed(self, task: Task) -> dict[str, Any] | None:
         """What the part of a task says, if it is there."""
@@ -171,14 +176,19 @@ class Ledger:
             self.folder.remove(name)
         return abouts
 
-    def finish(self) -> dict[str, Any]:
-        """Once every shard is committed: write `failures.jsonl` from the parts and return the reconciled counts."""
+    def parts(self) -> list[list[str]]:
+        """The part files of each shard. Raises RunFailed if a shard is not committed."""
         shards = parts_by_shard(self.plan, self.folder.names())
         missing = [shard for shard, names in enumerate(shards) if not names]
         if missing:
             raise RunFailed(
                 f"part {self.name(missing[0])} has gone from {self.folder.location}; run the same command again"
             )
+        return shards
+
+    def finish(self) -> dict[str, Any]:
+        """Once every shard is committed: write `failures.jsonl` from the parts and return the reconciled counts."""
+        shards = self.parts()
         total: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as scratch:

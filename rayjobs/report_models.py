@@ -12,10 +12,11 @@ from statistics import median
 from typing import Any, Literal
 
 from ortho_core.charts import COLOURS, Chart, Series
-from ortho_core.metrics import known_metrics, metric
+from ortho_core.metrics import REWARD, known_metrics, metric
 from ortho_core.pictures import load_sheet
 from ortho_core.report import Cell, PictureRows, Table
-from rayjobs.report_parts import Accounted, Phase, counted, listed
+from ortho_core.storage import Store
+from rayjobs.report_parts import Accounted, Phase, counted, listed, quarantine_reasons
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -243,12 +244,11 @@ def leaders(metrics: Metrics, base: str, labels: Mapping[str, str]) -> list[str]
     return sentences
 
 
-def judged(evaluation: Mapping[str, Any]) -> Accounted:
-    """The held-out rows that an evaluation looked at."""
+def judged(evaluation: Mapping[str, Any], folder: Store) -> Accounted:
+    """The held-out rows that an evaluation looked at, and why some were not judged, from `failures.jsonl`."""
     rows, quarantined = evaluation["rows"], evaluation["quarantined"]
-    return Accounted(
-        "evaluation, held-out pairs", rows + quarantined, rows, evaluation.get("quarantined_by_reason", {})
-    )
+    reasons = quarantine_reasons(folder) if quarantined else {}
+    return Accounted("evaluation, held-out pairs", rows + quarantined, rows, reasons)
 
 
 def evaluation_phase(evaluation: Mapping[str, Any]) -> Phase:
@@ -258,11 +258,11 @@ def evaluation_phase(evaluation: Mapping[str, Any]) -> Phase:
     return Phase.on(evaluation["config"], "evaluation", said, evaluation.get("seconds_this_run"), "")
 
 
-def judges_table(evaluation: Mapping[str, Any]) -> Table | None:
-    """The feature extractors and rewards that judged, as the evaluation describes them; None if it names none."""
+def judges_table(evaluation: Mapping[str, Any]) -> Table:
+    """The feature extractors and rewards that judged, with the fingerprints of their weights."""
+    features = evaluation["features"]
     rows = []
-    for kind in ("features", "rewards"):
-        for name, about in evaluation[kind].items():
-            told = about if isinstance(about, dict) else {"": about}
-            rows.append([kind.rstrip("s"), name, ", ".join(f"{k} {v}".strip() for k, v in told.items())])
-    return Table(["kind", "name", "what"], rows, text=True) if rows else None
+    for what, about in (("KID, FID, precision, recall", features), ("CMMD", features["cmmd"])):
+        rows.append([what, f"{Path(about['name']).name}, {about['dimension']} dimensions", about["fingerprint"]])
+    rows += [[metric(REWARD + name).title, name, weights] for name, weights in evaluation["rewards"].items()]
+    return Table(["figure", "judged by", "weights"], rows, text=True)

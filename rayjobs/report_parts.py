@@ -5,6 +5,7 @@ about models that were judged.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,12 @@ def rows_section(steps: Sequence[Accounted], folder: Store | None = None) -> Sec
             Table(["sample", "row", "reason", "what"], words, text=True),
         ]
     return Section("Rows", blocks)
+
+
+def quarantine_reasons(folder: Store) -> dict[str, int]:
+    """How often each reason stands in `failures.jsonl`."""
+    with folder.open("failures.jsonl") as stream:
+        return dict(sorted(Counter(json.loads(line)["reason"] for line in stream).items()))
 
 
 def first_failures(folder: Store) -> list[dict[str, Any]]:

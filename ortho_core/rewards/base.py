@@ -131,12 +131,17 @@ def frozen(model: nn.Module, device: str | torch.device, dtype: str) -> Any:
     return model.to(device, getattr(torch, dtype)).eval().requires_grad_(False)
 
 
+def who(reward: str) -> str:
+    """What messages call a reward; a model that an option names instead is called by the option, `--features tiny-clip`."""
+    return reward if reward.startswith("--") else f"reward {reward}"
+
+
 def check_files(folder: Path, reward: str, choices: Sequence[Sequence[str]], origin: str) -> None:
     """Raises UserError unless `folder` holds at least one file of each choice; `origin` says whose files they are."""
     missing = [" or ".join(names) for names in choices if not any((folder / name).is_file() for name in names)]
     if missing:
         found = "has no" if folder.is_dir() else "does not exist and should hold"
-        raise UserError(f"reward {reward}: {folder} {found} {', '.join(missing)}; put the files of {origin} there")
+        raise UserError(f"{who(reward)}: {folder} {found} {', '.join(missing)}; put the files of {origin} there")
 
 
 def read_weights(file: Path, reward: str) -> dict[str, Any]:
@@ -145,9 +150,9 @@ def read_weights(file: Path, reward: str) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds, for files cut short, pickles of code, other formats
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"reward {reward}: {file} is not a file of PyTorch weights: {reason}") from error
+        raise UserError(f"{who(reward)}: {file} is not a file of PyTorch weights: {reason}") from error
     if not isinstance(content, dict):
-        raise UserError(f"reward {reward}: {file} holds a {type(content).__name__}; a dict of tensors is accepted")
+        raise UserError(f"{who(reward)}: {file} holds a {type(content).__name__}; a dict of tensors is accepted")
     return content
 
 
@@ -161,5 +166,5 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], file: Path, re
             wrong.append(f"{name} of shape {tuple(weights[name].shape)}, not {tuple(own[name].shape)}")
     if wrong:
         more = f" and {len(wrong) - 3} more differences" if len(wrong) > 3 else ""
-        raise UserError(f"reward {reward}: {file} does not fit the model: {'; '.join(wrong[:3])}{more}")
+        raise UserError(f"{who(reward)}: {file} does not fit the model: {'; '.join(wrong[:3])}{more}")
     model.load_state_dict(dict(weights))

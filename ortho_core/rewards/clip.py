@@ -22,6 +22,7 @@ from ortho_core.rewards.base import (
     frozen,
     in_chunks,
     unit,
+    who,
 )
 
 #: What a folder must hold, one file of each line.
@@ -55,17 +56,17 @@ class ClipTower:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # of damaged files every library raises its own kind
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"reward {reward}: {folder} cannot be loaded as a CLIP model: {reason}") from error
+            raise UserError(f"{who(reward)}: {folder} cannot be loaded as a CLIP model: {reason}") from error
         # transformers would make them up, and only warn of it.
         if missing := sorted(report["missing_keys"]):
             raise UserError(
-                f"reward {reward}: the weights in {folder} lack {len(missing)} tensors, {missing[0]} among them"
+                f"{who(reward)}: the weights in {folder} lack {len(missing)} tensors, {missing[0]} among them"
             )
         preprocess = read_preprocessing(folder / "preprocessor_config.json", reward)
         size = model.config.vision_config.image_size
         if preprocess.size != size:
             raise UserError(
-                f"reward {reward}: {folder / 'preprocessor_config.json'} makes images of {preprocess.size} pixels, and the "
+                f"{who(reward)}: {folder / 'preprocessor_config.json'} makes images of {preprocess.size} pixels, and the "
                 f"model of that folder sees {size}; accepted: {size}"
             )
         return ClipTower(frozen(model, device, dtype), tokenizer, preprocess)
@@ -81,10 +82,15 @@ class ClipTower:
         scale: Tensor = self.model.logit_scale.exp()
         return scale.to(torch.promote_types(scale.dtype, torch.float32))
 
+    def image_features(self, images: Tensor) -> Tensor:
+        """Embeddings (B, E) of images (B, 3, Y, X) in [0, 1], of whatever length, with gradients."""
+        pixels = self.preprocess(images).to(self.model.dtype)
+        features: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
+        return features
+
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit embeddings (B, E) of images (B, 3, Y, X) in [0, 1], with gradients."""
-        pixels = self.preprocess(images).to(self.model.dtype)
-        return unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
+        return unit(self.image_features(images))
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         """Unit embeddings (P, E); a prompt longer than the text encoder's window loses its end."""
@@ -152,7 +158,7 @@ def read_preprocessing(file: Path, reward: str) -> Preprocessing:
         wrong.append(f"size is {config.get('size')} and crop_size {config.get('crop_size')}")
     if wrong:
         raise UserError(
-            f"reward {reward}: {file}: {', '.join(wrong)}; accepted: a bicubic resize (resample {BICUBIC}) of the shorter "
+            f"{who(reward)}: {file}: {', '.join(wrong)}; accepted: a bicubic resize (resample {BICUBIC}) of the shorter "
             "side to a size, a square crop of that size, and normalisation"
         )
     mean, std = tuple(config.get("image_mean", CLIP_MEAN)), tuple(config.get("image_std", CLIP_STD))
@@ -162,14 +168,14 @@ def read_preprocessing(file: Path, reward: str) -> Preprocessing:
 def _check_model_type(file: Path, reward: str) -> None:
     found = _read_json(file, reward).get("model_type")
     if found != "clip":
-        raise UserError(f"reward {reward}: {file} names a model of type {found}; accepted: clip")
+        raise UserError(f"{who(reward)}: {file} names a model of type {found}; accepted: clip")
 
 
 def _read_json(file: Path, reward: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"reward {reward}: {file} is not JSON: {error}") from error
+        raise UserError(f"{who(reward)}: {file} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"reward {reward}: {file} holds {type(content).__name__}; accepted: an object")
+        raise UserError(f"{who(reward)}: {file} holds {type(content).__name__}; accepted: an object")
     return content

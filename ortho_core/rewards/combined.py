@@ -3,7 +3,7 @@
 Axes: B images, 3 × Y × X the image, P prompts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 import torch
@@ -43,9 +43,14 @@ class WeightedSum(Scoring):
             for key, tensor in reward.encode_prompts(prompts).items()
         }
 
-    def scores(self, images: Tensor, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each reward's own score (B,), before its weight, of images (B, 3, Y, X) in [0, 1]."""
-        embeddings: dict[int, Tensor] = {}
+    def scores(
+        self, images: Tensor, encoded: Mapping[str, Tensor], embedded: Mapping[int, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Each reward's own score (B,), before its weight, of images (B, 3, Y, X) in [0, 1].
+
+        `embedded` are unit embeddings (B, E) of the images that are at hand, by the id of their tower.
+        """
+        embeddings = dict(embedded or {})
         scores = {}
         for name, reward in self.rewards.items():
             prefix = f"{name}/"
@@ -69,9 +74,13 @@ class WeightedSum(Scoring):
 
 
 def load_rewards(
-    spec: str, folders: Folders = ROOT, device: str | torch.device = "cpu", dtype: str = "float32"
+    spec: str,
+    folders: Folders = ROOT,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    towers: MutableMapping[Path, ClipTower] | None = None,
 ) -> WeightedSum:
-    """The weighted sum that `spec` names, each model loaded once.
+    """The weighted sum that `spec` names, each model loaded once; `towers` are CLIP models by folder, to use and to add to.
 
     `aesthetic` looks at images through the CLIP model in `clip`'s folder. Raises UserError as `parse_rewards` does, for
     files that are missing, before anything is loaded, and for files that are damaged.
@@ -79,12 +88,12 @@ def load_rewards(
     weights = parse_rewards(spec)
     for name in weights:
         check_reward_files(name, folders)
-    towers: dict[Path, ClipTower] = {}
+    loaded = {} if towers is None else towers
 
     def tower(folder: Path, reward: str) -> ClipTower:
-        if folder not in towers:
-            towers[folder] = ClipTower.load(folder, reward, CLIP_ORIGIN, device, dtype)
-        return towers[folder]
+        if folder not in loaded:
+            loaded[folder] = ClipTower.load(folder, reward, CLIP_ORIGIN, device, dtype)
+        return loaded[folder]
 
     def load(name: str) -> Reward:
         folder = reward_folder(name, folders)

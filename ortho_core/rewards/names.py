@@ -85,29 +85,31 @@ def check_reward_files(name: str, folders: Folders = ROOT) -> list[Path]:
     folder = reward_folder(name, folders)
     if name == "aesthetic":
         check_files(folder, name, [(aesthetic.WEIGHTS,)], aesthetic.ORIGIN)
-        return [folder / aesthetic.WEIGHTS, *_clip_files(reward_folder("clip", folders), name, CLIP_ORIGIN)]
+        return [folder / aesthetic.WEIGHTS, *clip_files(reward_folder("clip", folders), name, CLIP_ORIGIN)]
     if name in hpsv2.CHECKPOINTS:
         return [hpsv2.checkpoint(folder, name)]
     if name == "imagereward":
         check_files(folder, name, imagereward.FILES, imagereward.ORIGIN)
         return [folder / file for (file,) in imagereward.FILES]
-    return _clip_files(folder, name, CLIP_ORIGIN if name == "clip" else pickscore.ORIGIN)
+    return clip_files(folder, name, CLIP_ORIGIN if name == "clip" else pickscore.ORIGIN)
 
 
 def reward_fingerprints(names: Iterable[str], folders: Folders = ROOT) -> dict[str, str]:
     """SHA-256 (16 hex digits) by reward over the names and contents of its files. Raises UserError for missing ones."""
     files = {name: check_reward_files(name, folders) for name in names}  # all are there before the first is read
-    return {name: _fingerprint(found) for name, found in files.items()}
+    return {name: fingerprint_of(found) for name, found in files.items()}
 
 
-def _fingerprint(files: list[Path]) -> str:
+def fingerprint_of(files: Iterable[Path]) -> str:
+    """SHA-256 (16 hex digits) over the names and contents of files."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0{content_hash(file)}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def _clip_files(folder: Path, reward: str, origin: str) -> list[Path]:
+def clip_files(folder: Path, reward: str, origin: str) -> list[Path]:
+    """The files that make a CLIP model's folder what it is. Raises UserError for those that are missing."""
     check_files(folder, reward, CLIP_FILES, origin)
     weights = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
     return sorted([*folder.glob("*.json"), *folder.glob("merges.txt"), *weights])

@@ -16,6 +16,7 @@ BASE = {"latent_mse": 0.39, "psnr": 17.3, "kid": 0.053, "reward_clip": 0.31, "di
 DIRECT = {"latent_mse": 0.236, "psnr": 19.5, "kid": 0.02, "reward_clip": 0.31, "diversity": 0.018, "drift": 0.136}
 FIRST = {"latent_mse": 0.179, "psnr": 21.3, "kid": 0.026, "reward_clip": 0.31, "diversity": 0.155, "drift": 0.078}
 SECOND = {"latent_mse": 0.13, "psnr": 22.8, "kid": 0.0257, "reward_clip": 0.31, "diversity": 0.168, "drift": 0.08}
+FEATURES = {"name": "tiny-clip", "fingerprint": "0123456789abcdef", "dimension": 128}
 MODELS = {"base": BASE, "direct": DIRECT, "cycle_01": FIRST, "cycle_02": SECOND}
 
 
@@ -43,7 +44,7 @@ def make_evaluation(folder: Path, models=MODELS, rows=24, quarantined=0, size=(3
         "rows": rows,
         "quarantined": quarantined,
         "metrics": {name: figures(values, spread) for name, values in models.items()},
-        "features": {"tiny-clip": {"dimension": 128, "fingerprint": "0123456789abcdef"}},
+        "features": {**FEATURES, "cmmd": FEATURES},
         "rewards": {"clip": "fedcba9876543210"},
         "image_size": list(size),
         "evaluations_per_image": 8,

@@ -82,6 +82,7 @@ def test_the_report_of_an_evaluation(tmp_path):
     assert "Lowest latent MSE: cycle_02 (0.130); base has 0.390." in text
     assert "row 3: &lt;no&gt; prompt" in text
     assert "20 + 2" in text
+    assert "missing-prompt 1" in text
     assert check_source(tmp_path / "report.html") == 2 * 5 * 12
     check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=120)
 

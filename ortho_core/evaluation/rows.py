@@ -1,0 +1,115 @@
+"""What a worker makes of each held-out row: the closest image, an image at random noise, what the judges say of them.
+
+Axes: B images, C × H × W noise maps, 3 × Y × X pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ortho_core.assign import Found
+from ortho_core.decoding import Decode, decode_in_threads
+from ortho_core.evaluation.judge import Judge
+from ortho_core.evaluation.samples import mean_pairwise_distance, sample, to_bytes, to_png
+from ortho_core.noise import noise_seed
+from ortho_core.objectives import Reconstruction, mean_square
+from ortho_core.pairs import Pair, PairSet
+from ortho_core.prompts import PromptCache
+from ortho_core.shard_rows import AT_ONCE, PairRows
+
+FIGURES = ("latent_mse", "psnr", "ssim", "lpips")
+#: Of each row's images: the sample's, and in the base model's parts the target's and those of a sample at other noise.
+FEATURES = [f"{of}{kind}" for of in ("", "target_", "other_") for kind in ("features", "cmmd_features")]
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("prompt", pa.string()),
+        ("evaluations", pa.int32()),
+        *((name, pa.float32()) for name in FIGURES),
+        ("rewards", pa.map_(pa.string(), pa.float32())),
+        *((name, pa.list_(pa.float32())) for name in FEATURES),
+        ("closest", pa.binary()),
+        ("sample", pa.binary()),
+        ("target", pa.binary()),
+    ]
+)
+#: Prompts whose samples are compared with one another, and samples of each.
+SPREAD_PROMPTS, SPREAD_SEEDS = 8, 8
+
+
+class EvaluationRows(PairRows):
+    """Held-out rows: what the E-step searches for, and the records of an evaluation.
+
+    Everything but the latent MSE is of images in whole grey levels. The targets, and samples at noise that no other figure is
+    of, are looked at with the base model alone.
+    """
+
+    def __init__(
+        self,
+        objective: Reconstruction,
+        prompts: PromptCache,
+        pairs: PairSet,
+        judge: Judge,
+        seed: int,
+        is_base: bool,
+        decode: Decode = decode_in_threads,
+    ) -> None:
+        super().__init__(objective, prompts, pairs, False, decode)
+        self.judge, self.seed, self.is_base = judge, seed, is_base
+
+    def kept(self, images: Tensor, targets: Tensor) -> list[Any]:
+        """Each row's target image, uint8, and its latent, on the CPU."""
+        return list(zip(to_bytes(images), targets.cpu(), strict=True))
+
+    def columns(
+        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
+    ) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(pairs), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            yield from self._columns(pairs[part], kept[part], noise[part])
+
+    @torch.no_grad()
+    def _columns(self, pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor) -> Iterator[dict[str, Any]]:
+        """The records of a few rows. Everything is filled up to one size, so that a row's numbers do not hang on the rest."""
+        generator, judge, missing = self.objective.generator, self.judge, AT_ONCE - len(pairs)
+        pairs, kept = [*pairs, *[pairs[-1]] * missing], [*kept, *[kept[-1]] * missing]
+        noise = torch.cat([noise, noise[-1:].expand(missing, -1, -1, -1)]).to(generator.device)
+        texts = [pair.prompt for pair in pairs]
+        latents = generator.denoise(noise, self.prompts(texts))
+        closest, target = to_bytes(generator.decode(latents)), torch.stack([image for image, _ in kept])
+        figures = {"latent_mse": mean_square(latents.cpu(), torch.stack([latent for _, latent in kept]))}
+        figures |= judge.compare(self._seen(closest), self._seen(target))
+        samples = self._samples(pairs, "evaluate")
+        seen = judge.look(self._seen(samples), texts)
+        features = dict(seen.features)
+        if self.is_base:
+            for of, images in (("target_", target), ("other_", self._samples(pairs, "evaluate", "other"))):
+                features |= {of + name: values for name, values in judge.look(self._seen(images)).features.items()}
+        for i in range(len(pairs) - missing):
+            yield {
+                **{name: float(values[i]) for name, values in figures.items()},
+                "rewards": [(name, float(values[i])) for name, values in seen.rewards.items()],
+                **{name: values[i].numpy() for name, values in features.items()},
+                "closest": to_png(closest[i]),
+                "sample": to_png(samples[i]),
+                "target": to_png(target[i]) if self.is_base else None,
+            }
+
+    def _samples(self, pairs: Sequence[Pair], *names: str) -> Tensor:
+        """uint8 images of the rows' prompts at base noises of the rows' own, the same for each model."""
+        seeds = [noise_seed(self.seed, *names, pair.sample_id) for pair in pairs]
+        return sample(self.objective.generator, self.prompts, [pair.prompt for pair in pairs], seeds, AT_ONCE)
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """uint8 images as the judges see them."""
+        return images.to(self.objective.generator.device).float() / 255
+
+    def spread(self, texts: Sequence[str]) -> list[float]:
+        """Of each prompt, how far its samples are apart."""
+        seeds = [noise_seed(self.seed, "diversity", i) for i in range(SPREAD_SEEDS)]
+        generator = self.objective.generator
+        images = (sample(generator, self.prompts, [text] * SPREAD_SEEDS, seeds, AT_ONCE) for text in texts)
+        return [mean_pairwise_distance(one) for one in images]

@@ -1,0 +1,59 @@
+"""Images as a viewer sees them, in whole grey levels: made, compared, kept as PNG.
+
+Axes: B images, 3 × Y × X pixels, S images of one prompt.
+"""
+
+import io
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ortho_core.generators.base import OneStepGenerator
+from ortho_core.pictures import to_picture
+from ortho_core.prompts import PromptCache
+
+
+def to_bytes(images: Float[Tensor, "B 3 Y X"]) -> Tensor:
+    """Images in [0, 1], clamped and rounded to uint8 on the CPU."""
+    return images.clamp(0, 1).mul(255).round().byte().cpu()
+
+
+@torch.no_grad()
+def sample(
+    generator: OneStepGenerator, prompts: PromptCache, texts: list[str], seeds: list[int], batch_size: int
+) -> Tensor:
+    """uint8 images (B, 3, Y, X) of the prompts at the base noises of the seeds: what a user of the model sees."""
+    images = []
+    for start in range(0, len(texts), batch_size):
+        part = slice(start, start + batch_size)
+        noise = generator.base_noise(seeds[part])
+        images.append(to_bytes(generator.decode(generator.denoise(noise, prompts(texts[part])))))
+    return torch.cat(images)
+
+
+def rms_distance(images: Tensor, others: Tensor) -> Float[np.ndarray, " B"]:
+    """Root-mean-square pixel distance, on the scale [0, 1], of each of B uint8 images from its partner."""
+    apart = (images.double() - others.double()) / 255
+    return apart.square().flatten(1).mean(1).sqrt().numpy()
+
+
+def mean_pairwise_distance(images: Tensor) -> float:
+    """Mean root-mean-square pixel distance over all pairs of images (S, 3, Y, X) uint8, on the scale [0, 1]."""
+    flat = images.flatten(1).double() / 255
+    return float(torch.pdist(flat).mean() / np.sqrt(flat.shape[1]))
+
+
+def to_png(image: Tensor) -> bytes:
+    """A uint8 image (3, Y, X) as the content of a PNG file."""
+    buffer = io.BytesIO()
+    to_picture(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def from_png(content: bytes) -> Tensor:
+    """The image (3, Y, X) that `to_png` wrote."""
+    with Image.open(io.BytesIO(content)) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)

@@ -1,0 +1,239 @@
+"""From the figures and features of rows to numbers with 95 % intervals, by resampling the rows.
+
+A resample draws n of the n rows with replacement; here it is n weights, how often each row was drawn. A row brings both of its
+images along, the model's and the target, since both hang on its prompt. The same resamples serve every figure and model.
+
+Means take the middle 95 % of the resampled means. A distance between two sets is not a mean: of a resample it is larger than
+of the rows, since a resample has fewer distinct ones. So only the spread is taken from the resamples, and put around the
+value: value ± 1.96 deviations. KID and CMMD leave out of a resample the pairs of a row and its own copy. The Fréchet
+distance bends so much in the weights, where features are not far fewer than rows, that its spread would come out up to four
+times too wide: there the weights go a tenth of the way to each resample, and the spread counts ten times.
+
+Axes: n rows, D features, R resamples.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+#: k(a, b) of all pairs of two sets of features: (n, D), (m, D) to (n, m).
+Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+RESAMPLES = 500
+#: Resamples of the Fréchet distance, each as dear as the distance: at most, at least, and the arithmetic aimed at.
+FRECHET_RESAMPLES, FEWEST, WORK = 200, 20, 4e9
+#: How far the Fréchet distance's weights go to each resample.
+FRECHET_STEP = 0.1
+#: Rows below which no distance between sets is worth its name.
+FEWEST_ROWS = 8
+#: Neighbours that make a row's ball in precision and recall.
+NEIGHBOURS = 3
+#: Nearest rows that are looked through for those that are in a resample: fewer than 3 of 16 are there once in 20,000.
+LOOKED_THROUGH = 16
+#: Rows whose distances to all are in memory at once.
+BLOCK = 1024
+#: Rows up to which KID and CMMD are of all pairs; more are dealt into sets of at most so many, whose mean it is.
+WHOLE = 4096
+#: Bandwidth and scale of CMMD (Jayasumana et al. 2024).
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
+
+
+def resamples(rows: int, seed: int, count: int = RESAMPLES) -> Float[np.ndarray, "R n"]:
+    """How often each row is in each resample, float32; rows sum to n."""
+    draws = np.random.default_rng([seed, rows])
+    return draws.multinomial(rows, np.full(rows, 1 / rows), size=count).astype(np.float32)
+
+
+def figure(value: float, low: float, high: float, count: int) -> dict[str, Any]:
+    return {"value": float(value), "low": float(low), "high": float(high), "count": int(count)}
+
+
+def mean_figure(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "R n"]) -> dict[str, Any]:
+    """The mean over rows."""
+    values = values.astype(np.float64)
+    low, high = np.quantile(weights @ values / len(values), [0.025, 0.975])
+    return figure(values.mean(), low, high, len(values))
+
+
+def around(
+    value: float, resampled: Float[np.ndarray, " R"], count: int, least: float = -np.inf, most: float = np.inf
+) -> dict[str, Any]:
+    """The value with the spread of its resamples, which may lie elsewhere, around it; cut off at `least` and `most`."""
+    reach = 1.96 * float(resampled.std(ddof=1))
+    return figure(value, max(value - reach, least), min(value + reach, most), count)
+
+
+def kid(
+    fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
+) -> dict[str, Any]:
+    """KID: MMD² with the kernel (x·y/D + 1)³, unbiased, so it may be below 0 (Bińkowski et al. 2018)."""
+    from torch_fidelity.metric_kid import kernel_poly  # type: ignore[import-untyped]
+
+    return around(mmd(fakes, reals, kernel_poly), resampled_mmd(fakes, reals, kernel_poly, weights), len(fakes))
+
+
+def cmmd(
+    fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
+) -> dict[str, Any]:
+    """CMMD: 1000·MMD² of normalised CLIP embeddings, kernel exp(-|x - y|²/200); here the unbiased estimate."""
+    from torch_fidelity.metric_kid import kernel_rbf
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return CMMD_SCALE * kernel_rbf(a, b, kid_kernel_rbf_sigma=CMMD_SIGMA)
+
+    fakes, reals = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (fakes, reals))
+    return around(mmd(fakes, reals, kernel), resampled_mmd(fakes, reals, kernel, weights), len(fakes))
+
+
+def mmd(fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], kernel: Kernel) -> float:
+    """The unbiased MMD² of two sets of images of the same rows, by torch-fidelity.
+
+    The fake and the real of a row have the prompt in common, so they are more alike than a fake and a real at random. It is
+    the U-statistic of Gretton et al. (2012, lemma 6) that leaves these pairs out; with them the value would be too low, and
+    the base model's distance to itself not 0.
+    """
+    from torch_fidelity.metric_kid import mmd2
+
+    order = np.random.default_rng(0).permutation(len(fakes))
+    found = []
+    for part in np.array_split(order, -(-len(fakes) // WHOLE)):
+        x, y = (features[part].astype(np.float64) for features in (fakes, reals))
+        found.append(float(mmd2(kernel(x, x), kernel(x, y), kernel(y, y), mmd_est="u-statistic")))
+    return float(np.mean(found))
+
+
+def resampled_mmd(
+    fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], kernel: Kernel, weights: Float[np.ndarray, "R n"]
+) -> Float[np.ndarray, " R"]:
+    """`mmd` of each resample, without the pairs of a row and its own copy.
+
+    Σ_{i≠j} w_i w_j (k(x_i, x_j) + k(y_i, y_j) - 2·k(x_i, y_j)) / Σ_{i≠j} w_i w_j.
+    """
+    x, y, w = (np.asarray(a, np.float64) for a in (fakes, reals, weights))
+    total = np.zeros(len(w))
+    for start in range(0, len(x), BLOCK):
+        part = slice(start, start + BLOCK)
+        block = kernel(x[part], x) + kernel(y[part], y) - 2 * kernel(x[part], y)
+        rows = np.arange(len(block))
+        block[rows, start + rows] = 0
+        total += (w[:, part].T * (block @ w.T)).sum(0)
+    return total / (len(x) ** 2 - (w**2).sum(1))
+
+
+def fid(
+    fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
+) -> dict[str, Any]:
+    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) (Heusel et al. 2017), by torch-fidelity; of few rows it is too large."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric  # type: ignore[import-untyped]
+
+    x, y = in_their_span(fakes, reals)
+    statistics = [fid_features_to_statistics(torch.from_numpy(features)) for features in (x, y)]
+    value = max(float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]), 0.0)
+    n, D = x.shape
+    most = int(np.clip(WORK / (2 * n * D * min(n, D)), FEWEST, FRECHET_RESAMPLES))
+    near = 1 + FRECHET_STEP * (weights[:most] - 1)
+    return around(value, resampled_frechet(x, y, near) / FRECHET_STEP, len(x), least=0.0)
+
+
+def in_their_span(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets of features, float64, in as many coordinates as they need together: no distance between them changes."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    middle = (x.mean(0) + y.mean(0)) / 2
+    x, y = x - middle, y - middle
+    if len(x) + len(y) < x.shape[1]:
+        axes = np.linalg.qr(np.concatenate([x, y]).T)[0]
+        x, y = x @ axes, y @ axes
+    return x, y
+
+
+def resampled_frechet(
+    fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
+) -> Float[np.ndarray, " R"]:
+    """The Fréchet distance of each resample.
+
+    With Σ₁ = AᵀA and Σ₂ = BᵀB, tr((Σ₁Σ₂)^½) is the sum of the singular values of ABᵀ; of A, n × D, the triangle of its QR
+    decomposition will do.
+    """
+    n, D = fakes.shape
+    found = []
+    for w in weights.astype(np.float64):
+        means, factors = [], []
+        for features in (fakes, reals):
+            mean = w @ features / n
+            A = (features - mean) * np.sqrt(w / (n - 1))[:, None]
+            means.append(mean)
+            factors.append(A if n <= D else np.asarray(np.linalg.qr(A, mode="r")))
+        A, B = factors
+        M = A @ B.T
+        cross = np.sqrt(np.linalg.eigvalsh(M @ M.T).clip(0)).sum()
+        found.append(((means[0] - means[1]) ** 2).sum() + (A**2).sum() + (B**2).sum() - 2 * cross)
+    return np.array(found)
+
+
+def precision_recall(
+    fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Share of the fakes within the balls around the reals that reach to their third neighbour, and the other way round
+    (Kynkäänniemi et al. 2019), by torch-fidelity.
+    """
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric  # type: ignore[import-untyped]
+
+    x, y = (torch.from_numpy(np.asarray(features, np.float32)) for features in (fakes, reals))
+    shares = prc_features_to_metric(x, y, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False)
+    w = torch.from_numpy(weights)
+    spreads = resampled_share(x, y, w), resampled_share(y, x, w)
+    names = (KEY_METRIC_PRECISION, KEY_METRIC_RECALL)
+    precision, recall = (
+        around(float(shares[name]), spread, len(x), 0.0, 1.0) for name, spread in zip(names, spreads, strict=True)
+    )
+    return precision, recall
+
+
+def resampled_share(
+    x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], weights: Float[Tensor, "R n"]
+) -> Float[np.ndarray, " R"]:
+    """Of each resample, the share of x within the balls around y; a ball reaches to the third row that is another one."""
+    distances, neighbours = _nearest(y)
+    rows, balls, apart = _candidates(x, y, distances[:, -1])
+    found = []
+    for w in weights:
+        there = w > 0
+        rank = there[neighbours].cumsum(1)
+        # Where fewer than three are among those looked through, the ball reaches to the last of these.
+        third = (rank < NEIGHBOURS).sum(1).clamp_max(neighbours.shape[1] - 1)
+        radius = distances.gather(1, third[:, None])[:, 0]
+        inside = torch.zeros(len(x), dtype=torch.bool)
+        inside[rows[there[balls] & (apart <= radius[balls])]] = True
+        found.append(float(w[inside].sum() / w.sum()))
+    return np.array(found)
+
+
+def _nearest(y: Float[Tensor, "n D"]) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """Distances to the nearest other rows, in order, and which these are."""
+    distances, neighbours = [], []
+    for start in range(0, len(y), BLOCK):
+        block = torch.cdist(y[start : start + BLOCK], y)
+        own = torch.arange(len(block))
+        block[own, start + own] = torch.inf
+        near = block.topk(min(LOOKED_THROUGH, len(y) - 1), largest=False)
+        distances.append(near.values)
+        neighbours.append(near.indices)
+    return torch.cat(distances), torch.cat(neighbours)
+
+
+def _candidates(
+    x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], reach: Float[Tensor, " n"]
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+    """The pairs of a row of x and one of y that lie within the reach of the latter, and how far apart they are."""
+    rows, balls, apart = [], [], []
+    for start in range(0, len(x), BLOCK):
+        block = torch.cdist(x[start : start + BLOCK], y)
+        row, ball = (block <= reach).nonzero(as_tuple=True)
+        rows.append(row + start)
+        balls.append(ball)
+        apart.append(block[row, ball])
+    return torch.cat(rows), torch.cat(balls), torch.cat(apart)
