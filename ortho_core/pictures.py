@@ -1,6 +1,7 @@
 """Contact sheets: many small images in one PNG, with labels where a row needs one."""
 
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -29,8 +30,8 @@ def save_png(images: Tensor, path: Path, columns: int = 16) -> None:
     to_picture(grid(images, min(columns, len(images)), gap=0)).save(path)
 
 
-def load_sheet(path: Path, size: tuple[int, int]) -> Tensor:
-    """The images (B, 3, Y, X) of a sheet that `save_png` wrote; blank cells of the last row included."""
+def load_sheet(path: Path | IO[bytes], size: tuple[int, int]) -> Tensor:
+    """The images (B, 3, Y, X) of a sheet that `save_png` wrote, or of a stream of it; blank cells of the last row included."""
     Y, X = size
     with Image.open(path) as picture:
         sheet = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)

@@ -1,159 +1,236 @@
-"""The report of an EM run, from the files the run left: pictures first, then numbers, then how it was made."""
+"""The report of an EM run, from the files the run left: pictures first, then figures, curves, and how it was made."""
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ortho_core.metrics import cell, known_metrics, metric, number
+from ortho_core.charts import COLOURS, Chart, Series
 from ortho_core.pictures import labelled_rows, load_sheet
-from ortho_core.report import Cell, Figure, Section, Table, render
+from ortho_core.report import Block, Charts, Fact, Section, Table, render
+from ortho_core.storage import open_store
 from rayjobs.ledger import replace_text
+from rayjobs.report_models import (
+    comparison,
+    evaluation_phase,
+    findings,
+    judged,
+    picture_rows,
+    places,
+    read_evaluation,
+    trade_offs,
+    words,
+)
+from rayjobs.report_parts import (
+    Accounted,
+    Phase,
+    cost_table,
+    counted,
+    duration,
+    gaussian_section,
+    provenance,
+    rows_section,
+)
 
-#: How many held-out rows the pictures show, and how many assigned noises the Gaussian check pools.
+#: Columns of `comparison.png`.
 SHOWN = 12
+#: Terms of the training log that have a chart where any of their values is not 0, and what they are called.
+TERMS = {
+    "loss": "M-step loss",
+    "latent": "latent loss",
+    "pixel": "pixel L1",
+    "preserve_latent": "latent drift at random noise",
+    "preserve_pixel": "pixel drift at random noise",
+}
+#: Colours of the charts; the cycles have the others.
+COLOUR = {"base": 0, "direct": 2}
+#: Terms of the validation on held-out rows.
+HELD_OUT = {"latent": "held-out latent MSE", "drift": "held-out drift"}
 
 
 def write_report(work_dir: Path) -> None:
-    """Write `report.html` and its main picture, `comparison.png`, into `work_dir`."""
+    """Write `report.html` and, where there was an evaluation, its main picture `comparison.png` into `work_dir`."""
     summary = json.loads((work_dir / "em_summary.json").read_text())
-    sections = []
+    cycles, config = summary["cycles"], summary["config"]
+    names = {"base": "base model", "direct": "direct SFT"}
+    names |= {f"cycle_{c['cycle']:02d}": f"matched SFT, cycle {c['cycle']}" for c in cycles}
+    sections, evaluation = [], None
     if summary["evaluation"]:
-        sections += [pictures(work_dir, summary), comparison(work_dir, summary)]
-    sections += [cycles(work_dir, summary), gaussian(work_dir, summary), provenance(summary)]
-    base = Path(summary["config"]["model"]).name
-    title = f"EM fine-tuning of {base}"
-    subtitle = f"{len(summary['cycles'])} cycles over {summary['cycles'][0]['assign']['rows']} pairs"
-    replace_text(work_dir / "report.html", render(title, subtitle, sections))
+        evaluation = read_evaluation(work_dir / "evaluation")
+        labels = {m: names[m] for m in summary["evaluation"]}
+        write_comparison(work_dir, evaluation, labels)
+        sections += [
+            Section("Pictures", picture_rows(work_dir / "evaluation", evaluation, labels)),
+            comparison_section(evaluation, labels),
+        ]
+    last = open_store(work_dir / f"cycle_{cycles[-1]['cycle']:02d}" / "assignments")
+    sections += [
+        Section("Training", training(work_dir, summary)),
+        gaussian_section(last, f"images of cycle {cycles[-1]['cycle']}, pooled"),
+        rows_section(accounted(work_dir, summary, evaluation), open_store(work_dir / "cycle_01" / "assignments")),
+        provenance("em", summary, ["What each step cost:", cost_table(phases(work_dir, summary, evaluation))]),
+    ]
+    rows = cycles[0]["assign"]["rows"]
+    html = render(
+        f"EM fine-tuning of {Path(config['model']).name}",
+        f"{counted(len(cycles), 'cycle')} over {counted(rows, 'pair')} of {config['pairs']}",
+        sections,
+        told(summary, names),
+        facts(summary),
+    )
+    replace_text(work_dir / "report.html", html)
 
 
-def label(name: str) -> str:
-    words = {"base": "base model", "direct": "direct SFT\n(random noise)"}
-    return words.get(name, f"matched SFT\ncycle {name.removeprefix('cycle_').lstrip('0')}")
+def told(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    """The sentences at the top."""
+    cycles, metrics = summary["cycles"], summary["evaluation"]
+    if metrics:
+        last = f"cycle_{cycles[-1]['cycle']:02d}"
+        start = f"After {counted(len(cycles), 'cycle')} of EM"
+        return findings(metrics, "base", last, names, start, [m for m in metrics if m == "direct"])
+    first, final = cycles[0]["assign"], cycles[-1]
+    return [
+        f"In {counted(len(cycles), 'cycle')} the loss of the assigned noise fell from {first['mean_initial_loss']:.4f} (base "
+        f"noise, first model) to {final['assign']['mean_loss']:.4f}, and the last M-step ended at "
+        f"{loss_of(final['train'])}. These are of the training pairs: without --heldout nothing was judged on others."
+    ]
 
 
-def pictures(work_dir: Path, summary: dict[str, Any]) -> Section:
+def loss_of(train: Mapping[str, Any]) -> str:
+    """The final loss of an M-step; the summary has none where it was not finite."""
+    return "no finite loss" if train["final_loss"] is None else f"{train['final_loss']:.4f}"
+
+
+def facts(summary: Mapping[str, Any]) -> list[Fact]:
+    cycles, metrics = summary["cycles"], summary["evaluation"] or {}
+    found = []
+    final = metrics.get(f"cycle_{cycles[-1]['cycle']:02d}", {})
+    for name, label in (("latent_mse", "latent MSE, held-out"), ("diversity", "diversity")):
+        if name in final and name in metrics["base"]:
+            decimals = places([metrics["base"][name], final[name]])
+            found.append(Fact(f"{words(metrics['base'][name], decimals)} → {words(final[name], decimals)}", label))
+    if "drift" in final:
+        found.append(Fact(words(final["drift"]), "drift from the base model"))
+    first = cycles[0]["assign"]
+    found.append(Fact(f"{first['assigned']:,} + {first['quarantined']:,}", "pairs assigned + quarantined"))
+    found.append(Fact(f"{sum(c['assign']['evaluations'] for c in cycles):,}", "evaluations of the E-steps"))
+    return [*found, Fact(duration(summary["seconds_this_run"]), "from the command to the report")]
+
+
+def comparison_section(evaluation: Mapping[str, Any], labels: Mapping[str, str]) -> Section:
+    metrics, base = evaluation["metrics"], evaluation["base"]
+    updates = " Direct SFT had as many updates, on random noise, as all cycles together." if "direct" in labels else ""
+    blocks: list[Block] = [f"Judged on {counted(evaluation['rows'], 'held-out pair')}.{updates}"]
+    blocks.append(comparison(metrics, base, labels))
+    if charts := trade_offs(metrics, base, labels, {m: COLOUR[m] if m in COLOUR else cycle_colour(m) for m in labels}):
+        blocks.append(Charts(charts))
+    return Section("Comparison", blocks)
+
+
+def write_comparison(work_dir: Path, evaluation: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+    """The closest images as one labelled picture, for a README or a slide."""
+    size = (evaluation["image_size"][0], evaluation["image_size"][1])
+    sheets = {"held-out\ntarget": "targets"} | {
+        label.replace(", ", "\n"): f"{name}-closest" for name, label in labels.items()
+    }
     folder = work_dir / "evaluation" / "pictures"
-    models = list(summary["evaluation"])
-    size = picture_size(work_dir)
-    scale = max(1, 64 // size[0])
-    targets = load_sheet(folder / "targets.png", size)[:SHOWN]
-    closest = {label(m): load_sheet(folder / f"{m}-closest.png", size)[:SHOWN] for m in models}
-    samples = {label(m): load_sheet(folder / f"{m}-samples.png", size)[:SHOWN] for m in models}
-    near = labelled_rows({"held-out\ntarget": targets, **closest}, scale)
-    near.save(work_dir / "comparison.png")
-    fresh = labelled_rows({"held-out\ntarget": targets, **samples}, scale)
-    steps = evaluation(work_dir)["evaluations_per_image"]
-    return Section(
-        "Held-out targets, and what each model makes of them",
-        [],
-        None,
-        [
-            Figure.of(
-                near, f"The closest image each model can make ({steps} evaluations of noise assignment per image)."
-            ),
-            Figure.of(
-                fresh,
-                "The same prompts at random noise, one noise per column: what a user of the model sees. Columns keep their "
-                "shape from the base model down where behaviour is preserved.",
-            ),
-        ],
-    )
+    rows = {label: load_sheet(folder / f"{stem}.png", size)[:SHOWN] for label, stem in sheets.items()}
+    shown = min(SHOWN, evaluation["rows"])
+    rows = {label: images[:shown] for label, images in rows.items()}
+    labelled_rows(rows, max(1, 64 // size[0])).save(work_dir / "comparison.png")
 
 
-def evaluation(work_dir: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((work_dir / "evaluation" / "evaluation.json").read_text())
-    return content
-
-
-def picture_size(work_dir: Path) -> tuple[int, int]:
-    """(Y, X) of one image."""
-    Y, X = evaluation(work_dir)["image_size"]
-    return Y, X
-
-
-def comparison(work_dir: Path, summary: dict[str, Any]) -> Section:
-    metrics = summary["evaluation"]
-    names = known_metrics(metrics)
+def training(work_dir: Path, summary: Mapping[str, Any]) -> list[Block]:
+    """The table of cycles, and the curves of all M-steps on one axis of updates, direct SFT beside them."""
     rows = []
-    for name, values in metrics.items():
-        cells = [Cell(label(name).replace("\n", " "))]
-        for key in names:
-            better = metric(key).better
-            trained = {m: number(v[key]) for m, v in metrics.items() if m != "base"}
-            best = (min if better == "lower" else max)(trained.values()) if trained and better != "neither" else None
-            cells.append(Cell(cell(values.get(key)), name != "base" and trained[name] == best))
-        rows.append(cells)
-    about = [f"{metric(key).title}: {metric(key).about}." for key in names]
-    return Section(
-        "The comparison",
-        [
-            f"On {evaluation(work_dir)['rows']} held-out pairs, direct SFT and the last cycle at the same number of updates. "
-            + " ".join(about),
-            "In brackets, 95 % intervals over images. The best fine-tuned model of each column is marked.",
-        ],
-        Table(["model", *(f"{metric(key).title} {metric(key).arrow}".rstrip() for key in names)], rows),
-    )
-
-
-def cycles(work_dir: Path, summary: dict[str, Any]) -> Section:
-    rows = []
-    figures = []
     for entry in summary["cycles"]:
         e, m = entry["assign"], entry["train"]
+        first = m["epochs"][0]["loss"]
+        start = "–" if first is None else f"{first:.4f}"
         rows.append(
             [
-                Cell(str(entry["cycle"])),
-                Cell(f"{e['rows']} = {e['assigned']} + {e['quarantined']}"),
-                Cell(f"{e['mean_initial_loss']:.4f} → {e['mean_loss']:.4f}"),
-                Cell(f"{e['evaluations']:,}"),
-                Cell(f"{e['seconds_this_run']:.0f} s"),
-                Cell(f"{m['updates']}"),
-                Cell(f"{m['epochs'][0]['loss']:.4f} → {m['final_loss']:.4f}"),
-                Cell(f"{m['seconds_this_run']:.0f} s"),
+                str(entry["cycle"]),
+                f"{e['mean_initial_loss']:.4f} → {e['mean_loss']:.4f}",
+                f"{e['evaluations']:,}",
+                f"{start} → {loss_of(m)}",
+                f"{m['updates']:,}",
             ]
         )
-        plot = work_dir / f"cycle_{entry['cycle']:02d}" / "train" / "train_history.png"
-        figures.append(Figure.of(plot, f"Loss of cycle {entry['cycle']}'s M-step."))
-    direct = work_dir / "direct" / "train" / "train_history.png"
+    skipped = sum(len(c["train"]["skipped_updates"]) for c in summary["cycles"])
+    blocks: list[Block] = [
+        Table(["cycle", "E-step loss", "evaluations", "M-step loss, first → last epoch", "updates"], rows),
+    ]
+    if skipped:
+        blocks.append(f"{counted(skipped, 'update')} had a gradient that was not finite, and were skipped.")
+    charts = curves(work_dir, summary)
+    if charts:
+        blocks.append(Charts(charts))
+    return blocks
+
+
+def curves(work_dir: Path, summary: Mapping[str, Any]) -> list[Chart]:
+    """One chart per term: each cycle goes on where the one before ended."""
+    runs: list[tuple[str, int, list[dict[str, Any]], int]] = []
+    start = 0
+    for entry in summary["cycles"]:
+        name = f"cycle_{entry['cycle']:02d}"
+        runs.append(
+            (f"matched SFT, cycle {entry['cycle']}", cycle_colour(name), read_log(work_dir / name / "train"), start)
+        )
+        start += entry["train"]["updates"]
+    direct = read_log(work_dir / "direct" / "train")
+    if direct:
+        runs.append(("direct SFT, random noise", COLOUR["direct"], direct, 0))
+    charts = []
+    for group, terms in (("train", TERMS), ("validation", HELD_OUT)):
+        for term, title in terms.items():
+            series = [drawn(label, colour, log, shift, group, term) for label, colour, log, shift in runs]
+            series = [s for s in series if any(math.isfinite(v) and v > 0 for v in s.y)]
+            if series:
+                charts.append(Chart(title, "update", series, log_y=True))
+    return charts
+
+
+def cycle_colour(name: str) -> int:
+    others = [c for c in range(COLOURS) if c not in COLOUR.values()]
+    return others[(int(name.removeprefix("cycle_")) - 1) % len(others)]
+
+
+def drawn(label: str, colour: int, log: Sequence[Mapping[str, Any]], shift: int, group: str, term: str) -> Series:
+    entries = [e for e in log if e["group"] == group and e.get(term) is not None]
+    values = [e[term] for e in entries]
+    return Series(label, [shift + e["update"] for e in entries], values, colour, points=group == "validation")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    file = folder / "train_history.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def accounted(work_dir: Path, summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[Accounted]:
+    steps = [Accounted.of(f"cycle {c['cycle']}, E-step", c["assign"]) for c in summary["cycles"]]
+    if evaluation is not None:
+        steps.append(judged(evaluation, open_store(work_dir / "evaluation")))
+    return steps
+
+
+def phases(work_dir: Path, summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[Phase]:
+    config, found = summary["config"], []
+    for entry in summary["cycles"]:
+        e, m, name = entry["assign"], entry["train"], f"cycle {entry['cycle']}"
+        work, rate = f"{e['evaluations']:,} evaluations", e.get("rows_per_second")
+        speed = f"{rate:.3g} rows/s" if rate else ""
+        found.append(Phase.on(config["assign"], f"{name}, E-step", work, e["seconds_this_run"], speed))
+        found.append(m_step(config["train"], f"{name}, M-step", m))
+    direct = work_dir / "direct" / "train" / "train_summary.json"
     if direct.is_file():
-        figures.append(Figure.of(direct, "Loss of direct SFT on random noise, the same targets."))
-    header = ["cycle", "rows = assigned + quarantined", "E-step loss", "evaluations", "time"]
-    return Section("Cycles", [], Table([*header, "updates", "M-step loss", "time"], rows), figures)
+        found.append(m_step(config["train"], "direct SFT", json.loads(direct.read_text())))
+    if evaluation is not None:
+        found.append(evaluation_phase(evaluation))
+    return found
 
 
-def gaussian(work_dir: Path, summary: dict[str, Any]) -> Section:
-    last = summary["cycles"][-1]["cycle"]
-    folder = work_dir / f"cycle_{last:02d}" / "assignments"
-    s = json.loads((folder / "orthogonal_gaussian_final.json").read_text())
-    low, high = s["covariance"]["marchenko_pastur"]
-    eigenvalues = s["covariance"]["eigenvalues"]
-    return Section(
-        "Is the assigned noise still Gaussian?",
-        [
-            "A fixed rotation leaves N(0, I) as it is. A rotation chosen from the image keeps every patch's norm, not "
-            f"independence. Pooled over {s['maps']} images of cycle {last}: KS distance of the entries to N(0, 1) "
-            f"{s['marginal']['ks']:.4f} (true samples stay under {s['marginal']['null_95']:.4f} in 95 % of cases); mean "
-            f"{s['mean']:+.4f} (null deviation {s['mean_null_std']:.4f}); covariance eigenvalues {eigenvalues[0]:.3f} to "
-            f"{eigenvalues[-1]:.3f} (Marchenko-Pastur range {low:.3f} to {high:.3f}).",
-            f"The set as a whole: {s['verdict']}.",
-        ],
-        None,
-        [
-            Figure.of(folder / "orthogonal_gaussian_final.png", "The assigned noise against theory."),
-            Figure.of(folder / "orthogonal_gaussian_init.png", "The base noise of the same images."),
-        ],
-    )
-
-
-def provenance(summary: dict[str, Any]) -> Section:
-    versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
-    return Section(
-        "How it was made",
-        [
-            f"{versions}. This run took {summary['seconds_this_run']:.0f} s. To repeat it, save the configuration below and run "
-            "`ortho em --config FILE.yaml`."
-        ],
-        text=yaml.safe_dump(summary["config"], sort_keys=False),
-    )
+def m_step(settings: Mapping[str, Any], name: str, summary: Mapping[str, Any]) -> Phase:
+    rate = f"{summary['images_per_second']:.3g} images/s" if summary["images_per_second"] else ""
+    return Phase.on(settings, name, f"{summary['updates']:,} updates", summary["seconds_this_run"], rate)

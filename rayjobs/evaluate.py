@@ -23,6 +23,7 @@ from ortho_core.storage import Location, absolute, open_store
 from ortho_core.transform import block_dimension
 from rayjobs.assign import PoolResources, labels, span, work_through
 from rayjobs.evaluate_figures import Parts, check_judged, draw, judge_all, table_of, write_failures
+from rayjobs.evaluate_report import write_report
 from rayjobs.evaluate_worker import PARTS, EvaluateActor, EvaluateLedger, judge_models
 from rayjobs.ledger import Ledger, claim, replace_text
 from rayjobs.progress import say, summary_json
@@ -245,7 +246,7 @@ def conclude(job: EvaluateJob, ledger: Ledger) -> None:
         "config": job.model_dump(mode="json"),
     }
     replace_text(job.out / "evaluation.json", summary_json(content))
-    # Here the report is written, from what the folder holds by now.
+    write_report(job.out)
 
 
 if __name__ == "__main__":

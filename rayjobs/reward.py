@@ -5,16 +5,17 @@ same slots, ledger, quarantine and resume. What it leaves are assignments whose 
 were found, so `ortho train --noise base` distils them into the model.
 """
 
+import json
+import math
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from ortho_core.assignments import Assignments, read_part
+from ortho_core.assignments import Assignments
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.base import latent_shape_of, model_fingerprint
 from ortho_core.pairs import PairSet, Shard
@@ -25,6 +26,8 @@ from ortho_core.storage import Location, absolute
 from rayjobs.assign import PoolSettings, labels, work_through, write_gaussianity
 from rayjobs.ledger import Ledger, claim
 from rayjobs.progress import say, summary_json
+from rayjobs.reward_pictures import take_pictures
+from rayjobs.reward_report import told_rewards, write_report
 from rayjobs.reward_worker import RewardActor
 from rayjobs.session import ray_session
 
@@ -142,17 +145,17 @@ def run(job: RewardJob) -> int:
         say(f"reward: {job.out} is complete")
         return 3 if quarantined else 0
     started = time.monotonic()
-    if todo:
-        with ray_session():
-            tasks = [(task, shards[task.shard]) for task in todo]
+    with ray_session():
+        tasks = [(task, shards[task.shard]) for task in todo]
+        if tasks:
             work_through(job, ledger, rows, tasks, done, quarantined, RewardActor, "reward")
-    return conclude(job, ledger, sealed["rows"] - done, time.monotonic() - started)
+        return conclude(job, ledger, sealed["rows"] - done, time.monotonic() - started)
 
 
 def conclude(job: RewardJob, ledger: Ledger, rows_this_run: int, seconds: float) -> int:
-    """Reconcile, say what was gained, write the summary. Returns the exit code."""
+    """Reconcile, say what was gained, take pictures, write report and summary. Returns the exit code."""
     counts = ledger.finish()
-    rewards: dict[str, dict[str, float]] = {}
+    rewards: dict[str, dict[str, Any]] = {}
     if counts["assigned"]:
         counts["gaussianity"] = write_gaussianity(ledger.folder, latent_shape_of(job.model))
         say(f"reward: {counts['gaussianity']}")
@@ -172,29 +175,34 @@ def conclude(job: RewardJob, ledger: Ledger, rows_this_run: int, seconds: float)
         "config": job.model_dump(mode="json"),
         "run_fingerprint": ledger.plan["run_fingerprint"],
     }
-    ledger.folder.replace("summary.json", summary_json(summary).encode())
+    content = summary_json(summary)
+    if counts["assigned"]:
+        take_pictures(job)
+        write_report(ledger.folder, json.loads(content))
+    ledger.folder.replace("summary.json", content.encode())  # last: what has its summary has its report
     if not counts["assigned"]:
         raise RunFailed(f"none of the {counts['rows']} prompts could be used; see {job.out}/failures.jsonl")
     return 3 if counts["quarantined"] else 0
 
 
-def gains(found: Assignments) -> dict[str, dict[str, float]]:
-    """Of each reward: its mean before and after, and the share of prompts for which it rose. One part in memory at a time."""
+def gains(found: Assignments) -> dict[str, dict[str, Any]]:
+    """Of each reward: its mean before and after, the mean gain, and the share of prompts for which it rose.
+
+    One part is in memory at a time. The gain's interval is that of a mean over prompts, 1.96 standard errors to each side.
+    """
     sums: dict[str, np.ndarray] = {}
-    for before, after in _rewards(found):
+    for before, after in told_rewards(found):
         for name, value in after.items():
-            row = np.array([before[name], value, value > before[name], 1.0])
-            sums[name] = sums.get(name, 0) + row
-    return {
-        name: dict(zip(("before", "after", "improved"), (row[:3] / row[3]).tolist(), strict=True))
-        for name, row in sums.items()
-    }
-
-
-def _rewards(found: Assignments) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
-    for part in found.parts:
-        table = read_part(found.folder, part, ["initial_rewards", "rewards"]).to_pylist()
-        yield from ((dict(row["initial_rewards"]), dict(row["rewards"])) for row in table)
+            gain = value - before[name]
+            sums[name] = sums.get(name, 0) + np.array([1.0, before[name], value, gain > 0, gain, gain**2])
+    figures = {}
+    for name, row in sums.items():
+        count = int(row[0])
+        first, last, improved, gain, square = (row[1:] / count).tolist()
+        error = 1.96 * math.sqrt(max(0.0, square - gain**2) / max(1, count - 1))
+        interval = {"value": gain, "low": gain - error, "high": gain + error, "count": count}
+        figures[name] = {"before": first, "after": last, "improved": improved, "gain": interval}
+    return figures
 
 
 if __name__ == "__main__":

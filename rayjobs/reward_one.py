@@ -1,6 +1,7 @@
 """`ortho reward --prompt`: one prompt in this process, with pictures and curves."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from ortho_core.pictures import labelled_rows, to_picture
 from rayjobs.invert import pick_device
 from rayjobs.plots import plot_rewards
 from rayjobs.progress import say, summary_json
+from rayjobs.reward_report import write_report_of_one
 from rayjobs.reward_worker import objective_of
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def run_one(job: "RewardJob") -> int:
     out = Path(job.out)
     if out.exists() and any(out.iterdir()) and not (out / "meta.json").is_file():
         raise UserError(f"{out} is not empty and was not made by `ortho reward --prompt`; choose another folder")
+    started = time.monotonic()
     generator = load_generator(job.model, pick_device("auto"), job.dtype)
     objective = objective_of(job, generator)
     seen: list[Tensor] = []
@@ -88,14 +91,16 @@ def run_one(job: "RewardJob") -> int:
             "gaussianity": verdict(statistics),
             "history": {name: values.tolist() for name, values in found.history.items()},
             "model_fingerprint": model_fingerprint(job.model),
+            "seconds_this_run": round(time.monotonic() - started, 2),
             "config": job.model_dump(mode="json"),
         }
         (folder / "meta.json").write_text(summary_json(meta))
+        write_report_of_one(folder)
 
     if out.is_dir() and not any(out.iterdir()):
         shutil.rmtree(out)
     replace_folder(out, write)
     for name, (a, b) in told.items():
         say(f"{name}{'' if name in objective.parts else ' (not optimised)'} {a:.4f} → {b:.4f}")
-    say(f"{found.evaluations} evaluations; pictures in {out}/comparison.png")
+    say(f"{found.evaluations} evaluations; pictures and curves in {out}/report.html")
     return 0

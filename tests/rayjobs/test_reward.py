@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -9,10 +10,13 @@ from safetensors.torch import load_file
 
 from ortho_core.assignments import Assignments
 from ortho_core.errors import UserError
+from ortho_core.evaluation import to_bytes
 from ortho_core.generators import load_generator
+from ortho_core.pictures import load_sheet
 from ortho_core.rewards import load_rewards
 from rayjobs import train
 from rayjobs.reward import RewardJob, make_plan, plan, run
+from tests.chromium import check_in_browser, check_source
 from tests.conftest import ROOT
 
 PROMPTS = [
@@ -61,6 +65,25 @@ def test_every_prompt_is_raised_and_a_blank_one_quarantined(done):
     assert told["before"] == pytest.approx(sum(before) / 5, abs=1e-5)
     assert told["after"] == pytest.approx(sum(after) / 5, abs=1e-5)
     assert told["improved"] == 1.0
+    gain = np.array(after) - np.array(before)
+    assert told["gain"]["value"] == pytest.approx(gain.mean(), abs=1e-5)
+    assert told["gain"]["high"] - told["gain"]["value"] == pytest.approx(1.96 * gain.std(ddof=1) / 5**0.5, rel=1e-3)
+    assert told["gain"]["count"] == 5
+
+
+def test_the_report_shows_the_first_prompts_before_and_after(done, tiny_turbo, tmp_path):
+    out, _ = done
+    assert check_source(out / "report.html") == 2 * 5 + 2
+    text = (out / "report.html").read_text()
+    assert "The mean clip rose" in text
+    assert "missing-prompt" in text
+    check_in_browser(out / "report.html", tmp_path / "browser", images=12)
+    generator, found = load_generator(tiny_turbo), Assignments(out)
+    condition = generator.encode_prompts(PROMPTS)
+    for name, noise in (("before", found.base_noise), ("after", found.noise)):
+        images = generator.decode(generator.denoise(noise(range(5), generator.latent_shape), condition))
+        kept = load_sheet(out / "pictures" / f"{name}.png", generator.image_size)
+        assert (to_bytes(images).int() - kept.int()).abs().max() <= 1
 
 
 def test_the_recorded_noise_makes_an_image_of_the_recorded_reward(done, tiny_turbo):
@@ -118,6 +141,10 @@ def test_one_prompt_leaves_pictures_curves_and_its_noise(tiny_turbo, tmp_path):
     clip = meta["rewards"]["clip"]
     assert clip["after"] > clip["before"]
     assert len(list((out / "steps").iterdir())) == meta["evaluations"]
+    # Before and after, a picture of each evaluation, the Gaussian check.
+    pictures = 2 + meta["evaluations"] + 2
+    assert check_source(out / "report.html") == pictures
+    check_in_browser(out / "report.html", tmp_path / "browser", images=pictures)
     for name in ("best", "initial", "comparison", "reward_history", "orthogonal_gaussian_final"):
         with Image.open(out / f"{name}.png") as picture:
             picture.load()

@@ -1,0 +1,203 @@
+"""Small charts as geometry that the report's template draws: lines and points with intervals, for light and dark alike.
+
+Colours, fonts and line widths are the style sheet's. A chart is 350 units wide, about what a phone shows at full size, so
+that its text stays as large as the page's; on a wide screen several stand side by side.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+WIDTH, HEIGHT = 350, 230
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 40
+#: A line is drawn through at most so many points, each the mean of those it stands for.
+MOST_POINTS = 300
+#: A line of more points than this is drawn faintly, and a running mean over it.
+MANY_POINTS = 40
+#: Colours of the style sheet; the first is the neutral one, of whatever the others are compared with.
+COLOURS = 7
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line, or points, of a chart; without a label it is not in the legend.
+
+    `x_interval` and `y_interval` are (low, high) of each point. `notes` are told when the pointer rests on a point. `colour`
+    is an index into the style sheet's colours, 0 the neutral one. Values that are not finite are left out.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 1
+    points: bool = False
+    line: bool = True
+    dashed: bool = False
+    x_interval: Sequence[tuple[float, float]] = ()
+    y_interval: Sequence[tuple[float, float]] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Tick:
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point, with the ends of its intervals: (left, right) and (top, bottom)."""
+
+    x: float
+    y: float
+    across: tuple[float, float] | None
+    upright: tuple[float, float] | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A series in the chart's coordinates: `lines` and `faint` are SVG point lists."""
+
+    colour: int
+    dashed: bool
+    lines: list[str]
+    faint: list[str]
+    marks: list[Mark]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Series over common axes. `title` is what the y axis shows; `caption` is the sentence under the chart."""
+
+    title: str
+    x_label: str
+    series: Sequence[Series]
+    caption: str = ""
+    log_y: bool = False
+    #: Values that the axes include in any case.
+    x_includes: Sequence[float] = ()
+    y_includes: Sequence[float] = field(default=())
+
+    width, height, left, top = WIDTH, HEIGHT, LEFT, TOP
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+
+    @property
+    def alt(self) -> str:
+        return f"{self.title} over {self.x_label}: {', '.join(series.label for series in self.series if series.label)}"
+
+    @cached_property
+    def x_range(self) -> tuple[float, float]:
+        ends = [v for s in self.series for v in (*s.x, *(end for pair in s.x_interval for end in pair))]
+        return limits([*ends, *self.x_includes], log=False, margin=0.04 if any(s.points for s in self.series) else 0)
+
+    @cached_property
+    def y_range(self) -> tuple[float, float]:
+        ends = [v for s in self.series for v in (*s.y, *(end for pair in s.y_interval for end in pair))]
+        return limits([*ends, *self.y_includes], self.log_y, margin=0.06)
+
+    def across(self, x: float) -> float:
+        low, high = self.x_range
+        return LEFT + (x - low) / (high - low) * (self.right - LEFT)
+
+    def down(self, y: float) -> float:
+        low, high = (math.log(v) if self.log_y else v for v in self.y_range)
+        at = math.log(max(y, 1e-300)) if self.log_y else y
+        return self.bottom - (at - low) / (high - low) * (self.bottom - TOP)
+
+    def x_ticks(self) -> list[Tick]:
+        return [Tick(self.across(v), text) for v, text in ticks(*self.x_range, log=False)]
+
+    def y_ticks(self) -> list[Tick]:
+        return [Tick(self.down(v), text) for v, text in ticks(*self.y_range, log=self.log_y)]
+
+    def drawn(self) -> list[Drawn]:
+        return [self._drawn(series) for series in self.series]
+
+    def _drawn(self, series: Series) -> Drawn:
+        x, y = np.asarray(series.x, float), np.asarray(series.y, float)
+        faint, lines = [], []
+        if series.line and len(x):
+            many = len(x) > MANY_POINTS
+            lines = self._points(x, running_mean(y, max(1, len(y) // 20)) if many else y)
+            faint = self._points(x, y) if many else []
+        marks = [self._mark(series, i) for i in range(len(x)) if self._shown(x[i], y[i])] if series.points else []
+        return Drawn(series.colour, series.dashed, lines, faint, marks)
+
+    def _shown(self, x: float, y: float) -> bool:
+        return math.isfinite(x) and math.isfinite(y) and (y > 0 or not self.log_y)
+
+    def _points(self, x: np.ndarray, y: np.ndarray) -> list[str]:
+        """SVG point lists, a new one after each gap in the values."""
+        pieces: list[list[str]] = [[]]
+        for a, b in zip(thinned(x), thinned(y), strict=True):
+            if self._shown(a, b):
+                pieces[-1].append(f"{self.across(a):.1f},{self.down(b):.1f}")
+            elif pieces[-1]:
+                pieces.append([])
+        return [" ".join(piece) for piece in pieces if piece]
+
+    def _mark(self, series: Series, i: int) -> Mark:
+        x, y = series.x[i], series.y[i]
+        (left, right), (low, high) = (
+            ends[i] if ends else (None, None) for ends in (series.x_interval, series.y_interval)
+        )
+        across = (self.across(left), self.across(right)) if left is not None and right is not None else None
+        upright = (self.down(low), self.down(high)) if low is not None and high is not None else None
+        note = series.notes[i] if series.notes else f"{series.label}: {self.x_label} {x:.4g}, {self.title} {y:.4g}"
+        return Mark(self.across(x), self.down(y), across, upright, note)
+
+
+def limits(values: Sequence[float], log: bool, margin: float) -> tuple[float, float]:
+    """The range of an axis: that of the finite (where `log`, positive) values, and a share of it beyond each end."""
+    kept = [float(v) for v in values if math.isfinite(v) and (v > 0 or not log)]
+    if not kept:
+        return (0.1, 1.0) if log else (0.0, 1.0)
+    low, high = min(kept), max(kept)
+    if log:
+        room = max((high / low) ** margin, 1.1 if high == low else 1)
+        return low / room, high * room
+    if high == low:
+        return (low - abs(low) / 10 - 1e-9, high + abs(high) / 10 + 1e-9)
+    return low - margin * (high - low), high + margin * (high - low)
+
+
+def ticks(low: float, high: float, log: bool) -> list[tuple[float, str]]:
+    """Round numbers between `low` and `high` with their texts; at powers of ten and some of their multiples, where `log`."""
+    from matplotlib.ticker import MaxNLocator
+
+    if not log:
+        places = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+        step = places[1] - places[0]
+        digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        kept = [v for v in places if low - 1e-9 * step <= v <= high + 1e-9 * step]
+        return [(float(v), f"{v:,.{digits}f}" if abs(v) < 1e6 and digits < 6 else f"{v:.3g}") for v in kept]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for multiples in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        found = [m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high]
+        if len(found) >= 3:
+            break
+    else:
+        return ticks(low, high, log=False)
+    apart = -(-len(found) // 6)
+    return [(v, f"{v:.6g}" if 1e-4 <= v < 1e6 else f"{v:.0e}") for v in found[::apart]]
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean of the last `width` values at each place; of all so far where there are fewer. What is not finite is skipped."""
+    known = np.isfinite(values)
+    total = np.cumsum(np.where(known, values, 0.0))
+    count = np.cumsum(known)
+    total[width:], count[width:] = total[width:] - total[:-width], count[width:] - count[:-width]
+    return np.where(known, total / np.maximum(count, 1), np.nan)
+
+
+def thinned(values: np.ndarray) -> np.ndarray:
+    """At most MOST_POINTS values: means of as many stretches of about one length, of what is finite in them."""
+    if len(values) <= MOST_POINTS:
+        return values
+    stretches = np.array_split(values, MOST_POINTS)
+    return np.array([s[np.isfinite(s)].mean() if np.isfinite(s).any() else np.nan for s in stretches])
