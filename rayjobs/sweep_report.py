@@ -45,7 +45,8 @@ def write_report(work_dir: Path) -> None:
     cost: list[Block] = ["What judged:", judges_table(references), "What it cost:", cost_table(summary, references)]
     sections.append(provenance("sweep", summary, cost))
     title = f"Sweep over {listed(list(summary['fields'].values()))}"
-    subtitle = f"{counted(len(summary['trials']), 'trial')} of {Path(summary['config']['model']).name} on {summary['config']['pairs']}"
+    config, count = summary["config"], counted(len(summary["trials"]), "trial")
+    subtitle = f"{count} of {Path(config['model']).name} on {config['pairs']}"
     replace_text(work_dir / "report.html", render(title, subtitle, sections, findings(summary), facts(summary)))
     if trials:
         draw_front(summary, work_dir / "pareto.png")
@@ -70,13 +71,12 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
         best, least = front[0], front[-1]
         title = metric(fit).title
         base = words(summary["references"]["base"][fit])
-        reached = [
-            f"{name} has {title} {words(trials[name]['metrics'][fit])} at a drift of {words(trials[name]['metrics']['drift'])}"
-            for name in dict.fromkeys((best, least))
-        ]
-        told.append(
-            f"{counted(len(front), 'trial')} of {len(summary['trials'])} on the Pareto front: {listed(reached)}; the base model has {base}."
-        )
+        reached = []
+        for name in dict.fromkeys((best, least)):
+            figures = trials[name]["metrics"]
+            reached.append(f"{name} has {title} {words(figures[fit])} at a drift of {words(figures['drift'])}")
+        on = f"{counted(len(front), 'trial')} of {len(summary['trials'])} on the Pareto front"
+        told.append(f"{on}: {listed(reached)}; the base model has {base}.")
     if direct := summary["references"].get("direct"):
         told.append(against_direct(summary, direct))
     if summary["max_drift"] is not None:
@@ -118,12 +118,14 @@ def facts(summary: Mapping[str, Any]) -> list[Fact]:
     ]
     if summary["chosen"]:
         found.append(Fact(summary["chosen"], f"chosen: drift of {summary['max_drift']:g} or less"))
-    spent = sum(trial.get("evaluations", 0) for trial in unique_e_steps(summary).values())
-    return [
-        *found,
-        Fact(f"{spent:,}", "evaluations of the E-steps"),
-        Fact(duration(summary["seconds_this_run"]), "of the last start"),
-    ]
+    found.append(Fact(f"{e_step_evaluations(summary):,}", "evaluations of the E-steps"))
+    return [*found, Fact(duration(summary["seconds_this_run"]), "of the last start")]
+
+
+def e_step_evaluations(summary: Mapping[str, Any]) -> int:
+    """Those that were made: of the first cycle once for all trials that shared it."""
+    shared = sum(trial["evaluations"][0] for trial in unique_e_steps(summary).values())
+    return int(shared + sum(sum(trial["evaluations"][1:]) for trial in finished(summary).values()))
 
 
 def unique_e_steps(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,8 +281,7 @@ def held_out_curves(summary: Mapping[str, Any]) -> Chart | None:
 def cost_table(summary: Mapping[str, Any], references: Mapping[str, Any]) -> Table:
     """Work and time, over all trials."""
     trials = finished(summary)
-    steps = unique_e_steps(summary)
-    spent = sum(trial["evaluations"] for trial in steps.values())
+    made = f"{counted(len(unique_e_steps(summary)), 'set')} of assignments for {counted(len(trials), 'trial')}"
     train = sum(trial["train_seconds"] for trial in trials.values())
     updates = sum(trial["updates"] for trial in trials.values())
     judged = evaluation_phase(references)
@@ -288,11 +289,7 @@ def cost_table(summary: Mapping[str, Any], references: Mapping[str, Any]) -> Tab
     return Table(
         ["step", "work", "time"],
         [
-            [
-                "E-steps",
-                f"{counted(len(steps), 'set')} of assignments for {counted(len(trials), 'trial')}, {spent:,} evaluations",
-                "–",
-            ],
+            ["E-steps", f"{made}, {e_step_evaluations(summary):,} evaluations", "–"],
             ["M-steps", f"{updates:,} updates", f"{duration(train)} over all trials"],
             ["evaluation", f"{judged.work} of the references; {each:,} evaluations for each trial", "–"],
         ],
