@@ -53,12 +53,12 @@ def write_report(work_dir: Path) -> None:
     """Write `report.html` and, where there was an evaluation, its main picture `comparison.png` into `work_dir`."""
     summary = json.loads((work_dir / "em_summary.json").read_text())
     cycles, config = summary["cycles"], summary["config"]
-    names = {"base": "base model", "direct": "direct SFT"}
-    names |= {f"cycle_{c['cycle']:02d}": f"matched SFT, cycle {c['cycle']}" for c in cycles}
+    steps = {f"cycle_{c['cycle']:02d}": f"matched SFT, cycle {c['cycle']}" for c in cycles}
+    names = {"base": "base model", **steps, "direct": "direct SFT"}
     sections, evaluation = [], None
     if summary["evaluation"]:
         evaluation = read_evaluation(work_dir / "evaluation")
-        labels = {m: names[m] for m in summary["evaluation"]}
+        labels = {m: names[m] for m in names if m in summary["evaluation"]}
         write_comparison(work_dir, evaluation, labels)
         sections += [
             Section("Pictures", picture_rows(work_dir / "evaluation", evaluation, labels)),
