@@ -202,14 +202,13 @@ def located(job: EvaluateJob) -> EvaluateJob:
 
 def run(job: EvaluateJob) -> int:
     """Judge every model, write figures and pictures. Returns 0, or 3 if rows were quarantined."""
-    sealed, _, _ = make_plan(job)
+    sealed, pairs, tasks = make_plan(job)
     here = located(job)
     folder = claim(here.out, sealed, "evaluate")
     ledger = EvaluateLedger(folder.child(PARTS), sealed)
     todo, rows, quarantined = ledger.survey()
     started, seconds = time.monotonic(), None
     if todo:
-        _, pairs, tasks = make_plan(here)
         with ray_session():
             work = [(task, tasks[task.shard]) for task in todo]
             work_through(here, ledger, pairs, work, rows, quarantined, EvaluateActor, "evaluate")
