@@ -132,14 +132,14 @@ def read_about(folder: Store, name: str) -> dict[str, Any]:
     return {**about, "rows": footer.num_rows}
 
 
-def read_part(folder: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    """All rows of a part file, every page against its checksum. Raises UserError if it is damaged."""
+def read_part(folder: Store, name: str, columns: list[str] | None = None, verb: str = "assign") -> pa.Table:
+    """All rows of a part file, every page against its checksum. Raises UserError if it is damaged; `verb` made it."""
     try:
         with folder.open(name) as stream:
             return pq.ParquetFile(stream, page_checksum_verification=True).read(columns)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{folder.location}/{name} is damaged: {error}; run the same command again, it makes the part anew"
+            f"{folder.location}/{name} is damaged: {error}; run the same `ortho {verb}` again, it makes the part anew"
         ) from error
 
 

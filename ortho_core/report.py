@@ -94,12 +94,12 @@ class Embedded:
             picture = picture.copy()
             picture.thumbnail((preview, preview), Image.Resampling.LANCZOS)
             picture.save(buffer, "WEBP", quality=90)
-            return Embedded.bytes(buffer.getvalue(), "webp", picture.size)
+            return Embedded.encoded(buffer.getvalue(), "webp", picture.size)
         picture.save(buffer, "PNG", optimize=True)
-        return Embedded.bytes(buffer.getvalue(), "png", picture.size)
+        return Embedded.encoded(buffer.getvalue(), "png", picture.size)
 
     @staticmethod
-    def bytes(content: bytes, kind: str, size: tuple[int, int]) -> "Embedded":
+    def encoded(content: bytes, kind: str, size: tuple[int, int]) -> "Embedded":
         return Embedded(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", *size)
 
 
@@ -165,7 +165,7 @@ class Figure:
     def plot_of(content: bytes, caption: str, alt: str = "", least: int = 720) -> "Figure":
         """A PNG that matplotlib drew, as it is."""
         with Image.open(io.BytesIO(content)) as opened:
-            return Figure(Embedded.bytes(content, "png", opened.size), caption, alt or caption, True, least)
+            return Figure(Embedded.encoded(content, "png", opened.size), caption, alt or caption, True, least)
 
 
 @dataclass(frozen=True)

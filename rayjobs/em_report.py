@@ -53,12 +53,12 @@ def write_report(work_dir: Path) -> None:
     """Write `report.html` and, where there was an evaluation, its main picture `comparison.png` into `work_dir`."""
     summary = json.loads((work_dir / "em_summary.json").read_text())
     cycles, config = summary["cycles"], summary["config"]
-    names = {"base": "base model", "direct": "direct SFT"}
-    names |= {f"cycle_{c['cycle']:02d}": f"matched SFT, cycle {c['cycle']}" for c in cycles}
+    steps = {f"cycle_{c['cycle']:02d}": f"matched SFT, cycle {c['cycle']}" for c in cycles}
+    names = {"base": "base model", **steps, "direct": "direct SFT"}
     sections, evaluation = [], None
     if summary["evaluation"]:
         evaluation = read_evaluation(work_dir / "evaluation")
-        labels = {m: names[m] for m in summary["evaluation"]}
+        labels = {m: names[m] for m in names if m in summary["evaluation"]}
         write_comparison(work_dir, evaluation, labels)
         sections += [
             Section("Pictures", picture_rows(work_dir / "evaluation", evaluation, labels)),
@@ -91,7 +91,7 @@ def told(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
         return findings(metrics, "base", last, names, start, [m for m in metrics if m == "direct"])
     first, final = cycles[0]["assign"], cycles[-1]
     return [
-        f"In {counted(len(cycles), 'cycle')} the loss of the assigned noise fell from {first['mean_initial_loss']:.4f} (base "
+        f"In {counted(len(cycles), 'cycle')} the loss of the assigned noise went from {first['mean_initial_loss']:.4f} (base "
         f"noise, first model) to {final['assign']['mean_loss']:.4f}, and the last M-step ended at "
         f"{loss_of(final['train'])}. These are of the training pairs: without --heldout nothing was judged on others."
     ]
@@ -131,13 +131,11 @@ def comparison_section(evaluation: Mapping[str, Any], labels: Mapping[str, str])
 def write_comparison(work_dir: Path, evaluation: Mapping[str, Any], labels: Mapping[str, str]) -> None:
     """The closest images as one labelled picture, for a README or a slide."""
     size = (evaluation["image_size"][0], evaluation["image_size"][1])
-    sheets = {"held-out\ntarget": "targets"} | {
-        label.replace(", ", "\n"): f"{name}-closest" for name, label in labels.items()
-    }
+    sheets = {"held-out\ntarget": "targets"}
+    sheets |= {label.replace(", ", "\n"): f"{name}-closest" for name, label in labels.items()}
     folder = work_dir / "evaluation" / "pictures"
-    rows = {label: load_sheet(folder / f"{stem}.png", size)[:SHOWN] for label, stem in sheets.items()}
     shown = min(SHOWN, evaluation["rows"])
-    rows = {label: images[:shown] for label, images in rows.items()}
+    rows = {label: load_sheet(folder / f"{stem}.png", size)[:shown] for label, stem in sheets.items()}
     labelled_rows(rows, max(1, 64 // size[0])).save(work_dir / "comparison.png")
 
 
@@ -163,8 +161,7 @@ def training(work_dir: Path, summary: Mapping[str, Any]) -> list[Block]:
     ]
     if skipped:
         blocks.append(f"{counted(skipped, 'update')} had a gradient that was not finite, and were skipped.")
-    charts = curves(work_dir, summary)
-    if charts:
+    if charts := curves(work_dir, summary):
         blocks.append(Charts(charts))
     return blocks
 
@@ -174,10 +171,8 @@ def curves(work_dir: Path, summary: Mapping[str, Any]) -> list[Chart]:
     runs: list[tuple[str, int, list[dict[str, Any]], int]] = []
     start = 0
     for entry in summary["cycles"]:
-        name = f"cycle_{entry['cycle']:02d}"
-        runs.append(
-            (f"matched SFT, cycle {entry['cycle']}", cycle_colour(name), read_log(work_dir / name / "train"), start)
-        )
+        name, label = f"cycle_{entry['cycle']:02d}", f"matched SFT, cycle {entry['cycle']}"
+        runs.append((label, cycle_colour(name), read_log(work_dir / name / "train"), start))
         start += entry["train"]["updates"]
     direct = read_log(work_dir / "direct" / "train")
     if direct:

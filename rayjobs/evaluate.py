@@ -6,6 +6,7 @@ made from these: `evaluation.json` and `.parquet`, the contact sheets in `pictur
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -201,25 +202,26 @@ def located(job: EvaluateJob) -> EvaluateJob:
 
 def run(job: EvaluateJob) -> int:
     """Judge every model, write figures and pictures. Returns 0, or 3 if rows were quarantined."""
-    sealed, _, _ = make_plan(job)
+    sealed, pairs, tasks = make_plan(job)
     here = located(job)
     folder = claim(here.out, sealed, "evaluate")
     ledger = EvaluateLedger(folder.child(PARTS), sealed)
     todo, rows, quarantined = ledger.survey()
+    started, seconds = time.monotonic(), None
     if todo:
-        _, pairs, tasks = make_plan(here)
         with ray_session():
             work = [(task, tasks[task.shard]) for task in todo]
             work_through(here, ledger, pairs, work, rows, quarantined, EvaluateActor, "evaluate")
+        seconds = round(time.monotonic() - started, 2)
     if todo or not folder.exists("evaluation.json"):
-        conclude(here, ledger)
+        conclude(here, ledger, seconds)
     result = json.loads(folder.read("evaluation.json"))
     say(table_of(result["metrics"]))
     return 3 if result["quarantined"] else 0
 
 
-def conclude(job: EvaluateJob, ledger: Ledger) -> None:
-    """Reconcile the rows, make the figures, the table and the pictures."""
+def conclude(job: EvaluateJob, ledger: Ledger, seconds: float | None = None) -> None:
+    """Reconcile the rows, make the figures, the table, the pictures and the report. `seconds` of judging, in this run."""
     sealed, out = ledger.plan, open_store(job.out)
     parts = Parts(ledger)
     quarantined = write_failures(parts, out)
@@ -243,6 +245,7 @@ def conclude(job: EvaluateJob, ledger: Ledger) -> None:
         "rewards": sealed["rewards"],
         "image_size": list(image_size_of(job.model[sealed["base"]])),
         "evaluations_per_image": job.steps,
+        "seconds_this_run": seconds,
         "config": job.model_dump(mode="json"),
     }
     replace_text(job.out / "evaluation.json", summary_json(content))

@@ -47,7 +47,7 @@ class Parts:
         self.count = sum(len(ids) for ids in self.judged)
 
     def _read(self, model: str, shard: int, columns: list[str]) -> pa.Table:
-        return read_part(self.folder, self.names[model][shard], columns)
+        return read_part(self.folder, self.names[model][shard], columns, "evaluate")
 
     def tables(self, model: str, columns: list[str]) -> Iterator[pa.Table]:
         """The judged rows of a model, shard by shard, in an order that is the same for each model."""

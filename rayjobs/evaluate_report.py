@@ -42,7 +42,7 @@ def write_report(folder: Path) -> None:
         provenance("evaluate", evaluation, made),
     ]
     facts = [
-        Fact(f"{len(metrics)}", f"models, the base is {base}"),
+        Fact(f"{len(metrics)}", f"models; base: {base}"),
         Fact(f"{account.used:,} + {account.quarantined:,}", "held-out pairs judged + quarantined"),
         Fact(str(evaluation["evaluations_per_image"]), "evaluations of noise assignment per image"),
     ]

@@ -175,7 +175,11 @@ def cost_table(phases: Sequence[Phase]) -> Table:
     legend = [
         ("evaluation", "forward and backward of the generator for one image, the unit of an E-step's cost"),
         ("time", "of the start that finished the step; after a resume it is not all of it"),
-        (hours, "time × the workers that were asked for; fewer may have run where the cluster had no room"),
+        (
+            hours,
+            "time × the workers that were asked for: fewer may have run where the cluster had no room, and GPUs count where "
+            "--gpus-per-worker names them",
+        ),
     ]
     return Table(["step", "work", "time", "rate", "workers", hours], [p.cells() for p in phases], legend)
 

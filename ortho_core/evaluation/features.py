@@ -70,14 +70,15 @@ def find_features(given: str, root: Path, option: str = "--features") -> Feature
             f"{option} {given}: the folder {folder} does not exist; accepted: tiny-clip, inception, or a folder of a CLIP or "
             "other vision model in transformers' format"
         )
+    name = "tiny-clip" if folder == TINY_CLIP else folder.name
     check_files(folder, f"{option} {given}", VISION_FILES[:1], "a vision model in transformers' format")
     if model_type(folder / "config.json", option) == "clip":
         return FeatureModel(
-            given, "clip", folder, fingerprint_of(clip_files(folder, f"{option} {given}", "a CLIP model"))
+            name, "clip", folder, fingerprint_of(clip_files(folder, f"{option} {given}", "a CLIP model"))
         )
     check_files(folder, f"{option} {given}", VISION_FILES, "a vision model in transformers' format")
     weights = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    return FeatureModel(given, "vision", folder, fingerprint_of(sorted([*folder.glob("*.json"), *weights])))
+    return FeatureModel(name, "vision", folder, fingerprint_of(sorted([*folder.glob("*.json"), *weights])))
 
 
 def model_type(file: Path, option: str) -> str:

@@ -35,7 +35,7 @@ def test_two_cycles_leave_models_numbers_and_a_report(small_pairs, tiny_turbo, d
     summary = json.loads((out / "em_summary.json").read_text())
     assert list(summary["evaluation"]) == ["base", "direct", "cycle_01", "cycle_02"]
     assert "drift" not in summary["evaluation"]["base"]
-    assert all(summary["evaluation"][m]["drift"]["mean"] > 0 for m in ("direct", "cycle_01", "cycle_02"))
+    assert all(summary["evaluation"][m]["drift"]["value"] > 0 for m in ("direct", "cycle_01", "cycle_02"))
     first, second = (json.loads((out / f"cycle_0{k}" / "train" / "plan.json").read_text()) for k in (1, 2))
     # Cycle 2 starts from cycle 1's model, and both are held to the model the run started from.
     assert first["model_fingerprint"] == first["preserve_fingerprint"] == second["preserve_fingerprint"]
@@ -101,7 +101,7 @@ def test_cycles_go_on_with_one_adapter_held_to_the_last_and_watched_on_the_held_
     assert said[0][0]["latent"] == pytest.approx(held["mean_loss"], rel=1e-3)
     summary = json.loads((out / "em_summary.json").read_text())
     assert list(summary["evaluation"]) == ["base", "cycle_01", "cycle_02"]
-    drifts = [summary["evaluation"][name]["drift"]["mean"] for name in ("cycle_01", "cycle_02")]
+    drifts = [summary["evaluation"][name]["drift"]["value"] for name in ("cycle_01", "cycle_02")]
     assert min(drifts) > 0
 
 

@@ -14,8 +14,10 @@ from ortho_core.evaluation import to_bytes
 from ortho_core.generators import load_generator
 from ortho_core.pictures import load_sheet
 from ortho_core.rewards import load_rewards
+from ortho_core.storage import open_store
 from rayjobs import train
 from rayjobs.reward import RewardJob, make_plan, plan, run
+from rayjobs.reward_report import write_report
 from tests.chromium import check_in_browser, check_source
 from tests.conftest import ROOT
 
@@ -84,6 +86,17 @@ def test_the_report_shows_the_first_prompts_before_and_after(done, tiny_turbo, t
         images = generator.decode(generator.denoise(noise(range(5), generator.latent_shape), condition))
         kept = load_sheet(out / "pictures" / f"{name}.png", generator.image_size)
         assert (to_bytes(images).int() - kept.int()).abs().max() <= 1
+
+
+def test_the_report_is_the_same_on_an_object_store(done, s3):
+    out, _ = done
+    there = open_store(s3() + "/run")
+    for file in (*out.iterdir(), *(out / "pictures").iterdir()):
+        if file.is_file():
+            there.replace_file(str(file.relative_to(out)), file)
+    there.remove("report.html")
+    write_report(there, json.loads((out / "summary.json").read_text()))
+    assert there.read("report.html") == (out / "report.html").read_bytes()
 
 
 def test_the_recorded_noise_makes_an_image_of_the_recorded_reward(done, tiny_turbo):
