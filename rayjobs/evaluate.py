@@ -79,6 +79,10 @@ class EvaluateJob(EvaluateSettings, PairFields):
     pairs: Location = Field(description="held-out pair set, of any kind that assign reads")
     out: Path = Field(description="folder for the figures and pictures; the same command again resumes")
     patch_size: int = Field(2, ge=1, description="patch size of the E-step")
+    base_from: Path | None = Field(
+        None,
+        description="finished evaluation by the same settings, whose figures of the same base model are taken over",
+    )
     warm_start: ClassVar[None] = None
 
     @property
@@ -206,6 +210,8 @@ def run(job: EvaluateJob) -> int:
     here = located(job)
     folder = claim(here.out, sealed, "evaluate")
     ledger = EvaluateLedger(folder.child(PARTS), sealed)
+    if job.base_from is not None:
+        ledger.take_base_from(job.base_from)
     todo, rows, quarantined = ledger.survey()
     started, seconds = time.monotonic(), None
     if todo:

@@ -1,6 +1,7 @@
 """What each worker of `ortho evaluate` does: the pool of `assign`, with a model per task and judges that stay."""
 
 import hashlib
+import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ortho_core.assign import AssignConfig, Engine
-from ortho_core.assignments import encode_rows
+from ortho_core.assignments import encode_rows, part_name
+from ortho_core.errors import UserError
 from ortho_core.evaluation.features import find_features, find_lpips
 from ortho_core.evaluation.judge import Judge, JudgeModels
 from ortho_core.evaluation.rows import SCHEMA, EvaluationRows
@@ -21,7 +23,7 @@ from ortho_core.prompts import PromptCache
 from ortho_core.shard import RecordConfig, ShardAssigner, ShardResult
 from ortho_core.storage import open_store
 from rayjobs.assign_worker import ShardActor
-from rayjobs.ledger import Ledger, fingerprint
+from rayjobs.ledger import Ledger, differences, fingerprint
 
 #: Folder of the part files, in the job's.
 PARTS = "parts"
@@ -32,6 +34,31 @@ class EvaluateLedger(Ledger):
 
     def encode(self, result: ShardResult, about: dict[str, Any]) -> bytes:
         return encode_rows(result.rows, result.failures, about, SCHEMA)
+
+    def take_base_from(self, other: Path) -> None:
+        """Publish the base model's parts of another evaluation as this one's. Raises UserError where they are not the same."""
+        try:
+            theirs = json.loads((other / "plan.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"--base-from {other} is no evaluation: {error}") from error
+        mine, them = (_of_the_base(plan) for plan in (self.plan, theirs))
+        if differing := differences(them, mine):
+            raise UserError(f"--base-from {other} was not judged as this is to be: " + "; ".join(differing))
+        parts = open_store(other).child(PARTS)
+        for shard in range(self.plan["shards"] // len(self.plan["models"])):
+            name = part_name(shard, theirs["run_fingerprint"])
+            if not self.folder.exists(self.name(shard)) and parts.exists(name):
+                self.folder.create(self.name(shard), parts.read(name))
+
+
+def _of_the_base(plan: dict[str, Any]) -> dict[str, Any]:
+    """What a base model's parts depend on."""
+    each = len(plan.get("models", {})) or 1
+    others = ("models", "base", "rows", "shards")
+    return {k: v for k, v in plan.items() if k not in others} | {
+        "shards": plan.get("shards", 0) // each,
+        "model": plan.get("models", {}).get(plan.get("base")),
+    }
 
 
 def judge_models(job: Any) -> JudgeModels:

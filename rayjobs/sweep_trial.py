@@ -89,7 +89,7 @@ def em_job(job: SweepJob, values: Point, work_dir: Path) -> EmJob:
     return settled.model_copy(update={"train": watched})
 
 
-def judge_job(job: SweepJob, models: dict[str, Path], out: Path) -> EvaluateJob:
+def judge_job(job: SweepJob, models: dict[str, Path], out: Path, base_from: Path | None = None) -> EvaluateJob:
     """The evaluation of some models: the same noise search for every trial, whatever its own E-step is."""
     settings = job.evaluate.model_dump()
     return EvaluateJob(
@@ -99,6 +99,7 @@ def judge_job(job: SweepJob, models: dict[str, Path], out: Path) -> EvaluateJob:
         pairs=job.heldout,
         out=out,
         patch_size=job.assign.patch_size,
+        base_from=base_from,
     )
 
 
@@ -119,13 +120,13 @@ def run_trial(job: SweepJob, values: Point, e_steps: Any, watch: Callable[[int],
     em.run(trial, e_step, watch)
     steps = json.loads((folder / "em" / "em_summary.json").read_text())
     model = Path(steps["model"])
-    metrics = judge(job, {"base": job.model, "trial": model}, folder / "evaluation")["trial"]
+    evaluate.run(judge_job(job, {"base": job.model, "trial": model}, folder / "evaluation", evaluation_of(job)))
     first = steps["cycles"][0]
     return write_record(
         job,
         values,
         "finished",
-        metrics=metrics,
+        metrics=read_figures(folder / "evaluation")["trial"],
         model=str(model),
         model_fingerprint=model_fingerprint(model),
         assignments=first["assign"]["run_fingerprint"],
@@ -158,15 +159,14 @@ def stage_of(job: SweepJob, values: Point) -> str:
     return f"{number}waits for the E-step"
 
 
-def judge(job: SweepJob, models: dict[str, Path], out: Path) -> dict[str, Any]:
-    """The figures of each model."""
-    evaluate.run(judge_job(job, models, out))
-    return read_figures(out)
+def evaluation_of(job: SweepJob) -> Path:
+    """Where the models are judged that trials are compared with."""
+    return job.work_dir / REFERENCES / "evaluation"
 
 
 def figures_of(job: SweepJob) -> dict[str, Any] | None:
     """The figures of the models that trials are compared with, if they are there."""
-    there = job.work_dir / REFERENCES / "evaluation"
+    there = evaluation_of(job)
     return read_figures(there) if (there / "evaluation.json").is_file() else None
 
 

@@ -17,7 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from ortho_core.errors import RunFailed, UserError
-from rayjobs import assign, em, train
+from rayjobs import assign, em, evaluate, train
 from rayjobs.progress import say
 from rayjobs.session import WorkerResources, innermost
 from rayjobs.sweep_job import SweepJob, points_of
@@ -26,8 +26,10 @@ from rayjobs.sweep_trial import (
     REFERENCES,
     EStep,
     em_job,
+    evaluation_of,
     folder_of,
-    judge,
+    judge_job,
+    read_figures,
     record_of,
     run_trial,
     settled_points,
@@ -60,7 +62,8 @@ def references(job: SweepJob, point: Point) -> dict[str, Any]:
         train.run(direct)
         models["direct"] = direct.out / "checkpoint-final"
     say("the held-out figures of " + " and ".join(models))
-    return judge(job, models, job.work_dir / REFERENCES / "evaluation")
+    evaluate.run(judge_job(job, models, evaluation_of(job)))
+    return read_figures(evaluation_of(job))
 
 
 def room_for(job: SweepJob) -> int:

@@ -167,6 +167,18 @@ def test_shards_batches_and_workers_change_nothing_but_rounding(done, tiny_turbo
         assert value == pytest.approx(expected[key], rel=2e-2, abs=2e-2), key
 
 
+def test_the_base_model_of_another_evaluation_is_not_judged_again(done, tiny_turbo, moved, heldout, tmp_path):
+    one = job({"base": tiny_turbo, "trial": moved}, heldout, tmp_path / "out", base_from=done)
+    assert run(one) == 3
+    first, second = (sorted((out / PARTS).glob("part-*")) for out in (done, one.out))
+    assert [p.read_bytes() for p in first[:3]] == [p.read_bytes() for p in second[:3]]
+    assert list(values_of(result_of(one.out)).values()) == list(values_of(result_of(done)).values())
+    with pytest.raises(UserError, match=r"not judged as this is to be: config\.steps was 3, now 4"):
+        run(job({"base": tiny_turbo, "trial": moved}, heldout, tmp_path / "other", base_from=done, steps=4))
+    with pytest.raises(UserError, match=r"not judged as this is to be: model was"):
+        run(job({"base": moved, "trial": tiny_turbo}, heldout, tmp_path / "another", base_from=done))
+
+
 def test_a_model_against_itself(tiny_turbo, digits, tmp_path):
     """Rows that are fewer than the set has; no reward."""
     models = {"base": tiny_turbo, "again": tiny_turbo}
