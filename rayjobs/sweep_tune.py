@@ -272,5 +272,6 @@ def quiet() -> None:
     """Tune's lines are about itself; what a person wants to know is told here."""
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # which prints even where `verbose` is 0
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep as it ends every job
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
