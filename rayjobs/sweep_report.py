@@ -134,27 +134,33 @@ def unique_e_steps(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def front_blocks(summary: Mapping[str, Any]) -> list[Block]:
-    """The chart of both objectives: trials, the front through them, the base model and direct SFT."""
+    """The charts of both objectives, and of what else was gained or lost for the drift; the table of the front."""
     fit = summary["metric"]
-    trials = finished(summary)
-    series = [point_series("base model", [summary["references"]["base"]], ["base model"], fit, BASE)]
+    names = [n for n in dict.fromkeys((fit, "kid", "diversity")) if n in summary["references"]["base"]]
+    charts = Charts([against_drift(summary, name) for name in names])
+    return [charts, front_table(summary)] if finished(summary) else [charts]
+
+
+def against_drift(summary: Mapping[str, Any], name: str) -> Chart:
+    """A figure against drift: trials, the base model and direct SFT; where it is the fit, the front through its trials."""
+    trials, fit = finished(summary), summary["metric"]
+    series = [point_series("base model", [summary["references"]["base"]], ["base model"], name, BASE)]
     if "direct" in summary["references"]:
-        series.append(point_series("direct SFT", [summary["references"]["direct"]], ["direct SFT"], fit, DIRECT))
-    others = [name for name in trials if name not in summary["front"]]
+        series.append(point_series("direct SFT", [summary["references"]["direct"]], ["direct SFT"], name, DIRECT))
+    others = [n for n in trials if n not in summary["front"]]
     if others:
-        series.append(point_series("trial", [trials[n]["metrics"] for n in others], others, fit, OTHER))
+        series.append(point_series("trial", [trials[n]["metrics"] for n in others], others, name, OTHER))
     if summary["front"]:
         on = summary["front"][::-1]
-        series.append(point_series("Pareto front", [trials[n]["metrics"] for n in on], on, fit, FRONT, line=True))
-    better = "Lower" if metric(fit).better == "lower" else "Higher"
+        series.append(point_series("Pareto front", [trials[n]["metrics"] for n in on], on, name, FRONT, name == fit))
     limit = ""
     if summary["max_drift"] is not None:
         ends = [v for s in series for pair in s.y_interval for v in pair]
         series.append(Series("limit", [summary["max_drift"]] * 2, [min(ends), max(ends)], BASE, dashed=True))
         limit = f" The dashed line is the limit, {summary['max_drift']:g}."
-    caption = f"{better} and further left is better; bars are 95 % intervals; a point tells its trial.{limit}"
-    chart = Chart(f"{metric(fit).title} against drift", "drift from the base model", series, caption, x_includes=[0.0])
-    return [Charts([chart]), front_table(summary)] if trials else [Charts([chart])]
+    where = {"lower": "Lower left is better.", "higher": "Upper left is better.", "neither": ""}[metric(name).better]
+    caption = f"{where} Bars are 95 % intervals; a point tells its trial.{limit}".strip()
+    return Chart(f"{metric(name).title} against drift", "drift from the base model", series, caption, x_includes=[0.0])
 
 
 def point_series(
