@@ -109,7 +109,8 @@ class Chart:
         return self.bottom - (at - low) / (high - low) * (self.bottom - TOP)
 
     def x_ticks(self) -> list[Tick]:
-        return [Tick(self.across(v), text) for v, text in ticks(*self.x_range, log=False)]
+        whole = all(float(v).is_integer() for s in self.series for v in s.x)
+        return [Tick(self.across(v), text) for v, text in ticks(*self.x_range, log=False, whole=whole)]
 
     def y_ticks(self) -> list[Tick]:
         return [Tick(self.down(v), text) for v, text in ticks(*self.y_range, log=self.log_y)]
@@ -124,7 +125,8 @@ class Chart:
             many = len(x) > MANY_POINTS
             lines = self._points(x, running_mean(y, max(1, len(y) // 20)) if many else y)
             faint = self._points(x, y) if many else []
-        marks = [self._mark(series, i) for i in range(len(x)) if self._shown(x[i], y[i])] if series.points else []
+        pointed = series.points or len(x) == 1  # a line through one point is none
+        marks = [self._mark(series, i) for i in range(len(x)) if self._shown(x[i], y[i])] if pointed else []
         return Drawn(series.colour, series.dashed, lines, faint, marks)
 
     def _shown(self, x: float, y: float) -> bool:
@@ -165,12 +167,12 @@ def limits(values: Sequence[float], log: bool, margin: float) -> tuple[float, fl
     return low - margin * (high - low), high + margin * (high - low)
 
 
-def ticks(low: float, high: float, log: bool) -> list[tuple[float, str]]:
-    """Round numbers between `low` and `high` with their texts; at powers of ten and some of their multiples, where `log`."""
+def ticks(low: float, high: float, log: bool, whole: bool = False) -> list[tuple[float, str]]:
+    """Round numbers between `low` and `high` with their texts: whole ones, or powers of ten and some of their multiples."""
     from matplotlib.ticker import MaxNLocator
 
     if not log:
-        places = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+        places = MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole).tick_values(low, high)
         step = places[1] - places[0]
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         kept = [v for v in places if low - 1e-9 * step <= v <= high + 1e-9 * step]

@@ -54,7 +54,7 @@ class Parts:
         for s, ids in enumerate(self.judged):
             table = self._read(model, s, [*dict.fromkeys(["sample_id", *columns])])
             place = {name: i for i, name in enumerate(table["sample_id"].to_pylist())}
-            yield table.take([place[name] for name in ids])
+            yield table.take(pa.array([place[name] for name in ids], pa.int64()))
 
     def matrix(self, model: str, column: str) -> np.ndarray:
         """A list column as (n, D) float32."""

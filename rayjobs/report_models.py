@@ -70,7 +70,7 @@ def places(figures: Sequence[Mapping[str, float]]) -> int:
     """Decimals that show two digits of a typical interval's width."""
     widths = [f["high"] - f["low"] for f in figures if f["high"] > f["low"]]
     if not widths:
-        return 4
+        return 3
     return max(0, min(6, 1 - math.floor(math.log10(median(widths)))))
 
 

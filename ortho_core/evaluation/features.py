@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ortho_core.errors import UserError
+from ortho_core.evaluation.samples import to_bytes
 from ortho_core.rewards.base import check_files, frozen, load_weights, read_weights
 from ortho_core.rewards.clip import ClipTower
 from ortho_core.rewards.names import clip_files, fingerprint_of
@@ -143,7 +144,7 @@ class VisionModel:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        inputs = self.processor(images=list(images.mul(255).round().byte()), return_tensors="pt")
+        inputs = self.processor(images=list(to_bytes(images)), return_tensors="pt")
         pooled = getattr(self.model(**inputs.to(images.device)), "pooler_output", None)
         if pooled is None:
             raise UserError(

@@ -38,6 +38,12 @@ def test_ticks_are_round_distinct_and_inside(low, high, log):
     assert all(float(text.replace(",", "")) == pytest.approx(value, abs=1e-9, rel=1e-3) for value, text in found)
 
 
+def test_counts_have_whole_ticks_and_a_single_point_is_seen():
+    chart = Chart("loss", "update", [Series("a", [2, 4], [0.6, 0.5]), Series("b", [2], [0.4])])
+    assert [tick.text for tick in chart.x_ticks()] == ["2", "3", "4"]
+    assert [len(drawn.marks) for drawn in chart.drawn()] == [0, 1]
+
+
 def test_values_without_a_place_leave_a_gap():
     values = [0.5, math.nan, 0.4, 0.3, 0.0, 0.2]
     chart = Chart("loss", "update", [Series("a", range(6), values, points=True)], log_y=True)

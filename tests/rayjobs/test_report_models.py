@@ -40,7 +40,7 @@ def test_the_table_has_a_row_per_metric_and_a_column_per_model():
 
 @pytest.mark.parametrize(
     ("low", "value", "high", "decimals"),
-    [(0.33, 0.39, 0.45, 2), (0.0184, 0.0204, 0.0225, 4), (16.7, 17.3, 17.8, 1), (50, 80, 150, 0), (1.0, 1.0, 1.0, 4)],
+    [(0.33, 0.39, 0.45, 2), (0.0184, 0.0204, 0.0225, 4), (16.7, 17.3, 17.8, 1), (50, 80, 150, 0), (1.0, 1.0, 1.0, 3)],
 )
 def test_as_many_decimals_as_the_interval_is_worth(low, value, high, decimals):
     assert places([figure(low, value, high)]) == decimals
