@@ -35,7 +35,7 @@ def plot_training(history: Path, path: Path) -> None:
             (line,) = axes.plot(updates, values, alpha=0.25)
             axes.plot(updates, smooth, color=line.get_color(), label=name)
         axes.set(xlabel="update", ylabel="loss" if group == "train" else "held-out rows, latent MSE", yscale="log")
-        axes.legend()
+        axes.legend(loc="upper right")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
@@ -50,7 +50,7 @@ def plot_steps(history: dict[str, list[float]], path: Path) -> None:
         if any(values):
             axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
     axes.set(xlabel="evaluation", ylabel="loss", yscale="log")
-    axes.legend()
+    axes.legend(loc="upper right")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
@@ -65,6 +65,6 @@ def plot_rewards(history: dict[str, list[float]], path: Path) -> None:
         axes.plot(steps, values, marker=".", alpha=0.5, label="evaluation")
         axes.plot(steps, np.maximum.accumulate(values), label="best so far")
         axes.set(xlabel="evaluation", ylabel=name)
-        axes.legend()
+        axes.legend(loc="upper right")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -104,7 +104,7 @@ class Inception:
     """The 2048 features of InceptionV3's last pooling that published FIDs are made with, by torch-fidelity."""
 
     def __init__(self, file: Path, device: str | torch.device) -> None:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # type: ignore[import-untyped]
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         weights = read_weights(file, "--features inception")
         # Its constructor unpickles the file that it is given: it gets one of our own, of tensors alone.
@@ -181,7 +181,7 @@ class Lpips:
     def __init__(self, file: Path, device: str | torch.device) -> None:
         import warnings
 
-        import lpips  # type: ignore[import-untyped]
+        import lpips
 
         network = next(net for name, net in LPIPS_NETWORKS.items() if file.name.startswith(name))
         with warnings.catch_warnings():

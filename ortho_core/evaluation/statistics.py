@@ -71,7 +71,7 @@ def kid(
     fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
 ) -> dict[str, Any]:
     """KID: MMD² with the kernel (x·y/D + 1)³, unbiased, so it may be below 0 (Bińkowski et al. 2018)."""
-    from torch_fidelity.metric_kid import kernel_poly  # type: ignore[import-untyped]
+    from torch_fidelity.metric_kid import kernel_poly
 
     return around(mmd(fakes, reals, kernel_poly), resampled_mmd(fakes, reals, kernel_poly, weights), len(fakes))
 
@@ -128,7 +128,7 @@ def fid(
     fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
 ) -> dict[str, Any]:
     """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) (Heusel et al. 2017), by torch-fidelity; of few rows it is too large."""
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric  # type: ignore[import-untyped]
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
     x, y = in_their_span(fakes, reals)
     statistics = [fid_features_to_statistics(torch.from_numpy(features)) for features in (x, y)]
@@ -180,7 +180,7 @@ def precision_recall(
     """Share of the fakes within the balls around the reals that reach to their third neighbour, and the other way round
     (Kynkäänniemi et al. 2019), by torch-fidelity.
     """
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric  # type: ignore[import-untyped]
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     x, y = (torch.from_numpy(np.asarray(features, np.float32)) for features in (fakes, reals))
     shares = prc_features_to_metric(x, y, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False)
