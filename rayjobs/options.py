@@ -21,6 +21,10 @@ from ortho_core.errors import UserError
 M = TypeVar("M", bound=BaseModel)
 
 
+class Rest:
+    """Marks the field of a verb that runs another: it takes that one's name and options, all that follows its own."""
+
+
 @dataclass(frozen=True)
 class Parsed(Generic[M]):
     job: M
@@ -45,6 +49,11 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
     """Parse `argv` (without the verb). Raises UserError, in one line, for anything that is not accepted."""
     fields = dict(leaves(model))
+    command = next((name for name, field in fields.items() if any(isinstance(m, Rest) for m in field.metadata)), None)
+    rest: list[str] = []
+    if command is not None:
+        del fields[command]
+        argv, rest = _cut(argv, fields)
     parser = _Parser(
         prog=f"ortho {verb}", description=model.__doc__, allow_abbrev=False, formatter_class=argparse.HelpFormatter
     )
@@ -71,6 +80,10 @@ def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
         if isinstance(value, str) and value.lower() in {"none", "null"} and type(None) in _args(fields[name]):
             value = None
         _put(values, name.split("."), value)
+    if rest:
+        values[command or ""] = rest
+    elif command is not None and command not in values:
+        raise UserError("no verb is given after the options")
     try:
         return Parsed(model.model_validate(values), print_config, dry_run)
     except ValidationError as error:
@@ -90,6 +103,16 @@ def _type_name(field: FieldInfo) -> str:
     kinds = [t for t in (_args(field) or (field.annotation,)) if t is not type(None)]
     names = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
     return "|".join(names.get(k, "TEXT") if isinstance(k, type) else "TEXT" for k in kinds)
+
+
+def _cut(argv: list[str], fields: dict[str, FieldInfo]) -> tuple[list[str], list[str]]:
+    """The arguments up to the first that is neither an option nor an option's value, and those from there on."""
+    flags = {"help", "print_config", "dry_run"} | {name for name, field in fields.items() if field.annotation is bool}
+    at = 0
+    while at < len(argv) and argv[at].startswith("--"):
+        alone = "=" in argv[at] or argv[at][2:].replace("-", "_") in flags
+        at += 1 if alone else 2
+    return argv[:at], argv[at:]
 
 
 def _normalise(argument: str) -> str:
