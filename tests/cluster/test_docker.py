@@ -65,7 +65,8 @@ def test_its_steps_make_an_environment_that_runs(tmp_path, tiny_turbo, digits):
     build, environment = tmp_path / "build", tmp_path / "ortho"
     build.mkdir()
     python = Path(sys.base_prefix) / "bin"
-    kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_"))}
+    network = re.compile(r"(PIP|UV|SSL)_.*|\w+_proxy", re.IGNORECASE)
+    kept = {name: value for name, value in os.environ.items() if network.fullmatch(name)}
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(python / "python3.11")
     env = {**kept, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
