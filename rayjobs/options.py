@@ -76,14 +76,14 @@ def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
     options = vars(given)
     config, print_config, dry_run = options.pop("config"), options.pop("print_config"), options.pop("dry_run")
     values = _read_yaml(config) if config else {}
-    for name, value in options.items():
-        if isinstance(value, str) and value.lower() in {"none", "null"} and type(None) in _args(fields[name]):
-            value = None
-        _put(values, name.split("."), value)
     if rest:
         values[command or ""] = rest
     elif command is not None and command not in values:
         raise UserError("no verb is given after the options")
+    for name, value in options.items():
+        if isinstance(value, str) and value.lower() in {"none", "null"} and type(None) in _args(fields[name]):
+            value = None
+        _put(values, name.split("."), value)
     try:
         return Parsed(model.model_validate(values), print_config, dry_run)
     except ValidationError as error:
@@ -105,6 +105,13 @@ def _type_name(field: FieldInfo) -> str:
     return "|".join(names.get(k, "TEXT") if isinstance(k, type) else "TEXT" for k in kinds)
 
 
+def _normalise(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
 def _cut(argv: list[str], fields: dict[str, FieldInfo]) -> tuple[list[str], list[str]]:
     """The arguments up to the first that is neither an option nor an option's value, and those from there on."""
     flags = {"help", "print_config", "dry_run"} | {name for name, field in fields.items() if field.annotation is bool}
@@ -113,13 +120,6 @@ def _cut(argv: list[str], fields: dict[str, FieldInfo]) -> tuple[list[str], list
         alone = "=" in argv[at] or argv[at][2:].replace("-", "_") in flags
         at += 1 if alone else 2
     return argv[:at], argv[at:]
-
-
-def _normalise(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

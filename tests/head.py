@@ -71,11 +71,15 @@ class Head:
         env |= {"HOME": str(self.folder / "elsewhere"), "RAY_API_SERVER_ADDRESS": self.address}
         return {**env, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)} if token else env
 
+    @staticmethod
+    def command(*words: str) -> list[str]:
+        """A command line with the program of this Python's environment."""
+        return [str(Path(sys.executable).parent / words[0]), *words[1:]]
+
     def run(self, *command: str, token: bool = True, **options) -> subprocess.CompletedProcess[str]:
         """A command line in this Python's environment, with the repository as its folder unless told otherwise."""
-        program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
         settings = {"cwd": ROOT, "env": self.client(token), "text": True, "capture_output": True, "timeout": 300}
-        return subprocess.run(program, check=False, **{**settings, **options})
+        return subprocess.run(self.command(*command), check=False, **{**settings, **options})
 
     def wait(self, seconds: float = 60) -> None:
         """Until the job API answers, be it with a refusal."""
