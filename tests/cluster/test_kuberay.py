@@ -155,7 +155,6 @@ def test_the_entrypoint_is_a_command_line_that_its_verb_accepts(name, tmp_path):
         assert steps.autoscaling == cluster.get("enableInTreeAutoscaling", False)
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("name", ["jobs/em", "jobs/sweep", pytest.param("jobs/assign", marks=pytest.mark.slow)])
 def test_a_dry_run_of_the_entrypoint_makes_its_plan(name, tmp_path, capsys, small_pairs, digits, tiny_turbo):
     """With this checkout's model and pairs in the place of the cluster's."""
