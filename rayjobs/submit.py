@@ -23,7 +23,7 @@ from ortho_core.errors import UserError
 from ortho_core.storage import Location, one_line
 from rayjobs.assign import labels
 from rayjobs.cli import VERBS
-from rayjobs.options import Parsed, Rest, leaves, parse
+from rayjobs.options import Rest, leaves, parse
 from rayjobs.progress import say
 
 #: What is uploaded: the code of this checkout. Whatever else a job reads lies where the nodes see it.
@@ -63,14 +63,13 @@ class SubmitJob(BaseModel):
     )
     no_upload: bool = Field(False, description="send no code and no files: the nodes have this package installed")
     detach: bool = Field(False, description="do not wait for the job: say how to follow it, and leave")
-    command: Annotated[tuple[str, ...], Rest()] = Field(description="the verb and its options")
+    command: Annotated[tuple[str, ...], Rest()] = Field(min_length=1, description="the verb and its options")
 
 
-def check(job: SubmitJob) -> tuple[str, Parsed[Any] | None, dict[str, Path]]:
-    """The verb, its configuration and the files to send along, by their names in the job's folder.
+def check(job: SubmitJob) -> dict[str, Path]:
+    """The files to send along, by their names in the job's folder.
 
-    The configuration is None where only the cluster can read it: a --config of the image, with --no-upload. Raises
-    UserError for whatever can be found wrong from here.
+    Raises UserError for whatever can be found wrong from here; with --no-upload, a --config is the cluster's to read.
     """
     verb, options = job.command[0], list(job.command[1:])
     if verb not in VERBS or verb == "submit":
@@ -79,10 +78,10 @@ def check(job: SubmitJob) -> tuple[str, Parsed[Any] | None, dict[str, Path]]:
         raise UserError(f"--env: {', '.join(missing)} is not set here")
     place = config_place(options)
     if job.no_upload and place is not None:
-        return verb, None, {}
-    parsed = parse(VERBS[verb].load()[0], options, verb)
+        return {}
+    described = parse(VERBS[verb].load()[0], options, verb).job
     files = {} if place is None else {"job.yaml": Path(config_in(options[place]))}
-    for option, path in relative_paths(parsed.job):
+    for option, path in relative_paths(described):
         # Of a pair set or a model, one file alone is of no use.
         alone = option.rpartition(".")[2].lstrip("-") in {"pairs", "heldout", "model"}
         if job.no_upload or alone or not path.is_file() or ".." in path.parts or path.parts[0] in PACKAGES:
@@ -90,11 +89,12 @@ def check(job: SubmitJob) -> tuple[str, Parsed[Any] | None, dict[str, Path]]:
                 f"{option} {path}: a relative path would lie in a folder that the cluster throws away; accepted: an "
                 "absolute path or URL on storage that every node sees, or a small file under this folder to send along"
             )
-        files[path.as_posix()] = path
+        if files.setdefault(path.as_posix(), path) != path:
+            raise UserError(f"{option} {path}: the configuration is sent along under this name; give the file another")
     for name, path in files.items():
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise UserError(f"{name} has {size} bytes, too many to send along; put it on storage that every node sees")
-    return verb, parsed, files
+    return files
 
 
 def config_place(options: list[str]) -> int | None:
@@ -158,7 +158,7 @@ def pack(files: dict[str, Path], folder: Path) -> None:
 
 def plan(job: SubmitJob) -> dict[str, Any]:
     """What a dry run prints: everything that would be sent, but of the environment only names."""
-    _, _, files = check(job)
+    files = check(job)
     sent = []
     if not job.no_upload:
         with tempfile.TemporaryDirectory() as folder:
@@ -177,9 +177,9 @@ def plan(job: SubmitJob) -> dict[str, Any]:
 
 def run(job: SubmitJob) -> int:
     """Submit, follow, return the verb's exit code (130 where it was stopped). Raises UserError."""
-    verb, _, files = check(job)
+    files = check(job)
     client = connect(job.address)
-    name = submit(client, job, verb, files)
+    name = submit(client, job, files)
     follow_by = f"ray job logs --follow --address {client.get_address()} {name}"
     say(f"submit: job {name} at {client.get_address()}")
     if job.detach:
@@ -220,7 +220,7 @@ def connect(address: str | None) -> Any:
         raise UserError(f"no cluster answers at {shown}: {one_line(error)}") from error
 
 
-def submit(client: Any, job: SubmitJob, verb: str, files: dict[str, Path]) -> str:
+def submit(client: Any, job: SubmitJob, files: dict[str, Path]) -> str:
     """Hand the job in; returns its name. Raises UserError."""
     values = {name: os.environ[name] for name in job.env}
     runtime: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **values}}
@@ -234,7 +234,7 @@ def submit(client: Any, job: SubmitJob, verb: str, files: dict[str, Path]) -> st
                     entrypoint=entrypoint(job),
                     submission_id=job.submission_id,
                     runtime_env=runtime,
-                    metadata={"ortho": verb, **(job.metadata or {})},
+                    metadata={"ortho": job.command[0], **(job.metadata or {})},
                 )
             )
         except (OSError, RuntimeError, ValueError) as error:

@@ -60,6 +60,8 @@ def test_faults_are_found_before_anything_is_sent(capsys, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     Path("pairs.jsonl").touch()
     Path("big.txt").write_bytes(bytes(2 << 20))
+    Path("job.yaml").touch()
+    Path("mine.yaml").write_text("work_dir: /w\n")
     for argv, message in [
         ([], "no verb is given"),
         (["emm"], "unknown verb 'emm'; accepted: assign"),
@@ -72,6 +74,8 @@ def test_faults_are_found_before_anything_is_sent(capsys, tmp_path, monkeypatch)
         ([*EM, "--work-dir", "runs/x"], "--work-dir runs/x: a relative path would lie in a folder that"),
         ([*EM, "--pairs", "pairs.jsonl"], "--pairs pairs.jsonl: a relative path"),
         ([*EM, "--train.preserve-prompts", "big.txt"], "big.txt has 2097152 bytes, too many"),
+        ([*EM, "--config", "mine.yaml", "--train.preserve-prompts", "job.yaml"], "is sent along under this name"),
+        ([*EM, "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file or directory"),
         (["--no-upload", *EM, "--heldout", "h"], "--heldout h: a relative path"),
         (["--address", "http://127.0.0.1:9", *EM], "no cluster answers at http://127.0.0.1:9"),
     ]:
