@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,15 +32,18 @@ def cluster_of(documents):
 
 def pods(documents):
     """Every pod's specification and labels: head, workers, submitter, and of other controllers."""
-    cluster = cluster_of(documents)
-    templates = [cluster["headGroupSpec"]["template"], *(w["template"] for w in cluster["workerGroupSpecs"])]
+    templates = []
     for document in documents:
+        if document["kind"] in {"RayJob", "RayCluster"}:
+            cluster = cluster_of([document])
+            templates += [cluster["headGroupSpec"]["template"], *(w["template"] for w in cluster["workerGroupSpecs"])]
         templates += [document["spec"][n] for n in ("submitterPodTemplate",) if n in document.get("spec", {})]
         templates += [document["spec"]["template"]] if document["kind"] == "StatefulSet" else []
+        templates += [document] if document["kind"] == "Pod" else []
     return [(template["spec"], template["metadata"]["labels"]) for template in templates]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, "common", "loader"])
 def test_kubectl_renders_what_this_renders(name):
     ours = {(d["kind"], d["metadata"]["name"]): d for d in render(KUBERAY / name)}
     theirs = by_kubectl(KUBERAY / name)
@@ -56,9 +61,10 @@ def test_versions_agree(name):
     assert images - {"redis:7.4"} == {f"registry.example.com/ortho:{ray}"}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, "loader"])
 def test_every_pod_is_confined(name):
     documents = render(KUBERAY / name)
+    assert pods(documents)
     for spec, labels in pods(documents):
         assert labels["app"] == "ortho"  # the network policy's and the disruption budget's selector
         assert spec["securityContext"]["runAsNonRoot"] is True
@@ -75,12 +81,16 @@ def test_every_pod_is_confined(name):
                 assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
                 assert mounts["/data"]["persistentVolumeClaim"]["claimName"] == "ortho-data"
                 assert "emptyDir" in mounts["/tmp"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_there_are_walls_around_the_pods_and_secrets_are_named_only(name):
+    documents = render(KUBERAY / name)
     assert of_kind(documents, "NetworkPolicy")["spec"]["podSelector"] == {"matchLabels": {"app": "ortho"}}
     budget = of_kind(documents, "PodDisruptionBudget")["spec"]
     head_labels = cluster_of(documents)["headGroupSpec"]["template"]["metadata"]["labels"]
     assert budget["selector"]["matchLabels"] == head_labels
     assert of_kind(documents, "PersistentVolumeClaim")["metadata"]["name"] == "ortho-data"
-    # Secrets are named, never contained.
     assert "Secret" not in {d["kind"] for d in documents}
     values = re.findall(r"(?i)(?:password|token|secret|key)\w*: *(\S+)", yaml.safe_dump(documents))
     assert set(values) <= {
@@ -138,6 +148,19 @@ def entrypoint(name) -> tuple[list[str], dict[str, str]]:
     command, _, after = script.partition(" || ")
     assert after == "test $? -eq 3"
     return shlex.split(command), of_kind(documents, "ConfigMap")["data"]
+
+
+@pytest.mark.parametrize(("verbs_own", "jobs"), [(0, 0), (3, 0), (1, 1)])
+def test_quarantined_rows_are_no_reason_to_try_again(verbs_own, jobs, tmp_path):
+    """As KubeRay hands an entrypoint on: through the submitter's shell and Ray's client to the shell of the head."""
+    (tmp_path / "ortho").write_text(f"#!/bin/sh\nexit {verbs_own}\n")
+    (tmp_path / "ortho").chmod(0o755)
+    given = of_kind(render(KUBERAY / "jobs" / "em"), "RayJob")["spec"]["entrypoint"]
+    client = "import shlex, sys; print(shlex.join(sys.argv[2:]))"
+    submitted = ["bash", "-ce", f"{sys.executable} -c '{client}' -- {given} ;"]
+    handed_on = subprocess.run(submitted, check=True, capture_output=True, text=True).stdout
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    assert subprocess.run(handed_on, shell=True, env=env, check=False).returncode == jobs
 
 
 @pytest.mark.parametrize("name", JOBS)
