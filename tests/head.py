@@ -49,7 +49,7 @@ def running(command: list[str], env: dict[str, str], log: Path) -> Iterator[subp
     finally:
         below = psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
         node.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs([psutil.Process(node.pid), *below] if below else [], timeout=10)
+        _, alive = psutil.wait_procs([psutil.Process(node.pid), *below] if below else [], timeout=5)
         for process in alive:
             process.kill()
         node.wait()
