@@ -38,6 +38,7 @@ VERBS = {
     "generate": Verb("rayjobs.generate", "GenerateJob", "images from a model folder"),
     "export": Verb("rayjobs.export_assignments", "ExportJob", "assignments as the reference's folder of noise files"),
     "import": Verb("rayjobs.import_assignments", "ImportJob", "the reference's folder of noise files as assignments"),
+    "submit": Verb("rayjobs.submit", "SubmitJob", "run one of these on a cluster, and follow it"),
     "verify-noise": Verb("rayjobs.verify_noise", "VerifyNoiseJob", "the Gaussian statistics of rotated noise"),
 }
 

@@ -24,6 +24,10 @@ M = TypeVar("M", bound=BaseModel)
 OPEN: dict[str, Any] = {"open": True}
 
 
+class Rest:
+    """Marks the field of a verb that runs another: it takes that one's name and options, all that follows its own."""
+
+
 @dataclass(frozen=True)
 class Parsed(Generic[M]):
     job: M
@@ -48,6 +52,11 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
     """Parse `argv` (without the verb). Raises UserError, in one line, for anything that is not accepted."""
     fields = dict(leaves(model))
+    command = next((name for name, field in fields.items() if any(isinstance(m, Rest) for m in field.metadata)), None)
+    rest: list[str] = []
+    if command is not None:
+        del fields[command]
+        argv, rest = _cut(argv, fields)
     parser = _Parser(
         prog=f"ortho {verb}", description=model.__doc__, allow_abbrev=False, formatter_class=argparse.HelpFormatter
     )
@@ -77,6 +86,10 @@ def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
     options = vars(given)
     config, print_config, dry_run = options.pop("config"), options.pop("print_config"), options.pop("dry_run")
     values = _read_yaml(config) if config else {}
+    if rest:
+        values[command or ""] = rest
+    elif command is not None and command not in values:
+        raise UserError("no verb is given after the options")
     for name, value in options.items():
         if isinstance(value, str) and value.lower() in {"none", "null"} and type(None) in _args(fields[name]):
             value = None
@@ -126,6 +139,16 @@ def _normalise(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+def _cut(argv: list[str], fields: dict[str, FieldInfo]) -> tuple[list[str], list[str]]:
+    """The arguments up to the first that is neither an option nor an option's value, and those from there on."""
+    flags = {"help", "print_config", "dry_run"} | {name for name, field in fields.items() if field.annotation is bool}
+    at = 0
+    while at < len(argv) and argv[at].startswith("--"):
+        alone = "=" in argv[at] or argv[at][2:].replace("-", "_") in flags
+        at += 1 if alone else 2
+    return argv[:at], argv[at:]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

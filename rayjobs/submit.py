@@ -1,0 +1,312 @@
+"""`ortho submit VERB ...`: run a verb on a running cluster through Ray's job API, and follow it as if it ran here."""
+
+import asyncio
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+import typing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+# Read when ray is imported: who has a token at hand means to show it, and Ray by itself sends none.
+if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+from ortho_core.errors import UserError
+from ortho_core.storage import Location, one_line
+from rayjobs.assign import labels
+from rayjobs.cli import VERBS
+from rayjobs.options import Rest, leaves, parse
+from rayjobs.progress import say
+
+#: What is uploaded: the code of this checkout. Whatever else a job reads lies where the nodes see it.
+PACKAGES = ("ortho_core", "rayjobs")
+#: A file named on the command line that is larger than this belongs on the cluster's storage.
+MAX_FILE_BYTES = 1 << 20
+#: How long the cluster may be out of reach before the job is left to itself.
+PATIENCE_S = 120
+#: What a job that is stopped gets to end in order, before Ray kills it; Ray's own 3 s are less than its shutdown takes.
+STOP_WAIT_S = 20
+INTERRUPTED = 130
+
+
+def _names(given: Any) -> Any:
+    """`NAME,NAME` as a tuple."""
+    return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
+
+
+class SubmitJob(BaseModel):
+    """Run a verb on a running cluster: `ortho submit --address http://HEAD:8265 assign --pairs ... --out ...`.
+
+    The verb's log is streamed, its exit code returned. Ctrl-C asks whether to stop the job. Paths in the verb's options
+    are the cluster's: absolute, or URLs; small files named by relative paths, and --config, are sent along.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str | None = Field(
+        None, description="the cluster's dashboard, http://HEAD:8265 (none: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS)"
+    )
+    submission_id: str | None = Field(None, pattern=r"^[\w.-]+$", description="name of the job (none: Ray makes one)")
+    env: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (), description="environment variables, NAME,NAME, that the job gets with the values they have here"
+    )
+    metadata: Annotated[dict[str, str] | None, BeforeValidator(labels)] = Field(
+        None, description="NAME=VALUE,NAME=VALUE, shown with the job in Ray's dashboard"
+    )
+    no_upload: bool = Field(False, description="send no code and no files: the nodes have this package installed")
+    detach: bool = Field(False, description="do not wait for the job: say how to follow it, and leave")
+    command: Annotated[tuple[str, ...], Rest()] = Field(min_length=1, description="the verb and its options")
+
+
+def check(job: SubmitJob) -> dict[str, Path]:
+    """The files to send along, by their names in the job's folder.
+
+    Raises UserError for whatever can be found wrong from here; with --no-upload, a --config is the cluster's to read.
+    """
+    verb, options = job.command[0], list(job.command[1:])
+    if verb not in VERBS or verb == "submit":
+        raise UserError(f"unknown verb {verb!r}; accepted: {', '.join(name for name in VERBS if name != 'submit')}")
+    if missing := [name for name in job.env if name not in os.environ]:
+        raise UserError(f"--env: {', '.join(missing)} is not set here")
+    place = config_place(options)
+    if job.no_upload and place is not None:
+        return {}
+    described = parse(VERBS[verb].load()[0], options, verb).job
+    files = {} if place is None else {"job.yaml": Path(config_in(options[place]))}
+    for option, path in relative_paths(described):
+        # Of a pair set or a model, one file alone is of no use.
+        alone = option.rpartition(".")[2].lstrip("-") in {"pairs", "heldout", "model"}
+        if job.no_upload or alone or not path.is_file() or ".." in path.parts or path.parts[0] in PACKAGES:
+            raise UserError(
+                f"{option} {path}: a relative path would lie in a folder that the cluster throws away; accepted: an "
+                "absolute path or URL on storage that every node sees, or a small file under this folder to send along"
+            )
+        if files.setdefault(path.as_posix(), path) != path:
+            raise UserError(f"{option} {path}: the configuration is sent along under this name; give the file another")
+    for name, path in files.items():
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise UserError(f"{name} has {size} bytes, too many to send along; put it on storage that every node sees")
+    return files
+
+
+def config_place(options: list[str]) -> int | None:
+    """Which of `options` holds the name of the configuration file."""
+    for i, option in enumerate(options):
+        if option == "--config" and i + 1 < len(options):
+            return i + 1
+        if option.startswith("--config="):
+            return i
+    return None
+
+
+def config_in(option: str) -> str:
+    return option.removeprefix("--config=")
+
+
+def relative_paths(job: BaseModel) -> list[tuple[str, Path]]:
+    """The options of a verb, not left at their defaults, whose value is a relative path of the local file system."""
+    found = []
+    for name, field in leaves(type(job)):
+        if not holds_path(field.annotation, field.metadata):
+            continue
+        value: Any = job
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value == field.get_default(call_default_factory=True) or value is None:
+            continue
+        for one in value.values() if isinstance(value, dict) else [value]:
+            if "://" not in str(one) and not Path(one).is_absolute():
+                found.append(("--" + name.replace("_", "-"), Path(one)))
+    return found
+
+
+def holds_path(annotation: Any, metadata: list[Any]) -> bool:
+    """Whether an option's type is or contains Path or Location."""
+    if annotation is Path or annotation == Location or any(mark in metadata for mark in typing.get_args(Location)[1:]):
+        return True
+    return any(holds_path(part, []) for part in typing.get_args(annotation))
+
+
+def entrypoint(job: SubmitJob) -> str:
+    """The shell command that the cluster runs."""
+    options = list(job.command[1:])
+    if not job.no_upload and (place := config_place(options)) is not None:
+        options[place] = options[place].removesuffix(config_in(options[place])) + "job.yaml"
+    return shlex.join(["python", "-m", "rayjobs.cli", job.command[0], *options])
+
+
+def pack(files: dict[str, Path], folder: Path) -> None:
+    """Lay out what is sent: the two packages under their name and version, and `files`."""
+    source = Path(__file__).resolve().parents[1]
+    for package in PACKAGES:
+        shutil.copytree(source / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    about = folder / f"ortho-{version('ortho')}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ortho\nVersion: {version('ortho')}\n")
+    for name, path in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / name)
+
+
+def plan(job: SubmitJob) -> dict[str, Any]:
+    """What a dry run prints: everything that would be sent, but of the environment only names."""
+    files = check(job)
+    sent = []
+    if not job.no_upload:
+        with tempfile.TemporaryDirectory() as folder:
+            pack(files, Path(folder))
+            sent = [path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()]
+    return {
+        "address": job.address,
+        "entrypoint": entrypoint(job),
+        "files_sent": len(sent),
+        "bytes_sent": sum(sent),
+        "own_files": sorted(files),
+        "env": list(job.env),
+        "metadata": job.metadata or {},
+    }
+
+
+def run(job: SubmitJob) -> int:
+    """Submit, follow, return the verb's exit code (130 where it was stopped). Raises UserError."""
+    files = check(job)
+    client = connect(job.address)
+    name = submit(client, job, files)
+    follow_by = f"ray job logs --follow --address {client.get_address()} {name}"
+    say(f"submit: job {name} at {client.get_address()}")
+    if job.detach:
+        say(f"submit: follow it with `{follow_by}`")
+        return 0
+    try:
+        return outcome(follow(client, name, follow_by), name)
+    except KeyboardInterrupt:
+        if not stop_wanted(name):
+            say(f"submit: the job goes on; follow it with `{follow_by}`, stop it with `ray job stop {name}`")
+            return INTERRUPTED
+    client.stop_job(name)
+    say(f"submit: stopping {name}; the same command again goes on from there")
+    while not client.get_job_status(name).is_terminal():
+        time.sleep(0.5)
+    return INTERRUPTED
+
+
+def connect(address: str | None) -> Any:
+    """Ray's client of the job API. Raises UserError where no cluster answers, or it asks for a token."""
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if address is not None:
+        # Ray lets this variable win over the argument.
+        os.environ["RAY_API_SERVER_ADDRESS"] = address if "://" in address else f"http://{address}"
+    shown = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "this machine"
+    try:
+        return JobSubmissionClient()
+    except AuthenticationError as error:
+        raise UserError(
+            f"the cluster at {shown} accepts jobs with its token only; export RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH, a file with the token (or RAY_AUTH_TOKEN)"
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"no cluster answers at {shown}: {one_line(error)}") from error
+
+
+def submit(client: Any, job: SubmitJob, files: dict[str, Path]) -> str:
+    """Hand the job in; returns its name. Raises UserError."""
+    values = {name: os.environ[name] for name in job.env}
+    runtime: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **values}}
+    with tempfile.TemporaryDirectory() as folder:
+        if not job.no_upload:
+            pack(files, Path(folder))
+            runtime["working_dir"] = folder
+        try:
+            return str(
+                client.submit_job(
+                    entrypoint=entrypoint(job),
+                    submission_id=job.submission_id,
+                    runtime_env=runtime,
+                    metadata={"ortho": job.command[0], **(job.metadata or {})},
+                )
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"the cluster did not take the job: {last_line(error)}") from error
+
+
+def last_line(error: BaseException) -> str:
+    """The cluster answers with a traceback; what it found is in the end of it."""
+    lines = [line for line in str(error).splitlines() if any(map(str.isalpha, line))]
+    return lines[-1].strip()[:300] if lines else type(error).__name__
+
+
+def follow(client: Any, name: str, follow_by: str) -> Any:
+    """Print the job's log as it grows; returns Ray's details of the job once it has ended.
+
+    A connection that breaks is taken up again where it broke, for up to PATIENCE_S. Raises UserError after that.
+    """
+    import aiohttp
+
+    printed, heard = 0, time.monotonic()
+    while True:
+        try:
+            printed = asyncio.run(print_log(client, name, printed))
+            details = client.get_job_info(name)
+            if details.status.is_terminal():
+                return details
+            heard = time.monotonic()
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            if time.monotonic() - heard > PATIENCE_S:
+                raise UserError(
+                    f"lost the cluster, where the job may still run: {one_line(error)}; follow it with `{follow_by}`"
+                ) from error
+        time.sleep(1)
+
+
+async def print_log(client: Any, name: str, printed: int) -> int:
+    """Print what the job writes, but for the first `printed` characters; returns how many there are by now."""
+    seen = 0
+    async for text in client.tail_job_logs(name):
+        seen += len(text)
+        if seen > printed:
+            print(text[printed - seen :], end="", flush=True)
+            printed = seen
+    return printed
+
+
+def outcome(details: Any, name: str) -> int:
+    """The exit code of the job's own command."""
+    if details.status == "STOPPED":
+        say(f"submit: job {name} was stopped")
+        return INTERRUPTED
+    if details.driver_exit_code is not None:
+        code = int(details.driver_exit_code)
+        return code if code >= 0 else 128 - code
+    if details.status == "SUCCEEDED":
+        return 0
+    raise UserError(
+        f"the cluster could not run job {name}: {one_line(ValueError(details.message or 'no reason given'))}"
+    )
+
+
+def stop_wanted(name: str) -> bool:
+    """Ask the person at the terminal; without one, and after another Ctrl-C, the job is left alone."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input(f"\nstop job {name}? [y: stop it, n: let it go on] ").strip().lower() in {"y", "yes"}
+    except (EOFError, KeyboardInterrupt):
+        return False
+
+
+if __name__ == "__main__":
+    from rayjobs.cli import main
+
+    sys.exit(main(["submit", *sys.argv[1:]]))
