@@ -15,7 +15,7 @@ from rayjobs.ledger import fingerprint, replace_text
 from rayjobs.progress import summary_json
 from rayjobs.sweep_job import SweepJob, base_of
 from rayjobs.sweep_space import Point, short_names, text, with_values
-from rayjobs.train import last_logged
+from rayjobs.train_progress import last_logged
 from rayjobs.train_worker import HISTORY
 
 RECORD = "trial.json"

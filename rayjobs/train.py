@@ -27,10 +27,11 @@ from ortho_core.storage import Location, absolute, open_store
 from ortho_core.transform import block_dimension
 from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.plots import plot_training
-from rayjobs.progress import Progress, say, summary_json
+from rayjobs.progress import say, summary_json
 from rayjobs.session import WorkerResources, innermost, ray_session
 from rayjobs.trackers import TrackerSettings
 from rayjobs.trackers import check as check_trackers
+from rayjobs.train_progress import follow
 from rayjobs.train_worker import HISTORY, OWN_STATE, STOPPED, train_worker
 
 
@@ -359,7 +360,7 @@ def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData, callbacks: Seq
             callbacks=list(callbacks),
         ),
     )
-    with follow(job, sealed["updates"]), own_interrupts():
+    with follow(job.out, job.noise, sealed["updates"]), own_interrupts():
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -382,46 +383,6 @@ def own_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class follow:
-    """Show the updates that the workers have logged so far, while the block runs."""
-
-    def __init__(self, job: TrainJob, updates: int) -> None:
-        self.file = job.out / HISTORY
-        self.progress = Progress(f"train on {job.noise} noise", updates, "updates", done=last_logged(self.file)[0])
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-        self._show()
-        self.progress.close()
-
-    def _run(self) -> None:
-        while not self.stop.wait(1.0):
-            self._show()
-
-    def _show(self) -> None:
-        updates, loss = last_logged(self.file)
-        if updates > self.progress.done:
-            self.progress.advance(updates - self.progress.done, f"loss {loss:.4f}")
-
-
-def last_logged(history: Path) -> tuple[int, float]:
-    """The last update in a training log, and its loss; 0 where there is none yet."""
-    try:
-        with history.open("rb") as stream:
-            stream.seek(max(0, history.stat().st_size - 8192))
-            lines = stream.read().decode(errors="replace").splitlines()
-        entry = json.loads([line for line in lines if '"group": "train"' in line][-1])
-        return int(entry["update"]), float(entry["loss"])
-    except (OSError, ValueError, IndexError, KeyError):
-        return 0, 0.0
 
 
 if __name__ == "__main__":
