@@ -4,6 +4,7 @@ Every trial is an E-step and an M-step, judged on held-out pairs; what they trad
 set against how far it drifts from the model it started from.
 """
 
+import json
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -138,13 +139,15 @@ def named(point: Point) -> Point:
 def run(job: SweepJob) -> int:
     """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
     started = time.monotonic()
-    sealed = make_plan(job)
+    sealed, given = make_plan(job), job
     job = in_place(job)
     claim(job.work_dir, sealed, "sweep")
     space = space_of(job)
     points = settled_points(job) if job.search == "optuna" else points_of(job, space)
     outcomes = records_of(job, points, points_of(job, space))
     compared = figures_of(job)
+    file = job.work_dir / "sweep_summary.json"
+    seconds = json.loads(file.read_text())["seconds_this_run"] if file.is_file() else 0.0
     if outcomes is None or compared is None:
         # Importing Ray Tune takes seconds, which a refusal and a sweep that is done need not.
         from rayjobs.sweep_tune import references, tune_trials
@@ -152,9 +155,10 @@ def run(job: SweepJob) -> int:
         with ray_session():
             compared = references(job, reference_point(points_of(job, space)))
             outcomes = tune_trials(job, space)
-    summary = conclude(job, space, compared, outcomes)
-    summary["seconds_this_run"] = round(time.monotonic() - started, 1)
-    replace_text(job.work_dir / "sweep_summary.json", summary_json(summary))
+        seconds = round(time.monotonic() - started, 1)
+    told = {"seconds_this_run": seconds, "config": given.model_dump(mode="json")}
+    summary = conclude(job, space, compared, outcomes) | told
+    replace_text(file, summary_json(summary))
     write_report(job.work_dir)
     say(table(summary))
     say(f"done: {verdict(summary)}; the report is {job.work_dir / 'report.html'}")
@@ -203,7 +207,6 @@ def conclude(job: SweepJob, space: Space, compared: dict[str, Any], outcomes: li
         "front": front,
         "chosen": chosen,
         "model": str(trials[chosen]["model"]) if chosen else None,
-        "config": job.model_dump(mode="json"),
     }
 
 

@@ -52,6 +52,11 @@ def write_report(work_dir: Path) -> None:
         draw_front(summary, work_dir / "pareto.png")
 
 
+def spaced(name: str) -> str:
+    """A trial's name with room to break a line."""
+    return name.replace(",", ", ")
+
+
 def finished(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: trial for name, trial in summary["trials"].items() if trial["status"] == "finished"}
 
@@ -74,7 +79,7 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
         reached = []
         for name in dict.fromkeys((best, least)):
             figures = trials[name]["metrics"]
-            reached.append(f"{name} has {title} {words(figures[fit])} at a drift of {words(figures['drift'])}")
+            reached.append(f"{spaced(name)} has {title} {words(figures[fit])} at a drift of {words(figures['drift'])}")
         on = f"{counted(len(front), 'trial')} of {len(summary['trials'])} on the Pareto front"
         told.append(f"{on}: {listed(reached)}; the base model has {base}.")
     if direct := summary["references"].get("direct"):
@@ -82,7 +87,9 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     if summary["max_drift"] is not None:
         limit = f"a drift of {summary['max_drift']:g} or less"
         told.append(
-            f"The best fit with {limit} is {summary['chosen']}." if summary["chosen"] else f"No trial has {limit}."
+            f"The best fit with {limit} is {spaced(summary['chosen'])}."
+            if summary["chosen"]
+            else f"No trial has {limit}."
         )
     for status, what in (
         ("stopped", "ended early, for doing worse than others after as many epochs"),
@@ -117,7 +124,7 @@ def facts(summary: Mapping[str, Any]) -> list[Fact]:
         Fact(str(len(summary["front"])), "on the Pareto front"),
     ]
     if summary["chosen"]:
-        found.append(Fact(summary["chosen"], f"chosen: drift of {summary['max_drift']:g} or less"))
+        found.append(Fact(spaced(summary["chosen"]), f"chosen: drift of {summary['max_drift']:g} or less"))
     found.append(Fact(f"{e_step_evaluations(summary):,}", "evaluations of the E-steps"))
     return [*found, Fact(duration(summary["seconds_this_run"]), "of the last start")]
 
@@ -197,7 +204,7 @@ def front_table(summary: Mapping[str, Any]) -> Table:
     rows: list[Sequence[Cell | str]] = []
     for name, figures in shown.items():
         chosen = name == summary["chosen"]
-        row: list[Cell | str] = [Cell(f"{name}, chosen" if chosen else name)]
+        row: list[Cell | str] = [f"{spaced(name)} (chosen)" if chosen else spaced(name)]
         for key in (fit, "drift"):
             known = key in figures
             row.append(
@@ -258,7 +265,7 @@ def pictures(work_dir: Path, summary: Mapping[str, Any], references: Mapping[str
     def rows(kind: str) -> PictureRows:
         sheets = {"held-out target": folder / "pictures" / "targets.png"}
         sheets |= {labels[name]: folder / "pictures" / f"{name}-{kind}.png" for name in summary["references"]}
-        sheets |= {n: work_dir / "trials" / n / "evaluation" / "pictures" / f"trial-{kind}.png" for n in picked}
+        sheets |= {spaced(n): work_dir / "trials" / n / "evaluation" / "pictures" / f"trial-{kind}.png" for n in picked}
         images = {label: load_sheet(file, size)[:shown] for label, file in sheets.items()}
         return PictureRows.of(images, captions[kind], prompts)
 
