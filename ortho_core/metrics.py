@@ -25,7 +25,9 @@ class Metric:
 
 #: In the order of tables.
 METRICS = {
-    "latent_mse": Metric("latent MSE", "lower", "of the closest image, at newly assigned noise, to the held-out target"),
+    "latent_mse": Metric(
+        "latent MSE", "lower", "of the closest image, at newly assigned noise, to the held-out target"
+    ),
     "psnr": Metric("PSNR dB", "higher", "of the same image"),
     "ssim": Metric("SSIM", "higher", "of the same image"),
     "lpips": Metric("LPIPS", "lower", "of the same image"),

@@ -17,7 +17,14 @@ from pydantic import BeforeValidator, Field
 
 from ortho_core.assignments import CACHE_BYTES, FORMAT, Assignments
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.generators.base import base_folder_of, image_size_of, latent_shape_of, model_fingerprint
+from ortho_core.generators.base import (
+    base_folder_of,
+    image_size_of,
+    is_class_conditional,
+    latent_shape_of,
+    model_fingerprint,
+    target_shape_of,
+)
 from ortho_core.lora import Lora, lora_of
 from ortho_core.m_step import MStepConfig
 from ortho_core.matched_data import MatchedData, read_prompts
@@ -172,8 +179,9 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
         raise UserError(f"--preserve-model {job.preserve_model} has another latent shape than --model {job.model}")
     job.check_shares(len(assignments), "assigned rows")
     check_lora(job, job.model)
+    target_shape = target_shape_of(job.model)
     # As many rows as half of what a reader keeps in memory holds, so that it reads no part twice.
-    window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // assignments.row_bytes(shape)))
+    window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // assignments.row_bytes(shape, target_shape)))
     data = MatchedData(
         assignments,
         Order(assignments.starts, job.batch_size, job.seed, window),
@@ -184,6 +192,7 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
         needs_images=bool(job.pixel_l1_weight),
         preserve_rows=job.preserve_rows,
         preserve_prompts=read_prompts(job.preserve_prompts) if job.preserve_prompts and job.preserves else (),
+        target_shape=target_shape,
     )
     if data.needs_images and assignments.of_rewards:
         raise UserError(
@@ -213,7 +222,11 @@ def check_assignments(assignments: Assignments, shape: tuple[int, int, int]) -> 
 
 
 def check_lora(job: TrainSettings, model: Path) -> None:
-    """Raises UserError if the model's own adapter is not of the shape that was asked for."""
+    """Raises UserError if the model takes no adapter, or its own is not of the shape that was asked for."""
+    if job.lora_rank and is_class_conditional(model):
+        raise UserError(
+            f"--lora-rank: {model} is class-conditional, which has no adapters: train all weights (--lora-rank 0)"
+        )
     there = lora_of(model)
     if there is None:
         return
