@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -343,7 +343,18 @@ def rescue(out: Path) -> None:
 
 
 def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData) -> dict[str, Any]:
-    """Run the workers under Ray Train; it restarts them after a failure, from the last resumable state."""
+    """Run the workers of the M-step."""
+    config = {"job": job.model_dump(mode="json"), "sealed": sealed, "data": data}
+    return run_workers(job, train_worker, config, f"train on {job.noise} noise", sealed["updates"])
+
+
+def run_workers(
+    job: Any, worker: Callable[[dict[str, Any]], dict[str, Any]], config: dict[str, Any], title: str, updates: int
+) -> dict[str, Any]:
+    """Run workers under Ray Train, which restarts them after a failure, from the last resumable state; rank 0's summary.
+
+    `job` says where and how many. Raises UserError or RunFailed.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -361,8 +372,8 @@ def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData) -> dict[str, A
     rescue(job.out)
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job.model_dump(mode="json"), "sealed": sealed, "data": data},
+        worker,
+        train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=job.num_workers, use_gpu=bool(gpus), resources_per_worker=resources),
         run_config=RunConfig(
             name="state",
@@ -371,7 +382,7 @@ def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData) -> dict[str, A
             checkpoint_config=CheckpointConfig(num_to_keep=job.keep_states),
         ),
     )
-    with follow(job, sealed["updates"]), own_interrupts():
+    with follow(job.out / HISTORY, title, updates), own_interrupts():
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -399,9 +410,9 @@ def own_interrupts() -> Iterator[None]:
 class follow:
     """Show the updates that the workers have logged so far, while the block runs."""
 
-    def __init__(self, job: TrainJob, updates: int) -> None:
-        self.file = job.out / HISTORY
-        self.progress = Progress(f"train on {job.noise} noise", updates, "updates", done=self._logged()[0])
+    def __init__(self, file: Path, title: str, updates: int) -> None:
+        self.file = file
+        self.progress = Progress(title, updates, "updates", done=self._logged()[0])
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ortho_core.errors import BadRow, UserError
+from ortho_core.errors import BadRow, NoPairSet, UserError
 from ortho_core.images import decode_image
 from ortho_core.pairs.class_arrays import ClassArrays
 from ortho_core.pairs.class_files import Split, find_class_files
@@ -189,7 +189,7 @@ def _recognise(store: Store, given: str, fields: PairFields) -> tuple[Store, For
         if parent.exists(last):
             return parent, _of_files(parent, [(last, parent.size(last))], given, fields)
         if last.endswith(".jsonl"):
-            raise UserError(f"no pair set at {given}: it does not exist (expected: {EXPECTED})")
+            raise NoPairSet(f"no pair set at {given}: it does not exist (expected: {EXPECTED})")
     for name in ("pairs.jsonl", "metadata.jsonl"):
         if store.exists(name):
             return store, JsonLines(store, name, fields)
@@ -227,7 +227,7 @@ def _of_files(root: Store, files: list[tuple[str, int]], given: str, fields: Pai
         )
     if not kinds or kinds[0] not in ("jsonl", "parquet", "tar"):
         found = f"; found .{kinds[0]}" if kinds else ""
-        raise UserError(f"no pair set at {given}: expected {EXPECTED}{found}")
+        raise NoPairSet(f"no pair set at {given}: expected {EXPECTED}{found}")
     if kinds == ["jsonl"]:
         if len(files) > 1:
             raise UserError(f"{given} matches {len(files)} .jsonl files; one is read at a time")
