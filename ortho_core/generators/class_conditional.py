@@ -204,7 +204,7 @@ class ClassGenerator:
         return 0
 
     def encode_images(self, images: Tensor) -> Tensor:
-        images = images.to(self.device)
+        images = images.to(self.device, torch.float32)
         grey = self.config.image_shape[0] == 1
         return (images.mean(1, keepdim=True) if grey else images) * 2 - 1
 

@@ -47,8 +47,8 @@ class Diversity:
             return line
         bad, of = len(self.too_little), len(self.by_class)
         return (
-            f"{line}. It IGNORES ITS NOISE in {bad} of {of} classes (below {TOO_LITTLE}): noise matched to images will mean "
-            "nothing to it; train longer, or with --objective imle"
+            f"{line}. It IGNORES ITS NOISE in {bad} of {of} classes (below {TOO_LITTLE}), so that matching noise to images will "
+            "not help: train longer, or with --objective imle instead of gan"
         )
 
 

@@ -130,7 +130,7 @@ class PairSet:
             except OutsideRoot:
                 root = self.image_root.location
                 raise BadRow("outside-root", f"{where} lies outside {root} (--image-root names another)") from None
-            except BadRow:
+            except UserError:  # a bad row, or a file with many rows that is damaged
                 raise
             except Exception as error:
                 gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
