@@ -56,7 +56,7 @@ class TrainGanJob(FitConfig, TrackerSettings, WorkerResources):
     image_size: int | None = Field(
         None, ge=4, description="pixels along a side (none: the set's own; of --data any the first image's height)"
     )
-    epochs: int = Field(3, ge=1, description="passes over the images")
+    epochs: int = Field(2, ge=1, description="passes over the images")
     batch_size: int = Field(64, ge=1, description="images of one update, over all workers")
     num_workers: int = Field(1, ge=0, description="training processes (0: train in this process, for a debugger)")
     checkpoint_every: int = Field(200, ge=1, description="updates between resumable states")
