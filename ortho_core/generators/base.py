@@ -74,7 +74,7 @@ class OneStepGenerator(Protocol):
         ...
 
     def encode_prompts(self, prompts: list[str]) -> Condition:
-        """One row per prompt."""
+        """One row per prompt. Raises BadRow for a text that means nothing to the model; the empty one never does so."""
         ...
 
     def count_truncated(self, prompts: list[str]) -> int:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ortho_core.errors import UserError
+from ortho_core.errors import BadRow, UserError
 from ortho_core.folders import replace_folder
 from ortho_core.generators.base import CLASS_CONFIG, Condition
 from ortho_core.noise import seeded_normal
@@ -192,7 +192,7 @@ class ClassGenerator:
     def encode_prompts(self, prompts: list[str]) -> Condition:
         """One-hot rows of names or numbers of classes. The empty prompt, which fills up batches, is of no class.
 
-        Raises UserError for any other text.
+        Raises BadRow for any other text.
         """
         rows = torch.zeros(len(prompts), len(self.config.classes))
         for row, prompt in zip(rows, prompts, strict=True):
@@ -233,10 +233,11 @@ class ClassGenerator:
 
 
 def class_number(prompt: str, classes: Sequence[str]) -> int:
-    """The class that a prompt names, by name or by number. Raises UserError, naming what is accepted."""
+    """The class that a prompt names, by name or by number. Raises BadRow, naming what is accepted."""
     if prompt in classes:
         return classes.index(prompt)
     if prompt.isascii() and prompt.isdecimal() and int(prompt) < len(classes):
         return int(prompt)
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-    raise UserError(f"prompt {prompt[:100]!r} is no class; accepted: {shown}, or a number from 0 to {len(classes) - 1}")
+    message = f"prompt {prompt[:100]!r} is no class; accepted: {shown}, or a number from 0 to {len(classes) - 1}"
+    raise BadRow("unknown-class", message)

@@ -19,6 +19,7 @@ from ortho_core.generators.base import (
 )
 from ortho_core.generators.class_conditional import ClassConfig, ClassGenerator, ClassNetwork
 from ortho_core.transform import rotate, skew_parameters
+from tests.ortho_core.pairs.made import write_images, write_lines
 
 CLASSES = ("airplane", "ship", "1")
 #: Noise, image: maps that are cut to size or fit, and flat noise.
@@ -155,3 +156,26 @@ def test_half_precision_keeps_float32_outside(tmp_path):
     images = generator.denoise(base, condition)
     assert images.dtype == torch.float32
     torch.testing.assert_close(images, exact.denoise(base, condition), rtol=0.1, atol=0.05)
+
+
+def test_a_row_whose_prompt_is_no_class_is_quarantined_and_the_others_are_as_without_it(tmp_path):
+    from ortho_core.assign import AssignConfig
+    from ortho_core.objectives import Reconstruction
+    from ortho_core.pairs import PairSet
+    from ortho_core.prompts import PromptCache
+    from ortho_core.shard_rows import PairRows
+
+    prompts = ["ship", "boat", "1", "airplane", "no class"]
+    write_images(tmp_path, *[f"{i}.png" for i in range(5)])
+    write_lines(tmp_path / "pairs.jsonl", *[{"prompt": p, "image": f"{i}.png"} for i, p in enumerate(prompts)])
+    generator, pairs = make(), PairSet(tmp_path)
+    rows = PairRows(Reconstruction(generator, AssignConfig()), PromptCache(generator), pairs, store_latents=True)
+    failures = []
+    (found,) = rows.batches(pairs.shards(8)[0], failures, None)
+    assert [(f.row, f.reason) for f in failures] == [(1, "unknown-class"), (4, "unknown-class")]
+    assert "row 1: prompt 'boat' is no class" in failures[0].message
+    assert [pair.row for pair in found.pairs] == [0, 2, 3]
+    assert found.inputs["condition.classes"].argmax(1).tolist() == [1, 2, 0]
+    assert len(found.inputs["target"]) == 8  # filled up, as every batch is
+    shades = [float(t.mean()) for t in found.kept]
+    assert shades == pytest.approx([i / 255 * 2 - 1 for i in (0, 2, 3)], abs=1e-6)
