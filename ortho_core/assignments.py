@@ -274,12 +274,12 @@ class Assignments:
             raise UserError(f"{self.location}: the rebuilt noise of {names} does not match its checksum; assign again")
         return noise
 
-    def row_bytes(self, latent_shape: tuple[int, int, int]) -> int:
+    def row_bytes(self, latent_shape: tuple[int, int, int], target_shape: tuple[int, int, int]) -> int:
         """About how much memory a row takes once it is read."""
         n = int(np.prod(latent_shape))
         noise = n if self.keeps_noise else 0
         skew = 0 if self.is_free else self.regions**2 * skew_parameters(block_dimension(latent_shape, self.patch_size))
-        return 512 + 4 * (noise + skew + n * self.has_target_latents)
+        return 512 + 4 * (noise + skew + int(np.prod(target_shape)) * self.has_target_latents)
 
     def base_noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """ε of the rows at `index`, what their search began from."""
@@ -300,7 +300,7 @@ class Assignments:
                 kept[row["sample_id"]] = value
         return kept
 
-    def targets(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
+    def targets(self, index: Sequence[int], target_shape: tuple[int, int, int]) -> Float[Tensor, "B c h w"]:
         """The stored target latents of the rows at `index`."""
         flat = np.stack([row["target_latent"] for row in self.rows(index, ["target_latent"])])
-        return torch.from_numpy(flat.reshape(len(index), *latent_shape))
+        return torch.from_numpy(flat.reshape(len(index), *target_shape))

@@ -5,6 +5,10 @@ class UserError(Exception):
     """Something the user gave is wrong; the command line prints the message as one line and exits with 1."""
 
 
+class NoPairSet(UserError):
+    """There is no pair set of any kind at the place."""
+
+
 class BadRow(UserError):
     """One row of a pair set cannot be used; it is quarantined and the run goes on."""
 

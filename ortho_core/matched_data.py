@@ -1,6 +1,6 @@
 """The M-step's data: what each update's rows are made of, read on the CPU and independent of the number of workers.
 
-Axes: B rows of one worker's share of an update, P of its preserve term, C × H × W latents, Y × X × 3 images.
+Axes: B rows of one worker's share of an update, P of its preserve term, C × H × W noise, c × h × w latents, Y × X × 3 images.
 """
 
 import json
@@ -74,6 +74,8 @@ class MatchedData:
     #: P over all workers, and the prompts it draws from; without any, those of the update's own rows.
     preserve_rows: int = 0
     preserve_prompts: tuple[str, ...] = ()
+    #: Of the target latents; none: as the noise map.
+    target_shape: tuple[int, int, int] | None = None
 
     def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Share:
         """Read what a worker needs for one update. Raises UserError if an assignment is damaged or an image is gone."""
@@ -88,7 +90,7 @@ class MatchedData:
             noise = seeded_normal([noise_seed(self.seed, "train", epoch, n) for n in names], self.latent_shape)
         targets = images = None
         if self.assignments.has_target_latents:
-            targets = self.assignments.targets(index, self.latent_shape).numpy()
+            targets = self.assignments.targets(index, self.target_shape or self.latent_shape).numpy()
         if self.needs_images or targets is None:
             images = self._images(rows)
         texts, fresh = self._preserve(epoch, step, rank, world, prompts)

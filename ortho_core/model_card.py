@@ -1,6 +1,6 @@
 """The README.md in a checkpoint folder: what the model is, what it was made from, and how it measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -13,6 +13,11 @@ pipeline = DiffusionPipeline.from_pretrained("{folder}")
 ```"""
 
 
+USE_CLASSES = """```
+ortho generate --model path/of/this/folder --prompt "{prompt}" --out DIR
+```"""
+
+
 def model_card(
     title: str,
     *,
@@ -21,18 +26,24 @@ def model_card(
     metrics: Mapping[str, float],
     config: Mapping[str, Any],
     lora: bool,
+    classes: Sequence[str] = (),
 ) -> str:
-    """A model card in the hub's format. `base` is the folder of the model that was fine-tuned.
+    """A model card in the hub's format. `base` is the folder of the model that was fine-tuned, empty where none was.
 
-    `facts` become a table of two columns, `metrics` one of names and numbers, `config` a YAML block.
+    `classes` are those of a class-conditional generator; without any it is a diffusers pipeline. `facts` become a table of
+    two columns, `metrics` one of names and numbers, `config` a YAML block.
     """
-    tags = ["text-to-image", "one-step", "ortho", *(["lora"] if lora else [])]
-    head = {"library_name": "diffusers", "base_model": base, "base_model_relation": "adapter" if lora else "finetune"}
+    tags = ["class-conditional" if classes else "text-to-image", "one-step", "ortho", *(["lora"] if lora else [])]
+    head: dict[str, Any] = {} if classes else {"library_name": "diffusers"}
+    if base:
+        head |= {"base_model": base, "base_model_relation": "adapter" if lora else "finetune"}
     front = yaml.safe_dump({**head, "tags": tags}, sort_keys=False)
     load = 'pipeline.load_lora_weights("path/of/this/folder")\n' if lora else ""
     use = USE.format(folder=base if lora else "path/of/this/folder", load=load)
+    if classes:
+        use = USE_CLASSES.format(prompt=classes[0])
     parts = [
-        f"---\n{front}---\n\n# {title}\n\nA one-step generator fine-tuned with Ortho.\n",
+        f"---\n{front}---\n\n# {title}\n\nA one-step generator {'fine-tuned' if base else 'trained'} with Ortho.\n",
         _table(("", ""), facts),
         "## Metrics\n",
         _table(("metric", "value"), {name: f"{value:.5g}" for name, value in metrics.items()}),

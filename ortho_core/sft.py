@@ -1,6 +1,6 @@
 """The M-step loss: fine-tune on given noise while a preserve term holds random-noise output to the starting model.
 
-Axes: B images of the reconstruction term, P of the preserve term, C × H × W latents, 3 × Y × X images.
+Axes: B images of the reconstruction term, P of the preserve term, C × H × W noise, c × h × w latents, 3 × Y × X images.
 """
 
 import copy
@@ -39,7 +39,7 @@ class SftBatch:
 
     noise: Float[Tensor, "B C H W"]
     condition: Condition
-    target_latents: Float[Tensor, "B C H W"]
+    target_latents: Float[Tensor, "B c h w"]
     images: Float[Tensor, "B 3 Y X"] | None
     preserve_noise: Float[Tensor, "P C H W"] | None
     preserve_condition: Condition | None

@@ -14,6 +14,7 @@ from torch import Tensor
 from ortho_core.assign import Found
 from ortho_core.assignments import Failure
 from ortho_core.decoding import Decode, decode_in_threads, decoded_batches, usable_rows
+from ortho_core.errors import BadRow
 from ortho_core.objectives import Objective, Reconstruction
 from ortho_core.pairs import Pair, PairSet, Shard
 from ortho_core.prompts import PromptCache
@@ -83,6 +84,9 @@ class PairRows:
             self.waited += time.perf_counter() - began
             if not batch:
                 return
+            batch, images = self._meaningful(batch, images, failures)
+            if not batch:
+                continue
             images = torch.cat([images, images[-1:].expand(AT_ONCE - len(batch), -1, -1, -1)])
             images = to_device(images, generator.device)
             with torch.no_grad():
@@ -95,6 +99,21 @@ class PairRows:
     def kept(self, images: Tensor, targets: Tensor) -> list[Any]:
         """What the records need of images (B, 3, Y, X) and their target latents, one for each."""
         return list(targets)
+
+    def _meaningful(self, batch: list[Pair], images: Tensor, failures: list[Failure]) -> tuple[list[Pair], Tensor]:
+        """The rows without those whose prompt the generator refuses, which go to `failures`."""
+        try:
+            self.prompts([pair.prompt for pair in batch])
+            return batch, images
+        except BadRow:
+            good = []
+        for i, pair in enumerate(batch):
+            try:
+                self.prompts([pair.prompt])
+                good.append(i)
+            except BadRow as bad:
+                failures.append(Failure(pair.sample_id, pair.row, bad.reason, f"row {pair.row}: {bad}"))
+        return [batch[i] for i in good], images[good]
 
     def columns(
         self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor

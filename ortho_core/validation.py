@@ -1,10 +1,10 @@
 """What a training run is watched by: held-out rows at the noise assigned to them, and what the model was at random noise.
 
-Axes: V held-out rows of this worker, C × H × W latents, 3 × Y × X images.
+Axes: V held-out rows of this worker, C × H × W noise, c × h × w latents, 3 × Y × X images.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,10 @@ class Validation:
 
     prompts: list[str]
     matched: Float[Tensor, "V C H W"]
-    targets: Float[Tensor, "V C H W"]
+    targets: Float[Tensor, "V c h w"]
     random: Float[Tensor, "V C H W"]
     #: What the model that drift is counted from made of `random`.
-    before: Float[Tensor, "V C H W"]
+    before: Float[Tensor, "V c h w"]
     batch_size: int
 
     @staticmethod
@@ -53,22 +53,16 @@ class Validation:
         shape, index = generator.latent_shape, list(rows)
         listed = assignments.rows(index, ["sample_id", "prompt"])
         seeds = [noise_seed(0, "validation", row["sample_id"]) for row in listed]
-        made = Validation(
-            [row["prompt"] for row in listed],
-            assignments.noise(index, shape).to(generator.device),
-            assignments.targets(index, shape).to(generator.device),
-            generator.base_noise(seeds),
-            generator.base_noise(seeds),
-            batch_size,
-        )
+        matched, random = assignments.noise(index, shape).to(generator.device), generator.base_noise(seeds)
+        texts = [row["prompt"] for row in listed]
         with teacher.standing_in(generator) if teacher is not None else nullcontext():
-            return replace(made, before=made._denoise(generator, prompts, made.random))
+            before = _denoise(generator, prompts, texts, random, batch_size)
+        c, h, w = before.shape[1:]
+        targets = assignments.targets(index, (c, h, w)).to(generator.device)
+        return Validation(texts, matched, targets, random, before, batch_size)
 
     def _denoise(self, generator: OneStepGenerator, prompts: PromptCache, noise: Tensor) -> Tensor:
-        N = len(noise)
-        parts = [slice(k, min(k + self.batch_size, N)) for k in range(0, N, self.batch_size)]
-        texts = self.prompts[: len(noise)]
-        return torch.cat([generator.denoise(noise[part], prompts(texts[part])) for part in parts])
+        return _denoise(generator, prompts, self.prompts[: len(noise)], noise, self.batch_size)
 
     @torch.no_grad()
     def measure(self, generator: OneStepGenerator, prompts: PromptCache) -> tuple[np.ndarray, Tensor]:
@@ -93,6 +87,13 @@ class Validation:
         return [
             torch.cat([to_bytes(generator.decode(p)) for p in torch.split(each, self.batch_size)]) for each in latents
         ]
+
+
+def _denoise(
+    generator: OneStepGenerator, prompts: PromptCache, texts: list[str], noise: Tensor, batch_size: int
+) -> Tensor:
+    parts = [slice(k, k + batch_size) for k in range(0, len(noise), batch_size)]
+    return torch.cat([generator.denoise(noise[part], prompts(texts[part])) for part in parts])
 
 
 #: What the rows of the picture show.

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 from ortho_core.assignments import Assignments, Failure
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.gaussianity import verdict, write_diagnostics
-from ortho_core.generators.base import latent_shape_of, model_fingerprint
+from ortho_core.generators.base import latent_shape_of, model_fingerprint, target_shape_of
 from ortho_core.pairs import PairFields, PairSet, Shard
 from ortho_core.settings import AssignConfig
 from ortho_core.shard import ShardResult
@@ -166,7 +166,7 @@ def plan(job: AssignJob) -> dict[str, Any]:
     content, _, _ = make_plan(job)
     C, H, W = shape = latent_shape_of(job.model)
     numbers = 0 if job.transform == "free" else job.space(shape).parameters
-    record = 200 + 4 * numbers + 4 * C * H * W * job.store_latents
+    record = 200 + 4 * numbers + 4 * math.prod(target_shape_of(job.model)) * job.store_latents
     if job.store == "noise":
         record += 2 * C * H * W
     elif job.transform == "free":

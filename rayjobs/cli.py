@@ -35,6 +35,9 @@ VERBS = {
     "sweep": Verb("rayjobs.sweep", "SweepJob", "try settings: target fit against drift, with the Pareto front"),
     "evaluate": Verb("rayjobs.evaluate", "EvaluateJob", "held-out metrics of one or more models"),
     "reward": Verb("rayjobs.reward", "RewardJob", "find the noise whose image scores highest, for one prompt or many"),
+    "train-gan": Verb(
+        "rayjobs.train_gan", "TrainGanJob", "a small one-step generator of labelled images, from MNIST on"
+    ),
     "generate": Verb("rayjobs.generate", "GenerateJob", "images from a model folder"),
     "export": Verb("rayjobs.export_assignments", "ExportJob", "assignments as the reference's folder of noise files"),
     "import": Verb("rayjobs.import_assignments", "ImportJob", "the reference's folder of noise files as assignments"),

@@ -1,6 +1,7 @@
 """The curves that jobs leave beside their results."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 CURVES = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
 
 
-def plot_training(history: Path, path: Path) -> None:
+def plot_training(history: Path, path: Path, curves: Sequence[str] = CURVES) -> None:
     """Draw a training log as a PNG: the loss and its terms, and beside them the validation where there was one.
 
     The log is JSON lines with `update`, `group` (train or validation) and one key per figure.
@@ -25,7 +26,7 @@ def plot_training(history: Path, path: Path) -> None:
     for axes, group in zip(np.ravel(figure.subplots(1, len(drawn))), drawn, strict=True):
         entries = groups[group]
         updates = [row["update"] for row in entries]
-        for name in CURVES if group == "train" else [k for k in entries[0] if k not in ("update", "group")]:
+        for name in curves if group == "train" else [k for k in entries[0] if k not in ("update", "group")]:
             values = np.array([row[name] for row in entries])
             if not (values > 0).any():
                 continue

@@ -1,23 +1,25 @@
 """The M-step job: `ortho train` fine-tunes on assigned noise (or, for comparison, on random noise) with Ray Train."""
 
 import json
-import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BeforeValidator, Field
 
 from ortho_core.assignments import CACHE_BYTES, FORMAT, Assignments
-from ortho_core.errors import RunFailed, UserError
-from ortho_core.generators.base import base_folder_of, image_size_of, latent_shape_of, model_fingerprint
+from ortho_core.errors import UserError
+from ortho_core.generators.base import (
+    base_folder_of,
+    image_size_of,
+    is_class_conditional,
+    latent_shape_of,
+    model_fingerprint,
+    target_shape_of,
+)
 from ortho_core.lora import Lora, lora_of
 from ortho_core.m_step import MStepConfig
 from ortho_core.matched_data import MatchedData, read_prompts
@@ -28,11 +30,11 @@ from ortho_core.transform import block_dimension
 from rayjobs.ledger import claim, fingerprint, replace_text
 from rayjobs.plots import plot_training
 from rayjobs.progress import say, summary_json
-from rayjobs.session import WorkerResources, innermost, ray_session
+from rayjobs.session import WorkerResources, ray_session
 from rayjobs.trackers import TrackerSettings
 from rayjobs.trackers import check as check_trackers
-from rayjobs.train_progress import follow
-from rayjobs.train_worker import HISTORY, OWN_STATE, STOPPED, train_worker
+from rayjobs.train_run import forget, run_workers
+from rayjobs.train_worker import HISTORY, train_worker
 
 
 def _names(value: Any) -> Any:
@@ -173,8 +175,9 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
         raise UserError(f"--preserve-model {job.preserve_model} has another latent shape than --model {job.model}")
     job.check_shares(len(assignments), "assigned rows")
     check_lora(job, job.model)
+    target_shape = target_shape_of(job.model)
     # As many rows as half of what a reader keeps in memory holds, so that it reads no part twice.
-    window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // assignments.row_bytes(shape)))
+    window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // assignments.row_bytes(shape, target_shape)))
     data = MatchedData(
         assignments,
         Order(assignments.starts, job.batch_size, job.seed, window),
@@ -185,6 +188,7 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
         needs_images=bool(job.pixel_l1_weight),
         preserve_rows=job.preserve_rows,
         preserve_prompts=read_prompts(job.preserve_prompts) if job.preserve_prompts and job.preserves else (),
+        target_shape=target_shape,
     )
     if data.needs_images and assignments.of_rewards:
         raise UserError(
@@ -214,7 +218,11 @@ def check_assignments(assignments: Assignments, shape: tuple[int, int, int]) -> 
 
 
 def check_lora(job: TrainSettings, model: Path) -> None:
-    """Raises UserError if the model's own adapter is not of the shape that was asked for."""
+    """Raises UserError if the model takes no adapter, or its own is not of the shape that was asked for."""
+    if job.lora_rank and is_class_conditional(model):
+        raise UserError(
+            f"--lora-rank: {model} is class-conditional, which has no adapters: train all weights (--lora-rank 0)"
+        )
     there = lora_of(model)
     if there is None:
         return
@@ -302,87 +310,11 @@ def run(job: TrainJob, callbacks: Sequence[Any] = ()) -> int:
     return 0
 
 
-def forget(out: Path) -> None:
-    """Remove the resumable state of a run that is done."""
-    shutil.rmtree(out / "state", ignore_errors=True)
-    (out / OWN_STATE).unlink(missing_ok=True)
-
-
-def rescue(out: Path) -> None:
-    """Where a kill cut short Ray Train's own list of checkpoints, keep the newest whole state and drop the rest.
-
-    Ray Train replaces that file in place, and would start no run again that has half of it.
-    """
-    folder = out / "state"
-    listing = folder / "checkpoint_manager_snapshot.json"
-    try:
-        if not listing.is_file() or json.loads(listing.read_text()) is not None:
-            return
-    except ValueError:
-        pass
-    for state in sorted(folder.glob("*/state.pt"), key=lambda file: file.stat().st_mtime, reverse=True):
-        try:
-            torch.load(state, map_location="cpu", weights_only=True)
-        except Exception:  # cut short as well
-            continue
-        state.replace(out / OWN_STATE)
-        break
-    shutil.rmtree(folder)
-
-
 def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Run the workers under Ray Train; it restarts them after a failure, from the last resumable state."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    if job.fitting(job.world) < job.world:
-        raise UserError(
-            f"--num-workers: {job.num_workers} is more than the cluster has room for; see --cpus-per-worker"
-        )
-    gpus = job.gpus()
-    if job.num_workers > 1 and 0 < gpus < 1:
-        raise UserError(
-            f"--gpus-per-worker: {gpus:g} puts several DDP workers on one GPU, which NCCL refuses; accepted: 1"
-        )
-    (job.out / STOPPED).unlink(missing_ok=True)
-    rescue(job.out)
-    resources = {"CPU": job.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job.model_dump(mode="json"), "sealed": sealed, "data": data},
-        scaling_config=ScalingConfig(num_workers=job.num_workers, use_gpu=bool(gpus), resources_per_worker=resources),
-        run_config=RunConfig(
-            name="state",
-            storage_path=str(job.out),
-            failure_config=FailureConfig(max_failures=job.max_restarts),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.keep_states),
-            callbacks=list(callbacks),
-        ),
-    )
-    with follow(job.out, job.noise, sealed["updates"]), own_interrupts():
-        try:
-            result = trainer.fit()
-        except TrainingFailedError as error:
-            raise RunFailed(f"training failed: {innermost(error)}") from error
-    summary = dict(result.return_value or {})
-    if "error" in summary:
-        (job.out / STOPPED).unlink(missing_ok=True)
-        raise RunFailed(f"training failed: {summary['error']}")
-    return summary
-
-
-@contextmanager
-def own_interrupts() -> Iterator[None]:
-    """Put the handler of Ctrl-C back: Ray Train leaves its own behind, which would end a later step with exit code 0."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    """Run the workers of the M-step."""
+    config = {"job": job.model_dump(mode="json"), "sealed": sealed, "data": data}
+    title = f"train on {job.noise} noise"
+    return run_workers(job, train_worker, config, title, sealed["updates"], callbacks)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ortho_core.folders import link_tree, replace_folder
-from ortho_core.generators.base import base_folder_of, load_generator
+from ortho_core.generators.base import base_folder_of, classes_of, load_generator
 from ortho_core.lora import TEACHER, Lora, add_lora, has_lora
 from ortho_core.m_step import MStep
 from ortho_core.model_card import model_card
@@ -91,4 +91,5 @@ class ModelFolders:
             metrics=metrics,
             config=sealed["config"],
             lora=bool(job.lora_rank) and not job.lora_merge,
+            classes=classes_of(job.model),
         )

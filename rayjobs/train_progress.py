@@ -5,15 +5,14 @@ import threading
 from pathlib import Path
 
 from rayjobs.progress import Progress
-from rayjobs.train_worker import HISTORY
 
 
 class follow:
     """Show the updates that the workers have logged so far, while the block runs."""
 
-    def __init__(self, out: Path, noise: str, updates: int) -> None:
-        self.file = out / HISTORY
-        self.progress = Progress(f"train on {noise} noise", updates, "updates", done=last_logged(self.file)[0])
+    def __init__(self, file: Path, title: str, updates: int) -> None:
+        self.file = file
+        self.progress = Progress(title, updates, "updates", done=last_logged(self.file)[0])
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 

@@ -90,6 +90,19 @@ def saved_state(out: Path) -> dict[str, Any] | None:
         return dict(torch.load(os.path.join(folder, "state.pt"), map_location="cpu", weights_only=True))
 
 
+def trim_history(file: Path, update: int) -> None:
+    """Drop what a log holds of updates after the state that a run resumes from: they will be made again."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["update"] <= update and update:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):  # the line that a kill cut short
+            continue
+    replace_text(file, "".join(kept))
+
+
 class Training:
     """One worker's view of a run: model, data, and where it stands."""
 
@@ -122,7 +135,7 @@ class Training:
         if state is not None:
             self._resume(state)
         if rank == 0:
-            self._trim_history()
+            trim_history(job.out / HISTORY, self.update)
         self.paused = 0.0
         self.trackers: Trackers | None = None
 
@@ -379,16 +392,3 @@ class Training:
         if self.rank == 0:
             self.sums = np.array(state["sums"])
         self.step.load_state_dict(state)
-
-    def _trim_history(self) -> None:
-        """Drop what the log holds of updates after the state that the run resumes from: they will be made again."""
-        file = self.job.out / HISTORY
-        lines = file.read_text().splitlines() if file.exists() else []
-        kept = []
-        for line in lines:
-            try:
-                if json.loads(line)["update"] <= self.update and self.update:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):  # the line that a kill cut short
-                continue
-        replace_text(file, "".join(kept))

@@ -1,7 +1,7 @@
 """What a one-step generator is: `x = D(f(ε, c))`, with f one network evaluation and D a decoder; and the folders of one.
 
-A model folder is a diffusers pipeline, or a *LoRA folder*: an adapter's weights and a `lora.json` that names the pipeline
-folder, the base, which the adapter belongs to.
+A model folder is a diffusers pipeline, a class-conditional generator (`config.json` and its weights), or a *LoRA folder*: an
+adapter's weights and a `lora.json` that names the pipeline folder, the base, which the adapter belongs to.
 
 Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 """
@@ -12,12 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from ortho_core.errors import UserError
+
+if TYPE_CHECKING:
+    from ortho_core.generators.class_conditional import ClassConfig
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class OneStepGenerator(Protocol):
         ...
 
     def encode_prompts(self, prompts: list[str]) -> Condition:
-        """One row per prompt."""
+        """One row per prompt. Raises BadRow for a text that means nothing to the model; the empty one never does so."""
         ...
 
     def count_truncated(self, prompts: list[str]) -> int:
@@ -79,11 +82,11 @@ class OneStepGenerator(Protocol):
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """E(x), the target latents (B, C, H, W) of images (B, 3, Y, X) in [0, 1]."""
+        """E(x), the target latents (B, c, h, w) of images (B, 3, Y, X) in [0, 1]; (c, h, w) is `target_shape_of` its folder."""
         ...
 
     def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
-        """f(ε, c): one step, (B, C, H, W) to (B, C, H, W), differentiable in the noise and in `trainable`."""
+        """f(ε, c): one step from noise (B, C, H, W) to latents (B, c, h, w), differentiable in noise and in `trainable`."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -104,6 +107,9 @@ class OneStepGenerator(Protocol):
 
 #: The diffusers pipeline classes that are one-step generators to us.
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+
+#: The file that makes a folder a class-conditional generator's, and the `kind` that it states.
+CLASS_CONFIG, CLASS_KIND = "config.json", "class-conditional"
 
 #: The two files of a LoRA folder: which base it belongs to, and the weights, named as diffusers looks for them.
 LORA_REFERENCE = "lora.json"
@@ -152,7 +158,8 @@ def base_folder_of(folder: str | Path) -> Path:
 
 
 def check_model_folder(folder: str | Path) -> str:
-    """The pipeline class that `folder`, or its base, names. Raises UserError, naming the file, if it is none that we know.
+    """The pipeline class that `folder`, or its base, names, or `class-conditional`. Raises UserError, naming the file, if it is
+    none that we know.
 
     Cheap: of a LoRA folder's base it is not checked that it is the one recorded, which `model_fingerprint` does.
     """
@@ -164,9 +171,11 @@ def check_model_folder(folder: str | Path) -> str:
     if reference is not None:
         return _check_lora_folder(folder, reference.base_model)
     if not index.is_file():
+        if is_class_conditional(folder):
+            return CLASS_KIND
         raise UserError(
             f"{folder} is not a model folder: no model_index.json in it (a diffusers pipeline is expected), "
-            f"nor a {LORA_REFERENCE} (a LoRA folder)"
+            f"nor a {LORA_REFERENCE} (a LoRA folder), nor a {CLASS_CONFIG} of kind {CLASS_KIND} (of `ortho train-gan`)"
         )
     try:
         name = json.loads(index.read_text())["_class_name"]
@@ -175,6 +184,15 @@ def check_model_folder(folder: str | Path) -> str:
     if name not in PIPELINES:
         raise UserError(f"{index} names a {name}; accepted: {', '.join(PIPELINES)}")
     return str(name)
+
+
+def is_class_conditional(folder: str | Path) -> bool:
+    """Is it the folder of a class-conditional generator? Cheap; that the rest of it is sound is not checked."""
+    try:
+        content = json.loads((Path(folder) / CLASS_CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == CLASS_KIND
 
 
 def _check_lora_folder(folder: Path, base: Path) -> str:
@@ -186,6 +204,10 @@ def _check_lora_folder(folder: Path, base: Path) -> str:
     if (base / LORA_REFERENCE).exists():
         raise UserError(
             f"{file}: the base model {base} is itself a LoRA folder; accepted: a diffusers pipeline's folder"
+        )
+    if is_class_conditional(base):
+        raise UserError(
+            f"{file}: the base model {base} is class-conditional, which has no adapters; accepted: a diffusers pipeline's"
         )
     try:
         return check_model_folder(base)
@@ -209,6 +231,14 @@ def load_generator(
     """
     folder = Path(folder)
     name, base = check_model_folder(folder), base_folder_of(folder)
+    if name == CLASS_KIND:
+        from ortho_core.generators.class_conditional import ClassGenerator
+
+        if gradient_checkpointing:
+            raise UserError(
+                f"--gradient-checkpointing: {folder} is class-conditional and too small for it; leave it out"
+            )
+        return ClassGenerator.load(folder, torch.device(device), getattr(torch, dtype))
     lora = None if base == folder else folder
     if lora is not None:
         model_fingerprint(lora)  # is the base still the one that the adapter was trained on?
@@ -266,6 +296,8 @@ def _hash_once(file: str, *status: int) -> str:
 
 def latent_shape_of(folder: str | Path) -> tuple[int, int, int]:
     """(C, H, W) read from the network's configuration alone, so that a job can be checked before anything is loaded."""
+    if (own := _class_config_of(folder)) is not None:
+        return own.noise_shape
     config, file = _config_of(folder, "unet")
     try:
         size = config["sample_size"]
@@ -277,6 +309,8 @@ def latent_shape_of(folder: str | Path) -> tuple[int, int, int]:
 
 def image_size_of(folder: str | Path) -> tuple[int, int]:
     """(Y, X) in pixels, read from the configurations alone."""
+    if (own := _class_config_of(folder)) is not None:
+        return own.image_shape[1:]
     _, H, W = latent_shape_of(folder)
     config, file = _config_of(folder, "vae")
     try:
@@ -284,6 +318,27 @@ def image_size_of(folder: str | Path) -> tuple[int, int]:
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} does not state the autoencoder's blocks: {error!r}") from error
     return H * factor, W * factor
+
+
+def target_shape_of(folder: str | Path) -> tuple[int, int, int]:
+    """(c, h, w) of what the network makes, read from its configuration alone; a pipeline's is that of the noise map."""
+    own = _class_config_of(folder)
+    return latent_shape_of(folder) if own is None else own.image_shape
+
+
+def classes_of(folder: str | Path) -> tuple[str, ...]:
+    """The classes that are the prompts of a class-conditional generator; of a pipeline none."""
+    own = _class_config_of(folder)
+    return () if own is None else own.classes
+
+
+def _class_config_of(folder: str | Path) -> "ClassConfig | None":
+    """Of a class-conditional generator. Raises UserError if it is broken."""
+    if check_model_folder(folder) != CLASS_KIND:
+        return None
+    from ortho_core.generators.class_conditional import ClassConfig
+
+    return ClassConfig.read(Path(folder) / CLASS_CONFIG)
 
 
 def _config_of(folder: str | Path, part: str) -> tuple[Any, Path]:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ortho_core.errors import BadRow, UserError
+from ortho_core.errors import BadRow, NoPairSet, UserError
 from ortho_core.images import decode_image
+from ortho_core.pairs.class_arrays import ClassArrays
+from ortho_core.pairs.class_files import Split, find_class_files
+from ortho_core.pairs.class_folders import ClassFolders, class_folders_of
 from ortho_core.pairs.json_lines import JsonLines
 from ortho_core.pairs.parquet import Parquet
 from ortho_core.pairs.repeated_ids import repeated
@@ -19,7 +22,8 @@ from ortho_core.pairs.web_dataset import WebDataset
 from ortho_core.storage import OutsideRoot, Store, one_line, open_store
 
 EXPECTED = (
-    "a folder with pairs.jsonl, metadata.jsonl, .parquet or .tar files, one such file, or a pattern such as DIR/*.tar"
+    "a folder with pairs.jsonl, metadata.jsonl, .parquet or .tar files, one such file, a pattern such as DIR/*.tar, or "
+    "labelled images (IDX files, CIFAR-10's binary batches or their PNG sheets, one folder per class)"
 )
 #: An image that cannot be read for a reason that may pass is tried again after these seconds.
 RETRIES = (0.2, 1.0, 4.0)
@@ -126,7 +130,7 @@ class PairSet:
             except OutsideRoot:
                 root = self.image_root.location
                 raise BadRow("outside-root", f"{where} lies outside {root} (--image-root names another)") from None
-            except BadRow:
+            except UserError:  # a bad row, or a file with many rows that is damaged
                 raise
             except Exception as error:
                 gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -185,11 +189,34 @@ def _recognise(store: Store, given: str, fields: PairFields) -> tuple[Store, For
         if parent.exists(last):
             return parent, _of_files(parent, [(last, parent.size(last))], given, fields)
         if last.endswith(".jsonl"):
-            raise UserError(f"no pair set at {given}: it does not exist (expected: {EXPECTED})")
+            raise NoPairSet(f"no pair set at {given}: it does not exist (expected: {EXPECTED})")
     for name in ("pairs.jsonl", "metadata.jsonl"):
         if store.exists(name):
             return store, JsonLines(store, name, fields)
-    return store, _of_files(store, [*store.find(".parquet"), *store.find(".tar")], given, fields)
+    files = [*store.find(".parquet"), *store.find(".tar")]
+    if not files and (labelled := _labelled(store, parent, last, fields)) is not None:
+        return labelled
+    return store, _of_files(store, files, given, fields)
+
+
+def _labelled(store: Store, parent: Store, last: str, fields: PairFields) -> tuple[Store, Format] | None:
+    """Labelled images. A set stands for its training split; `SET/train` and `SET/test` name a split of it."""
+    if not fields.with_images:
+        return None
+    named: Split | None = "train" if last == "train" else "test" if last == "test" else None
+    places: tuple[tuple[Store, Split | None], ...] = ((store, "train"), (parent, named))
+    for root, split in places:
+        if split is not None and (arrays := find_class_files(root, split)) is not None:
+            return root, ClassArrays(root, arrays, fields)
+    if folders := class_folders_of(store):
+        return store, ClassFolders(store, folders, fields)
+    inner = store.child("train")
+    if folders := class_folders_of(inner):
+        return inner, ClassFolders(inner, folders, fields)
+    if named is not None:
+        of_split = [(file, size) for file, size in parent.find(".parquet") if file.rpartition("/")[2].startswith(named)]
+        return (parent, Parquet(parent, of_split, fields)) if of_split else None
+    return None
 
 
 def _of_files(root: Store, files: list[tuple[str, int]], given: str, fields: PairFields) -> Format:
@@ -200,7 +227,7 @@ def _of_files(root: Store, files: list[tuple[str, int]], given: str, fields: Pai
         )
     if not kinds or kinds[0] not in ("jsonl", "parquet", "tar"):
         found = f"; found .{kinds[0]}" if kinds else ""
-        raise UserError(f"no pair set at {given}: expected {EXPECTED}{found}")
+        raise NoPairSet(f"no pair set at {given}: expected {EXPECTED}{found}")
     if kinds == ["jsonl"]:
         if len(files) > 1:
             raise UserError(f"{given} matches {len(files)} .jsonl files; one is read at a time")

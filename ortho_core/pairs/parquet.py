@@ -1,7 +1,8 @@
 """Parquet: a prompt column, and an image column of bytes, of `{bytes, path}` structs (as the `datasets` library writes), or of
-paths and URLs."""
+paths and URLs. A column of class numbers is a prompt column: the names are the `datasets` library's, else the numbers."""
 
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -78,7 +79,7 @@ class Parquet:
             )
 
         image = column(fields.image_field, ("image", "url", "file_name"), "image") if fields.with_images else None
-        prompt = column(fields.prompt_field, ("prompt", "text", "caption"), "prompt")
+        prompt = column(fields.prompt_field, ("prompt", "text", "caption", "label"), "prompt")
         return prompt, image, column(fields.id_field, (), "id") if fields.id_field else None
 
     def signature(self) -> str:
@@ -102,6 +103,7 @@ class Parquet:
             names = self._names(parquet.schema_arrow, shard.file)
             groups, skip = groups_of(parquet.metadata, shard.offset, shard.rows)
             columns = [name for name in names if name is not None]
+            classes = class_names(parquet.schema_arrow, names[0])
             left = shard.rows
             for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
                 part = batch.slice(skip, left)
@@ -113,6 +115,7 @@ class Parquet:
                     in_file = shard.offset + number + i - shard.first
                     try:
                         values = {name: _value(part[name][i], name, number + i) for name in columns}
+                        values[names[0]] = _named(values[names[0]], classes)
                         yield self.make(values, names, number + i, f"{shard.file}#{in_file}")
                     except BadRow as bad:
                         yield number + i, bad
@@ -220,6 +223,22 @@ def groups_of(footer: pq.FileMetaData, first: int, rows: int) -> tuple[list[int]
 def stem_of(path: Any) -> str | None:
     """The file name of a path without its extension."""
     return path.replace("\\", "/").rpartition("/")[2].rpartition(".")[0] or None if isinstance(path, str) else None
+
+
+def class_names(schema: pa.Schema, column: str) -> list[str]:
+    """The names by number that the `datasets` library keeps of a column of classes; none of any other column."""
+    try:
+        kept = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return kept if isinstance(kept, list) and all(isinstance(name, str) for name in kept) else []
+
+
+def _named(prompt: Any, classes: list[str]) -> Any:
+    """A class number as a text; a text as it is."""
+    if isinstance(prompt, bool) or not isinstance(prompt, int):
+        return prompt
+    return classes[prompt] if 0 <= prompt < len(classes) else str(prompt)
 
 
 def _value(scalar: pa.Scalar, name: str, row: int) -> Any:

@@ -42,7 +42,7 @@ class RewardObjective:
     @torch.no_grad()
     def blank_inputs(self, count: int) -> dict[str, Tensor]:
         texts = ["an image"] * count
-        return self.inputs(self.generator.encode_prompts(texts), self.rewards.encode_prompts(texts))
+        return self.inputs(self.generator.encode_prompts([""] * count), self.rewards.encode_prompts(texts))
 
     def __call__(self, noise: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         condition = Condition({k.removeprefix(CONDITION): v for k, v in inputs.items() if k.startswith(CONDITION)})

@@ -102,7 +102,6 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(assigned, tiny_turbo, tmp_p
         ({"preserve_prompts": "nowhere.txt"}, r"prompts file nowhere\.txt: No such file"),
         ({"validation": "nowhere"}, "nowhere holds no assignments"),
         ({"num_workers": 8, "validation_rows": 4}, "--validation: fewer rows in .* than the 8 workers"),
-        ({"mlflow": "sqlite:///x"}, r"--mlflow .*sqlite"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(assigned, tiny_turbo, tmp_path, options, says):

@@ -16,7 +16,8 @@ import torch
 
 from ortho_core.errors import RunFailed
 from ortho_core.m_step import MStep
-from rayjobs.train import make_plan, rescue, run
+from rayjobs.train import make_plan, run
+from rayjobs.train_run import rescue
 from rayjobs.train_worker import OWN_STATE, STOPPED
 from tests.rayjobs.training import altered, assert_same_lines, assert_same_weights, history, job, losses, summary
 

@@ -1,0 +1,243 @@
+"""Small one-step generators of labelled images: noise and a class to pixels, convolutions alone, no autoencoder.
+
+A folder holds `config.json` (see `ClassConfig`) and `network.safetensors`. A prompt is the name of a class, or its number.
+
+Axes: B images, K classes, C × H × W the noise map (a flat noise of n numbers is n × 1 × 1), c × Y × X the image (c is 1 or 3),
+E features of the condition, g × g the coarsest grid of features.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ortho_core.errors import BadRow, UserError
+from ortho_core.folders import replace_folder
+from ortho_core.generators.base import CLASS_CONFIG, Condition
+from ortho_core.noise import seeded_normal
+from ortho_core.transfer import to_device
+
+WEIGHTS = "network.safetensors"
+
+
+class ClassConfig(BaseModel):
+    """What `config.json` says: everything that the network's shape hangs on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["class-conditional"] = "class-conditional"
+    #: The classes by number; prompts are their names.
+    classes: tuple[str, ...] = Field(min_length=1)
+    #: (C, H, W); H = W = 1 is a flat noise.
+    noise_shape: tuple[int, int, int]
+    #: (c, Y, X); c = 1 is grey.
+    image_shape: tuple[int, int, int]
+    #: Channels of the blocks: two on the coarsest grid, then one after each doubling.
+    widths: tuple[int, ...] = Field((64, 64, 48), min_length=2)
+    condition: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ClassConfig":
+        (_, H, W), (c, Y, X) = self.noise_shape, self.image_shape
+        if min(*self.noise_shape, Y, X) < 1 or c not in (1, 3):
+            raise ValueError("noise_shape is (C, H, W) and image_shape (1 or 3, Y, X), all of them positive")
+        if any(width % GROUPS or width < 1 for width in self.widths):
+            raise ValueError(f"widths are multiples of {GROUPS}")
+        if not self.flat and (H * self.scale < Y or W * self.scale < X):
+            raise ValueError(
+                f"a noise map of {H}×{W} grows to {H * self.scale}×{W * self.scale} pixels, smaller than {Y}×{X} images: "
+                "give a larger map, or flat noise (n,1,1)"
+            )
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("two classes have the same name")
+        return self
+
+    @property
+    def flat(self) -> bool:
+        return self.noise_shape[1:] == (1, 1)
+
+    @property
+    def scale(self) -> int:
+        """Pixels per cell of the coarsest grid, along one side; the last doubling is the output layer's own."""
+        return int(2 ** (len(self.widths) - 1))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The coarsest grid."""
+        _, Y, X = self.image_shape
+        return (-(-Y // self.scale), -(-X // self.scale)) if self.flat else self.noise_shape[1:]
+
+    @staticmethod
+    def read(file: Path) -> "ClassConfig":
+        """Raises UserError, naming the file, for one that is broken."""
+        try:
+            return ClassConfig.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{file} is no class-conditional generator's: {place} {first['msg']}") from error
+
+
+#: Channels of one group of the normalisation, at least; widths are multiples of it.
+GROUPS = 8
+
+
+class Block(nn.Module):
+    """Two convolutions around a projection, the first scaled and shifted by the condition (FiLM, Perez et al. 2018)."""
+
+    def __init__(self, enter: int, channels: int, condition: int) -> None:
+        super().__init__()
+        self.norm, self.film = nn.GroupNorm(GROUPS, enter), nn.Linear(condition, 2 * enter)
+        self.first = nn.Conv2d(enter, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.skip = nn.Conv2d(enter, channels, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
+        y = self.first(F.silu(self.norm(x) * (1 + scale) + shift))
+        return self.skip(x) + self.second(F.silu(y))
+
+
+class ClassNetwork(nn.Module):
+    """Noise (B, C, H, W) and classes (B, K), one-hot, to images (B, c, Y, X), nominally in [-1, 1]."""
+
+    def __init__(self, config: ClassConfig) -> None:
+        super().__init__()
+        self.config = config
+        C, widths, E = config.noise_shape[0], config.widths, config.condition
+        rows, columns = config.grid
+        self.classes = nn.Linear(len(config.classes), E)
+        if config.flat:
+            self.enter: nn.Module = nn.Sequential(
+                nn.Flatten(), nn.Linear(C, widths[0] * rows * columns), nn.Unflatten(1, (widths[0], rows, columns))
+            )
+            self.styles: nn.Module | None = nn.Linear(C, E)
+        else:
+            self.enter, self.styles = nn.Conv2d(C, widths[0], 3, padding=1), None
+        before = [widths[0], *widths[:-1]]
+        self.blocks = nn.ModuleList(Block(a, b, E) for a, b in zip(before, widths, strict=True))
+        self.leave = nn.Sequential(
+            nn.Conv2d(widths[-1], 4 * config.image_shape[0], 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+
+    def forward(self, noise: Tensor, classes: Tensor) -> Tensor:
+        condition = self.classes(classes)
+        if self.styles is not None:
+            condition = condition + self.styles(noise.flatten(1))
+        condition = F.silu(condition)
+        x = self.enter(noise)
+        for number, block in enumerate(self.blocks):
+            x = block(F.interpolate(x, scale_factor=2.0, mode="nearest") if number > 1 else x, condition)
+        image: Tensor = self.leave(F.silu(x))
+        _, Y, X = self.config.image_shape
+        top, left = (image.shape[-2] - Y) // 2, (image.shape[-1] - X) // 2
+        return image[..., top : top + Y, left : left + X].contiguous()
+
+
+class ClassGenerator:
+    """A `OneStepGenerator` whose latent is the image itself in [-1, 1], grey with one channel."""
+
+    def __init__(self, config: ClassConfig, network: ClassNetwork) -> None:
+        self.config, self.network = config, network
+        self._trainable: nn.Module = network
+
+    @staticmethod
+    def load(folder: Path, device: torch.device, dtype: torch.dtype) -> "ClassGenerator":
+        """Load a folder, frozen. Raises UserError, naming the file, for what is broken."""
+        config, file = ClassConfig.read(folder / CLASS_CONFIG), folder / WEIGHTS
+        network = ClassNetwork(config)
+        try:
+            network.load_state_dict(load_file(file))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(f"{file} does not fit {CLASS_CONFIG} beside it: {str(error).splitlines()[0]}") from error
+        network.requires_grad_(False).eval()
+        return ClassGenerator(config, network.to(device, dtype))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.config.noise_shape
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.config.image_shape[1:]
+
+    @property
+    def device(self) -> torch.device:
+        return self._parameter.device
+
+    @property
+    def _parameter(self) -> Tensor:
+        return next(self.network.parameters())
+
+    @property
+    def trainable(self) -> nn.Module:
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, module: nn.Module) -> None:
+        self._trainable = module
+
+    def base_noise(self, seeds: list[int]) -> Tensor:
+        return to_device(seeded_normal(seeds, self.latent_shape), self.device)
+
+    def encode_prompts(self, prompts: list[str]) -> Condition:
+        """One-hot rows of names or numbers of classes. The empty prompt, which fills up batches, is of no class.
+
+        Raises BadRow for any other text.
+        """
+        rows = torch.zeros(len(prompts), len(self.config.classes))
+        for row, prompt in zip(rows, prompts, strict=True):
+            if prompt:
+                row[class_number(prompt, self.config.classes)] = 1.0
+        return Condition({"classes": rows.to(self.device)})
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        return 0
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, torch.float32)
+        grey = self.config.image_shape[0] == 1
+        return (images.mean(1, keepdim=True) if grey else images) * 2 - 1
+
+    def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
+        dtype = self._parameter.dtype
+        output: Tensor = self._trainable(noise.to(dtype), condition.tensors["classes"].to(dtype))
+        return output.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents / 2 + 0.5).expand(-1, 3, -1, -1)
+
+    def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
+        """There is nothing besides the network."""
+
+    def save(self, folder: Path, card: str | None = None) -> None:
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+
+        def write(aside: Path) -> None:
+            aside.mkdir(parents=True)
+            (aside / CLASS_CONFIG).write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            save_file(weights, aside / WEIGHTS)
+            if card is not None:
+                (aside / "README.md").write_text(card, encoding="utf-8")
+
+        replace_folder(folder, write)
+
+
+def class_number(prompt: str, classes: Sequence[str]) -> int:
+    """The class that a prompt names, by name or by number. Raises BadRow, naming what is accepted."""
+    if prompt in classes:
+        return classes.index(prompt)
+    if prompt.isascii() and prompt.isdecimal() and int(prompt) < len(classes):
+        return int(prompt)
+    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    message = f"prompt {prompt[:100]!r} is no class; accepted: {shown}, or a number from 0 to {len(classes) - 1}"
+    raise BadRow("unknown-class", message)
