@@ -176,9 +176,6 @@ def write_record(folder: Path, name: str, entry: Entry, commit: str, files: Mapp
         "license": entry.license.id,
         "files": files,
     }
-    known = read_record(folder).get(name, {})
-    if known.get("commit") == commit:  # the rest of an earlier download
-        own["files"] = {**known.get("files", {}), **files}
     _add_to_record(folder, {name: own})
 
 
@@ -189,8 +186,14 @@ def merge_record(source: Path, folder: Path) -> None:
 
 
 def _add_to_record(folder: Path, added: Mapping[str, Any]) -> None:
+    record = read_record(folder)
+    for name, own in added.items():
+        known = record.get(name, {})
+        # Of the same commit, it is the rest of an earlier download.
+        before = known.get("files", {}) if known.get("commit") == own["commit"] else {}
+        record[name] = {**own, "files": {**before, **own["files"]}}
     aside = folder / f"{RECORD}.{os.getpid()}"
-    aside.write_text(json.dumps(read_record(folder) | added, indent=1) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     aside.replace(folder / RECORD)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
-from huggingface_hub.utils import WeakFileLock
+from huggingface_hub.utils._fixes import WeakFileLock
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ortho_core.catalog import (

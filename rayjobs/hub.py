@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils._headers import build_hf_headers
 
 from ortho_core.errors import UserError
 from ortho_core.storage import one_line
@@ -131,7 +131,10 @@ class Hub:
                 digest.update(chunk)
                 blob.update(chunk)
         compared = [("SHA-256", digest.hexdigest(), expected) for expected in sha256]
-        compared += [("git object", blob.hexdigest(), git), ("size", str(file.stat().st_size), size and str(size))]
+        compared += [
+            ("git object", blob.hexdigest(), git),
+            ("size", str(file.stat().st_size), None if size is None else str(size)),
+        ]
         for what, got, expected in compared:
             if expected is not None and got != expected:
                 file.unlink()
