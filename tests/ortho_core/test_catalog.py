@@ -1,5 +1,8 @@
 """The catalogue that ships, and what is said of others that are wrong."""
 
+import shutil
+from pathlib import Path
+
 import diffusers
 import pytest
 
@@ -20,6 +23,7 @@ from ortho_core.generators.one_step import OneStep
 from ortho_core.rewards.names import FOLDERS, check_reward_files, reward_fingerprints
 
 CATALOG = read_catalog()
+ROOT = Path(__file__).parents[2]
 ENTRY = """
 [models.one]
 title = "One"
@@ -50,7 +54,16 @@ def put(root, *names):
             place.touch()
 
 
-def test_every_model_that_the_documentation_names_is_there_at_a_commit():
+def test_the_documentation_has_every_entry_with_its_licence_and_step():
+    rows = [line for line in (ROOT / "docs" / "models.md").read_text().splitlines() if line.startswith("| `")]
+    for name, entry in CATALOG.items():
+        (row,) = [row for row in rows if f"`{name}`" in row.split("|")[1]]
+        assert entry.license.id.removeprefix("stated ") in row
+        assert entry.recipe is None or f"ε, {entry.recipe.timestep} " in row
+        assert entry.kind != "generator" or f"`models/{entry.model_folder}`" in row
+
+
+def test_every_model_is_there_at_a_commit():
     assert {"sdxl-turbo", "sd-turbo", "hyper-sd15", "hyper-sdxl", "dmd2-sdxl", "sdxl-vae-fp16-fix"} <= set(CATALOG)
     assert all(len(entry.revision) == 40 for entry in CATALOG.values())
     for entry in CATALOG.values():
@@ -134,8 +147,6 @@ def test_files_of_the_wrong_size_are_missing_and_others_may_stand_in(tmp_path):
 
 
 def test_how_a_model_got_there_is_no_part_of_its_fingerprint(tiny_turbo, tmp_path):
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(tiny_turbo, folder)
     write_record(folder, "sdxl-turbo", CATALOG["sdxl-turbo"], "0" * 40, {"vae/config.json": {"size": 1, "sha256": ""}})

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from ortho_core.catalog import RECORD
+from ortho_core.generators import load_generator, model_fingerprint
 from rayjobs.cli import main
 from tests.rayjobs.hub_server import COMMIT, serve
 
@@ -46,6 +48,14 @@ repository = "someone/two"
 revision = "main"
 files = [{ path = "vocab.txt", sha256 = "%s" }]
 [models.two.license]
+id = "mit"
+commercial = "yes"
+allows = "any use"
+"""
+
+
+LICENSE = """
+[models.{}.license]
 id = "mit"
 commercial = "yes"
 allows = "any use"
@@ -265,3 +275,37 @@ def test_listing_and_dry_run_ask_nobody_and_write_nothing(hub, options, tmp_path
     assert yaml.safe_load(capsys.readouterr().out)["only"] == ["one", "two"]
     assert hub.requests == []
     assert not (tmp_path / "models").exists()
+
+
+def test_weights_become_a_pipeline_that_needs_them_no_more(hub, tiny_turbo, tmp_path, capsys):
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    base = {name: content for name, content in whole(tiny_turbo).items() if name not in {weights, "README.md"}}
+    hub.repositories = {"someone/base": base, "someone/step": {"unet.safetensors": (tiny_turbo / weights).read_bytes()}}
+    files = ", ".join(f'{{ path = "{name}" }}' for name in base)
+    (tmp_path / "catalog.toml").write_text(
+        '[models.base]\ntitle = "Base"\nkind = "base"\nfolder = "base"\nrepository = "someone/base"\nrevision = "main"\n'
+        f"files = [{files}]\n{LICENSE.format('base')}"
+        '[models.step]\ntitle = "Step"\nkind = "generator"\nfolder = "step"\nrepository = "someone/step"\n'
+        'revision = "main"\nfiles = [{ path = "unet.safetensors" }]\nrequires = ["base"]\n'
+        'assemble = { how = "unet", base = "base", into = "one-step" }\n'
+        'recipe = { scheduler = "LCMScheduler", prediction_type = "epsilon", timestep = 800 }\n'
+        + LICENSE.format("step")
+    )
+    models = tmp_path / "models"
+    options = ["--catalog", str(tmp_path / "catalog.toml"), "--out", str(models), "--only", "step"]
+    assert main(["download", *options, "--offline"]) == 1
+    assert download(hub, options) == 0
+    assert "assembling" in capsys.readouterr().err
+    generator = load_generator(models / "one-step")
+    assert generator.step.timestep == 800
+    assert model_fingerprint(models / "one-step") != model_fingerprint(tiny_turbo)
+    hub.requests.clear()
+    shutil.rmtree(models / "one-step")
+    assert main(["download", *options, "--offline"]) == 0  # from the files that are there
+    assert load_generator(models / "one-step").step.timestep == 800
+    shutil.rmtree(models / "base")
+    shutil.rmtree(models / "step")
+    assert main(["download", *options, "--list"]) == 0
+    assert f"here: {models / 'one-step'}" in capsys.readouterr().out
+    assert download(hub, options) == 0
+    assert hub.requests == []
