@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
-from huggingface_hub.utils._fixes import WeakFileLock
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from safetensors import SafetensorError
 
 from ortho_core.catalog import (
     CATALOG,
@@ -31,6 +32,7 @@ from ortho_core.catalog import (
 )
 from ortho_core.errors import UserError
 from ortho_core.generators.base import content_hash
+from ortho_core.storage import one_line
 from rayjobs.hub import INCOMPLETE, Hub
 from rayjobs.progress import Progress, say
 
@@ -125,19 +127,10 @@ def run(job: DownloadJob) -> int:
     if not todo:
         say(f"download: {', '.join(names)}: nothing to do, all in {job.out}")
         return 0
-    hub = None if job.offline else Hub.of(job.mirror)
-    if hub is not None:
-        job.out.mkdir(parents=True, exist_ok=True)
-    absent: list[str] = []
-    for name in todo:
-        entry = catalog[name]
-        # Another process that downloads the same waits here, and then finds it done.
-        with WeakFileLock(job.out / f".{name}.lock") if hub is not None else nullcontext():
-            lacking = obtain(name, entry, hub, job.out, job.older)
-            absent += lacking
-            complete = not lacking and not needed(entry.requires, catalog, job.out)
-            if entry.assemble and complete and not is_here(name, catalog, job.out):
-                build(entry, job.out)
+    try:
+        absent = work_off(todo, catalog, None if job.offline else Hub.of(job.mirror), job.out, job.older)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out {job.out}: {one_line(error)}") from error
     for line in absent:
         say(line)
     if absent:
@@ -145,10 +138,33 @@ def run(job: DownloadJob) -> int:
     return 1 if absent else 0
 
 
+def work_off(todo: Iterable[str], catalog: Catalog, hub: Hub | None, root: Path, older: Path) -> list[str]:
+    """Have each entry in its place, and assembled where it has to be; returns what is missing without a hub."""
+    if hub is not None:
+        root.mkdir(parents=True, exist_ok=True)
+    absent: list[str] = []
+    for name in todo:
+        entry = catalog[name]
+        # Another process that downloads the same waits here, and then finds it done.
+        with WeakFileLock(root / f".{name}.lock") if hub is not None else nullcontext():
+            lacking = obtain(name, entry, hub, root, older)
+            absent += lacking
+            complete = not lacking and not needed(entry.requires, catalog, root)
+            if entry.assemble and complete and not is_here(name, catalog, root):
+                build(entry, root)
+    return absent
+
+
 def obtain(name: str, entry: Entry, hub: Hub | None, root: Path, older: Path) -> list[str]:
     """Have the entry's files in its folder, linked from `older` or fetched; returns what is missing without a hub."""
     staging, folder = root / f".{name}.downloading", root / entry.folder
     missing = missing_files(name, entry, root)
+    ours = read_record(folder).get(name, {}).get("files", {})
+    for file in missing:
+        if (folder / file.path).exists() and file.path not in ours:
+            raise UserError(
+                f"{folder / file.path} is not the file of {name}, which has {file.size} bytes; it would be replaced: move it away"
+            )
     linked = link_older(missing, find_older(entry, missing, older), staging)
     rest = [file for file in missing if file.path not in linked]
     if rest and hub is None:
@@ -206,12 +222,15 @@ def build(entry: Entry, root: Path) -> None:
     assembly, recipe = entry.assemble, entry.recipe
     assert assembly is not None
     assert recipe is not None
-    say(f"download: assembling {root / assembly.into} from {root / entry.folder} and {root / assembly.base}")
+    into = root / assembly.into
+    if into.is_dir() and any(into.iterdir()):
+        raise UserError(f"{into} is there and no model folder; it would be replaced: move it away")
+    say(f"download: assembling {into} from {root / entry.folder} and {root / assembly.base}")
     assemble(
         assembly.how,
         root / assembly.base,
         root / entry.folder / entry.files[0].path,
-        root / assembly.into,
+        into,
         recipe.scheduler,
         recipe.prediction_type,
         recipe.timestep,

@@ -257,9 +257,23 @@ def test_faults_are_told_in_one_line_and_leave_no_model(hub, options, tmp_path, 
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("ortho download: http://127.0.0.1:9 cannot be reached")
     assert "--offline says what to bring by hand" in said
+    assert download(hub, options, "--only", "one", "--out", str(catalog)) == 1
+    assert f"--out {catalog}: " in capsys.readouterr().err
     assert main(["download", *options, "--only", "one", "--mirror", "ftp://x"]) == 1
     assert main(["download", *options]) == 1
     assert "--only is required: which models? accepted: all, one, two" in capsys.readouterr().err
+
+
+def test_a_file_of_someone_elses_is_not_replaced(hub, options, tmp_path, capsys):
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text(catalog.read_text().replace("about = 5000", "size = 5000"))
+    mine = tmp_path / "models" / "one" / "sub" / "small+model.pth"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"my own")
+    assert download(hub, options, "--only", "one") == 1
+    assert f"{mine} is not the file of one, which has 5000 bytes; it would be replaced" in capsys.readouterr().err
+    assert mine.read_bytes() == b"my own"
+    assert hub.requests == []
 
 
 def test_listing_and_dry_run_ask_nobody_and_write_nothing(hub, options, tmp_path, capsys):
@@ -301,6 +315,11 @@ def test_weights_become_a_pipeline_that_needs_them_no_more(hub, tiny_turbo, tmp_
     assert model_fingerprint(models / "one-step") != model_fingerprint(tiny_turbo)
     hub.requests.clear()
     shutil.rmtree(models / "one-step")
+    (models / "one-step").mkdir()
+    (models / "one-step" / "mine.txt").touch()
+    assert main(["download", *options, "--offline"]) == 1
+    assert "one-step is there and no model folder; it would be replaced: move it away" in capsys.readouterr().err
+    (models / "one-step" / "mine.txt").unlink()
     assert main(["download", *options, "--offline"]) == 0  # from the files that are there
     assert load_generator(models / "one-step").step.timestep == 800
     shutil.rmtree(models / "base")
