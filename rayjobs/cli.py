@@ -42,6 +42,7 @@ VERBS = {
     "export": Verb("rayjobs.export_assignments", "ExportJob", "assignments as the reference's folder of noise files"),
     "import": Verb("rayjobs.import_assignments", "ImportJob", "the reference's folder of noise files as assignments"),
     "submit": Verb("rayjobs.submit", "SubmitJob", "run one of these on a cluster, and follow it"),
+    "download": Verb("rayjobs.download", "DownloadJob", "models of the catalogue, into models/"),
     "verify-noise": Verb("rayjobs.verify_noise", "VerifyNoiseJob", "the Gaussian statistics of rotated noise"),
 }
 
