@@ -77,6 +77,8 @@ def make_plan(job: EmJob) -> dict[str, Any]:
     pairs = PairSet(job.pairs, job.pair_fields())
     total = pairs.rows()
     check(job, total)
+    if job.heldout is not None:
+        evaluate.make_plan(judge_job(job, {"base": job.model}))  # what is missing there would be found out at the end
     speed = assign.INDIFFERENT | train.INDIFFERENT | {"batch_size"}
     trained = job.train.model_dump(mode="json", exclude=set(train.INDIFFERENT))
     plan: dict[str, Any] = {
@@ -247,6 +249,10 @@ def evaluate_job(job: EmJob) -> EvaluateJob:
         models["direct"] = job.work_dir / "direct" / "train" / "checkpoint-final"
     for cycle in range(1, job.cycles + 1):
         models[f"cycle_{cycle:02d}"] = job.work_dir / f"cycle_{cycle:02d}" / "train" / "checkpoint-final"
+    return judge_job(job, models)
+
+
+def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:
     return build(
         EvaluateJob,
         job.evaluate,

@@ -28,6 +28,8 @@ from rayjobs.progress import say
 
 #: What is uploaded: the code of this checkout. Whatever else a job reads lies where the nodes see it.
 PACKAGES = ("ortho_core", "rayjobs")
+#: What the packages look for beside them: the catalogue, and the small model that judges by default.
+BESIDE = ("models/catalog.toml", "models/tiny-clip")
 #: A file named on the command line that is larger than this belongs on the cluster's storage.
 MAX_FILE_BYTES = 1 << 20
 #: How long the cluster may be out of reach before the job is left to itself.
@@ -148,6 +150,13 @@ def pack(files: dict[str, Path], folder: Path) -> None:
     source = Path(__file__).resolve().parents[1]
     for package in PACKAGES:
         shutil.copytree(source / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in BESIDE:
+        there = source / name
+        (folder / name).parent.mkdir(exist_ok=True)
+        if there.is_dir():
+            shutil.copytree(there, folder / name)
+        elif there.is_file():
+            shutil.copy(there, folder / name)
     about = folder / f"ortho-{version('ortho')}.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ortho\nVersion: {version('ortho')}\n")

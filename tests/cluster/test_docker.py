@@ -33,7 +33,8 @@ def sent(folder: Path) -> Path:
         if source.is_dir():
             shutil.copytree(source, folder / rule[1:], ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, folder)
+            (folder / rule[1:]).parent.mkdir(exist_ok=True)
+            shutil.copy(source, folder / rule[1:])
     return folder
 
 
@@ -48,12 +49,13 @@ def test_it_is_built_in_two_stages_on_the_locked_ray_and_does_not_run_as_root():
     assert not any("." in rest.split()[:-1] for rest in copied)
 
 
-def test_nothing_is_sent_to_the_build_that_it_does_not_copy_and_no_weights(tmp_path):
+def test_nothing_is_sent_to_the_build_that_it_does_not_copy_and_no_weights_but_the_judges(tmp_path):
     context = sent(tmp_path)
     copied = {word for name, rest in instructions() if name == "COPY" for word in rest.split()[:-1]}
     assert {path.name for path in context.iterdir()} <= copied
-    assert not [path for path in context.rglob("*") if path.suffix in {".safetensors", ".pt", ".bin", ".pyc"}]
-    assert sum(path.stat().st_size for path in context.rglob("*") if path.is_file()) < 3e6
+    weights = [path for path in context.rglob("*") if path.suffix in {".safetensors", ".pt", ".bin", ".pyc"}]
+    assert [path.relative_to(context) for path in weights] == [Path("models/tiny-clip/model.safetensors")]
+    assert sum(path.stat().st_size for path in context.rglob("*") if path.is_file()) < 6e6
 
 
 @pytest.mark.slow
@@ -105,4 +107,5 @@ def test_its_steps_make_an_environment_that_runs(tmp_path, tiny_turbo, digits):
     where = "import ortho_core, rayjobs; print(ortho_core.__file__, rayjobs.__file__)"
     done = subprocess.run(["python", "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert all(path.startswith(str(environment)) for path in done.stdout.split())
-    assert (environment / "lib/python3.11/site-packages/ortho_core/report.html.j2").is_file()
+    for file in ("ortho_core/report.html.j2", "models/catalog.toml", "models/tiny-clip/model.safetensors"):
+        assert (environment / "lib/python3.11/site-packages" / file).is_file()
