@@ -77,7 +77,8 @@ def text_fingerprint(folder: Path) -> str:
     parts = [part for pattern in ("text_encoder*", "tokenizer*") for part in sorted(base.glob(pattern))]
     files = [file for part in parts for file in sorted(part.rglob("*")) if file.is_file()]
     digest = hashlib.sha256()
-    for file in [base / "model_index.json", *files]:
+    described = [base / name for name in ("model_index.json", "config.json") if (base / name).is_file()]
+    for file in [*described, *files]:
         digest.update(f"{file.relative_to(base)}\0{content_hash(file)}\0".encode())
     return digest.hexdigest()
 
