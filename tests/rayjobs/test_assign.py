@@ -97,7 +97,7 @@ def test_a_warm_start_goes_on_from_the_earlier_assignments(undisturbed, tiny_tur
         run(job(pairs, tiny_turbo, tmp_path / "other", patch_size=4, regions=2, warm_start=out))
 
 
-@pytest.mark.parametrize("settings", [{"regions": 2}, {"transform": "free"}])
+@pytest.mark.parametrize("settings", [pytest.param({"regions": 2}, marks=pytest.mark.slow), {"transform": "free"}])
 def test_other_noise_spaces_are_recorded_and_gone_on_from(settings, undisturbed, tiny_turbo, tmp_path, generator):
     pairs, _ = undisturbed
     short = copy_pairs(pairs, tmp_path / "short", 6)

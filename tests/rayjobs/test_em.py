@@ -74,6 +74,7 @@ def test_assignments_in_a_cache_are_made_once_for_all_runs(small_pairs, tiny_tur
     assert summaries[0]["cycles"][0]["assign"] == summaries[1]["cycles"][0]["assign"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_cycles_go_on_with_one_adapter_held_to_the_last_and_watched_on_the_held_out_pairs(
     small_pairs, tiny_turbo, digits, tmp_path

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,23 +42,27 @@ def made(out):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_trials_share_their_e_steps_and_a_preserve_weight_holds_the_drift(small_pairs, tiny_turbo, digits, tmp_path):
+@pytest.mark.parametrize("patches", [(2,), pytest.param((2, 4), marks=pytest.mark.slow)], ids=["one", "two"])
+def test_trials_share_their_e_steps_and_a_preserve_weight_holds_the_drift(
+    small_pairs, tiny_turbo, digits, tmp_path, patches
+):
     out = tmp_path / "run"
-    sweep = job(small_pairs, tiny_turbo, digits, out, max_drift=1.0)
+    space = {"assign.patch_size": list(patches), "train.preserve_latent_weight": "0,2"}
+    sweep = job(small_pairs, tiny_turbo, digits, out, max_drift=1.0, sweep=space)
     assert run(sweep) == 0
     told = summary(out)
     drift = {name: number(trial["metrics"]["drift"]) for name, trial in told["trials"].items()}
-    assert list(drift) == [f"patch_size={p},preserve_latent_weight={w}" for p in (2, 4) for w in (0, 2)]
-    for p in (2, 4):
+    assert list(drift) == [f"patch_size={p},preserve_latent_weight={w}" for p in patches for w in (0, 2)]
+    for p in patches:
         assert drift[f"patch_size={p},preserve_latent_weight=2"] < drift[f"patch_size={p},preserve_latent_weight=0"]
-    assert len(list((out / "assignments").iterdir())) == 2
-    assert len({trial["assignments"] for trial in told["trials"].values()}) == 2
+    assert len(list((out / "assignments").iterdir())) == len(patches)
+    assert len({trial["assignments"] for trial in told["trials"].values()}) == len(patches)
     fit = {name: number(trial["metrics"]["latent_mse"]) for name, trial in told["trials"].items()}
     assert told["chosen"] == min(fit, key=fit.get) == told["front"][0]
-    assert (out / told["model"] / "unet" / "config.json").is_file()
+    assert (Path(told["model"]) / "unet" / "config.json").is_file()
     assert list((out / "tune").glob("*/events.out.tfevents*"))
-    # Targets, the base and four trials, twelve columns of each, twice.
-    check_in_browser(out / "report.html", tmp_path / "browser", images=2 * 6 * 12)
+    # Targets, the base and every trial, twelve columns of each, twice.
+    check_in_browser(out / "report.html", tmp_path / "browser", images=2 * (2 + len(drift)) * 12)
 
     before = made(out)
     (out / "tune").rename(tmp_path / "tune")

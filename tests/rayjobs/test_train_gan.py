@@ -268,6 +268,7 @@ def test_every_job_runs_on_the_generator_and_the_set(made, mnist, tmp_path):
         assert picture.size == (28, 28)
 
 
+@pytest.mark.slow
 def test_flat_noise_is_assigned_with_patch_size_1_and_adapters_are_refused(mnist, tmp_path):
     out = tmp_path / "gan"
     assert run(job(mnist, out, noise_shape=(8,), epochs=1)) == 0

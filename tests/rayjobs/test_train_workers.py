@@ -57,6 +57,7 @@ def test_two_workers_and_micro_batches_train_the_same_model(one, options, assign
     assert_same_run(tmp_path / "two", one)
 
 
+@pytest.mark.slow
 def test_two_sharded_workers_train_the_same_model(one, options, assigned, tiny_turbo, tmp_path):
     out, own = tmp_path / "sharded", {"num_workers": 2, "parallel": "fsdp"}
     assert run(job(assigned, tiny_turbo, out, **options, **own)) == 0
