@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -263,8 +264,21 @@ def trackers(job: SweepJob) -> list[Any]:
     if job.wandb is not None:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
+        class Forgiving(WandbLoggerCallback):  # type: ignore[misc]
+            """A tracker that could not start (no key, no server) has no queue any more, and must not end the sweep."""
+
+            def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+                with suppress(KeyError):
+                    super().log_trial_result(iteration, trial, result)
+
+            def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+                with suppress(KeyError):
+                    super().log_trial_end(trial, failed)
+
         entity, _, project = job.wandb.rpartition("/")
-        found.append(WandbLoggerCallback(project=project, entity=entity or None, group=job.work_dir.name))
+        # The workers of a cluster that runs already do not have this process's environment.
+        here = {k: os.environ[f"WANDB_{k.upper()}"] for k in ("mode", "dir") if f"WANDB_{k.upper()}" in os.environ}
+        found.append(Forgiving(project=project, entity=entity or None, group=job.work_dir.name, **here))
     return found
 
 

@@ -18,6 +18,7 @@ from rayjobs.sweep import SweepJob, plan, run
 from rayjobs.sweep_job import SweepEvaluateSettings, SweepTrainSettings
 from rayjobs.sweep_trial import EStep, em_job, folder_of
 from tests.chromium import check_in_browser
+from tests.conftest import ROOT
 
 ASSIGN = AssignSettings(steps=2, rows_per_shard=12, cpus_per_worker=0.5)
 TRAIN = SweepTrainSettings(epochs=4, batch_size=12, lr=3e-4, cpus_per_worker=0.5)
@@ -201,8 +202,7 @@ def test_a_killed_driver_goes_on_and_repeats_no_finished_trial(small_pairs, tiny
     command += ["--assign.steps", "2", "--train.epochs", "2", "--train.batch-size", "12", "--train.lr", "3e-4"]
     command += ["--evaluate.rows", "16", "--evaluate.steps", "2", "--sweep.train.preserve-latent-weight", "0,1,2"]
     command = [str(part) for part in command]
-    environment = os.environ | {"RAY_TMPDIR": str(tmp_path / "ray")}
-    driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and driver.poll() is None and not list(out.glob("trials/*/trial.json")):
         time.sleep(0.2)
@@ -212,7 +212,7 @@ def test_a_killed_driver_goes_on_and_repeats_no_finished_trial(small_pairs, tiny
     finished = {f.parent: f.stat().st_mtime_ns for f in out.glob("trials/*/trial.json")}
     assert 0 < len(finished) < 3
     time.sleep(10)  # Ray's processes notice that the driver is gone
-    again = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=550)
+    again = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=550)
     assert again.returncode == 0, again.stderr[-2000:]
     assert {folder: (folder / "trial.json").stat().st_mtime_ns for folder in finished} == finished
     assert [trial["status"] for trial in summary(out)["trials"].values()] == ["finished"] * 3
