@@ -27,13 +27,13 @@ from ortho_core.order import Order
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.storage import Location, absolute, open_store
 from ortho_core.transform import block_dimension
-from rayjobs.ledger import claim, fingerprint, replace_text
+from rayjobs.ledger import claim, fingerprint
 from rayjobs.plots import plot_training
-from rayjobs.progress import say, summary_json
+from rayjobs.progress import say
 from rayjobs.session import WorkerResources, ray_session
 from rayjobs.trackers import TrackerSettings
 from rayjobs.trackers import check as check_trackers
-from rayjobs.train_run import forget, run_workers
+from rayjobs.train_run import SUMMARY, conclude, forget, run_workers
 from rayjobs.train_worker import HISTORY, train_worker
 
 
@@ -282,8 +282,7 @@ def run(job: TrainJob, callbacks: Sequence[Any] = ()) -> int:
         }
     )
     claim(job.out, sealed, "train")
-    summary_file = job.out / "train_summary.json"
-    if summary_file.is_file():
+    if (job.out / SUMMARY).is_file():
         forget(job.out)
         say(f"train: {job.out} is complete")
         return 0
@@ -293,20 +292,7 @@ def run(job: TrainJob, callbacks: Sequence[Any] = ()) -> int:
     for failure in result["tracker_failures"]:
         say(f"train: {failure}")
     plot_training(job.out / HISTORY, job.out / "train_history.png")
-    replace_text(
-        summary_file,
-        summary_json(
-            {
-                **result,
-                "rows": sealed["rows"],
-                "updates": sealed["updates"],
-                "seconds_this_run": round(time.monotonic() - started, 2),
-                "config": job.model_dump(mode="json"),
-                "run_fingerprint": sealed["run_fingerprint"],
-            }
-        ),
-    )
-    forget(job.out)
+    conclude(job, sealed, result, time.monotonic() - started)
     return 0
 
 

@@ -16,14 +16,14 @@ from ortho_core.generators.groups import Groups
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.labelled import KNOWN, Labelled, open_split
 from ortho_core.storage import Location, absolute
-from rayjobs.ledger import claim, fingerprint, replace_text
+from rayjobs.ledger import claim, fingerprint
 from rayjobs.plots import plot_training
-from rayjobs.progress import say, summary_json
+from rayjobs.progress import say
 from rayjobs.session import WorkerResources, ray_session
 from rayjobs.trackers import TrackerSettings
 from rayjobs.trackers import check as check_trackers
 from rayjobs.train_gan_worker import train_gan_worker
-from rayjobs.train_run import forget, run_workers
+from rayjobs.train_run import SUMMARY, conclude, forget, run_workers
 from rayjobs.train_worker import HISTORY
 
 
@@ -193,8 +193,7 @@ def run(job: TrainGanJob) -> int:
     # As they are on this machine: workers have another current directory.
     job = job.model_copy(update={"out": job.out.resolve(), "root": absolute(job.root)})
     claim(job.out, sealed, "train-gan")
-    summary_file = job.out / "train_summary.json"
-    if summary_file.is_file():
+    if (job.out / SUMMARY).is_file():
         forget(job.out)
         say(f"train-gan: {job.out} is complete")
         return 0
@@ -206,20 +205,7 @@ def run(job: TrainGanJob) -> int:
         say(f"train-gan: {failure}")
     plot_training(job.out / HISTORY, job.out / "train_history.png", terms_of(job.fit_config()))
     told = result.pop("told")
-    replace_text(
-        summary_file,
-        summary_json(
-            {
-                **result,
-                "rows": sealed["rows"],
-                "updates": sealed["updates"],
-                "seconds_this_run": round(time.monotonic() - started, 2),
-                "config": job.model_dump(mode="json"),
-                "run_fingerprint": sealed["run_fingerprint"],
-            }
-        ),
-    )
-    forget(job.out)
+    conclude(job, sealed, result, time.monotonic() - started)
     say(f"train-gan: the generator is {job.out / 'checkpoint-final'}; {told}")
     return 0
 

@@ -12,15 +12,28 @@ from typing import Any
 import torch
 
 from ortho_core.errors import RunFailed, UserError
+from rayjobs.ledger import replace_text
+from rayjobs.progress import summary_json
 from rayjobs.session import innermost
 from rayjobs.train_progress import follow
 from rayjobs.train_worker import HISTORY, OWN_STATE, STOPPED
+
+#: What a finished run says of itself.
+SUMMARY = "train_summary.json"
 
 
 def forget(out: Path) -> None:
     """Remove the resumable state of a run that is done."""
     shutil.rmtree(out / "state", ignore_errors=True)
     (out / OWN_STATE).unlink(missing_ok=True)
+
+
+def conclude(job: Any, sealed: dict[str, Any], result: dict[str, Any], seconds: float) -> None:
+    """Write the summary, which marks a run as done, and remove what it would have resumed from."""
+    told = {"rows": sealed["rows"], "updates": sealed["updates"], "seconds_this_run": round(seconds, 2)}
+    settings = {"config": job.model_dump(mode="json"), "run_fingerprint": sealed["run_fingerprint"]}
+    replace_text(job.out / SUMMARY, summary_json({**result, **told, **settings}))
+    forget(job.out)
 
 
 def rescue(out: Path) -> None:
