@@ -26,7 +26,7 @@ from rayjobs.session import ray_session
 from rayjobs.sweep_job import SweepJob, base_of, points_of, reference_point, space_of
 from rayjobs.sweep_report import write_report
 from rayjobs.sweep_space import Point, Space, short_names, text, with_values
-from rayjobs.sweep_trial import figures_of, folder_of, judge_job, records_of, settled_points
+from rayjobs.sweep_trial import begun_points, figures_of, folder_of, judge_job, records_of
 from rayjobs.trackers import check as check_trackers
 
 
@@ -143,7 +143,7 @@ def run(job: SweepJob) -> int:
     job = in_place(job)
     claim(job.work_dir, sealed, "sweep")
     space = space_of(job)
-    points = settled_points(job) if job.search == "optuna" else points_of(job, space)
+    points = begun_points(job) if job.search == "optuna" else points_of(job, space)
     outcomes = records_of(job, points, points_of(job, space))
     compared = figures_of(job)
     file = job.work_dir / "sweep_summary.json"

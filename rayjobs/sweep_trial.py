@@ -19,6 +19,8 @@ from rayjobs.train_progress import last_logged
 from rayjobs.train_worker import HISTORY
 
 RECORD = "trial.json"
+#: What a trial's record says as long as it is to be run, again or on.
+UNSETTLED = ("running", "failed")
 #: The folder of the models that trials are compared with.
 REFERENCES = "references"
 #: The longest name of a trial's folder, without the fingerprint behind it.
@@ -52,25 +54,26 @@ def _is_exact(value: Any) -> bool:
 
 
 def record_of(job: SweepJob, values: Point) -> dict[str, Any] | None:
-    """What became of a trial, if it is done."""
+    """What became of a trial, if it is settled."""
     file = folder_of(job, values) / RECORD
-    return dict(json.loads(file.read_text())) if file.is_file() else None
+    record = dict(json.loads(file.read_text())) if file.is_file() else None
+    return None if record is None or record["status"] in UNSETTLED else record
 
 
-def settled_points(job: SweepJob) -> list[Point]:
-    """The values of the trials that are on record, failed ones too, as many as are asked for, the oldest first."""
+def begun_points(job: SweepJob) -> list[Point]:
+    """The values of the trials that were begun, settled or not, as many as are asked for, the oldest record first."""
     files = sorted((job.work_dir / "trials").glob(f"*/{RECORD}"), key=lambda file: file.stat().st_mtime)
     return [json.loads(file.read_text())["values"] for file in files][: job.samples]
 
 
 def records_of(job: SweepJob, points: list[Point], wanted: list[Point]) -> list[dict[str, Any]] | None:
-    """The records of all trials, in order, if there are as many as wanted and none failed."""
+    """The records of all trials, in order, if there are as many as wanted and all are settled."""
     records = [record for record in (record_of(job, values) for values in points) if record is not None]
-    return records if len(records) >= len(wanted) and all(r["status"] != "failed" for r in records) else None
+    return records if len(records) >= len(wanted) and len(records) == len(points) else None
 
 
 def write_record(job: SweepJob, values: Point, status: str, **told: Any) -> dict[str, Any]:
-    """Settle a trial, for this run and all that come after it."""
+    """Put down how a trial stands, for this run and all that come after it."""
     record = {"status": status, "values": values, **told}
     folder = folder_of(job, values)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +114,7 @@ def run_trial(job: SweepJob, values: Point, e_steps: Any, watch: Callable[[int],
     import ray
 
     folder = folder_of(job, values)
+    write_record(job, values, "running")
     trial = em_job(job, values, folder / "em")
 
     def e_step(step: AssignJob) -> int:

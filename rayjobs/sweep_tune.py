@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import numpy as np
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -26,6 +27,7 @@ from rayjobs.sweep_space import Choices, Point, Space
 from rayjobs.sweep_trial import (
     REFERENCES,
     EStep,
+    begun_points,
     em_job,
     evaluation_of,
     folder_of,
@@ -33,7 +35,6 @@ from rayjobs.sweep_trial import (
     read_figures,
     record_of,
     run_trial,
-    settled_points,
     stage_of,
     write_record,
 )
@@ -106,7 +107,7 @@ def trial(config: dict[str, Any], job: SweepJob, e_steps: Any) -> None:
     """What Tune runs: a trial that is settled tells again what it told; any other is run."""
     values: Point = config.get("trial", config)
     record = record_of(job, values)
-    if record is not None and record["status"] != "failed":
+    if record is not None:
         for entry in record["curve"]:
             tune.report(entry)
         if record["status"] == "stopped":
@@ -231,8 +232,10 @@ def search(job: SweepJob, space: Space, points: list[Point]) -> tuple[dict[str, 
     logging.getLogger("optuna").setLevel(logging.ERROR)
     fit = "min" if job.lower_is_better else "max"
     objectives: dict[str, Any] = single or {"metric": [job.metric, "drift"], "mode": [fit, "min"]}
-    known = settled_points(job)
-    searcher = OptunaSearch(distributions(space), **objectives, seed=job.search_seed, points_to_evaluate=known or None)
+    known = begun_points(job)
+    # A sampler that begins anew with the same seed would propose the first trials once more.
+    seed = int(np.random.SeedSequence([job.search_seed, len(known)]).generate_state(1)[0])
+    searcher = OptunaSearch(distributions(space), **objectives, seed=seed, points_to_evaluate=known or None)
     return {"scheduler": scheduler, "search_alg": searcher, "num_samples": job.samples} | single, {}
 
 

@@ -120,6 +120,10 @@ def test_the_plan_counts_the_work_and_writes_nothing(small_pairs, tiny_turbo, di
         ({"assign": ASSIGN.model_copy(update={"patch_size": 5})}, "patch_size 5 does not divide"),
         ({"heldout": "nowhere"}, "no pair set at nowhere"),
         (
+            {"evaluate": EVALUATE.model_copy(update={"features": "inception"})},
+            "inception.* should hold weights-inception",
+        ),
+        (
             {"train": TRAIN.model_copy(update={"num_workers": 5})},
             "--train.batch-size: 12 does not divide among 5 workers",
         ),
