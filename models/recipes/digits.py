@@ -50,12 +50,13 @@ def read_mnist(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def restyle(strokes: Tensor, *, slant: Tensor, bold: Tensor) -> Tensor:
-    """Shear strokes (B, 1, H, W) by `slant` (B,) (pixels per pixel) and blend in a 3×3 dilation by `bold` (B,) in [0, 1]."""
+    """Shear images (B, c, H, W) by `slant` (B,) (pixels per pixel) and blend in a 3×3 dilation by `bold` (B,) in [0, 1]."""
     theta = torch.zeros(len(strokes), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1
     theta[:, 0, 1] = slant
     grid = F.affine_grid(theta, list(strokes.shape), align_corners=False)
-    strokes = F.grid_sample(strokes, grid, align_corners=False)
+    # Beyond the edge is what is at the edge: of digits the paper.
+    strokes = F.grid_sample(strokes, grid, padding_mode="border", align_corners=False)
     return torch.lerp(strokes, F.max_pool2d(strokes, 3, stride=1, padding=1), bold.view(-1, 1, 1, 1))
 
 
