@@ -40,6 +40,9 @@ METRICS = {
     "cmmd_base": Metric("CMMD to base", "lower", "the same, as CMMD"),
     "precision": Metric("precision", "higher", "share of images at random noise that lie among the targets"),
     "recall": Metric("recall", "higher", "share of the targets that lie among images at random noise"),
+    "sharpness": Metric(
+        "sharpness", "neither", "Laplacian energy of images at random noise over that of the targets; 1: as sharp"
+    ),
     "diversity": Metric("diversity", "neither", "mean RMS pixel distance between images of one prompt"),
 }
 

@@ -19,7 +19,7 @@ from ortho_core.assignments import read_about, read_part
 from ortho_core.errors import RunFailed
 from ortho_core.evaluation import statistics
 from ortho_core.evaluation.rows import FIGURES
-from ortho_core.evaluation.samples import from_png, rms_distance
+from ortho_core.evaluation.samples import from_png, laplacian_energy, rms_distance
 from ortho_core.metrics import REWARD, cell, known_metrics, metric
 from ortho_core.pictures import save_png
 from ortho_core.storage import Store
@@ -27,6 +27,8 @@ from rayjobs.ledger import Ledger
 
 #: Rows whose pictures are shown.
 SHOWN = 64
+#: Columns of `evaluation.parquet` that sharpness is the ratio of: the Laplacian energy of each row's sample, and of its target.
+SAMPLE_ENERGY, TARGET_ENERGY = "sample_energy", "target_energy"
 
 
 class Parts:
@@ -102,12 +104,13 @@ def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, 
     base, weights = parts.models[0], statistics.resamples(parts.count, seed)
     kinds = ["features", "cmmd_features"] if own_cmmd else ["features"]
     sets = {of: [parts.matrix(base, f"{of}_{kind}") for kind in kinds] for of in ("target", "other")}
+    energies = [energies_of(pictures(table["target"])) for table in parts.tables(base, ["target"])]
     metrics: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         file, writer = Path(scratch) / "evaluation.parquet", None
         for model in parts.models:
             columns: dict[str, list[np.ndarray]] = {}
-            for table in per_image(parts, model):
+            for table in per_image(parts, model, energies):
                 if writer is None:
                     writer = stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
                 writer.write_table(table)
@@ -117,6 +120,8 @@ def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, 
             values = {name: np.concatenate(chunks) for name, chunks in columns.items()}
             found = {k: statistics.mean_figure(v, weights) for k, v in values.items() if not np.isnan(v).any()}
             found |= fidelity([parts.matrix(model, kind) for kind in kinds], sets, weights)
+            if sharpness := statistics.ratio_figure(values[SAMPLE_ENERGY], values[TARGET_ENERGY], weights):
+                found["sharpness"] = sharpness
             if (spread := parts.spread(model)) is not None:
                 over = statistics.resamples(len(spread), seed)
                 found["diversity"] = statistics.mean_figure(np.array(spread), over)
@@ -139,21 +144,33 @@ def fidelity(
     return found
 
 
-def per_image(parts: Parts, model: str) -> Iterator[pa.Table]:
-    """`evaluation.parquet` of one model, shard by shard; a figure that a row does not have is null."""
+def pictures(column: pa.ChunkedArray) -> list[torch.Tensor]:
+    """The images (3, Y, X) uint8 of a column of PNGs."""
+    return [from_png(content) for content in column.to_pylist()]
+
+
+def energies_of(images: Sequence[torch.Tensor]) -> pa.Array:
+    return pa.array([laplacian_energy(image) for image in images], pa.float32())
+
+
+def per_image(parts: Parts, model: str, target_energies: Sequence[pa.Array]) -> Iterator[pa.Table]:
+    """`evaluation.parquet` of one model, shard by shard; a figure that a row does not have is null.
+
+    `target_energies` are those of each shard's targets, which only the base model's parts hold.
+    """
     base = parts.models[0]
     mine = parts.tables(model, ["prompt", "evaluations", *FIGURES, "rewards", "sample"])
-    for table, reference in zip(mine, parts.tables(base, ["sample"]), strict=True):
+    for table, reference, energies in zip(mine, parts.tables(base, ["sample"]), target_energies, strict=True):
         if not len(table):
             continue
-        n = len(table)
+        n, samples = len(table), pictures(table["sample"])
         content = {"model": pa.array([model] * n), "sample_id": table["sample_id"], "prompt": table["prompt"]}
         content |= {name: table[name] for name in FIGURES}
         apart = pa.nulls(n, pa.float32())
         if model != base:
-            samples, others = (torch.stack([from_png(p) for p in t["sample"].to_pylist()]) for t in (table, reference))
-            apart = pa.array(rms_distance(samples, others), pa.float32())
-        content["drift"] = apart
+            others = pictures(reference["sample"])
+            apart = pa.array(rms_distance(torch.stack(samples), torch.stack(others)), pa.float32())
+        content |= {"drift": apart, SAMPLE_ENERGY: energies_of(samples), TARGET_ENERGY: energies}
         rewards = [dict(row) for row in table["rewards"].to_pylist()]
         content |= {REWARD + name: pa.array([r[name] for r in rewards], pa.float32()) for name in rewards[0]}
         yield pa.table({**content, "evaluations": table["evaluations"]})

@@ -23,7 +23,15 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 #: Groups of the comparison, by what a metric is of; rewards go with the second.
 GROUPS = {
     "Closest image to each held-out target, at newly assigned noise": ("latent_mse", "psnr", "ssim", "lpips"),
-    "Images at random noise, what a user of the model sees": ("kid", "fid", "cmmd", "precision", "recall", "diversity"),
+    "Images at random noise, what a user of the model sees": (
+        "kid",
+        "fid",
+        "cmmd",
+        "precision",
+        "recall",
+        "sharpness",
+        "diversity",
+    ),
     "How far from the base model": ("drift", "kid_base", "fid_base", "cmmd_base"),
 }
 #: Of the distances between sets of images, the one that a sentence names: the first that was measured.

@@ -95,9 +95,9 @@ def check_asha(job: SweepJob, space: Space) -> None:
 
 def check_metric(job: SweepJob, judged: Mapping[str, Any]) -> None:
     """Raises UserError for a metric that there is not, or that this sweep would not measure."""
-    known = [name for name in METRICS if name not in ("drift", "diversity")] + [f"{REWARD}NAME"]
-    name = job.metric
-    if name in METRICS and name in known:
+    fit = [name for name, about in METRICS.items() if about.better != "neither" and name != "drift"]
+    known, name = [*fit, f"{REWARD}NAME"], job.metric
+    if name in fit:
         if name == "lpips" and judged["lpips"] is None:
             raise UserError("--metric lpips needs its weights: --evaluate.lpips FOLDER")
         return

@@ -3,11 +3,11 @@
 A resample draws n of the n rows with replacement; here it is n weights, how often each row was drawn. A row brings both of its
 images along, the model's and the target, since both hang on its prompt. The same resamples serve every figure and model.
 
-Means take the middle 95 % of the resampled means. A distance between two sets is not a mean: of a resample it is larger than
-of the rows, since a resample has fewer distinct ones. So only the spread is taken from the resamples, and put around the
-value: value ± 1.96 deviations. KID and CMMD leave out of a resample the pairs of a row and its own copy. The Fréchet
-distance bends so much in the weights, where features are not far fewer than rows, that its spread would come out up to four
-times too wide: there the weights go a tenth of the way to each resample, and the spread counts ten times.
+Means, and ratios of means, take the middle 95 % of the resampled ones. A distance between two sets is not a mean: of a
+resample it is larger than of the rows, since a resample has fewer distinct ones. So only the spread is taken from the
+resamples, and put around the value: value ± 1.96 deviations. KID and CMMD leave out of a resample the pairs of a row and its
+own copy. The Fréchet distance bends so much in the weights, where features are not far fewer than rows, that its spread would
+come out up to four times too wide: there the weights go a tenth of the way to each resample, and the spread counts ten times.
 
 Axes: n rows, D features, R resamples.
 """
@@ -57,6 +57,22 @@ def mean_figure(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "R n
     values = values.astype(np.float64)
     low, high = np.quantile(weights @ values / len(values), [0.025, 0.975])
     return figure(values.mean(), low, high, len(values))
+
+
+def ratio_figure(
+    values: Float[np.ndarray, " n"], others: Float[np.ndarray, " n"], weights: Float[np.ndarray, "R n"]
+) -> dict[str, Any] | None:
+    """The mean over rows of values over that of the others, none of which is below 0; None where these are all 0, or NaN.
+
+    Resamples in which the others are all 0 have no ratio and are left out.
+    """
+    values, others = values.astype(np.float64), others.astype(np.float64)
+    if not others.sum() > 0:
+        return None
+    above, below = weights @ values, weights @ others
+    there = below > 0
+    low, high = np.quantile(above[there] / below[there], [0.025, 0.975])
+    return figure(values.sum() / others.sum(), low, high, len(values))
 
 
 def around(

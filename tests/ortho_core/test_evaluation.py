@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
+from scipy import ndimage
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ortho_core.assign import AssignConfig, Engine
@@ -12,6 +14,7 @@ from ortho_core.evaluation.judge import Judge, JudgeModels
 from ortho_core.evaluation.rows import EvaluationRows
 from ortho_core.evaluation.samples import (
     from_png,
+    laplacian_energy,
     mean_pairwise_distance,
     rms_distance,
     sample,
@@ -52,6 +55,27 @@ def test_drift_is_the_rms_pixel_distance():
     moved = base.clone()
     moved[0], moved[1, 0] = 51, 255
     assert rms_distance(moved, base) == pytest.approx([0.2, np.sqrt(1 / 3), 0.0])
+
+
+def test_laplacian_energy_is_that_of_scipys_laplacian_away_from_the_edge():
+    for image in pictures(3, 12):
+        luma = np.tensordot([0.299, 0.587, 0.114], image.numpy() / 255, 1)
+        expected = (ndimage.laplace(luma)[1:-1, 1:-1] ** 2).mean()
+        assert laplacian_energy(image) == pytest.approx(expected, rel=1e-9)
+    assert laplacian_energy(pictures(1, 12)[0, :, :7]) > 0  # not square
+
+
+def test_blur_lowers_the_laplacian_energy_and_flat_images_have_none(digits):
+    with Image.open(next(iter(sorted((digits / "images").iterdir())))) as picture:
+        sharp = picture.convert("RGB")
+    copies = [sharp, *(sharp.filter(ImageFilter.GaussianBlur(radius)) for radius in (0.5, 1, 2))]
+    energies = [laplacian_energy(torch.from_numpy(np.array(copy)).permute(2, 0, 1)) for copy in copies]
+    assert energies == sorted(energies, reverse=True)
+    assert energies[2] < 0.2 * energies[0]
+    flat = torch.tensor([17, 91, 203], dtype=torch.uint8)[:, None, None].expand(3, 9, 9)
+    rising = flat // 2 + 3 * torch.arange(9, dtype=torch.uint8)
+    assert [laplacian_energy(image) for image in (flat, rising)] == [0, 0]
+    assert np.isnan(laplacian_energy(flat[..., :2]))  # no inner pixels
 
 
 def test_pictures_survive_being_kept():

@@ -18,6 +18,7 @@ from ortho_core.evaluation.statistics import (
     mean_figure,
     mmd,
     precision_recall,
+    ratio_figure,
     resampled_frechet,
     resampled_mmd,
     resampled_share,
@@ -133,6 +134,42 @@ def test_the_interval_of_a_mean_covers_it():
         assert found["low"] <= found["value"] <= found["high"]
         assert found["count"] == 100
     assert 0.88 < hits / 200 < 0.99
+
+
+def test_the_interval_of_a_ratio_covers_it():
+    """Energies that hang together row by row, as those of a sample and its target do; their means are as 3 to 4."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for i in range(200):
+        contrast = rng.exponential(size=100)
+        values, others = (k * contrast * rng.exponential(size=100) for k in (0.75, 1.0))
+        found = ratio_figure(values, others, resamples(100, i, 200))
+        hits += found["low"] <= 0.75 <= found["high"]
+        assert found["value"] == pytest.approx(values.mean() / others.mean())
+        assert found["low"] <= found["value"] <= found["high"]
+        assert found["count"] == 100
+    assert 0.88 < hits / 200 < 0.99
+
+
+def test_a_resample_brings_both_sides_of_a_row_along():
+    others = np.arange(1.0, 41)
+    found = ratio_figure(0.5 * others, others, resamples(40, 0, 50))
+    assert (found["low"], found["value"], found["high"]) == pytest.approx((0.5, 0.5, 0.5))
+    values, w = np.arange(40.0)[::-1], resamples(40, 5, 50)
+    drawn = [np.repeat(np.arange(40), counts.astype(int)) for counts in w]
+    ratios = [values[rows].mean() / others[rows].mean() for rows in drawn]
+    found = ratio_figure(values, others, w)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
+
+
+def test_a_ratio_to_nothing_is_no_figure():
+    w = resamples(9, 0, 50)
+    assert ratio_figure(np.ones(9), np.zeros(9), w) is None
+    assert ratio_figure(np.full(9, np.nan), np.full(9, np.nan), w) is None
+    # A third of the resamples lack the only row that has any; the others have a ratio.
+    one = np.eye(9)[0]
+    assert ((w @ one) == 0).any()
+    assert ratio_figure(one, one, w) == {"value": 1, "low": 1, "high": 1, "count": 9}
 
 
 @pytest.mark.parametrize("metric", [kid, fid, lambda *a: precision_recall(*a)[0], lambda *a: precision_recall(*a)[1]])

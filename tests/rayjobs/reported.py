@@ -12,10 +12,11 @@ from ortho_core.pictures import save_png
 from rayjobs.plots import plot_training
 from rayjobs.progress import versions
 
-BASE = {"latent_mse": 0.39, "psnr": 17.3, "kid": 0.053, "reward_clip": 0.31, "diversity": 0.125}
-DIRECT = {"latent_mse": 0.236, "psnr": 19.5, "kid": 0.02, "reward_clip": 0.31, "diversity": 0.018, "drift": 0.136}
-FIRST = {"latent_mse": 0.179, "psnr": 21.3, "kid": 0.026, "reward_clip": 0.31, "diversity": 0.155, "drift": 0.078}
-SECOND = {"latent_mse": 0.13, "psnr": 22.8, "kid": 0.0257, "reward_clip": 0.31, "diversity": 0.168, "drift": 0.08}
+NAMES = ("latent_mse", "psnr", "kid", "reward_clip", "sharpness", "diversity", "drift")
+BASE = dict(zip(NAMES[:-1], (0.39, 17.3, 0.053, 0.31, 0.93, 0.125), strict=True))
+DIRECT = dict(zip(NAMES, (0.236, 19.5, 0.02, 0.31, 0.41, 0.018, 0.136), strict=True))
+FIRST = dict(zip(NAMES, (0.179, 21.3, 0.026, 0.31, 0.88, 0.155, 0.078), strict=True))
+SECOND = dict(zip(NAMES, (0.13, 22.8, 0.0257, 0.31, 0.9, 0.168, 0.08), strict=True))
 FEATURES = {"name": "tiny-clip", "fingerprint": "0123456789abcdef", "dimension": 128}
 MODELS = {"base": BASE, "direct": DIRECT, "cycle_01": FIRST, "cycle_02": SECOND}
 

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from scipy import ndimage
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ortho_core.assignments import Failure
@@ -75,6 +77,12 @@ def opened(file):
     return from_png(file.read_bytes())
 
 
+def energy(picture):
+    """The mean square of scipy's Laplacian of the luminance, away from the edge."""
+    luma = np.tensordot([0.299, 0.587, 0.114], picture / 255, 1)
+    return (ndimage.laplace(luma)[1:-1, 1:-1] ** 2).mean()
+
+
 def result_of(out):
     return json.loads((out / "evaluation.json").read_text())
 
@@ -133,6 +141,15 @@ def test_rows_are_judged_or_quarantined_once_and_kept_one_by_one(done):
     sheets = {m: load_sheet(done / "pictures" / f"{m}-samples.png", size)[: ROWS - BAD] for m in ids}
     drift = [row["drift"] for row in table if row["model"] == "moved"]
     assert drift == pytest.approx(rms_distance(sheets["moved"], sheets["base"]).tolist(), rel=1e-5)
+    # And the sharpness that of the samples' pictures over the targets'.
+    sheets["target"] = load_sheet(done / "pictures" / "targets.png", size)[: ROWS - BAD]
+    energies = {name: [energy(picture) for picture in sheet.numpy()] for name, sheet in sheets.items()}
+    for model in ids:
+        rows = [row for row in table if row["model"] == model]
+        assert [row["sample_energy"] for row in rows] == pytest.approx(energies[model], rel=1e-5)
+        assert [row["target_energy"] for row in rows] == pytest.approx(energies["target"], rel=1e-5)
+        expected = np.mean(energies[model]) / np.mean(energies["target"])
+        assert result["metrics"][model]["sharpness"]["value"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_sheets_show_the_judged_rows(done, heldout):
@@ -190,6 +207,18 @@ def test_a_model_against_itself(tiny_turbo, digits, tmp_path):
     assert (result["rows"], result["rewards"]) == (12, {})
     assert again["drift"] == {"value": 0, "low": 0, "high": 0, "count": 12}
     assert {k: v for k, v in again.items() if k != "drift"} == base
+
+
+def test_flat_targets_leave_sharpness_out(tiny_turbo, digits, tmp_path):
+    pairs = copy_pairs(digits, tmp_path / "pairs", 8)
+    for line in (pairs / "pairs.jsonl").read_text().splitlines():
+        Image.new("RGB", (32, 32), (200, 30, 90)).save(pairs / json.loads(line)["image"])
+    (figures,) = here(job({"base": tiny_turbo}, pairs, tmp_path / "out"))["metrics"].values()
+    assert "sharpness" not in figures
+    assert "diversity" in figures
+    table = pq.read_table(tmp_path / "out" / "evaluation.parquet").to_pylist()
+    assert {row["target_energy"] for row in table} == {0}
+    assert all(row["sample_energy"] > 0 for row in table)
 
 
 def test_a_model_that_breaks_takes_its_rows_out_of_all_figures(tiny_turbo, digits, tmp_path):

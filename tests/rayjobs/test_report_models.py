@@ -29,7 +29,7 @@ def test_the_table_has_a_row_per_metric_and_a_column_per_model():
     table = comparison(METRICS, "base", LABELS)
     rows = {row[0].text: row for row in table.rows if not isinstance(row, str)}
     assert list(table.header) == ["", *LABELS.values(), "n"]
-    assert list(rows) == ["latent MSE ↓", "PSNR dB ↑", "KID ↓", "diversity", "CLIP score ↑", "drift ↓"]
+    assert list(rows) == ["latent MSE ↓", "PSNR dB ↑", "KID ↓", "sharpness", "diversity", "CLIP score ↑", "drift ↓"]
     assert str(table.rows[0]).startswith("Closest image")
     base, direct = rows["drift ↓"][1:3]
     assert (base, direct.text, direct.detail) == ("–", "0.1360", "[0.1292, 0.1428]")

@@ -91,6 +91,7 @@ def test_trials_share_their_e_steps_and_a_preserve_weight_holds_the_drift(
         ({"sweep": {"train.batch_size": "12,25"}}, "25 is more than the 24 rows"),
         ({"metric": "latent"}, "'latent' is not a figure of target fit; accepted: latent_mse"),
         ({"metric": "drift"}, "'drift' is not a figure of target fit"),
+        ({"metric": "sharpness"}, "'sharpness' is not a figure of target fit"),
         ({"metric": "lpips"}, "needs its weights: --evaluate.lpips"),
         ({"metric": "reward_pickscore"}, "rewards measured here: clip"),
         ({"heldout": None}, "--heldout is required"),
