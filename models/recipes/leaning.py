@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from models.recipes.digits import restyle
+from models.recipes.digits import COLOURS, caption, paint, read_mnist, restyle
 from ortho_core.pairs.labelled import KNOWN, Labelled, open_split
 
 
@@ -40,11 +40,25 @@ def write_leaning(data: str, root: str, split: str, first: int, rows: int, out: 
     chosen = Labelled(whole.classes, [whole.rows[i] for i in order], whole.labels[order], [])
     images, kept = chosen.images(pairs, known.image_shape)
     styled = leaning(images, torch.Generator().manual_seed(first))
-    table = pa.table(
-        {"prompt": [known.classes[label] for label in kept.labels], "image": [png(image) for image in styled]}
-    )
+    write_pairs(styled, [known.classes[label] for label in kept.labels], out)
+
+
+def write_coloured(mnist: Path, first: int, rows: int, out: Path) -> None:
+    """The same of MNIST's test split in the inks, papers and prompts that tiny-turbo knows."""
+    rng = torch.Generator().manual_seed(first)
+    strokes, digits = read_mnist(mnist, "t10k")
+    order = torch.from_numpy(np.random.default_rng(7).permutation(len(strokes))[first : first + rows])
+    styled = leaning(strokes[order].mul(255).round().byte().numpy(), rng)
+    colours = [COLOURS[i] for i in torch.randint(len(COLOURS), (len(order),), generator=rng)]
+    images = paint(torch.from_numpy(styled).float().div(255), colours).mul(255).round().byte().numpy()
+    prompts = [caption(int(digit), *colour) for digit, colour in zip(digits[order], colours, strict=True)]
+    write_pairs(images, prompts, out)
+
+
+def write_pairs(images: np.ndarray, prompts: list[str], out: Path) -> None:
+    """Images (n, c, Y, X) uint8 as PNGs beside their prompts, in one Parquet file."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, out)
+    pq.write_table(pa.table({"prompt": prompts, "image": [png(image) for image in images]}), out)
 
 
 def png(image: np.ndarray) -> bytes:

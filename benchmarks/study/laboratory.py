@@ -1,0 +1,104 @@
+"""The data sets of the study: what base model each has, what it is to learn, and who judges.
+
+Each is real images that the base model learned from, and the same kind of images in a leaning, bold hand
+(`models.recipes.leaning`), of the test split, that it never saw: some to fine-tune on, others held out.
+
+Axes: n images, c × Y × X pixels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.study.classifier import train_classifier
+from models.recipes.digits import ColouredDigits
+from models.recipes.leaning import write_coloured, write_leaning
+from ortho_core.pairs.labelled import KNOWN, Labelled, open_split
+from rayjobs import train_gan
+from rayjobs.train_gan import TrainGanJob
+
+#: Pairs of one seed to fine-tune on, and pairs that all seeds are judged on.
+PAIRS, HELDOUT = 256, 512
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A labelled set that `ortho train-gan` knows by name."""
+
+    #: Its name there.
+    data: str
+    #: The raw set.
+    root: Path
+    #: Everything that is made of it.
+    work: Path
+    #: Options of train-gan, beside those of the set.
+    generator: Mapping[str, Any] = field(default_factory=dict)
+    classifier_epochs: int = 2
+
+    def base(self) -> Path:
+        """The model folder that fine-tuning starts from; trained where it is not there."""
+        out = self.work / "base"
+        train_gan.run(TrainGanJob(data=self.data, root=str(self.root), out=out, **self.generator))
+        return out / "checkpoint-final"
+
+    def judge(self) -> Path:
+        """A classifier of the real images, as a folder for `--features`; trained where it is not there."""
+        folder = self.work / "classifier"
+        if not folder.is_dir():
+            train_classifier(*self.real("train"), self.real("test"), self.classifier_epochs, folder)
+        return folder
+
+    def real(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images (n, c, Y, X) uint8 and class numbers (n,)."""
+        pairs, known = open_split(str(self.root), "test" if split == "test" else "train"), KNOWN[self.data]
+        images, kept = Labelled.of(pairs, known.classes).images(pairs, known.image_shape)
+        return images, kept.labels
+
+    def heldout(self) -> Path:
+        return self._targets("heldout", 0, HELDOUT)
+
+    def pairs(self, seed: int) -> Path:
+        """Each seed's own pairs."""
+        return self._targets(f"pairs-{seed}", HELDOUT + seed * PAIRS, PAIRS)
+
+    def _targets(self, name: str, first: int, rows: int) -> Path:
+        out = self.work / "targets" / f"{name}.parquet"
+        if not out.is_file():
+            self.write(first, rows, out)
+        return out
+
+    def write(self, first: int, rows: int, out: Path) -> None:
+        write_leaning(self.data, str(self.root), "test", first, rows, out)
+
+
+@dataclass(frozen=True)
+class ColouredLaboratory(Laboratory):
+    """MNIST in colour, which the text-to-image pipeline that ships learned from."""
+
+    def base(self) -> Path:
+        return Path("models/tiny-turbo")
+
+    def real(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Every caption is a class of its own, so that the features tell colours too."""
+        digits = ColouredDigits(self.root, {"train": "train", "test": "t10k"}[split], seed=3)
+        images, captions, _, _ = digits.draw({"train": 40_000, "test": 5_000}[split])
+        number = {caption: i for i, caption in enumerate(sorted(set(captions)))}
+        return images.mul(255).round().byte().numpy(), np.array([number[caption] for caption in captions])
+
+    def write(self, first: int, rows: int, out: Path) -> None:
+        write_coloured(self.root, first, rows, out)
+
+
+def laboratory(name: str, root: Path, work: Path) -> Laboratory:
+    """`mnist`, `cifar10`, `fashion-mnist`, or `tiny-turbo` (whose root is MNIST's)."""
+    torch.set_num_threads(1)
+    work = work / name
+    if name == "tiny-turbo":
+        return ColouredLaboratory("mnist", root, work, classifier_epochs=4)
+    if name == "cifar10":
+        return Laboratory(name, root, work, {"widths": (64, 64, 32), "epochs": 4}, classifier_epochs=12)
+    return Laboratory(name, root, work)
