@@ -11,9 +11,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.study.arms import Protocol, Runs
+from benchmarks.study.arms import Protocol, Runs, at
 from benchmarks.study.drawing import draw_curves, draw_samples
 from benchmarks.study.laboratory import Laboratory, laboratory
+from benchmarks.study.mismatch import kids, mismatch_table
 from benchmarks.study.tables import Judged, differences, table
 from rayjobs.progress import say
 from rayjobs.session import ray_session
@@ -41,6 +42,18 @@ COMPARED = (
     ("EM less direct, evaluations of 4 cycles", "em_4", "direct_cost_4"),
     ("EM less matched SFT, updates of 4 cycles", "em_4", "matched_4"),
 )
+
+
+def trained(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Models of one seed and the assignments that they were trained on; the base beside them."""
+    first, last = (folder / "em" / f"cycle_{n:02d}" for n in (1, 4))
+    base = Path(json.loads((folder / "evaluation" / "evaluation.json").read_text())["config"]["model"]["base"])
+    return {
+        "base": (base, first / "assignments"),
+        "matched SFT, updates of 1 cycle": (at(folder / "matched", Protocol().epochs), first / "assignments"),
+        "matched SFT, updates of 4": (at(folder / "matched", 4 * Protocol().epochs), first / "assignments"),
+        "EM, 4 cycles": (last / "train" / "checkpoint-final", last / "assignments"),
+    }
 
 
 def main() -> None:
@@ -78,6 +91,8 @@ def show(lab: Laboratory, seeds: list[int], out: Path) -> None:
         print(f"{differences(judged[preserve], COMPARED)}\n")
         for seed, folder in zip(seeds, folders, strict=True):
             print(f"seed {seed}: {(folder / 'cost.json').read_text()}")
+        found = [kids(lab, seed, trained(folder)) for seed, folder in zip(seeds, folders, strict=True)]
+        print(f"{mismatch_table(found)}\n")
         draw_samples(folders[0] / "evaluation", PICTURES, 16, out / f"study-{lab.work.name}-{preserve:g}.png")
     draw_curves(judged, Protocol().updates, out / f"study-{lab.work.name}.png")
 

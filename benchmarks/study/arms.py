@@ -110,7 +110,7 @@ class Runs:
         """Every model that is judged; `direct_cost_n` has the evaluations of EM's n cycles, E-steps included."""
         protocol, work = self.protocol, self.em()
         cycles = range(1, protocol.cycles + 1)
-        spent = [e_step_evaluations(work / f"cycle_{n:02d}" / "assignments") for n in cycles]
+        spent = [mean_of(work / f"cycle_{n:02d}" / "assignments", "evaluations") for n in cycles]
         costs = {n: protocol.evaluations(protocol.epochs * n) + sum(spent[:n]) for n in (1, protocol.cycles)}
         equal = {n: protocol.epochs_worth(cost) for n, cost in costs.items()}
         direct = self.straight("random", max(equal.values()))
@@ -138,10 +138,10 @@ def at(run: Path, epoch: int) -> Path:
     return run / f"checkpoint-epoch-{epoch:03d}"
 
 
-def e_step_evaluations(assignments: Path) -> float:
-    """Evaluations per row that an E-step took."""
+def mean_of(assignments: Path, column: str) -> float:
+    """Of a column of assignments, such as the evaluations that each row took."""
     made = Assignments(assignments)
-    return fmean(row["evaluations"] for row in made.rows(range(len(made)), ["evaluations"]))
+    return fmean(row[column] for row in made.rows(range(len(made)), [column]))
 
 
 def judge(

@@ -9,7 +9,7 @@ Axes: S seeds, n rows, D features, R resamples.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,6 +42,11 @@ class Estimate:
         between = student.ppf(0.975, seeds - 1) * np.std(values, ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
         return Estimate(float(np.mean(values)), float(math.hypot(np.sqrt(np.mean(np.square(halves))), between)))
 
+    @staticmethod
+    def of(figures: Sequence[Mapping[str, float]]) -> "Estimate":
+        """From each seed's figure with its bootstrap interval."""
+        return Estimate.over([one["value"] for one in figures], [(one["high"] - one["low"]) / 2 for one in figures])
+
     def __str__(self) -> str:
         digits = max(0, min(4, 1 - math.floor(math.log10(self.half)))) if self.half > 0 else 3
         return f"{self.value:.{digits}f} ± {self.half:.{digits}f}"
@@ -63,10 +68,10 @@ class Judged:
 
     def estimate(self, model: str, figure: str) -> Estimate | None:
         """None where a model has no such figure, as the base has no drift."""
-        found = [_metrics(folder)[model].get(figure) for folder in self.folders]
-        if any(one is None for one in found):
+        found = [m[figure] for m in (_metrics(folder)[model] for folder in self.folders) if figure in m]
+        if len(found) < len(self.folders):
             return None
-        return Estimate.over([one["value"] for one in found], [(one["high"] - one["low"]) / 2 for one in found])
+        return Estimate.of(found)
 
     def kid_difference(self, model: str, other: str) -> Estimate:
         """KID of `model` less that of `other`, to the same targets, by the same resamples."""

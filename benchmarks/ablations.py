@@ -1,0 +1,190 @@
+"""What each choice does: `python -m benchmarks.ablations --data mnist --root DIR --work runs/study`.
+
+One thing varied at a time from the protocol of `benchmarks.matched_vs_direct` (one cycle, twice its updates, preserve weight 0.1), on the same
+pairs and by the same judge, over three seeds. The same command again goes on where it was; `--tables` prints what is there.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.study.arms import Protocol, judge, mean_of
+from benchmarks.study.laboratory import Laboratory, laboratory
+from benchmarks.study.mismatch import LAWS, kids
+from benchmarks.study.tables import Estimate, Judged, table
+from rayjobs import em, train
+from rayjobs.em import EmJob
+from rayjobs.progress import say
+from rayjobs.session import ray_session
+from rayjobs.train import TrainJob
+
+PROTOCOL = Protocol(epochs=24)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the protocol."""
+
+    assign: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    #: Two cycles of half the updates each, the second warm or cold.
+    warm: bool | None = None
+
+
+VARIANTS: dict[str, Variant] = {
+    "the protocol: p = 2, 8 evaluations": Variant(),
+    "direct SFT": Variant(train={"noise": "random"}),
+    "p = 1": Variant({"patch_size": 1}),
+    "p = 4": Variant({"patch_size": 4}),
+    "p = 8": Variant({"patch_size": 8}),
+    "1 evaluation: one random noise per image, kept": Variant({"steps": 1}),
+    "2 evaluations": Variant({"steps": 2}),
+    "4 evaluations": Variant({"steps": 4}),
+    "16 evaluations": Variant({"steps": 16}),
+    "40 evaluations": Variant({"steps": 40, "patience": 0}),
+    "best of 16, no search": Variant({"candidates": 16, "steps": 1}),
+    "best of 64, no search": Variant({"candidates": 64, "steps": 1}),
+    "best of 16, then 8 evaluations": Variant({"candidates": 16}),
+    "regions 2 × 2": Variant({"regions": 2}),
+    "regions 4 × 4": Variant({"regions": 4}),
+    "free, prior 2": Variant({"transform": "free", "prior_weight": 2.0}),
+    "free, prior 0.5": Variant({"transform": "free", "prior_weight": 0.5}),
+    "free, prior 0.1": Variant({"transform": "free", "prior_weight": 0.1}),
+    "free, no prior": Variant({"transform": "free", "prior_weight": 0.0}),
+    "two cycles of half the updates, warm start": Variant(warm=True),
+    "two cycles of half the updates, cold start": Variant(warm=False),
+    "preserve 0": Variant(train={"preserve_latent_weight": 0.0}),
+    "preserve 0.03": Variant(train={"preserve_latent_weight": 0.03}),
+    "preserve 0.3": Variant(train={"preserve_latent_weight": 0.3}),
+    "preserve 1": Variant(train={"preserve_latent_weight": 1.0}),
+    "direct SFT, preserve 0": Variant(train={"noise": "random", "preserve_latent_weight": 0.0}),
+    "direct SFT, preserve 0.3": Variant(train={"noise": "random", "preserve_latent_weight": 0.3}),
+    "direct SFT, preserve 1": Variant(train={"noise": "random", "preserve_latent_weight": 1.0}),
+    "learning rate 1e-4": Variant(train={"lr": 1e-4}),
+    "learning rate 1e-3": Variant(train={"lr": 1e-3}),
+    "direct SFT, learning rate 1e-4": Variant(train={"noise": "random", "lr": 1e-4}),
+    "direct SFT, learning rate 1e-3": Variant(train={"noise": "random", "lr": 1e-3}),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant at one seed."""
+
+    lab: Laboratory
+    seed: int
+    number: int
+
+    @property
+    def title(self) -> str:
+        return list(VARIANTS)[self.number]
+
+    @property
+    def variant(self) -> Variant:
+        return VARIANTS[self.title]
+
+    @property
+    def is_matched(self) -> bool:
+        return self.variant.train.get("noise") != "random"
+
+    @property
+    def key(self) -> str:
+        """A name that evaluations and pictures can carry."""
+        return f"v{self.number:02d}"
+
+    @property
+    def folder(self) -> Path:
+        return self.lab.work / "ablations" / f"seed-{self.seed}" / self.key
+
+    @property
+    def cycles(self) -> int:
+        return 1 if self.variant.warm is None else 2
+
+    @property
+    def result(self) -> tuple[Path, Path]:
+        """The model, and the assignments that it was trained on."""
+        if not self.is_matched:
+            return self.folder / "checkpoint-final", Trial(self.lab, self.seed, 0).result[1]
+        last = self.folder / f"cycle_{self.cycles:02d}"
+        return last / "train" / "checkpoint-final", last / "assignments"
+
+    def run(self) -> None:
+        base, variant = self.lab.base(), self.variant
+        tuned = PROTOCOL.train(
+            self.seed, **{"save_every": 0, "epochs": PROTOCOL.epochs // self.cycles, **variant.train}
+        )
+        if not self.is_matched:
+            train.run(em.build(TrainJob, tuned, assignments=str(self.result[1]), model=base, out=self.folder))
+            return
+        job = EmJob(
+            pairs=str(self.lab.pairs(self.seed)),
+            model=base,
+            work_dir=self.folder,
+            assignments_cache=self.lab.work / "assignments",
+            cycles=self.cycles,
+            warm_start=variant.warm is not False,
+            assign=PROTOCOL.assign(self.seed, **variant.assign),
+            train=tuned,
+        )
+        em.run(job)
+
+
+def trials(lab: Laboratory, seed: int) -> list[Trial]:
+    return [Trial(lab, seed, number) for number in range(len(VARIANTS))]
+
+
+def run(lab: Laboratory, seed: int) -> None:
+    """Train and judge every variant at one seed."""
+    models = {"base": lab.base()}
+    for trial in trials(lab, seed):
+        say(f"ablations: {lab.work.name}, seed {seed}: {trial.title}")
+        trial.run()
+        models[trial.key] = trial.result[0]
+    judge(lab, PROTOCOL, models, evaluation_of(lab, seed))
+
+
+def evaluation_of(lab: Laboratory, seed: int) -> Path:
+    return lab.work / "ablations" / f"seed-{seed}" / "evaluation"
+
+
+def show(lab: Laboratory, seeds: list[int]) -> None:
+    """Print what was found, as Markdown."""
+    judged = Judged(tuple(evaluation_of(lab, seed) for seed in seeds))
+    titles = {"base": "base"} | {trial.key: trial.title for trial in trials(lab, seeds[0])}
+    print(table(judged, titles))
+    print(
+        "\n| | evaluations | loss of the assignment | KID at N(0, I) | at the Gaussian fitted to it | largest departure |"
+    )
+    print("|---|---|---|---|---|---|")
+    runs = {seed: [trial for trial in trials(lab, seed) if trial.is_matched] for seed in seeds}
+    found = {seed: kids(lab, seed, {t.key: t.result for t in matched}) for seed, matched in runs.items()}
+    for i, trial in enumerate(runs[seeds[0]]):
+        made = [runs[seed][i].result[1] for seed in seeds]
+        plain, fitted = (Estimate.of([found[seed][trial.key][law] for seed in seeds]) for law in (LAWS[0], LAWS[2]))
+        most = next(iter(found[seeds[0]][trial.key]["departures"].items()))
+        cost, loss = (fmean(mean_of(folder, column) for folder in made) for column in ("evaluations", "loss"))
+        print(f"| {trial.title} | {cost:.1f} | {loss:.4f} | {plain} | {fitted} | {most[0]}, {most[1]:.0f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", choices=["mnist", "cifar10", "fashion-mnist", "tiny-turbo"], required=True)
+    parser.add_argument("--root", type=Path, required=True, help="folder of the real images (tiny-turbo: of MNIST)")
+    parser.add_argument("--work", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tables", action="store_true", help="print the tables of what is there")
+    args = parser.parse_args()
+    lab = laboratory(args.data, args.root.absolute(), args.work.absolute())
+    if args.tables:
+        show(lab, args.seeds)
+        return
+    with ray_session():
+        for seed in args.seeds:
+            run(lab, seed)
+
+
+if __name__ == "__main__":
+    main()
