@@ -1,7 +1,8 @@
 """What each choice does: `python -m benchmarks.ablations --data mnist --root DIR --work runs/study`.
 
-One thing varied at a time from the protocol of `benchmarks.matched_vs_direct` (one cycle, twice its updates, preserve weight 0.1), on the same
-pairs and by the same judge, over three seeds. The same command again goes on where it was; `--tables` prints what is there.
+One thing varied at a time from the protocol of `benchmarks.matched_vs_direct` (one cycle, twice its updates, preserve weight
+0.1), on the same pairs and by the same judge, over three seeds. The same command again goes on where it was; `--tables` prints
+what is there.
 """
 
 import argparse

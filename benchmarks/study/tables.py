@@ -64,7 +64,8 @@ class Judged:
 
     @property
     def models(self) -> list[str]:
-        return list(_metrics(self.folders[0]))
+        """Those that every seed has."""
+        return [name for name in _metrics(self.folders[0]) if all(name in _metrics(f) for f in self.folders)]
 
     def estimate(self, model: str, figure: str) -> Estimate | None:
         """None where a model has no such figure, as the base has no drift."""
