@@ -32,8 +32,11 @@ TITLES = {
     "em_2": "EM, 2 cycles",
     "em_3": "EM, 3 cycles",
     "em_4": "EM, 4 cycles",
+    "centered_1": "EM on centred noise, 1 cycle",
+    "centered_2": "EM on centred noise, 2 cycles",
+    "centered_4": "EM on centred noise, 4 cycles",
 }
-PICTURES = {"base": "base", "direct_4": "direct", "matched_4": "matched", "em_4": "EM, 4"}
+PICTURES = {"base": "base", "direct_4": "direct", "matched_4": "matched", "em_4": "EM", "centered_4": "EM, centred"}
 COMPARED = (
     ("matched SFT less direct, updates of 1 cycle", "matched_1", "direct_1"),
     ("matched SFT less direct, evaluations of 1 cycle", "matched_1", "direct_cost_1"),
@@ -41,6 +44,8 @@ COMPARED = (
     ("EM less direct, updates of 4 cycles", "em_4", "direct_4"),
     ("EM less direct, evaluations of 4 cycles", "em_4", "direct_cost_4"),
     ("EM less matched SFT, updates of 4 cycles", "em_4", "matched_4"),
+    ("EM on centred noise less EM, 4 cycles", "centered_4", "em_4"),
+    ("EM on centred noise less direct, evaluations of 4 cycles", "centered_4", "direct_cost_4"),
 )
 
 

@@ -61,6 +61,10 @@ FORMAT = 3
 CHECKSUM_TOLERANCE = 1e-4
 #: Parts of assignments that a reader keeps in memory.
 CACHE_BYTES = 2 << 30
+#: Rows that a mean of the noise is taken over: it is then uncertain by a sixty-fourth of one map's deviation.
+MEAN_OF = 4096
+#: Maps that are rebuilt together for it.
+AT_ONCE = 256
 #: Footers that are read side by side: what an object store's latency asks for.
 FOOTERS_AT_ONCE = 16
 PART = re.compile(r"part-(\d{6,})-([0-9a-z]+)(?:\.r(\d+))?\.parquet")
@@ -273,6 +277,15 @@ class Assignments:
             names = [rows[i]["sample_id"] for i in wrong[:3]]
             raise UserError(f"{self.location}: the rebuilt noise of {names} does not match its checksum; assign again")
         return noise
+
+    def mean_noise(self, latent_shape: tuple[int, int, int], most: int = MEAN_OF) -> Float[Tensor, "C H W"]:
+        """The mean of the assigned noise over the rows, of a larger set over `most` from all over it."""
+        count = min(len(self), most)
+        index = [i * len(self) // count for i in range(count)]
+        total = torch.zeros(latent_shape, dtype=torch.float64)
+        for start in range(0, count, AT_ONCE):
+            total += self.noise(index[start : start + AT_ONCE], latent_shape).double().sum(0)
+        return (total / count).float()
 
     def row_bytes(self, latent_shape: tuple[int, int, int], target_shape: tuple[int, int, int]) -> int:
         """About how much memory a row takes once it is read."""

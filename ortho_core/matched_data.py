@@ -76,6 +76,8 @@ class MatchedData:
     preserve_prompts: tuple[str, ...] = ()
     #: Of the target latents; none: as the noise map.
     target_shape: tuple[int, int, int] | None = None
+    #: (C, H, W) that is taken off every matched noise; none: nothing.
+    center: np.ndarray | None = None
 
     def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Share:
         """Read what a worker needs for one update. Raises UserError if an assignment is damaged or an image is gone."""
@@ -84,6 +86,8 @@ class MatchedData:
         names, prompts = [row["sample_id"] for row in rows], [row["prompt"] for row in rows]
         if self.noise == "matched":
             noise = self.assignments.noise(index, self.latent_shape)
+            if self.center is not None:
+                noise = noise - torch.from_numpy(self.center)
         elif self.noise == "base":
             noise = self.assignments.base_noise(index, self.latent_shape)
         else:

@@ -45,21 +45,25 @@ class Validation:
         teacher: Teacher | None,
         prompts: PromptCache,
         batch_size: int,
+        center: np.ndarray | None = None,
     ) -> "Validation":
         """Of those rows of the assignments of a held-out set; the generator is still as the run starts with it.
 
-        `before` is the teacher's where there is one, else the generator's. The random noise is the same in every run.
+        `center` (C, H, W) is taken off their noise, as it is off that which the run trains on. `before` is the teacher's where
+        there is one, else the generator's. The random noise is the same in every run.
         """
         shape, index = generator.latent_shape, list(rows)
         listed = assignments.rows(index, ["sample_id", "prompt"])
         seeds = [noise_seed(0, "validation", row["sample_id"]) for row in listed]
-        matched, random = assignments.noise(index, shape).to(generator.device), generator.base_noise(seeds)
+        matched, random = assignments.noise(index, shape), generator.base_noise(seeds)
+        if center is not None:
+            matched = matched - torch.from_numpy(center)
         texts = [row["prompt"] for row in listed]
         with teacher.standing_in(generator) if teacher is not None else nullcontext():
             before = _denoise(generator, prompts, texts, random, batch_size)
         c, h, w = before.shape[1:]
         targets = assignments.targets(index, (c, h, w)).to(generator.device)
-        return Validation(texts, matched, targets, random, before, batch_size)
+        return Validation(texts, matched.to(generator.device), targets, random, before, batch_size)
 
     def _denoise(self, generator: OneStepGenerator, prompts: PromptCache, noise: Tensor) -> Tensor:
         return _denoise(generator, prompts, self.prompts[: len(noise)], noise, self.batch_size)

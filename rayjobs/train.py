@@ -49,6 +49,10 @@ class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
         description="matched: the assigned noise; random: direct SFT; base: what the search began from, to distil the "
         "images that `ortho reward` found",
     )
+    center_noise: bool = Field(
+        False,
+        description="take the mean of all matched noise off each, so that as a whole it is centred as N(0, I) is",
+    )
     epochs: int = Field(5, ge=1, description="passes over the assignments")
     batch_size: int = Field(16, ge=1, description="rows of one update, over all workers and micro-batches")
     preserve_batch_size: int | None = Field(
@@ -165,6 +169,10 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
         raise UserError(
             f"the assignments in {job.assignments} were made with another model (fingerprint {made_with}) than --model "
             f"{job.model} ({model}): assign again with this model, or say --allow-stale"
+        )
+    if job.center_noise and job.noise != "matched":
+        raise UserError(
+            f"--center-noise is of matched noise; --noise {job.noise} has a mean of zero as it is: leave one out"
         )
     if job.noise == "matched" and assignments.of_rewards:
         raise UserError(
@@ -286,6 +294,10 @@ def run(job: TrainJob, callbacks: Sequence[Any] = ()) -> int:
         forget(job.out)
         say(f"train: {job.out} is complete")
         return 0
+    if job.center_noise:
+        mean = data.assignments.mean_noise(data.latent_shape)
+        data = replace(data, center=mean.numpy())
+        say(f"train: the mean of the matched noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
     started = time.monotonic()
     with ray_session():
         result = fit(job, sealed, data, callbacks)

@@ -194,7 +194,9 @@ class Training:
         each = min(job.validation_rows, len(held)) // self.world
         rows = range(self.rank * each, (self.rank + 1) * each)
         with self._autocast():  # as every measurement to come, or a drift of rounding would be there from the start
-            return Validation.of(held, rows, self.generator, self.teacher, self.prompts, job.rows_at_once)
+            return Validation.of(
+                held, rows, self.generator, self.teacher, self.prompts, job.rows_at_once, self.data.center
+            )
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.generator.device, self.job)

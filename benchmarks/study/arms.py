@@ -1,7 +1,7 @@
 """The arms of the study: what is trained from a base model on one draw of pairs, and how they are judged.
 
-Direct SFT (random noise), matched SFT (the first E-step's noise, trained on for long) and EM (noise assigned again in each
-cycle), all at the same updates and, for direct SFT, also at the same generator evaluations as EM, those of its E-steps
+Direct SFT (random noise), matched SFT (the first E-step's noise, trained on for long), EM (noise assigned again in each
+cycle) and EM on centred noise (the mean of the assigned noise taken off it before training), all at the same updates and, for direct SFT, also at the same generator evaluations as EM, those of its E-steps
 included. Every step is a job of `rayjobs`, which is done at once where it has been done.
 """
 
@@ -83,9 +83,9 @@ class Runs:
     def folder(self) -> Path:
         return self.lab.work / f"seed-{self.seed}" / f"preserve-{self.protocol.preserve:g}"
 
-    def em(self) -> Path:
-        """EM's folder, with the models of all cycles."""
-        work = self.folder / "em"
+    def em(self, centered: bool = False) -> Path:
+        """EM's folder, with the models of all cycles; `centered`: each M-step takes the noise's mean off it."""
+        work = self.folder / ("centered" if centered else "em")
         job = EmJob(
             pairs=str(self.lab.pairs(self.seed)),
             model=self.lab.base(),
@@ -93,7 +93,7 @@ class Runs:
             assignments_cache=self.lab.work / "assignments",
             cycles=self.protocol.cycles,
             assign=self.protocol.assign(self.seed),
-            train=self.protocol.train(self.seed),
+            train=self.protocol.train(self.seed, center_noise=centered),
         )
         em.run(job)
         return work
@@ -120,7 +120,9 @@ class Runs:
         found |= {f"direct_{n}": at(direct, protocol.epochs * n) for n in shown}
         found |= {f"direct_cost_{n}": at(direct, epochs) for n, epochs in equal.items()}
         found |= {f"matched_{n}": at(matched, protocol.epochs * n) for n in shown}
-        found |= {f"em_{n}": work / f"cycle_{n:02d}" / "train" / "checkpoint-final" for n in cycles if n > 1}
+        found |= {f"em_{n}": last_of(work, n) for n in cycles if n > 1}
+        centered = self.em(centered=True)
+        found |= {f"centered_{n}": last_of(centered, n) for n in shown}
         (self.folder / "cost.json").write_text(
             json.dumps({"e_step_evaluations_per_row": spent, "epochs_at_equal_cost": equal}, indent=1) + "\n"
         )
@@ -137,6 +139,10 @@ class Runs:
 
 def at(run: Path, epoch: int) -> Path:
     return run / f"checkpoint-epoch-{epoch:03d}"
+
+
+def last_of(work: Path, cycle: int) -> Path:
+    return work / f"cycle_{cycle:02d}" / "train" / "checkpoint-final"
 
 
 def mean_of(assignments: Path, column: str) -> float:

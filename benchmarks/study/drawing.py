@@ -18,8 +18,8 @@ from rayjobs.evaluate_figures import Parts
 from rayjobs.evaluate_worker import PARTS, EvaluateLedger
 
 PANELS = ("kid", "sharpness", "diversity", "recall", "latent_mse", "drift")
-ARMS = {"direct": "#c0392b", "matched": "#2471a3", "em": "#1e8449"}
-NAMES = {"direct": "direct SFT", "matched": "matched SFT", "em": "EM"}
+ARMS = {"direct": "#c0392b", "matched": "#2471a3", "em": "#1e8449", "centered": "#b7950b"}
+NAMES = {"direct": "direct SFT", "matched": "matched SFT", "em": "EM", "centered": "EM, centred noise"}
 
 
 def draw_curves(judged: Mapping[float, Judged], updates: int, path: Path) -> None:

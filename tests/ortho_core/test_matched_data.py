@@ -79,6 +79,24 @@ def test_matched_noise_is_the_assigned_one_and_lies_closer(assigned, generator):
     assert errors["matched"] < errors["random"]
 
 
+def test_centred_noise_is_the_assigned_one_less_its_mean(assigned):
+    assignments = Assignments(assigned[1])
+    every = assignments.noise(range(len(assignments)), (4, 8, 8)).double()
+    mean = assignments.mean_noise((4, 8, 8))
+    torch.testing.assert_close(mean.double(), every.mean(0), rtol=0, atol=1e-6)
+    matched = data(assigned, 8, preserve_rows=8).share(0, 0)
+    centred = data(assigned, 8, preserve_rows=8, center=mean.numpy()).share(0, 0)
+    np.testing.assert_allclose(matched.noise - centred.noise, np.broadcast_to(mean, (8, 4, 8, 8)), atol=1e-6)
+    np.testing.assert_array_equal(matched.preserve_noise, centred.preserve_noise)
+
+
+def test_the_mean_of_many_rows_is_that_of_rows_from_all_over(assigned):
+    assignments = Assignments(assigned[1])
+    n = len(assignments)
+    expected = assignments.noise([0, n // 3, 2 * n // 3], (4, 8, 8)).double().mean(0)
+    torch.testing.assert_close(assignments.mean_noise((4, 8, 8), most=3).double(), expected, rtol=0, atol=1e-6)
+
+
 def test_images_are_read_when_a_pixel_term_needs_them(assigned, generator):
     share = data(assigned, 8, needs_images=True).share(0, 0)
     assert share.images.dtype == np.uint8

@@ -47,6 +47,15 @@ def test_figures_are_the_means_that_they_say(assigned, generator, moved, batch_s
     assert figures([table]) == pytest.approx(figures([table[:6], table[6:]]))
 
 
+def test_the_center_is_taken_off_the_matched_noise_alone(assigned, generator):
+    center = np.full((4, 8, 8), 0.25, np.float32)
+    prompts = PromptCache(generator)
+    moved = Validation.of(Assignments(assigned[1]), range(3, 15), generator, None, prompts, 16, center)
+    plain = validation(assigned, generator)
+    torch.testing.assert_close(plain.matched - moved.matched, torch.full_like(plain.matched, 0.25))
+    torch.testing.assert_close(plain.random, moved.random)
+
+
 def test_drift_is_counted_from_the_teacher_where_there_is_one(assigned, generator, moved):
     taught = validation(assigned, moved, FrozenTeacher(generator.trainable))
     alone = validation(assigned, moved)

@@ -99,6 +99,10 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(assigned, tiny_turbo, tmp_p
             "--preserve-batch-size: 6 does not divide among 1 workers × 4 micro-batches",
         ),
         ({"assignments": "nowhere"}, "nowhere holds no assignments"),
+        (
+            {"noise": "random", "center_noise": True},
+            "--center-noise is of matched noise; --noise random has a mean of zero",
+        ),
         ({"preserve_prompts": "nowhere.txt"}, r"prompts file nowhere\.txt: No such file"),
         ({"validation": "nowhere"}, "nowhere holds no assignments"),
         ({"num_workers": 8, "validation_rows": 4}, "--validation: fewer rows in .* than the 8 workers"),
@@ -162,6 +166,23 @@ def test_direct_and_matched_training_differ_in_the_noise_and_so_in_the_loss(trai
     prompts.write_text("other words\n")
     changed, _ = make_plan(job(assigned, tiny_turbo, tmp_path / "out", **options))
     assert changed["config"]["preserve_prompts"] != content["config"]["preserve_prompts"]
+
+
+def test_training_on_centred_noise_starts_where_the_model_is_at_it(trained, assigned, generator, tiny_turbo, tmp_path):
+    given = job(
+        assigned, tiny_turbo, tmp_path / "out", center_noise=True, num_workers=0, epochs=1, save_every=0, log_every=1
+    )
+    assert run(given) == 0
+    assignments = Assignments(assigned[1])
+    every = assignments.noise(range(24), (4, 8, 8))
+    index = [int(i) for i in make_plan(given)[1].order.share(0, 0)]
+    prompts = [row["prompt"] for row in assignments.rows(index, ["prompt"])]
+    with torch.no_grad():
+        made = generator.denoise(every[index] - every.mean(0), generator.encode_prompts(prompts))
+    expected = (made - assignments.targets(index, (4, 8, 8))).square().mean()
+    first = history(tmp_path / "out")[0]
+    assert first["update"] == 1
+    assert first["latent"] == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_images_are_found_where_the_assignments_say(assigned, tiny_turbo, tmp_path):
