@@ -1,8 +1,9 @@
 """The arms of the study: what is trained from a base model on one draw of pairs, and how they are judged.
 
 Direct SFT (random noise), matched SFT (the first E-step's noise, trained on for long), EM (noise assigned again in each
-cycle) and EM on centred noise (the mean of the assigned noise taken off it before training), all at the same updates and, for direct SFT, also at the same generator evaluations as EM, those of its E-steps
-included. Every step is a job of `rayjobs`, which is done at once where it has been done.
+cycle) and EM on centred noise (the mean of the assigned noise taken off it before training), all at the same updates and, for
+direct SFT, also at the same generator evaluations as EM, those of its E-steps included. Every step is a job of `rayjobs`, which
+is done at once where it has been done.
 """
 
 import json

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ortho_core.assignments import Assignments
 from ortho_core.errors import UserError
 from ortho_core.generators import load_generator, model_fingerprint
 from ortho_core.sft import TERMS
