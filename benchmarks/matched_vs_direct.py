@@ -8,10 +8,9 @@ is there, as Markdown, and draws the figures.
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.study.arms import Protocol, Runs, at
+from benchmarks.study.arms import Protocol, Runs, at, last_of
 from benchmarks.study.drawing import draw_curves, draw_samples
 from benchmarks.study.laboratory import Laboratory, laboratory
 from benchmarks.study.mismatch import kids, mismatch_table
@@ -49,16 +48,17 @@ COMPARED = (
 )
 
 
-def trained(folder: Path) -> dict[str, tuple[Path, Path]]:
+def trained(runs: Runs) -> dict[str, tuple[Path, Path]]:
     """Models of one seed and the assignments that they were trained on; the base beside them."""
-    first, last = (folder / "em" / f"cycle_{n:02d}" for n in (1, 4))
-    base = Path(json.loads((folder / "evaluation" / "evaluation.json").read_text())["config"]["model"]["base"])
-    return {
-        "base": (base, first / "assignments"),
-        "matched SFT, updates of 1 cycle": (at(folder / "matched", Protocol().epochs), first / "assignments"),
-        "matched SFT, updates of 4": (at(folder / "matched", 4 * Protocol().epochs), first / "assignments"),
-        "EM, 4 cycles": (last / "train" / "checkpoint-final", last / "assignments"),
-    }
+    protocol, folder = runs.protocol, runs.folder
+    n, first = protocol.cycles, folder / "em" / "cycle_01" / "assignments"
+    found = {"base": (runs.lab.base(), first)}
+    found["matched SFT, updates of 1 cycle"] = at(folder / "matched", protocol.epochs), first
+    found[f"matched SFT, updates of {n}"] = at(folder / "matched", protocol.epochs * n), first
+    for work, title in (("em", "EM"), ("centered", "EM on centred noise")):
+        last = folder / work / f"cycle_{n:02d}" / "assignments"
+        found[f"{title}, {n} cycles"] = last_of(folder / work, n), last
+    return found
 
 
 def main() -> None:
@@ -72,31 +72,31 @@ def main() -> None:
     args = parser.parse_args()
     lab = laboratory(args.data, args.root.absolute(), args.work.absolute())
     if args.tables is not None:
-        show(lab, args.seeds, args.tables)
+        show(lab, args.seeds, args.cycles, args.tables)
         return
     with ray_session():
         for seed in args.seeds:
             for preserve in PRESERVE:
-                runs = Runs(lab, replace(Protocol(cycles=args.cycles), preserve=preserve), seed)
+                runs = Runs(lab, Protocol(cycles=args.cycles, preserve=preserve), seed)
                 say(f"study: {args.data}, seed {seed}, preserve weight {preserve:g}")
                 runs.judge()
 
 
-def show(lab: Laboratory, seeds: list[int], out: Path) -> None:
+def show(lab: Laboratory, seeds: list[int], cycles: int, out: Path) -> None:
     """Print the tables, draw the figures."""
     out.mkdir(parents=True, exist_ok=True)
     accuracy = json.loads((lab.judge() / "accuracy.json").read_text())
     print(f"judge: {accuracy['accuracy']:.4f} of {accuracy['classes']} classes named right on test images\n")
     judged = {}
     for preserve in PRESERVE:
-        protocol = Protocol(preserve=preserve)
-        folders = [Runs(lab, protocol, seed).folder for seed in seeds]
+        runs = [Runs(lab, Protocol(cycles=cycles, preserve=preserve), seed) for seed in seeds]
+        folders = [one.folder for one in runs]
         judged[preserve] = Judged(tuple(folder / "evaluation" for folder in folders))
         print(f"**preserve weight {preserve:g}**\n\n{table(judged[preserve], TITLES)}\n")
         print(f"{differences(judged[preserve], COMPARED)}\n")
         for seed, folder in zip(seeds, folders, strict=True):
             print(f"seed {seed}: {(folder / 'cost.json').read_text()}")
-        found = [kids(lab, seed, trained(folder)) for seed, folder in zip(seeds, folders, strict=True)]
+        found = [kids(lab, one.seed, trained(one)) for one in runs]
         print(f"{mismatch_table(found)}\n")
         draw_samples(folders[0] / "evaluation", PICTURES, 16, out / f"study-{lab.work.name}-{preserve:g}.png")
     draw_curves(judged, Protocol().updates, out / f"study-{lab.work.name}.png")

@@ -120,6 +120,8 @@ def differences(judged: Judged, pairs: Sequence[tuple[str, str, str]]) -> str:
     """Markdown: of each (title, model, other) the difference of their KIDs, and what it says."""
     lines = ["| | KID less KID | |", "|---|---|---|"]
     for title, model, other in pairs:
+        if not {model, other} <= set(judged.models):
+            continue
         found = judged.kid_difference(model, other)
         said = "not told apart" if not found.apart_from_zero else "lower" if found.value < 0 else "**higher**"
         lines.append(f"| {title} | {found} | {said} |")

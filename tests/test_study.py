@@ -1,0 +1,122 @@
+"""The study's arithmetic against the same written out, and the study itself in miniature."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.ablations import VARIANTS, trials
+from benchmarks.study.arms import EVERY, Protocol
+from benchmarks.study.laboratory import HELDOUT, PAIRS, Laboratory
+from benchmarks.study.mismatch import Fitted, laws
+from benchmarks.study.tables import Estimate
+from ortho_core.pairs import PairSet
+from tests.conftest import ROOT
+
+
+def test_an_interval_over_seeds_adds_what_rows_and_seeds_leave_open():
+    values, halves = [1.0, 2.0, 3.0], [0.3, 0.4, 0.5]
+    # The deviation of the three is 1, and 4.303 the quantile of t with two degrees of freedom.
+    expected = np.sqrt(np.mean(np.square(halves)) + (4.302653 / np.sqrt(3)) ** 2)
+    found = Estimate.over(values, halves)
+    assert (found.value, found.half) == (2.0, pytest.approx(expected))
+    assert Estimate.over([1.0], [0.3]) == Estimate(1.0, pytest.approx(0.3))
+    assert not found.apart_from_zero
+    assert Estimate(-0.3, 0.2).apart_from_zero
+
+
+def test_an_estimate_shows_two_digits_of_what_is_open():
+    assert str(Estimate(0.30261, 0.0425)) == "0.303 ± 0.043"
+    assert str(Estimate(26.04, 1.31)) == "26.0 ± 1.3"
+    assert str(Estimate(132.4, 14.0)) == "132 ± 14"
+
+
+@pytest.mark.parametrize(("preserve", "each"), [(0.0, 1.0), (0.1, 1 + 4 / 3)])
+def test_equal_cost_counts_the_e_steps_evaluations(preserve, each):
+    protocol = Protocol(preserve=preserve)
+    assert protocol.evaluations(3) == pytest.approx(3 * each)
+    epochs = protocol.epochs_worth(protocol.evaluations(12) + 8)
+    assert epochs % EVERY == 0
+    assert protocol.evaluations(epochs) >= protocol.evaluations(12) + 8 > protocol.evaluations(epochs - EVERY)
+
+
+def test_a_fitted_gaussian_has_the_mean_and_nearly_the_covariance_of_what_it_was_fitted_to():
+    rng = torch.Generator().manual_seed(0)
+    mixing = torch.randn(8, 8, generator=rng) / 8**0.5 + torch.eye(8)
+    made = torch.randn(4000, 8, generator=rng) @ mixing + torch.linspace(-1, 1, 8)
+    fitted = Fitted.to(made.view(4000, 2, 2, 2))
+    drawn = fitted.drawn(torch.randn(4000, 2, 2, 2, generator=rng)).flatten(1)
+    torch.testing.assert_close(fitted.mean, made.mean(0).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn.mean(0), made.mean(0), rtol=0, atol=0.1)
+    torch.testing.assert_close(drawn.T.cov(), made.T.cov(), rtol=0.1, atol=0.2)
+
+
+def test_few_maps_of_white_noise_are_fitted_by_white_noise():
+    noise = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    covariance = Fitted.to(noise).root @ Fitted.to(noise).root.T
+    # The sample covariance of 64 maps has rank 63: its largest of 256 eigenvalues is about (1 + √(256/64))² = 9.
+    assert torch.linalg.eigvalsh(covariance).max() < 1.5
+    assert torch.linalg.eigvalsh(covariance).min() > 0.5
+
+
+def test_the_laws_of_noise_differ_as_they_say():
+    rng = torch.Generator().manual_seed(0)
+    plain, assigned = torch.randn(16, 1, 2, 2, generator=rng), torch.randn(8, 1, 2, 2, generator=rng) + 3
+    found = laws(plain, assigned, 0)
+    assert torch.equal(found["N(0, I)"], plain)
+    torch.testing.assert_close(found["fitted mean"] - plain, assigned.mean(0).expand_as(plain), rtol=0, atol=1e-5)
+    rows = {tuple(row.tolist()) for row in assigned.flatten(1)}
+    assert {tuple(row.tolist()) for row in found["the assigned noise itself"].flatten(1)} <= rows
+
+
+def test_seeds_and_the_judge_have_pairs_of_their_own(tmp_path):
+    lab = Laboratory("mnist", ROOT / "examples" / "mnist", tmp_path)
+    sets = {name: pictures(lab._targets(name, *where)) for name, where in places().items()}
+    assert [len(found) for found in sets.values()] == [40, 20, 20]
+    assert not sets["heldout"] & sets["pairs-0"]
+    assert not sets["pairs-0"] & sets["pairs-1"]
+
+
+def places():
+    """As `heldout` and `pairs` ask, scaled down to the images that ship."""
+    return {"heldout": (0, 40), "pairs-0": (40, 20), "pairs-1": (60, 20)}
+
+
+def pictures(file):
+    source = PairSet(str(file))
+    rows = [row for shard in source.shards(64) for row in source.read(shard)]
+    return {source.fetch(row) for row in rows}
+
+
+def test_an_ablation_varies_one_thing():
+    for variant in list(VARIANTS.values())[1:]:
+        changed = [name for name in variant.train if name != "noise"]
+        assert len(changed) <= 1
+        assert bool(variant.assign) + bool(changed) + (variant.warm is not None) <= 1
+    keys = [trial.key for trial in trials(Laboratory("mnist", ROOT, ROOT), 0)]
+    assert len(set(keys)) == len(VARIANTS)
+    assert HELDOUT + 3 * PAIRS <= 10_000  # the test images that there are
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_study_runs_on_the_images_that_ship(tmp_path):
+    argv = ["--data", "mnist", "--root", "examples/mnist", "--work", str(tmp_path), "--seeds", "0", "--cycles", "1"]
+    for extra in ([], ["--tables", str(tmp_path / "shown")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.matched_vs_direct", *argv, *extra],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "| matched SFT, updates of 1 cycle |" in done.stdout
+    assert (tmp_path / "shown" / "study-mnist.png").stat().st_size > 10_000
+    metrics = json.loads((tmp_path / "mnist" / "seed-0" / "preserve-0" / "evaluation" / "evaluation.json").read_text())[
+        "metrics"
+    ]
+    assert metrics["matched_1"]["latent_mse"]["high"] < metrics["base"]["latent_mse"]["low"]
