@@ -8,17 +8,17 @@ is there, as Markdown, and draws the figures.
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.study.arms import Protocol, Runs, at, last_of
 from benchmarks.study.drawing import draw_curves, draw_samples
-from benchmarks.study.laboratory import Laboratory, laboratory
+from benchmarks.study.laboratory import laboratory
 from benchmarks.study.mismatch import kids, mismatch_table
 from benchmarks.study.tables import Judged, differences, table
 from rayjobs.progress import say
 from rayjobs.session import ray_session
 
-PRESERVE = (0.0, 0.1)
 #: The models of the tables and of the pictures.
 TITLES = {
     "base": "base",
@@ -67,16 +67,79 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder of the real images (tiny-turbo: of MNIST)")
     parser.add_argument("--work", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--preserve", type=float, nargs="+", default=[0.0, 0.1], help="weights of the preserve term")
     parser.add_argument("--cycles", type=int, default=4)
     parser.add_argument("--tables", type=Path, help="make tables and figures of what is there, into this folder")
     args = parser.parse_args()
     lab = laboratory(args.data, args.root.absolute(), args.work.absolute())
     if args.tables is not None:
-        show(lab, args.seeds, args.cycles, args.tables)
+        weights = {
+            preserve: [Runs(lab, Protocol(args.cycles, preserve=preserve), s) for s in args.seeds]
+            for preserve in args.preserve
+        }
+        show(weights, args.tables)
         return
     with ray_session():
         for seed in args.seeds:
-            for preserve in PRESERVE:
+            for preserve in args.preserve:
+                runs = Runs(lab, Protocol(cycles=args.cycles, preserve=preserve), seed)
+                say(f"study: {args.data}, seed {seed}, preserve weight {preserve:g}")
+                runs.judge()
+
+
+def show(runs: Mapping[float, Sequence[Runs]], out: Path) -> None:
+    """Print the tables and draw the figures of each preserve weight's seeds."""
+    out.mkdir(parents=True, exist_ok=True)
+    first = next(iter(runs.values()))[0]
+    accuracy = json.loads((first.lab.judge() / "accuracy.json").read_text())
+    print(f"judge: {accuracy['accuracy']:.4f} of {accuracy['classes']} classes named right on test images\n")
+    name = first.lab.work.name
+    judged = {weight: Judged(tuple(one.folder / "evaluation" for one in seeds)) for weight, seeds in runs.items()}
+    for weight, seeds in runs.items():
+        print(f"**preserve weight {weight:g}, {len(seeds)} seeds**\n\n{table(judged[weight], TITLES)}\n")
+        print(f"{differences(judged[weight], COMPARED)}\n")
+        found = [kids(one.lab, one.seed, trained(one)) for one in seeds]
+        print(f"{mismatch_table(found)}\n")
+        for one in seeds:
+            print(f"seed {one.seed}: {json.loads((one.folder / 'cost.json').read_text())}")
+        draw_samples(seeds[0].folder / "evaluation", PICTURES, 16, out / f"study-{name}-{weight:g}.png")
+    draw_curves(judged, first.protocol.updates, out / f"study-{name}.png")
+
+
+def trained(runs: Runs) -> dict[str, tuple[Path, Path]]:
+    """Models of one seed and the assignments that they were trained on; the base beside them."""
+    protocol, folder = runs.protocol, runs.folder
+    n, first = protocol.cycles, folder / "em" / "cycle_01" / "assignments"
+    found = {"base": (runs.lab.base(), first)}
+    found["matched SFT, updates of 1 cycle"] = at(folder / "matched", protocol.epochs), first
+    found[f"matched SFT, updates of {n}"] = at(folder / "matched", protocol.epochs * n), first
+    for work, title in (("em", "EM"), ("centered", "EM on centred noise")):
+        last = folder / work / f"cycle_{n:02d}" / "assignments"
+        found[f"{title}, {n} cycles"] = last_of(folder / work, n), last
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", choices=["mnist", "cifar10", "fashion-mnist", "tiny-turbo"], required=True)
+    parser.add_argument("--root", type=Path, required=True, help="folder of the real images (tiny-turbo: of MNIST)")
+    parser.add_argument("--work", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--preserve", type=float, nargs="+", default=[0.0, 0.1], help="weights of the preserve term")
+    parser.add_argument("--cycles", type=int, default=4)
+    parser.add_argument("--tables", type=Path, help="make tables and figures of what is there, into this folder")
+    args = parser.parse_args()
+    lab = laboratory(args.data, args.root.absolute(), args.work.absolute())
+    if args.tables is not None:
+        weights = {
+            preserve: [Runs(lab, Protocol(args.cycles, preserve=preserve), s) for s in args.seeds]
+            for preserve in args.preserve
+        }
+        show(weights, args.tables)
+        return
+    with ray_session():
+        for seed in args.seeds:
+            for preserve in args.preserve:
                 runs = Runs(lab, Protocol(cycles=args.cycles, preserve=preserve), seed)
                 say(f"study: {args.data}, seed {seed}, preserve weight {preserve:g}")
                 runs.judge()
