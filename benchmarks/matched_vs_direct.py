@@ -8,7 +8,7 @@ is there, as Markdown, and draws the figures.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.study.arms import Protocol, Runs, at, last_of
@@ -48,19 +48,6 @@ COMPARED = (
 )
 
 
-def trained(runs: Runs) -> dict[str, tuple[Path, Path]]:
-    """Models of one seed and the assignments that they were trained on; the base beside them."""
-    protocol, folder = runs.protocol, runs.folder
-    n, first = protocol.cycles, folder / "em" / "cycle_01" / "assignments"
-    found = {"base": (runs.lab.base(), first)}
-    found["matched SFT, updates of 1 cycle"] = at(folder / "matched", protocol.epochs), first
-    found[f"matched SFT, updates of {n}"] = at(folder / "matched", protocol.epochs * n), first
-    for work, title in (("em", "EM"), ("centered", "EM on centred noise")):
-        last = folder / work / f"cycle_{n:02d}" / "assignments"
-        found[f"{title}, {n} cycles"] = last_of(folder / work, n), last
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", choices=["mnist", "cifar10", "fashion-mnist", "tiny-turbo"], required=True)
@@ -72,38 +59,35 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, help="make tables and figures of what is there, into this folder")
     args = parser.parse_args()
     lab = laboratory(args.data, args.root.absolute(), args.work.absolute())
+    protocols = [Protocol(cycles=args.cycles, preserve=preserve) for preserve in args.preserve]
     if args.tables is not None:
-        weights = {
-            preserve: [Runs(lab, Protocol(args.cycles, preserve=preserve), s) for s in args.seeds]
-            for preserve in args.preserve
-        }
-        show(weights, args.tables)
+        show([[Runs(lab, protocol, seed) for seed in args.seeds] for protocol in protocols], args.tables)
         return
     with ray_session():
         for seed in args.seeds:
-            for preserve in args.preserve:
-                runs = Runs(lab, Protocol(cycles=args.cycles, preserve=preserve), seed)
-                say(f"study: {args.data}, seed {seed}, preserve weight {preserve:g}")
-                runs.judge()
+            for protocol in protocols:
+                say(f"study: {args.data}, seed {seed}, preserve weight {protocol.preserve:g}")
+                Runs(lab, protocol, seed).judge()
 
 
-def show(runs: Mapping[float, Sequence[Runs]], out: Path) -> None:
-    """Print the tables and draw the figures of each preserve weight's seeds."""
+def show(runs: Sequence[Sequence[Runs]], out: Path) -> None:
+    """Print the tables and draw the figures of each protocol's seeds."""
     out.mkdir(parents=True, exist_ok=True)
-    first = next(iter(runs.values()))[0]
+    first = runs[0][0]
     accuracy = json.loads((first.lab.judge() / "accuracy.json").read_text())
     print(f"judge: {accuracy['accuracy']:.4f} of {accuracy['classes']} classes named right on test images\n")
-    name = first.lab.work.name
-    judged = {weight: Judged(tuple(one.folder / "evaluation" for one in seeds)) for weight, seeds in runs.items()}
-    for weight, seeds in runs.items():
-        print(f"**preserve weight {weight:g}, {len(seeds)} seeds**\n\n{table(judged[weight], TITLES)}\n")
-        print(f"{differences(judged[weight], COMPARED)}\n")
-        found = [kids(one.lab, one.seed, trained(one)) for one in seeds]
-        print(f"{mismatch_table(found)}\n")
+    curves = {}
+    for seeds in runs:
+        weight = seeds[0].protocol.preserve
+        judged = curves[weight] = Judged(tuple(one.folder / "evaluation" for one in seeds))
+        print(f"**preserve weight {weight:g}, {len(seeds)} seeds**\n\n{table(judged, TITLES)}\n")
+        print(f"{differences(judged, COMPARED)}\n")
+        print(f"{mismatch_table([kids(one.lab, one.seed, trained(one)) for one in seeds])}\n")
         for one in seeds:
             print(f"seed {one.seed}: {json.loads((one.folder / 'cost.json').read_text())}")
-        draw_samples(seeds[0].folder / "evaluation", PICTURES, 16, out / f"study-{name}-{weight:g}.png")
-    draw_curves(judged, first.protocol.updates, out / f"study-{name}.png")
+        picture = out / f"study-{first.lab.work.name}-{weight:g}.png"
+        draw_samples(seeds[0].folder / "evaluation", PICTURES, 16, picture)
+    draw_curves(curves, first.protocol.updates, out / f"study-{first.lab.work.name}.png")
 
 
 def trained(runs: Runs) -> dict[str, tuple[Path, Path]]:
@@ -117,52 +101,6 @@ def trained(runs: Runs) -> dict[str, tuple[Path, Path]]:
         last = folder / work / f"cycle_{n:02d}" / "assignments"
         found[f"{title}, {n} cycles"] = last_of(folder / work, n), last
     return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", choices=["mnist", "cifar10", "fashion-mnist", "tiny-turbo"], required=True)
-    parser.add_argument("--root", type=Path, required=True, help="folder of the real images (tiny-turbo: of MNIST)")
-    parser.add_argument("--work", type=Path, default=Path("runs/study"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--preserve", type=float, nargs="+", default=[0.0, 0.1], help="weights of the preserve term")
-    parser.add_argument("--cycles", type=int, default=4)
-    parser.add_argument("--tables", type=Path, help="make tables and figures of what is there, into this folder")
-    args = parser.parse_args()
-    lab = laboratory(args.data, args.root.absolute(), args.work.absolute())
-    if args.tables is not None:
-        weights = {
-            preserve: [Runs(lab, Protocol(args.cycles, preserve=preserve), s) for s in args.seeds]
-            for preserve in args.preserve
-        }
-        show(weights, args.tables)
-        return
-    with ray_session():
-        for seed in args.seeds:
-            for preserve in args.preserve:
-                runs = Runs(lab, Protocol(cycles=args.cycles, preserve=preserve), seed)
-                say(f"study: {args.data}, seed {seed}, preserve weight {preserve:g}")
-                runs.judge()
-
-
-def show(lab: Laboratory, seeds: list[int], cycles: int, out: Path) -> None:
-    """Print the tables, draw the figures."""
-    out.mkdir(parents=True, exist_ok=True)
-    accuracy = json.loads((lab.judge() / "accuracy.json").read_text())
-    print(f"judge: {accuracy['accuracy']:.4f} of {accuracy['classes']} classes named right on test images\n")
-    judged = {}
-    for preserve in PRESERVE:
-        runs = [Runs(lab, Protocol(cycles=cycles, preserve=preserve), seed) for seed in seeds]
-        folders = [one.folder for one in runs]
-        judged[preserve] = Judged(tuple(folder / "evaluation" for folder in folders))
-        print(f"**preserve weight {preserve:g}**\n\n{table(judged[preserve], TITLES)}\n")
-        print(f"{differences(judged[preserve], COMPARED)}\n")
-        for seed, folder in zip(seeds, folders, strict=True):
-            print(f"seed {seed}: {(folder / 'cost.json').read_text()}")
-        found = [kids(lab, one.seed, trained(one)) for one in runs]
-        print(f"{mismatch_table(found)}\n")
-        draw_samples(folders[0] / "evaluation", PICTURES, 16, out / f"study-{lab.work.name}-{preserve:g}.png")
-    draw_curves(judged, Protocol().updates, out / f"study-{lab.work.name}.png")
 
 
 if __name__ == "__main__":
