@@ -10,7 +10,7 @@ from ortho_core.noise_space import Free, NoiseSpace, Rotations
 from ortho_core.objectives import ReconstructionWeights
 
 #: Forwards alone that count as one evaluation.
-FORWARDS = 3
+FORWARDS_PER_EVALUATION = 3
 
 
 class SearchConfig(BaseModel):
@@ -77,4 +77,4 @@ class AssignConfig(ReconstructionWeights, SearchConfig):
 
     def evaluations_at_most(self, rows: int, draws: int = 1) -> int:
         """What so many images may take, the forwards of their candidates among it; those are drawn `draws` times."""
-        return rows * self.steps + ceil(rows * draws * self.candidate_forwards / FORWARDS)
+        return rows * self.steps + ceil(rows * draws * self.candidate_forwards / FORWARDS_PER_EVALUATION)

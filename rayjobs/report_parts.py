@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ortho_core.report import Block, Cell, Figure, Folded, Section, Table
-from ortho_core.settings import FORWARDS
+from ortho_core.settings import FORWARDS_PER_EVALUATION
 from ortho_core.storage import Store
 
 #: Quarantined rows that are told one by one.
@@ -39,7 +39,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 def spent(e_step: Mapping[str, Any]) -> int:
     """Evaluations of an E-step by its summary, with those that the forwards of its candidates count as."""
-    return int(e_step["evaluations"]) + ceil(e_step.get("candidate_forwards", 0) / FORWARDS)
+    return int(e_step["evaluations"]) + ceil(e_step.get("candidate_forwards", 0) / FORWARDS_PER_EVALUATION)
 
 
 def listed(words: Sequence[str]) -> str:

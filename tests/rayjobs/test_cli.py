@@ -102,7 +102,13 @@ def test_invert_leaves_pictures_curves_and_a_noise_that_reproduces_its_loss(
     with torch.no_grad():
         latents = generator.denoise(tensors["noise"], generator.encode_prompts([prompt]))
     assert float((latents - tensors["target_latent"]).square().mean()) == pytest.approx(meta["loss"], rel=1e-3)
-    assert main([*argv, "--steps", "2"]) == 0  # the same folder again is replaced
+    # The same folder again is replaced, and starts from the noise that was chosen.
+    assert main([*argv, "--steps", "1", "--candidates", "32"]) == 0
+    chosen, tensors = (json.loads((out / "meta.json").read_text()), load_file(out / "best_input_noise.safetensors"))
+    assert chosen["initial_loss"] < meta["initial_loss"]
+    assert chosen["candidate_forwards"] == 32
+    assert torch.equal(tensors["base_noise"], seeded_normal([chosen["noise_seed"]], generator.latent_shape))
+    torch.testing.assert_close(tensors["noise"], tensors["base_noise"], rtol=0, atol=1e-2)
     assert main([*argv[:-1], str(digits), "--steps", "2"]) == 1  # somebody else's folder is not
     assert "not made by `ortho invert`" in capsys.readouterr().err
 
