@@ -7,9 +7,10 @@ Axes: S slots, B images, C × H × W noise maps, m parameters, K evaluations at 
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ortho_core.candidates import best_seeds
 from ortho_core.errors import RunFailed
 from ortho_core.generators.base import Condition, OneStepGenerator
 from ortho_core.objectives import Objective, Reconstruction
@@ -34,9 +36,11 @@ class Request:
     """One image to be assigned. `inputs` are its rows of the objective's inputs, without a batch axis, on the device."""
 
     key: Any
+    #: Of its base noise, or of the first where there are several candidates.
     seed: int
     inputs: Mapping[str, Tensor]
-    #: Parameters (m,) to start from, as an earlier assignment found them; None: the start of the noise space.
+    #: Parameters (m,) to start from, as an earlier assignment found them at this very seed, whose base noise is kept; None: the
+    #: start of the noise space.
     start: Tensor | None = None
 
 
@@ -57,6 +61,7 @@ class Found:
     """What was found for one image; everything is on the CPU."""
 
     key: Any
+    #: Of the base noise, with candidates that of the best.
     seed: int
     #: `space.noise(base, parameters)` is the assigned noise.
     parameters: Float[Tensor, " m"]
@@ -64,6 +69,8 @@ class Found:
     history: dict[str, np.ndarray]
     #: A loss or gradient was not finite at the last evaluation; the image is to be quarantined.
     failed: bool
+    #: Forwards that chose the base noise among its candidates.
+    candidate_forwards: int = 0
 
     @property
     def evaluations(self) -> int:
@@ -134,6 +141,8 @@ class Engine:
         #: Evaluations computed so far, those of empty slots included: how full the slots were.
         self.computed = 0
         self._sensitivity: Sensitivity | None = None
+        #: The configuration of a search that has a base noise to choose.
+        self._choice = config if isinstance(config, AssignConfig) and config.candidates > 1 else None
 
     @property
     def lag(self) -> int:
@@ -227,7 +236,7 @@ class Engine:
         """Give the free slots to the images that wait, in order."""
         entering: list[tuple[int, Request]] = []
         for i, owner in enumerate(owners):
-            if owner is None and (request := waiting.take()) is not None:
+            if owner is None and (request := self._take(waiting)) is not None:
                 owners[i], spent[i] = request, 0
                 entering.append((i, request))
         if not entering:
@@ -243,6 +252,20 @@ class Engine:
             stack_rows([request.inputs for request in requests]),
         )
 
+    def _take(self, waiting: "_Queue") -> Request | None:
+        """The next image, its base noise chosen: for as many at once as fill whole batches with their candidates."""
+        if self._choice is not None and not waiting.settled:
+            group = waiting.ahead(self.slots // math.gcd(self.slots, self._choice.candidates))
+            if not group:
+                return None
+            if drawn := [request for request in group if request.start is None]:
+                seeds, inputs = [request.seed for request in drawn], [request.inputs for request in drawn]
+                where = self.generator, self.space, self.objective, self._choice
+                best = iter(best_seeds(*where, seeds, inputs, self.slots))
+                group = [replace(one, seed=next(best)) if one.start is None else one for one in group]
+            waiting.settle(group)
+        return waiting.take()
+
     def _found(self, images: list[Request], found: Mapping[str, Tensor], names: Sequence[str]) -> Iterator[Found]:
         for k, request in enumerate(images):
             count = int(found["count"][k])
@@ -253,6 +276,7 @@ class Engine:
                 found["parameters"][k],
                 dict(zip(names, history, strict=True)),
                 bool(found["failed"][k]),
+                self._choice.candidates if self._choice is not None and request.start is None else 0,
             )
 
 
@@ -263,21 +287,43 @@ class _Queue:
         self._source = iter(requests)
         self._next: deque[Request] = deque()
         self._taken: list[Request] = []
+        #: Requests at the head whose base noise is chosen.
+        self.settled = 0
 
     def peek(self) -> Request | None:
         if not self._next:
-            try:
-                self._next.extend(one for one in itertools.islice(self._source, 1) if one is not None)
-            except torch.OutOfMemoryError as error:
-                # Not the engine's to answer: a source that has failed once says nothing more, and its rows would be lost.
-                reason = str(error).splitlines()[0]
-                raise RunFailed(f"out of memory while images were encoded, use fewer slots ({reason})") from error
+            self._read()
         return self._next[0] if self._next else None
+
+    def _read(self) -> bool:
+        """Have one more at hand, if there is one for now."""
+        try:
+            request = next(self._source, None)
+        except torch.OutOfMemoryError as error:
+            # Not the engine's to answer: a source that has failed once says nothing more, and its rows would be lost.
+            reason = str(error).splitlines()[0]
+            raise RunFailed(f"out of memory while images were encoded, use fewer slots ({reason})") from error
+        if request is not None:
+            self._next.append(request)
+        return request is not None
+
+    def ahead(self, count: int) -> list[Request]:
+        """The next ones, at most so many; they stay in the queue."""
+        while len(self._next) < count and self._read():
+            pass
+        return list(itertools.islice(self._next, count))
+
+    def settle(self, chosen: list[Request]) -> None:
+        """Put these in the place of the next ones."""
+        for i, request in enumerate(chosen):
+            self._next[i] = request
+        self.settled = len(chosen)
 
     def take(self) -> Request | None:
         if self.peek() is None:
             return None
         request = self._next.popleft()
+        self.settled = max(0, self.settled - 1)
         self._taken.append(request)
         return request
 
@@ -287,6 +333,7 @@ class _Queue:
 
     def restart(self) -> None:
         self._next.extendleft(reversed(self._taken))
+        self.settled += len(self._taken)
         self._taken = []
 
 
@@ -303,8 +350,8 @@ def assign_noise(
 ) -> list[Found]:
     """Assign the noise of B images that are all at hand, for a reconstruction; in their order.
 
-    `seeds` give the base noises, `starts` the parameters to begin with. Raises UserError if the patch size does not divide
-    the latent.
+    `seeds` give the base noises, or the first of each image's candidates; `starts` the parameters to begin with. Raises
+    UserError if the patch size does not divide the latent.
     """
     objective = Reconstruction(generator, config)
     inputs = objective.inputs(condition, target_latents, images)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +78,13 @@ class Failure:
     row: int
     reason: str
     message: str
+
+
+class Start(NamedTuple):
+    """Where the search of a sample goes on: the seed of its base noise, and parameters (m,) around that noise."""
+
+    seed: int
+    parameters: Tensor
 
 
 def rebuild_noise(
@@ -298,19 +305,19 @@ class Assignments:
         """ε of the rows at `index`, what their search began from."""
         return seeded_normal([row["noise_seed"] for row in self.rows(index, ["noise_seed"])], latent_shape)
 
-    def parameters(self, shard: int, latent_shape: tuple[int, int, int]) -> dict[str, Float[Tensor, " m"]]:
+    def found(self, shard: int, latent_shape: tuple[int, int, int]) -> dict[str, Start]:
         """What the search of each sample of a shard ended at, for another search to start from.
 
         Reads just that, past the cache: each shard is asked for once, and from several threads.
         """
         column = "noise" if self.is_free else "skew"
-        kept: dict[str, Tensor] = {}
+        kept: dict[str, Start] = {}
         for name in self.shards[shard]:
             for row in read_part(self.folder, name, ["sample_id", "noise_seed", column]).to_pylist():
                 value = torch.tensor(row[column], dtype=torch.float32)
                 if self.is_free:
                     value -= seeded_normal([row["noise_seed"]], latent_shape).flatten()
-                kept[row["sample_id"]] = value
+                kept[row["sample_id"]] = Start(row["noise_seed"], value)
         return kept
 
     def targets(self, index: Sequence[int], target_shape: tuple[int, int, int]) -> Float[Tensor, "B c h w"]:

@@ -31,12 +31,11 @@ def slots_that_fit(generator: OneStepGenerator, config: SearchConfig, objective:
 def _peak(generator: OneStepGenerator, config: SearchConfig, objective: Objective, count: int) -> int:
     """Bytes that `count` images need on top of the weights."""
     inputs = objective.blank_inputs(count)
-    few = config.model_copy(update={"steps": 2, "sensitivity_rank": 0})
     requests = requests_of(range(count), range(count), inputs)
     torch.cuda.synchronize(generator.device)
     before = torch.cuda.memory_allocated(generator.device)
     torch.cuda.reset_peak_memory_stats(generator.device)
-    for _ in Engine(generator, few, count, objective).run(requests):
+    for _ in Engine(generator, config.brief(2), count, objective).run(requests):
         pass
     return torch.cuda.max_memory_allocated(generator.device) - before
 

@@ -1,12 +1,16 @@
 """What decides a search, besides the row, its noise seed and the model."""
 
-from typing import Literal
+from math import ceil
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ortho_core.errors import UserError
 from ortho_core.noise_space import Free, NoiseSpace, Rotations
 from ortho_core.objectives import ReconstructionWeights
+
+#: Forwards alone that count as one evaluation.
+FORWARDS_PER_EVALUATION = 3
 
 
 class SearchConfig(BaseModel):
@@ -38,6 +42,10 @@ class SearchConfig(BaseModel):
     drift_reg_weight: float = Field(0.0, ge=0, description="weight of mean((Qε - ε)²)")
     prior_weight: float = Field(0.5, ge=0, description="free: weight of the Gaussian prior (norm and whiteness)")
 
+    def brief(self, steps: int) -> Self:
+        """The same search, of so many evaluations for every image and no other work: to measure its time and memory."""
+        return self.model_copy(update={"steps": steps, "patience": 0, "sensitivity_rank": 0})
+
     def space(self, latent_shape: tuple[int, int, int]) -> NoiseSpace:
         """Where the noise is looked for. Raises UserError if patches or regions do not divide the latent, or do not apply."""
         if self.transform == "free":
@@ -51,3 +59,22 @@ class SearchConfig(BaseModel):
 
 class AssignConfig(ReconstructionWeights, SearchConfig):
     """How the E-step searches, and for what."""
+
+    candidates: int = Field(
+        1,
+        ge=1,
+        description="K: base noises drawn for an image and run forward; the search starts from the best "
+        "(a warm start keeps the one it had)",
+    )
+
+    def brief(self, steps: int) -> Self:
+        return super().brief(steps).model_copy(update={"candidates": 1})
+
+    @property
+    def candidate_forwards(self) -> int:
+        """Forwards that choose an image's base noise: K, and none where there is no choice."""
+        return self.candidates if self.candidates > 1 else 0
+
+    def evaluations_at_most(self, rows: int, draws: int = 1) -> int:
+        """What so many images may take, the forwards of their candidates among it; those are drawn `draws` times."""
+        return rows * self.steps + ceil(rows * draws * self.candidate_forwards / FORWARDS_PER_EVALUATION)

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ortho_core.assign import Engine, Found, Request, requests_of
-from ortho_core.assignments import Failure, noise_checksum, rebuild_noise
+from ortho_core.assignments import Failure, Start, noise_checksum, rebuild_noise
 from ortho_core.noise import noise_seed, seeded_normal
 from ortho_core.pairs import Pair, Shard
 from ortho_core.shard_rows import Rows
@@ -27,6 +26,7 @@ class ShardResult:
     failures: list[Failure] = field(default_factory=list)
     truncated_prompts: int = 0
     evaluations: int = 0
+    candidate_forwards: int = 0
     #: What else the part file says of the shard.
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -37,7 +37,7 @@ class _Task:
 
     shard: Shard
     only: frozenset[int] | None
-    starts: Mapping[str, Tensor]
+    starts: Mapping[str, Start]
     future: "Future[ShardResult]" = field(default_factory=Future)
     result: ShardResult = field(default_factory=ShardResult)
     found: list[Found] = field(default_factory=list)
@@ -79,15 +79,15 @@ class ShardAssigner:
         self._underway: list[_Task] = []
 
     def submit(
-        self, shard: Shard, starts: Mapping[str, Tensor] | None = None, only: frozenset[int] | None = None
+        self, shard: Shard, starts: Mapping[str, Start] | None = None, only: frozenset[int] | None = None
     ) -> "Future[ShardResult]":
-        """Ask for a shard; thread-safe. `starts` are parameters to begin with by sample id, `only` the rows to look at."""
+        """Ask for a shard; thread-safe. `starts` are where to begin by sample id, `only` the rows to look at."""
         task = _Task(shard, only, starts or {})
         self._inbox.put(task)
         return task.future
 
     def assign(
-        self, shard: Shard, starts: Mapping[str, Tensor] | None = None, only: frozenset[int] | None = None
+        self, shard: Shard, starts: Mapping[str, Start] | None = None, only: frozenset[int] | None = None
     ) -> ShardResult:
         """Assign a shard in this thread; a row that cannot be used becomes a failure."""
         future = self.submit(shard, starts, only)
@@ -131,11 +131,13 @@ class ShardAssigner:
         for batch in self.rows.batches(task.shard, task.result.failures, task.only):
             task.result.truncated_prompts += generator.count_truncated([pair.prompt for pair in batch.pairs])
             task.handed_in += len(batch.pairs)
+            starts = [task.starts.get(pair.sample_id) for pair in batch.pairs]
+            seeds = [noise_seed(self.config.seed, pair.sample_id) for pair in batch.pairs]
             yield from requests_of(
                 [_Key(task, pair, kept) for pair, kept in zip(batch.pairs, batch.kept, strict=True)],
-                [noise_seed(self.config.seed, pair.sample_id) for pair in batch.pairs],
+                [seed if start is None else start.seed for seed, start in zip(seeds, starts, strict=True)],
                 batch.inputs,
-                [task.starts.get(pair.sample_id) for pair in batch.pairs],
+                [start and start.parameters for start in starts],
             )
 
     def _settle(self, task: _Task) -> None:
@@ -151,6 +153,7 @@ class ShardAssigner:
     def _finish(self, task: _Task) -> ShardResult:
         result, found = task.result, sorted(task.found, key=_row_of)
         result.evaluations = sum(one.evaluations for one in found)
+        result.candidate_forwards = sum(one.candidate_forwards for one in found)
         for one in found:
             if one.failed:
                 pair = one.key.pair

@@ -68,22 +68,11 @@ class Slots:
 
     def evaluate(self, x: Float[Tensor, "S m"]) -> tuple[dict[str, Tensor], Float[Tensor, "S m"]]:
         """The terms of every slot at x and the gradient of each slot's total. A term of weight 0 is zero."""
-        config = self.config
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             noise = self.space.noise(self.base, x)
-            terms = self.objective(noise, self.inputs)
-            total = terms["total"]
-            terms |= {"drift": torch.zeros_like(total), "prior": torch.zeros_like(total)}
-            if config.drift_reg_weight:
-                terms["drift"] = mean_square(noise, self.base)
-                total = total + config.drift_reg_weight * terms["drift"]
-            prior = self.space.prior(noise) if config.prior_weight else None
-            if prior is not None:
-                terms["prior"] = prior
-                total = total + config.prior_weight * prior
-            terms["total"] = total
-            (grad,) = torch.autograd.grad(total.sum(), x)
+            terms = loss_terms(self.space, self.objective, self.config, self.base, noise, self.inputs)
+            (grad,) = torch.autograd.grad(terms["total"].sum(), x)
         return {name: term.detach() for name, term in terms.items()}, grad
 
     @torch.no_grad()
@@ -126,6 +115,29 @@ class Slots:
             "failed": self.failed[slots],
             "history": self.history[:, slots].transpose(0, 1).contiguous(),
         }
+
+
+def loss_terms(
+    space: NoiseSpace,
+    objective: Objective,
+    config: SearchConfig,
+    base: Float[Tensor, "S C H W"],
+    noise: Float[Tensor, "S C H W"],
+    inputs: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """`total`, which is minimised, and the terms that it is made of, each (S,). A term of weight 0 is zero."""
+    terms = objective(noise, inputs)
+    total = terms["total"]
+    terms |= {"drift": torch.zeros_like(total), "prior": torch.zeros_like(total)}
+    if config.drift_reg_weight:
+        terms["drift"] = mean_square(noise, base)
+        total = total + config.drift_reg_weight * terms["drift"]
+    prior = space.prior(noise) if config.prior_weight else None
+    if prior is not None:
+        terms["prior"] = prior
+        total = total + config.prior_weight * prior
+    terms["total"] = total
+    return terms
 
 
 def stack_rows(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -132,6 +132,10 @@ def make_plan(job: AssignJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
     decisive = {
         name: getattr(job, name) for name in (*AssignConfig.model_fields, "seed", "dtype", "store", "store_latents")
     }
+    if (
+        job.candidates == 1
+    ):  # without a choice the plan, and so the name of the parts, is what it was before there was one
+        del decisive["candidates"]
     plan = {
         "pairs_fingerprint": pairs.fingerprint(),
         "model_fingerprint": model_fingerprint(job.model),
@@ -154,6 +158,8 @@ def check_warm_start(job: AssignJob, plan: dict[str, Any]) -> str:
     whole = ("rows_per_shard", "pairs_fingerprint")
     before = {n: earlier["config"][n] for n in names} | {n: earlier[n] for n in whole}
     now = {n: plan["config"][n] for n in names} | {n: plan[n] for n in whole}
+    if job.candidates > 1:  # the noise stays what the earlier run chose, from as many as are asked for
+        before["candidates"], now["candidates"] = earlier["config"].get("candidates", 1), job.candidates
     if differing := differences(before, now):
         raise UserError(f"--warm-start {job.warm_start} does not fit this run: " + "; ".join(differing))
     return str(earlier["run_fingerprint"])
@@ -171,12 +177,14 @@ def plan(job: AssignJob) -> dict[str, Any]:
         record += 2 * C * H * W
     elif job.transform == "free":
         record += 4 * C * H * W
-    evaluations = content["rows"] * job.steps
+    draws = 0 if job.warm_start else 1
+    evaluations = job.evaluations_at_most(content["rows"], draws)
     timing = seconds_per_evaluation(job, content["rows_per_shard"], ShardActor)
     hours = evaluations * timing["seconds_per_evaluation"] / 3600
     return {
         **content,
         "evaluations_at_most": evaluations,
+        "candidate_forwards": content["rows"] * job.candidate_forwards * draws,
         **timing,
         f"{'gpu' if timing['device'] == 'cuda' else 'worker'}_hours_at_most": round(
             hours * (timing["gpus_per_worker"] or 1), 3
@@ -322,8 +330,9 @@ def receipts(
         "decoder_cpus": job.spare_cpu(most) if job.cpus_per_decoder is None else job.cpus_per_decoder,
         "attempts": on_this_node(Attempts),
     }
-    # A minute per evaluation is slower than any machine of use.
-    patience_s = max(1800, 60 * job.steps * -(-sealed["rows_per_shard"] // (job.slots or 8)))
+    # A minute per evaluation, or forward, is slower than any machine of use.
+    passes = job.steps + job.candidate_forwards
+    patience_s = max(1800, 60 * passes * -(-sealed["rows_per_shard"] // (job.slots or 8)))
     yield from pooled(
         worker,
         arguments,

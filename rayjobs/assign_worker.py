@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ortho_core.assign import Engine
-from ortho_core.assignments import Assignments, Failure
+from ortho_core.assignments import Assignments, Failure, Start
 from ortho_core.capacity import slots_that_fit
 from ortho_core.decoding import Decode, decode_in_threads, usable_rows
 from ortho_core.errors import RunFailed, UserError
@@ -168,7 +167,7 @@ class ShardActor:
     def _assign(self, task: Task, shard: Shard) -> ShardResult:
         starts = None
         if self.earlier is not None:
-            starts = self.earlier.parameters(shard.index, self.engine.generator.latent_shape)
+            starts = self.earlier.found(shard.index, self.engine.generator.latent_shape)
         if self.attempts is None:
             return self.search(shard, starts, task.only)
         import ray
@@ -181,7 +180,7 @@ class ShardActor:
         self.metrics.shard(result, self.engine, self.assigner)
         return result
 
-    def search(self, shard: Shard, starts: Mapping[str, Tensor] | None, only: frozenset[int] | None) -> ShardResult:
+    def search(self, shard: Shard, starts: Mapping[str, Start] | None, only: frozenset[int] | None) -> ShardResult:
         """The records and failures of a shard; called by several threads."""
         if self.attempts is None:
             return self.assigner.assign(shard, starts, only)

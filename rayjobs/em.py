@@ -105,7 +105,10 @@ def plan(job: EmJob) -> dict[str, Any]:
     updates = job.train.epochs * (content["rows"] // job.train.batch_size)
     return {
         **content,
-        "evaluations_of_the_e_steps": job.cycles * content["rows"] * job.assign.steps,
+        "evaluations_of_the_e_steps": sum(
+            job.assign.evaluations_at_most(content["rows"], draws=int(cycle == 0 or not job.warm_start))
+            for cycle in range(job.cycles)
+        ),
         "updates": updates * job.cycles * (2 if job.baseline else 1),
         "work_dir": str(job.work_dir),
     }

@@ -31,6 +31,7 @@ from rayjobs.report_parts import (
     gaussian_section,
     provenance,
     rows_section,
+    spent,
 )
 
 #: Columns of `comparison.png`.
@@ -114,7 +115,7 @@ def facts(summary: Mapping[str, Any]) -> list[Fact]:
         found.append(Fact(words(final["drift"]), "drift from the base model"))
     first = cycles[0]["assign"]
     found.append(Fact(f"{first['assigned']:,} + {first['quarantined']:,}", "pairs assigned + quarantined"))
-    found.append(Fact(f"{sum(c['assign']['evaluations'] for c in cycles):,}", "evaluations of the E-steps"))
+    found.append(Fact(f"{sum(spent(c['assign']) for c in cycles):,}", "evaluations of the E-steps"))
     seconds = sum(c[step]["seconds_this_run"] for c in cycles for step in ("assign", "train"))
     return [*found, Fact(duration(seconds), "E-steps and M-steps")]
 
@@ -151,7 +152,7 @@ def training(work_dir: Path, summary: Mapping[str, Any]) -> list[Block]:
             [
                 str(entry["cycle"]),
                 f"{e['mean_initial_loss']:.4f} → {e['mean_loss']:.4f}",
-                f"{e['evaluations']:,}",
+                f"{spent(e):,}",
                 f"{start} → {loss_of(m)}",
                 f"{m['updates']:,}",
             ]
@@ -215,7 +216,7 @@ def phases(work_dir: Path, summary: Mapping[str, Any], evaluation: Mapping[str, 
     config, found = summary["config"], []
     for entry in summary["cycles"]:
         e, m, name = entry["assign"], entry["train"], f"cycle {entry['cycle']}"
-        work, rate = f"{e['evaluations']:,} evaluations", e.get("rows_per_second")
+        work, rate = f"{spent(e):,} evaluations", e.get("rows_per_second")
         speed = f"{rate:.3g} rows/s" if rate else ""
         found.append(Phase.on(config["assign"], f"{name}, E-step", work, e["seconds_this_run"], speed))
         found.append(m_step(config["train"], f"{name}, M-step", m))

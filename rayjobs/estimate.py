@@ -44,8 +44,7 @@ def _time(job: Any, rows_per_shard: int, worker: type[ShardActor], device: str) 
         objective = worker.objective_of(job, generator)
     except UserError as error:
         return {"error": str(error)}
-    few = {"steps": TIMED, "patience": 0, "sensitivity_rank": 0}
-    config = worker.config_of(job).model_copy(update=few)
+    config = worker.config_of(job).brief(TIMED)
     slots = job.slots or min(slots_that_fit(generator, config, objective), rows_per_shard)
     engine = Engine(generator, config, slots, objective)
     inputs = objective.blank_inputs(slots)

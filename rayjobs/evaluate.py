@@ -84,6 +84,7 @@ class EvaluateJob(EvaluateSettings, PairFields):
         description="finished evaluation by the same settings, whose figures of the same base model are taken over",
     )
     warm_start: ClassVar[None] = None
+    candidate_forwards: ClassVar[int] = 0
 
     @property
     def slots(self) -> int:

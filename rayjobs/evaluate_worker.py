@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ortho_core.assign import AssignConfig, Engine
-from ortho_core.assignments import encode_rows, part_name
+from ortho_core.assignments import Start, encode_rows, part_name
 from ortho_core.errors import UserError
 from ortho_core.evaluation.features import find_features, find_lpips
 from ortho_core.evaluation.judge import Judge, JudgeModels
@@ -100,7 +99,7 @@ class EvaluateActor(ShardActor):
         self.present: str | None = None
         self.texts: str | None = None
 
-    def search(self, shard: Shard, starts: Mapping[str, Tensor] | None, only: frozenset[int] | None) -> ShardResult:
+    def search(self, shard: Shard, starts: Mapping[str, Start] | None, only: frozenset[int] | None) -> ShardResult:
         """One shard at a time: all images of an evaluation take the same steps, so none is waited for at its end."""
         names = list(self.sealed["models"])
         model, number = divmod(shard.index, self.sealed["shards"] // len(names))

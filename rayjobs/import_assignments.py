@@ -167,7 +167,7 @@ def conclude(job: ImportJob, ledger: Ledger, rows_this_run: int, seconds: float)
     """Reconcile and write the summary. Returns the exit code. Raises RunFailed if no row could be imported."""
     counts = ledger.finish()
     # Nothing here reads prompts as the model does, and not every sample says its losses.
-    del counts["truncated_prompts"]
+    del counts["truncated_prompts"], counts["candidate_forwards"]
     for column in ("initial_loss", "loss"):
         total, known = losses(ledger, column)
         counts[f"mean_{column}"] = total / known if known else None

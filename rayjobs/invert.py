@@ -53,7 +53,11 @@ def check(job: InvertJob) -> None:
 def plan(job: InvertJob) -> dict[str, Any]:
     """What a dry run prints."""
     check(job)
-    return {"evaluations": job.steps, "model_fingerprint": model_fingerprint(job.model), "out": str(job.out)}
+    return {
+        "evaluations": job.evaluations_at_most(1),
+        "model_fingerprint": model_fingerprint(job.model),
+        "out": str(job.out),
+    }
 
 
 def pick_device(device: str) -> str:
@@ -83,7 +87,7 @@ def run(job: InvertJob) -> int:
     (found,) = assign_noise(generator, seeds, condition, targets, images, job)
     if found.failed:
         raise RunFailed(f"{job.target_image}: {found.failure}; try --dtype float32")
-    base = generator.base_noise(seeds)
+    base = generator.base_noise([found.seed])
     parameters = found.parameters[None].to(base.device)
     noise = job.space(generator.latent_shape).noise(base, parameters)
     with torch.no_grad():
@@ -107,10 +111,11 @@ def run(job: InvertJob) -> int:
         )
         meta = {
             "prompt": job.prompt,
-            "noise_seed": seeds[0],
+            "noise_seed": found.seed,
             "initial_loss": found.initial_loss,
             "loss": found.best("total"),
             "evaluations": found.evaluations,
+            "candidate_forwards": found.candidate_forwards,
             "history": history,
             "model_fingerprint": model_fingerprint(job.model),
             "config": job.model_dump(mode="json"),

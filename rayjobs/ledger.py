@@ -30,6 +30,9 @@ from ortho_core.errors import RunFailed, UserError
 from ortho_core.shard import ShardResult
 from ortho_core.storage import Store, open_store
 
+#: What a part file says of its rows that is summed over a run. A part of before there were candidates says nothing of them.
+COUNTED = ("rows", "truncated_prompts", "evaluations", "candidate_forwards", "loss_sum", "initial_loss_sum")
+
 
 def fingerprint(content: Any) -> str:
     """SHA-256 (16 hex digits) of JSON-ready content."""
@@ -115,6 +118,7 @@ class Ledger:
             "written": written,
             "truncated_prompts": result.truncated_prompts,
             "evaluations": result.evaluations,
+            "candidate_forwards": result.candidate_forwards,
             # An imported row may not know its losses.
             "loss_sum": sum(row["loss"] or 0.0 for row in result.rows),
             "initial_loss_sum": sum(row["initial_loss"] or 0.0 for row in result.rows),
@@ -200,8 +204,8 @@ class Ledger:
                     for names in group:
                         mine = [next(abouts) for _ in names]
                         for about in mine:
-                            for key in ("rows", "truncated_prompts", "evaluations", "loss_sum", "initial_loss_sum"):
-                                total[key] += about[key]
+                            for key in COUNTED:
+                                total[key] += about.get(key, 0)
                         for failure in mine[-1]["failures"]:
                             reasons[failure["reason"]] += 1
                             stream.write(json.dumps(failure) + "\n")
@@ -217,6 +221,7 @@ class Ledger:
             "quarantined_by_reason": dict(sorted(reasons.items())),
             "truncated_prompts": total["truncated_prompts"],
             "evaluations": total["evaluations"],
+            "candidate_forwards": total["candidate_forwards"],
             "mean_initial_loss": total["initial_loss_sum"] / assigned if assigned else None,
             "mean_loss": total["loss_sum"] / assigned if assigned else None,
         }

@@ -13,6 +13,7 @@ class WorkerMetrics:
         self.rows = Counter("ortho_rows_assigned", "Rows that were given their noise")
         self.quarantined = Counter("ortho_rows_quarantined", "Rows that could not be used", tag_keys=("reason",))
         self.evaluations = Counter("ortho_evaluations", "Generator forward + backward passes of one image")
+        self.forwards = Counter("ortho_candidate_forwards", "Generator forwards of one image that chose its base noise")
         self.wait = Counter("ortho_wait_seconds", "Seconds in which the engine stood still", tag_keys=("stage",))
         self.occupancy = Gauge(
             "ortho_slot_occupancy", "Share of the computed slots that held an image, since the start"
@@ -29,6 +30,8 @@ class WorkerMetrics:
             self.quarantined.inc(1, {"reason": failure.reason})
         if result.evaluations:
             self.evaluations.inc(result.evaluations)
+        if result.candidate_forwards:
+            self.forwards.inc(result.candidate_forwards)
         self._evaluations += result.evaluations
         if engine.computed:
             self.occupancy.set(min(1.0, self._evaluations / engine.computed))

@@ -8,11 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import yaml
 
 from ortho_core.report import Block, Cell, Figure, Folded, Section, Table
+from ortho_core.settings import FORWARDS_PER_EVALUATION
 from ortho_core.storage import Store
 
 #: Quarantined rows that are told one by one.
@@ -33,6 +35,11 @@ def duration(seconds: float) -> str:
 def counted(count: int, one: str, many: str = "") -> str:
     """`1 cycle`, `1,200 cycles`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def spent(e_step: Mapping[str, Any]) -> int:
+    """Evaluations of an E-step by its summary, with those that the forwards of its candidates count as."""
+    return int(e_step["evaluations"]) + ceil(e_step.get("candidate_forwards", 0) / FORWARDS_PER_EVALUATION)
 
 
 def listed(words: Sequence[str]) -> str:

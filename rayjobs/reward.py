@@ -60,6 +60,7 @@ class RewardJob(SearchConfig, PoolSettings):
     #: What is found for a prompt is what it is trained on.
     store_latents: ClassVar[bool] = True
     warm_start: ClassVar[None] = None
+    candidate_forwards: ClassVar[int] = 0
 
     def folders(self) -> dict[str, Path]:
         """Where the rewards' weights are: each by its name, and by "" the root of those that are not named."""

@@ -13,6 +13,7 @@ from rayjobs.em import EmJob
 from rayjobs.evaluate import EvaluateJob
 from rayjobs.ledger import fingerprint, replace_text
 from rayjobs.progress import summary_json
+from rayjobs.report_parts import spent
 from rayjobs.sweep_job import SweepJob, base_of
 from rayjobs.sweep_space import Point, short_names, text, with_values
 from rayjobs.train_progress import last_logged
@@ -135,7 +136,7 @@ def run_trial(job: SweepJob, values: Point, e_steps: Any, watch: Callable[[int],
         model_fingerprint=model_fingerprint(model),
         assignments=first["assign"]["run_fingerprint"],
         quarantined=first["assign"]["quarantined"],
-        evaluations=[cycle["assign"]["evaluations"] for cycle in steps["cycles"]],
+        evaluations=[spent(cycle["assign"]) for cycle in steps["cycles"]],
         updates=sum(cycle["train"]["updates"] for cycle in steps["cycles"]),
         train_seconds=sum(cycle["train"]["seconds_this_run"] for cycle in steps["cycles"]),
         curve=curve_of(steps["cycles"]),

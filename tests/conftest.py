@@ -30,6 +30,7 @@ NUMERIC = (
     "gaussian_prior",
     "sensitivity",
     "slots",
+    "candidates",
     "matched_data",
     "m_step",
     "validation",

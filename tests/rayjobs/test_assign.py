@@ -231,8 +231,10 @@ def test_a_killed_driver_is_resumed_to_the_same_rows(undisturbed, tiny_turbo, tm
 
 
 def test_a_dry_run_times_a_worker_and_writes_nothing(small_pairs, tiny_turbo, tmp_path):
-    said = plan(job(small_pairs, tiny_turbo, tmp_path / "out", workers="1:3"))
-    assert (said["rows"], said["shards"], said["evaluations_at_most"]) == (24, 6, 24 * 4)
+    said = plan(job(small_pairs, tiny_turbo, tmp_path / "out", workers="1:3", candidates=5))
+    # Three forwards count as an evaluation.
+    assert (said["rows"], said["shards"], said["evaluations_at_most"]) == (24, 6, 24 * 4 + 8 * 5)
+    assert said["candidate_forwards"] == 24 * 5
     assert (said["slots"], said["device"]) == (4, "cpu")
     hours = said["evaluations_at_most"] * said["seconds_per_evaluation"] / 3600
     assert said["worker_hours_at_most"] == pytest.approx(hours, abs=1e-3)

@@ -9,6 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ortho_core.assignments import Assignments
+from ortho_core.candidates import candidate_seeds
+from ortho_core.errors import UserError
+from ortho_core.noise import noise_seed, seeded_normal
 from rayjobs.assign import AssignJob, conclude, make_plan
 from rayjobs.assign_worker import ShardActor, Turns, packed, unpacked
 from rayjobs.ledger import Ledger, Task, claim
@@ -79,7 +83,7 @@ def test_the_format_of_a_pair_set_changes_nothing_but_where_images_are(
 def test_noise_that_is_kept_itself_is_that_which_its_record_rebuilds(records, tiny_turbo, generator, tmp_path):
     import torch
 
-    from ortho_core.assignments import Assignments, rebuild_noise
+    from ortho_core.assignments import rebuild_noise
 
     (tmp_path / "pairs").mkdir()
     parquet(tmp_path / "pairs", records)
@@ -89,6 +93,54 @@ def test_noise_that_is_kept_itself_is_that_which_its_record_rebuilds(records, ti
     skew = torch.tensor([row["skew"].tolist() for row in kept])
     rebuilt = rebuild_noise([row["noise_seed"] for row in kept], skew, 2, generator.latent_shape)
     assert torch.equal(assignments.noise(range(ROWS), generator.latent_shape), rebuilt.half().float())
+
+
+def test_the_record_has_the_seed_of_the_best_candidate_and_a_warm_start_keeps_it(
+    records, tiny_turbo, generator, tmp_path
+):
+    import torch
+
+    (tmp_path / "pairs").mkdir()
+    settings = {"pairs": tmp_path / "pairs", "model": tiny_turbo, "id_field": parquet(tmp_path / "pairs", records)}
+    assert assign(out=tmp_path / "out", candidates=4, seed=3, **settings) == 0
+    assignments, found = Assignments(tmp_path / "out"), rows(tmp_path / "out")
+    condition = generator.encode_prompts([row["prompt"] for row in found.values()])
+    targets = assignments.targets(range(ROWS), generator.latent_shape)
+    drawn = [candidate_seeds(noise_seed(3, name), 4) for name in found]
+    with torch.no_grad():
+        losses = torch.stack(
+            [
+                (generator.denoise(seeded_normal(list(seeds), generator.latent_shape), condition) - targets)
+                .square()
+                .mean((1, 2, 3))
+                for seeds in zip(*drawn, strict=True)
+            ]
+        )
+    best = losses.argmin(0).tolist()
+    assert [row["noise_seed"] for row in found.values()] == [seeds[k] for seeds, k in zip(drawn, best, strict=True)]
+    # What a reader rebuilds from the record is the winner's noise, rotated.
+    latents = generator.denoise(assignments.noise(range(ROWS), generator.latent_shape), condition)
+    rebuilt = (latents - targets).square().mean((1, 2, 3)).tolist()
+    assert [row["loss"] for row in found.values()] == pytest.approx(rebuilt, rel=1e-3)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["evaluations"], summary["candidate_forwards"]) == (2 * ROWS, 4 * ROWS)
+    for name, candidates in (("same", 4), ("one", 1)):
+        warm = {"candidates": candidates, "seed": 3, "warm_start": tmp_path / "out"}
+        assert assign(out=tmp_path / name, **settings, **warm) == 0
+        again = rows(tmp_path / name)
+        assert [row["noise_seed"] for row in again.values()] == [row["noise_seed"] for row in found.values()]
+        assert [row["initial_loss"] for row in again.values()] == pytest.approx(rebuilt, rel=1e-3)
+        assert json.loads((tmp_path / name / "summary.json").read_text())["candidate_forwards"] == 0
+    with pytest.raises(UserError, match=r"does not fit this run: candidates was 4, now 8$"):
+        assign(out=tmp_path / "other", candidates=8, seed=3, warm_start=tmp_path / "out", **settings)
+
+
+def test_one_candidate_is_the_run_without_any(digits, tiny_turbo, tmp_path):
+    settings = {"pairs": digits, "model": tiny_turbo, "out": tmp_path}
+    plans = [make_plan(AssignJob(**settings, **own))[0] for own in ({}, {"candidates": 1}, {"candidates": 2})]
+    assert plans[0] == plans[1]
+    assert "candidates" not in plans[0]["config"]  # parts of before there was a choice are found again
+    assert plans[2]["config"] == {**plans[0]["config"], "candidates": 2}
 
 
 def test_a_task_survives_being_packed(digits, tiny_turbo, tmp_path):

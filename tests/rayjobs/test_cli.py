@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from ortho_core.candidates import candidate_seeds
 from ortho_core.noise import noise_seed, seeded_normal
 from ortho_core.transform import rotate
 from rayjobs.cli import VERBS, main
@@ -102,7 +103,13 @@ def test_invert_leaves_pictures_curves_and_a_noise_that_reproduces_its_loss(
     with torch.no_grad():
         latents = generator.denoise(tensors["noise"], generator.encode_prompts([prompt]))
     assert float((latents - tensors["target_latent"]).square().mean()) == pytest.approx(meta["loss"], rel=1e-3)
-    assert main([*argv, "--steps", "2"]) == 0  # the same folder again is replaced
+    # The same folder again is replaced, and starts from the noise that was chosen.
+    assert main([*argv, "--steps", "1", "--candidates", "8", "--seed", "1"]) == 0
+    chosen, tensors = (json.loads((out / "meta.json").read_text()), load_file(out / "best_input_noise.safetensors"))
+    assert chosen["noise_seed"] in candidate_seeds(noise_seed(1, "0000"), 8)[1:]
+    assert chosen["candidate_forwards"] == 8
+    assert torch.equal(tensors["base_noise"], seeded_normal([chosen["noise_seed"]], generator.latent_shape))
+    torch.testing.assert_close(tensors["noise"], tensors["base_noise"], rtol=0, atol=1e-2)
     assert main([*argv[:-1], str(digits), "--steps", "2"]) == 1  # somebody else's folder is not
     assert "not made by `ortho invert`" in capsys.readouterr().err
 

@@ -109,6 +109,11 @@ def test_cycles_go_on_with_one_adapter_held_to_the_last_and_watched_on_the_held_
 def test_the_plan_counts_the_work_and_writes_nothing(small_pairs, tiny_turbo, digits, tmp_path):
     said = plan(job(small_pairs, tiny_turbo, digits, tmp_path / "run"))
     assert (said["evaluations_of_the_e_steps"], said["updates"]) == (2 * 24 * 2, 2 * 2 * 2)
+    # Only the first cycle chooses among base noises; without a warm start each does. Three forwards count as an evaluation.
+    choosing = {"assign": ASSIGN.model_copy(update={"candidates": 4})}
+    for warm_start, draws in ((True, 1), (False, 2)):
+        again = plan(job(small_pairs, tiny_turbo, digits, tmp_path / "run", warm_start=warm_start, **choosing))
+        assert again["evaluations_of_the_e_steps"] == 2 * 24 * 2 + draws * 24 * 4 // 3
     assert not (tmp_path / "run").exists()
 
 
