@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,12 +30,14 @@ from rayjobs.session import WorkerResources, ray_session
 
 
 def span(given: Any) -> Any:
-    """`3` or `2:64`, in one spelling."""
+    """`3`, `2:64`, or `0` for none, in one spelling."""
     if isinstance(given, bool) or not isinstance(given, int | str):
         return given
     least, _, most = str(given).partition(":")
+    if str(given) == "0":
+        return "0"
     if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least)):
-        raise ValueError("a number of workers, or LEAST:MOST")
+        raise ValueError("a number of workers, LEAST:MOST, or 0 for none: in the command's own process")
     return str(given)
 
 
@@ -55,7 +58,9 @@ class PoolResources(WorkerResources):
         0, ge=0, description="rows of one task and part file, what a lost worker repeats (0: 64 to 1024, by the set)"
     )
     workers: Annotated[str, BeforeValidator(span)] = Field(
-        "1", description="actors in the pool, N or LEAST:MOST (fewer start if the cluster has no room yet)"
+        "1",
+        description="actors in the pool, N or LEAST:MOST, fewer if the cluster has no room yet (0: work in this process, for a "
+        "debugger)",
     )
     node_labels: Annotated[dict[str, str] | None, BeforeValidator(labels)] = Field(
         None, description="run workers only on nodes with these labels, e.g. ray.io/accelerator-type=H100"
@@ -71,9 +76,13 @@ class PoolResources(WorkerResources):
 
     @property
     def pool_size(self) -> tuple[int, int]:
-        """The least and the most workers."""
+        """The least and the most workers; none: the command's own process works."""
         least, _, most = self.workers.partition(":")
         return int(least), int(most or least)
+
+    def session(self) -> AbstractContextManager[None]:
+        """Ray, where there is a pool."""
+        return ray_session() if self.pool_size[1] else nullcontext()
 
 
 class PoolSettings(PoolResources):
@@ -189,7 +198,7 @@ def plan(job: AssignJob) -> dict[str, Any]:
         f"{'gpu' if timing['device'] == 'cuda' else 'worker'}_hours_at_most": round(
             hours * (timing["gpus_per_worker"] or 1), 3
         ),
-        "hours_at_most": round(hours / min(job.pool_size[1], content["shards"]), 3),
+        "hours_at_most": round(hours / min(max(1, job.pool_size[1]), content["shards"]), 3),
         "bytes_to_write_about": content["rows"] * record,
         "out": job.out,
     }
@@ -215,7 +224,7 @@ def run(job: AssignJob) -> int:
         return 3 if quarantined else 0
     started = time.monotonic()
     if todo:
-        with ray_session():
+        with job.session():
             work_through(job, ledger, pairs, [(task, shards[task.shard]) for task in todo], rows, quarantined)
     seconds = time.monotonic() - started
     return conclude(job, ledger, sealed["rows"] - rows, seconds)
@@ -317,7 +326,13 @@ def receipts(
     todo: list[tuple[Task, Shard]],
     worker: type[ShardActor] = ShardActor,
 ) -> Iterator[dict[str, Any]]:
-    """Run the tasks through a Ray Data actor pool; yields one receipt per task, in order of completion."""
+    """Run the tasks through a Ray Data actor pool, or one after the other in this process; yields a receipt for each, in order
+    of completion.
+    """
+    if not job.pool_size[1]:
+        own = worker(job, sealed, pairs, gpus=job.own_gpus(), decoder_cpus=0)
+        yield from (own.work(task, shard) for task, shard in todo)
+        return
     from rayjobs.pool import Attempts, on_this_node, pooled
 
     least, most = (min(size, len(todo)) for size in job.pool_size)

@@ -28,7 +28,6 @@ from rayjobs.evaluate_report import write_report
 from rayjobs.evaluate_worker import PARTS, EvaluateActor, EvaluateLedger, judge_models
 from rayjobs.ledger import Ledger, claim, replace_text
 from rayjobs.progress import say, summary_json
-from rayjobs.session import ray_session
 
 
 def _named(value: Any) -> Any:
@@ -53,7 +52,9 @@ class EvaluateSettings(PoolResources):
     seed: int = Field(0, ge=0, description="decides the noises and the resamples")
     rows_per_shard: int = Field(128, ge=1, description="rows of one task and part file, what a lost worker repeats")
     workers: Annotated[str, BeforeValidator(span)] = Field(
-        "2", description="actors in the pool, N or LEAST:MOST; each holds one model at a time and all judges"
+        "2",
+        description="actors in the pool, N or LEAST:MOST; each holds one model at a time and all judges (0: judge in this "
+        "process, for a debugger)",
     )
     features: str = Field(
         "tiny-clip",
@@ -216,7 +217,7 @@ def run(job: EvaluateJob) -> int:
     todo, rows, quarantined = ledger.survey()
     started, seconds = time.monotonic(), None
     if todo:
-        with ray_session():
+        with here.session():
             work = [(task, tasks[task.shard]) for task in todo]
             work_through(here, ledger, pairs, work, rows, quarantined, EvaluateActor, "evaluate")
         seconds = round(time.monotonic() - started, 2)

@@ -117,7 +117,7 @@ def plan(job: RewardJob) -> dict[str, Any]:
     timing = seconds_per_evaluation(job, content["rows_per_shard"], RewardActor)
     evaluations = content["rows"] * job.steps
     hours = evaluations * timing["seconds_per_evaluation"] / 3600
-    least = min(job.pool_size[1], content["shards"])
+    least = min(max(1, job.pool_size[1]), content["shards"])
     return {
         **content,
         "evaluations_at_most": evaluations,

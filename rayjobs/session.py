@@ -19,6 +19,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 import ray
+import torch
 
 
 class WorkerResources(BaseModel):
@@ -41,6 +42,10 @@ class WorkerResources(BaseModel):
         if self.gpus_per_worker is not None:
             return self.gpus_per_worker
         return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+    def own_gpus(self) -> float:
+        """GPUs of a command that works by itself: one, where there is one and none was ruled out."""
+        return float(self.gpus_per_worker != 0 and torch.cuda.is_available())
 
     def fitting(self, wanted: int, labels: dict[str, str] | None = None) -> int:
         """How many of `wanted` workers the cluster has room for, on nodes with these labels.

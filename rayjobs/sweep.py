@@ -71,6 +71,9 @@ def check_search(job: SweepJob) -> None:
         raise UserError("--heldout is required: trials are judged on pairs that none of them was trained on")
     if job.train.num_workers == 0:
         raise UserError("--train.num-workers: 0 trains in the driver's process; accepted in a sweep: 1 or more")
+    for group, pool in (("assign", job.assign), ("evaluate", job.evaluate)):
+        if not pool.pool_size[1]:
+            raise UserError(f"--{group}.workers: 0 works in the driver's process; accepted in a sweep: 1 or more")
     if job.search == "optuna":
         try:
             import optuna  # noqa: F401

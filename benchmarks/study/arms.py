@@ -3,7 +3,7 @@
 Direct SFT (random noise), matched SFT (the first E-step's noise, trained on for long), EM (noise assigned again in each
 cycle) and EM on centred noise (the mean of the assigned noise taken off it before training), all at the same updates and, for
 direct SFT, also at the same generator evaluations as EM, those of its E-steps included. Every step is a job of `rayjobs`, which
-is done at once where it has been done.
+is done at once where it has been done. They work in this process: workers of their own take longer to start than a step to run.
 """
 
 import json
@@ -47,7 +47,14 @@ class Protocol:
         return self.epochs * (PAIRS // self.batch_size)
 
     def assign(self, seed: int, **others: Any) -> AssignSettings:
-        given = {"steps": self.steps, "patch_size": self.patch_size, "seed": seed, "slots": 32, "rows_per_shard": 64}
+        given = {
+            "steps": self.steps,
+            "patch_size": self.patch_size,
+            "seed": seed,
+            "slots": 32,
+            "rows_per_shard": PAIRS,
+            "workers": "0",
+        }
         return AssignSettings(**(given | others))
 
     def train(self, seed: int, **others: Any) -> TrainSettings:
@@ -59,7 +66,7 @@ class Protocol:
             "save_every": EVERY,
             "seed": seed,
             "tensorboard": False,
-            "num_workers": 0,  # in this process: a worker of its own takes longer to start than to train
+            "num_workers": 0,
         }
         return TrainSettings(**(given | others))
 
@@ -164,7 +171,8 @@ def judge(
         rows=HELDOUT,
         steps=protocol.steps,
         batch_size=32,
-        workers="1",
+        workers="0",
+        rows_per_shard=HELDOUT,
         features=str(lab.judge()),
         rewards=None,
         base_from=base_from,
