@@ -15,7 +15,7 @@ import ray
 from ortho_core.assignments import Assignments
 from ortho_core.errors import RunFailed, UserError
 from rayjobs.assign import AssignJob, plan, run
-from tests.conftest import copy_pairs
+from tests.conftest import ROOT, copy_pairs
 from tests.rayjobs.same import assert_same, rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -73,6 +73,18 @@ def test_two_workers_give_the_bits_of_one(undisturbed, tiny_turbo, tmp_path):
     pairs, out = undisturbed
     assert run(job(pairs, tiny_turbo, tmp_path / "two", workers=2)) == 0
     assert_same(rows(tmp_path / "two"), rows(out), loss=0, skew=0)
+
+
+def test_no_workers_give_the_bits_of_one_without_a_ray(undisturbed, tiny_turbo, tmp_path):
+    pairs, out = undisturbed
+    told = json.dumps(job(pairs, tiny_turbo, tmp_path / "none", workers=0).model_dump(mode="json"))
+    program = (
+        "import sys, ray; from rayjobs.assign import AssignJob, run; "
+        "code = run(AssignJob.model_validate_json(sys.argv[1])); assert not ray.is_initialized(); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, told], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(rows(tmp_path / "none"), rows(out), loss=0, skew=0)
 
 
 def test_another_slot_count_gives_the_same_to_rounding(undisturbed, tiny_turbo, tmp_path):
