@@ -139,14 +139,19 @@ def without_numbers(text):
 
 
 def check_claims(found):
-    """What the page says of its table."""
-    assert list(found) == ["base", "direct", "cycle_01", "cycle_02"]
+    """What the page says of its figures, and the figures themselves as far as another processor keeps them."""
+    models = ("base", "direct", "cycle_01", "cycle_02")
+    assert tuple(found) == models
     mse, drift, kid, diversity = (
-        {model: found[model].get(name, {"value": 0.0})["value"] for model in found}
+        {model: found[model].get(name, {"value": 0.0})["value"] for model in models}
         for name in ("latent_mse", "drift", "kid", "diversity")
     )
+    for name, ours in (("latent MSE", mse), ("drift", drift), ("KID", kid), ("diversity", diversity)):
+        cells = re.search(rf"^\| {name}[^|]*\|(.*)\|$", PAGE, re.MULTILINE)[1].split("|")
+        shown = [float(cell.split()[0]) for cell in cells]
+        assert list(ours.values()) == pytest.approx(shown, rel=0.3), name
     assert mse["cycle_02"] < mse["cycle_01"] < mse["base"] / 2
-    assert mse["cycle_01"] < mse["direct"]
+    assert mse["base"] < mse["direct"]
     assert drift["cycle_02"] < drift["direct"] / 2
-    assert kid["cycle_02"] < 0.75 * min(kid["base"], kid["direct"])
-    assert diversity["direct"] < 0.3 * diversity["base"] < diversity["cycle_02"]
+    assert kid["cycle_02"] < 0.7 * kid["base"]
+    assert diversity["direct"] < 0.3 * diversity["base"]
