@@ -89,6 +89,18 @@ def room_for(job: SweepJob) -> int:
     return min([*room, job.max_concurrent or max(room)])
 
 
+def with_decoders(job: SweepJob, at_once: int) -> SweepJob:
+    """The job, its decoders without a CPU of their own where so many trials at once leave none to spare.
+
+    A single trial would see CPUs that are spare until the others take them, and all of them would wait for ever.
+    """
+    for name in ("assign", "evaluate"):
+        settings = getattr(job, name)
+        if settings.cpus_per_decoder is None and not settings.spare_cpu(at_once * settings.pool_size[1]):
+            job = job.model_copy(update={name: settings.model_copy(update={"cpus_per_decoder": 0.0})})
+    return job
+
+
 class CycleReport(TuneReportCallback):  # type: ignore[misc]
     """Tells Tune of a trial's M-step after each epoch, counted over all cycles."""
 
@@ -175,8 +187,7 @@ def tune_trials(job: SweepJob, space: Space) -> list[dict[str, Any]]:
     """Run every trial that is not settled. Returns a record of each, in the order of the plan."""
     points = points_of(job, space)
     at_once = room_for(job)
-    if job.assign.cpus_per_decoder is None and not job.assign.spare_cpu(at_once * job.assign.pool_size[1]):
-        job = job.model_copy(update={"assign": job.assign.model_copy(update={"cpus_per_decoder": 0.0})})
+    job = with_decoders(job, at_once)
     say(f"sweep: {len(points)} trials, {min(at_once, len(points))} at once")
     e_steps = ray.remote(num_cpus=0, max_concurrency=1)(EStep).remote()
     quiet()

@@ -53,6 +53,13 @@ def ahead(shares: Iterator[Share]) -> Iterator[Share]:
     return run()
 
 
+def read_here(data: MatchedData, start: int, stop: int) -> Iterator[Share]:
+    """The shares of a worker that is alone, read in its own process."""
+    for update in range(start, stop):
+        epoch, step = divmod(update, data.order.updates)
+        yield data.share(epoch, step)
+
+
 def feed(
     data: MatchedData, start: int, stop: int, *, rank: int, world: int, readers: int, patience_s: float = 3600.0
 ) -> Iterator[Share]:

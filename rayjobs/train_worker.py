@@ -31,7 +31,7 @@ from ortho_core.sharding import shard
 from ortho_core.validation import PICTURE, Validation, figures
 from rayjobs.ledger import fingerprint, replace_text
 from rayjobs.trackers import Trackers
-from rayjobs.train_feed import ahead, feed
+from rayjobs.train_feed import ahead, feed, read_here
 from rayjobs.train_models import ModelFolders
 
 HISTORY = "train_history.jsonl"
@@ -114,9 +114,13 @@ class Training:
         # Before the model is loaded: both take seconds, in different processes.
         self.shares: Iterator[Share] = iter(())
         if self.update < self.updates:
-            self.shares = ahead(
-                feed(data, self.update, self.updates, rank=rank, world=world, readers=job.readers_per_worker)
+            todo = (data, self.update, self.updates)
+            fed = (
+                feed(*todo, rank=rank, world=world, readers=job.readers_per_worker)
+                if job.num_workers
+                else read_here(*todo)
             )
+            self.shares = ahead(fed)
         self.generator = self._load()
         network = self.generator.trainable
         self.teacher = self._teacher(network) if job.preserves else None

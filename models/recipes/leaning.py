@@ -28,8 +28,10 @@ def leaning(images: np.ndarray, rng: torch.Generator) -> np.ndarray:
     return styled.mul(255).round().byte().numpy()
 
 
-def write_leaning(data: str, root: str, split: str, first: int, rows: int, out: Path) -> None:
-    """Write rows `first` to `first + rows` of a shuffled split; equal arguments give equal files.
+def write_leaning(
+    data: str, root: str, split: str, first: int, rows: int, out: Path, picture: Path | None = None
+) -> None:
+    """Write rows `first` to `first + rows` of a shuffled split, the first as a picture too; equal arguments give equal files.
 
     Raises UserError where the set is not found.
     """
@@ -41,6 +43,8 @@ def write_leaning(data: str, root: str, split: str, first: int, rows: int, out: 
     images, kept = chosen.images(pairs, known.image_shape)
     styled = leaning(images, torch.Generator().manual_seed(first))
     write_pairs(styled, [known.classes[label] for label in kept.labels], out)
+    if picture is not None:
+        picture.write_bytes(png(styled[0]))
 
 
 def write_coloured(mnist: Path, first: int, rows: int, out: Path) -> None:
@@ -76,8 +80,9 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="rows of the shuffled split that are left out before")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--out", type=Path, required=True, help="Parquet file")
+    parser.add_argument("--picture", type=Path, help="PNG file of the first of these rows, for `ortho invert`")
     args = parser.parse_args()
-    write_leaning(args.data, args.root, args.split, args.first, args.rows, args.out)
+    write_leaning(args.data, args.root, args.split, args.first, args.rows, args.out, args.picture)
 
 
 if __name__ == "__main__":

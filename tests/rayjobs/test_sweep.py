@@ -17,6 +17,7 @@ from rayjobs.assign import AssignSettings
 from rayjobs.sweep import SweepJob, plan, run
 from rayjobs.sweep_job import SweepEvaluateSettings, SweepTrainSettings
 from rayjobs.sweep_trial import EStep, em_job, folder_of
+from rayjobs.sweep_tune import room_for, with_decoders
 from tests.chromium import check_in_browser
 from tests.conftest import ROOT
 
@@ -143,6 +144,18 @@ def test_of_trials_that_start_at_once_one_makes_the_e_step(small_pairs, tiny_tur
     (entry,) = (tmp_path / "assignments").iterdir()
     assert json.loads((entry / "summary.json").read_text())["rows_this_run"] == 24
     assert all((tmp_path / str(w) / "cycle_01" / "assignments").resolve() == entry for w in (0.0, 1.0))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_trials_that_fill_the_cluster_leave_no_cpu_that_their_decoders_would_wait_for(
+    small_pairs, tiny_turbo, digits, tmp_path
+):
+    sweep = job(small_pairs, tiny_turbo, digits, tmp_path)
+    full = room_for(sweep)
+    assert full == 4 / 0.5
+    for at_once, cpus in ((1, None), (full, 0.0)):
+        given = with_decoders(sweep, at_once)
+        assert (given.assign.cpus_per_decoder, given.evaluate.cpus_per_decoder) == (cpus, cpus)
 
 
 @pytest.mark.slow

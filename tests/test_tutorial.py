@@ -1,0 +1,157 @@
+"""The tutorial's commands: all of them parse, and in an empty folder they make what the page shows."""
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from models.recipes.leaning import write_leaning
+from ortho_core.generators.class_conditional import ClassConfig, ClassGenerator, ClassNetwork
+from rayjobs.cli import main
+from tests.chromium import check_source
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "tutorial.md").read_text()
+#: What is between fences: commands, and what they print.
+BLOCKS = [block.strip() for block in re.findall(r"^ *```\n(.*?)^ *```$", PAGE, re.DOTALL | re.MULTILINE)]
+COMMANDS = [shlex.split(block.replace("\\\n", " ")) for block in BLOCKS if block.startswith("ortho ")]
+OUTPUTS = [block for block in BLOCKS if not block.startswith("ortho ")]
+STEPS = 4
+PICTURES = {
+    "tutorial-generator.png": "generator/samples/epoch-016.png",
+    "tutorial-six.png": "six/comparison.png",
+    "tutorial-comparison.png": "em/comparison.png",
+    "tutorial-sixes.png": "sixes/grid.png",
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where the reader is, as far as the commands can tell."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def dry(argv, capsys):
+    assert main([*argv[1:], "--dry-run"]) == 0, capsys.readouterr().err
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_every_command_of_the_page_parses_and_no_option_is_made_up(capsys):
+    assert [argv[1] for argv in COMMANDS] == ["train-gan", "invert", "em", "generate", "sweep"]
+    accepted = set()
+    for argv in COMMANDS:
+        assert main([*argv[1:], "--print-config"]) == 0, capsys.readouterr().err
+        accepted |= options(yaml.safe_load(capsys.readouterr().out))
+    prose = re.sub(r"```\n.*?```", "", PAGE, flags=re.DOTALL)
+    assert set(re.findall(r"--[a-z][a-z.-]+", prose)) - {"--help"} <= accepted
+
+
+def options(config, prefix="--"):
+    """What a printed configuration's fields are called on the command line."""
+    own = {prefix + name.replace("_", "-") for name in config}
+    nested = {name: value for name, value in config.items() if isinstance(value, dict)}
+    return own.union(*(options(value, f"{prefix}{name.replace('_', '-')}.") for name, value in nested.items()))
+
+
+def test_every_command_finds_what_the_ones_before_it_leave(folder, capsys):
+    said = dry(COMMANDS[0], capsys)
+    assert (said["rows"], said["bad_rows"], said["out"]) == (6000, 0, "runs/tutorial/generator")
+    config = ClassConfig(**said["generator"])
+    network = ClassNetwork(config).requires_grad_(False).eval()
+    ClassGenerator(config, network).save(folder / said["out"] / "checkpoint-final")
+    assert dry(COMMANDS[1], capsys)["evaluations"] == 12
+    said = dry(COMMANDS[2], capsys)
+    assert (said["rows"], said["evaluations_of_the_e_steps"]) == (256, 2 * 256 * 12)
+    ClassGenerator(config, network).save(folder / said["work_dir"] / "cycle_02" / "train" / "checkpoint-final")
+    assert dry(COMMANDS[3], capsys)["images"] == 16
+    dry(COMMANDS[4], capsys)
+
+
+def test_its_pictures_are_there_and_small():
+    shown = re.findall(r"!\[[^]]+\]\(images/([^)]+)\)", PAGE)
+    assert set(PICTURES) < set(shown)
+    assert all((ROOT / "docs" / "images" / name).stat().st_size < 100_000 for name in shown)
+
+
+@pytest.mark.parametrize(("name", "first", "rows"), [("pairs", 0, 256), ("heldout", 256, 128)])
+def test_the_leaning_pairs_are_those_of_the_recipe(name, first, rows, tmp_path):
+    picture = tmp_path / "first.png"
+    write_leaning("mnist", str(ROOT / "examples" / "mnist"), "test", first, rows, tmp_path / "made.parquet", picture)
+    made, shipped = (
+        pq.read_table(file).to_pylist() for file in (tmp_path / "made.parquet", leaning(f"{name}.parquet"))
+    )
+    assert len(shipped) == rows
+    assert [row["prompt"] for row in made] == [row["prompt"] for row in shipped]
+    assert all(
+        np.array_equal(pixels(ours["image"]), pixels(theirs["image"]))
+        for ours, theirs in zip(made, shipped, strict=True)
+    )
+    if name == "heldout":
+        assert np.array_equal(pixels(picture.read_bytes()), pixels(leaning("six.png").read_bytes()))
+        assert shipped[0]["prompt"] == "6"
+
+
+def leaning(name) -> Path:
+    return ROOT / "examples" / "leaning" / name
+
+
+def pixels(content):
+    with Image.open(io.BytesIO(content)) as image:
+        return np.array(image)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_four_commands_make_what_the_page_shows(folder):
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    said = ""
+    for command in [block for block in BLOCKS if block.startswith("ortho ")][:STEPS]:
+        done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        said += done.stdout + done.stderr
+    said = said.replace(str(folder), "...")
+    for output in OUTPUTS:
+        assert without_numbers(output) in without_numbers(said)
+    made = folder / "runs" / "tutorial"
+    for ours, theirs in PICTURES.items():
+        with Image.open(ROOT / "docs" / "images" / ours) as shown, Image.open(made / theirs) as picture:
+            assert picture.size == shown.size
+    # Four models, twelve columns, closest and at random noise, and the targets of both; the Gaussian check, twice.
+    assert check_source(made / "em" / "report.html") == 2 * 5 * 12 + 2
+    assert "Is the noise still Gaussian?" in (made / "em" / "report.html").read_text()
+    check_claims(json.loads((made / "em" / "em_summary.json").read_text())["evaluation"])
+
+
+def without_numbers(text):
+    return re.sub(r"\d+(\.\d+)?", "#", text)
+
+
+def check_claims(found):
+    """What the page says of its figures, and the figures themselves as far as another processor keeps them."""
+    models = ("base", "direct", "cycle_01", "cycle_02")
+    assert tuple(found) == models
+    mse, drift, kid, diversity = (
+        {model: found[model].get(name, {"value": 0.0})["value"] for model in models}
+        for name in ("latent_mse", "drift", "kid", "diversity")
+    )
+    for name, ours in (("latent MSE", mse), ("drift", drift), ("KID", kid), ("diversity", diversity)):
+        cells = re.search(rf"^\| {name}[^|]*\|(.*)\|$", PAGE, re.MULTILINE)[1].split("|")
+        shown = [float(cell.split()[0]) for cell in cells]
+        assert list(ours.values()) == pytest.approx(shown, rel=0.3), name
+    assert mse["cycle_02"] < mse["cycle_01"] < mse["base"] / 2
+    assert mse["base"] < mse["direct"]
+    assert drift["cycle_02"] < drift["direct"] / 2
+    assert kid["cycle_02"] < 0.7 * kid["base"]
+    assert diversity["direct"] < 0.3 * diversity["base"]
