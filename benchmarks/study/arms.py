@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.study.laboratory import HELDOUT, PAIRS, Laboratory
+from benchmarks.study.laboratory import PAIRS, Laboratory
 from ortho_core.assignments import Assignments
 from rayjobs import em, evaluate, train
 from rayjobs.assign import AssignSettings
@@ -168,11 +168,11 @@ def judge(
         pairs=str(lab.heldout()),
         out=out,
         patch_size=protocol.patch_size,
-        rows=HELDOUT,
+        rows=lab.judged,
         steps=protocol.steps,
         batch_size=32,
         workers="0",
-        rows_per_shard=HELDOUT,
+        rows_per_shard=lab.judged,
         features=str(lab.judge()),
         rewards=None,
         base_from=base_from,

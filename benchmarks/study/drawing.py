@@ -34,6 +34,8 @@ def draw_curves(judged: Mapping[float, Judged], updates: int, path: Path) -> Non
             axes.axhline(base.value, color="grey", linewidth=1, label="base")
         axes.set(title=f"{METRICS[name].title} {METRICS[name].arrow}", xlabel="updates")
         axes.grid(alpha=0.3)
+        if name == "kid":
+            axes.set_yscale("log")
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=90)
 

@@ -38,6 +38,8 @@ class Laboratory:
     #: Options of train-gan, beside those of the set.
     generator: Mapping[str, Any] = field(default_factory=dict)
     classifier_epochs: int = 2
+    #: Held-out pairs that models are judged on, at most `HELDOUT`.
+    judged: int = HELDOUT
 
     def base(self) -> Path:
         """The model folder that fine-tuning starts from; trained where it is not there."""
@@ -98,7 +100,7 @@ def laboratory(name: str, root: Path, work: Path) -> Laboratory:
     torch.set_num_threads(1)
     work = work / name
     if name == "tiny-turbo":
-        return ColouredLaboratory("mnist", root, work, classifier_epochs=4)
+        return ColouredLaboratory("mnist", root, work, classifier_epochs=4, judged=256)
     if name == "cifar10":
         return Laboratory(name, root, work, {"widths": (64, 64, 32), "epochs": 4}, classifier_epochs=12)
     return Laboratory(name, root, work)

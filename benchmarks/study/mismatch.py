@@ -84,7 +84,7 @@ def kids(lab: Laboratory, seed: int, models: Mapping[str, tuple[Path, Path]]) ->
     """
     judge = find_features(str(lab.judge()), Path("models")).load("cpu", {})
     source = PairSet(str(lab.heldout()))
-    rows = [row for shard in source.shards(64) for row in source.read(shard) if isinstance(row, Pair)]
+    rows = [row for shard in source.shards(64) for row in source.read(shard) if isinstance(row, Pair)][: lab.judged]
     prompts = [row.prompt for row in rows]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, (folder, assignments) in models.items():
