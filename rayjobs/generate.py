@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
+from ortho_core.assignments import Assignments
 from ortho_core.errors import UserError
 from ortho_core.evaluation import sample
-from ortho_core.generators.base import check_model_folder, load_generator
+from ortho_core.generators.base import check_model_folder, latent_shape_of, load_generator
 from ortho_core.noise import noise_seed
 from ortho_core.pictures import grid, to_picture
 from ortho_core.prompts import PromptCache
+from ortho_core.storage import Location
 from rayjobs.invert import pick_device
 from rayjobs.progress import say
 
@@ -26,6 +29,11 @@ class GenerateJob(BaseModel):
     out: Path = Field(description="folder for the images, 0000.png and so on, and grid.png")
     count: int = Field(16, ge=1, description="how many images")
     seed: int = Field(0, ge=0, description="decides the noises; the first images of a larger count are the same")
+    around: Location | None = Field(
+        None,
+        description="assignments whose mean noise is added to each noise: where a model trained on them without "
+        "--center-noise has learned what its targets have in common",
+    )
     batch_size: int = Field(16, ge=1, description="images made at once")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -36,19 +44,26 @@ class GenerateJob(BaseModel):
 def plan(job: GenerateJob) -> dict[str, Any]:
     """What a dry run prints."""
     check_model_folder(job.model)
+    mean_of(job)
     return {"images": job.count, "out": str(job.out)}
+
+
+def mean_of(job: GenerateJob) -> Tensor | None:
+    """The mean noise (C, H, W) to sample around. Raises UserError if there are no assignments, or of another latent shape."""
+    return None if job.around is None else Assignments(job.around).mean_noise(latent_shape_of(job.model))
 
 
 def run(job: GenerateJob) -> int:
     """Generate. Returns 0. Raises UserError."""
     check_model_folder(job.model)
+    shift = mean_of(job)
     try:
         job.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {job.out}: {error.strerror}") from error
     generator = load_generator(job.model, pick_device(job.device), job.dtype)
     seeds = [noise_seed(job.seed, "generate", i) for i in range(job.count)]
-    images = sample(generator, PromptCache(generator), [job.prompt] * job.count, seeds, job.batch_size)
+    images = sample(generator, PromptCache(generator), [job.prompt] * job.count, seeds, job.batch_size, shift)
     for i, image in enumerate(images):
         to_picture(image).save(job.out / f"{i:04d}.png")
     to_picture(grid(images, min(8, job.count))).save(job.out / "grid.png")

@@ -23,13 +23,23 @@ def to_bytes(images: Float[Tensor, "B 3 Y X"]) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    generator: OneStepGenerator, prompts: PromptCache, texts: list[str], seeds: list[int], batch_size: int
+    generator: OneStepGenerator,
+    prompts: PromptCache,
+    texts: list[str],
+    seeds: list[int],
+    batch_size: int,
+    shift: Float[Tensor, "C H W"] | None = None,
 ) -> Tensor:
-    """uint8 images (B, 3, Y, X) of the prompts at the base noises of the seeds: what a user of the model sees."""
+    """uint8 images (B, 3, Y, X) of the prompts at the base noises of the seeds: what a user of the model sees.
+
+    `shift` is added to each noise.
+    """
     images = []
     for start in range(0, len(texts), batch_size):
         part = slice(start, start + batch_size)
         noise = generator.base_noise(seeds[part])
+        if shift is not None:
+            noise = noise + shift.to(noise.device)
         images.append(to_bytes(generator.decode(generator.denoise(noise, prompts(texts[part])))))
     return torch.cat(images)
 

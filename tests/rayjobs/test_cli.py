@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from ortho_core.assignments import Assignments
 from ortho_core.candidates import candidate_seeds
+from ortho_core.evaluation import to_bytes
 from ortho_core.noise import noise_seed, seeded_normal
 from ortho_core.transform import rotate
 from rayjobs.cli import VERBS, main
@@ -70,6 +73,21 @@ def test_training_can_be_described_without_being_done(capsys, assigned, tiny_tur
     assert main([*argv, "--batch-size", "7", "--num-workers", "2", "--dry-run"]) == 1
     assert capsys.readouterr().err == "ortho train: --batch-size: 7 does not divide among 2 workers\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_generate_around_assignments_adds_their_mean_noise(assigned, tiny_turbo, generator, tmp_path, capsys):
+    argv = ["generate", "--model", str(tiny_turbo), "--prompt", "a red handwritten two on a black background"]
+    assert main([*argv, "--out", str(tmp_path / "out"), "--count", "2", "--around", str(assigned[1])]) == 0
+    every = Assignments(assigned[1]).noise(range(24), generator.latent_shape)
+    noise = generator.base_noise([noise_seed(0, "generate", i) for i in range(2)]) + every.mean(0)
+    with torch.no_grad():
+        made = to_bytes(generator.decode(generator.denoise(noise, generator.encode_prompts([argv[4]] * 2))))
+    for i, expected in enumerate(made):
+        found = np.array(Image.open(tmp_path / "out" / f"{i:04d}.png")).transpose(2, 0, 1).astype(int)
+        assert np.abs(found - expected.numpy()).max() <= 1
+    assert main([*argv, "--out", str(tmp_path / "none"), "--around", str(tmp_path)]) == 1
+    assert "holds no assignments" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_generate_makes_the_same_images_for_any_count(tiny_turbo, tmp_path):
