@@ -135,7 +135,7 @@ def test_a_matrix_for_each_region_is_rebuilt_as_such(folder):
     row = {"skew": skew[0].numpy(), "regions": 2, "noise_checksum": float(noise_checksum(noise)[0])}
     assignments = rewrite(folder, {"regions": 2}, [record(0) | row])
     torch.testing.assert_close(assignments.noise([0], SHAPE), rotate(seeded_normal([1000], SHAPE), skew, 2, 2))
-    assert torch.equal(assignments.parameters(0, SHAPE)["000000_x"], skew[0])
+    assert torch.equal(assignments.found(0, SHAPE)["000000_x"].parameters, skew[0])
 
 
 def test_free_noise_is_kept_itself_and_a_search_can_go_on_from_it(folder):
@@ -148,7 +148,7 @@ def test_free_noise_is_kept_itself_and_a_search_can_go_on_from_it(folder):
     }
     assignments = rewrite(folder, {"transform": "free"}, [record(0) | row])
     assert torch.equal(assignments.noise([0], SHAPE), noise)
-    start = assignments.parameters(0, SHAPE)["000000_x"]
+    start = assignments.found(0, SHAPE)["000000_x"].parameters
     torch.testing.assert_close(seeded_normal([1000], SHAPE) + start.view(1, *SHAPE), noise)
     broken = row | {"noise": np.roll(row["noise"], 1)}
     with pytest.raises(UserError, match="does not match its checksum"):
@@ -164,7 +164,7 @@ def test_noise_can_be_kept_itself_in_half_precision(folder):
     torch.testing.assert_close(
         assignments.noise([0], SHAPE), rebuild_noise([1001], skew, 2, SHAPE), rtol=1e-3, atol=1e-3
     )
-    assert torch.equal(assignments.parameters(0, SHAPE)["000001_x"], skew[0])
+    assert torch.equal(assignments.found(0, SHAPE)["000001_x"].parameters, skew[0])
     with pytest.raises(UserError, match="does not match its checksum"):
         rewrite(folder, {"store": "noise"}, [row | {"noise": -row["noise"]}]).noise([0], SHAPE)
 
@@ -175,7 +175,7 @@ def test_the_rows_of_a_revision_follow_those_of_its_shard(folder):
     assignments = Assignments(folder)
     names = [row["sample_id"] for row in assignments.rows(range(len(assignments)), ["sample_id"])]
     assert names == [f"{i:06d}_x" for i in (0, 1, 2, 7, 3, 4, 5)]
-    assert set(assignments.parameters(0, SHAPE)) == {f"{i:06d}_x" for i in (0, 1, 2, 7)}
+    assert set(assignments.found(0, SHAPE)) == {f"{i:06d}_x" for i in (0, 1, 2, 7)}
 
 
 def test_every_row_is_checked_whichever_part_it_is_in(folder):
