@@ -1,5 +1,6 @@
 """The study's pictures: figures over updates, and samples of each arm side by side."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.study.tables import Judged
 from ortho_core.evaluation.samples import from_png
@@ -17,6 +19,8 @@ from ortho_core.storage import open_store
 from rayjobs.evaluate_figures import Parts
 from rayjobs.evaluate_worker import PARTS, EvaluateLedger
 
+#: Of a picture's palette, which keeps it small.
+COLOURS = 128
 PANELS = ("kid", "sharpness", "diversity", "recall", "latent_mse", "drift")
 ARMS = {"direct": "#c0392b", "matched": "#2471a3", "em": "#1e8449", "centered": "#b7950b"}
 NAMES = {"direct": "direct SFT", "matched": "matched SFT", "em": "EM", "centered": "EM, centred noise"}
@@ -37,7 +41,9 @@ def draw_curves(judged: Mapping[float, Judged], updates: int, path: Path) -> Non
         if name == "kid":
             axes.set_yscale("log")
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=90)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=80)
+    Image.open(buffer).convert("RGB").quantize(COLOURS).save(path, optimize=True)
 
 
 def _curve(axes: Axes, judged: Judged, arm: str, name: str, updates: int, style: str, label: str) -> None:
@@ -63,4 +69,4 @@ def draw_samples(evaluation: Path, titles: Mapping[str, str], count: int, path: 
 
     rows = {"targets": images(parts.models[0], "target")}
     rows |= {title: images(model, "sample") for model, title in titles.items() if model in parts.models}
-    labelled_rows(rows, scale=2).save(path, optimize=True)
+    labelled_rows(rows, scale=2).quantize(COLOURS).save(path, optimize=True)
