@@ -64,7 +64,7 @@ def train_classifier(
     processor = ViTImageProcessor(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
     def write(aside: Path) -> None:
-        model.save_pretrained(aside)
+        model.regnet.save_pretrained(aside)  # the features alone
         processor.save_pretrained(aside)
         (aside / "accuracy.json").write_text(json.dumps(about) + "\n")
 
