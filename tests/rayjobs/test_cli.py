@@ -54,9 +54,9 @@ def test_dry_run_and_print_config_are_yaml_and_write_nothing(capsys, digits, tin
     config = yaml.safe_load(capsys.readouterr().out)
     assert (config["assign"]["patch_size"], config["assign"]["workers"]) == (2, "2:8")
     assert config["assign"]["node_labels"] == {"zone": "a", "disk": "ssd"}
-    for workers in ("0", "3:2", "many"):
+    for workers in ("0:2", "3:2", "many"):
         assert main([*argv, "--assign.workers", workers]) == 1
-        assert "a number of workers, or LEAST:MOST" in capsys.readouterr().err
+        assert "a number of workers, LEAST:MOST, or 0 for none" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
