@@ -5,7 +5,6 @@ One thing varied at a time from the protocol of `benchmarks.matched_vs_direct` (
 what is there.
 """
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.study.arms import Protocol, judge, mean_of
-from benchmarks.study.laboratory import Laboratory, laboratory
+from benchmarks.study.laboratory import Laboratory, laboratory, study_parser
 from benchmarks.study.mismatch import LAWS, kids
 from benchmarks.study.tables import Estimate, Judged, table
 from rayjobs import em, train
@@ -171,14 +170,10 @@ def show(lab: Laboratory, seeds: list[int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", choices=["mnist", "cifar10", "fashion-mnist", "tiny-turbo"], required=True)
-    parser.add_argument("--root", type=Path, required=True, help="folder of the real images (tiny-turbo: of MNIST)")
-    parser.add_argument("--work", type=Path, default=Path("runs/study"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = study_parser(__doc__)
     parser.add_argument("--tables", action="store_true", help="print the tables of what is there")
     args = parser.parse_args()
-    lab = laboratory(args.data, args.root.absolute(), args.work.absolute())
+    lab = laboratory(args)
     if args.tables:
         show(lab, args.seeds)
         return

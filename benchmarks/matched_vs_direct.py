@@ -6,14 +6,13 @@ pairs in the features of a classifier of the real images. The same command again
 is there, as Markdown, and draws the figures.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.study.arms import Protocol, Runs, at, last_of
 from benchmarks.study.drawing import draw_curves, draw_samples
-from benchmarks.study.laboratory import laboratory
+from benchmarks.study.laboratory import laboratory, study_parser
 from benchmarks.study.mismatch import kids, mismatch_table
 from benchmarks.study.tables import Judged, differences, table
 from rayjobs.progress import say
@@ -49,16 +48,12 @@ COMPARED = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", choices=["mnist", "cifar10", "fashion-mnist", "tiny-turbo"], required=True)
-    parser.add_argument("--root", type=Path, required=True, help="folder of the real images (tiny-turbo: of MNIST)")
-    parser.add_argument("--work", type=Path, default=Path("runs/study"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = study_parser(__doc__)
     parser.add_argument("--preserve", type=float, nargs="+", default=[0.0, 0.1], help="weights of the preserve term")
     parser.add_argument("--cycles", type=int, default=4)
     parser.add_argument("--tables", type=Path, help="make tables and figures of what is there, into this folder")
     args = parser.parse_args()
-    lab = laboratory(args.data, args.root.absolute(), args.work.absolute())
+    lab = laboratory(args)
     protocols = [Protocol(cycles=args.cycles, preserve=preserve) for preserve in args.preserve]
     if args.tables is not None:
         show([[Runs(lab, protocol, seed) for seed in args.seeds] for protocol in protocols], args.tables)

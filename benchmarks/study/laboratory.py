@@ -6,6 +6,7 @@ Each is real images that the base model learned from, and the same kind of image
 Axes: n images, c × Y × X pixels.
 """
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,10 +96,20 @@ class ColouredLaboratory(Laboratory):
         write_coloured(self.root, first, rows, out)
 
 
-def laboratory(name: str, root: Path, work: Path) -> Laboratory:
-    """`mnist`, `cifar10`, `fashion-mnist`, or `tiny-turbo` (whose root is MNIST's)."""
+def study_parser(doc: str | None) -> argparse.ArgumentParser:
+    """What every program of the study is told: the set, where it is, where the work goes, the seeds."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--data", choices=[*KNOWN, "tiny-turbo"], required=True)
+    parser.add_argument("--root", type=Path, required=True, help="folder of the real images (tiny-turbo: of MNIST)")
+    parser.add_argument("--work", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return parser
+
+
+def laboratory(args: argparse.Namespace) -> Laboratory:
+    """The set that the arguments of `study_parser` name."""
     torch.set_num_threads(1)
-    work = work / name
+    name, root, work = args.data, args.root.absolute(), args.work.absolute() / args.data
     if name == "tiny-turbo":
         return ColouredLaboratory("mnist", root, work, classifier_epochs=4, judged=256)
     if name == "cifar10":
