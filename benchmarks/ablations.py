@@ -15,11 +15,12 @@ from benchmarks.study.arms import Protocol, judge, mean_of
 from benchmarks.study.laboratory import Laboratory, laboratory, study_parser
 from benchmarks.study.mismatch import LAWS, kids
 from benchmarks.study.tables import Estimate, Judged, table
-from rayjobs import em, train
-from rayjobs.em import EmJob
-from rayjobs.progress import say
-from rayjobs.session import ray_session
-from rayjobs.train import TrainJob
+from rayjobs.em import job as em
+from rayjobs.em.job import EmJob
+from rayjobs.train import job as train
+from rayjobs.train.config import TrainJob
+from rayjobs.verb.console import say
+from rayjobs.verb.session import ray_session
 
 PROTOCOL = Protocol(epochs=24)
 

@@ -25,19 +25,23 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from ortho_core.assign import AssignConfig, Engine
+from ortho_core.estep.config import AssignConfig
+from ortho_core.estep.engine import Engine
+from ortho_core.estep.objective import Reconstruction
+from ortho_core.estep.rows import PairRows
+from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
 from ortho_core.generators import load_generator
-from ortho_core.generators.base import Condition
-from ortho_core.objectives import Reconstruction
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.protocol import Condition
 from ortho_core.pairs import PairSet
-from ortho_core.prompts import PromptCache
-from ortho_core.shard import RecordConfig, ShardAssigner
-from ortho_core.shard_rows import PairRows
-from rayjobs.assign import AssignJob, make_plan, receipts
-from rayjobs.assign_worker import ShardActor
-from rayjobs.ledger import Ledger, Task, claim
-from rayjobs.pool import pooled
-from rayjobs.session import ray_session
+from rayjobs.assign.config import AssignJob
+from rayjobs.assign.job import make_plan
+from rayjobs.pool.actors import pooled
+from rayjobs.pool.driver import receipts
+from rayjobs.pool.ledger import Ledger, Task
+from rayjobs.pool.worker import ShardActor
+from rayjobs.verb.plan import claim
+from rayjobs.verb.session import ray_session
 
 MODEL = Path("models/tiny-turbo")
 

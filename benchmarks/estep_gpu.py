@@ -21,10 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.estep_throughput import bare, reference_loop, synchronize, timed
 from benchmarks.problem import Problem
-from ortho_core.assign import AssignConfig, Engine
-from ortho_core.generators.base import Condition
+from ortho_core.device import to_device
+from ortho_core.estep.config import AssignConfig
+from ortho_core.estep.engine import Engine
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
-from ortho_core.transfer import to_device
+from ortho_core.generators.protocol import Condition
 
 #: SDXL's UNet and VAE, and a miniature of the same classes.
 FULL: dict[str, Any] = {

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from benchmarks.problem import Problem
-from ortho_core.assign import AssignConfig, Found
-from ortho_core.gaussianity import departures, noise_statistics
-from ortho_core.noise import noise_seed
+from ortho_core.estep.config import AssignConfig
+from ortho_core.estep.engine import Found
+from ortho_core.noise.gaussianity import departures, noise_statistics
+from ortho_core.noise.seeded import noise_seed
 
 BUDGETS = (5, 10, 20, 40)
 #: Base noises that are searched one after the other to see how much hangs on the one that an image got.

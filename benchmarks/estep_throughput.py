@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.problem import Problem
-from ortho_core.assign import AssignConfig, Engine
+from ortho_core.estep.config import AssignConfig
+from ortho_core.estep.engine import Engine
 from ortho_core.generators import OneStepGenerator
 
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ortho_core.decoding import to_images
-from ortho_core.generators.base import Condition
-from ortho_core.noise import seeded_normal
+from ortho_core.generators.protocol import Condition
+from ortho_core.noise.seeded import seeded_normal
 from ortho_core.pairs import Pair, PairSet
+from ortho_core.pairs.decoding import to_images
 
 SIZE = (32, 32)
 WEIGHTS = Path(__file__).parent / "imle"

@@ -15,8 +15,8 @@ from benchmarks.study.drawing import draw_curves, draw_samples
 from benchmarks.study.laboratory import laboratory, study_parser
 from benchmarks.study.mismatch import kids, mismatch_table
 from benchmarks.study.tables import Judged, differences, table
-from rayjobs.progress import say
-from rayjobs.session import ray_session
+from rayjobs.verb.console import say
+from rayjobs.verb.session import ray_session
 
 #: The models of the tables and of the pictures.
 TITLES = {

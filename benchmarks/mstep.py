@@ -31,26 +31,27 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.estep_gpu import FULL, SMALL, random_condition, random_unet
 from benchmarks.estep_throughput import synchronize, timed
-from ortho_core.assignments import Assignments
-from ortho_core.decoding import to_images
 from ortho_core.generators import load_generator
-from ortho_core.generators.base import Condition
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+from ortho_core.generators.lora import Lora, add_lora
 from ortho_core.generators.one_step import OneStep
-from ortho_core.lora import Lora, add_lora
-from ortho_core.m_step import MStep, MStepConfig, make_optimizer
-from ortho_core.matched_data import MatchedData, to_batch
-from ortho_core.order import Order
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.protocol import Condition
+from ortho_core.mstep.data import MatchedData, to_batch
+from ortho_core.mstep.loss import SftBatch, SftConfig, sft_loss
+from ortho_core.mstep.row_order import Order
+from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher
+from ortho_core.mstep.update import MStep, MStepConfig, make_optimizer
 from ortho_core.pairs import PairSet
-from ortho_core.prompts import PromptCache
-from ortho_core.sft import AdapterTeacher, FrozenTeacher, SftBatch, SftConfig, sft_loss
+from ortho_core.pairs.decoding import to_images
+from ortho_core.records.assignments import Assignments
 
 MODEL, PAIRS = Path("models/tiny-turbo"), Path("examples/digits")
 
 
 def assigned(folder: Path) -> Path:
     """Assignments of the example digits, cheap ones: what the noise is worth does not matter here."""
-    from rayjobs import assign
+    from rayjobs.assign import job as assign
 
     job = assign.AssignJob(pairs=str(PAIRS), model=MODEL, out=str(folder / "assignments"), steps=2, workers="1")
     assign.run(job)
@@ -160,7 +161,7 @@ def reference(data: MatchedData, rounds: int) -> dict[str, float]:
 
 def workers(assignments: Path, folder: Path, batch_size: int, epochs: int, rounds: int) -> dict[str, Any]:
     """`ortho train` with one worker and with two, in turns."""
-    from rayjobs import train
+    from rayjobs.train import job as train
 
     speeds: dict[int, list[float]] = {1: [], 2: []}
     losses: dict[int, list[float]] = {}

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import imle_generator
-from ortho_core.assign import AssignConfig, Engine, Found, Request, requests_of
-from ortho_core.decoding import to_images
+from ortho_core.estep.config import AssignConfig
+from ortho_core.estep.engine import Engine, Found
+from ortho_core.estep.objective import Reconstruction
+from ortho_core.estep.queue import Request, requests_of
 from ortho_core.generators import Condition, OneStepGenerator, load_generator
-from ortho_core.noise import noise_seed, seeded_normal
-from ortho_core.objectives import Reconstruction, mean_square
+from ortho_core.losses import mean_square
+from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.pairs import Pair, PairSet
+from ortho_core.pairs.decoding import to_images
 
 #: One third of an evaluation: a forward pass without its backward pass.
 FORWARD = 1 / 3

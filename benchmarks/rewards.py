@@ -19,15 +19,16 @@ import torch
 from benchmarks.estep_throughput import timed
 from models.recipes.digits import COLOURS, DIGITS, caption
 from models.recipes.score import train_classifier
-from ortho_core.assign import Engine, Found, requests_of
+from ortho_core.estep.config import SearchConfig
+from ortho_core.estep.engine import Engine, Found
+from ortho_core.estep.queue import requests_of
 from ortho_core.evaluation import to_bytes
 from ortho_core.generators import load_generator
-from ortho_core.generators.base import OneStepGenerator
-from ortho_core.noise import noise_seed
-from ortho_core.prompts import PromptCache
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.noise.seeded import noise_seed
 from ortho_core.rewards import WeightedSum, load_rewards
 from ortho_core.rewards.objective import RewardCache, RewardObjective
-from ortho_core.settings import SearchConfig
 
 MODEL, CLIP = Path("models/tiny-turbo"), Path("models/tiny-clip")
 

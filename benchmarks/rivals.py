@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.problem import FORWARD, Curve, Problem
-from ortho_core.assign import AssignConfig
-from ortho_core.noise_space import Rotations
-from ortho_core.optimizers import LBFGS
-from ortho_core.transform import pack_skew, patchify, rotate, unpatchify
+from ortho_core.estep.config import AssignConfig
+from ortho_core.estep.optimizers import LBFGS
+from ortho_core.noise.rotation import pack_skew, patchify, rotate, unpatchify
+from ortho_core.noise.spaces import Rotations
 
 Search = Callable[[Problem, int], Curve]
 

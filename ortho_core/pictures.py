@@ -5,8 +5,14 @@ from typing import IO
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+
+def to_bytes(images: Float[Tensor, "B 3 Y X"]) -> Tensor:
+    """Images in [0, 1], clamped and rounded to uint8 on the CPU."""
+    return images.clamp(0, 1).mul(255).round().byte().cpu()
 
 
 def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:

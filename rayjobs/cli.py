@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from ortho_core.errors import RunFailed, UserError
-from rayjobs.options import as_yaml, parse
+from rayjobs.verb.options import as_yaml, parse
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,27 @@ class Verb:
 
 
 VERBS = {
-    "assign": Verb("rayjobs.assign", "AssignJob", "E-step: find each image's noise, over a pair set"),
+    "assign": Verb("rayjobs.assign.job", "AssignJob", "E-step: find each image's noise, over a pair set"),
     "invert": Verb("rayjobs.invert", "InvertJob", "E-step for one image, with pictures and curves"),
-    "train": Verb("rayjobs.train", "TrainJob", "M-step: fine-tune on matched (or random) noise"),
-    "em": Verb("rayjobs.em", "EmJob", "alternate E-step and M-step, evaluate, report"),
-    "sweep": Verb("rayjobs.sweep", "SweepJob", "try settings: target fit against drift, with the Pareto front"),
-    "evaluate": Verb("rayjobs.evaluate", "EvaluateJob", "held-out metrics of one or more models"),
-    "reward": Verb("rayjobs.reward", "RewardJob", "find the noise whose image scores highest, for one prompt or many"),
+    "train": Verb("rayjobs.train.job", "TrainJob", "M-step: fine-tune on matched (or random) noise"),
+    "em": Verb("rayjobs.em.job", "EmJob", "alternate E-step and M-step, evaluate, report"),
+    "sweep": Verb("rayjobs.sweep.job", "SweepJob", "try settings: target fit against drift, with the Pareto front"),
+    "evaluate": Verb("rayjobs.evaluate.job", "EvaluateJob", "held-out metrics of one or more models"),
+    "reward": Verb(
+        "rayjobs.reward.job", "RewardJob", "find the noise whose image scores highest, for one prompt or many"
+    ),
     "train-gan": Verb(
-        "rayjobs.train_gan", "TrainGanJob", "a small one-step generator of labelled images, from MNIST on"
+        "rayjobs.train_gan.job", "TrainGanJob", "a small one-step generator of labelled images, from MNIST on"
     ),
     "generate": Verb("rayjobs.generate", "GenerateJob", "images from a model folder"),
-    "export": Verb("rayjobs.export_assignments", "ExportJob", "assignments as the reference's folder of noise files"),
-    "import": Verb("rayjobs.import_assignments", "ImportJob", "the reference's folder of noise files as assignments"),
+    "export": Verb(
+        "rayjobs.assign.export_reference", "ExportJob", "assignments as the reference's folder of noise files"
+    ),
+    "import": Verb(
+        "rayjobs.assign.import_reference", "ImportJob", "the reference's folder of noise files as assignments"
+    ),
     "submit": Verb("rayjobs.submit", "SubmitJob", "run one of these on a cluster, and follow it"),
-    "download": Verb("rayjobs.download", "DownloadJob", "models of the catalogue, into models/"),
+    "download": Verb("rayjobs.download.job", "DownloadJob", "models of the catalogue, into models/"),
     "verify-noise": Verb("rayjobs.verify_noise", "VerifyNoiseJob", "the Gaussian statistics of rotated noise"),
 }
 

@@ -7,16 +7,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ortho_core.assignments import Assignments
+from ortho_core.device import pick_device
 from ortho_core.errors import UserError
 from ortho_core.evaluation import sample
-from ortho_core.generators.base import check_model_folder, latent_shape_of, load_generator
-from ortho_core.noise import noise_seed
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import check_model_folder, latent_shape_of
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.noise.seeded import noise_seed
 from ortho_core.pictures import grid, to_picture
-from ortho_core.prompts import PromptCache
-from ortho_core.storage import Location
-from rayjobs.invert import pick_device
-from rayjobs.progress import say
+from ortho_core.records.assignments import Assignments
+from ortho_core.storage.store import Location
+from rayjobs.verb.console import say
 
 
 class GenerateJob(BaseModel):

@@ -9,18 +9,21 @@ import torch
 from pydantic import Field
 from safetensors.torch import save_file
 
-from ortho_core.assign import AssignConfig, assign_noise
-from ortho_core.decoding import to_images
+from ortho_core.device import pick_device
 from ortho_core.errors import BadRow, RunFailed, UserError
+from ortho_core.estep.config import AssignConfig
+from ortho_core.estep.engine import assign_noise
 from ortho_core.evaluation import to_bytes
-from ortho_core.folders import replace_folder
-from ortho_core.gaussianity import write_diagnostics
-from ortho_core.generators.base import latent_shape_of, load_generator, model_fingerprint
-from ortho_core.images import decode_image
-from ortho_core.noise import noise_seed
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.noise.gaussianity import write_diagnostics
+from ortho_core.noise.seeded import noise_seed
+from ortho_core.pairs.decoding import to_images
+from ortho_core.pairs.images import decode_image
 from ortho_core.pictures import labelled_rows, to_picture
-from rayjobs.plots import plot_steps
-from rayjobs.progress import say, summary_json
+from ortho_core.report.plots import plot_steps
+from ortho_core.storage.folders import replace_folder
+from rayjobs.verb.console import say, summary_json
 
 
 class InvertJob(AssignConfig):
@@ -58,17 +61,6 @@ def plan(job: InvertJob) -> dict[str, Any]:
         "model_fingerprint": model_fingerprint(job.model),
         "out": str(job.out),
     }
-
-
-def pick_device(device: str) -> str:
-    """`auto` is the GPU where there is one. Raises UserError for a device that torch does not have."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def run(job: InvertJob) -> int:

@@ -8,34 +8,39 @@ import shutil
 import sys
 import tempfile
 import time
-import typing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from ortho_core.errors import UserError
+from ortho_core.storage.store import one_line
+from rayjobs.cli import VERBS
+from rayjobs.pool.config import labels
+from rayjobs.verb.console import say
+from rayjobs.verb.options import Rest, parse
+from rayjobs.verb.paths import relative_paths
+
 # Read when ray is imported: who has a token at hand means to show it, and Ray by itself sends none.
 if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
-from ortho_core.errors import UserError
-from ortho_core.storage import Location, one_line
-from rayjobs.assign import labels
-from rayjobs.cli import VERBS
-from rayjobs.options import Rest, leaves, parse
-from rayjobs.progress import say
-
 #: What is uploaded: the code of this checkout. Whatever else a job reads lies where the nodes see it.
 PACKAGES = ("ortho_core", "rayjobs")
+
 #: What the packages look for beside them: the catalogue, and the small model that judges by default.
 BESIDE = ("models/catalog.toml", "models/tiny-clip")
+
 #: A file named on the command line that is larger than this belongs on the cluster's storage.
 MAX_FILE_BYTES = 1 << 20
+
 #: How long the cluster may be out of reach before the job is left to itself.
 PATIENCE_S = 120
+
 #: What a job that is stopped gets to end in order, before Ray kills it; Ray's own 3 s are less than its shutdown takes.
 STOP_WAIT_S = 20
+
 INTERRUPTED = 130
 
 
@@ -113,36 +118,12 @@ def config_in(option: str) -> str:
     return option.removeprefix("--config=")
 
 
-def relative_paths(job: BaseModel) -> list[tuple[str, Path]]:
-    """The options of a verb, not left at their defaults, whose value is a relative path of the local file system."""
-    found = []
-    for name, field in leaves(type(job)):
-        if not holds_path(field.annotation, field.metadata):
-            continue
-        value: Any = job
-        for part in name.split("."):
-            value = getattr(value, part)
-        if value == field.get_default(call_default_factory=True) or value is None:
-            continue
-        for one in value.values() if isinstance(value, dict) else [value]:
-            if "://" not in str(one) and not Path(one).is_absolute():
-                found.append(("--" + name.replace("_", "-"), Path(one)))
-    return found
-
-
-def holds_path(annotation: Any, metadata: list[Any]) -> bool:
-    """Whether an option's type is or contains Path or Location."""
-    if annotation is Path or annotation == Location or any(mark in metadata for mark in typing.get_args(Location)[1:]):
-        return True
-    return any(holds_path(part, []) for part in typing.get_args(annotation))
-
-
 def entrypoint(job: SubmitJob) -> str:
     """The shell command that the cluster runs."""
     options = list(job.command[1:])
     if not job.no_upload and (place := config_place(options)) is not None:
         options[place] = options[place].removesuffix(config_in(options[place])) + "job.yaml"
-    return shlex.join(["python", "-m", "rayjobs.cli", job.command[0], *options])
+    return shlex.join(["python", "-m", "rayjobs", job.command[0], *options])
 
 
 def pack(files: dict[str, Path], folder: Path) -> None:

@@ -9,11 +9,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ortho_core.errors import UserError
-from ortho_core.gaussianity import departures, plot_statistics, random_rotation, verdict
-from ortho_core.noise import noise_seed, seeded_normal
-from ortho_core.transform import block_dimension
-from rayjobs.ledger import replace_text
-from rayjobs.progress import say
+from ortho_core.noise.gaussianity import departures, plot_statistics, random_rotation, verdict
+from ortho_core.noise.rotation import block_dimension
+from ortho_core.noise.seeded import noise_seed, seeded_normal
+from rayjobs.verb.console import say
+from rayjobs.verb.plan import replace_text
 
 
 class VerifyNoiseJob(BaseModel):

@@ -16,26 +16,7 @@ os.environ.pop("RAY_ADDRESS", None)
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-NUMERIC = (
-    "transform",
-    "noise",
-    "objectives",
-    "optimizers",
-    "assign",
-    "assignments",
-    "sft",
-    "gaussianity",
-    "evaluation",
-    "noise_space",
-    "gaussian_prior",
-    "sensitivity",
-    "slots",
-    "candidates",
-    "matched_data",
-    "m_step",
-    "validation",
-)
-install_import_hook([f"ortho_core.{name}" for name in NUMERIC], "beartype.beartype")
+install_import_hook(["ortho_core"], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -69,8 +50,8 @@ def generator(tiny_turbo):
 @pytest.fixture(scope="session")
 def batch(generator, digits):
     """Eight example pairs: condition, images, target latents."""
-    from ortho_core.decoding import to_images
     from ortho_core.pairs import PairSet
+    from ortho_core.pairs.decoding import to_images
 
     pairs = PairSet(digits)
     rows = list(pairs.read(pairs.shards(8)[0]))
@@ -117,9 +98,11 @@ def no_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def assigned(tiny_turbo, digits, tmp_path_factory) -> tuple[Path, Path]:
     """Twenty-four pairs, and their assignments, made by the worker's own code in this process."""
-    from rayjobs.assign import AssignJob, conclude, make_plan
-    from rayjobs.assign_worker import ShardActor
-    from rayjobs.ledger import Ledger, Task, claim
+    from rayjobs.assign.config import AssignJob
+    from rayjobs.assign.job import conclude, make_plan
+    from rayjobs.pool.ledger import Ledger, Task
+    from rayjobs.pool.worker import ShardActor
+    from rayjobs.verb.plan import claim
 
     folder = tmp_path_factory.mktemp("assigned")
     pairs, out = copy_pairs(digits, folder / "pairs", 24), folder / "out"

@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 
 from models.recipes.leaning import write_leaning
-from ortho_core.generators.class_conditional import ClassConfig, ClassGenerator, ClassNetwork
+from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
+from ortho_core.generators.class_config import ClassConfig
 from rayjobs.cli import main
 from tests.chromium import check_source
 from tests.conftest import ROOT

@@ -14,12 +14,14 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.study.laboratory import PAIRS, Laboratory
-from ortho_core.assignments import Assignments
-from rayjobs import em, evaluate, train
-from rayjobs.assign import AssignSettings
-from rayjobs.em import EmJob
-from rayjobs.evaluate import EvaluateJob
-from rayjobs.train import TrainJob, TrainSettings
+from ortho_core.records.assignments import Assignments
+from rayjobs.assign.config import AssignSettings
+from rayjobs.em import job as em
+from rayjobs.em.job import EmJob
+from rayjobs.evaluate import job as evaluate
+from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.train import job as train
+from rayjobs.train.config import TrainJob, TrainSettings
 
 #: Evaluations that a preserve row costs: forward and backward of the model, a forward of the frozen one.
 PRESERVE_COST = 1 + 1 / 3

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import RegNetConfig, RegNetForImageClassification, ViTImageProcessor
 
-from ortho_core.folders import replace_folder
+from ortho_core.storage.folders import replace_folder
 
 #: Features, few enough that a Fréchet distance of 512 images is one.
 D = 64

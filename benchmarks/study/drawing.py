@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.study.tables import Judged
+from ortho_core.evaluation.metrics import METRICS
 from ortho_core.evaluation.samples import from_png
-from ortho_core.metrics import METRICS
 from ortho_core.pictures import labelled_rows
-from ortho_core.storage import open_store
-from rayjobs.evaluate_figures import Parts
-from rayjobs.evaluate_worker import PARTS, EvaluateLedger
+from ortho_core.storage.open import open_store
+from rayjobs.evaluate.figures import Parts
+from rayjobs.evaluate.worker import PARTS, EvaluateLedger
 
 #: Of a picture's palette, which keeps it small.
 COLOURS = 128

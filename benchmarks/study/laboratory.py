@@ -18,9 +18,9 @@ import torch
 from benchmarks.study.classifier import train_classifier
 from models.recipes.digits import ColouredDigits
 from models.recipes.leaning import write_coloured, write_leaning
-from ortho_core.pairs.labelled import KNOWN, Labelled, open_split
-from rayjobs import train_gan
-from rayjobs.train_gan import TrainGanJob
+from ortho_core.pairs.labelled.known_sets import KNOWN, Labelled, open_split
+from rayjobs.train_gan import job as train_gan
+from rayjobs.train_gan.config import TrainGanJob
 
 #: Pairs of one seed to fine-tune on, and pairs that all seeds are judged on.
 PAIRS, HELDOUT = 256, 512

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from benchmarks.study.laboratory import Laboratory
 from benchmarks.study.tables import Estimate
-from ortho_core.assignments import Assignments
 from ortho_core.evaluation import statistics
 from ortho_core.evaluation.features import Extractor, find_features
-from ortho_core.evaluation.samples import to_bytes
-from ortho_core.gaussianity import departures, noise_statistics
 from ortho_core.generators import OneStepGenerator, load_generator
-from ortho_core.noise import noise_seed
+from ortho_core.noise.gaussianity import departures, noise_statistics
+from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs import Pair, PairSet
+from ortho_core.pictures import to_bytes
+from ortho_core.records.assignments import Assignments
 
 LAWS = ("N(0, I)", "fitted mean", "fitted mean and covariance", "the assigned noise itself")
 

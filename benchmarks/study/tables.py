@@ -19,10 +19,10 @@ from scipy.stats import t as student
 from torch_fidelity.metric_kid import kernel_poly
 
 from ortho_core.evaluation import statistics
-from ortho_core.metrics import METRICS
-from ortho_core.storage import open_store
-from rayjobs.evaluate_figures import Parts
-from rayjobs.evaluate_worker import PARTS, EvaluateLedger
+from ortho_core.evaluation.metrics import METRICS
+from ortho_core.storage.open import open_store
+from rayjobs.evaluate.figures import Parts
+from rayjobs.evaluate.worker import PARTS, EvaluateLedger
 
 #: The figures of the tables, in their order.
 SHOWN = ("kid", "fid", "sharpness", "diversity", "recall", "precision", "latent_mse", "drift")

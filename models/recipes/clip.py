@@ -24,8 +24,8 @@ from models.recipes.digits import COLOURS, DIGITS, SIZE, ColouredDigits, caption
 from models.recipes.turbo import TOKENS, build_tokenizer
 from ortho_core.evaluation import sample
 from ortho_core.generators import load_generator
-from ortho_core.noise import noise_seed
-from ortho_core.prompts import PromptCache
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.noise.seeded import noise_seed
 
 #: All captions; those of one colour pair lie `len(COLOURS)` apart, in the digits' order.
 CAPTIONS = [caption(digit, *colour) for digit in range(len(DIGITS)) for colour in COLOURS]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from models.recipes.digits import COLOURS, DIGITS, INKS, PAPERS, ColouredDigits, caption, paint, read_mnist
 from ortho_core.evaluation import mean_pairwise_distance, sample, to_bytes
 from ortho_core.generators import load_generator
-from ortho_core.noise import noise_seed
-from ortho_core.prompts import PromptCache
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.noise.seeded import noise_seed
 
 
 def classifier() -> nn.Sequential:

@@ -4,6 +4,7 @@
 many rows into numbers with intervals. Their names are in `ortho_core.metrics`.
 """
 
-from ortho_core.evaluation.samples import mean_pairwise_distance, sample, to_bytes
+from ortho_core.evaluation.samples import mean_pairwise_distance, sample
+from ortho_core.pictures import to_bytes
 
 __all__ = ["mean_pairwise_distance", "sample", "to_bytes"]

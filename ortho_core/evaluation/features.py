@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ortho_core.errors import UserError
-from ortho_core.evaluation.samples import to_bytes
+from ortho_core.pictures import to_bytes
 from ortho_core.rewards.base import check_files, frozen, load_weights, read_weights
 from ortho_core.rewards.clip import ClipTower
 from ortho_core.rewards.names import clip_files, fingerprint_of

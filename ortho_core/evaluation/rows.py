@@ -10,15 +10,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ortho_core.assign import Found
-from ortho_core.decoding import Decode, decode_in_threads
+from ortho_core.estep.engine import Found
+from ortho_core.estep.objective import Reconstruction
+from ortho_core.estep.rows import AT_ONCE, PairRows
 from ortho_core.evaluation.judge import Judge
-from ortho_core.evaluation.samples import mean_pairwise_distance, sample, to_bytes, to_png
-from ortho_core.noise import noise_seed
-from ortho_core.objectives import Reconstruction, mean_square
+from ortho_core.evaluation.samples import mean_pairwise_distance, sample, to_png
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.losses import mean_square
+from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs import Pair, PairSet
-from ortho_core.prompts import PromptCache
-from ortho_core.shard_rows import AT_ONCE, PairRows
+from ortho_core.pairs.decoding import Decode, decode_in_threads
+from ortho_core.pictures import to_bytes
 
 FIGURES = ("latent_mse", "psnr", "ssim", "lpips")
 #: Of each row's images: the sample's, and in the base model's parts the target's and those of a sample at other noise.

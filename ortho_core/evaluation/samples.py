@@ -11,14 +11,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from ortho_core.generators.base import OneStepGenerator
-from ortho_core.pictures import to_picture
-from ortho_core.prompts import PromptCache
-
-
-def to_bytes(images: Float[Tensor, "B 3 Y X"]) -> Tensor:
-    """Images in [0, 1], clamped and rounded to uint8 on the CPU."""
-    return images.clamp(0, 1).mul(255).round().byte().cpu()
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.pictures import to_bytes, to_picture
 
 
 @torch.no_grad()

@@ -6,88 +6,24 @@ Axes: B images, K classes, C × H × W the noise map (a flat noise of n numbers 
 E features of the condition, g × g the coarsest grid of features.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ortho_core.errors import BadRow, UserError
-from ortho_core.folders import replace_folder
-from ortho_core.generators.base import CLASS_CONFIG, Condition
-from ortho_core.noise import seeded_normal
-from ortho_core.transfer import to_device
+from ortho_core.class_names import class_number
+from ortho_core.device import to_device
+from ortho_core.errors import UserError
+from ortho_core.generators.class_config import GROUPS, ClassConfig
+from ortho_core.generators.model_folder import CLASS_CONFIG
+from ortho_core.generators.protocol import Condition
+from ortho_core.noise.seeded import seeded_normal
+from ortho_core.storage.folders import replace_folder
 
 WEIGHTS = "network.safetensors"
-
-
-class ClassConfig(BaseModel):
-    """What `config.json` says: everything that the network's shape hangs on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["class-conditional"] = "class-conditional"
-    #: The classes by number; prompts are their names.
-    classes: tuple[str, ...] = Field(min_length=1)
-    #: (C, H, W); H = W = 1 is a flat noise.
-    noise_shape: tuple[int, int, int]
-    #: (c, Y, X); c = 1 is grey.
-    image_shape: tuple[int, int, int]
-    #: Channels of the blocks: two on the coarsest grid, then one after each doubling.
-    widths: tuple[int, ...] = Field((64, 64, 48), min_length=2)
-    condition: int = Field(64, ge=1)
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ClassConfig":
-        (_, H, W), (c, Y, X) = self.noise_shape, self.image_shape
-        if min(*self.noise_shape, Y, X) < 1 or c not in (1, 3):
-            raise ValueError("noise_shape is (C, H, W) and image_shape (1 or 3, Y, X), all of them positive")
-        if any(width % GROUPS or width < 1 for width in self.widths):
-            raise ValueError(f"widths are multiples of {GROUPS}")
-        if not self.flat and (H * self.scale < Y or W * self.scale < X):
-            raise ValueError(
-                f"a noise map of {H}×{W} grows to {H * self.scale}×{W * self.scale} pixels, smaller than {Y}×{X} images: "
-                "give a larger map, or flat noise (n,1,1)"
-            )
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError("two classes have the same name")
-        return self
-
-    @property
-    def flat(self) -> bool:
-        return self.noise_shape[1:] == (1, 1)
-
-    @property
-    def scale(self) -> int:
-        """Pixels per cell of the coarsest grid, along one side; the last doubling is the output layer's own."""
-        return int(2 ** (len(self.widths) - 1))
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The coarsest grid."""
-        _, Y, X = self.image_shape
-        return (-(-Y // self.scale), -(-X // self.scale)) if self.flat else self.noise_shape[1:]
-
-    @staticmethod
-    def read(file: Path) -> "ClassConfig":
-        """Raises UserError, naming the file, for one that is broken."""
-        try:
-            return ClassConfig.model_validate_json(file.read_bytes())
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{file} is no class-conditional generator's: {place} {first['msg']}") from error
-
-
-#: Channels of one group of the normalisation, at least; widths are multiples of it.
-GROUPS = 8
 
 
 class Block(nn.Module):
@@ -230,14 +166,3 @@ class ClassGenerator:
                 (aside / "README.md").write_text(card, encoding="utf-8")
 
         replace_folder(folder, write)
-
-
-def class_number(prompt: str, classes: Sequence[str]) -> int:
-    """The class that a prompt names, by name or by number. Raises BadRow, naming what is accepted."""
-    if prompt in classes:
-        return classes.index(prompt)
-    if prompt.isascii() and prompt.isdecimal() and int(prompt) < len(classes):
-        return int(prompt)
-    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-    message = f"prompt {prompt[:100]!r} is no class; accepted: {shown}, or a number from 0 to {len(classes) - 1}"
-    raise BadRow("unknown-class", message)

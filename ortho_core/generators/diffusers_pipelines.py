@@ -13,13 +13,14 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from ortho_core.device import to_device
 from ortho_core.errors import UserError
-from ortho_core.folders import replace_folder
-from ortho_core.generators.base import Condition, LoraReference, model_fingerprint
+from ortho_core.generators.lora import attach_lora, has_lora, merge_adapter, write_lora
+from ortho_core.generators.model_folder import LoraReference, model_fingerprint
 from ortho_core.generators.one_step import OneStep
-from ortho_core.lora import attach_lora, has_lora, merge_adapter, write_lora
-from ortho_core.noise import seeded_normal
-from ortho_core.transfer import to_device
+from ortho_core.generators.protocol import Condition
+from ortho_core.noise.seeded import seeded_normal
+from ortho_core.storage.folders import replace_folder
 
 # Bars for the seven parts of a pipeline say nothing that a job's own progress line does not.
 diffusers_logging.disable_progress_bar()

@@ -7,7 +7,7 @@ from typing import Any
 
 from ortho_core.errors import BadRow
 from ortho_core.pairs.rows import Cut, Names, Pair, PairFields, Row, Shard, make_pair
-from ortho_core.storage import Store
+from ortho_core.storage.store import Store
 
 
 class JsonLines:

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from ortho_core.errors import BadRow, NoPairSet, UserError
-from ortho_core.images import decode_image
-from ortho_core.pairs.class_arrays import ClassArrays
-from ortho_core.pairs.class_files import Split, find_class_files
-from ortho_core.pairs.class_folders import ClassFolders, class_folders_of
+from ortho_core.pairs.images import decode_image
 from ortho_core.pairs.json_lines import JsonLines
+from ortho_core.pairs.labelled.arrays import ClassArrays
+from ortho_core.pairs.labelled.files import Split, find_class_files
+from ortho_core.pairs.labelled.folders import ClassFolders, class_folders_of
 from ortho_core.pairs.parquet import Parquet
 from ortho_core.pairs.repeated_ids import repeated
 from ortho_core.pairs.rows import Format, Pair, PairFields, Row, Shard, own_id
 from ortho_core.pairs.web_dataset import WebDataset
-from ortho_core.storage import OutsideRoot, Store, one_line, open_store
+from ortho_core.storage.open import open_store
+from ortho_core.storage.store import OutsideRoot, Store, one_line
 
 EXPECTED = (
     "a folder with pairs.jsonl, metadata.jsonl, .parquet or .tar files, one such file, a pattern such as DIR/*.tar, or "

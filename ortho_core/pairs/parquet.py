@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.rows import Cut, Names, Pair, PairFields, Row, Shard, make_pair
-from ortho_core.storage import Store, one_line, plain_name
+from ortho_core.storage.store import Store, one_line, plain_name
 
 #: Footers that are read side by side: what an object store's latency asks for.
 FOOTERS_AT_ONCE = 32

@@ -8,7 +8,17 @@ from typing import Any, ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from ortho_core.errors import BadRow
-from ortho_core.storage import Location
+from ortho_core.storage.store import Location
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A quarantined row and why."""
+
+    sample_id: str
+    row: int
+    reason: str
+    message: str
 
 
 class PairFields(BaseModel):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.rows import Cut, Pair, PairFields, Row, Shard, make_pair
-from ortho_core.storage import Store, one_line, plain_name
+from ortho_core.storage.store import Store, one_line, plain_name
 
 PROMPTS = ("txt", "prompt", "caption", "text")
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")

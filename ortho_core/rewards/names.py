@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ortho_core.errors import UserError
-from ortho_core.generators.base import content_hash
+from ortho_core.generators.model_folder import content_hash
 from ortho_core.rewards import aesthetic, hpsv2, imagereward, pickscore
 from ortho_core.rewards.base import check_files
 from ortho_core.rewards.clip import CLIP_FILES

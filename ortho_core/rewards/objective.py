@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ortho_core.generators.base import Condition, OneStepGenerator
+from ortho_core.generators.protocol import Condition, OneStepGenerator
 from ortho_core.rewards.combined import WeightedSum
 
 #: Prefixes of the inputs that are the generator's condition and the rewards' encoded prompts.

@@ -107,5 +107,5 @@ def test_its_steps_make_an_environment_that_runs(tmp_path, tiny_turbo, digits):
     where = "import ortho_core, rayjobs; print(ortho_core.__file__, rayjobs.__file__)"
     done = subprocess.run(["python", "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert all(path.startswith(str(environment)) for path in done.stdout.split())
-    for file in ("ortho_core/report.html.j2", "models/catalog.toml", "models/tiny-clip/model.safetensors"):
+    for file in ("ortho_core/report/page.html.j2", "models/catalog.toml", "models/tiny-clip/model.safetensors"):
         assert (environment / "lib/python3.11/site-packages" / file).is_file()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rayjobs.cli import VERBS, main
-from rayjobs.options import parse
+from rayjobs.verb.options import parse
 from tests.cluster.kustomize import by_kubectl, render
 from tests.conftest import ROOT
 

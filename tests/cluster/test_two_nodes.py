@@ -12,9 +12,11 @@ import psutil
 import pytest
 import yaml
 
-from rayjobs.assign import AssignJob, conclude, make_plan
-from rayjobs.assign_worker import ShardActor
-from rayjobs.ledger import Ledger, Task, claim
+from rayjobs.assign.config import AssignJob
+from rayjobs.assign.job import conclude, make_plan
+from rayjobs.pool.ledger import Ledger, Task
+from rayjobs.pool.worker import ShardActor
+from rayjobs.verb.plan import claim
 from tests.conftest import copy_pairs
 from tests.head import LOCAL, Head, node_environment, running
 from tests.rayjobs.same import assert_same, rows

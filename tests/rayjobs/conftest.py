@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.train import run
+from rayjobs.train.job import run
 from tests.conftest import start_ray
-from tests.rayjobs.training import job
+from tests.rayjobs.train.training import job
 
 
 @pytest.fixture(scope="session")

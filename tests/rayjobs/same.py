@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ortho_core.assignments import SCHEMA, Assignments
+from ortho_core.records.assignments import Assignments
+from ortho_core.records.parts import SCHEMA
 
 
 def rows(out):

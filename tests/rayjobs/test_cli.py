@@ -9,11 +9,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from ortho_core.assignments import Assignments
-from ortho_core.candidates import candidate_seeds
+from ortho_core.estep.candidates import candidate_seeds
 from ortho_core.evaluation import to_bytes
-from ortho_core.noise import noise_seed, seeded_normal
-from ortho_core.transform import rotate
+from ortho_core.noise.rotation import rotate
+from ortho_core.noise.seeded import noise_seed, seeded_normal
+from ortho_core.records.assignments import Assignments
 from rayjobs.cli import VERBS, main
 
 

@@ -37,7 +37,7 @@ def test_what_would_be_sent_is_the_code_and_the_named_files_and_no_value_of_the_
     Path("mine.yaml").write_text("pairs: s3://bucket/pairs\nmodel: /m\nwork_dir: /w\n")
     Path("prompts.txt").write_text("a red cat\n")
     plain = dry(capsys, *EM)
-    assert plain["entrypoint"] == "python -m rayjobs.cli " + " ".join(EM)
+    assert plain["entrypoint"] == "python -m rayjobs " + " ".join(EM)
     assert plain["own_files"] == []
     assert 2e6 < plain["bytes_sent"] < 4e6
     for config in (["--config", "mine.yaml"], ["--config=mine.yaml"]):
@@ -47,13 +47,13 @@ def test_what_would_be_sent_is_the_code_and_the_named_files_and_no_value_of_the_
         assert said["own_files"] == ["job.yaml", "prompts.txt"]
         assert said["files_sent"] == plain["files_sent"] + 2
         assert said["entrypoint"].replace("=job", " job") == (
-            "python -m rayjobs.cli em --config job.yaml --train.preserve-prompts prompts.txt --assign.steps=3"
+            "python -m rayjobs em --config job.yaml --train.preserve-prompts prompts.txt --assign.steps=3"
         )
         assert said["env"] == ["SECRET_KEY"]
         assert "hush" not in str(said)
     bare = dry(capsys, "--no-upload", "--metadata", "team=a", "em", "--config", "/etc/of-the-image.yaml")
     assert (bare["files_sent"], bare["metadata"]) == (0, {"team": "a"})
-    assert bare["entrypoint"] == "python -m rayjobs.cli em --config /etc/of-the-image.yaml"
+    assert bare["entrypoint"] == "python -m rayjobs em --config /etc/of-the-image.yaml"
 
 
 def test_faults_are_found_before_anything_is_sent(capsys, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_images_can_lie_under_another_root(tmp_path):
 
 
 def test_urls_of_the_own_bucket_are_inside(s3, tmp_path):
-    from ortho_core.storage import open_store
+    from ortho_core.storage.open import open_store
 
     store = open_store(s3() + "/set")
     open_store(store.location + "-2").replace("b.png", png())

@@ -5,7 +5,8 @@ import pytest
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs import PairFields, PairSet, pair_set
-from ortho_core.storage import LocalStore, open_store
+from ortho_core.storage.local import LocalStore
+from ortho_core.storage.open import open_store
 from tests.ortho_core.pairs.made import (
     KINDS,
     outcomes,

@@ -79,7 +79,7 @@ def test_structs_of_bytes_and_path_are_named_by_the_path(tmp_path):
 
 
 def test_paths_and_urls_start_from_the_image_root(tmp_path, s3):
-    from ortho_core.storage import open_store
+    from ortho_core.storage.open import open_store
 
     write_images(tmp_path, "a.png")
     column = ["a.png", "b.png", "../a.png", None, "a.parquet#0"]

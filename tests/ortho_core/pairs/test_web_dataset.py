@@ -122,7 +122,7 @@ def test_every_bad_sample_has_its_reason_and_the_good_ones_survive(tmp_path):
 
 
 def test_an_empty_member_is_empty_on_an_object_store_too(s3, tmp_path):
-    from ortho_core.storage import open_store
+    from ortho_core.storage.open import open_store
 
     store = open_store(s3())
     store.replace_file("a.tar", write_tar(tmp_path / "a.tar", {"0.png": b"", "0.txt": "x"}))

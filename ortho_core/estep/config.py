@@ -1,0 +1,80 @@
+"""What decides a search, besides the row, its noise seed and the model."""
+
+from math import ceil
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ortho_core.errors import UserError
+from ortho_core.losses import ReconstructionWeights
+from ortho_core.noise.spaces import Free, NoiseSpace, Rotations
+
+#: Forwards alone that count as one evaluation.
+FORWARDS_PER_EVALUATION = 3
+
+
+class SearchConfig(BaseModel):
+    """How noise is searched for: where, for how long, by which optimiser."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    transform: Literal["orthogonal", "free"] = Field(
+        "orthogonal", description="orthogonal: rotate the patches; free: any noise under a Gaussian prior"
+    )
+    patch_size: int = Field(
+        2,
+        ge=1,
+        description="side p of the latent patches that one orthogonal matrix rotates (free: patches of the diagnostics)",
+    )
+    regions: int = Field(1, ge=1, description="g: one orthogonal matrix for each cell of a g×g grid of the latent")
+    steps: int = Field(12, ge=1, description="evaluations (generator forward + backward) that an image may take")
+    patience: int = Field(
+        4, ge=0, description="lbfgs: an image leaves once this many evaluations gained nothing (0: never)"
+    )
+    stop_tolerance: float = Field(
+        5e-3, ge=0, description="lbfgs: a gain of this part of its loss or less counts as nothing"
+    )
+    optimizer: Literal["lbfgs", "adamw"] = Field("lbfgs", description="lbfgs, or adamw as in the reference method")
+    lr: float = Field(5e-4, gt=0, description="learning rate of adamw (lbfgs finds its own step size)")
+    sensitivity_rank: int = Field(
+        4, ge=0, description="lbfgs: noise directions of the generator's first curvature model (0: none)"
+    )
+    drift_reg_weight: float = Field(0.0, ge=0, description="weight of mean((Qε - ε)²)")
+    prior_weight: float = Field(0.5, ge=0, description="free: weight of the Gaussian prior (norm and whiteness)")
+
+    def brief(self, steps: int) -> Self:
+        """The same search, of so many evaluations for every image and no other work: to measure its time and memory."""
+        return self.model_copy(update={"steps": steps, "patience": 0, "sensitivity_rank": 0})
+
+    def space(self, latent_shape: tuple[int, int, int]) -> NoiseSpace:
+        """Where the noise is looked for. Raises UserError if patches or regions do not divide the latent, or do not apply."""
+        if self.transform == "free":
+            if self.regions > 1:
+                raise UserError(
+                    f"regions {self.regions} are of rotations; transform free has none: leave one of them out"
+                )
+            return Free(latent_shape)
+        return Rotations(latent_shape, self.patch_size, self.regions)
+
+
+class AssignConfig(ReconstructionWeights, SearchConfig):
+    """How the E-step searches, and for what."""
+
+    candidates: int = Field(
+        1,
+        ge=1,
+        description="K: base noises drawn for an image and run forward; the search starts from the best "
+        "(a warm start keeps the one it had)",
+    )
+
+    def brief(self, steps: int) -> Self:
+        return super().brief(steps).model_copy(update={"candidates": 1})
+
+    @property
+    def candidate_forwards(self) -> int:
+        """Forwards that choose an image's base noise: K, and none where there is no choice."""
+        return self.candidates if self.candidates > 1 else 0
+
+    def evaluations_at_most(self, rows: int, draws: int = 1) -> int:
+        """What so many images may take, the forwards of their candidates among it; those are drawn `draws` times."""
+        return rows * self.steps + ceil(rows * draws * self.candidate_forwards / FORWARDS_PER_EVALUATION)

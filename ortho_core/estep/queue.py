@@ -1,0 +1,94 @@
+"""The images that wait for a slot of the engine."""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ortho_core.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to be assigned. `inputs` are its rows of the objective's inputs, without a batch axis, on the device."""
+
+    key: Any
+    #: Of its base noise, or of the first where there are several candidates.
+    seed: int
+    inputs: Mapping[str, Tensor]
+    #: Parameters (m,) to start from, as an earlier assignment found them at this very seed, whose base noise is kept; None: the
+    #: start of the noise space.
+    start: Tensor | None = None
+
+
+def requests_of(
+    keys: Sequence[Any],
+    seeds: Sequence[int],
+    inputs: Mapping[str, Tensor],
+    starts: Sequence[Tensor | None] | None = None,
+) -> Iterator[Request]:
+    """One request per key, from inputs with a batch axis; `inputs` may have more rows than there are keys."""
+    for i, (key, seed) in enumerate(zip(keys, seeds, strict=True)):
+        rows = {name: tensor[i] for name, tensor in inputs.items()}
+        yield Request(key, seed, rows, starts[i] if starts is not None else None)
+
+
+class _Queue:
+    """The requests in order; those taken and not finished can be put back, to be done again from their start."""
+
+    def __init__(self, requests: Iterable[Request | None]) -> None:
+        self._source = iter(requests)
+        self._next: deque[Request] = deque()
+        self._taken: list[Request] = []
+        #: Requests at the head whose base noise is chosen.
+        self.settled = 0
+
+    def peek(self) -> Request | None:
+        if not self._next:
+            self._read()
+        return self._next[0] if self._next else None
+
+    def _read(self) -> bool:
+        """Have one more at hand, if there is one for now."""
+        try:
+            request = next(self._source, None)
+        except torch.OutOfMemoryError as error:
+            # Not the engine's to answer: a source that has failed once says nothing more, and its rows would be lost.
+            reason = str(error).splitlines()[0]
+            raise RunFailed(f"out of memory while images were encoded, use fewer slots ({reason})") from error
+        if request is not None:
+            self._next.append(request)
+        return request is not None
+
+    def ahead(self, count: int) -> list[Request]:
+        """The next ones, at most so many; they stay in the queue."""
+        while len(self._next) < count and self._read():
+            pass
+        return list(itertools.islice(self._next, count))
+
+    def settle(self, chosen: list[Request]) -> None:
+        """Put these in the place of the next ones."""
+        for i, request in enumerate(chosen):
+            self._next[i] = request
+        self.settled = len(chosen)
+
+    def take(self) -> Request | None:
+        if self.peek() is None:
+            return None
+        request = self._next.popleft()
+        self.settled = max(0, self.settled - 1)
+        self._taken.append(request)
+        return request
+
+    def finish(self, images: list[Request]) -> None:
+        finished = {id(image) for image in images}
+        self._taken = [request for request in self._taken if id(request) not in finished]
+
+    def restart(self) -> None:
+        self._next.extendleft(reversed(self._taken))
+        self.settled += len(self._taken)
+        self._taken = []

@@ -1,0 +1,125 @@
+"""What the rows of a shard are searched for: how they become inputs of the objective, and what a record says of the result.
+
+Two kinds: pairs, whose image is to be met, and prompts, whose rewards are to be raised.
+"""
+
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ortho_core.device import to_device
+from ortho_core.errors import BadRow
+from ortho_core.estep.engine import Found
+from ortho_core.estep.objective import Objective, Reconstruction
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.pairs import Pair, PairSet, Shard
+from ortho_core.pairs.decoding import Decode, decode_in_threads, decoded_batches
+from ortho_core.pairs.rows import Failure
+
+#: Rows that are encoded, or scored, together. Filled up where there are fewer, so that a row's numbers do not hang on the rest.
+AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a shard, ready to be searched: `kept` is what their records need of them, `inputs` may have more rows."""
+
+    pairs: list[Pair]
+    kept: Sequence[Any]
+    inputs: Mapping[str, Tensor]
+
+
+class Rows(Protocol):
+    """A kind of row. Used from one thread."""
+
+    #: Seconds in which nothing was at hand.
+    waited: float
+
+    @property
+    def objective(self) -> Objective:
+        """What the engine searches for."""
+        ...
+
+    def batches(self, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[Batch]:
+        """The usable rows of a shard in order; the others go to `failures`. `only` are the rows to look at."""
+        ...
+
+    def columns(
+        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
+    ) -> Iterator[dict[str, Any]]:
+        """What a record says of each row besides its noise; `noise` and `base` are (B, C, H, W)."""
+        ...
+
+    def killed(self) -> int:
+        """Processes that died of a row."""
+        ...
+
+
+class PairRows:
+    """Images to be met: what the E-step searches for."""
+
+    def __init__(
+        self,
+        objective: Reconstruction,
+        prompts: PromptCache,
+        pairs: PairSet,
+        store_latents: bool,
+        decode: Decode = decode_in_threads,
+    ) -> None:
+        self.objective = objective
+        self.prompts, self.pairs, self.store_latents, self.decode = prompts, pairs, store_latents, decode
+        self.waited = 0.0
+
+    def batches(self, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[Batch]:
+        generator = self.objective.generator
+        batches = decoded_batches(self.pairs, shard, AT_ONCE, generator.image_size, failures, self.decode, only)
+        while True:
+            began = time.perf_counter()
+            batch, images = next(batches, ([], torch.empty(0)))
+            self.waited += time.perf_counter() - began
+            if not batch:
+                return
+            batch, images = self._meaningful(batch, images, failures)
+            if not batch:
+                continue
+            images = torch.cat([images, images[-1:].expand(AT_ONCE - len(batch), -1, -1, -1)])
+            images = to_device(images, generator.device)
+            with torch.no_grad():
+                targets = generator.encode_images(images)
+            condition = self.prompts([pair.prompt for pair in batch])
+            without_image = [replace(pair, content=None) for pair in batch]
+            kept = self.kept(images, targets)[: len(batch)]
+            yield Batch(without_image, kept, self.objective.inputs(condition, targets, images))
+
+    def kept(self, images: Tensor, targets: Tensor) -> list[Any]:
+        """What the records need of images (B, 3, Y, X) and their target latents, one for each."""
+        return list(targets)
+
+    def _meaningful(self, batch: list[Pair], images: Tensor, failures: list[Failure]) -> tuple[list[Pair], Tensor]:
+        """The rows without those whose prompt the generator refuses, which go to `failures`."""
+        try:
+            self.prompts([pair.prompt for pair in batch])
+            return batch, images
+        except BadRow:
+            good = []
+        for i, pair in enumerate(batch):
+            try:
+                self.prompts([pair.prompt])
+                good.append(i)
+            except BadRow as bad:
+                failures.append(Failure(pair.sample_id, pair.row, bad.reason, f"row {pair.row}: {bad}"))
+        return [batch[i] for i in good], images[good]
+
+    def columns(
+        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
+    ) -> Iterator[dict[str, Any]]:
+        for one, target in zip(found, kept, strict=True):
+            stored = target.flatten().cpu().numpy() if self.store_latents and target is not None else None
+            yield {"latent_loss": one.best("latent"), "pixel_l1": one.best("pixel"), "target_latent": stored}
+
+    def killed(self) -> int:
+        return int(getattr(self.decode, "killed", 0))

@@ -1,0 +1,211 @@
+"""Working through shards of rows: the engine's slots are kept filled across shards, and each is given back whole.
+
+Everything a worker does between reading rows and publishing a part file, without knowing who runs it.
+"""
+
+import queue
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ortho_core.estep.engine import Engine, Found
+from ortho_core.estep.queue import Request, requests_of
+from ortho_core.estep.rows import Rows
+from ortho_core.noise.seeded import noise_seed, seeded_normal
+from ortho_core.pairs import Pair, Shard
+from ortho_core.pairs.rows import Failure
+from ortho_core.records.assignments import Start, noise_checksum, rebuild_noise
+from ortho_core.records.parts import ShardResult
+
+
+@dataclass
+class _Task:
+    """One shard under way."""
+
+    shard: Shard
+    only: frozenset[int] | None
+    starts: Mapping[str, Start]
+    future: "Future[ShardResult]" = field(default_factory=Future)
+    result: ShardResult = field(default_factory=ShardResult)
+    found: list[Found] = field(default_factory=list)
+    handed_in: int = 0
+    all_handed_in: bool = False
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What a record needs of a row beside what was found for it."""
+
+    task: _Task
+    pair: Pair
+    kept: Any
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What the records say and keep besides what was found."""
+
+    seed: int
+    store: str
+    model_fingerprint: str
+    config_fingerprint: str
+
+
+class ShardAssigner:
+    """An engine around a loaded generator that works through shards as they are submitted.
+
+    Shards that are there together share the slots: the last rows of one and the first of the next are evaluated side by
+    side, so no slot runs empty between them. A row's result does not depend on its company.
+    """
+
+    def __init__(self, engine: Engine, rows: Rows, config: RecordConfig) -> None:
+        if engine.objective is not rows.objective:
+            raise ValueError("the engine searches for something else than these rows")
+        self.engine, self.rows, self.config = engine, rows, config
+        self._inbox: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._underway: list[_Task] = []
+
+    def submit(
+        self, shard: Shard, starts: Mapping[str, Start] | None = None, only: frozenset[int] | None = None
+    ) -> "Future[ShardResult]":
+        """Ask for a shard; thread-safe. `starts` are where to begin by sample id, `only` the rows to look at."""
+        task = _Task(shard, only, starts or {})
+        self._inbox.put(task)
+        return task.future
+
+    def assign(
+        self, shard: Shard, starts: Mapping[str, Start] | None = None, only: frozenset[int] | None = None
+    ) -> ShardResult:
+        """Assign a shard in this thread; a row that cannot be used becomes a failure."""
+        future = self.submit(shard, starts, only)
+        self._work(self._inbox.get())
+        return future.result()
+
+    def serve(self) -> None:
+        """Work on what is submitted, for ever: the target of a thread."""
+        while True:
+            self._work(self._inbox.get())
+
+    def _work(self, first: _Task) -> None:
+        """Assign `first` and whatever is submitted until the engine has nothing left to do."""
+        self._underway = [first]
+        try:
+            for found in self.engine.run(self._requests(first)):
+                found.key.task.found.append(found)
+                self._settle(found.key.task)
+        except BaseException as error:
+            for task in self._underway:
+                task.future.set_exception(error)
+            self._underway = []
+
+    def _requests(self, task: _Task) -> Iterator[Request | None]:
+        """The images of one shard after the other; None while no further shard is there."""
+        while True:
+            yield from self._requests_of(task)
+            task.all_handed_in = True
+            self._settle(task)
+            while True:
+                try:
+                    task = self._inbox.get_nowait()
+                    break
+                except queue.Empty:
+                    yield None
+            self._underway.append(task)
+
+    def _requests_of(self, task: _Task) -> Iterator[Request]:
+        """The shard's rows as the engine takes them."""
+        generator = self.engine.generator
+        for batch in self.rows.batches(task.shard, task.result.failures, task.only):
+            task.result.truncated_prompts += generator.count_truncated([pair.prompt for pair in batch.pairs])
+            task.handed_in += len(batch.pairs)
+            starts = [task.starts.get(pair.sample_id) for pair in batch.pairs]
+            seeds = [noise_seed(self.config.seed, pair.sample_id) for pair in batch.pairs]
+            yield from requests_of(
+                [_Key(task, pair, kept) for pair, kept in zip(batch.pairs, batch.kept, strict=True)],
+                [seed if start is None else start.seed for seed, start in zip(seeds, starts, strict=True)],
+                batch.inputs,
+                [start and start.parameters for start in starts],
+            )
+
+    def _settle(self, task: _Task) -> None:
+        """Give a shard back once all of its images are found."""
+        if not task.all_handed_in or len(task.found) < task.handed_in:
+            return
+        self._underway.remove(task)
+        try:
+            task.future.set_result(self._finish(task))
+        except Exception as error:
+            task.future.set_exception(error)
+
+    def _finish(self, task: _Task) -> ShardResult:
+        result, found = task.result, sorted(task.found, key=_row_of)
+        result.evaluations = sum(one.evaluations for one in found)
+        result.candidate_forwards = sum(one.candidate_forwards for one in found)
+        for one in found:
+            if one.failed:
+                pair = one.key.pair
+                message = f"row {pair.row}: {one.failure}"
+                result.failures.append(Failure(pair.sample_id, pair.row, "non-finite-loss", message))
+        sound = [one for one in found if not one.failed]
+        for start in range(0, len(sound), RECORDS_AT_ONCE):
+            result.rows += self._records(sound[start : start + RECORDS_AT_ONCE])
+        result.failures.sort(key=lambda failure: failure.row)
+        expected = task.shard.rows if task.only is None else len(task.only)
+        if len(result.rows) + len(result.failures) != expected:
+            raise RuntimeError(
+                f"shard {task.shard.index}: {len(result.rows)} assigned + {len(result.failures)} failed, not {expected} rows"
+            )
+        return result
+
+    def _records(self, found: list[Found]) -> list[dict[str, Any]]:
+        engine, config, keep = self.engine, self.engine.config, self.config
+        free = config.transform == "free"
+        parameters = torch.stack([one.parameters for one in found])
+        seeds = [one.seed for one in found]
+        shape = engine.generator.latent_shape
+        if free:
+            noise = engine.space.noise(seeded_normal(seeds, shape), parameters)
+        else:
+            noise = rebuild_noise(seeds, parameters, config.patch_size, shape, config.regions)
+        if keep.store == "noise":
+            noise = noise.half().float()  # what a reader will see, and checks
+        keeps_noise = free or keep.store == "noise"
+        checksums = noise_checksum(noise)
+        pairs = [one.key.pair for one in found]
+        columns = self.rows.columns(found, pairs, [one.key.kept for one in found], noise, seeded_normal(seeds, shape))
+        records = []
+        for i, (one, pair, own) in enumerate(zip(found, pairs, columns, strict=True)):
+            kept = noise[i].flatten().numpy() if keeps_noise else None
+            records.append(
+                {
+                    "sample_id": pair.sample_id,
+                    "prompt": pair.prompt,
+                    "image": pair.image,
+                    "noise_seed": one.seed,
+                    "patch_size": config.patch_size,
+                    "regions": 0 if free else config.regions,
+                    "skew": None if free else parameters[i].numpy(),
+                    "noise": kept.astype("float16") if kept is not None and keep.store == "noise" else kept,
+                    "noise_checksum": float(checksums[i]),
+                    "initial_loss": one.initial_loss,
+                    "loss": one.best("total"),
+                    "drift": one.best("drift"),
+                    "prior": one.best("prior"),
+                    "evaluations": one.evaluations,
+                    "model_fingerprint": keep.model_fingerprint,
+                    "config_fingerprint": keep.config_fingerprint,
+                    **own,
+                }
+            )
+        return records
+
+
+#: Noise maps that are rebuilt together, in float64, to take their checksums.
+RECORDS_AT_ONCE = 64
+
+
+def _row_of(found: Found) -> int:
+    return int(found.key.pair.row)

@@ -1,0 +1,1 @@
+"""Small one-step generators, fitted to labelled images."""

@@ -1,0 +1,244 @@
+"""Low-rank adapters (Hu et al. 2021): train `W + α/r · B A` with the base weights W frozen, A and B of rank r.
+
+The adapter lives inside the network, as layers of PEFT's, until it is merged. A second, frozen copy of it can be the preserve
+term's teacher, so that the starting model costs no second copy of the base weights.
+"""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ortho_core.errors import UserError
+from ortho_core.generators.model_folder import LORA_WEIGHTS, base_folder_of
+
+#: Names of the two adapters in a network: the one that trains (the name PEFT and diffusers give the only one), its copy.
+TRAINED, TEACHER = "default", "teacher"
+
+#: Diffusers' names in a file of adapters: of the header's entry that describes them, and before all that is the UNet's.
+DESCRIPTION, UNET = "lora_adapter_metadata", "unet."
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An adapter of rank `rank`, scaled by `alpha / rank`, on each module whose dotted name ends in one of `targets`."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def add_lora(network: nn.Module, lora: Lora, seed: int) -> None:
+    """Freeze the network and add a trainable float32 adapter, B = 0 and A ~ N(0, 1/r²): the output is as it was.
+
+    A depends on `seed` alone, not on the global random state, which stays as it is. Raises UserError naming a target that
+    is no layer's.
+    """
+    _inject(network, lora, TRAINED)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in _layers(network.modules()):
+            A, B = (getattr(layer, name)[TRAINED].weight for name in ("lora_A", "lora_B"))
+            A.copy_(torch.randn(A.shape, generator=draw) / lora.rank)
+            B.zero_()
+
+
+def lora_of(folder: str | Path) -> Lora | None:
+    """What adapter a model folder holds; None for one that is no LoRA folder. Raises UserError if it is broken."""
+    if base_folder_of(folder) == Path(folder):
+        return None
+    return _read(Path(folder) / LORA_WEIGHTS)[0]
+
+
+def has_lora(network: nn.Module) -> bool:
+    """Does the network have an adapter apart from its weights?"""
+    return hasattr(network, "peft_config")
+
+
+def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The adapter's parameters, in the order of the network's layers; none of the teacher's."""
+    return [p for layer in _layers(network.modules()) for p in _parameters(layer, TRAINED)]
+
+
+def keep_as_teacher(network: nn.Module) -> None:
+    """Copy the adapter as it is now into a second, frozen one, for `teacher_adapter`; a copy kept before is overwritten.
+
+    Before the network is wrapped for DDP. Raises ValueError for a network without an adapter.
+    """
+    layers = _layers_or_raise(network.modules())
+    if TEACHER not in layers[0].lora_A:
+        trainable = {name for name, p in network.named_parameters() if p.requires_grad}
+        _inject(network, _described(network), TEACHER)
+        for layer in layers:
+            layer.set_adapter(TRAINED)
+        for name, p in network.named_parameters():
+            p.requires_grad_(name in trainable)
+    with torch.no_grad():
+        for layer in layers:
+            for kept, p in zip(_parameters(layer, TEACHER), _parameters(layer, TRAINED), strict=True):
+                kept.copy_(p)
+
+
+@contextmanager
+def teacher_adapter(network: nn.Module) -> Iterator[None]:
+    """Within, the network computes in eval mode with the copy of `keep_as_teacher`, or without adapter if none was kept.
+
+    Afterwards all is as it was: the active adapter, each `requires_grad`, each training mode. `network` is the module
+    itself, not a DDP wrapper. Raises ValueError for a network without an adapter.
+    """
+    modules = list(network.modules())
+    layers = _layers_or_raise(modules)
+    training = [module for module in modules if module.training]
+    before = [(layer, layer.active_adapter, layer.disable_adapters) for layer in layers]
+    kept = TEACHER in layers[0].lora_A
+    try:
+        for module in training:
+            vars(module)["training"] = False  # past nn.Module's __setattr__, by far the slowest thing here
+        for layer in layers:
+            # Not PEFT's `set_adapter` and `enable_adapters`: they switch `requires_grad` of each weight as well, which under
+            # DDP or FSDP is no one's to switch.
+            layer._active_adapter, layer._disable_adapters = ([TEACHER], False) if kept else ([TRAINED], True)
+        yield
+    finally:
+        for layer, active, disabled in before:
+            layer._active_adapter, layer._disable_adapters = active, disabled
+        for module in training:
+            vars(module)["training"] = True
+
+
+def write_lora(network: nn.Module, folder: Path) -> None:
+    """Write the adapter of a pipeline's UNet as `pipeline.load_lora_weights` reads it, rank and alpha included."""
+    from peft.utils import get_peft_model_state_dict
+
+    # In PEFT's names: of diffusers' own, its converter knows those of the attention's projections only.
+    weights = get_peft_model_state_dict(network, adapter_name=TRAINED)
+    lora = _described(network)
+    # Not all of the configuration, as diffusers writes: another version of PEFT refuses fields that it does not know.
+    described = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": list(lora.targets)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {UNET + name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
+        folder / LORA_WEIGHTS,
+        # One entry: safetensors shuffles several, and the same adapter would have another fingerprint each time.
+        {DESCRIPTION: json.dumps({UNET + name: value for name, value in described.items()})},
+    )
+
+
+def attach_lora(network: nn.Module, folder: Path) -> None:
+    """Freeze the network and add the LoRA folder's adapter to it, trainable and float32.
+
+    Raises UserError if the folder's weights are broken, not of a plain LoRA, or of another network.
+    """
+    from peft.utils import set_peft_model_state_dict
+
+    lora, weights = _read(Path(folder) / LORA_WEIGHTS)
+    _inject(network, lora, TRAINED)
+    try:
+        found = set_peft_model_state_dict(network, weights, adapter_name=TRAINED)
+        missing = [name for name in found.missing_keys if f".{TRAINED}." in name]
+        fits = not missing and not found.unexpected_keys
+    except RuntimeError:  # a weight of another shape
+        fits = False
+    if not fits:
+        raise UserError(f"{Path(folder) / LORA_WEIGHTS} does not fit its base model: its layers are another network's")
+
+
+def merge_adapter(network: nn.Module) -> None:
+    """Add the adapter's product to the weights it adapts, and leave no layer of PEFT's behind."""
+    for name, module in list(network.named_modules()):
+        for layer in _layers([module]):
+            layer.merge(adapter_names=[TRAINED])
+            network.set_submodule(name, layer.get_base_layer())
+    del network.peft_config
+    network.requires_grad_(False)
+
+
+def _inject(network: nn.Module, lora: Lora, name: str) -> None:
+    # Imported where needed: PEFT takes seconds, and a driver that only describes an adapter needs none of it.
+    from peft import LoraConfig, inject_adapter_in_model
+
+    _check_targets(network, lora.targets)
+    network.requires_grad_(False)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
+    # The layers draw weights, on the CPU; and PEFT warns of a second adapter, which is meant.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+        inject_adapter_in_model(config, network, name)
+    for layer in _layers(network.modules()):
+        layer.train(layer.get_base_layer().training)
+        for p in _parameters(layer, name):
+            p.data = p.data.float()
+
+
+def _check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
+    named = {name: module for name, module in network.named_modules() if ".lora_" not in name}
+    layers = {name.removesuffix(".base_layer") for name, m in named.items() if isinstance(m, nn.Linear | nn.Conv2d)}
+    for target in targets:
+        matches = [name for name in named if name == target or name.endswith(f".{target}")]
+        if not matches or not layers.issuperset(matches):
+            other = next((name for name in matches if name not in layers), None)
+            found = f"matches {other}, which is none" if other else "matches none"
+            raise UserError(
+                f"LoRA target {target!r} {found} of the network's linear and convolution layers; their names end in "
+                f"{', '.join(_endings(layers))}"
+            )
+
+
+def _endings(names: set[str]) -> list[str]:
+    """The last part of each dotted name, with the part before it where the last is a number."""
+    parts = (name.split(".") for name in names)
+    return sorted({".".join(p[-2:] if p[-1].isdigit() else p[-1:]) for p in parts})
+
+
+def _read(file: Path) -> tuple[Lora, dict[str, Tensor]]:
+    """The adapter's description and weights, these named as in the UNet."""
+    try:
+        with safe_open(file, "pt") as stored:
+            header = (stored.metadata() or {}).get(DESCRIPTION)
+            weights = {name.removeprefix(UNET): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        described = {k.removeprefix(UNET): v for k, v in json.loads(header or "{}").items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} does not load as safetensors: {str(error).splitlines()[0]}") from error
+    try:
+        lora = Lora(int(described["r"]), float(described["lora_alpha"]), tuple(described["target_modules"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} does not say what adapter it holds (no rank, alpha and targets in its header)"
+        ) from error
+    other = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if described.get(k)]
+    if other:
+        raise UserError(
+            f"{file} holds an adapter with {', '.join(other)}; accepted: plain LoRA, one rank and one alpha"
+        )
+    return lora, weights
+
+
+def _described(network: Any) -> Lora:
+    config = network.peft_config[TRAINED]
+    return Lora(config.r, config.lora_alpha, tuple(sorted(config.target_modules)))
+
+
+def _layers(modules: Iterable[nn.Module]) -> list[Any]:
+    """Those of the modules that hold an adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in modules if isinstance(module, LoraLayer)]
+
+
+def _layers_or_raise(modules: Iterable[nn.Module]) -> list[Any]:
+    layers = _layers(modules)
+    if not layers:
+        raise ValueError("the network has no adapter: call `add_lora`, or load a LoRA folder with keep_adapter=True")
+    return layers
+
+
+def _parameters(layer: Any, name: str) -> list[nn.Parameter]:
+    return [layer.lora_A[name].weight, layer.lora_B[name].weight]

@@ -1,0 +1,97 @@
+"""What a one-step generator is: `x = D(f(ε, c))`, with f one network evaluation and D a decoder.
+
+Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the network is told besides the noise: named tensors, each with one row per image."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, index: Tensor | slice | list[int]) -> "Condition":
+        return Condition({k: v[index] for k, v in self.tensors.items()})
+
+    def repeat_interleave(self, times: int) -> "Condition":
+        """Each row `times` times in a row."""
+        return Condition({k: v.repeat_interleave(times, dim=0) for k, v in self.tensors.items()})
+
+    @staticmethod
+    def cat(parts: Sequence["Condition"]) -> "Condition":
+        return Condition({k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors})
+
+
+@runtime_checkable
+class OneStepGenerator(Protocol):
+    """`x = decode(denoise(noise, condition))`; latents and images are float32 whatever the network computes in."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the noise map."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(Y, X) in pixels."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def trainable(self) -> nn.Module:
+        """The network that the M-step trains. May be set to a wrapper of it (DDP)."""
+        ...
+
+    @trainable.setter
+    def trainable(self, module: nn.Module) -> None: ...
+
+    def base_noise(self, seeds: list[int]) -> Tensor:
+        """ε ~ N(0, I), (B, C, H, W) float32; row b depends on seeds[b] alone."""
+        ...
+
+    def encode_prompts(self, prompts: list[str]) -> Condition:
+        """One row per prompt. Raises BadRow for a text that means nothing to the model; the empty one never does so."""
+        ...
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        """How many of the prompts are longer than the text encoder's window and lose their end."""
+        ...
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """E(x), the target latents (B, c, h, w) of images (B, 3, Y, X) in [0, 1]; (c, h, w) is `target_shape_of` its folder."""
+        ...
+
+    def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
+        """f(ε, c): one step from noise (B, C, H, W) to latents (B, c, h, w), differentiable in noise and in `trainable`."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """D(z): images (B, 3, Y, X), nominally in [0, 1] and not clamped, so that gradients survive."""
+        ...
+
+    def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
+        """Move the text encoders, or what encodes and decodes images, to host memory until they are next used.
+
+        Not between a differentiable `decode` and its backward pass, which needs the weights where they were.
+        """
+        ...
+
+    def save(self, folder: Path, card: str | None = None) -> None:
+        """Write a folder that `load_generator` loads; it appears whole or not at all. `card` becomes its README.md."""
+        ...

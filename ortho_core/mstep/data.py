@@ -1,0 +1,173 @@
+"""The M-step's data: what each update's rows are made of, read on the CPU and independent of the number of workers.
+
+Axes: B rows of one worker's share of an update, P of its preserve term, C × H × W noise, c × h × w latents, Y × X × 3 images.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ortho_core.device import to_device
+from ortho_core.errors import UserError
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.mstep.loss import SftBatch
+from ortho_core.mstep.row_order import Order
+from ortho_core.noise.seeded import noise_seed, seeded_normal
+from ortho_core.pairs import PairSet
+from ortho_core.pairs.images import decode_image
+from ortho_core.records.assignments import Assignments
+
+#: Images that are fetched and decoded side by side.
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's share of an update, in host memory."""
+
+    sample_ids: list[str]
+    prompts: list[str]
+    noise: np.ndarray
+    #: Target latents, where they were stored; else None, and the images are there to be encoded.
+    targets: np.ndarray | None
+    #: (B, Y, X, 3) uint8.
+    images: np.ndarray | None
+    preserve_prompts: list[str]
+    preserve_noise: np.ndarray | None
+
+    def as_row(self) -> dict[str, Any]:
+        """For a table of one row: arrays with a first axis of 1, texts as JSON."""
+        texts = {k: json.dumps(getattr(self, k)) for k in ("sample_ids", "prompts", "preserve_prompts")}
+        arrays = {k: getattr(self, k) for k in ("noise", "targets", "images", "preserve_noise")}
+        return {k: np.array([v]) for k, v in texts.items()} | {k: v[None] for k, v in arrays.items() if v is not None}
+
+    @staticmethod
+    def of_row(row: dict[str, Any]) -> "Share":
+        """The inverse of `as_row`. The arrays are copies: those of a table may not be written to."""
+        parts: dict[str, Any] = {k: json.loads(row[k][0]) for k in ("sample_ids", "prompts", "preserve_prompts")}
+        for name in ("noise", "targets", "images", "preserve_noise"):
+            parts[name] = row[name][0].copy() if name in row else None
+        return Share(**parts)
+
+
+@dataclass(frozen=True)
+class MatchedData:
+    """Turns the numbers of updates into shares. `noise` is the one difference between matched and direct SFT; `base`, the
+    noise that each row's search began from, moves what was found at another noise to where it is drawn.
+    """
+
+    assignments: Assignments
+    order: Order
+    latent_shape: tuple[int, int, int]
+    image_size: tuple[int, int]
+    noise: Literal["matched", "random", "base"]
+    seed: int
+    #: Where the images are; needed for a pixel term, or where no target latents were stored.
+    pairs: PairSet | None = None
+    needs_images: bool = False
+    #: P over all workers, and the prompts it draws from; without any, those of the update's own rows.
+    preserve_rows: int = 0
+    preserve_prompts: tuple[str, ...] = ()
+    #: Of the target latents; none: as the noise map.
+    target_shape: tuple[int, int, int] | None = None
+    #: (C, H, W) that is taken off every matched noise; none: nothing.
+    center: np.ndarray | None = None
+
+    def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Share:
+        """Read what a worker needs for one update. Raises UserError if an assignment is damaged or an image is gone."""
+        index = [int(i) for i in self.order.share(epoch, step, rank, world)]
+        rows = self.assignments.rows(index, ["sample_id", "prompt", "image"])
+        names, prompts = [row["sample_id"] for row in rows], [row["prompt"] for row in rows]
+        if self.noise == "matched":
+            noise = self.assignments.noise(index, self.latent_shape)
+            if self.center is not None:
+                noise = noise - torch.from_numpy(self.center)
+        elif self.noise == "base":
+            noise = self.assignments.base_noise(index, self.latent_shape)
+        else:
+            noise = seeded_normal([noise_seed(self.seed, "train", epoch, n) for n in names], self.latent_shape)
+        targets = images = None
+        if self.assignments.has_target_latents:
+            targets = self.assignments.targets(index, self.target_shape or self.latent_shape).numpy()
+        if self.needs_images or targets is None:
+            images = self._images(rows)
+        texts, fresh = self._preserve(epoch, step, rank, world, prompts)
+        return Share(names, prompts, noise.numpy(), targets, images, texts, fresh)
+
+    def _images(self, rows: list[dict[str, Any]]) -> np.ndarray:
+        if self.pairs is None:
+            raise UserError("training needs the images (a pixel term, or no stored latents): give --pairs")
+        pairs = self.pairs
+
+        def image(row: dict[str, Any]) -> np.ndarray:
+            return decode_image(pairs.fetch_image(row["image"], row["sample_id"]), self.image_size, row["sample_id"])
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return np.stack(list(pool.map(image, rows)))
+
+    def _preserve(
+        self, epoch: int, step: int, rank: int, world: int, prompts: list[str]
+    ) -> tuple[list[str], np.ndarray | None]:
+        """This worker's rows of the preserve term: prompts, and noise that is fresh in every update."""
+        P = self.preserve_rows
+        if not P:
+            return [], None
+        mine = range(rank * P // world, (rank + 1) * P // world)
+        seeds = [noise_seed(self.seed, "preserve", epoch, step, i) for i in mine]
+        if self.preserve_prompts:
+            drawn = [noise_seed(self.seed, "preserve-prompt", epoch, step, i) for i in mine]
+            texts = [self.preserve_prompts[k % len(self.preserve_prompts)] for k in drawn]
+        else:  # spread over the update's rows, so that a worker needs the prompts of its own rows alone
+            B = self.order.batch_size
+            texts = [prompts[i * B // P - rank * B // world] for i in mine]
+        return texts, seeded_normal(seeds, self.latent_shape).numpy()
+
+
+@torch.no_grad()
+def to_batch(share: Share, generator: OneStepGenerator, prompts: PromptCache, needs_images: bool) -> SftBatch:
+    """A share on the generator's device: prompts embedded, and images encoded where no target latents were stored."""
+
+    def moved(array: np.ndarray | None) -> torch.Tensor | None:
+        return None if array is None else to_device(torch.from_numpy(array), generator.device)
+
+    noise, targets, pixels, fresh = map(moved, (share.noise, share.targets, share.images, share.preserve_noise))
+    assert noise is not None
+    images = None
+    if pixels is not None:
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    if targets is None:
+        assert images is not None
+        targets = generator.encode_images(images)
+    B = len(share.prompts)
+    condition = prompts(share.prompts + share.preserve_prompts)
+    return SftBatch(
+        noise,
+        condition[:B],
+        targets,
+        images if needs_images else None,
+        fresh,
+        condition[B:] if fresh is not None else None,
+    )
+
+
+def read_prompts(file: Path) -> tuple[str, ...]:
+    """The prompts of a text file, one a line, or of a .jsonl file, the `prompt` of each line. Raises UserError."""
+    try:
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        if file.suffix == ".jsonl":
+            lines = [json.loads(line)["prompt"] for line in lines]
+    except OSError as error:
+        raise UserError(f"prompts file {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"prompts file {file}: {error!r}; accepted: one prompt a line, or .jsonl with `prompt`"
+        ) from error
+    if not lines or not all(isinstance(line, str) and line.strip() for line in lines):
+        raise UserError(f"prompts file {file} holds a blank prompt or none at all")
+    return tuple(lines)

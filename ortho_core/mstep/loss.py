@@ -1,0 +1,105 @@
+"""The M-step loss: fine-tune on given noise while a preserve term holds random-noise output to the starting model.
+
+Axes: B images of the reconstruction term, P of the preserve term, C × H × W noise, c × h × w latents, 3 × Y × X images.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from ortho_core.generators.protocol import Condition, OneStepGenerator
+from ortho_core.losses import ReconstructionWeights, mean_absolute, mean_square
+from ortho_core.mstep.teacher import Teacher
+
+#: The scalars of a step, in the order that logs have them.
+TERMS = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
+
+
+class SftConfig(ReconstructionWeights):
+    """The weights of the M-step's four terms; a term of weight 0 costs nothing."""
+
+    preserve_latent_weight: float = Field(0.1, ge=0, description="weight of mean((f_θ(ε',c) - f_0(ε',c))²) at fresh ε'")
+    preserve_pixel_weight: float = Field(0.0, ge=0, description="weight of mean|D f_θ(ε',c) - D f_0(ε',c)|; decodes")
+
+    @property
+    def preserves(self) -> bool:
+        return bool(self.preserve_latent_weight or self.preserve_pixel_weight)
+
+
+@dataclass(frozen=True)
+class SftBatch:
+    """What one step trains on: the noise (matched, or random for direct SFT), the targets, and fresh noise ε'."""
+
+    noise: Float[Tensor, "B C H W"]
+    condition: Condition
+    target_latents: Float[Tensor, "B c h w"]
+    images: Float[Tensor, "B 3 Y X"] | None
+    preserve_noise: Float[Tensor, "P C H W"] | None
+    preserve_condition: Condition | None
+
+    def split(self, parts: int) -> list["SftBatch"]:
+        """The batch in equal micro-batches; `parts` divides both B and P."""
+        B, P = len(self.noise), len(self.preserve_noise) if self.preserve_noise is not None else 0
+        found = []
+        for k in range(parts):
+            mine, fresh = (slice(k * n // parts, (k + 1) * n // parts) for n in (B, P))
+            found.append(
+                SftBatch(
+                    self.noise[mine],
+                    self.condition[mine],
+                    self.target_latents[mine],
+                    self.images[mine] if self.images is not None else None,
+                    self.preserve_noise[fresh] if self.preserve_noise is not None else None,
+                    self.preserve_condition[fresh] if self.preserve_condition is not None else None,
+                )
+            )
+        return found
+
+
+def sft_loss(
+    generator: OneStepGenerator, teacher: Teacher | None, batch: SftBatch, config: SftConfig
+) -> dict[str, Tensor]:
+    """The M-step objective and its terms as scalars: `loss`, `latent`, `pixel`, `preserve_latent`, `preserve_pixel`.
+
+    loss = w_lat·mean((f_θ(ε̂,c) - E(x))²) + w_pix·mean|D f_θ(ε̂,c) - x| + w_pl·mean((f_θ(ε',c) - f_0(ε',c))²)
+    + w_pp·mean|D f_θ(ε',c) - D f_0(ε',c)|, with ε̂ = `batch.noise`. Both noises ride in one call of the network.
+    `rows` are the reconstruction terms of each row, (B,), for telling which row is at fault.
+    """
+    B = len(batch.noise)
+    zero = batch.noise.new_zeros(())
+    noise, condition = batch.noise, batch.condition
+    preserve = config.preserves and teacher is not None
+    if preserve:
+        assert teacher is not None
+        assert batch.preserve_noise is not None
+        assert batch.preserve_condition is not None
+        with torch.no_grad(), teacher.standing_in(generator):
+            before = generator.denoise(batch.preserve_noise, batch.preserve_condition)
+        noise = torch.cat([noise, batch.preserve_noise])
+        condition = Condition.cat([condition, batch.preserve_condition])
+    latents = generator.denoise(noise, condition)
+    matched, fresh = latents[:B], latents[B:]
+    rows = mean_square(matched, batch.target_latents)
+    terms = {"latent": rows.mean(), "pixel": zero, "preserve_latent": zero, "preserve_pixel": zero}
+    if config.pixel_l1_weight:
+        if batch.images is None:
+            raise ValueError("the pixel term needs the target images")
+        pixel = mean_absolute(generator.decode(matched), batch.images)
+        terms["pixel"] = pixel.mean()
+        rows = rows + pixel
+    if preserve:
+        terms["preserve_latent"] = mean_square(fresh, before).mean()
+        if config.preserve_pixel_weight:
+            with torch.no_grad():
+                images_before = generator.decode(before)
+            terms["preserve_pixel"] = mean_absolute(generator.decode(fresh), images_before).mean()
+    terms["loss"] = (
+        config.latent_loss_weight * terms["latent"]
+        + config.pixel_l1_weight * terms["pixel"]
+        + config.preserve_latent_weight * terms["preserve_latent"]
+        + config.preserve_pixel_weight * terms["preserve_pixel"]
+    )
+    return {**terms, "rows": rows.detach()}

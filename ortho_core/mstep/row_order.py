@@ -1,0 +1,80 @@
+"""Which rows each update of the M-step sees: decided by the seed alone, whatever the number of workers.
+
+A set that fits the shuffling window is permuted as a whole. Of a larger one the part files are permuted, their rows laid
+end to end and cut into B equal lanes; an update takes one row of each lane, and within a lane the order is random among
+`window / B` rows at a time. So a worker, which serves whole lanes, reads its share of the files and those once in a row.
+
+Axes: B rows of one update (the global batch), over all workers.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int
+
+from ortho_core.noise.seeded import noise_seed
+
+
+@dataclass(frozen=True)
+class Order:
+    """The rows of every update of every epoch; computed when asked for. An epoch's last incomplete batch is left out."""
+
+    #: Number of the first row of each part file, and of the row after the last.
+    starts: Int[np.ndarray, " parts+1"]
+    batch_size: int
+    seed: int
+    #: Rows among which the order is random.
+    window: int = 65_536
+    _kept: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def rows(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def updates(self) -> int:
+        """Updates of one epoch."""
+        return self.rows // self.batch_size
+
+    def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Int[np.ndarray, " B/world"]:
+        """The row numbers that one of `world` workers trains on in one update of an epoch, both counted from 0."""
+        each = self.batch_size // world
+        lanes = range(rank * each, (rank + 1) * each)
+        if self.rows <= self.window:
+            return self._whole(epoch)[step * self.batch_size :][lanes.start : lanes.stop]
+        width = max(1, self.window // self.batch_size)
+        return np.array([self._lane(epoch, lane, step // width, width)[step % width] for lane in lanes])
+
+    def _whole(self, epoch: int) -> np.ndarray:
+        if (epoch,) not in self._kept:
+            self._kept.clear()
+            self._kept[(epoch,)] = self._stream("order", epoch).permutation(self.rows)
+        return self._kept[(epoch,)]
+
+    def _lane(self, epoch: int, lane: int, number: int, width: int) -> np.ndarray:
+        """The rows of one window of a lane, in the order of the updates that take them."""
+        key = (epoch, lane, number)
+        if key not in self._kept:
+            for old in [k for k in self._kept if len(k) == 3 and k[1] == lane]:
+                del self._kept[old]
+            first = lane * self.updates + number * width
+            last = min(first + width, (lane + 1) * self.updates)
+            self._kept[key] = self._stream("order", *key).permutation(self._laid_out(epoch, first, last))
+        return self._kept[key]
+
+    def _laid_out(self, epoch: int, first: int, last: int) -> np.ndarray:
+        """The rows at positions `first` to `last` of the epoch's permuted parts, laid end to end."""
+        if (epoch, -1) not in self._kept:
+            for old in [k for k in self._kept if k[0] != epoch]:
+                del self._kept[old]
+            parts = self._stream("parts", epoch).permutation(len(self.starts) - 1)
+            self._kept[(epoch, -1)] = parts
+            self._kept[(epoch, -2)] = np.cumsum([0, *np.diff(self.starts)[parts]])
+        parts, ends = self._kept[(epoch, -1)], self._kept[(epoch, -2)]
+        positions = np.arange(first, last)
+        part = np.searchsorted(ends, positions, side="right") - 1
+        rows: np.ndarray = self.starts[parts[part]] + positions - ends[part]
+        return rows
+
+    def _stream(self, *names: str | int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=noise_seed(self.seed, *names)))

@@ -1,0 +1,205 @@
+"""One update of the M-step, and the state that a resumed run goes on from. Knows of other workers only through PyTorch.
+
+Axes: B rows of this worker's share of an update.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.mstep.loss import TERMS, SftBatch, SftConfig, sft_loss
+from ortho_core.mstep.teacher import Teacher
+
+
+class MStepConfig(SftConfig):
+    """How the network is updated."""
+
+    optimizer: Literal["adamw", "adafactor"] = Field(
+        "adamw", description="adafactor keeps row and column sums in place of AdamW's two moments: far less memory"
+    )
+    lr: float = Field(1e-4, gt=0, description="learning rate")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
+    warmup_steps: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")
+    weight_decay: float = Field(0.0, ge=0, description="of the optimiser")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no", description="bf16: autocast; weights that train stay float32, with LoRA the frozen ones are bf16"
+    )
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="micro-batches that each worker's share of an update is computed in: less memory, same update",
+    )
+    ema: bool = Field(False, description="also average the weights over the updates, saved beside as NAME-ema")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of that average, approached as (1 + n) / (10 + n)")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one update did."""
+
+    #: The terms of the loss, mean over this worker's rows, in the order of `TERMS`.
+    terms: Float[Tensor, " terms"]
+    #: The reconstruction terms of each of this worker's rows, unweighted.
+    rows: Float[Tensor, " B"]
+    #: Norm of the gradient over all workers, before clipping.
+    grad_norm: float
+    #: False where the gradient was not finite: then nothing was changed.
+    applied: bool
+
+
+def make_optimizer(config: MStepConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of the configuration, over the parameters that train."""
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def autocast(device: torch.device, config: MStepConfig) -> torch.autocast:
+    """What the network computes in, training or measured."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
+
+
+class MStep:
+    """Trains the parameters of the generator's network that ask for gradients.
+
+    `wrapped` is what computes the training step where that is not the network itself (DDP around it).
+    """
+
+    def __init__(
+        self,
+        generator: OneStepGenerator,
+        teacher: Teacher | None,
+        config: MStepConfig,
+        updates: int,
+        wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+    ) -> None:
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import EMAModel
+
+        self.generator, self.teacher, self.config = generator, teacher, config
+        self.network = generator.trainable.train()
+        self.wrapped = wrap(self.network)
+        # After wrapping: sharding replaces the parameters.
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(config, self.parameters)
+        self.schedule = get_scheduler(
+            # diffusers' "constant" ignores the warm-up
+            "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule,
+            self.optimizer,
+            num_warmup_steps=config.warmup_steps,
+            num_training_steps=updates,
+        )
+        # All at once, where the parameters are not sharded: PyTorch has no such copy of sharded ones.
+        whole = not hasattr(self.wrapped, "set_requires_gradient_sync")
+        self.ema: Any = EMAModel(self.parameters, decay=config.ema_decay, foreach=whole) if config.ema else None
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def update(self, batch: SftBatch) -> Outcome:
+        """Forward, backward and optimiser step on this worker's share. A gradient that is not finite is not applied.
+
+        Waits for the device once, at the end, for the norm of the gradient.
+        """
+        config, generator = self.config, self.generator
+        micro_batches = batch.split(config.gradient_accumulation_steps)
+        sums: Tensor | None = None
+        rows = []
+        usual, generator.trainable = generator.trainable, self.wrapped
+        try:
+            for k, part in enumerate(micro_batches):
+                with self._synchronised(k + 1 == len(micro_batches)):
+                    with self.autocast():
+                        terms = sft_loss(generator, self.teacher, part, config)
+                    torch.autograd.backward(terms["loss"] / len(micro_batches))
+                values = torch.stack([terms[name].detach() for name in TERMS])
+                sums = values if sums is None else sums + values
+                rows.append(terms["rows"])
+        finally:
+            generator.trainable = usual
+        assert sums is not None
+        grad_norm = self._clip()
+        applied = math.isfinite(grad_norm)
+        if applied:
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.step(self.parameters)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return Outcome(sums / len(micro_batches), torch.cat(rows), grad_norm, applied)
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self.generator.device, self.config)
+
+    def _clip(self) -> float:
+        """Norm of the gradient; the gradient is scaled only where it is too long, which saves a pass over it elsewhere."""
+        norm: Any = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        # Of sharded parameters it is a sharded tensor.
+        length = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if length > self.config.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
+        return length
+
+    def _synchronised(self, now: bool) -> AbstractContextManager[None]:
+        """Gradients travel between the workers with the last micro-batch alone."""
+        module: Any = self.wrapped
+        if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
+            module.set_requires_gradient_sync(now)
+        elif hasattr(module, "no_sync") and not now:  # DDP
+            return module.no_sync()
+        return nullcontext()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the network has the averaged weights."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, on the CPU and whole also where the parameters are sharded; rank 0 has it."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        state = {
+            "network": get_model_state_dict(self.network, options=options),
+            "optimizer": get_optimizer_state_dict(self.network, self.optimizer, options=options),
+            "schedule": self.schedule.state_dict(),
+        }
+        if self.ema is not None:
+            with self.averaged():
+                averages: dict[str, Any] = get_model_state_dict(self.network, options=options)
+                # On a CPU these are the network's own tensors, which get their present values back.
+                state["ema"] = {name: value.clone() for name, value in averages.items()}
+            state["ema_steps"] = self.ema.optimization_step
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse; every worker gives the whole state."""
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        if self.ema is not None:
+            set_model_state_dict(self.network, state["ema"], options=options)
+            self.ema.shadow_params = [p.detach().clone() for p in self.parameters]
+            self.ema.optimization_step = state["ema_steps"]
+        set_model_state_dict(self.network, state["network"], options=options)
+        set_optimizer_state_dict(self.network, self.optimizer, state["optimizer"], options=options)
+        self.schedule.load_state_dict(state["schedule"])

@@ -1,0 +1,110 @@
+"""What a training run is watched by: held-out rows at the noise assigned to them, and what the model was at random noise.
+
+Axes: V held-out rows of this worker, C × H × W noise, c × h × w latents, 3 × Y × X images.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ortho_core.evaluation import to_bytes
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.losses import mean_square
+from ortho_core.mstep.teacher import Teacher
+from ortho_core.noise.seeded import noise_seed
+from ortho_core.records.assignments import Assignments
+
+#: Columns of the table of figures, one row per held-out row.
+FIGURES = ("latent", "drift")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Fixed inputs: every measurement of a run, and of a resumed run, asks the model the same."""
+
+    prompts: list[str]
+    matched: Float[Tensor, "V C H W"]
+    targets: Float[Tensor, "V c h w"]
+    random: Float[Tensor, "V C H W"]
+    #: What the model that drift is counted from made of `random`.
+    before: Float[Tensor, "V c h w"]
+    batch_size: int
+
+    @staticmethod
+    @torch.no_grad()
+    def of(
+        assignments: Assignments,
+        rows: range,
+        generator: OneStepGenerator,
+        teacher: Teacher | None,
+        prompts: PromptCache,
+        batch_size: int,
+        center: np.ndarray | None = None,
+    ) -> "Validation":
+        """Of those rows of the assignments of a held-out set; the generator is still as the run starts with it.
+
+        `center` (C, H, W) is taken off their noise, as it is off that which the run trains on. `before` is the teacher's where
+        there is one, else the generator's. The random noise is the same in every run.
+        """
+        shape, index = generator.latent_shape, list(rows)
+        listed = assignments.rows(index, ["sample_id", "prompt"])
+        seeds = [noise_seed(0, "validation", row["sample_id"]) for row in listed]
+        matched, random = assignments.noise(index, shape), generator.base_noise(seeds)
+        if center is not None:
+            matched = matched - torch.from_numpy(center)
+        texts = [row["prompt"] for row in listed]
+        with teacher.standing_in(generator) if teacher is not None else nullcontext():
+            before = _denoise(generator, prompts, texts, random, batch_size)
+        c, h, w = before.shape[1:]
+        targets = assignments.targets(index, (c, h, w)).to(generator.device)
+        return Validation(texts, matched.to(generator.device), targets, random, before, batch_size)
+
+    def _denoise(self, generator: OneStepGenerator, prompts: PromptCache, noise: Tensor) -> Tensor:
+        return _denoise(generator, prompts, self.prompts[: len(noise)], noise, self.batch_size)
+
+    @torch.no_grad()
+    def measure(self, generator: OneStepGenerator, prompts: PromptCache) -> tuple[np.ndarray, Tensor]:
+        """Per row (V, 2) the squared error at matched noise and the squared distance from the start at random noise.
+
+        Both are means over the latent, mean((f_θ(Qε,c) - E(x))²) and mean((f_θ(ε',c) - f_0(ε',c))²). Also the latents that
+        the model makes of the random noise, for a picture.
+        """
+        error = mean_square(self._denoise(generator, prompts, self.matched), self.targets)
+        samples = self._denoise(generator, prompts, self.random)
+        drift = mean_square(samples, self.before)
+        return torch.stack([error, drift], 1).cpu().numpy(), samples
+
+    @torch.no_grad()
+    def picture(
+        self, generator: OneStepGenerator, prompts: PromptCache, samples: Tensor, count: int = 8
+    ) -> list[UInt8[Tensor, "V 3 Y X"]]:
+        """Rows of images: targets, what matched noise gives now, random samples before and now."""
+        made = self._denoise(generator, prompts, self.matched[:count])
+        latents = (self.targets[:count], made, self.before[:count], samples[:count])
+        # In no larger batches than the rows train in: images take more memory than latents.
+        return [
+            torch.cat([to_bytes(generator.decode(p)) for p in torch.split(each, self.batch_size)]) for each in latents
+        ]
+
+
+def _denoise(
+    generator: OneStepGenerator, prompts: PromptCache, texts: list[str], noise: Tensor, batch_size: int
+) -> Tensor:
+    parts = [slice(k, k + batch_size) for k in range(0, len(noise), batch_size)]
+    return torch.cat([generator.denoise(noise[part], prompts(texts[part])) for part in parts])
+
+
+#: What the rows of the picture show.
+PICTURE = ("held-out targets", "at their matched noise", "random noise, before", "random noise, now")
+
+
+def figures(tables: list[np.ndarray]) -> dict[str, Any]:
+    """The mean of each figure over all rows of all workers."""
+    means = np.concatenate(tables).mean(0)
+    return {name: float(value) for name, value in zip(FIGURES, means, strict=True)}

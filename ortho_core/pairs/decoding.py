@@ -1,0 +1,97 @@
+"""Batches of decoded images of a shard, ahead of whoever computes with them. Imports torch for the batches alone."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Container, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ortho_core.errors import BadRow
+from ortho_core.pairs import Pair, PairSet, Shard
+from ortho_core.pairs.rows import Failure
+
+#: One row, with its pixels (Y, X, 3) uint8 or what is wrong with it.
+Decoded = tuple[Pair, np.ndarray | BadRow]
+#: Decodes chunks of pairs at a size (Y, X); gives them back in order. Where and how is its own affair.
+Decode = Callable[[PairSet, Iterator[list[Pair]], tuple[int, int]], Iterator[list[Decoded]]]
+
+#: Rows that are fetched and decoded together.
+DECODED_AT_ONCE = 16
+#: Chunks on their way while one is used.
+AHEAD = 2
+
+
+def decode_in_threads(
+    pairs: PairSet, chunks: Iterator[list[Pair]], size: tuple[int, int], threads: int = 1
+) -> Iterator[list[Decoded]]:
+    """Decode in this process, `AHEAD` chunks ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        underway: deque[tuple[list[Pair], Future[list[np.ndarray | BadRow]]]] = deque()
+
+        def oldest() -> list[Decoded]:
+            chunk, done = underway.popleft()
+            return list(zip(chunk, done.result(), strict=True))
+
+        for chunk in chunks:
+            underway.append((chunk, pool.submit(pairs.images, chunk, size)))
+            if len(underway) > AHEAD:
+                yield oldest()
+        while underway:
+            yield oldest()
+
+
+def decoded_batches(
+    pairs: PairSet,
+    shard: Shard,
+    batch_size: int,
+    size: tuple[int, int],
+    failures: list[Failure],
+    decode: Decode = decode_in_threads,
+    only: Container[int] | None = None,
+) -> Iterator[tuple[list[Pair], Tensor]]:
+    """Batches of pairs with their images (B, 3, Y, X) float32 in [0, 1]; bad rows go to `failures`.
+
+    Every batch but the last has `batch_size` rows, whichever rows were bad. `only` are the numbers of the rows to look at.
+    """
+    good: list[Pair] = []
+    pixels: list[np.ndarray] = []
+    for chunk in decode(pairs, _chunks(usable_rows(pairs, shard, failures, only)), size):
+        for pair, outcome in chunk:
+            if isinstance(outcome, BadRow):
+                failures.append(Failure(pair.sample_id, pair.row, outcome.reason, str(outcome)))
+            else:
+                good.append(pair)
+                pixels.append(outcome)
+        while len(good) >= batch_size:
+            yield good[:batch_size], to_images(pixels[:batch_size])
+            good, pixels = good[batch_size:], pixels[batch_size:]
+    if good:
+        yield good, to_images(pixels)
+
+
+def to_images(pixels: list[np.ndarray]) -> Tensor:
+    """(B, 3, Y, X) float32 in [0, 1] of B arrays (Y, X, 3) uint8."""
+    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    return stacked.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def usable_rows(
+    pairs: PairSet, shard: Shard, failures: list[Failure], only: Container[int] | None = None
+) -> Iterator[Pair]:
+    """The rows that parse; the others go to `failures`. `only` are the numbers of the rows to look at."""
+    for row in pairs.read(shard):
+        number = row[0] if isinstance(row, tuple) else row.row
+        if only is not None and number not in only:
+            continue
+        if isinstance(row, tuple):
+            failures.append(Failure(f"{number:06d}", number, row[1].reason, str(row[1])))
+        else:
+            yield row
+
+
+def _chunks(rows: Iterator[Pair]) -> Iterator[list[Pair]]:
+    while chunk := list(itertools.islice(rows, DECODED_AT_ONCE)):
+        yield chunk

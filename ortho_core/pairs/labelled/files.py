@@ -1,0 +1,283 @@
+"""The files that well-known sets of labelled images come in, each as arrays of pixels and labels. None of them is unpickled.
+
+Axes: n images of a file, Y × X pixels, grey or × 3.
+"""
+
+import gzip
+import io
+import json
+import math
+import re
+import struct
+import zlib
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ortho_core.errors import UserError
+from ortho_core.storage.store import Store
+
+Split = Literal["train", "test"]
+
+#: The classes of CIFAR-10 by number; its own files name them, the common repackings do not.
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class ClassFiles(Protocol):
+    """The files of one split of a set, of one kind. Raises UserError, naming the file, for what is damaged."""
+
+    #: Names of the image files, in order.
+    files: list[str]
+    #: The classes' names by number, where the kind has any.
+    classes: tuple[str, ...]
+
+    def images(self, file: str) -> np.ndarray:
+        """uint8, (n, Y, X) grey or (n, Y, X, 3)."""
+        ...
+
+    def labels(self, file: str) -> np.ndarray:
+        """(n,) int64, one for each image."""
+        ...
+
+    def rows(self, file: str) -> range:
+        """Which images of the file are the split's."""
+        ...
+
+
+def find_class_files(root: Store, split: Split) -> ClassFiles | None:
+    """The labelled images directly in a folder; None if it holds none of a kind that is known.
+
+    Raises UserError where the split is missing, or where the files are pickled.
+    """
+    names = root.names()
+    kinds: tuple[Any, ...] = (IdxFiles, CifarFiles, SheetFiles, JsonFiles)
+    for kind in kinds:
+        if any(kind.recognises(name) for name in names):
+            found: ClassFiles = kind(root, names, split)
+            if not found.files:
+                raise UserError(f"{root.location} has no {split} split: {kind.missing[split]} is not there")
+            return found
+    if "batches.meta" in names or any(re.fullmatch("data_batch_[0-9]+", name) for name in names):
+        raise UserError(
+            f"{root.location} holds CIFAR's batches for Python, which are pickled and are not read; accepted: the binary "
+            "version (data_batch_1.bin, ...) from the same page"
+        )
+    return None
+
+
+class IdxFiles:
+    """MNIST's own format: `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, gzipped or not; `t10k-` is the test split."""
+
+    pattern = re.compile(r"(?:.*-)?(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?")
+    missing: ClassVar[dict[str, str]] = {
+        "train": "train-images-idx3-ubyte (or .gz)",
+        "test": "t10k-images-idx3-ubyte (or .gz)",
+    }
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def recognises(cls, name: str) -> bool:
+        return cls.pattern.fullmatch(name) is not None
+
+    def __init__(self, root: Store, names: list[str], split: Split) -> None:
+        self.root = root
+        mine = {"train": ("train",), "test": ("t10k", "test")}[split]
+        found = {name: match[1] for name in names if (match := self.pattern.fullmatch(name)) and match[1] in mine}
+        # Both forms of one file, as an unpacked download leaves them, are one file.
+        self.files = [name for name in found if not (name.endswith(".gz") and name.removesuffix(".gz") in found)]
+
+    def images(self, file: str) -> np.ndarray:
+        return self._array(file, 3)
+
+    def labels(self, file: str) -> np.ndarray:
+        name = file.replace("images", "labels").replace("idx3", "idx1")
+        names = self.root.names()
+        others = (name, name + ".gz", name.removesuffix(".gz"))
+        there = next((other for other in others if other in names), None)
+        if there is None:
+            raise UserError(f"{self.root.location}/{file} has no labels beside it: {name} does not exist")
+        return self._array(there, 1).astype(np.int64)
+
+    def rows(self, file: str) -> range:
+        return range(len(self.labels(file)))
+
+    def _array(self, file: str, axes: int) -> np.ndarray:
+        """An IDX file: two zeros, the type (8: uint8), the number of axes, their lengths big-endian, the numbers."""
+        content, where = self.root.read(file), f"{self.root.location}/{file}"
+        if file.endswith(".gz"):
+            try:
+                content = gzip.decompress(content)
+            except (OSError, EOFError, zlib.error) as error:
+                raise UserError(f"{where} is not a whole gzip file: {error}") from error
+        if content[:4] != bytes([0, 0, 8, axes]):
+            raise UserError(f"{where} is not an IDX file of bytes with {axes} axes: it begins with {content[:4].hex()}")
+        start = 4 + 4 * axes
+        if len(content) < start:
+            raise UserError(f"{where} has {len(content)} bytes, less than the header of an IDX file")
+        shape = struct.unpack(f">{axes}I", content[4:start])
+        if len(content) - start != math.prod(shape):
+            said = "×".join(map(str, shape))
+            raise UserError(f"{where} has {len(content) - start} bytes of {said} that its header names")
+        return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+class CifarFiles:
+    """CIFAR-10's binary version: records of a label and the red, green and blue planes of 32×32 pixels."""
+
+    pattern = re.compile(r"(data_batch_[0-9]+|test_batch)\.bin")
+    missing: ClassVar[dict[str, str]] = {"train": "data_batch_1.bin", "test": "test_batch.bin"}
+    record = 1 + 3 * 32 * 32
+
+    @classmethod
+    def recognises(cls, name: str) -> bool:
+        return cls.pattern.fullmatch(name) is not None
+
+    def __init__(self, root: Store, names: list[str], split: Split) -> None:
+        self.root = root
+        self.files = _in_order(n for n in names if self.recognises(n) and n.startswith("test") == (split == "test"))
+        self.classes = CIFAR10
+
+    def _records(self, file: str) -> np.ndarray:
+        content = self.root.read(file)
+        if not content or len(content) % self.record:
+            raise UserError(
+                f"{self.root.location}/{file} has {len(content)} bytes, not a multiple of CIFAR-10's records of {self.record}"
+            )
+        return np.frombuffer(content, np.uint8).reshape(-1, self.record)
+
+    def images(self, file: str) -> np.ndarray:
+        return self._records(file)[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+    def labels(self, file: str) -> np.ndarray:
+        return self._records(file)[:, 0].astype(np.int64)
+
+    def rows(self, file: str) -> range:
+        return range(self.root.size(file) // self.record)
+
+
+class SheetFiles:
+    """PNG sheets with one image to a line of pixels, `data_batch_1.png` and on, and the labels of all in a JSON list."""
+
+    pattern = re.compile(r"(data_batch_[0-9]+|test_batch)\.png")
+    missing: ClassVar[dict[str, str]] = {"train": "data_batch_1.png", "test": "test_batch.png"}
+
+    @classmethod
+    def recognises(cls, name: str) -> bool:
+        return cls.pattern.fullmatch(name) is not None
+
+    def __init__(self, root: Store, names: list[str], split: Split) -> None:
+        self.root, self.split, self.names = root, split, names
+        self.files = _in_order(n for n in names if self.recognises(n) and n.startswith("test") == (split == "test"))
+        self.classes = CIFAR10
+
+    def images(self, file: str) -> np.ndarray:
+        where = f"{self.root.location}/{file}"
+        try:
+            with Image.open(io.BytesIO(self.root.read(file)), formats=["PNG"]) as sheet:
+                pixels = np.asarray(sheet if sheet.mode in ("L", "RGB") else sheet.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"{where} does not decode: {error}") from error
+        side = math.isqrt(pixels.shape[1])
+        if side**2 != pixels.shape[1]:
+            raise UserError(f"{where} is {pixels.shape[1]} pixels wide; accepted: a square number, one image to a line")
+        return pixels.reshape(len(pixels), side, side, *pixels.shape[2:])
+
+    def _count(self, file: str) -> int:
+        """The images of a sheet, from its header."""
+        content = self.root.read(file, 0, 24)
+        if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 24:
+            raise UserError(f"{self.root.location}/{file} is not a PNG file")
+        return int(struct.unpack(">I", content[20:24])[0])
+
+    def labels(self, file: str) -> np.ndarray:
+        # The spelling is that of the npm package that has these files.
+        accepted = [f"{self.split}_{word}.json" for word in ("labels", "lables")]
+        name = next((name for name in accepted if name in self.names), None)
+        if name is None:
+            raise UserError(f"{self.root.location} has no labels of its sheets: {' or '.join(accepted)} is not there")
+        counts = [self._count(other) for other in self.files]
+        labels = _numbers(_json(self.root, name), f"{self.root.location}/{name}")
+        if len(labels) != sum(counts):
+            raise UserError(
+                f"{self.root.location}/{name} has {len(labels)} labels, and the {self.split} sheets have {sum(counts)} images"
+            )
+        at = self.files.index(file)
+        return labels[sum(counts[:at]) : sum(counts[: at + 1])]
+
+    def rows(self, file: str) -> range:
+        return range(self._count(file))
+
+
+class JsonFiles:
+    """One JSON file per class, `0.json` and on, `{"data": [[pixel, ...], ...]}` with square grey images. There is no test split
+    by itself: of each class the last seventh is it (of Fashion-MNIST 1,000 of 7,000).
+    """
+
+    pattern = re.compile(r"[0-9]+\.json")
+    missing: ClassVar[dict[str, str]] = {"train": "0.json", "test": "0.json"}
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def recognises(cls, name: str) -> bool:
+        return cls.pattern.fullmatch(name) is not None
+
+    def __init__(self, root: Store, names: list[str], split: Split) -> None:
+        self.root, self.split = root, split
+        self.files = _in_order(n for n in names if self.recognises(n))
+        self._counts: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_counts": {}}
+
+    def images(self, file: str) -> np.ndarray:
+        where, content = f"{self.root.location}/{file}", _json(self.root, file)
+        rows = content.get("data") if isinstance(content, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise UserError(f'{where} is not {{"data": [[pixel, ...], ...]}}')
+        rows = [row for row in rows if row]  # there are empty ones in the published files
+        side = math.isqrt(len(rows[0])) if rows else 0
+        if not rows or {len(row) for row in rows} != {side**2}:
+            raise UserError(
+                f"{where} holds images of {sorted({len(r) for r in rows})} pixels; accepted: one square number"
+            )
+        pixels = _numbers([p for row in rows for p in row], where)
+        if pixels.min() < 0 or pixels.max() > 255:
+            raise UserError(f"{where} holds pixels from {pixels.min()} to {pixels.max()}; accepted: 0 to 255")
+        self._counts[file] = len(rows)
+        return pixels.astype(np.uint8).reshape(len(rows), side, side)
+
+    def labels(self, file: str) -> np.ndarray:
+        return np.full(self._count(file), int(file.removesuffix(".json")), np.int64)
+
+    def rows(self, file: str) -> range:
+        n = self._count(file)
+        return range(n - n // 7) if self.split == "train" else range(n - n // 7, n)
+
+    def _count(self, file: str) -> int:
+        if file not in self._counts:
+            self.images(file)
+        return self._counts[file]
+
+
+def _in_order(names: Any) -> list[str]:
+    """By the number in the name: 10 after 9."""
+    return sorted(names, key=lambda name: [int(n) for n in re.findall("[0-9]+", name)])
+
+
+def _json(root: Store, file: str) -> Any:
+    try:
+        return json.loads(root.read(file))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{root.location}/{file} is not JSON: {error}") from error
+
+
+def _numbers(values: Any, where: str) -> np.ndarray:
+    """(n,) int64 of a list of whole numbers."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):  # lists of several lengths
+        array = np.empty(0)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise UserError(f"{where} is not a list of whole numbers")
+    return array.astype(np.int64)

@@ -1,0 +1,1 @@
+"""What the E-step leaves: part files of assignments, and what is read from them."""

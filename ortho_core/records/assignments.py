@@ -1,0 +1,217 @@
+"""The assignment record: which noise belongs to which image, in Parquet, small and checked.
+
+A record keeps the noise as its seed and skew parameters (m float32, 480 bytes at C = 4, p = 2) and a checksum of the noise
+they rebuild; noise that is no rotation (regions 0), or is wanted at hand, is kept itself. A part file is complete in itself:
+its schema metadata carries the rows that failed and the run's fingerprint.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ortho_core.errors import UserError
+from ortho_core.noise.rotation import block_dimension, rotate, skew_parameters
+from ortho_core.noise.seeded import seeded_normal
+from ortho_core.records.parts import FORMAT, part_name, parts_by_shard, read_abouts, read_part
+from ortho_core.storage.open import open_store
+
+#: Two machines' linear algebra agrees far better than this; another seed, skew or shape does not.
+CHECKSUM_TOLERANCE = 1e-4
+
+#: Parts of assignments that a reader keeps in memory.
+CACHE_BYTES = 2 << 30
+
+#: Rows that a mean of the noise is taken over: it is then uncertain by a sixty-fourth of one map's deviation.
+MEAN_OF = 4096
+
+#: Maps that are rebuilt together for it.
+AT_ONCE = 256
+
+
+class Start(NamedTuple):
+    """Where the search of a sample goes on: the seed of its base noise, and parameters (m,) around that noise."""
+
+    seed: int
+    parameters: Tensor
+
+
+def rebuild_noise(
+    seeds: Sequence[int],
+    skew: Float[Tensor, "B ggm"],
+    patch_size: int,
+    latent_shape: tuple[int, int, int],
+    regions: int = 1,
+) -> Float[Tensor, "B C H W"]:
+    """Qε from its record, computed in float64 and returned in float32, the same on every machine to rounding."""
+    base = seeded_normal(list(seeds), latent_shape)
+    return rotate(base.double(), skew.double(), patch_size, regions).float()
+
+
+def noise_checksum(noise: Float[Tensor, "B C H W"]) -> Float[np.ndarray, " B"]:
+    """⟨noise, w⟩/√n with w a fixed standard normal vector: one number that any change of the noise moves, float64.
+
+    A number and not a hash, so that the last bit of another machine's matrix product is not taken for damage; damaged
+    bytes are caught by the page checksums of the Parquet file.
+    """
+    flat = noise.flatten(1).double().numpy()
+    weights = seeded_normal([0], (flat.shape[1],))[0].double().numpy()
+    # Not a matrix product: that would round differently in other batches.
+    return np.asarray((flat * weights).sum(1) / np.sqrt(flat.shape[1]), dtype=np.float64)
+
+
+class Assignments:
+    """The committed assignments of one run, addressed by row number, for training.
+
+    Parts are read when their rows are asked for; at most `cache_bytes` of them stay in memory, and stay behind when this is
+    sent to another process. Raises UserError if the folder (a path or URL) holds none, or not all that its plan names.
+    """
+
+    def __init__(self, folder: str | Path, cache_bytes: int = CACHE_BYTES) -> None:
+        self.folder = open_store(folder)
+        self.location = self.folder.location
+        try:
+            self.plan: dict[str, Any] = json.loads(self.folder.read("plan.json"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder} holds no assignments: {folder}/plan.json does not exist (make them with `ortho assign`)"
+            ) from None
+        if self.plan.get("format") != FORMAT:
+            raise UserError(
+                f"the assignments in {folder} are of format {self.plan.get('format')}, this version reads {FORMAT}: "
+                "assign again"
+            )
+        self.shards = parts_by_shard(self.plan, self.folder.names())
+        missing = [i for i, parts in enumerate(self.shards) if not parts]
+        if missing:
+            raise UserError(
+                f"the assignments in {folder} are not complete: {len(missing)} of {len(self.shards)} parts are missing "
+                f"({part_name(missing[0], self.plan['run_fingerprint'])}, ...); run the same `ortho assign` again to "
+                "finish them"
+            )
+        self.parts = [name for parts in self.shards for name in parts]
+        self.patch_size = int(self.plan["config"]["patch_size"])
+        self.regions = int(self.plan["config"]["regions"])
+        #: Noise that rewards were raised by; there are no images that it was matched to.
+        self.of_rewards = "reward" in self.plan["config"]
+        self.is_free = self.plan["config"]["transform"] == "free"
+        self.keeps_noise = self.is_free or self.plan["config"]["store"] == "noise"
+        self.has_target_latents = bool(self.plan["config"]["store_latents"])
+        self.cache_bytes = cache_bytes
+        self._cache: OrderedDict[str, pa.Table] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": OrderedDict()}
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Number of the first row of each part, and of the row after the last. Raises UserError if there are no rows."""
+        starts = np.cumsum([0, *(about["rows"] for about in read_abouts(self.folder, self.parts))])
+        if not starts[-1]:
+            raise UserError(f"{self.location} holds no assigned rows: all were quarantined, see failures.jsonl in it")
+        return starts
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def rows(self, index: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
+        """The rows at `index`, in that order, as dictionaries; list columns come as float32 arrays.
+
+        Raises UserError if a part is damaged.
+        """
+        found = []
+        for i in index:
+            part = int(np.searchsorted(self.starts, i, side="right")) - 1
+            table, row = self._part(self.parts[part]), int(i - self.starts[part])
+            found.append({c: self._value(table[c], row) for c in columns})
+        return found
+
+    @staticmethod
+    def _value(column: pa.ChunkedArray, row: int) -> Any:
+        scalar = column[row]
+        if pa.types.is_list(column.type) and scalar.is_valid:
+            return scalar.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        return scalar.as_py()
+
+    def _part(self, name: str) -> pa.Table:
+        if name not in self._cache:
+            self._cache[name] = read_part(self.folder, name)
+            while sum(t.nbytes for t in self._cache.values()) > self.cache_bytes and len(self._cache) > 1:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(name)
+        return self._cache[name]
+
+    def noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
+        """Qε of the rows at `index`. Raises UserError if it does not fit the shape or its checksum."""
+        column = "noise" if self.keeps_noise else "skew"
+        rows = self.rows(index, ["sample_id", "noise_seed", column, "noise_checksum"])
+        if self.keeps_noise:
+            m = int(np.prod(latent_shape))
+        else:
+            m = self.regions**2 * skew_parameters(block_dimension(latent_shape, self.patch_size))
+        for row in rows:
+            if len(row[column]) != m:
+                raise UserError(
+                    f"the assignments in {self.location} have {len(row[column])} numbers of {column} per image; a model "
+                    f"with latent {latent_shape} and patch size {self.patch_size} needs {m}: they were made for another model"
+                )
+        kept = torch.from_numpy(np.stack([row[column] for row in rows]))
+        if self.keeps_noise:
+            noise = kept.reshape(-1, *latent_shape)
+        else:
+            seeds = [row["noise_seed"] for row in rows]
+            noise = rebuild_noise(seeds, kept, self.patch_size, latent_shape, self.regions)
+        recorded = np.array([row["noise_checksum"] for row in rows])
+        wrong = np.flatnonzero(np.abs(noise_checksum(noise) - recorded) > CHECKSUM_TOLERANCE)
+        if len(wrong):
+            names = [rows[i]["sample_id"] for i in wrong[:3]]
+            raise UserError(f"{self.location}: the rebuilt noise of {names} does not match its checksum; assign again")
+        return noise
+
+    def mean_noise(self, latent_shape: tuple[int, int, int], most: int = MEAN_OF) -> Float[Tensor, "C H W"]:
+        """The mean of the assigned noise over the rows, of a larger set over `most` from all over it."""
+        count = min(len(self), most)
+        index = [i * len(self) // count for i in range(count)]
+        total = torch.zeros(latent_shape, dtype=torch.float64)
+        for start in range(0, count, AT_ONCE):
+            total += self.noise(index[start : start + AT_ONCE], latent_shape).double().sum(0)
+        return (total / count).float()
+
+    def row_bytes(self, latent_shape: tuple[int, int, int], target_shape: tuple[int, int, int]) -> int:
+        """About how much memory a row takes once it is read."""
+        n = int(np.prod(latent_shape))
+        noise = n if self.keeps_noise else 0
+        skew = 0 if self.is_free else self.regions**2 * skew_parameters(block_dimension(latent_shape, self.patch_size))
+        return 512 + 4 * (noise + skew + int(np.prod(target_shape)) * self.has_target_latents)
+
+    def base_noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
+        """ε of the rows at `index`, what their search began from."""
+        return seeded_normal([row["noise_seed"] for row in self.rows(index, ["noise_seed"])], latent_shape)
+
+    def found(self, shard: int, latent_shape: tuple[int, int, int]) -> dict[str, Start]:
+        """What the search of each sample of a shard ended at, for another search to start from.
+
+        Reads just that, past the cache: each shard is asked for once, and from several threads.
+        """
+        column = "noise" if self.is_free else "skew"
+        kept: dict[str, Start] = {}
+        for name in self.shards[shard]:
+            for row in read_part(self.folder, name, ["sample_id", "noise_seed", column]).to_pylist():
+                value = torch.tensor(row[column], dtype=torch.float32)
+                if self.is_free:
+                    value -= seeded_normal([row["noise_seed"]], latent_shape).flatten()
+                kept[row["sample_id"]] = Start(row["noise_seed"], value)
+        return kept
+
+    def targets(self, index: Sequence[int], target_shape: tuple[int, int, int]) -> Float[Tensor, "B c h w"]:
+        """The stored target latents of the rows at `index`."""
+        flat = np.stack([row["target_latent"] for row in self.rows(index, ["target_latent"])])
+        return torch.from_numpy(flat.reshape(len(index), *target_shape))

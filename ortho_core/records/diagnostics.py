@@ -1,0 +1,28 @@
+"""The Gaussian statistics of a whole run's noise, pooled over rows."""
+
+import math
+import tempfile
+from pathlib import Path
+
+from ortho_core.noise.gaussianity import verdict, write_diagnostics
+from ortho_core.records.assignments import Assignments
+from ortho_core.storage.store import Store
+
+#: Numbers of noise that the pooled diagnostics look at: enough to see small departures, and seconds of work.
+POOLED = 1 << 22
+
+
+def write_gaussianity(out: Store, latent_shape: tuple[int, int, int]) -> str:
+    """`orthogonal_gaussian_init` and `_final`, JSON and PNG, pooled over rows from the whole set; returns the verdict."""
+    assignments = Assignments(out.location)
+    count = max(1, min(len(assignments), POOLED // math.prod(latent_shape)))
+    index = [i * len(assignments) // count for i in range(count)]
+    maps = {"init": assignments.base_noise(index, latent_shape), "final": assignments.noise(index, latent_shape)}
+    titles = {"init": "base noise", "final": "assigned noise, pooled"}
+    with tempfile.TemporaryDirectory() as scratch:
+        for when, noise in maps.items():
+            stem = Path(scratch) / f"orthogonal_gaussian_{when}"
+            statistics = write_diagnostics(noise, assignments.patch_size, titles[when], stem)
+        for file in Path(scratch).iterdir():
+            out.replace_file(file.name, file)
+    return verdict(statistics)

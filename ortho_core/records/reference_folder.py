@@ -1,0 +1,391 @@
+"""The reference implementation's folder of assigned noise, written from our records and read back with suspicion.
+
+    manifest.jsonl                       one JSON object per sample
+    samples/NAME/best_input_noise.pt     torch.save of the noise, (1, C, H, W) float32
+    samples/NAME/meta.json               what is known of the sample
+
+The reference keeps what its scheduler starts from, x_T = s·ε; a record of ours keeps ε. For SDXL Turbo s is 14.6, so the one
+taken for the other is no noise the model knows. What is written says its s, what is read is taken to have the model's
+unless it or the caller says another. Axes: C × H × W the noise map.
+"""
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ortho_core.errors import BadRow, UserError
+from ortho_core.pairs import Shard
+from ortho_core.pairs.json_lines import lines_of
+from ortho_core.storage.local import LocalStore
+from ortho_core.storage.store import OutsideRoot
+
+MANIFEST, SAMPLES, NOISE, META = "manifest.jsonl", "samples", "best_input_noise.pt", "meta.json"
+#: Columns of a record that meta.json repeats.
+COLUMNS = (
+    *("sample_id", "prompt", "image", "noise_seed", "patch_size", "regions", "evaluations"),
+    *("initial_loss", "loss", "latent_loss", "pixel_l1", "drift", "prior", "model_fingerprint", "config_fingerprint"),
+)
+#: Characters of a sample's folder name; file systems take 255 bytes.
+LONGEST = 200
+#: Bytes of a noise file, unpacked, and of a meta.json. A noise of SDXL's size has 256 KiB.
+MAX_NOISE, MAX_META = 1 << 26, 1 << 24
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Noise without a stated scale is taken for the model's if its root mean square, in units of it, is within this factor of 1.
+PLAUSIBLE = 3.0
+
+#: Where each number of a record is found in a manifest entry or meta.json: by our name, or by the reference's.
+NUMBERS = {
+    "initial_loss": ("initial_loss",),
+    "loss": ("loss", "stats.best_loss", "stats.loss"),
+    "latent_loss": ("latent_loss", "stats.best_latent_loss", "stats.latent_loss"),
+    "pixel_l1": ("pixel_l1", "stats.best_pixel_l1", "stats.pixel_l1"),
+    "drift": ("drift",),
+    "prior": ("prior",),
+}
+#: Images as the pair set names them, and as copies in the samples folder.
+IMAGES = ("image", "source_rel_image_path", "source.image_rel")
+COPIES = ("target_image_path", "artifacts.reference_image", "image")
+
+
+def initial_scale(model: Path) -> float:
+    """s of x_T = s·ε, which the model's scheduler starts from. Raises UserError if the folder names no scheduler we know."""
+    file, recipe = model / "scheduler" / "scheduler_config.json", model / "one_step.json"
+    # Imported late: it takes seconds, and a caller that states the scale never needs it.
+    import diffusers
+
+    try:
+        config = json.loads(file.read_text())
+        kind = getattr(diffusers, config["_class_name"])
+        if not issubclass(kind, diffusers.SchedulerMixin):
+            raise ValueError(f"{config['_class_name']} is no scheduler")
+        scheduler = kind.from_config(config)
+        if recipe.is_file():
+            scheduler.set_timesteps(timesteps=[json.loads(recipe.read_text())["timestep"]])
+        else:
+            scheduler.set_timesteps(1)
+        scale = float(scheduler.init_noise_sigma)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} does not tell the scale of the noise: {error!r}; --noise-scale states it") from error
+    # Machines differ in the last bit, and the number goes into plans.
+    return round(scale, 6)
+
+
+def sample_folder(sample_id: str) -> str:
+    """A folder name for any text, another one for every other text: percent-encoded, a long one cut and told by its SHA-256."""
+    name = quote(sample_id, safe="")
+    if name.startswith("."):  # "." and "..", and names that listings leave out; `quote` itself never makes a %2E
+        name = "%2E" + name[1:]
+    if len(name) < LONGEST:
+        return name
+    # Exactly as long as no name above is.
+    return name[: LONGEST - 33] + "~" + hashlib.sha256(sample_id.encode()).hexdigest()[:32]
+
+
+def write_sample(
+    root: LocalStore, row: int, record: Mapping[str, Any], noise: Float[Tensor, "C H W"], scale: float
+) -> bool:
+    """Write the files of one sample, meta.json last; False if they are there already.
+
+    `record` holds COLUMNS, `noise` is ε, written as `scale`·ε. Raises UserError if the folder holds another row's sample.
+    """
+    name = f"{SAMPLES}/{sample_folder(record['sample_id'])}"
+    if root.exists(f"{name}/{META}"):
+        _check_same(root, name, row, record["sample_id"])
+        if root.exists(f"{name}/{NOISE}"):
+            return False
+    root.child(name).sweep("")
+    buffer = io.BytesIO()
+    torch.save((noise.double() * scale).float()[None].clone(), buffer)
+    root.replace(f"{name}/{NOISE}", buffer.getvalue())
+    meta = {c: _json_ready(record[c]) for c in COLUMNS} | {"row": row, "noise_scale": scale}
+    root.replace(f"{name}/{META}", (json.dumps(meta, ensure_ascii=False, indent=1) + "\n").encode())
+    return True
+
+
+def _check_same(root: LocalStore, name: str, row: int, sample_id: str) -> None:
+    try:
+        there = json.loads(root.read(f"{name}/{META}"))
+        found = there["row"], there["sample_id"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{root.location}/{name}/{META} was not written by an export: {error!r}; choose another folder"
+        ) from error
+    if found != (row, sample_id):
+        raise UserError(
+            f"{root.location}/{name} is of row {found[0]} ({found[1]!r}) and of row {row} ({sample_id!r}): every sample "
+            "needs an id, and a folder, of its own"
+        )
+
+
+def manifest_entry(root: LocalStore, record: Mapping[str, Any], image_root: str | None) -> dict[str, Any]:
+    """The manifest's line for a sample. Paths in it are relative to the folder, and once more absolute: the reference's
+    trainer opens `best_input_noise_path` and `target_image_path` as they stand."""
+    name, image = f"{SAMPLES}/{sample_folder(record['sample_id'])}", record["image"]
+    return {
+        "id": record["sample_id"],
+        "sample_id": record["sample_id"],
+        "prompt": record["prompt"],
+        "image": image,
+        "noise": f"{name}/{NOISE}",
+        "meta": f"{name}/{META}",
+        "best_input_noise_path": f"{root.location}/{name}/{NOISE}",
+        "target_image_path": image if image_root is None else f"{image_root.rstrip('/')}/{image}",
+    }
+
+
+def _json_ready(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One usable sample: ε as (C, H, W) float32, and the columns of its record that the folder tells."""
+
+    noise: Tensor
+    columns: dict[str, Any]
+    #: Where the image is said to be, the likeliest first.
+    images: tuple[str, ...]
+
+
+def manifest_lines(root: LocalStore, shard: Shard) -> Iterator[tuple[int, bytes]]:
+    """(row, line) of a shard of the manifest. Raises UserError if the manifest has changed."""
+    read = 0
+    for row, line in lines_of(root, shard):
+        read += 1
+        yield row, line
+    if read < shard.rows:
+        raise UserError(
+            f"{root.location}/{MANIFEST} has changed since the run began: it ends at row {shard.first + read}"
+        )
+
+
+def parse_entry(line: bytes, row: int) -> tuple[dict[str, Any], str]:
+    """A manifest line as (entry, sample id). Raises BadRow."""
+    entry = _parse_object(line, f"row {row}")
+    own = _find([entry], "id", "sample_id", "name")
+    if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
+        raise BadRow(
+            "missing-id", f"row {row}: id is {repr(own)[:60]}; accepted: a text or number as id, sample_id or name"
+        )
+    return entry, _text(str(own), row, "the id")
+
+
+class SampleReader:
+    """Reads the samples of one folder. Opens nothing outside of it, runs nothing that it finds."""
+
+    def __init__(
+        self, root: LocalStore, latent_shape: tuple[int, int, int], model_scale: float, stated_scale: float | None
+    ) -> None:
+        """`stated_scale`: s of every noise, whatever the folder says; `model_scale` where neither says one."""
+        self.root, self.latent_shape = root, latent_shape
+        self.model_scale, self.stated_scale = model_scale, stated_scale
+
+    def read(self, entry: Mapping[str, Any], sample_id: str, row: int, *, copies: bool) -> Sample:
+        """Read and validate a sample; with `copies` its images are files of this folder. Raises BadRow."""
+        noise_name = self._noise_name(entry, sample_id, row)
+        meta = self._meta(entry, noise_name, row)
+        sources = [entry, meta]
+        prompt = _find(sources, "prompt")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise BadRow(
+                "missing-prompt", f"row {row}: neither manifest nor {META} has a prompt, but {repr(prompt)[:60]}"
+            )
+        images = [value for name in (COPIES if copies else IMAGES) if isinstance(value := _find(sources, name), str)]
+        if not images:
+            raise BadRow(
+                "missing-image", f"row {row} names no image; accepted: {', '.join(COPIES if copies else IMAGES)}"
+            )
+        scale = self.stated_scale or max(0.0, _number(_find([meta, entry], "noise_scale")) or 0.0)
+        noise = self._load(noise_name, row, scale)
+        columns = _columns(sources, scale or self.model_scale)
+        columns |= {"sample_id": sample_id, "prompt": _text(prompt, row, "the prompt")}
+        return Sample(noise, columns, tuple(_text(image, row, "the image's name") for image in images))
+
+    def inside(self, name: str) -> str:
+        """A path that the folder names, relative to the folder. Raises OutsideRoot or FileNotFoundError.
+
+        The reference writes absolute paths. One that ends like a place in this folder is from before the folder was moved,
+        and means that place: what lies outside is not looked at.
+        """
+        try:
+            return self.root.contains(name)
+        except OutsideRoot:
+            parts = PurePosixPath(name).parts
+            if parts[0] != "/" or parts[-3:-2] != (SAMPLES,) or ".." in parts:
+                raise
+            here = self.root.contains("/".join(parts[-3:]))
+            if not self.root.exists(here):
+                raise
+            return here
+
+    def _noise_name(self, entry: Mapping[str, Any], sample_id: str, row: int) -> str:
+        given = _find(
+            [entry], "noise", "best_input_noise", "noise_path", "best_input_noise_path", "artifacts.best_input_noise"
+        )
+        names = (
+            [given] if given is not None else [f"{SAMPLES}/{n}/{NOISE}" for n in (sample_folder(sample_id), sample_id)]
+        )
+        for name in names:
+            if not isinstance(name, str):
+                raise BadRow("missing-noise", f"row {row}: the noise is {repr(name)[:60]}, not a path")
+            if found := self._existing(name, row, "noise"):
+                return found
+        raise BadRow("missing-noise", f"row {row}: noise {names[0][:200]!r} does not exist in {self.root.location}")
+
+    def _existing(self, name: str, row: int, what: str) -> str | None:
+        """The path if it is a file of the folder, None if there is none. Raises BadRow if it leads out."""
+        try:
+            found = self.inside(name)
+            return found if self.root.exists(found) else None
+        except OutsideRoot:
+            message = f"row {row}: {what} {name[:200]!r} lies outside {self.root.location}; accepted: a file in it"
+            raise BadRow("outside-root", message) from None
+        except OSError:  # no such file, or a name that no file can have
+            return None
+
+    def _meta(self, entry: Mapping[str, Any], noise_name: str, row: int) -> dict[str, Any]:
+        given = entry.get("meta")
+        name = given if isinstance(given, str) else f"{PurePosixPath(noise_name).parent}/{META}"
+        found = self._existing(name, row, "meta")
+        if found is None:
+            return {}
+        if self.root.size(found) > MAX_META:
+            raise BadRow("too-large", f"row {row}: {found} has {self.root.size(found)} bytes; accepted: {MAX_META}")
+        try:
+            return _parse_object(self.root.read(found), f"row {row}: {found}")
+        except OSError as error:
+            raise BadRow("unreadable-meta", f"row {row}: {found} cannot be read: {error.strerror}") from error
+
+    def _load(self, name: str, row: int, scale: float) -> Float[Tensor, "C H W"]:
+        """ε, from a file of `scale`·ε; scale 0 is unknown, taken for the model's where that is plausible. Raises BadRow."""
+        who = f"row {row}: {name[:200]}"
+        noise = self._tensor(_load_tensors(self.root, name, who), who)
+        if not bool(noise.isfinite().all()):
+            raise BadRow("non-finite-noise", f"{who} holds numbers that are not finite")
+        noise = (noise.double() / (scale or self.model_scale)).float()
+        size = float(noise.double().square().mean().sqrt())
+        if not math.isfinite(size):
+            raise BadRow("non-finite-noise", f"{who} does not stay finite at scale {scale or self.model_scale:g}")
+        if not scale and not 1 / PLAUSIBLE <= size <= PLAUSIBLE:
+            raise BadRow(
+                "wrong-scale",
+                f"{who} has root mean square {size * self.model_scale:.3g}, where noise of this model has "
+                f"{self.model_scale:.3g}; --noise-scale states what it has been multiplied by (1: unit noise)",
+            )
+        return noise
+
+    def _tensor(self, content: Any, who: str) -> Float[Tensor, "C H W"]:
+        """The one noise in what a file held, as float32. Raises BadRow."""
+        shapes = (self.latent_shape, (1, *self.latent_shape))
+        if isinstance(content, dict):
+            fitting = [v for v in content.values() if isinstance(v, Tensor) and tuple(v.shape) in shapes]
+            if len(fitting) != 1:
+                message = (
+                    f"{who} holds a mapping with {len(fitting)} tensors of shape {self.latent_shape}; accepted: one"
+                )
+                raise BadRow("not-a-noise", message)
+            content = fitting[0]
+        if not isinstance(content, Tensor):
+            raise BadRow(
+                "not-a-noise", f"{who} holds a {type(content).__name__}; accepted: a tensor, or a dict with one"
+            )
+        if tuple(content.shape) not in shapes:
+            raise BadRow("wrong-shape", f"{who} has shape {tuple(content.shape)}; accepted: {shapes[0]} or {shapes[1]}")
+        if content.dtype not in DTYPES or content.layout != torch.strided or content.device.type != "cpu":
+            found = f"{content.dtype}, {content.layout}, on {content.device}"
+            raise BadRow("wrong-dtype", f"{who} is {found}; accepted: dense {', '.join(map(str, DTYPES))}")
+        return content.detach().reshape(self.latent_shape).float()
+
+
+def _load_tensors(root: LocalStore, name: str, who: str) -> Any:
+    """What torch.load makes of a file when it may make nothing but tensors and plain containers. Raises BadRow."""
+    try:
+        with root.open(name) as stream:
+            size = root.size(name)
+            if zipfile.is_zipfile(stream):  # its members may be compressed
+                with zipfile.ZipFile(stream) as archive:
+                    size = max(size, sum(member.file_size for member in archive.infolist()))
+            if size > MAX_NOISE:
+                raise BadRow("too-large", f"{who} has {size} bytes unpacked; accepted: {MAX_NOISE}")
+            stream.seek(0)
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except BadRow:
+        raise
+    except Exception as error:  # whatever a made-up file brings about in torch's reader
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise BadRow(
+            "unreadable-noise", f"{who} is not a file of plain tensors: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _parse_object(text: bytes, who: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise BadRow("not-json", f"{who} is not a JSON object in UTF-8: {error}") from error
+    if not isinstance(content, dict):
+        raise BadRow("not-json", f"{who} is a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def _find(sources: Sequence[Mapping[str, Any]], *names: str) -> Any:
+    """The first value that is not null, of the first name that has one; a dot in a name leads into an inner object."""
+    for name in names:
+        for source in sources:
+            value: Any = source
+            for part in name.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is not None:
+                return value
+    return None
+
+
+def _number(value: Any) -> float | None:
+    """A number that a float32 column holds, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 3e38 else None
+
+
+def _integer(value: Any, least: int, most: int) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most else None
+
+
+def _columns(sources: Sequence[Mapping[str, Any]], scale: float) -> dict[str, Any]:
+    """The columns that need no look at the noise; what is unknown is None, but noise_seed and patch_size."""
+    columns: dict[str, Any] = {c: _number(_find(sources, *names)) for c, names in NUMBERS.items()}
+    history = _find(sources, "stats.loss_history")
+    history = history if isinstance(history, list) else []
+    if columns["initial_loss"] is None and history:
+        columns["initial_loss"] = _number(history[0])
+    drift = _number(_find(sources, "stats.best_drift_reg", "stats.drift_reg"))
+    if columns["drift"] is None and drift is not None:
+        columns["drift"] = drift / scale**2  # the reference measures it in x_T
+    evaluations = _integer(_find(sources, "evaluations"), 0, 2**31 - 1)
+    columns["evaluations"] = (len(history) or None) if evaluations is None else evaluations
+    columns["noise_seed"] = _integer(_find(sources, "noise_seed"), 0, 2**63 - 1) or 0
+    columns["patch_size"] = _integer(_find(sources, "patch_size"), 1, 2**31 - 1) or 1
+    for name in ("model_fingerprint", "config_fingerprint"):
+        value = _find(sources, name)
+        columns[name] = value if isinstance(value, str) and value.isascii() else None
+    return columns
+
+
+def _text(text: str, row: int, what: str) -> str:
+    """`text`, if it is Unicode. Raises BadRow for half of a surrogate pair: valid JSON, but no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("not-text", f"row {row}: {what} holds characters that are not Unicode text: {error}") from error
+    return text

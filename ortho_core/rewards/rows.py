@@ -1,0 +1,62 @@
+"""Prompts as rows of a shard: what test-time reward optimisation searches for."""
+
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ortho_core.estep.engine import Found
+from ortho_core.estep.rows import AT_ONCE, Batch
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.pairs import Pair, PairSet, Shard
+from ortho_core.pairs.decoding import usable_rows
+from ortho_core.pairs.rows import Failure
+from ortho_core.rewards.objective import RewardCache, RewardObjective
+
+
+class PromptRows:
+    """Prompts whose rewards are to be raised. Their records keep the latents that were found, to train on."""
+
+    def __init__(self, objective: RewardObjective, prompts: PromptCache, rows: PairSet) -> None:
+        self.objective = objective
+        self.prompts, self.rows = prompts, rows
+        self.encoded, self.encoded_told = RewardCache(objective.rewards), RewardCache(objective.told)
+        self.waited = 0.0
+
+    def batches(self, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[Batch]:
+        rows = list(usable_rows(self.rows, shard, failures, only))
+        for start in range(0, len(rows), AT_ONCE):
+            batch = rows[start : start + AT_ONCE]
+            texts = [pair.prompt for pair in batch]
+            inputs = self.objective.inputs(self.prompts(texts), self.encoded(texts))
+            yield Batch(batch, [None] * len(batch), inputs)
+
+    def columns(
+        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
+    ) -> Iterator[dict[str, Any]]:
+        texts = [pair.prompt for pair in pairs]
+        for start in range(0, len(texts), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            before, _ = self._scores(base[part], texts[part])
+            after, latents = self._scores(noise[part], texts[part])
+            for i, latent in enumerate(latents):
+                yield {
+                    "initial_rewards": [(name, float(values[i])) for name, values in before.items()],
+                    "rewards": [(name, float(values[i])) for name, values in after.items()],
+                    "target_latent": latent.flatten().numpy(),
+                }
+
+    @torch.no_grad()
+    def _scores(self, noise: Tensor, texts: list[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """Every reward of the images as a viewer sees them, and their latents; on the CPU."""
+        generator, missing = self.objective.generator, AT_ONCE - len(texts)
+        noise = torch.cat([noise, noise[-1:].expand(missing, -1, -1, -1)]).to(generator.device)
+        filled = texts + texts[-1:] * missing
+        latents = generator.denoise(noise, self.prompts(filled))
+        images = generator.decode(latents).clamp(0, 1)
+        scores = self.objective.told.scores(images, self.encoded_told(filled))
+        return {name: values.float().cpu() for name, values in scores.items()}, latents[: len(texts)].float().cpu()
+
+    def killed(self) -> int:
+        return 0

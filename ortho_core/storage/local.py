@@ -1,0 +1,141 @@
+"""A folder on a local or shared disk."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from ortho_core.storage.store import BUFFER, OutsideRoot
+
+
+class LocalStore:
+    """A folder on a file system that this machine has mounted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.abspath(path))
+
+    def __reduce__(self) -> tuple[type["LocalStore"], tuple[Path]]:
+        return LocalStore, (self.path,)
+
+    @property
+    def location(self) -> str:
+        return str(self.path)
+
+    def child(self, name: str) -> "LocalStore":
+        return LocalStore(self.path / name)
+
+    def contains(self, name: str) -> str:
+        root = self.path.resolve()
+        try:
+            path = (root / name).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null character
+            raise FileNotFoundError(f"{name[:200]!r}: {error}") from error
+        if not path.is_relative_to(root):
+            raise OutsideRoot(name)
+        return path.relative_to(root).as_posix()
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def size(self, name: str) -> int:
+        return (self.path / name).stat().st_size
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        with self.open(name) as stream:
+            stream.seek(start)
+            return stream.read(-1 if length is None else length)
+
+    def open(self, name: str) -> IO[bytes]:
+        return (self.path / name).open("rb")
+
+    def names(self) -> list[str]:
+        if not self.path.is_dir():
+            return []
+        return sorted(f.name for f in os.scandir(self.path) if f.is_file() and not f.name.startswith("."))
+
+    def entries(self) -> list[str]:
+        return sorted(n for n in os.listdir(self.path) if not n.startswith(".")) if self.path.is_dir() else []
+
+    def find(self, suffix: str) -> list[tuple[str, int]]:
+        found = []
+        for folder, folders, files in os.walk(self.path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                file = Path(folder) / name
+                if name.endswith(suffix) and not name.startswith(".") and file.is_file():  # not a link to nowhere
+                    found.append((file.relative_to(self.path).as_posix(), file.stat().st_size))
+        return sorted(found)
+
+    def touched(self, name: str, written: float) -> bool:
+        # `create` sets the time; one second is what the coarsest file system rounds to.
+        return abs((self.path / name).stat().st_mtime - written) > 1
+
+    def create(self, name: str, content: bytes, written: float | None = None) -> bool:
+        path = self.path / name
+        for attempt in range(2):
+            with _Aside(path, lambda stream: stream.write(content), written) as aside:
+                try:
+                    _link(aside, path)
+                    return True
+                except FileExistsError:
+                    return False
+                except FileNotFoundError:  # another driver has finished and swept our copy away; not twice
+                    if attempt:
+                        raise
+        raise AssertionError("unreachable")
+
+    def replace(self, name: str, content: bytes) -> None:
+        with _Aside(self.path / name, lambda stream: stream.write(content)) as aside:
+            os.replace(aside, self.path / name)
+
+    def replace_file(self, name: str, source: Path) -> None:
+        with (
+            source.open("rb") as content,
+            _Aside(self.path / name, lambda stream: shutil.copyfileobj(content, stream, BUFFER)) as aside,
+        ):
+            os.replace(aside, self.path / name)
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def sweep(self, prefix: str) -> None:
+        for leftover in self.path.glob(f".{prefix}*.partial"):
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name. Raises FileExistsError or FileNotFoundError."""
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # a file system without hard links: rename, which replaces an equal file at worst
+        os.replace(source, target)
+
+
+class _Aside:
+    """A file beside `path` with its content, which `fill` writes, safely on the disk; gone at the end of the block."""
+
+    def __init__(self, path: Path, fill: Callable[[IO[bytes]], object], written: float | None = None) -> None:
+        self.aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        self.fill, self.written = fill, written
+
+    def __enter__(self) -> Path:
+        try:
+            self.aside.parent.mkdir(parents=True, exist_ok=True)
+            with self.aside.open("wb") as stream:
+                self.fill(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if self.written is not None:
+                os.utime(self.aside, (self.written, self.written))
+        except BaseException:
+            self.aside.unlink(missing_ok=True)
+            raise
+        return self.aside
+
+    def __exit__(self, *_: object) -> None:
+        self.aside.unlink(missing_ok=True)

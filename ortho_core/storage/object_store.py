@@ -1,0 +1,142 @@
+"""A folder in an object store, at any URL that fsspec opens."""
+
+import errno
+import io
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from ortho_core.errors import UserError
+from ortho_core.storage.store import BUFFER, one_line, plain_name
+
+#: Bytes that a stream of an object store reads ahead; s3fs by itself reads 50 MiB, several times a shard.
+READ_AHEAD = 4 << 20
+
+
+class ObjectStore:
+    """A prefix of an object store, or any other file system that fsspec or pyarrow opens by a URL.
+
+    An object appears whole when its upload is complete. `create` is the store's own conditional write where fsspec passes
+    it on (S3, Google Cloud Storage); elsewhere it looks first, and of two writers at the same instant the later one's equal
+    copy stays.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.filesystem, path = _open_filesystem(self.url)
+        self.path = path.rstrip("/")
+
+    def __reduce__(self) -> tuple[type["ObjectStore"], tuple[str]]:
+        return ObjectStore, (self.url,)
+
+    @property
+    def location(self) -> str:
+        return self.url
+
+    def child(self, name: str) -> "ObjectStore":
+        return ObjectStore(f"{self.url}/{name}")
+
+    def contains(self, name: str) -> str:
+        return plain_name(name)
+
+    def _path(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def exists(self, name: str) -> bool:
+        self.filesystem.invalidate_cache()
+        try:  # `isfile` would call every failure an absence
+            return bool(self.filesystem.info(self._path(name))["type"] == "file")
+        except FileNotFoundError:
+            return False
+
+    def size(self, name: str) -> int:
+        return int(self.filesystem.size(self._path(name)))
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        path, end = self._path(name), None if length is None else start + length
+        if not start and end is None:
+            return bytes(self.filesystem.cat_file(path))
+        if length == 0:
+            return b""  # HTTP has no empty range: a server sends the whole object
+        try:
+            return bytes(self.filesystem.cat_file(path, start=start, end=end))
+        except OSError as error:
+            if error.errno == errno.EINVAL and start >= self.size(name):
+                return b""  # a range beyond the end
+            raise
+
+    def open(self, name: str) -> IO[bytes]:
+        return io.BufferedReader(self.filesystem.open(self._path(name), "rb", block_size=READ_AHEAD), BUFFER)
+
+    def names(self) -> list[str]:
+        return sorted(name for name, _ in self._listing(depth=1))
+
+    def entries(self) -> list[str]:
+        self.filesystem.invalidate_cache()
+        try:
+            paths = self.filesystem.ls(self.path, detail=False)
+        except FileNotFoundError:
+            return []
+        names = {path[len(self.path) :].strip("/") for path in paths}
+        return sorted(name for name in names if name and not name.startswith("."))
+
+    def find(self, suffix: str) -> list[tuple[str, int]]:
+        return sorted((name, size) for name, size in self._listing(depth=None) if name.endswith(suffix))
+
+    def _listing(self, depth: int | None) -> Iterator[tuple[str, int]]:
+        self.filesystem.invalidate_cache()
+        with suppress(FileNotFoundError):
+            for path, about in self.filesystem.find(self.path, maxdepth=depth, detail=True).items():
+                name = path[len(self.path) :].lstrip("/")
+                hidden = any(part.startswith(".") for part in name.split("/"))
+                if name and not hidden and not name.endswith("/"):  # consoles mark a folder with an empty object
+                    yield name, int(about["size"] or 0)
+
+    def touched(self, name: str, written: float) -> bool:
+        return False  # an object is never changed in place, and what was uploaded in its stead has a footer of its own
+
+    def create(self, name: str, content: bytes, written: float | None = None) -> bool:
+        try:
+            self.filesystem.pipe_file(self._path(name), content, mode="create")
+        except FileExistsError:
+            return False
+        except OSError:
+            if self.exists(name):  # two conditional writes at once: the store refuses one of them as a conflict
+                return False
+            raise
+        return True
+
+    def replace(self, name: str, content: bytes) -> None:
+        self.filesystem.pipe_file(self._path(name), content)
+
+    def replace_file(self, name: str, source: Path) -> None:
+        self.filesystem.put_file(str(source), self._path(name))
+
+    def remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self.filesystem.rm_file(self._path(name))
+
+    def sweep(self, prefix: str) -> None:
+        """An upload that was cut short leaves no object."""
+
+
+def _open_filesystem(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    if url.endswith(":"):  # the slashes are gone
+        raise UserError(f"cannot open {url}//: it names no folder")
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return filesystem, str(path)
+    except ImportError as missing:
+        from fsspec.implementations.arrow import ArrowFSWrapper
+        from pyarrow.fs import FileSystem
+
+        try:
+            arrow, path = FileSystem.from_uri(url)
+        except Exception as error:
+            raise UserError(f"cannot open {url}: {one_line(missing)}") from error
+        return ArrowFSWrapper(arrow), str(path)
+    except Exception as error:
+        raise UserError(f"cannot open {url}: {one_line(error)}") from error

@@ -1,0 +1,97 @@
+"""Folders on a local disk or an object store, behind one interface small enough to be exact about.
+
+A name is a path relative to the folder, with forward slashes. What is written appears whole or not at all.
+"""
+
+import posixpath
+from pathlib import Path
+from typing import IO, Annotated, Protocol, runtime_checkable
+
+from pydantic import BeforeValidator
+
+#: An option that takes a local path or a URL; always a string.
+Location = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
+
+#: Bytes of a stream that are kept at hand: the `readline` of fsspec takes a whole block for each line.
+BUFFER = 1 << 20
+
+
+class OutsideRoot(ValueError):
+    """A name leads out of its folder."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as one line of at most 300 characters; libraries write whole paragraphs."""
+    return " ".join(str(error).split())[:300]
+
+
+def plain_name(name: str) -> str:
+    """`name` without dots. Raises OutsideRoot if dots or a leading slash lead out of the folder, wherever links may lead."""
+    plain = posixpath.normpath(name)
+    if name.startswith("/") or plain == ".." or plain.startswith("../"):
+        raise OutsideRoot(name)
+    if "\0" in name:
+        raise FileNotFoundError(f"{name[:200]!r} holds a null character")
+    return plain
+
+
+@runtime_checkable
+class Store(Protocol):
+    """One folder. Raises FileNotFoundError for a name that is not there, OSError for what else goes wrong."""
+
+    @property
+    def location(self) -> str:
+        """The folder as a user would write it, absolute."""
+        ...
+
+    def child(self, name: str) -> "Store": ...
+
+    def contains(self, name: str) -> str:
+        """`name`, made plain. Raises OutsideRoot if it leads out of the folder, by dots, as an absolute path or by a link."""
+        ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def size(self, name: str) -> int: ...
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes: ...
+
+    def open(self, name: str) -> IO[bytes]:
+        """A seekable stream for reading."""
+        ...
+
+    def names(self) -> list[str]:
+        """The files directly in the folder, sorted; empty if there is no folder."""
+        ...
+
+    def entries(self) -> list[str]:
+        """`names`, and the folders directly in the folder."""
+        ...
+
+    def find(self, suffix: str) -> list[tuple[str, int]]:
+        """Every file below the folder that ends in `suffix`, as (name, bytes), sorted by name."""
+        ...
+
+    def touched(self, name: str, written: float) -> bool:
+        """Whether a file that was written at `written` (seconds since the epoch) was changed afterwards."""
+        ...
+
+    def create(self, name: str, content: bytes, written: float | None = None) -> bool:
+        """Write a file unless it is there: then False, and ours is discarded. Of several writers exactly one gets True."""
+        ...
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a file in place of whatever is there; a reader sees the old or the new content, never a part."""
+        ...
+
+    def replace_file(self, name: str, source: Path) -> None:
+        """`replace` with the content of a local file, which may be large."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        ...
+
+    def sweep(self, prefix: str) -> None:
+        """Remove what killed writers of files with such names left behind; a writer at work survives it."""
+        ...

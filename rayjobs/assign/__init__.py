@@ -1,0 +1,1 @@
+"""`ortho assign`, `export` and `import`: the E-step over a pair set."""

@@ -1,0 +1,141 @@
+"""`ortho export`: assignments as the reference implementation's folder of noise files. Runs in this process."""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from ortho_core.errors import RunFailed
+from ortho_core.generators.model_folder import latent_shape_of
+from ortho_core.records.assignments import Assignments
+from ortho_core.records.reference_folder import (
+    COLUMNS,
+    MANIFEST,
+    initial_scale,
+    manifest_entry,
+    sample_folder,
+    write_sample,
+)
+from ortho_core.storage.local import LocalStore
+from ortho_core.storage.open import absolute
+from ortho_core.storage.store import Location
+from rayjobs.verb.console import Progress, say
+from rayjobs.verb.plan import claim
+
+#: Bump when the meaning of the files changes.
+FORMAT = "reference layout 1"
+#: Rows whose noise is in memory together, and samples that are written side by side (each waits for the disk).
+ROWS_AT_ONCE, WRITERS = 64, 8
+#: Parts that stay in memory: rows are taken in order, so the one at hand will do.
+CACHE_BYTES = 1 << 26
+
+#: Row number, the record's COLUMNS, and ε as (C, H, W).
+Row = tuple[int, dict[str, Any], Tensor]
+
+
+class ExportJob(BaseModel):
+    """Write assignments as the reference implementation's folder: a manifest, and a noise file for each sample."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    assignments: Location = Field(description="folder or URL that `ortho assign` wrote to")
+    model: Path = Field(description="model folder; tells the noise's shape and scale")
+    out: Path = Field(description="local folder to write; the same command again resumes")
+    noise_scale: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="multiply the noise by this (none: as the model's scheduler does)"
+    )
+    image_root: Path | None = Field(
+        None,
+        description="folder of the images, for absolute paths in the manifest (none: paths as the pair set has them)",
+    )
+
+
+def make_plan(job: ExportJob) -> tuple[dict[str, Any], Assignments]:
+    """What the run will do. Raises UserError for whatever can be found wrong beforehand."""
+    shape = latent_shape_of(job.model)
+    assignments = Assignments(job.assignments, CACHE_BYTES)
+    assignments.noise([0], shape)
+    plan = {
+        "format": FORMAT,
+        "assignments": assignments.plan["run_fingerprint"],
+        "rows": len(assignments),
+        "latent_shape": list(shape),
+        "noise_scale": initial_scale(job.model) if job.noise_scale is None else job.noise_scale,
+        "image_root": None if job.image_root is None else absolute(job.image_root),
+    }
+    return plan, assignments
+
+
+def plan(job: ExportJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    content, _ = make_plan(job)
+    sample = 4 * math.prod(content["latent_shape"]) + 3000
+    return {
+        **content,
+        "files": 2 * content["rows"] + 2,
+        "bytes_to_write_about": content["rows"] * sample,
+        "out": str(job.out),
+    }
+
+
+def run(job: ExportJob) -> int:
+    """Export what is not there yet. Returns 0. Raises UserError or RunFailed."""
+    content, assignments = make_plan(job)
+    claim(job.out, content, "export")
+    root = LocalStore(job.out)
+    if root.exists(MANIFEST):
+        say(f"export: {job.out} is complete")
+        return 0
+    try:
+        written = write_all(root, assignments, content)
+    except OSError as error:
+        raise RunFailed(f"cannot write to {job.out}: {error.strerror or error}") from error
+    say(f"{content['rows']} samples in {job.out}, {written} of them written now; {MANIFEST} lists them")
+    return 0
+
+
+def write_all(root: LocalStore, assignments: Assignments, content: dict[str, Any]) -> int:
+    """Every sample, then the manifest. Returns how many were not there before."""
+    progress = Progress("export", content["rows"], "rows")
+    scale, image_root, written = content["noise_scale"], content["image_root"], 0
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        (Path(scratch) / MANIFEST).open("w", encoding="utf-8") as manifest,
+        ThreadPoolExecutor(WRITERS) as pool,
+    ):
+
+        def write(item: Row) -> bool:
+            return write_sample(root, *item, scale)
+
+        for batch in batches(assignments, tuple(content["latent_shape"])):
+            # Samples for one folder go one after the other, so that the second finds the first, and is refused. Some file
+            # systems take names for one that differ in their case.
+            apart: dict[str, Row] = {}
+            again: list[Row] = []
+            for item in batch:
+                folder = sample_folder(item[1]["sample_id"]).casefold()
+                if folder in apart:
+                    again.append(item)
+                apart.setdefault(folder, item)
+            written += sum(pool.map(write, apart.values())) + sum(map(write, again))
+            for _, record, _ in batch:
+                manifest.write(json.dumps(manifest_entry(root, record, image_root), ensure_ascii=False) + "\n")
+            progress.advance(len(batch))
+        manifest.flush()
+        root.replace_file(MANIFEST, Path(scratch) / MANIFEST)
+    progress.close()
+    return written
+
+
+def batches(assignments: Assignments, latent_shape: tuple[int, int, int]) -> Iterator[list[Row]]:
+    """Every row, some at a time. Raises UserError if a noise fails its checksum."""
+    for start in range(0, len(assignments), ROWS_AT_ONCE):
+        index = range(start, min(start + ROWS_AT_ONCE, len(assignments)))
+        records = assignments.rows(index, list(COLUMNS))
+        yield list(zip(index, records, assignments.noise(index, latent_shape), strict=True))

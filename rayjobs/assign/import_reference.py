@@ -1,0 +1,205 @@
+"""`ortho import`: the reference implementation's folder of noise files as assignments. Runs in this process."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from ortho_core.errors import BadRow, RunFailed, UserError
+from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.pairs import PairFields, PairSet, Shard
+from ortho_core.pairs.rows import Failure
+from ortho_core.records.assignments import noise_checksum
+from ortho_core.records.parts import ShardResult, parts_by_shard, read_part
+from ortho_core.records.reference_folder import (
+    MANIFEST,
+    Sample,
+    SampleReader,
+    initial_scale,
+    manifest_lines,
+    parse_entry,
+)
+from ortho_core.storage.local import LocalStore
+from ortho_core.storage.open import absolute
+from ortho_core.storage.store import Location, OutsideRoot
+from rayjobs.pool.ledger import Ledger
+from rayjobs.verb.console import Progress, say, summary_json
+from rayjobs.verb.plan import claim
+
+#: Rows of a part file.
+ROWS_PER_SHARD = 1024
+
+
+class ImportJob(PairFields):
+    """Read the reference implementation's folder of noise files as assignments to train on."""
+
+    samples: Path = Field(description="folder with manifest.jsonl and samples/, from the reference or `ortho export`")
+    model: Path = Field(description="model folder; tells the noise's shape and scale")
+    out: Location = Field(description="folder or URL for the assignments; the same command again resumes")
+    pairs: Location | None = Field(
+        None, description="pair set that the images are in (none: the copies of them in the samples folder)"
+    )
+    noise_scale: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="what the noise was multiplied by (none: what meta.json says, or else as the model's scheduler does)",
+    )
+
+
+def make_plan(job: ImportJob) -> tuple[dict[str, Any], PairSet, PairSet]:
+    """What the run will do, the manifest, and where the images are. Raises UserError for what can be found wrong."""
+    shape = latent_shape_of(job.model)
+    if not (job.samples / MANIFEST).is_file():
+        raise UserError(f"--samples {job.samples}: no {MANIFEST} in it (expected: a folder as `ortho export` makes)")
+    manifest = PairSet(job.samples / MANIFEST)
+    pairs = PairSet(job.pairs or manifest.location, job.pair_fields())
+    plan = {
+        "samples_fingerprint": manifest.fingerprint(),
+        "pairs_fingerprint": pairs.fingerprint(),
+        "model_fingerprint": model_fingerprint(job.model),
+        "latent_shape": list(shape),
+        "noise_scale": job.noise_scale,
+        "model_noise_scale": initial_scale(job.model) if job.noise_scale is None else None,
+        "config": {
+            "seed": None,
+            "transform": "free",  # whatever found it: the noise itself is all there is
+            "patch_size": 1,
+            "regions": 1,
+            "store": "parameters",
+            "store_latents": False,
+        },
+        "rows": manifest.rows(),
+        "rows_per_shard": ROWS_PER_SHARD,
+        "shards": -(-manifest.rows() // ROWS_PER_SHARD),
+    }
+    return Ledger.seal(plan), manifest, pairs
+
+
+def plan(job: ImportJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    content, _, pairs = make_plan(job)
+    record = 200 + 4 * math.prod(content["latent_shape"])
+    return {**content, "images_in": pairs.location, "bytes_to_write_about": content["rows"] * record, "out": job.out}
+
+
+def run(job: ImportJob) -> int:
+    """Import what is not imported yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
+    job = job.model_copy(
+        update={
+            "samples": job.samples.absolute(),
+            "model": job.model.absolute(),
+            "out": absolute(job.out),
+            "pairs": absolute(job.pairs) if job.pairs else None,
+            "image_root": absolute(job.image_root) if job.image_root else None,
+        }
+    )
+    sealed, manifest, pairs = make_plan(job)
+    folder = claim(job.out, sealed, "import")
+    ledger = Ledger(folder, sealed)
+    todo, rows, quarantined = ledger.survey()
+    if not todo and folder.exists("summary.json"):
+        say(f"import: {job.out} is complete")
+        return 3 if quarantined else 0
+    started = time.monotonic()
+    reader = SampleReader(
+        LocalStore(job.samples), tuple(sealed["latent_shape"]), sealed["model_noise_scale"] or 1.0, job.noise_scale
+    )
+    copies = job.pairs is None and job.image_root is None
+    progress = Progress("import", sealed["rows"], "rows", done=rows)
+    shards = manifest.shards(ROWS_PER_SHARD)
+    for task in todo:
+        shard = shards[task.shard]
+        result = import_shard(reader, pairs, shard, copies)
+        ledger.commit(task, result)
+        quarantined += len(result.failures)
+        progress.advance(shard.rows, f"{quarantined} quarantined" if quarantined else "")
+    progress.close()
+    # What `ortho train` opens the images with.
+    recorded = job.model_copy(update={"pairs": pairs.location})
+    return conclude(recorded, ledger, sealed["rows"] - rows, time.monotonic() - started)
+
+
+def import_shard(reader: SampleReader, pairs: PairSet, shard: Shard, copies: bool) -> ShardResult:
+    """The records of a shard of the manifest; a row that cannot be used becomes a failure."""
+    result = ShardResult()
+    for row, line in manifest_lines(reader.root, shard):
+        name = f"{row:06d}"
+        try:
+            entry, name = parse_entry(line, row)
+            sample = reader.read(entry, name, row, copies=copies)
+            image = image_of(reader, pairs, sample, row, copies)
+        except BadRow as bad:
+            result.failures.append(Failure(name, row, bad.reason, str(bad)))
+            continue
+        result.rows.append(
+            {
+                **sample.columns,
+                "image": image,
+                "regions": 0,
+                "skew": None,
+                "noise": sample.noise.flatten().numpy(),
+                "noise_checksum": float(noise_checksum(sample.noise[None])[0]),
+                "target_latent": None,
+            }
+        )
+        result.evaluations += sample.columns["evaluations"] or 0
+    return result
+
+
+def image_of(reader: SampleReader, pairs: PairSet, sample: Sample, row: int, copies: bool) -> str:
+    """The sample's image, as `pairs` names it, once it was found there: training would end at one that is missing.
+
+    Raises BadRow.
+    """
+    who = f"row {row}"
+    if not copies:
+        pairs.fetch_image(sample.images[0], who)
+        return sample.images[0]
+    trouble: BadRow | None = None
+    for image in sample.images:
+        try:
+            inside = reader.inside(image)
+            pairs.fetch_image(inside, who)
+            return inside
+        except BadRow as bad:
+            trouble = trouble or bad
+        except (OutsideRoot, OSError) as error:
+            reason = "outside-root" if isinstance(error, OutsideRoot) else "missing-image"
+            trouble = trouble or BadRow(reason, f"{who}: image {image[:200]!r} is not in {reader.root.location}")
+    assert trouble is not None
+    raise BadRow(trouble.reason, f"{trouble}; --pairs names the pair set that has the images")
+
+
+def conclude(job: ImportJob, ledger: Ledger, rows_this_run: int, seconds: float) -> int:
+    """Reconcile and write the summary. Returns the exit code. Raises RunFailed if no row could be imported."""
+    counts = ledger.finish()
+    # Nothing here reads prompts as the model does, and not every sample says its losses.
+    del counts["truncated_prompts"], counts["candidate_forwards"]
+    for column in ("initial_loss", "loss"):
+        total, known = losses(ledger, column)
+        counts[f"mean_{column}"] = total / known if known else None
+    summary = {
+        **counts,
+        "rows_this_run": rows_this_run,
+        "seconds_this_run": round(seconds, 2),
+        "config": job.model_dump(mode="json"),
+        "run_fingerprint": ledger.plan["run_fingerprint"],
+    }
+    ledger.folder.replace("summary.json", summary_json(summary).encode())
+    if not counts["assigned"]:
+        raise RunFailed(f"none of the {counts['rows']} rows could be imported; see {job.out}/failures.jsonl")
+    say(f"{counts['assigned']} of {counts['rows']} rows in {job.out}")
+    return 3 if counts["quarantined"] else 0
+
+
+def losses(ledger: Ledger, column: str) -> tuple[float, int]:
+    """Sum of the losses that are known, and how many are."""
+    total, known = 0.0, 0
+    for names in parts_by_shard(ledger.plan, ledger.folder.names()):
+        for name in names:
+            values = read_part(ledger.folder, name, [column])[column].drop_null().to_pylist()
+            total, known = total + sum(values), known + len(values)
+    return total, known

@@ -1,0 +1,1 @@
+"""`ortho download`: models of the catalogue."""

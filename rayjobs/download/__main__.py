@@ -1,0 +1,7 @@
+"""`python -m rayjobs.download` is `ortho download`."""
+
+import sys
+
+from rayjobs.cli import main
+
+sys.exit(main(["download", *sys.argv[1:]]))

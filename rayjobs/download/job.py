@@ -1,0 +1,307 @@
+"""`ortho download`: models of the catalogue, into the folders where the other commands look for them. No cluster."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any
+
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from safetensors import SafetensorError
+
+from ortho_core.errors import UserError
+from ortho_core.generators.model_folder import content_hash
+from ortho_core.storage.store import one_line
+from rayjobs.download.catalog import (
+    CATALOG,
+    RECORD,
+    Catalog,
+    Entry,
+    ModelFile,
+    find_older,
+    is_here,
+    merge_record,
+    missing_files,
+    needed,
+    read_catalog,
+    read_record,
+    select,
+    write_record,
+)
+from rayjobs.download.hub import INCOMPLETE, Hub
+from rayjobs.verb.console import Progress, say
+
+MB = 1_000_000
+
+
+def _names(given: Any) -> Any:
+    """`NAME,NAME` as a tuple."""
+    return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
+
+
+class DownloadJob(BaseModel):
+    """Download models of the catalogue, resumed and verified. HF_TOKEN, where set, is shown to the hub."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    only: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (), description="NAME,NAME of the catalogue, or all (required to download)"
+    )
+    list: bool = Field(False, description="print what there is, what for, how large, under which licence, and stop")
+    offline: bool = Field(False, description="ask no server: say which files are missing and where they belong")
+    mirror: str | None = Field(None, pattern=r"^https?://\S+$", description="URL of another server that is a hub")
+    out: Path = Field(Path("models"), description="root of the models' folders")
+    older: Path = Field(Path("third_party_weights"), description="folder with models from earlier, which are linked")
+    catalog: Path = Field(CATALOG, description="the catalogue")
+
+
+class Meter:
+    """Counts the bytes that arrive, in place of huggingface_hub's bars."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.bytes = 0
+
+    def __call__(self, **_: Any) -> "Meter":
+        return self
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        pass
+
+    def update(self, arrived: int) -> None:
+        before, self.bytes = self.bytes, self.bytes + arrived
+        self.progress.advance(self.bytes // MB - before // MB)
+
+
+def chosen(job: DownloadJob) -> tuple[Catalog, list[str]]:
+    """The catalogue and the names that are meant. Raises UserError."""
+    catalog = read_catalog(job.catalog)
+    names = job.only or (("all",) if job.list or job.offline else ())
+    if not names:
+        raise UserError(
+            f"--only is required: which models? accepted: all, {', '.join(catalog)} (--list describes them)"
+        )
+    names = tuple(catalog) if "all" in names else names
+    select(catalog, names)
+    return catalog, list(names)
+
+
+def plan(job: DownloadJob) -> dict[str, Any]:
+    """What a dry run prints. Asks no server."""
+    catalog, names = chosen(job)
+    models, total = {}, 0
+    for name in needed(names, catalog, job.out):
+        entry, missing = catalog[name], missing_files(name, catalog[name], job.out)
+        found = find_older(entry, missing, job.older)
+        fetched = [file for file in missing if file.path not in found]
+        total += sum(file.bytes_about for file in fetched)
+        models[name] = {
+            "from": f"{entry.repository} at {entry.revision}",
+            "to": str(job.out / entry.folder),
+            "files": [file.path for file in fetched],
+            "linked": {path: str(place) for path, place in found.items()},
+            "bytes_about": sum(file.bytes_about for file in fetched),
+            "license": f"{entry.license.id} (commercial use: {entry.license.commercial})",
+        }
+        if entry.assemble:
+            models[name]["assembled"] = str(job.out / entry.model_folder)
+    return {"models": models, "bytes_to_download_about": total, "out": str(job.out)}
+
+
+def run(job: DownloadJob) -> int:
+    """Download what is missing. Returns 0, or offline 1 if something is missing. Raises UserError."""
+    catalog, names = chosen(job)
+    if job.list:
+        print(table(catalog, names, job.out, job.older))
+        return 0
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    todo = needed(names, catalog, job.out)
+    if not todo:
+        say(f"download: {', '.join(names)}: nothing to do, all in {job.out}")
+        return 0
+    try:
+        absent = work_off(todo, catalog, None if job.offline else Hub.of(job.mirror), job.out, job.older)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out {job.out}: {one_line(error)}") from error
+    for line in absent:
+        say(line)
+    if absent:
+        say(f"download: {len(absent)} files are missing; bring them, and the same command goes on")
+    return 1 if absent else 0
+
+
+def work_off(todo: Iterable[str], catalog: Catalog, hub: Hub | None, root: Path, older: Path) -> list[str]:
+    """Have each entry in its place, and assembled where it has to be; returns what is missing without a hub."""
+    if hub is not None:
+        root.mkdir(parents=True, exist_ok=True)
+    absent: list[str] = []
+    for name in todo:
+        entry = catalog[name]
+        # Another process that downloads the same waits here, and then finds it done.
+        with WeakFileLock(root / f".{name}.lock") if hub is not None else nullcontext():
+            lacking = obtain(name, entry, hub, root, older)
+            absent += lacking
+            complete = not lacking and not needed(entry.requires, catalog, root)
+            if entry.assemble and complete and not is_here(name, catalog, root):
+                build(entry, root)
+    return absent
+
+
+def obtain(name: str, entry: Entry, hub: Hub | None, root: Path, older: Path) -> list[str]:
+    """Have the entry's files in its folder, linked from `older` or fetched; returns what is missing without a hub."""
+    staging, folder = root / f".{name}.downloading", root / entry.folder
+    missing = missing_files(name, entry, root)
+    ours = read_record(folder).get(name, {}).get("files", {})
+    for file in missing:
+        if (folder / file.path).exists() and file.path not in ours:
+            raise UserError(
+                f"{folder / file.path} is not the file of {name}, which has {file.size} bytes; it would be replaced: move it away"
+            )
+    linked = link_older(missing, find_older(entry, missing, older), staging)
+    rest = [file for file in missing if file.path not in linked]
+    if rest and hub is None:
+        return [wanted_by_hand(name, entry, file, root) for file in rest]
+    if rest and hub is not None:
+        download(name, entry, rest, hub, staging)
+    if missing:
+        settle(staging, folder)
+    return []
+
+
+def link_older(files: Iterable[ModelFile], found: Mapping[str, Path], staging: Path) -> set[str]:
+    """Link what was found into the staging folder; returns which. A file of another checksum is left alone, and told."""
+    linked = set()
+    for file in files:
+        place = found.get(file.path)
+        if place is None:
+            continue
+        if file.sha256 is not None and content_hash(place) != file.sha256:
+            say(f"download: {place} is another file than the catalogue's (SHA-256), and is not used")
+            continue
+        target = staging / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(place.resolve(), target)
+        except OSError:  # another file system
+            target.symlink_to(place.resolve())
+        say(f"download: {file.path} is linked from {place}")
+        linked.add(file.path)
+    return linked
+
+
+def settle(staging: Path, folder: Path) -> None:
+    """Put what is whole in its place: the folder at once, or if there is one already, file by file."""
+    for leftover in staging.rglob(f"*{INCOMPLETE}"):
+        leftover.unlink()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    for file in [path for path in staging.rglob("*") if not path.is_dir() and path.name != RECORD]:
+        target = folder / file.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+    merge_record(staging, folder)
+    shutil.rmtree(staging)
+
+
+def build(entry: Entry, root: Path) -> None:
+    """Make the pipeline of an entry that is none by itself."""
+    # diffusers takes seconds to import, and most models need none of it.
+    from rayjobs.download.assemble import assemble
+
+    assembly, recipe = entry.assemble, entry.recipe
+    assert assembly is not None
+    assert recipe is not None
+    into = root / assembly.into
+    if into.is_dir() and any(into.iterdir()):
+        raise UserError(f"{into} is there and no model folder; it would be replaced: move it away")
+    say(f"download: assembling {into} from {root / entry.folder} and {root / assembly.base}")
+    assemble(
+        assembly.how,
+        root / assembly.base,
+        root / entry.folder / entry.files[0].path,
+        into,
+        recipe.scheduler,
+        recipe.prediction_type,
+        recipe.timestep,
+        finish=lambda folder: merge_record(root / entry.folder, folder),
+    )
+
+
+def wanted_by_hand(name: str, entry: Entry, file: ModelFile, root: Path) -> str:
+    size = f", {amount(file.bytes_about)}" if file.bytes_about else ""
+    source = f"{entry.repository} at {entry.revision}{size}"
+    return f"download: {name} lacks {root / entry.folder / file.path}: {file.path} of {source}"
+
+
+def download(name: str, entry: Entry, files: list[ModelFile], hub: Hub, staging: Path) -> None:
+    """Fetch files into the staging folder, verified, with a record of each. Raises UserError."""
+    revision = hub.look_up(entry.repository, entry.revision)
+    for file in files:
+        published = revision.files.get(file.path)
+        if published is None:
+            raise UserError(f"{entry.repository} has no file {file.path} at {revision.commit}, which {name} needs")
+        if file.size is not None and published.size not in {None, file.size}:
+            raise UserError(
+                f"{entry.repository}/{file.path} at {hub.endpoint} has {published.size} bytes; by the catalogue, {file.size}"
+            )
+    sizes = {file.path: revision.files[file.path].size or file.bytes_about for file in files}
+    staging.mkdir(parents=True, exist_ok=True)
+    there = sum(path.stat().st_size for file in files for path in (staging / file.path).parent.glob(f"{file.name}*"))
+    total, room = sum(sizes.values()), shutil.disk_usage(staging).free
+    if total - there > room:
+        raise UserError(f"{staging.parent} has {amount(room)} free, and {name} needs {amount(total - there)} more")
+    say(f"download: {name}, {amount(total)} of {entry.repository} at {revision.commit[:12]}")
+    say(f"download: licence {entry.license.id}, commercial use: {entry.license.commercial}; {entry.license.allows}")
+    progress = Progress(f"download {name}", total // MB, "MB", done=there // MB)
+    meter = Meter(progress)
+    known = read_record(staging).get(name, {})
+    fetched = known.get("files", {}) if known.get("commit") == revision.commit else {}
+    for file in files:
+        to = staging / file.path
+        if file.path in fetched and to.is_file():
+            continue
+        sha256 = hub.fetch(
+            entry.repository, revision.commit, file.path, revision.files[file.path], file.sha256, to, meter
+        )
+        own = {file.path: {"size": to.stat().st_size, "sha256": sha256}}
+        write_record(staging, name, entry, revision.commit, own)
+    progress.close()
+
+
+def table(catalog: Catalog, names: Iterable[str], root: Path, older: Path) -> str:
+    """One line per entry: name, what it is, size, licence, and where it is."""
+    rows = [("name", "what", "size", "licence (commercial use)", "where")]
+    for name in names:
+        entry = catalog[name]
+        missing = missing_files(name, entry, root)
+        if is_here(name, catalog, root):
+            where = f"here: {root / entry.model_folder}"
+        elif not missing:
+            where = f"to be assembled from {root / entry.folder}"
+        else:
+            found = len(find_older(entry, missing, older))
+            where = (
+                f"in {older}"
+                if found == len(missing)
+                else f"missing: {len(missing) - found} of {len(entry.files)} files"
+            )
+        size = ("" if all(file.size is not None for file in entry.files) else "~") + amount(entry.bytes_about)
+        rows.append((name, entry.title, size, f"{entry.license.id} ({entry.license.commercial})", where))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows
+    )
+
+
+def amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

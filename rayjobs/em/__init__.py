@@ -1,0 +1,1 @@
+"""`ortho em`: alternate E-step and M-step."""

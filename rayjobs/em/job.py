@@ -1,0 +1,286 @@
+"""The EM driver: `ortho em` alternates assigning noise (E-step) and fine-tuning on it (M-step), then shows what it gave."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ortho_core.errors import UserError
+from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.mstep.data import read_prompts
+from ortho_core.noise.seeded import noise_seed
+from ortho_core.pairs import PairFields, PairSet
+from ortho_core.records.parts import FORMAT
+from ortho_core.storage.store import Location
+from rayjobs.assign import config as assign_config
+from rayjobs.assign import job as assign
+from rayjobs.assign.config import AssignJob, AssignSettings
+from rayjobs.em.report import write_report
+from rayjobs.evaluate import job as evaluate
+from rayjobs.evaluate.config import EvaluateJob, EvaluateSettings
+from rayjobs.train import config as train_config
+from rayjobs.train import job as train
+from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.train.trackers import check as check_trackers
+from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.plan import claim, fingerprint, replace_text
+from rayjobs.verb.session import ray_session
+
+
+class EmJob(PairFields):
+    """Alternate E-step and M-step over a pair set, evaluate on held-out pairs, write a report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pairs: Location = Field(
+        description="pair set: pairs.jsonl, Parquet, WebDataset tars or an imagefolder; path or URL"
+    )
+    heldout: Location | None = Field(None, description="held-out pair set for the evaluation (default: no evaluation)")
+    model: Path = Field(description="model folder to start from")
+    work_dir: Path = Field(description="folder for everything the run makes; the same command again resumes")
+    assignments_cache: Path | None = Field(
+        None,
+        description="folder that keeps assignments for other runs of the same pairs, model and settings (none: work_dir)",
+    )
+    cycles: int = Field(2, ge=1, description="how often E-step and M-step alternate")
+    warm_start: bool = Field(True, description="each E-step starts from the noise that the cycle before assigned")
+    baseline: bool = Field(False, description="also train direct SFT on random noise for as many updates, to compare")
+    preserve_to: Literal["first", "last"] = Field(
+        "first", description="model that the preserve terms hold to: the run's first, or the one its cycle starts from"
+    )
+    validate_on_heldout: bool = Field(
+        False, description="assign the held-out pairs with the first model too, and watch every M-step on them"
+    )
+    assign: AssignSettings = AssignSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+
+def check(job: EmJob, rows: int) -> None:
+    """Raises UserError for settings that do not fit each other, the model, or a pair set of so many rows."""
+    job.assign.space(latent_shape_of(job.model))
+    job.train.check_shares(rows, f"rows of {job.pairs}", "train.")
+    if job.validate_on_heldout and (job.heldout is None or not job.assign.store_latents):
+        raise UserError("--validate-on-heldout needs --heldout and --assign.store-latents")
+    if job.train.noise != "matched":
+        raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
+    check_trackers(job.train)
+    train_config.check_lora(job.train, job.model)
+    if job.train.preserve_prompts is not None:
+        read_prompts(job.train.preserve_prompts)
+
+
+def make_plan(job: EmJob) -> dict[str, Any]:
+    """What identifies the run. Raises UserError for whatever can be found wrong before any work starts."""
+    pairs = PairSet(job.pairs, job.pair_fields())
+    total = pairs.rows()
+    check(job, total)
+    if job.heldout is not None:
+        evaluate.make_plan(judge_job(job, {"base": job.model}))  # what is missing there would be found out at the end
+    speed = assign_config.INDIFFERENT | train_config.INDIFFERENT | {"batch_size"}
+    trained = job.train.model_dump(mode="json", exclude=set(train_config.INDIFFERENT))
+    plan: dict[str, Any] = {
+        "format": FORMAT,
+        "pairs_fingerprint": pairs.fingerprint(),
+        "heldout_fingerprint": PairSet(job.heldout, job.pair_fields()).fingerprint() if job.heldout else None,
+        "model_fingerprint": model_fingerprint(job.model),
+        "rows": total,
+        "cycles": job.cycles,
+        "warm_start": job.warm_start,
+        "baseline": job.baseline,
+        "preserve_to": job.preserve_to,
+        "validate_on_heldout": job.validate_on_heldout,
+        "assign": job.assign.model_dump(exclude=set(speed)),
+        "train": trained,
+        "evaluate": job.evaluate.model_dump(exclude=set(speed)),
+    }
+    return {**plan, "run_fingerprint": fingerprint(plan)}
+
+
+def plan(job: EmJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    content = make_plan(job)
+    updates = job.train.epochs * (content["rows"] // job.train.batch_size)
+    return {
+        **content,
+        "evaluations_of_the_e_steps": sum(
+            job.assign.evaluations_at_most(content["rows"], draws=int(cycle == 0 or not job.warm_start))
+            for cycle in range(job.cycles)
+        ),
+        "updates": updates * job.cycles * (2 if job.baseline else 1),
+        "work_dir": str(job.work_dir),
+    }
+
+
+def run(
+    job: EmJob,
+    e_step: Callable[[AssignJob], int] = assign.run,
+    watch: Callable[[int], Sequence[Any]] = lambda cycle: (),
+) -> int:
+    """The EM algorithm. Every step resumes by itself and returns at once when done. Returns 0, or 3 with quarantine.
+
+    `e_step` runs an E-step; `watch` gives the callbacks of Ray Train that see the reports of a cycle's M-step.
+    """
+    started = time.monotonic()
+    claim(job.work_dir, make_plan(job), "em")
+    model, code, cycles = job.model, 0, []
+    with ray_session(), beside() as background:
+        direct = None
+        if job.validate_on_heldout:
+            say("held-out pairs: the noise that the first model maps closest to each")
+            e_step(cached(job, heldout_job(job)))
+        for cycle in range(1, job.cycles + 1):
+            folder = job.work_dir / f"cycle_{cycle:02d}"
+            say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {model} maps closest to each image")
+            code = max(code, e_step(cached(job, assign_job(job, cycle, model))))
+            if cycle == 1 and job.baseline and room_beside(job):
+                say("baseline: direct SFT on random noise, beside the cycles")
+                direct = background.submit(train.run, baseline_job(job))
+            say(f"cycle {cycle} of {job.cycles}, M-step: fine-tuning on that noise")
+            train.run(train_job(job, model, folder), watch(cycle))
+            model = folder / "train" / "checkpoint-final"
+            cycles.append({"cycle": cycle, **step_summaries(folder)})
+        if job.baseline:
+            say(f"baseline: direct SFT on random noise, {job.train.epochs * job.cycles} epochs")
+            if direct is None:
+                train.run(baseline_job(job))
+            else:
+                direct.result()
+        metrics = None
+        if job.heldout is not None:
+            say("evaluation on held-out pairs")
+            evaluate.run(evaluate_job(job))
+            metrics = json.loads((job.work_dir / "evaluation" / "evaluation.json").read_text())["metrics"]
+    summary = {
+        "model": str(model),
+        "cycles": cycles,
+        "evaluation": metrics,
+        "seconds_this_run": round(time.monotonic() - started, 1),
+        "config": job.model_dump(mode="json"),
+    }
+    replace_text(job.work_dir / "em_summary.json", summary_json(summary))
+    write_report(job.work_dir)
+    say(f"done: the fine-tuned model is {model}, the report {job.work_dir / 'report.html'}")
+    return code
+
+
+@contextmanager
+def beside() -> Iterator[ThreadPoolExecutor]:
+    """A thread for what runs beside the cycles; left alone when they fail, since the end of Ray ends its work too."""
+    background = ThreadPoolExecutor(1)
+    try:
+        yield background
+    finally:
+        background.shutdown(wait=False, cancel_futures=True)
+
+
+def room_beside(job: EmJob) -> bool:
+    """Whether the cluster holds the baseline's workers and those of a step of EM at once, so that none has to wait."""
+    workers = 2 * job.train.world
+    enough = job.train.fitting(workers) == workers
+    fits = job.assign.cpus_per_worker <= job.train.cpus_per_worker and job.assign.gpus() <= job.train.gpus()
+    return enough and fits
+
+
+def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
+    folders = [job.work_dir / f"cycle_{n:02d}" / "assignments" for n in (cycle - 1, cycle)]
+    before = folders[0] if job.warm_start and cycle > 1 else None
+    return build(AssignJob, job.assign, job, pairs=job.pairs, model=model, out=folders[1], warm_start=before)
+
+
+def heldout_job(job: EmJob) -> AssignJob:
+    return build(AssignJob, job.assign, job, pairs=job.heldout, model=job.model, out=heldout_assignments(job))
+
+
+def heldout_assignments(job: EmJob) -> Path:
+    return job.work_dir / "heldout_assignments"
+
+
+def cached(job: EmJob, step: AssignJob) -> AssignJob:
+    """With a cache, the E-step's folder becomes a link to where the assignments of its plan are, or are to be.
+
+    Two runs that make the same assignments at once are two drivers on one folder, which the ledger is made for.
+    """
+    if job.assignments_cache is None:
+        return step
+    entry = job.assignments_cache.absolute() / assign.make_plan(step)[0]["run_fingerprint"]
+    entry.mkdir(parents=True, exist_ok=True)
+    link = Path(step.out)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)  # it may lead to where the cache was
+        link.symlink_to(entry, target_is_directory=True)
+    return step
+
+
+def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:
+    # Each cycle has a seed of its own, or the preserve term would see the same "fresh" noise again.
+    return build(
+        TrainJob,
+        train_settings(job, {"seed": noise_seed(job.train.seed, folder.name)}),
+        assignments=folder / "assignments",
+        model=model,
+        preserve_model=job.model if job.preserve_to == "first" else None,
+        pairs=job.pairs,
+        out=folder / "train",
+    )
+
+
+def train_settings(job: EmJob, own: dict[str, Any]) -> TrainSettings:
+    if job.validate_on_heldout:
+        own["validation"] = str(heldout_assignments(job))
+    return job.train.model_copy(update=own)
+
+
+def baseline_job(job: EmJob) -> TrainJob:
+    """Direct SFT: the same targets, losses and number of updates as all cycles together, on random noise."""
+    return build(
+        TrainJob,
+        train_settings(job, {"noise": "random", "center_noise": False, "epochs": job.train.epochs * job.cycles}),
+        assignments=job.work_dir / "cycle_01" / "assignments",
+        model=job.model,
+        pairs=job.pairs,
+        out=job.work_dir / "direct" / "train",
+    )
+
+
+def evaluate_job(job: EmJob) -> EvaluateJob:
+    models = {"base": job.model}
+    if job.baseline:
+        models["direct"] = job.work_dir / "direct" / "train" / "checkpoint-final"
+    for cycle in range(1, job.cycles + 1):
+        models[f"cycle_{cycle:02d}"] = job.work_dir / f"cycle_{cycle:02d}" / "train" / "checkpoint-final"
+    return judge_job(job, models)
+
+
+def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:
+    return build(
+        EvaluateJob,
+        job.evaluate,
+        job,
+        model=models,
+        pairs=job.heldout,
+        out=job.work_dir / "evaluation",
+        patch_size=job.assign.patch_size,
+    )
+
+
+def build(kind: type[Any], settings: BaseModel, pair_fields: PairFields | None = None, **own: Any) -> Any:
+    """A job of one verb from its settings, the fields of the pair set and what is its own."""
+    named = pair_fields.pair_fields().model_dump() if pair_fields is not None else {}
+    return kind(**settings.model_dump(), **named, **own)
+
+
+def step_summaries(folder: Path) -> dict[str, Any]:
+    """What the two steps of one cycle said of themselves, without their configurations."""
+    e_step = json.loads((folder / "assignments" / "summary.json").read_text())
+    m_step = json.loads((folder / "train" / "train_summary.json").read_text())
+    for summary in (e_step, m_step):
+        summary.pop("config")
+        summary.pop("versions")
+    return {"assign": e_step, "train": m_step}

@@ -1,0 +1,1 @@
+"""`ortho evaluate`: held-out metrics of one or more models."""

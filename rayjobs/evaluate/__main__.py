@@ -1,0 +1,7 @@
+"""`python -m rayjobs.evaluate` is `ortho evaluate`."""
+
+import sys
+
+from rayjobs.cli import main
+
+sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,206 @@
+"""From the part files of an evaluation to its figures, its table and its pictures.
+
+Read shard by shard; what grows with the rows are the figures and features of one model at a time, and those of the targets.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ortho_core.errors import RunFailed
+from ortho_core.evaluation import statistics
+from ortho_core.evaluation.metrics import REWARD, cell, known_metrics, metric
+from ortho_core.evaluation.rows import FIGURES
+from ortho_core.evaluation.samples import from_png, laplacian_energy, rms_distance
+from ortho_core.pictures import save_png
+from ortho_core.records.parts import read_about, read_part
+from ortho_core.storage.store import Store
+from rayjobs.pool.ledger import Ledger
+
+#: Rows whose pictures are shown.
+SHOWN = 64
+#: Columns of `evaluation.parquet` that sharpness is the ratio of: the Laplacian energy of each row's sample, and of its target.
+SAMPLE_ENERGY, TARGET_ENERGY = "sample_energy", "target_energy"
+
+
+class Parts:
+    """The published parts by model and shard, and the rows that every model has judged."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Raises RunFailed for a part that is missing, UserError for one that is damaged."""
+        self.folder, self.models = ledger.folder, list(ledger.plan["models"])
+        names = [name for (name,) in ledger.parts()]
+        self.shards = len(names) // len(self.models)
+        self.names = {m: names[i * self.shards : (i + 1) * self.shards] for i, m in enumerate(self.models)}
+        #: Of each shard, the ids of its rows that are in every model's part, in order.
+        self.judged: list[list[str]] = []
+        for s in range(self.shards):
+            columns = [self._read(model, s, ["sample_id"])["sample_id"].to_pylist() for model in self.models]
+            others = set(columns[0]).intersection(*columns[1:])
+            self.judged.append([name for name in columns[0] if name in others])
+        self.count = sum(len(ids) for ids in self.judged)
+
+    def _read(self, model: str, shard: int, columns: list[str]) -> pa.Table:
+        return read_part(self.folder, self.names[model][shard], columns, "evaluate")
+
+    def tables(self, model: str, columns: list[str]) -> Iterator[pa.Table]:
+        """The judged rows of a model, shard by shard, in an order that is the same for each model."""
+        for s, ids in enumerate(self.judged):
+            table = self._read(model, s, [*dict.fromkeys(["sample_id", *columns])])
+            place = {name: i for i, name in enumerate(table["sample_id"].to_pylist())}
+            yield table.take(pa.array([place[name] for name in ids], pa.int64()))
+
+    def matrix(self, model: str, column: str) -> np.ndarray:
+        """A list column as (n, D) float32."""
+        return np.concatenate([_matrix(table[column]) for table in self.tables(model, [column]) if len(table)])
+
+    def failures(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """What each model's parts say of rows that could not be judged, by row number."""
+        abouts = {m: [read_about(self.folder, name) for name in names] for m, names in self.names.items()}
+        return {m: {f["row"]: f for about in told for f in about["failures"]} for m, told in abouts.items()}
+
+    def spread(self, model: str) -> list[float] | None:
+        """How far samples are apart, of each prompt that was asked; None where the shard that tells it has no rows."""
+        told: list[float] | None = read_about(self.folder, self.names[model][0]).get("diversity")
+        return told
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    values = column.combine_chunks()
+    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+
+
+def write_failures(parts: Parts, folder: Store) -> int:
+    """Every row that some model could not judge, once, into `failures.jsonl`; returns how many."""
+    found: dict[int, dict[str, Any]] = {}
+    for failures in parts.failures().values():
+        found = failures | found
+    folder.replace("failures.jsonl", "".join(json.dumps(found[row]) + "\n" for row in sorted(found)).encode())
+    return len(found)
+
+
+def check_judged(parts: Parts, rows: int, quarantined: int) -> None:
+    """Raises RunFailed if the rows do not add up, or are too few for statistics."""
+    if parts.count + quarantined != rows:
+        raise RuntimeError(f"{parts.count} judged + {quarantined} quarantined is not {rows} rows")
+    if parts.count < statistics.FEWEST_ROWS:
+        failed = ", ".join(f"{name} {len(failures)}" for name, failures in parts.failures().items())
+        raise RunFailed(
+            f"{parts.count} of {rows} held-out rows were judged with every model, and {statistics.FEWEST_ROWS} are the "
+            f"least; rows that failed, by model: {failed}; see failures.jsonl"
+        )
+
+
+def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, dict[str, Any]]:
+    """Each model's figures; writes `evaluation.parquet` on the way. `own_cmmd`: CMMD has features of its own."""
+    base, weights = parts.models[0], statistics.resamples(parts.count, seed)
+    kinds = ["features", "cmmd_features"] if own_cmmd else ["features"]
+    sets = {of: [parts.matrix(base, f"{of}_{kind}") for kind in kinds] for of in ("target", "other")}
+    energies = [energies_of(pictures(table["target"])) for table in parts.tables(base, ["target"])]
+    metrics: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        file, writer = Path(scratch) / "evaluation.parquet", None
+        for model in parts.models:
+            columns: dict[str, list[np.ndarray]] = {}
+            for table in per_image(parts, model, energies):
+                if writer is None:
+                    writer = stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
+                writer.write_table(table)
+                for name in table.column_names:
+                    if pa.types.is_floating(table.schema.field(name).type):
+                        columns.setdefault(name, []).append(table[name].to_numpy())
+            values = {name: np.concatenate(chunks) for name, chunks in columns.items()}
+            found = {k: statistics.mean_figure(v, weights) for k, v in values.items() if not np.isnan(v).any()}
+            found |= fidelity([parts.matrix(model, kind) for kind in kinds], sets, weights)
+            if sharpness := statistics.ratio_figure(values[SAMPLE_ENERGY], values[TARGET_ENERGY], weights):
+                found["sharpness"] = sharpness
+            if (spread := parts.spread(model)) is not None:
+                over = statistics.resamples(len(spread), seed)
+                found["diversity"] = statistics.mean_figure(np.array(spread), over)
+            metrics[model] = {name: found[name] for name in known_metrics({model: found})}
+        stack.close()
+        out.replace_file(file.name, file)
+    return metrics
+
+
+def fidelity(
+    samples: list[np.ndarray], sets: Mapping[str, list[np.ndarray]], weights: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """How far a model's samples are from the targets and from the base model's; features, then those of CMMD if others."""
+    found = {}
+    for of, suffix in (("target", ""), ("other", "_base")):
+        found[f"kid{suffix}"] = statistics.kid(samples[0], sets[of][0], weights)
+        found[f"fid{suffix}"] = statistics.fid(samples[0], sets[of][0], weights)
+        found[f"cmmd{suffix}"] = statistics.cmmd(samples[-1], sets[of][-1], weights)
+    found["precision"], found["recall"] = statistics.precision_recall(samples[0], sets["target"][0], weights)
+    return found
+
+
+def pictures(column: pa.ChunkedArray) -> list[torch.Tensor]:
+    """The images (3, Y, X) uint8 of a column of PNGs."""
+    return [from_png(content) for content in column.to_pylist()]
+
+
+def energies_of(images: Sequence[torch.Tensor]) -> pa.Array:
+    return pa.array([laplacian_energy(image) for image in images], pa.float32())
+
+
+def per_image(parts: Parts, model: str, target_energies: Sequence[pa.Array]) -> Iterator[pa.Table]:
+    """`evaluation.parquet` of one model, shard by shard; a figure that a row does not have is null.
+
+    `target_energies` are those of each shard's targets, which only the base model's parts hold.
+    """
+    base = parts.models[0]
+    mine = parts.tables(model, ["prompt", "evaluations", *FIGURES, "rewards", "sample"])
+    for table, reference, energies in zip(mine, parts.tables(base, ["sample"]), target_energies, strict=True):
+        if not len(table):
+            continue
+        n, samples = len(table), pictures(table["sample"])
+        content = {"model": pa.array([model] * n), "sample_id": table["sample_id"], "prompt": table["prompt"]}
+        content |= {name: table[name] for name in FIGURES}
+        apart = pa.nulls(n, pa.float32())
+        if model != base:
+            others = pictures(reference["sample"])
+            apart = pa.array(rms_distance(torch.stack(samples), torch.stack(others)), pa.float32())
+        content |= {"drift": apart, SAMPLE_ENERGY: energies_of(samples), TARGET_ENERGY: energies}
+        rewards = [dict(row) for row in table["rewards"].to_pylist()]
+        content |= {REWARD + name: pa.array([r[name] for r in rewards], pa.float32()) for name in rewards[0]}
+        yield pa.table({**content, "evaluations": table["evaluations"]})
+
+
+def draw(parts: Parts, out: Path) -> None:
+    """Contact sheets of the first rows: the targets, and each model's closest images and samples."""
+    out.mkdir(exist_ok=True)
+    for model in parts.models:
+        columns = ["closest", "sample", *(["target"] if model == parts.models[0] else [])]
+        shown: dict[str, list[bytes]] = {name: [] for name in columns}
+        for table in parts.tables(model, columns):
+            for name in columns:
+                shown[name] += table[name][: SHOWN - len(shown[name])].to_pylist()
+            if len(shown["sample"]) == SHOWN:
+                break
+        names = {"closest": f"{model}-closest", "sample": f"{model}-samples", "target": "targets"}
+        for name, pictures in shown.items():
+            save_png(torch.stack([from_png(picture) for picture in pictures]), out / f"{names[name]}.png")
+
+
+def table_of(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures as an aligned text table, one line per figure and one column per model."""
+    rows = [["", *metrics]]
+    for name in known_metrics(metrics):
+        about = metric(name)
+        rows.append([f"{about.title} {about.arrow}".rstrip(), *(cell(m.get(name)) for m in metrics.values())])
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows)

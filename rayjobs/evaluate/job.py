@@ -1,0 +1,187 @@
+"""`ortho evaluate`: held-out metrics of one or more models, side by side.
+
+A pool of workers goes through the held-out rows once for each model; what comes of a shard is one part file. The figures are
+made from these: `evaluation.json` and `.parquet`, the contact sheets in `pictures/`, and the table that is printed.
+"""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ortho_core.errors import UserError
+from ortho_core.evaluation.features import find_features
+from ortho_core.evaluation.rows import SPREAD_PROMPTS
+from ortho_core.generators.model_folder import check_model_folder, image_size_of, latent_shape_of, model_fingerprint
+from ortho_core.noise.rotation import block_dimension
+from ortho_core.pairs import PairSet, Shard
+from ortho_core.pairs.decoding import usable_rows
+from ortho_core.rewards.names import fingerprint_of, reward_fingerprints
+from ortho_core.storage.open import absolute, open_store
+from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.evaluate.figures import Parts, check_judged, draw, judge_all, table_of, write_failures
+from rayjobs.evaluate.report import write_report
+from rayjobs.evaluate.worker import PARTS, EvaluateActor, EvaluateLedger, judge_models
+from rayjobs.pool.driver import work_through
+from rayjobs.pool.ledger import Ledger
+from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.plan import claim, replace_text
+
+
+def check(job: EvaluateJob) -> None:
+    """Raises UserError for what is wrong with the options and the models."""
+    if not job.model:
+        raise UserError("--model names no model folder")
+    for name, folder in job.model.items():
+        if not name or "/" in name:
+            raise UserError(f"--model: {name!r} is not accepted as a name; it becomes the name of a picture")
+        check_model_folder(folder)
+        block_dimension(latent_shape_of(folder), job.patch_size)
+    shapes = {name: (latent_shape_of(folder), image_size_of(folder)) for name, folder in job.model.items()}
+    if len(set(shapes.values())) > 1:
+        raise UserError(f"--model: the models make images of different shapes, which cannot be compared: {shapes}")
+    if job.rewards is not None and ":" in job.rewards:
+        raise UserError(f"--rewards {job.rewards}: each is a figure of its own and has no weight; accepted: NAME,NAME")
+    if job.reward_folders is not None and (unused := sorted(job.reward_folders.keys() - _used(job))):
+        raise UserError(f"--reward-folders: {unused[0]} is not among --rewards {job.rewards}")
+    if find_features(job.cmmd_features, Path(job.rewards_root), "--cmmd-features").kind != "clip":
+        raise UserError(
+            f"--cmmd-features {job.cmmd_features}: CMMD is made of CLIP embeddings; give a CLIP model's folder"
+        )
+
+
+def _used(job: EvaluateJob) -> set[str]:
+    names = {*job.reward_names(), *(job.rewards or "").split(",")}
+    return names | ({"clip"} if "aesthetic" in names else set())
+
+
+def make_plan(job: EvaluateJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
+    """What the run will do, and its tasks. Raises UserError for whatever can be found wrong beforehand."""
+    check(job)
+    models = judge_models(job)
+    rewards = reward_fingerprints(job.reward_names(), job.folders())
+    pairs = PairSet(job.pairs, job.pair_fields())
+    shards = heldout_shards(pairs, job.rows, job.rows_per_shard)
+    rows = sum(shard.rows for shard in shards)
+    cmmd = models.cmmd or models.features
+    plan = {
+        "pairs_fingerprint": pairs.fingerprint(),
+        "base": next(iter(job.model)),
+        "models": {name: model_fingerprint(folder) for name, folder in job.model.items()},
+        "features": {"name": models.features.name, "fingerprint": models.features.fingerprint},
+        "cmmd_features": {"name": cmmd.name, "fingerprint": cmmd.fingerprint},
+        "rewards": rewards,
+        "lpips": fingerprint_of([models.lpips]) if models.lpips is not None else None,
+        "config": {k: getattr(job, k) for k in ("steps", "seed", "patch_size")},
+        "diversity_prompts": first_prompts(pairs, shards),
+        "heldout_rows": rows,
+        "rows": rows * len(job.model),
+        "rows_per_shard": job.rows_per_shard,
+        "shards": len(shards) * len(job.model),
+    }
+    tasks = [replace(shard, index=m * len(shards) + shard.index) for m in range(len(job.model)) for shard in shards]
+    return Ledger.seal(plan), pairs, tasks
+
+
+def heldout_shards(pairs: PairSet, rows: int, rows_per_shard: int) -> list[Shard]:
+    """The first `rows` rows, in shards."""
+    shards = [shard for shard in pairs.shards(rows_per_shard) if shard.first < rows]
+    return [replace(shard, rows=min(shard.rows, rows - shard.first)) for shard in shards]
+
+
+def first_prompts(pairs: PairSet, shards: list[Shard]) -> list[str]:
+    """The first prompts of the rows that differ."""
+    found: dict[str, None] = {}
+    for shard in shards:
+        for pair in usable_rows(pairs, shard, []):
+            found[pair.prompt] = None
+            if len(found) == SPREAD_PROMPTS:
+                return list(found)
+    return list(found)
+
+
+def plan(job: EvaluateJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    content, _, _ = make_plan(job)
+    Y, X = image_size_of(next(iter(job.model.values())))
+    return {
+        **content,
+        "evaluations": content["rows"] * job.steps,
+        # Two PNGs a row, the targets once; photographs take about two bytes a pixel.
+        "bytes_to_write_at_most_about": (2 * content["rows"] + content["heldout_rows"]) * (3 * Y * X + 8192),
+        "writes": ["evaluation.json", "evaluation.parquet", "failures.jsonl", "pictures/", f"{PARTS}/"],
+        "out": str(job.out),
+    }
+
+
+def located(job: EvaluateJob) -> EvaluateJob:
+    """The job with every local path absolute, for workers that stand elsewhere."""
+    places: dict[str, Any] = {
+        "model": {name: folder.absolute() for name, folder in job.model.items()},
+        "pairs": absolute(job.pairs),
+        "image_root": absolute(job.image_root) if job.image_root else None,
+        "out": job.out.absolute(),
+        "rewards_root": absolute(job.rewards_root),
+        "lpips": absolute(job.lpips) if job.lpips else None,
+    }
+    if job.reward_folders:
+        places["reward_folders"] = {name: absolute(folder) for name, folder in job.reward_folders.items()}
+    for option in ("features", "cmmd_features"):
+        if getattr(job, option) not in ("tiny-clip", "inception"):
+            places[option] = absolute(getattr(job, option))
+    return job.model_copy(update=places)
+
+
+def run(job: EvaluateJob) -> int:
+    """Judge every model, write figures and pictures. Returns 0, or 3 if rows were quarantined."""
+    sealed, pairs, tasks = make_plan(job)
+    here = located(job)
+    folder = claim(here.out, sealed, "evaluate")
+    ledger = EvaluateLedger(folder.child(PARTS), sealed)
+    if job.base_from is not None:
+        ledger.take_base_from(job.base_from)
+    todo, rows, quarantined = ledger.survey()
+    started, seconds = time.monotonic(), None
+    if todo:
+        with here.session():
+            work = [(task, tasks[task.shard]) for task in todo]
+            work_through(here, ledger, pairs, work, rows, quarantined, EvaluateActor, "evaluate")
+        seconds = round(time.monotonic() - started, 2)
+    if todo or not folder.exists("evaluation.json"):
+        conclude(here, ledger, seconds)
+    result = json.loads(folder.read("evaluation.json"))
+    say(table_of(result["metrics"]))
+    return 3 if result["quarantined"] else 0
+
+
+def conclude(job: EvaluateJob, ledger: Ledger, seconds: float | None = None) -> None:
+    """Reconcile the rows, make the figures, the table, the pictures and the report. `seconds` of judging, in this run."""
+    sealed, out = ledger.plan, open_store(job.out)
+    parts = Parts(ledger)
+    quarantined = write_failures(parts, out)
+    check_judged(parts, sealed["heldout_rows"], quarantined)
+    own_cmmd = sealed["features"]["fingerprint"] != sealed["cmmd_features"]["fingerprint"]
+    metrics = judge_all(parts, out, job.seed, own_cmmd)
+    draw(parts, job.out / "pictures")
+    ledger.folder.sweep("part-")
+    D = parts.matrix(sealed["base"], "features").shape[1]
+    cmmd = parts.matrix(sealed["base"], "cmmd_features").shape[1] if own_cmmd else D
+    content = {
+        "base": sealed["base"],
+        "rows": parts.count,
+        "quarantined": quarantined,
+        "metrics": metrics,
+        "features": {
+            **sealed["features"],
+            "dimension": D,
+            "cmmd": {**sealed["cmmd_features"], "dimension": cmmd},
+        },
+        "rewards": sealed["rewards"],
+        "image_size": list(image_size_of(job.model[sealed["base"]])),
+        "evaluations_per_image": job.steps,
+        "seconds_this_run": seconds,
+        "config": job.model_dump(mode="json"),
+    }
+    replace_text(job.out / "evaluation.json", summary_json(content))
+    write_report(job.out)

@@ -1,0 +1,51 @@
+"""The report of an evaluation, from the files it left."""
+
+from pathlib import Path
+
+from ortho_core.report.page import Block, Charts, Fact, Section, render
+from ortho_core.storage.open import open_store
+from rayjobs.reports.models import (
+    comparison,
+    evaluation_phase,
+    findings,
+    judged,
+    judges_table,
+    leaders,
+    picture_rows,
+    read_evaluation,
+    trade_offs,
+)
+from rayjobs.reports.parts import cost_table, counted, provenance, rows_section
+from rayjobs.verb.plan import replace_text
+
+
+def write_report(folder: Path) -> None:
+    """Write `report.html` into the folder that `ortho evaluate` filled: from evaluation.json, the table and the pictures."""
+    evaluation = read_evaluation(folder)
+    metrics, base, config = evaluation["metrics"], evaluation["base"], evaluation["config"]
+    labels = {name: name for name in metrics}
+    tuned = [name for name in metrics if name != base]
+    if len(tuned) == 1:
+        sentences = findings(metrics, base, tuned[0], labels, f"With {tuned[0]}")
+    else:
+        sentences = leaders(metrics, base, labels)
+    compared: list[Block] = [comparison(metrics, base, labels)]
+    if charts := trade_offs(metrics, base, labels):
+        compared.append(Charts(charts))
+    cost = cost_table([evaluation_phase(evaluation)])
+    made: list[Block] = ["What judged:", judges_table(evaluation), "What it cost:", cost]
+    account = judged(evaluation, open_store(folder))
+    sections = [
+        Section("Pictures", picture_rows(folder, evaluation, labels)),
+        Section("Comparison", compared),
+        rows_section([account], open_store(folder)),
+        provenance("evaluate", evaluation, made),
+    ]
+    facts = [
+        Fact(f"{len(metrics)}", f"models; base: {base}"),
+        Fact(f"{account.used:,} + {account.quarantined:,}", "held-out pairs judged + quarantined"),
+        Fact(str(evaluation["evaluations_per_image"]), "evaluations of noise assignment per image"),
+    ]
+    subtitle = f"{counted(len(metrics), 'model')} on {counted(account.used, 'held-out pair')} of {config['pairs']}"
+    title = f"Evaluation of {tuned[0] if len(tuned) == 1 else base if not tuned else counted(len(tuned), 'model')}"
+    replace_text(folder / "report.html", render(title, subtitle, sections, sentences, facts))

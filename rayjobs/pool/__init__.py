@@ -1,0 +1,1 @@
+"""The worker pool: what assign, reward and evaluate share."""

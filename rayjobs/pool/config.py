@@ -1,0 +1,80 @@
+"""The options that every verb with a pool of workers has."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from rayjobs.verb.resources import WorkerResources
+from rayjobs.verb.session import ray_session
+
+
+def span(given: Any) -> Any:
+    """`3`, `2:64`, or `0` for none, in one spelling."""
+    if isinstance(given, bool) or not isinstance(given, int | str):
+        return given
+    least, _, most = str(given).partition(":")
+    if str(given) == "0":
+        return "0"
+    if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least)):
+        raise ValueError("a number of workers, LEAST:MOST, or 0 for none: in the command's own process")
+    return str(given)
+
+
+def labels(given: Any) -> Any:
+    """`name=value,name=value` as a mapping."""
+    if not isinstance(given, str):
+        return given
+    pairs = [item.partition("=") for item in given.split(",")]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise ValueError("labels as NAME=VALUE,NAME=VALUE")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+class PoolResources(WorkerResources):
+    """A pool of workers, and what it works through."""
+
+    rows_per_shard: int = Field(
+        0, ge=0, description="rows of one task and part file, what a lost worker repeats (0: 64 to 1024, by the set)"
+    )
+    workers: Annotated[str, BeforeValidator(span)] = Field(
+        "1",
+        description="actors in the pool, N or LEAST:MOST, fewer if the cluster has no room yet (0: work in this process, for a "
+        "debugger)",
+    )
+    node_labels: Annotated[dict[str, str] | None, BeforeValidator(labels)] = Field(
+        None, description="run workers only on nodes with these labels, e.g. ray.io/accelerator-type=H100"
+    )
+    cpus_per_decoder: float | None = Field(
+        None,
+        ge=0,
+        description="CPUs of the process that decodes images for a worker (none: 1 where the cluster has so many to spare)",
+    )
+    max_failure_rate: float = Field(
+        0.5, ge=0, le=1, description="end the run once more than this share of the rows so far is quarantined"
+    )
+
+    @property
+    def pool_size(self) -> tuple[int, int]:
+        """The least and the most workers; none: the command's own process works."""
+        least, _, most = self.workers.partition(":")
+        return int(least), int(most or least)
+
+    def session(self) -> AbstractContextManager[None]:
+        """Ray, where there is a pool."""
+        return ray_session() if self.pool_size[1] else nullcontext()
+
+
+class PoolSettings(PoolResources):
+    """How a pool of workers searches through shards of rows."""
+
+    seed: int = Field(0, ge=0, description="with a row's sample id, decides its base noise")
+    slots: int = Field(0, ge=0, description="images side by side on one worker (0: what fits the GPU, 16 without one)")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="precision of network and text encoders"
+    )
+    store: Literal["parameters", "noise"] = Field(
+        "parameters", description="keep the noise as seed and rotation, or also itself in half precision"
+    )
+    compile: bool = Field(False, description="torch.compile the network, once at the start of each worker")
+    gradient_checkpointing: bool = Field(False, description="compute activations twice, to fit more slots")

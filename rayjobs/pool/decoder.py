@@ -1,0 +1,96 @@
+"""Fetching and decoding images in a process beside each worker: on any CPU of the cluster, ahead of the slots.
+
+A process that dies takes no model along. What it was at is tried again row by row, so that the one that kills it ends in
+quarantine and its neighbours do not. The process imports no torch.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ortho_core.errors import BadRow
+from ortho_core.pairs import Pair, PairSet
+
+if TYPE_CHECKING:
+    from ortho_core.pairs.decoding import Decoded
+
+#: How often a single row may kill the process that decodes it.
+TRIES = 3
+#: Chunks on their way while one is used.
+AHEAD = 3
+#: Images that a process fetches and decodes side by side: an object store answers late, and decoders leave Python's lock.
+THREADS = 8
+
+
+class Decoder:
+    """The process. Ray keeps it as long as its worker; tasks would each start a process where no CPU is to spare."""
+
+    def __init__(self, pairs: PairSet) -> None:
+        self.pairs, self.pool = pairs, ThreadPoolExecutor(THREADS)
+
+    def images(self, chunk: list[Pair], size: tuple[int, int]) -> list[np.ndarray | BadRow]:
+        """Each pair's pixels (Y, X, 3) uint8, or what is wrong with it."""
+        return [one for (one,) in self.pool.map(lambda pair: self.pairs.images([pair], size), chunk)]
+
+
+class RayDecoder:
+    """`ortho_core.decoding.Decode` in another process, which takes `cpus` CPUs; of 0 it stays on this node."""
+
+    def __init__(self, pairs: PairSet, cpus: float) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options: dict[str, Any] = {} if cpus else {"scheduling_strategy": here}
+        self._start = ray.remote(num_cpus=cpus, max_restarts=0, **options)(Decoder).remote
+        self._pairs = ray.put(pairs)
+        self._process = self._start(self._pairs)
+        self._lock = threading.Lock()
+        #: Processes that died.
+        self.killed = 0
+
+    def __call__(
+        self, pairs: PairSet, chunks: Iterator[list[Pair]], size: tuple[int, int]
+    ) -> "Iterator[list[Decoded]]":
+        underway: deque[tuple[list[Pair], Any, ray.ObjectRef]] = deque()
+        for chunk in chunks:
+            process = self._process
+            underway.append((chunk, process, process.images.remote(chunk, size)))
+            if len(underway) > AHEAD:
+                yield self._result(*underway.popleft(), size)
+        while underway:
+            yield self._result(*underway.popleft(), size)
+
+    def _result(self, chunk: list[Pair], process: Any, ref: "ray.ObjectRef", size: tuple[int, int]) -> "list[Decoded]":
+        try:
+            return list(zip(chunk, ray.get(ref), strict=True))
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError:  # the process or its node is gone, or the result with it
+            self._replace(process)
+            return [(pair, self._alone(pair, size)) for pair in chunk]
+
+    def _alone(self, pair: Pair, size: tuple[int, int]) -> np.ndarray | BadRow:
+        """One row by itself, as often as a process may die of it."""
+        for _ in range(TRIES):
+            process = self._process
+            try:
+                (outcome,) = ray.get(process.images.remote([pair], size))
+                return outcome
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.RayError as error:
+                self._replace(process)
+                reason = type(error).__name__
+        return BadRow("kills-decoder", f"row {pair.row}: decoding {pair.image!r} ended {TRIES} processes ({reason})")
+
+    def _replace(self, dead: Any) -> None:
+        """Start another process, unless that was done already."""
+        with self._lock:
+            if self._process is dead:
+                self.killed += 1
+                ray.kill(dead)  # it may only be out of reach
+                self._process = self._start(self._pairs)

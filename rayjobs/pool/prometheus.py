@@ -1,0 +1,52 @@
+"""Prometheus metrics of the E-step's workers, exported by Ray on each node's metrics port."""
+
+from ray.util.metrics import Counter, Gauge
+
+from ortho_core.estep.engine import Engine
+from ortho_core.estep.shard_assigner import ShardAssigner
+from ortho_core.records.parts import ShardResult
+
+
+class WorkerMetrics:
+    """Counters and gauges of one worker; Ray adds the node and the worker as labels, and `ray_` before each name."""
+
+    def __init__(self) -> None:
+        self.rows = Counter("ortho_rows_assigned", "Rows that were given their noise")
+        self.quarantined = Counter("ortho_rows_quarantined", "Rows that could not be used", tag_keys=("reason",))
+        self.evaluations = Counter("ortho_evaluations", "Generator forward + backward passes of one image")
+        self.forwards = Counter("ortho_candidate_forwards", "Generator forwards of one image that chose its base noise")
+        self.wait = Counter("ortho_wait_seconds", "Seconds in which the engine stood still", tag_keys=("stage",))
+        self.occupancy = Gauge(
+            "ortho_slot_occupancy", "Share of the computed slots that held an image, since the start"
+        )
+        self.slots = Gauge("ortho_slots", "Images side by side")
+        self.killed = Counter("ortho_decoders_killed", "Processes that died while decoding")
+        self._evaluations = self._waited = self._killed = 0.0
+
+    def shard(self, result: ShardResult, engine: Engine, assigner: ShardAssigner) -> None:
+        """Count a shard that was assigned."""
+        if result.rows:
+            self.rows.inc(len(result.rows))
+        for failure in result.failures:
+            self.quarantined.inc(1, {"reason": failure.reason})
+        if result.evaluations:
+            self.evaluations.inc(result.evaluations)
+        if result.candidate_forwards:
+            self.forwards.inc(result.candidate_forwards)
+        self._evaluations += result.evaluations
+        if engine.computed:
+            self.occupancy.set(min(1.0, self._evaluations / engine.computed))
+        self.slots.set(engine.slots)
+        self._waited = self._rise(self.wait, self._waited, assigner.rows.waited, {"stage": "decode"})
+        self._killed = self._rise(self.killed, self._killed, assigner.rows.killed())
+
+    def published(self, seconds: float) -> None:
+        """Count the time that a part file took to be written."""
+        if seconds > 0:
+            self.wait.inc(seconds, {"stage": "publish"})
+
+    @staticmethod
+    def _rise(counter: Counter, before: float, now: float, tags: dict[str, str] | None = None) -> float:
+        if now > before:
+            counter.inc(now - before, tags)
+        return now

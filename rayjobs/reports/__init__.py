@@ -1,0 +1,1 @@
+"""Parts that the reports of several verbs share."""

@@ -1,0 +1,276 @@
+"""Parts of a report about models that were judged: pictures in rows, the table with intervals, fit against drift, sentences.
+
+`metrics` is that of `evaluation.json`, {model: {metric: {"value", "low", "high", "count"}}}; `labels` gives each model the
+name that the report calls it by, and the order; `base` is the model that the others started from.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from ortho_core.evaluation.metrics import REWARD, known_metrics, metric
+from ortho_core.pictures import load_sheet
+from ortho_core.report.charts import COLOURS, Chart, Series
+from ortho_core.report.page import Cell, PictureRows, Table
+from ortho_core.storage.store import Store
+from rayjobs.reports.parts import Accounted, Phase, counted, listed, quarantine_reasons
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+#: Groups of the comparison, by what a metric is of; rewards go with the second.
+GROUPS = {
+    "Closest image to each held-out target, at newly assigned noise": ("latent_mse", "psnr", "ssim", "lpips"),
+    "Images at random noise, what a user of the model sees": (
+        "kid",
+        "fid",
+        "cmmd",
+        "precision",
+        "recall",
+        "sharpness",
+        "diversity",
+    ),
+    "How far from the base model": ("drift", "kid_base", "fid_base", "cmmd_base"),
+}
+#: Of the distances between sets of images, the one that a sentence names: the first that was measured.
+DISTANCES = ("kid", "cmmd", "fid")
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return content
+
+
+def picture_rows(folder: Path, evaluation: Mapping[str, Any], labels: Mapping[str, str]) -> list[PictureRows]:
+    """The closest images, and those at random noise, under the targets; from the contact sheets in `folder`/pictures."""
+    size = (int(evaluation["image_size"][0]), int(evaluation["image_size"][1]))
+    shown = int(evaluation["rows"])
+    prompts = first_prompts(folder / "evaluation.parquet", str(evaluation["base"]))
+
+    def rows(kind: str) -> dict[str, Any]:
+        sheets = {"held-out target": "targets"} | {label: f"{name}-{kind}" for name, label in labels.items()}
+        return {label: load_sheet(folder / "pictures" / f"{stem}.png", size)[:shown] for label, stem in sheets.items()}
+
+    near = (
+        f"The closest image that each model can make to a held-out target, {evaluation['evaluations_per_image']} evaluations "
+        "of noise assignment per image."
+    )
+    fresh = "The same prompts at random noise, one noise per column and the same for each model."
+    return [PictureRows.of(rows("closest"), near, prompts), PictureRows.of(rows("samples"), fresh, prompts)]
+
+
+def first_prompts(table: Path, base: str, count: int = 16) -> list[str]:
+    """Prompts of the first rows that were judged; none if the table is not there."""
+    import pyarrow.parquet as pq
+
+    found: list[str] = []
+    if table.is_file():
+        for batch in pq.ParquetFile(table).iter_batches(columns=["model", "prompt"]):
+            found += [row["prompt"] for row in batch.to_pylist() if row["model"] == base]
+            if len(found) >= count:
+                break
+    return found[:count]
+
+
+def places(figures: Sequence[Mapping[str, float]]) -> int:
+    """Decimals that show two digits of a typical interval's width."""
+    widths = [f["high"] - f["low"] for f in figures if f["high"] > f["low"]]
+    if not widths:
+        return 3
+    return max(0, min(6, 1 - math.floor(math.log10(median(widths)))))
+
+
+def words(figure: Mapping[str, float], decimals: int | None = None) -> str:
+    return f"{figure['value']:.{places([figure]) if decimals is None else decimals}f}"
+
+
+def interval(figure: Mapping[str, float], decimals: int) -> str:
+    return f"[{figure['low']:.{decimals}f}, {figure['high']:.{decimals}f}]"
+
+
+def clearly_better(a: Mapping[str, float], b: Mapping[str, float], better: str) -> bool:
+    """Whether the interval of `a` is beyond that of `b`, on the better side."""
+    return a["high"] < b["low"] if better == "lower" else a["low"] > b["high"]
+
+
+def marks(metrics: Metrics, name: str, base: str) -> dict[str, Literal["best", "tied"]]:
+    """Of the models but `base`: the best in a metric where its interval is beyond the next best's, else those tied with it."""
+    better = metric(name).better
+    have = {m: figures[name] for m, figures in metrics.items() if m != base and name in figures}
+    if better == "neither" or len(have) < 2:
+        return {}
+    first = (min if better == "lower" else max)(have, key=lambda m: have[m]["value"])
+    tied = [m for m in have if m != first and not clearly_better(have[first], have[m], better)]
+    return dict.fromkeys((first, *tied), "tied") if tied else {first: "best"}
+
+
+def comparison(metrics: Metrics, base: str, labels: Mapping[str, str]) -> Table:
+    """One row per metric, one column per model: value, interval, sample count, and which is best or tied."""
+    names = known_metrics(metrics)
+    rows: list[Sequence[Cell | str] | str] = []
+    grouped = {name for members in GROUPS.values() for name in members}
+    for group, members in GROUPS.items():
+        mine = [n for n in names if n in members]
+        if "kid" in members:
+            mine += [n for n in names if n not in grouped]
+        rows += [group, *(comparison_row(metrics, name, base, labels) for name in mine)] if mine else []
+    legend = [(metric(name).title, metric(name).about) for name in names]
+    legend.append(("[low, high]", "95 % bootstrap interval; n counts the samples"))
+    if len(metrics) > 2:
+        legend.append(("best, tied", "among the fine-tuned models: tied where intervals overlap that of the best"))
+    return Table(["", *labels.values(), "n"], rows, legend)
+
+
+def comparison_row(metrics: Metrics, name: str, base: str, labels: Mapping[str, str]) -> list[Cell | str]:
+    about, marked = metric(name), marks(metrics, name, base)
+    figures = {m: metrics[m][name] for m in labels if name in metrics[m]}
+    decimals = places(list(figures.values()))
+    row: list[Cell | str] = [Cell(f"{about.title} {about.arrow}".strip(), about=about.about)]
+    for m in labels:
+        if m not in figures:
+            row.append("–")
+            continue
+        row.append(Cell(words(figures[m], decimals), interval(figures[m], decimals), marked.get(m, "")))
+    counts = sorted({int(f["count"]) for f in figures.values()})
+    return [*row, f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"]
+
+
+def colours(labels: Mapping[str, str], base: str) -> dict[str, int]:
+    """A colour of the charts for each model, the neutral one for the base."""
+    others = [name for name in labels if name != base]
+    return {base: 0} | {name: 1 + i % (COLOURS - 1) for i, name in enumerate(others)}
+
+
+def trade_offs(
+    metrics: Metrics, base: str, labels: Mapping[str, str], colour: Mapping[str, int] | None = None
+) -> list[Chart]:
+    """What was gained against the drift it cost: fit, images at random noise and diversity, each where it was measured."""
+    distance = [m for m in DISTANCES if any(m in figures for figures in metrics.values())][:1]
+    found = [trade_off(metrics, base, labels, name, colour) for name in ("latent_mse", *distance, "diversity")]
+    return [chart for chart in found if chart is not None]
+
+
+def trade_off(
+    metrics: Metrics, base: str, labels: Mapping[str, str], name: str, colour: Mapping[str, int] | None = None
+) -> Chart | None:
+    """A metric against drift, a point with intervals per model, the base at drift 0; None where either was not measured."""
+    have = [m for m in labels if name in metrics[m] and (m == base or "drift" in metrics[m])]
+    if len(have) < 2:
+        return None
+    series, colour = [], colour or colours(labels, base)
+    for m in have:
+        x, y = metrics[m].get("drift", {"value": 0.0, "low": 0.0, "high": 0.0}), metrics[m][name]
+        ends = [(figure["low"], figure["high"]) for figure in (x, y)]
+        at = [x["value"]], [y["value"]]
+        series.append(Series(labels[m], *at, colour[m], True, False, x_interval=ends[:1], y_interval=ends[1:]))
+    where = {"lower": "Lower left is better.", "higher": "Upper left is better.", "neither": ""}[metric(name).better]
+    caption = f"{where} Bars are 95 % intervals.".strip()
+    return Chart(f"{metric(name).title} against drift", "drift from the base model", series, caption, x_includes=[0.0])
+
+
+def changed(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """`fell from 0.390 to 0.130`, or that the two are not told apart, where their intervals overlap."""
+    decimals = places([before, after])
+    a, b = words(before, decimals), words(after, decimals)
+    if before["low"] <= after["high"] and after["low"] <= before["high"]:
+        return f"is {b}, not told apart from the base model's {a}"
+    return f"{'fell' if after['value'] < before['value'] else 'rose'} from {a} to {b}"
+
+
+def worse(metrics: Metrics, model: str, than: str) -> list[str]:
+    """Titles of the metrics in which `model` is worse than another by more than the intervals."""
+    found = []
+    for name in known_metrics(metrics):
+        better, a, b = metric(name).better, metrics[model].get(name), metrics[than].get(name)
+        # A model is nearer to itself than any other is.
+        if better != "neither" and a and b and not name.endswith("_base") and clearly_better(b, a, better):
+            found.append(metric(name).title)
+    return found
+
+
+def findings(
+    metrics: Metrics, base: str, model: str, labels: Mapping[str, str], start: str, rivals: Sequence[str] = ()
+) -> list[str]:
+    """What fine-tuning gave, in sentences: fit, images at random noise, drift and diversity, and where it is worse.
+
+    `start` opens the first sentence, such as `After 2 cycles`; `rivals` are models that it is compared with besides the base.
+    """
+    sentences: list[str] = []
+    before, after = metrics[base], metrics[model]
+    near = [m for m in ("latent_mse",) if m in before and m in after]
+    far = [m for m in DISTANCES if m in before and m in after][:1]
+    told = {"latent_mse": "held-out latent MSE at newly assigned noise"}
+    for name in near + far:
+        what = told.get(name, f"{metric(name).title} of images at random noise to the held-out targets")
+        others = [f"{labels[r]} reached {words(metrics[r][name])}" for r in rivals if name in metrics[r]]
+        opening = "The" if sentences else f"{start} the"
+        sentences.append("; ".join([f"{opening} {what} {changed(before[name], after[name])}", *others]) + ".")
+    kept = []
+    if "drift" in after:
+        others = [f"{words(metrics[r]['drift'])} of {labels[r]}" for r in rivals if "drift" in metrics[r]]
+        kept.append(
+            f"Drift from the base model is {words(after['drift'])}" + (f", against {listed(others)}" if others else "")
+        )
+    if "diversity" in before and "diversity" in after:
+        others = [
+            f"it is {words(metrics[r]['diversity'])} under {labels[r]}" for r in rivals if "diversity" in metrics[r]
+        ]
+        kept.append("; ".join([f"diversity {changed(before['diversity'], after['diversity'])}", *others]))
+    if kept:
+        sentence = "; ".join(kept)
+        sentences.append(f"{sentence[:1].upper()}{sentence[1:]}.")
+    for than in (base, *rivals):
+        if found := worse(metrics, model, than):
+            sentences.append(
+                f"The fine-tuned model is worse than {labels[than]}, by more than the intervals, in {listed(found)}."
+            )
+    return sentences
+
+
+def leaders(metrics: Metrics, base: str, labels: Mapping[str, str]) -> list[str]:
+    """Of several fine-tuned models, which is best in fit, in images at random noise and in drift, or which are tied."""
+    sentences = []
+    distance = [m for m in DISTANCES if any(m in figures for figures in metrics.values())][:1]
+    for name in ("latent_mse", *distance, "drift"):
+        marked = marks(metrics, name, base)
+        if not marked:
+            continue
+        first = sorted(marked, key=lambda m: metrics[m][name]["value"], reverse=metric(name).better == "higher")
+        decimals = places([figures[name] for figures in metrics.values() if name in figures])
+        who = listed([f"{labels[m]} ({words(metrics[m][name], decimals)})" for m in first])
+        tied = ", tied" if len(first) > 1 else ""
+        before = f"; {labels[base]} has {words(metrics[base][name], decimals)}" if name in metrics[base] else ""
+        lead = "Lowest" if metric(name).better == "lower" else "Highest"
+        sentences.append(f"{lead} {metric(name).title}: {who}{tied}{before}.")
+    for model in metrics:
+        if model != base and (found := worse(metrics, model, base)):
+            sentences.append(
+                f"{labels[model]} is worse than {labels[base]}, by more than the intervals, in {listed(found)}."
+            )
+    return sentences
+
+
+def judged(evaluation: Mapping[str, Any], folder: Store) -> Accounted:
+    """The held-out rows that an evaluation looked at, and why some were not judged, from `failures.jsonl`."""
+    rows, quarantined = evaluation["rows"], evaluation["quarantined"]
+    reasons = quarantine_reasons(folder) if quarantined else {}
+    return Accounted("evaluation, held-out pairs", rows + quarantined, rows, reasons)
+
+
+def evaluation_phase(evaluation: Mapping[str, Any]) -> Phase:
+    models = len(evaluation["metrics"])
+    work = evaluation["rows"] * evaluation["evaluations_per_image"] * models
+    said = f"{work:,} evaluations, {counted(models, 'model')}"
+    return Phase.on(evaluation["config"], "evaluation", said, evaluation.get("seconds_this_run"), "")
+
+
+def judges_table(evaluation: Mapping[str, Any]) -> Table:
+    """The feature extractors and rewards that judged, with the fingerprints of their weights."""
+    features = evaluation["features"]
+    rows = []
+    for what, about in (("KID, FID, precision, recall", features), ("CMMD", features["cmmd"])):
+        rows.append([what, f"{Path(about['name']).name}, {about['dimension']} dimensions", about["fingerprint"]])
+    rows += [[metric(REWARD + name).title, name, weights] for name, weights in evaluation["rewards"].items()]
+    return Table(["figure", "judged by", "weights"], rows, text=True)

@@ -1,0 +1,1 @@
+"""`ortho reward`: raise rewards at test time."""

@@ -1,0 +1,7 @@
+"""`python -m rayjobs.reward` is `ortho reward`."""
+
+import sys
+
+from rayjobs.cli import main
+
+sys.exit(main(["reward", *sys.argv[1:]]))

@@ -1,0 +1,66 @@
+"""The options of `ortho reward`, and what can be checked before anything is loaded."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from ortho_core.errors import UserError
+from ortho_core.estep.config import SearchConfig
+from ortho_core.generators.model_folder import latent_shape_of
+from ortho_core.rewards import parse_rewards, reward_fingerprints
+from ortho_core.storage.store import Location
+from rayjobs.pool.config import PoolSettings, labels
+
+
+class RewardJob(SearchConfig, PoolSettings):
+    """Find the noise whose image scores highest, for one prompt or a file of them."""
+
+    model: Path = Field(description="model folder (diffusers format)")
+    reward: str = Field(
+        description="clip, aesthetic, hybrid, pickscore, imagereward, hpsv2, or a sum: name:weight,name:weight"
+    )
+    out: Location = Field(description="folder (or, with --prompts, URL); the same command again resumes")
+    prompt: str | None = Field(None, description="one prompt: worked on in this process, with pictures and curves")
+    prompts: Location | None = Field(
+        None, description="prompts: .txt (one a line), .jsonl, Parquet or a pair set; path or URL"
+    )
+    report_rewards: str | None = Field(
+        None, description="rewards that are told of before and after and not optimised: name,name"
+    )
+    rewards_root: Path = Field(Path("models"), description="folder that the folders of the rewards' weights are in")
+    reward_folders: Annotated[dict[str, Path] | None, BeforeValidator(labels)] = Field(
+        None, description="folders of single rewards that are elsewhere: NAME=FOLDER,NAME=FOLDER"
+    )
+    prompt_field: str | None = Field(None, min_length=1, description="field that holds the prompt (none: prompt)")
+    id_field: str | None = Field(None, min_length=1, description="field that holds a row's own unique id")
+    retry_failures: bool = Field(False, description="besides what is not done yet, try the quarantined rows again")
+    save_steps: bool = Field(False, description="with --prompt: a picture of every evaluation")
+    patch_size: int = Field(8, ge=1, description="side p of the latent patches that one orthogonal matrix rotates")
+    steps: int = Field(20, ge=1, description="evaluations (generator and rewards, forward + backward) per prompt")
+    #: What is found for a prompt is what it is trained on.
+    store_latents: ClassVar[bool] = True
+    warm_start: ClassVar[None] = None
+    candidate_forwards: ClassVar[int] = 0
+
+    def folders(self) -> dict[str, Path]:
+        """Where the rewards' weights are: each by its name, and by "" the root of those that are not named."""
+        return {"": self.rewards_root, **(self.reward_folders or {})}
+
+
+def check(job: RewardJob) -> dict[str, str]:
+    """Fingerprints of the rewards' weights. Raises UserError for whatever can be found wrong before anything is loaded."""
+    job.space(latent_shape_of(job.model))
+    if (job.prompt is None) == (job.prompts is None):
+        raise UserError("give --prompt TEXT or --prompts FILE, and not both")
+    if job.prompt is not None and not job.prompt.strip():
+        raise UserError("--prompt is blank")
+    if job.prompt is not None and "://" in job.out:
+        raise UserError(f"--out {job.out}: one prompt's pictures go to a local folder; --prompts may go to a URL")
+    if job.save_steps and job.prompts is not None:
+        raise UserError("--save-steps is of one --prompt; a file of prompts leaves no pictures")
+    names = parse_rewards(job.reward)
+    told = parse_rewards(job.report_rewards) if job.report_rewards else {}
+    if both := sorted(set(names) & set(told)):
+        raise UserError(f"--report-rewards: {', '.join(both)} is optimised, and told of in any case")
+    return reward_fingerprints([*names, *told], job.folders())

@@ -1,0 +1,59 @@
+"""Pictures of what a file of prompts gained: the images of a few prompts, before and after, decoded by one worker.
+
+The driver may be a machine without a GPU, or without room for the model; what held the model in the search holds it here.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ortho_core.evaluation import to_bytes
+from ortho_core.generators.load import load_generator
+from ortho_core.pictures import save_png
+from ortho_core.records.assignments import Assignments
+from rayjobs.verb.console import say
+from rayjobs.verb.session import innermost
+
+if TYPE_CHECKING:
+    from rayjobs.reward.config import RewardJob
+
+#: Prompts that pictures are taken of, the first of the set.
+PICTURED = 12
+#: Name of the folder of pictures, and those in it: contact sheets of one row.
+FOLDER, BEFORE, AFTER = "pictures", "before.png", "after.png"
+
+
+def take_pictures(job: "RewardJob") -> None:
+    """Leave `pictures/before.png` and `after.png` in the job's folder. Without them, a run still has its report."""
+    import ray
+
+    remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=job.gpus() or None, label_selector=job.node_labels)(draw)
+    try:
+        ray.get(remote.remote(job, bool(job.gpus())))
+    except ray.exceptions.RayError as failure:
+        say(f"reward: no pictures for the report: {innermost(failure)}")
+
+
+@torch.no_grad()
+def draw(job: "RewardJob", cuda: bool) -> None:
+    """On a worker: the images at the base noise, and those whose latents were recorded."""
+    torch.set_num_threads(max(1, int(job.cpus_per_worker)))
+    found = Assignments(job.out)
+    index = range(min(PICTURED, len(found)))
+    generator = load_generator(job.model, "cuda" if cuda else "cpu", job.dtype)
+    shape, device = generator.latent_shape, generator.device
+    prompts = [row["prompt"] for row in found.rows(index, ["prompt"])]
+    base = found.base_noise(index, shape).to(device)
+    images: dict[str, list[torch.Tensor]] = {BEFORE: [], AFTER: []}
+    for i, prompt in enumerate(prompts):  # one at a time: what fits in the search, with its gradients, fits here
+        before = generator.denoise(base[i : i + 1], generator.encode_prompts([prompt]))
+        after = found.targets([i], shape).to(device, before.dtype)
+        for name, latents in ((BEFORE, before), (AFTER, after)):
+            images[name].append(to_bytes(generator.decode(latents)))
+    store = found.folder.child(FOLDER)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, each in images.items():
+            save_png(torch.cat(each), Path(scratch) / name)
+            store.replace_file(name, Path(scratch) / name)

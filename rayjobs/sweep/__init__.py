@@ -1,0 +1,1 @@
+"""`ortho sweep`: trials of the whole method on Ray Tune."""

@@ -1,0 +1,244 @@
+"""Sweeps: `ortho sweep` tries fields of the configuration at several values and shows what each costs and gains.
+
+Every trial is an E-step and an M-step, judged on held-out pairs; what they trade is how close the model gets to the target
+set against how far it drifts from the model it started from.
+"""
+
+import json
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from ortho_core.errors import UserError
+from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric, number
+from ortho_core.storage.open import absolute
+from rayjobs.assign import config as assign_config
+from rayjobs.em import job as em
+from rayjobs.em.job import EmJob
+from rayjobs.evaluate.job import located
+from rayjobs.evaluate.job import make_plan as evaluation_plan
+from rayjobs.sweep.config import SweepJob, base_of, points_of, reference_point, space_of
+from rayjobs.sweep.pareto import choose, pareto_front
+from rayjobs.sweep.report import write_report
+from rayjobs.sweep.space import Point, Space, short_names, text, with_values
+from rayjobs.sweep.trial import begun_points, figures_of, folder_of, judge_job, records_of
+from rayjobs.train import config as train_config
+from rayjobs.train.trackers import check as check_trackers
+from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.plan import claim, fingerprint, replace_text
+from rayjobs.verb.session import ray_session
+
+
+def make_plan(job: SweepJob) -> dict[str, Any]:
+    """What identifies the sweep. Raises UserError for whatever can be found wrong before any work starts."""
+    check_search(job)
+    base, space = base_of(job), space_of(job)
+    points = points_of(job, space)
+    sealed = em.make_plan(with_values(base, points[0]))
+    for point in [*points[1:], *([reference_point(points)] if job.baseline else [])]:
+        em.check(with_values(base, point), sealed["rows"])
+    if job.early_stopping == "asha":
+        check_asha(job, space)
+    judged, _, _ = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir))
+    check_metric(job, judged)
+    stopping: dict[str, Any] = {"early_stopping": job.early_stopping}
+    if job.early_stopping == "asha":
+        stopping |= {"grace_epochs": job.grace_epochs, "reduction_factor": job.reduction_factor}
+    # What is searched, and how far, is not part of it: a wider space goes on from the trials that are there.
+    plan = {
+        "format": sealed["format"],
+        **{k: sealed[k] for k in ("pairs_fingerprint", "heldout_fingerprint", "model_fingerprint", "rows")},
+        **{k: v for k, v in sealed.items() if k in ("cycles", "warm_start", "preserve_to") and k not in space},
+        "assign": unvaried(base.assign, assign_config.INDIFFERENT, space, "assign."),
+        "train": unvaried(base.train, train_config.INDIFFERENT, () if job.baseline else space, "train."),
+        "judge": {k: judged[k] for k in ("config", "heldout_rows", "features", "cmmd_features", "rewards", "lpips")},
+        "baseline": job.baseline,
+        **stopping,
+    }
+    return {**plan, "run_fingerprint": fingerprint(plan)}
+
+
+def unvaried(settings: BaseModel, indifferent: Collection[str], space: Collection[str], group: str) -> dict[str, Any]:
+    """The settings that decide what comes out, without those that are varied."""
+    content = settings.model_dump(mode="json", exclude=set(indifferent))
+    return {name: value for name, value in content.items() if f"{group}{name}" not in space}
+
+
+def check_search(job: SweepJob) -> None:
+    """Raises UserError for settings that do not fit each other."""
+    if job.heldout is None:
+        raise UserError("--heldout is required: trials are judged on pairs that none of them was trained on")
+    if job.train.num_workers == 0:
+        raise UserError("--train.num-workers: 0 trains in the driver's process; accepted in a sweep: 1 or more")
+    for group, pool in (("assign", job.assign), ("evaluate", job.evaluate)):
+        if not pool.pool_size[1]:
+            raise UserError(f"--{group}.workers: 0 works in the driver's process; accepted in a sweep: 1 or more")
+    if job.search == "optuna":
+        try:
+            import optuna  # noqa: F401
+        except ImportError as error:
+            raise UserError("--search optuna: the package is not installed; pip install 'ortho[optuna]'") from error
+    check_trackers(job)
+
+
+def check_asha(job: SweepJob, space: Space) -> None:
+    for name in ("cycles", "train.epochs"):
+        if name in space:
+            raise UserError(
+                f"--early-stopping asha compares trials at equal epochs: --sweep.{name} cannot be varied with it"
+            )
+    if job.grace_epochs >= job.epochs:
+        raise UserError(f"--grace-epochs: {job.grace_epochs} of {job.epochs} epochs leaves nothing to end early")
+    if job.train.checkpoint_every or job.train.validate_every:
+        raise UserError(
+            "--early-stopping asha looks at trials after each epoch; leave checkpoint_every and validate_every at 0"
+        )
+
+
+def check_metric(job: SweepJob, judged: Mapping[str, Any]) -> None:
+    """Raises UserError for a metric that there is not, or that this sweep would not measure."""
+    fit = [name for name, about in METRICS.items() if about.better != "neither" and name != "drift"]
+    known, name = [*fit, f"{REWARD}NAME"], job.metric
+    if name in fit:
+        if name == "lpips" and judged["lpips"] is None:
+            raise UserError("--metric lpips needs its weights: --evaluate.lpips FOLDER")
+        return
+    rewards = judged["rewards"]
+    if name.startswith(REWARD) and name.removeprefix(REWARD) in rewards:
+        return
+    found = f"; rewards measured here: {', '.join(rewards)}" if name.startswith(REWARD) else ""
+    raise UserError(f"--metric: {name!r} is not a figure of target fit; accepted: {', '.join(known)}{found}")
+
+
+def plan(job: SweepJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    content = make_plan(job)
+    space = space_of(job)
+    points = points_of(job, space)
+    steps = {assign_key(with_values(base_of(job), p)) for p in points}
+    updates = job.epochs * (content["rows"] // job.train.batch_size)
+    listed = [", ".join(f"{k}={text(v)}" for k, v in named(point).items()) for point in points]
+    return {
+        **content,
+        "space": {name: list(spec.extremes) for name, spec in space.items()},
+        "trials": listed if job.search != "optuna" else len(points),
+        "e_steps": len(steps) if job.search != "optuna" else f"at most {len(points)}",
+        "updates_of_one_trial_about": updates,
+        "work_dir": str(job.work_dir),
+    }
+
+
+def assign_key(job: EmJob) -> str:
+    """Trials with the same one share their first E-step."""
+    return fingerprint(job.assign.model_dump(mode="json", exclude=set(assign_config.INDIFFERENT)))
+
+
+def named(point: Point) -> Point:
+    short = short_names(point)
+    return {short[name]: value for name, value in point.items()}
+
+
+def run(job: SweepJob) -> int:
+    """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
+    started = time.monotonic()
+    sealed, given = make_plan(job), job
+    job = in_place(job)
+    claim(job.work_dir, sealed, "sweep")
+    space = space_of(job)
+    points = begun_points(job) if job.search == "optuna" else points_of(job, space)
+    outcomes = records_of(job, points, points_of(job, space))
+    compared = figures_of(job)
+    file = job.work_dir / "sweep_summary.json"
+    seconds = json.loads(file.read_text())["seconds_this_run"] if file.is_file() else 0.0
+    if outcomes is None or compared is None:
+        # Importing Ray Tune takes seconds, which a refusal and a sweep that is done need not.
+        from rayjobs.sweep.tune import references, tune_trials
+
+        with ray_session():
+            compared = references(job, reference_point(points_of(job, space)))
+            outcomes = tune_trials(job, space)
+        seconds = round(time.monotonic() - started, 1)
+    told = {"seconds_this_run": seconds, "config": given.model_dump(mode="json")}
+    summary = conclude(job, space, compared, outcomes) | told
+    replace_text(file, summary_json(summary))
+    write_report(job.work_dir)
+    say(table(summary))
+    say(f"done: {verdict(summary)}; the report is {job.work_dir / 'report.html'}")
+    if failed := [name for name, trial in summary["trials"].items() if trial["status"] == "failed"]:
+        first = f"{failed[0]}: {summary['trials'][failed[0]]['error']}"
+        total = len(summary["trials"])
+        say(f"sweep: {len(failed)} of {total} trials failed; the same command tries them again; {first}")
+        return 1
+    return 3 if any(trial.get("quarantined") for trial in summary["trials"].values()) else 0
+
+
+def in_place(job: SweepJob) -> SweepJob:
+    """The job with its places as they are on this machine: trials have another current directory."""
+    places: dict[str, Any] = {
+        "pairs": absolute(job.pairs),
+        "heldout": absolute(str(job.heldout)),
+        "model": job.model.absolute(),
+        "work_dir": job.work_dir.absolute(),
+        "image_root": absolute(job.image_root) if job.image_root else None,
+        "assignments_cache": job.assignments_cache.absolute() if job.assignments_cache else None,
+    }
+    if job.train.preserve_prompts is not None:
+        there = {"preserve_prompts": job.train.preserve_prompts.absolute()}
+        places["train"] = job.train.model_copy(update=there)
+    judge = located(judge_job(job, {"base": job.model}, job.work_dir))
+    places["evaluate"] = type(job.evaluate)(**{name: getattr(judge, name) for name in type(job.evaluate).model_fields})
+    return job.model_copy(update=places)
+
+
+def conclude(job: SweepJob, space: Space, compared: dict[str, Any], outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sweep as a whole: every trial's figures, the front, and the choice under the limit."""
+    trials = {folder_of(job, o["values"]).name: o for o in outcomes}
+    points = {}
+    for name, outcome in trials.items():
+        if outcome["status"] == "finished":
+            fit = number(outcome["metrics"][job.metric])
+            points[name] = (fit if job.lower_is_better else -fit, number(outcome["metrics"]["drift"]))
+    front = pareto_front(points)
+    chosen = choose(points, job.max_drift) if job.max_drift is not None else None
+    return {
+        "fields": short_names(space),
+        "metric": job.metric,
+        "max_drift": job.max_drift,
+        "references": compared,
+        "trials": trials,
+        "front": front,
+        "chosen": chosen,
+        "model": str(trials[chosen]["model"]) if chosen else None,
+    }
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """What the sweep says, in one sentence."""
+    count = len(summary["front"])
+    front = f"{count} of {len(summary['trials'])} trials are on the Pareto front"
+    if summary["max_drift"] is None:
+        return front
+    if summary["chosen"] is None:
+        return f"{front}; none drifts {summary['max_drift']:g} or less"
+    return f"{front}; the best fit with a drift of {summary['max_drift']:g} or less is {summary['chosen']}: {summary['model']}"
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Fit and drift of every trial, by drift, the references first."""
+    fit = summary["metric"]
+    rows = [["", "trial", metric(fit).title, "drift", "status"]]
+    for name, figures in summary["references"].items():
+        rows.append(["", name, cell(figures[fit]), cell(figures.get("drift")), ""])
+
+    def by_drift(item: tuple[str, Any]) -> float:
+        return number(item[1]["metrics"]["drift"]) if item[1]["status"] == "finished" else float("inf")
+
+    for name, trial in sorted(summary["trials"].items(), key=by_drift):
+        mark = "→" if name == summary["chosen"] else "*" if name in summary["front"] else ""
+        figures = trial.get("metrics") or {}
+        rows.append([mark, name, cell(figures.get(fit)), cell(figures.get("drift")), trial["status"]])
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "* on the Pareto front" + ("; → chosen" if summary["chosen"] else "")])

@@ -1,0 +1,197 @@
+"""What a sweep varies: fields of the configuration, each with the values or the range that it takes.
+
+On the command line `0,0.25,1` are values, `1e-5:1e-3` a range and `log:1e-5:1e-3` a range in which every factor is as likely
+as another; in YAML the same texts, or lists of values.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from ortho_core.errors import UserError
+from rayjobs.verb.options import explain, leaves, unknown_option
+
+M = TypeVar("M", bound=BaseModel)
+#: One trial's values by dotted field.
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choices:
+    values: tuple[Any, ...]
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        return self.values
+
+    def draw(self, random: np.random.Generator) -> Any:
+        return self.values[random.integers(len(self.values))]
+
+
+@dataclass(frozen=True)
+class Range:
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """Values that are accepted where the whole range is."""
+        return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
+
+    def draw(self, random: np.random.Generator) -> Any:
+        """A whole number between both ends, both of them included, or any between."""
+        if self.whole and not self.log:
+            return int(random.integers(int(self.low), int(self.high) + 1))
+        if self.log:
+            drawn = math.exp(random.uniform(math.log(self.low), math.log(self.high)))
+            return min(int(self.high), max(int(self.low), round(drawn))) if self.whole else drawn
+        return random.uniform(self.low, self.high)
+
+
+Space = dict[str, Choices | Range]
+
+
+def parse_space(given: Mapping[str, Any], base: BaseModel, fixed: Mapping[str, str]) -> Space:
+    """Check a nested or dotted mapping of field to values against the configuration `base`.
+
+    Every value becomes what the field makes of it. `fixed` are the fields (or groups of them) that cannot be varied, each
+    with the reason. Raises UserError for unknown and fixed fields, and for values, ends and ranges that are not accepted.
+    """
+    fields = dict(leaves(type(base)))
+    space: Space = {}
+    for name, values in _flat(given, fields):
+        option = f"--sweep.{name.replace('_', '-')}"
+        if name not in fields:
+            raise UserError(unknown_option(name, list(fields)).replace("--", "--sweep.", 1))
+        for held, reason in fixed.items():
+            if name == held or name.startswith(f"{held}."):
+                raise UserError(f"{option}: {reason}")
+        spec = _spec(option, values, fields[name].annotation)
+        if isinstance(spec, Choices):
+            spec = Choices(tuple(value_of(with_values(base, {name: value}), name) for value in spec.values))
+            if len({repr(value) for value in spec.values}) < len(spec.values):
+                raise UserError(f"{option}: a value is there twice in {values!r}")
+        else:
+            for value in spec.extremes:
+                with_values(base, {name: value})
+        space[name] = spec
+    return space
+
+
+def _flat(given: Mapping[str, Any], fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    groups = {name.rpartition(".")[0] for name in fields}
+    for key, value in given.items():
+        name = f"{prefix}{key}".replace("-", "_")
+        if isinstance(value, Mapping) and (name in groups or any(group.startswith(f"{name}.") for group in groups)):
+            yield from _flat(value, fields, f"{name}.")
+        else:
+            yield name, value
+
+
+def _spec(option: str, given: Any, kind: Any) -> Choices | Range:
+    accepted = "accepted: values A,B,C, a range LOW:HIGH, or log:LOW:HIGH"
+    if isinstance(given, str) and ":" in given:
+        return _range(option, given, kind, accepted)
+    values = [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+    if isinstance(values, Mapping):
+        raise UserError(f"{option}: {given!r} is not accepted; {accepted}")
+    values = list(values) if isinstance(values, list | tuple) else [values]
+    if not values or any(value in ("", None) and isinstance(given, str) for value in values):
+        raise UserError(f"{option}: {given!r} is empty or has an empty value; {accepted}")
+    return Choices(tuple(None if isinstance(v, str) and v.lower() in {"none", "null"} else v for v in values))
+
+
+def _range(option: str, given: str, kind: Any, accepted: str) -> Range:
+    log = given.startswith("log:")
+    parts = given.removeprefix("log:").split(":")
+    try:
+        low, high = (float(part) for part in parts)
+    except ValueError:
+        raise UserError(f"{option}: {given!r} is not accepted; {accepted}") from None
+    whole = _is_whole(kind)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f"{option}: the range {given!r} is empty; accepted: LOW below HIGH")
+    if log and low <= 0:
+        raise UserError(f"{option}: {given!r} starts at {low:g}; accepted for log: a LOW above 0")
+    if not whole and not _is_number(kind):
+        raise UserError(f"{option}: a range is of numbers; accepted here: values A,B,C")
+    if whole and not (low.is_integer() and high.is_integer()):
+        raise UserError(f"{option}: {given!r} is of whole numbers; accepted: whole LOW and HIGH")
+    return Range(low, high, log, whole)
+
+
+def _kinds(kind: Any) -> set[Any]:
+    return set(getattr(kind, "__args__", ())) or {kind}
+
+
+def _is_whole(kind: Any) -> bool:
+    return int in _kinds(kind) and float not in _kinds(kind)
+
+
+def _is_number(kind: Any) -> bool:
+    return bool({int, float} & _kinds(kind))
+
+
+def with_values(base: M, values: Mapping[str, Any]) -> M:
+    """The configuration with some fields, by dotted name, at other values. Raises UserError if one is not accepted."""
+    content = base.model_dump()
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        inner = content
+        for group in groups:
+            inner = inner[group]
+        inner[last] = value
+    try:
+        return type(base).model_validate(content)
+    except ValidationError as error:
+        raise UserError(explain(error, [name for name, _ in leaves(type(base))]).replace("--", "--sweep.")) from error
+
+
+def value_of(job: BaseModel, name: str) -> Any:
+    """A field by its dotted name, ready for JSON."""
+    value: Any = job.model_dump(mode="json")
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def grid(space: Space) -> list[Point]:
+    """Every combination, the last field varying fastest. Raises UserError where there is a range."""
+    for name, spec in space.items():
+        if isinstance(spec, Range):
+            raise UserError(
+                f"--sweep.{name.replace('_', '-')}: a grid needs values A,B,C, not a range; or --search random or optuna"
+            )
+    return [
+        dict(zip(space, values, strict=True)) for values in itertools.product(*(s.extremes for s in space.values()))
+    ]
+
+
+def draw(space: Space, count: int, seed: int) -> list[Point]:
+    """Points at random, none twice; fewer than `count` where there are no more."""
+    random, points, seen = np.random.default_rng(seed), [], set()
+    for _ in range(100 * count):
+        point = {name: spec.draw(random) for name, spec in space.items()}
+        if repr(point) not in seen:
+            seen.add(repr(point))
+            points.append(point)
+        if len(points) == count:
+            break
+    return points
+
+
+def short_names(space: Mapping[str, Any]) -> dict[str, str]:
+    """The last part of each field's name, where that tells it from the others, else the whole."""
+    last = [name.rpartition(".")[2] for name in space]
+    return {name: short if last.count(short) == 1 else name for name, short in zip(space, last, strict=True)}
+
+
+def text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

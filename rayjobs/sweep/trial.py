@@ -1,0 +1,193 @@
+"""One trial of a sweep: EM at one point of the space, judged on the held-out pairs; its folder, its record."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ortho_core.generators.model_folder import model_fingerprint
+from rayjobs.assign import job as assign
+from rayjobs.assign.config import AssignJob
+from rayjobs.em import job as em
+from rayjobs.em.job import EmJob
+from rayjobs.evaluate import job as evaluate
+from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.reports.parts import spent
+from rayjobs.sweep.config import SweepJob, base_of
+from rayjobs.sweep.space import Point, short_names, text, with_values
+from rayjobs.train.progress import last_logged
+from rayjobs.train.run_files import HISTORY
+from rayjobs.verb.console import summary_json
+from rayjobs.verb.plan import fingerprint, replace_text
+
+RECORD = "trial.json"
+#: What a trial's record says as long as it is to be run, again or on.
+UNSETTLED = ("running", "failed")
+#: The folder of the models that trials are compared with.
+REFERENCES = "references"
+#: The longest name of a trial's folder, without the fingerprint behind it.
+LONGEST = 80
+
+
+class EStep:
+    """The actor that makes the E-steps of all trials, one after the other.
+
+    Of trials that need the same assignments, the first has them made; the others wait, and find them complete.
+    """
+
+    def make(self, step: AssignJob) -> int:
+        return assign.run(step)
+
+
+def folder_of(job: SweepJob, values: Point) -> Path:
+    """Where a trial is kept: the same values, the same folder, whatever else is tried beside it."""
+    short = short_names(values)
+    readable = ",".join(f"{short[name]}={text(value)}" for name, value in values.items())
+    readable = re.sub(r"[^\w.,=+-]+", "_", readable)[:LONGEST]
+    exact = len(readable) < LONGEST and all(_is_exact(value) for value in values.values())
+    return job.work_dir / "trials" / (readable if exact else f"{readable}-{fingerprint(values)[:6]}")
+
+
+def _is_exact(value: Any) -> bool:
+    """Whether the text of a value tells it from every other."""
+    if isinstance(value, float):
+        return float(text(value)) == value
+    return value is None or isinstance(value, int) or re.fullmatch(r"[\w.+-]+", str(value)) is not None
+
+
+def record_of(job: SweepJob, values: Point) -> dict[str, Any] | None:
+    """What became of a trial, if it is settled."""
+    file = folder_of(job, values) / RECORD
+    record = dict(json.loads(file.read_text())) if file.is_file() else None
+    return None if record is None or record["status"] in UNSETTLED else record
+
+
+def begun_points(job: SweepJob) -> list[Point]:
+    """The values of the trials that were begun, settled or not, as many as are asked for, the oldest record first."""
+    files = sorted((job.work_dir / "trials").glob(f"*/{RECORD}"), key=lambda file: file.stat().st_mtime)
+    return [json.loads(file.read_text())["values"] for file in files][: job.samples]
+
+
+def records_of(job: SweepJob, points: list[Point], wanted: list[Point]) -> list[dict[str, Any]] | None:
+    """The records of all trials, in order, if there are as many as wanted and all are settled."""
+    records = [record for record in (record_of(job, values) for values in points) if record is not None]
+    return records if len(records) >= len(wanted) and len(records) == len(points) else None
+
+
+def write_record(job: SweepJob, values: Point, status: str, **told: Any) -> dict[str, Any]:
+    """Put down how a trial stands, for this run and all that come after it."""
+    record = {"status": status, "values": values, **told}
+    folder = folder_of(job, values)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / RECORD, summary_json(record))
+    return record
+
+
+def em_job(job: SweepJob, values: Point, work_dir: Path) -> EmJob:
+    """The EM run of a trial: without what the sweep does for all trials together."""
+    shared = {"heldout": None, "baseline": False, "validate_on_heldout": False, "work_dir": work_dir}
+    cache = job.assignments_cache or job.work_dir / "assignments"
+    settled = with_values(base_of(job), values).model_copy(update={**shared, "assignments_cache": cache})
+    if not job.watched:
+        return settled
+    watched = settled.train.model_copy(update={"validation": str(em.heldout_assignments(job))})
+    return settled.model_copy(update={"train": watched})
+
+
+def judge_job(job: SweepJob, models: dict[str, Path], out: Path, base_from: Path | None = None) -> EvaluateJob:
+    """The evaluation of some models: the same noise search for every trial, whatever its own E-step is."""
+    settings = job.evaluate.model_dump()
+    return EvaluateJob(
+        **settings,
+        **job.pair_fields().model_dump(),
+        model=models,
+        pairs=job.heldout,
+        out=out,
+        patch_size=job.assign.patch_size,
+        base_from=base_from,
+    )
+
+
+def run_trial(job: SweepJob, values: Point, e_steps: Any, watch: Callable[[int], Sequence[Any]]) -> dict[str, Any]:
+    """E-step, M-step and evaluation at one point; goes on where an earlier run of the same trial was ended.
+
+    `e_steps` is the `EStep` actor; `watch` gives Ray Train's callbacks for each cycle. Returns the trial's record.
+    """
+    import ray
+
+    folder = folder_of(job, values)
+    write_record(job, values, "running")
+    trial = em_job(job, values, folder / "em")
+
+    def e_step(step: AssignJob) -> int:
+        """That of the first cycle may be another trial's as well; later ones are of this trial's own model."""
+        return int(ray.get(e_steps.make.remote(step))) if step.model == job.model else assign.run(step)
+
+    em.run(trial, e_step, watch)
+    steps = json.loads((folder / "em" / "em_summary.json").read_text())
+    model = Path(steps["model"])
+    evaluate.run(judge_job(job, {"base": job.model, "trial": model}, folder / "evaluation", evaluation_of(job)))
+    first = steps["cycles"][0]
+    return write_record(
+        job,
+        values,
+        "finished",
+        metrics=read_figures(folder / "evaluation")["trial"],
+        model=str(model),
+        model_fingerprint=model_fingerprint(model),
+        assignments=first["assign"]["run_fingerprint"],
+        quarantined=first["assign"]["quarantined"],
+        evaluations=[spent(cycle["assign"]) for cycle in steps["cycles"]],
+        updates=sum(cycle["train"]["updates"] for cycle in steps["cycles"]),
+        train_seconds=sum(cycle["train"]["seconds_this_run"] for cycle in steps["cycles"]),
+        curve=curve_of(steps["cycles"]),
+    )
+
+
+def stage_of(job: SweepJob, values: Point) -> str:
+    """Where a trial that is under way stands, from the files that it has written so far."""
+    folder = folder_of(job, values)
+    if (folder / "evaluation" / "plan.json").is_file():
+        return "evaluation"
+    cycles = sorted((folder / "em").glob("cycle_*"))
+    if not cycles:
+        return "waits"
+    number = f"cycle {len(cycles)}, " if job.cycles > 1 else ""
+    train_plan = cycles[-1] / "train" / "plan.json"
+    if train_plan.is_file():
+        updates = json.loads(train_plan.read_text())["updates"]
+        return f"{number}M-step {last_logged(cycles[-1] / 'train' / HISTORY)[0]}/{updates}"
+    assign_plan = cycles[-1] / "assignments" / "plan.json"
+    if assign_plan.is_file():
+        shards = json.loads(assign_plan.read_text())["shards"]
+        made = sum(1 for _ in assign_plan.parent.glob("part-*.parquet"))
+        return f"{number}E-step {made}/{shards} shards"
+    return f"{number}waits for the E-step"
+
+
+def evaluation_of(job: SweepJob) -> Path:
+    """Where the models are judged that trials are compared with."""
+    return job.work_dir / REFERENCES / "evaluation"
+
+
+def figures_of(job: SweepJob) -> dict[str, Any] | None:
+    """The figures of the models that trials are compared with, if they are there."""
+    there = evaluation_of(job)
+    return read_figures(there) if (there / "evaluation.json").is_file() else None
+
+
+def read_figures(evaluation: Path) -> dict[str, Any]:
+    return dict(json.loads((evaluation / "evaluation.json").read_text())["metrics"])
+
+
+def curve_of(cycles: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The held-out error after each epoch, counted over all cycles; empty where nothing was watched."""
+    curve = []
+    for done, cycle in enumerate(cycles):
+        epochs, updates = len(cycle["train"]["epochs"]), cycle["train"]["updates"]
+        for entry in cycle["train"]["validations"]:
+            if entry["update"]:
+                epoch = done * epochs + entry["update"] / updates * epochs
+                curve.append({"epoch": epoch, "validation_latent": entry["latent"]})
+    return curve

@@ -1,0 +1,1 @@
+"""`ortho train`: the M-step on Ray Train."""

@@ -1,0 +1,7 @@
+"""`python -m rayjobs.train` is `ortho train`."""
+
+import sys
+
+from rayjobs.cli import main
+
+sys.exit(main(["train", *sys.argv[1:]]))

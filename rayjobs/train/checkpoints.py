@@ -1,0 +1,96 @@
+"""The model folders that training leaves: `checkpoint-best`, `-final` and `-epoch-NNN`, each with its card."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.lora import TEACHER, Lora, add_lora, has_lora
+from ortho_core.generators.model_card import model_card
+from ortho_core.generators.model_folder import base_folder_of, classes_of
+from ortho_core.mstep.update import MStep
+from ortho_core.storage.folders import link_tree, replace_folder
+
+if TYPE_CHECKING:
+    from rayjobs.train.config import TrainJob
+
+
+class ModelFolders:
+    """Writes the network as it is; with EMA, its average too, under the name with `-ema` added."""
+
+    def __init__(self, job: "TrainJob", sealed: Mapping[str, Any], step: MStep, rank: int) -> None:
+        self.job, self.sealed, self.step, self.rank = job, sealed, step, rank
+
+    def save(self, names: list[str], update: int, metrics: Mapping[str, float]) -> None:
+        """Write the first folder and link the others to its files. Every worker calls this; rank 0 writes."""
+        variants = [""] if self.step.ema is None else ["", "-ema"]
+        for suffix in variants:
+            if suffix:
+                with self.step.averaged():
+                    self._write(names, suffix, update, metrics)
+            else:
+                self._write(names, suffix, update, metrics)
+
+    def _write(self, names: list[str], suffix: str, update: int, metrics: Mapping[str, float]) -> None:
+        weights = self._gathered()
+        if self.rank:
+            return
+        first, *others = [self.job.out / f"checkpoint-{name}{suffix}" for name in names]
+        generator = self.step.generator if weights is None else self._plain(weights)
+        network, training = generator.trainable, generator.trainable.training
+        network.eval()
+        card = self._card(first.name, update, metrics)
+        if has_lora(network) and self.job.lora_merge:
+            # Merged in a copy: taking an adapter out again would not give the same weights back to the last bit.
+            with tempfile.TemporaryDirectory(dir=self.job.out, prefix=".merge-") as scratch:
+                generator.save(Path(scratch) / "lora")
+                load_generator(Path(scratch) / "lora").save(first, card)
+        else:
+            generator.save(first, card)
+        network.train(training)
+        for other in others:
+            replace_folder(other, lambda folder: link_tree(first, folder))
+
+    def _gathered(self) -> dict[str, Any] | None:
+        """Of a sharded network the whole weights, in rank 0's memory."""
+        if self.job.parallel != "fsdp" or self.step.wrapped is not self.step.network:
+            return None
+        return get_model_state_dict(self.step.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+    def _plain(self, weights: dict[str, torch.Tensor]) -> Any:
+        """A generator on the CPU with those weights: a sharded network cannot be saved as it is."""
+        job = self.job
+        plain = load_generator(job.model, keep_adapter=bool(job.lora_rank))
+        if job.lora_rank and not has_lora(plain.trainable):
+            add_lora(plain.trainable, Lora(job.lora_rank, job.alpha, job.targets), job.seed)
+        plain.trainable.load_state_dict({k: v for k, v in weights.items() if f".{TEACHER}." not in k})
+        return plain
+
+    def _card(self, name: str, update: int, metrics: Mapping[str, float]) -> str:
+        sealed, job = self.sealed, self.job
+        kinds = {
+            "matched": "latent-matched SFT",
+            "random": "direct SFT",
+            "base": "distillation of what was searched for",
+        }
+        return model_card(
+            f"{job.title} {name}",
+            base=str(base_folder_of(job.model)),
+            facts={
+                "trained on": f"{sealed['rows']} assignments, {job.noise} noise ({kinds[job.noise]})",
+                "assignments": f"{job.assignments} (run {sealed['assignments']})",
+                "pairs fingerprint": sealed["pairs_fingerprint"],
+                "started from": f"{job.model} (fingerprint {sealed['model_fingerprint']})",
+                "held to": f"{job.preserve_model or job.model} (fingerprint {sealed['preserve_fingerprint']})",
+                "update": f"{update} of {sealed['updates']}",
+                "run": sealed["run_fingerprint"],
+            },
+            metrics=metrics,
+            config=sealed["config"],
+            lora=bool(job.lora_rank) and not job.lora_merge,
+            classes=classes_of(job.model),
+        )

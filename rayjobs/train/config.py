@@ -1,0 +1,154 @@
+"""The options of `ortho train`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ortho_core.errors import UserError
+from ortho_core.generators.lora import Lora, lora_of
+from ortho_core.generators.model_folder import is_class_conditional
+from ortho_core.mstep.update import MStepConfig
+from ortho_core.storage.store import Location
+from rayjobs.train.trackers import TrackerSettings
+from rayjobs.verb.resources import WorkerResources
+
+
+def _names(value: Any) -> Any:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
+    """How the M-step runs; `em` has these under `train.`."""
+
+    noise: Literal["matched", "random", "base"] = Field(
+        "matched",
+        description="matched: the assigned noise; random: direct SFT; base: what the search began from, to distil the "
+        "images that `ortho reward` found",
+    )
+    center_noise: bool = Field(
+        False,
+        description="take the mean of all matched noise off each, so that as a whole it is centred as N(0, I) is",
+    )
+    epochs: int = Field(5, ge=1, description="passes over the assignments")
+    batch_size: int = Field(16, ge=1, description="rows of one update, over all workers and micro-batches")
+    preserve_batch_size: int | None = Field(
+        None, ge=1, description="rows of the preserve terms in one update (none: as many as batch_size)"
+    )
+    preserve_prompts: Path | None = Field(
+        None, description="prompts of the preserve terms, one a line or .jsonl with `prompt` (none: those trained on)"
+    )
+    lora_rank: int = Field(0, ge=0, description="train an adapter of this rank instead of all weights (0: all weights)")
+    lora_alpha: float | None = Field(None, gt=0, description="scale of the adapter, alpha / rank (none: alpha = rank)")
+    lora_targets: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        Lora.targets, description="endings of the names of the layers that get an adapter"
+    )
+    lora_merge: bool = Field(False, description="save whole models with the adapter merged in, not adapters")
+    gradient_checkpointing: bool = Field(False, description="compute activations twice and keep fewer of them")
+    compile: bool = Field(False, description="torch.compile the network")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="fsdp: shard weights, gradients and optimiser over the workers, for what does not fit one GPU",
+    )
+    num_workers: int = Field(1, ge=0, description="training processes (0: train in this process, for a debugger)")
+    readers_per_worker: int = Field(1, ge=1, description="processes that read and decode ahead of each worker")
+    shuffle_window: int = Field(65_536, ge=1, description="rows among which the order is random, memory permitting")
+    validation: Location | None = Field(
+        None, description="assignments of held-out pairs, made by `ortho assign` with the starting model"
+    )
+    validation_rows: int = Field(64, ge=1, description="rows of them that are looked at, from the first")
+    validate_every: int = Field(0, ge=0, description="updates between validations (0: at the end of each epoch)")
+    save_every: int = Field(
+        1, ge=0, description="keep checkpoint-epoch-NNN every so many epochs (0: best and final only)"
+    )
+    checkpoint_every: int = Field(0, ge=0, description="updates between resumable states (0: at the end of each epoch)")
+    keep_states: int = Field(1, ge=1, description="resumable states that are kept")
+    log_every: int = Field(5, ge=1, description="updates between entries of the log")
+    max_skipped_updates: int = Field(
+        10, ge=0, description="updates left out because their gradient was not finite, before the run gives up"
+    )
+    max_restarts: int = Field(3, ge=0, description="how often dead workers are started again")
+    allow_stale: bool = Field(False, description="train on noise that was matched to another model than --model")
+    seed: int = Field(0, ge=0, description="decides the order of rows and every random noise")
+
+    @property
+    def alpha(self) -> float:
+        return self.lora_alpha or float(self.lora_rank)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(self.lora_targets)
+
+    @property
+    def world(self) -> int:
+        return max(1, self.num_workers)
+
+    @property
+    def preserve_rows(self) -> int:
+        """Rows of the preserve terms in one update, over all workers."""
+        return (self.preserve_batch_size or self.batch_size) if self.preserves else 0
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of the reconstruction term that one worker computes with at once."""
+        return self.batch_size // (self.world * self.gradient_accumulation_steps)
+
+    def check_shares(self, rows: int, where: str, group: str = "") -> None:
+        """Raises UserError where a batch is too large for the data or does not divide among workers and micro-batches."""
+        if self.batch_size > rows:
+            raise UserError(f"--{group}batch-size: {self.batch_size} is more than the {rows} {where}")
+        parts = self.world * self.gradient_accumulation_steps
+        among = f"{self.world} workers" + (
+            f" × {self.gradient_accumulation_steps} micro-batches" if self.gradient_accumulation_steps > 1 else ""
+        )
+        for name, size in (("batch-size", self.batch_size), ("preserve-batch-size", self.preserve_rows)):
+            if size % parts:
+                raise UserError(f"--{group}{name}: {size} does not divide among {among}")
+
+
+class TrainJob(TrainSettings):
+    """Fine-tune a model on assigned noise (the M-step)."""
+
+    assignments: Location = Field(description="folder or URL that `ortho assign` wrote to")
+    model: Path = Field(description="model folder to start from; one with a LoRA adapter goes on with that adapter")
+    out: Path = Field(description="folder for checkpoints and curves; the same command again resumes")
+    pairs: Location | None = Field(
+        None, description="where the images are, if not where the assignments were made from"
+    )
+    preserve_model: Path | None = Field(
+        None, description="model f_0 that the preserve terms hold to (default: --model)"
+    )
+
+    @property
+    def title(self) -> str:
+        """What people call the run: in EM every M-step's folder is called `train`."""
+        return "/".join(self.out.parts[-2:])
+
+
+#: Options that decide how fast a run goes or what it tells, not what comes out of it.
+INDIFFERENT = {
+    *WorkerResources.model_fields,
+    *TrackerSettings.model_fields,
+    *("num_workers", "readers_per_worker", "parallel", "compile", "gradient_checkpointing"),
+    *("gradient_accumulation_steps", "checkpoint_every", "keep_states", "log_every", "max_restarts", "allow_stale"),
+    "max_skipped_updates",
+}
+
+
+def check_lora(job: TrainSettings, model: Path) -> None:
+    """Raises UserError if the model takes no adapter, or its own is not of the shape that was asked for."""
+    if job.lora_rank and is_class_conditional(model):
+        raise UserError(
+            f"--lora-rank: {model} is class-conditional, which has no adapters: train all weights (--lora-rank 0)"
+        )
+    there = lora_of(model)
+    if there is None:
+        return
+    if not job.lora_rank:
+        raise UserError(
+            f"--model {model} is a LoRA adapter: go on with it (--lora-rank {there.rank}), or merge it first"
+        )
+    asked = Lora(job.lora_rank, job.alpha, tuple(sorted(job.targets)))
+    if asked != replace(there, targets=tuple(sorted(there.targets))):
+        raise UserError(f"--model {model} has an adapter of {there}, which is not the {asked} that was asked for")

@@ -1,0 +1,171 @@
+"""The M-step job: `ortho train` fine-tunes on assigned noise (or, for comparison, on random noise) with Ray Train."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ortho_core.errors import UserError
+from ortho_core.generators.model_folder import (
+    base_folder_of,
+    image_size_of,
+    latent_shape_of,
+    model_fingerprint,
+    target_shape_of,
+)
+from ortho_core.mstep.data import MatchedData, read_prompts
+from ortho_core.mstep.row_order import Order
+from ortho_core.noise.rotation import block_dimension
+from ortho_core.pairs import PairFields, PairSet
+from ortho_core.records.assignments import CACHE_BYTES, Assignments
+from ortho_core.records.parts import FORMAT
+from ortho_core.report.plots import plot_training
+from ortho_core.storage.open import absolute, open_store
+from rayjobs.train.config import INDIFFERENT, TrainJob, TrainSettings, check_lora
+from rayjobs.train.launch import conclude, run_workers
+from rayjobs.train.run_files import HISTORY, SUMMARY, forget
+from rayjobs.train.trackers import check as check_trackers
+from rayjobs.train.worker import train_worker
+from rayjobs.verb.console import say
+from rayjobs.verb.plan import claim, fingerprint
+from rayjobs.verb.session import ray_session
+
+
+def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
+    """What the run will do, and on what. Raises UserError for whatever can be found wrong beforehand."""
+    check_trackers(job)
+    assignments, shape = Assignments(job.assignments), latent_shape_of(job.model)
+    model = model_fingerprint(job.model)
+    check_assignments(assignments, shape)
+    made_with = assignments.plan["model_fingerprint"]
+    if job.noise == "matched" and made_with != model and not job.allow_stale:
+        raise UserError(
+            f"the assignments in {job.assignments} were made with another model (fingerprint {made_with}) than --model "
+            f"{job.model} ({model}): assign again with this model, or say --allow-stale"
+        )
+    if job.center_noise and job.noise != "matched":
+        raise UserError(
+            f"--center-noise is of matched noise; --noise {job.noise} has a mean of zero as it is: leave one out"
+        )
+    if job.noise == "matched" and assignments.of_rewards:
+        raise UserError(
+            f"{job.assignments} holds what `ortho reward` found: the model makes these images at that noise already; "
+            "--noise base distils them to the noise that the search began from, --noise random to any"
+        )
+    if job.preserve_model is not None and latent_shape_of(job.preserve_model) != shape:
+        raise UserError(f"--preserve-model {job.preserve_model} has another latent shape than --model {job.model}")
+    job.check_shares(len(assignments), "assigned rows")
+    check_lora(job, job.model)
+    target_shape = target_shape_of(job.model)
+    # As many rows as half of what a reader keeps in memory holds, so that it reads no part twice.
+    window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // assignments.row_bytes(shape, target_shape)))
+    data = MatchedData(
+        assignments,
+        Order(assignments.starts, job.batch_size, job.seed, window),
+        shape,
+        image_size_of(job.model),
+        job.noise,
+        job.seed,
+        needs_images=bool(job.pixel_l1_weight),
+        preserve_rows=job.preserve_rows,
+        preserve_prompts=read_prompts(job.preserve_prompts) if job.preserve_prompts and job.preserves else (),
+        target_shape=target_shape,
+    )
+    if data.needs_images and assignments.of_rewards:
+        raise UserError(
+            f"--pixel-l1-weight: {job.assignments} holds what `ortho reward` found, latents without images; accepted: 0"
+        )
+    if data.needs_images or not assignments.has_target_latents:
+        data = replace(data, pairs=images_of(job.assignments, job.pairs))
+    settings = {k: v for k, v in job.model_dump(mode="json").items() if k in TrainSettings.model_fields}
+    own = {"preserve_prompts": fingerprint(data.preserve_prompts), "validation": validation_of(job, shape)}
+    plan = {
+        "format": FORMAT,
+        "assignments": assignments.plan["run_fingerprint"],
+        "pairs_fingerprint": assignments.plan["pairs_fingerprint"],
+        "model_fingerprint": model,
+        "preserve_fingerprint": model_fingerprint(job.preserve_model) if job.preserve_model else model,
+        "config": {k: v for k, v in settings.items() if k not in INDIFFERENT} | own,
+        "rows": len(assignments),
+        "updates": job.epochs * data.order.updates,
+    }
+    return {**plan, "run_fingerprint": fingerprint(plan)}, data
+
+
+def check_assignments(assignments: Assignments, shape: tuple[int, int, int]) -> None:
+    """Raises UserError if the assignments are of another latent shape, or their first noise is not what was recorded."""
+    block_dimension(shape, assignments.patch_size)
+    assignments.noise([0], shape)
+
+
+def validation_of(job: TrainJob, shape: tuple[int, int, int]) -> str | None:
+    """The run that assigned the held-out rows. Raises UserError if they cannot be validated on."""
+    if job.validation is None:
+        return None
+    held = Assignments(job.validation)
+    check_assignments(held, shape)
+    if not held.has_target_latents:
+        raise UserError(f"--validation: the assignments in {job.validation} were made without --store-latents")
+    if min(job.validation_rows, len(held)) < job.world:
+        raise UserError(f"--validation: fewer rows in {job.validation} than the {job.world} workers")
+    return str(held.plan["run_fingerprint"])
+
+
+def images_of(assignments: str, pairs: str | None) -> PairSet:
+    """The pair set that the assignments were made from, as their summary says, or the same at another place `pairs`."""
+    try:
+        config = json.loads(open_store(assignments).read("summary.json"))["config"]
+        fields = PairFields(**{name: config[name] for name in PairFields.model_fields})
+        return PairSet(pairs or config["pairs"], fields)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{assignments}/summary.json does not say where the images are: {error!r}") from error
+
+
+def plan(job: TrainJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    content, _ = make_plan(job)
+    kept = (2 + (job.epochs // job.save_every if job.save_every else 0)) * (2 if job.ema else 1)
+    if not job.lora_rank or job.lora_merge:  # adapters are small beside these
+        size = sum(f.stat().st_size for f in base_folder_of(job.model).rglob("*") if f.is_file())
+        content["bytes_of_checkpoints_about"] = size * kept
+    return {**content, "model_folders": kept, "rows_at_once_on_each_worker": job.rows_at_once, "out": str(job.out)}
+
+
+def run(job: TrainJob, callbacks: Sequence[Any] = ()) -> int:
+    """Train, or go on training; `callbacks` are Ray Train's. Returns 0. Raises UserError or RunFailed."""
+    sealed, data = make_plan(job)
+    paths = {k: getattr(job, k) for k in ("model", "out", "preserve_model", "preserve_prompts")}
+    # As they are on this machine: workers have another current directory, and compare paths.
+    job = job.model_copy(update={k: v.resolve() for k, v in paths.items() if v is not None})
+    job = job.model_copy(
+        update={
+            "assignments": absolute(job.assignments),
+            "pairs": data.pairs.location if data.pairs is not None else None,
+            "validation": absolute(job.validation) if job.validation else None,
+        }
+    )
+    claim(job.out, sealed, "train")
+    if (job.out / SUMMARY).is_file():
+        forget(job.out)
+        say(f"train: {job.out} is complete")
+        return 0
+    if job.center_noise:
+        mean = data.assignments.mean_noise(data.latent_shape)
+        data = replace(data, center=mean.numpy())
+        say(f"train: the mean of the matched noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
+    started = time.monotonic()
+    with ray_session():
+        result = fit(job, sealed, data, callbacks)
+    for failure in result["tracker_failures"]:
+        say(f"train: {failure}")
+    plot_training(job.out / HISTORY, job.out / "train_history.png")
+    conclude(job, sealed, result, time.monotonic() - started)
+    return 0
+
+
+def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """Run the workers of the M-step."""
+    config = {"job": job.model_dump(mode="json"), "sealed": sealed, "data": data}
+    title = f"train on {job.noise} noise"
+    return run_workers(job, train_worker, config, title, sealed["updates"], callbacks)

@@ -1,0 +1,1 @@
+"""`ortho train-gan`: a small one-step generator of labelled images."""

@@ -1,0 +1,7 @@
+"""`python -m rayjobs.train_gan` is `ortho train-gan`."""
+
+import sys
+
+from rayjobs.cli import main
+
+sys.exit(main(["train-gan", *sys.argv[1:]]))

@@ -1,0 +1,145 @@
+"""`ortho train-gan`: small one-step generators of labelled images (MNIST, Fashion-MNIST, CIFAR-10, ...), with Ray Train."""
+
+import time
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from ortho_core.errors import NoPairSet, UserError
+from ortho_core.generators.class_conditional import ClassNetwork
+from ortho_core.generators.class_config import ClassConfig
+from ortho_core.generators.fitting.class_groups import Groups
+from ortho_core.generators.fitting.fit import terms_of
+from ortho_core.pairs import PairSet
+from ortho_core.pairs.labelled.known_sets import KNOWN, Labelled, open_split
+from ortho_core.records.parts import FORMAT
+from ortho_core.report.plots import plot_training
+from ortho_core.storage.open import absolute
+from rayjobs.train.launch import conclude, run_workers
+from rayjobs.train.run_files import HISTORY, SUMMARY, forget
+from rayjobs.train.trackers import check as check_trackers
+from rayjobs.train_gan.config import INDIFFERENT, TrainGanJob
+from rayjobs.train_gan.worker import train_gan_worker
+from rayjobs.verb.console import say
+from rayjobs.verb.plan import claim, fingerprint
+from rayjobs.verb.session import ray_session
+
+
+def open_data(job: TrainGanJob) -> PairSet:
+    """The split that was asked for. Raises UserError, with where the set comes from, if there is none."""
+    try:
+        return open_split(job.root, "test" if job.test_split else "train")
+    except NoPairSet as error:
+        home = f"; {KNOWN[job.data].home}" if job.data in KNOWN else ""
+        raise NoPairSet(f"--root: {error}{home}") from error
+
+
+def make_plan(job: TrainGanJob) -> tuple[dict[str, Any], PairSet, ClassConfig]:
+    """What the run will do, on what, and the generator's shape. Raises UserError for whatever can be found wrong before."""
+    check_trackers(job)
+    parts = job.world * job.group_size
+    if job.batch_size % parts:
+        raise UserError(
+            f"--batch-size: {job.batch_size} does not divide among {job.world} workers in groups of {job.group_size} "
+            "images (--group-size)"
+        )
+    pairs = open_data(job)
+    known = KNOWN.get(job.data)
+    labelled = Labelled.of(pairs, known.classes if known else None)
+    config = generator_config(job, labelled.classes, image_shape_of(job, pairs, labelled))
+    groups = Groups(labelled.labels, job.group_size, job.groups_per_update, job.seed)
+    if not groups.updates:
+        raise UserError(
+            f"--batch-size: {pairs.location} has {groups.groups} groups of {job.group_size} images of one class, and an update "
+            f"takes {job.groups_per_update}; lower --batch-size or --group-size"
+        )
+    settings = {k: v for k, v in job.model_dump(mode="json").items() if k not in INDIFFERENT}
+    plan = {
+        "format": FORMAT,
+        "pairs_fingerprint": pairs.fingerprint(),
+        "generator": config.model_dump(mode="json"),
+        "config": settings,
+        "rows": len(labelled.rows),
+        "bad_rows": len(labelled.bad),
+        "updates": job.epochs * groups.updates,
+    }
+    return {**plan, "run_fingerprint": fingerprint(plan)}, pairs, config
+
+
+def image_shape_of(job: TrainGanJob, pairs: PairSet, labelled: Labelled) -> tuple[int, int, int]:
+    """(c, Y, X). Of a set that is not known the first images tell whether it is grey. Raises UserError."""
+    if (known := KNOWN.get(job.data)) is not None:
+        c, Y, X = known.image_shape
+        size = job.image_size
+        return (c, Y, X) if size is None else (c, size, size)
+    Y = job.image_size or height_of(pairs, labelled)
+    first, _ = Labelled(labelled.classes, labelled.rows[:64], labelled.labels[:64], []).images(pairs, (3, Y, Y))
+    grey = bool((np.ptp(first, axis=1) == 0).all())
+    return (1 if grey else 3), Y, Y
+
+
+def height_of(pairs: PairSet, labelled: Labelled) -> int:
+    """Of the first image that can be read."""
+    import io
+
+    from PIL import Image
+
+    for row in labelled.rows[:64]:
+        try:
+            with Image.open(io.BytesIO(pairs.fetch(row))) as image:
+                return image.height
+        except (UserError, OSError, ValueError):
+            continue
+    raise UserError(f"none of the first images of {pairs.location} can be read")
+
+
+def generator_config(job: TrainGanJob, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> ClassConfig:
+    """Raises UserError where the options make no network."""
+    shape = (*job.noise_shape, 1, 1) if len(job.noise_shape) == 1 else job.noise_shape
+    if len(shape) != 3:
+        raise UserError(f"--noise-shape: {','.join(map(str, shape))} is not accepted: C,H,W, or one number")
+    try:
+        return ClassConfig(classes=classes, noise_shape=shape, image_shape=image_shape, widths=job.widths)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"--noise-shape, --widths, --image-size: {message}") from error
+
+
+def plan(job: TrainGanJob) -> dict[str, Any]:
+    """What a dry run prints."""
+    content, _, config = make_plan(job)
+    weights = 4 * sum(p.numel() for p in ClassNetwork(config).parameters())
+    images = content["rows"] * int(np.prod(config.image_shape))
+    return {
+        **content,
+        "generator_evaluations": content["updates"]
+        * job.groups_per_update
+        * (job.fit_config().noises + job.group_size),
+        "bytes_of_images_in_each_worker": images,
+        "bytes_of_the_generator": weights,
+        "out": str(job.out),
+    }
+
+
+def run(job: TrainGanJob) -> int:
+    """Train, or go on training. Returns 0. Raises UserError or RunFailed."""
+    sealed, pairs, _ = make_plan(job)
+    # As they are on this machine: workers have another current directory.
+    job = job.model_copy(update={"out": job.out.resolve(), "root": absolute(job.root)})
+    claim(job.out, sealed, "train-gan")
+    if (job.out / SUMMARY).is_file():
+        forget(job.out)
+        say(f"train-gan: {job.out} is complete")
+        return 0
+    started = time.monotonic()
+    with ray_session():
+        loop = {"job": job.model_dump(mode="json"), "sealed": sealed, "location": pairs.location}
+        result = run_workers(job, train_gan_worker, loop, f"train-gan on {job.data}", sealed["updates"])
+    for failure in result.pop("tracker_failures"):
+        say(f"train-gan: {failure}")
+    plot_training(job.out / HISTORY, job.out / "train_history.png", terms_of(job.fit_config()))
+    told = result.pop("told")
+    conclude(job, sealed, result, time.monotonic() - started)
+    say(f"train-gan: the generator is {job.out / 'checkpoint-final'}; {told}")
+    return 0

@@ -1,0 +1,1 @@
+"""What every verb stands on: options, paths, plans, sessions, the console."""

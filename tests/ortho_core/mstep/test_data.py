@@ -1,0 +1,138 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ortho_core.errors import UserError
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.mstep.data import MatchedData, Share, read_prompts, to_batch
+from ortho_core.mstep.row_order import Order
+from ortho_core.pairs import PairSet
+from ortho_core.records.assignments import Assignments
+
+
+def data(assigned, batch_size, **options):
+    pairs, out = assigned
+    assignments = Assignments(out)
+    settings = {"pairs": PairSet(pairs), "noise": "matched", "seed": 3, **options}
+    order = Order(assignments.starts, batch_size, 0)
+    return MatchedData(assignments, order, (4, 8, 8), (32, 32), **settings)
+
+
+@pytest.mark.parametrize("options", [{"preserve_rows": 12}, {"preserve_rows": 2, "preserve_prompts": ("one", "two")}])
+def test_workers_share_the_updates(assigned, options):
+    whole = data(assigned, 6, **options).share(1, 2)
+    shares = [data(assigned, 6, **options).share(1, 2, rank, 2) for rank in range(2)]
+    for name in ("noise", "targets", "preserve_noise"):
+        np.testing.assert_array_equal(np.concatenate([getattr(s, name) for s in shares]), getattr(whole, name))
+    for name in ("sample_ids", "prompts", "preserve_prompts"):
+        assert [x for s in shares for x in getattr(s, name)] == getattr(whole, name)
+    assert len(whole.preserve_noise) == len(whole.preserve_prompts) == options["preserve_rows"]
+
+
+def test_preserve_prompts_are_the_rows_own_spread_over_them(assigned):
+    share = data(assigned, 6, preserve_rows=12).share(0, 0)
+    assert share.preserve_prompts == [p for p in share.prompts for _ in range(2)]
+    half = data(assigned, 6, preserve_rows=3).share(0, 0)
+    assert half.preserve_prompts == share.prompts[::2]
+    # Their noise is new in every update and every epoch.
+    noises = [data(assigned, 6, preserve_rows=6).share(e, s).preserve_noise for e, s in ((0, 0), (0, 1), (1, 0))]
+    assert len(np.unique(np.concatenate(noises).reshape(18, -1)[:, 0])) == 18
+
+
+def test_preserve_prompts_of_a_file_are_drawn_all_alike(assigned):
+    source = data(assigned, 6, preserve_rows=24, preserve_prompts=("one", "two", "three"))
+    drawn = [p for step in range(4) for p in source.share(0, step).preserve_prompts]
+    counts = [drawn.count(p) for p in ("one", "two", "three")]
+    assert sum(counts) == 96
+    assert min(counts) > 16
+
+
+def test_a_share_survives_its_way_through_a_table(assigned):
+    share = data(assigned, 6, preserve_rows=6, needs_images=True).share(0, 0)
+    back = Share.of_row(share.as_row())
+    for name, value in vars(share).items():
+        np.testing.assert_array_equal(getattr(back, name), value)
+    bare = data(assigned, 6).share(0, 0)
+    assert Share.of_row(bare.as_row()).preserve_noise is None
+
+
+def test_matched_and_random_differ_in_the_noise_alone(assigned):
+    matched = data(assigned, 8, preserve_rows=8).share(0, 0)
+    random = data(assigned, 8, preserve_rows=8, noise="random").share(0, 0)
+    np.testing.assert_array_equal(matched.targets, random.targets)
+    np.testing.assert_array_equal(matched.preserve_noise, random.preserve_noise)
+    assert not np.isclose(matched.noise, random.noise, atol=1e-3).reshape(8, -1).all(1).any()
+
+
+def test_matched_noise_is_the_assigned_one_and_lies_closer(assigned, generator):
+    errors = {}
+    for noise in ("matched", "random"):
+        share = data(assigned, 24, noise=noise).share(0, 0)
+        batch = to_batch(share, generator, PromptCache(generator), False)
+        with torch.no_grad():
+            latents = generator.denoise(batch.noise, batch.condition)
+        errors[noise] = (latents - batch.target_latents).square().mean()
+    losses = [row["loss"] for row in Assignments(assigned[1]).rows(range(24), ["loss"])]
+    assert float(errors["matched"]) == pytest.approx(sum(losses) / 24, rel=1e-3)
+    assert errors["matched"] < errors["random"]
+
+
+def test_centred_noise_is_the_assigned_one_less_its_mean(assigned):
+    assignments = Assignments(assigned[1])
+    every = assignments.noise(range(len(assignments)), (4, 8, 8)).double()
+    mean = assignments.mean_noise((4, 8, 8))
+    torch.testing.assert_close(mean.double(), every.mean(0), rtol=0, atol=1e-6)
+    matched = data(assigned, 8, preserve_rows=8).share(0, 0)
+    centred = data(assigned, 8, preserve_rows=8, center=mean.numpy()).share(0, 0)
+    np.testing.assert_allclose(matched.noise - centred.noise, np.broadcast_to(mean, (8, 4, 8, 8)), atol=1e-6)
+    np.testing.assert_array_equal(matched.preserve_noise, centred.preserve_noise)
+
+
+def test_the_mean_of_many_rows_is_that_of_rows_from_all_over(assigned):
+    assignments = Assignments(assigned[1])
+    n = len(assignments)
+    expected = assignments.noise([0, n // 3, 2 * n // 3], (4, 8, 8)).double().mean(0)
+    torch.testing.assert_close(assignments.mean_noise((4, 8, 8), most=3).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_images_are_read_when_a_pixel_term_needs_them(assigned, generator):
+    share = data(assigned, 8, needs_images=True).share(0, 0)
+    assert share.images.dtype == np.uint8
+    batch = to_batch(share, generator, PromptCache(generator), True)
+    with torch.no_grad():
+        torch.testing.assert_close(generator.encode_images(batch.images), batch.target_latents, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="give --pairs"):
+        data(assigned, 8, needs_images=True, pairs=None).share(0, 0)
+
+
+def test_images_are_encoded_where_no_latents_were_stored(assigned, generator):
+    share = data(assigned, 8, needs_images=True).share(0, 0)
+    without = Share(**{**vars(share), "targets": None})
+    batch = to_batch(without, generator, PromptCache(generator), False)
+    torch.testing.assert_close(batch.target_latents, torch.from_numpy(share.targets), rtol=1e-4, atol=1e-4)
+    assert batch.images is None
+
+
+def test_a_prompts_file_is_read_in_two_forms(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n  two \n")
+    assert read_prompts(tmp_path / "a.txt") == ("one", "two")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": p, "image": "x"}) + "\n" for p in ("one", "two")))
+    assert read_prompts(tmp_path / "a.jsonl") == ("one", "two")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", " \n", "holds a blank prompt or none"),
+        ("a.jsonl", '{"text": "one"}', "accepted: one prompt a line"),
+        ("a.jsonl", '{"prompt": 3}', "holds a blank prompt or none"),
+        ("b.txt", None, "No such file"),
+    ],
+)
+def test_a_prompts_file_that_is_none_is_refused(tmp_path, name, content, says):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=says):
+        read_prompts(tmp_path / name)

@@ -1,0 +1,145 @@
+"""One update against the same update written out with PyTorch's own parts."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ortho_core.generators import load_generator
+from ortho_core.mstep.loss import TERMS, SftBatch, sft_loss
+from ortho_core.mstep.teacher import FrozenTeacher
+from ortho_core.mstep.update import MStep, MStepConfig
+
+
+@pytest.fixture
+def trainable(tiny_turbo):
+    """A generator of the test's own, its network ready to train."""
+    generator = load_generator(tiny_turbo)
+    generator.trainable.requires_grad_(True)
+    return generator
+
+
+@pytest.fixture
+def data(batch, generator):
+    condition, images, targets = batch
+    noise, fresh = generator.base_noise(list(range(8))), generator.base_noise(list(range(100, 104)))
+    return SftBatch(noise, condition, targets, images, fresh, condition[:4])
+
+
+def weights(generator):
+    return nn.utils.parameters_to_vector(generator.trainable.parameters()).detach().clone()
+
+
+def trained(tiny_turbo, data, updates=2, **options):
+    generator = load_generator(tiny_turbo)
+    generator.trainable.requires_grad_(True)
+    teacher = FrozenTeacher.copy_of(generator.trainable)
+    step = MStep(generator, teacher, MStepConfig(lr=1e-3, **options), 10)
+    outcomes = [step.update(data) for _ in range(updates)]
+    return step, outcomes
+
+
+def test_an_update_is_clipped_adamw_on_the_loss(trainable, data, tiny_turbo):
+    config = MStepConfig(lr=1e-3, max_grad_norm=0.5)
+    teacher = FrozenTeacher.copy_of(trainable.trainable)
+    optimizer = torch.optim.AdamW(trainable.trainable.parameters(), lr=1e-3, weight_decay=0.0, fused=False)
+    losses = []
+    for _ in range(2):
+        terms = sft_loss(trainable, teacher, data, config)
+        terms["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(trainable.trainable.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append([float(terms[name].detach()) for name in TERMS])
+    step, outcomes = trained(tiny_turbo, data, max_grad_norm=0.5)
+    torch.testing.assert_close(torch.stack([o.terms for o in outcomes]), torch.tensor(losses), rtol=1e-5, atol=1e-6)
+    assert outcomes[-1].grad_norm == pytest.approx(float(norm), rel=1e-4)
+    torch.testing.assert_close(weights(step.generator), weights(trainable), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_accumulation_changes_nothing_but_the_memory(tiny_turbo, data, pieces):
+    whole, expected = trained(tiny_turbo, data, pixel_l1_weight=0.5)
+    split, outcomes = trained(tiny_turbo, data, pixel_l1_weight=0.5, gradient_accumulation_steps=pieces)
+    for a, b in zip(outcomes, expected, strict=True):
+        torch.testing.assert_close(a.terms, b.terms, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(a.rows, b.rows, rtol=1e-4, atol=1e-6)
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
+    torch.testing.assert_close(weights(split.generator), weights(whole.generator), rtol=1e-3, atol=1e-3)
+
+
+def test_gradient_checkpointing_changes_nothing_but_the_memory(tiny_turbo, data):
+    _, expected = trained(tiny_turbo, data)
+    generator = load_generator(tiny_turbo, gradient_checkpointing=True)
+    generator.trainable.requires_grad_(True)
+    step = MStep(generator, FrozenTeacher.copy_of(generator.trainable), MStepConfig(lr=1e-3), 10)
+    for outcome in expected:
+        torch.testing.assert_close(step.update(data).terms, outcome.terms, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ema": True}, {"optimizer": "adafactor"}, {"lr_schedule": "cosine", "warmup_steps": 2}]
+)
+def test_a_resumed_state_goes_on_bit_for_bit(tiny_turbo, data, options):
+    through, expected = trained(tiny_turbo, data, 4, **options)
+    before, _ = trained(tiny_turbo, data, 2, **options)
+    state = copy.deepcopy(before.state_dict())
+    after, _ = trained(tiny_turbo, data, 0, **options)
+    after.load_state_dict(state)
+    outcomes = [after.update(data) for _ in range(2)]
+    assert [o.terms.tolist() for o in outcomes] == [o.terms.tolist() for o in expected[2:]]
+    assert torch.equal(weights(after.generator), weights(through.generator))
+    assert after.lr == through.lr
+    if options.get("ema"):
+        with after.averaged(), through.averaged():
+            assert torch.equal(weights(after.generator), weights(through.generator))
+
+
+def test_the_average_is_that_of_the_formula_and_is_only_borrowed(tiny_turbo, data):
+    step, _ = trained(tiny_turbo, data, 0, ema=True, ema_decay=0.5)
+    average = weights(step.generator)
+    for n in range(1, 4):
+        step.update(data)
+        decay = 0.0 if n == 1 else min(0.5, (1 + (n - 1)) / (10 + (n - 1)))
+        average = decay * average + (1 - decay) * weights(step.generator)
+    now = weights(step.generator)
+    with step.averaged():
+        torch.testing.assert_close(weights(step.generator), average, rtol=1e-5, atol=1e-6)
+    assert torch.equal(weights(step.generator), now)
+    assert not torch.equal(now, average)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny_turbo, data):
+    step, _ = trained(tiny_turbo, data, 1, ema=True)
+    before = copy.deepcopy(step.state_dict())
+    poisoned = data.target_latents.clone()
+    poisoned[5, 0, 0, 0] = torch.nan
+    outcome = step.update(SftBatch(**{**vars(data), "target_latents": poisoned}))
+    assert not outcome.applied
+    assert torch.isfinite(outcome.rows).tolist() == [i != 5 for i in range(8)]
+    after = step.state_dict()
+    for part in ("network", "ema"):
+        assert all(torch.equal(before[part][k], v) for k, v in after[part].items())
+    assert step.update(data).applied
+
+
+def test_bf16_keeps_float32_weights_and_stays_near(tiny_turbo, data):
+    _, expected = trained(tiny_turbo, data)
+    step, outcomes = trained(tiny_turbo, data, mixed_precision="bf16")
+    assert {p.dtype for p in step.parameters} == {torch.float32}
+    assert float(outcomes[0].terms[0]) == pytest.approx(float(expected[0].terms[0]), rel=2e-2)
+    assert float(outcomes[0].terms[0]) != float(expected[0].terms[0])
+
+
+def test_the_schedule_warms_up_and_decays(tiny_turbo, data):
+    generator = load_generator(tiny_turbo)
+    generator.trainable.requires_grad_(True)
+    step = MStep(
+        generator, None, MStepConfig(lr=1e-3, lr_schedule="linear", warmup_steps=2, preserve_latent_weight=0), 6
+    )
+    rates = []
+    for _ in range(6):
+        rates.append(step.lr)
+        step.update(data)
+    assert rates == pytest.approx([0, 5e-4, 1e-3, 7.5e-4, 5e-4, 2.5e-4])

@@ -1,0 +1,118 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ortho_core.errors import BadRow
+from ortho_core.pairs.images import decode_image
+
+
+def encoded(picture, form="PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def square(mode="RGB", size=(8, 8), colour=128) -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+def reason(content) -> str:
+    with pytest.raises(BadRow) as raised:
+        decode_image(content, (8, 8))
+    return raised.value.reason
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGB", (255, 0, 51), (255, 0, 51)),
+        ("L", 51, (51, 51, 51)),
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 51), (255, 204, 204)),
+        ("LA", (0, 255), (0, 0, 0)),
+        ("P", 0, (0, 0, 0)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_colour_modes_come_out_as_rgb_with_alpha_over_white(mode, colour, expected):
+    picture = decode_image(encoded(square(mode, colour=colour)), (4, 6))
+    assert picture.shape == (4, 6, 3)
+    assert picture.dtype == np.uint8
+    assert picture[1, 2].tolist() == list(expected)
+
+
+def test_a_transparent_palette_colour_is_white():
+    content = encoded(square("P", colour=0), transparency=0)
+    assert decode_image(content, (4, 4)).min() == 255
+
+
+def test_sixteen_bit_grey_keeps_its_range_and_cmyk_its_colour():
+    deep = Image.fromarray(np.full((4, 4), 32896, dtype=np.uint16))
+    assert decode_image(encoded(deep), (4, 4))[2, 2].tolist() == [128] * 3
+    deep = Image.fromarray(np.full((4, 4), 32896, dtype=np.int32))
+    assert decode_image(encoded(deep, "TIFF"), (4, 4))[2, 2].tolist() == [128] * 3
+    cyan = decode_image(encoded(square("CMYK", colour=(255, 0, 0, 0)), "JPEG"), (8, 8))
+    assert cyan[4, 4].tolist() == pytest.approx([0, 255, 255], abs=5)
+
+
+def test_exif_rotation_is_applied_and_the_centre_is_kept():
+    picture = Image.new("RGB", (12, 4), "black")
+    picture.paste("white", (0, 0, 2, 4))  # a white stripe at the left end
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees: the left end becomes the top
+    content = encoded(picture, exif=exif)
+    upright = decode_image(content, (12, 4))
+    assert upright[0].min() > 230
+    assert upright[4:].max() < 25
+    assert decode_image(content, (4, 4)).max() < 25
+
+
+def test_damaged_exif_does_not_cost_the_image():
+    for exif in (b"Exif\0\0garbage", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x07\0\0\0\x01\xff"):
+        assert decode_image(encoded(square(), "JPEG", exif=exif), (4, 4)).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_several_frames_are_no_image(form):
+    moving = encoded(square(colour=0), form, save_all=True, append_images=[square(colour=(255, 0, 0))])
+    assert reason(moving) == "animated"
+
+
+def test_a_preview_inside_a_jpeg_is_not_a_frame():
+    content = encoded(square(colour=(250, 0, 0)), "MPO", save_all=True, append_images=[square(size=(4, 4))])
+    assert decode_image(content, (4, 4))[2, 2].tolist() == pytest.approx([250, 0, 0], abs=5)
+
+
+def test_what_does_not_decode_is_a_bad_row():
+    noise = Image.effect_noise((64, 64), 50)
+    whole = encoded(noise)
+    assert reason(b"") == "undecodable-image"
+    assert reason(b"not an image") == "undecodable-image"
+    assert reason(whole[: len(whole) // 2]) == "undecodable-image"
+    assert reason(encoded(noise, "JPEG")[:900]) == "undecodable-image"
+    damaged = bytearray(whole)
+    damaged[60:90] = bytes(30)
+    assert reason(bytes(damaged)) == "undecodable-image"
+
+
+def test_an_image_too_large_to_decode_is_refused_by_its_header():
+    assert reason(encoded(square("1", (9_400, 9_000), 0))) == "too-large"
+    assert reason(encoded(square("1", (20_000, 10_000), 0))) == "too-large"
+
+
+def test_a_picture_that_is_a_program_is_not_run():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
+    assert reason(postscript) == "undecodable-image"
+    with pytest.raises(BadRow, match="it is none of"):
+        decode_image(postscript, (8, 8))
+
+
+def test_messages_name_the_image_and_what_was_found():
+    with pytest.raises(BadRow, match=r"^row 3: a\.gif has 2 frames"):
+        decode_image(
+            encoded(square("L"), "GIF", save_all=True, append_images=[square("L", colour=1)]), (8, 8), "row 3: a.gif"
+        )
+    with pytest.raises(BadRow, match=r"does not decode: it is none of JPEG, .*"):
+        decode_image(b"GIF", (8, 8))

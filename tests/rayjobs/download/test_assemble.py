@@ -1,0 +1,152 @@
+"""Pipelines made of weights that are published apart, on tiny stand-ins for their bases."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ortho_core.errors import UserError
+from ortho_core.generators import load_generator
+from rayjobs.download.assemble import assemble
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tiny_turbo, tmp_path_factory):
+    """An SDXL base as the catalogue downloads it: all but the UNet's weights."""
+    folder = tmp_path_factory.mktemp("models") / "sdxl-base"
+    shutil.copytree(tiny_turbo, folder)
+    (folder / "unet" / WEIGHTS).unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(tiny_turbo):
+    """The state of another UNet of that shape."""
+    draw = torch.Generator().manual_seed(1)
+    state = load_file(tiny_turbo / "unet" / WEIGHTS)
+    return {name: value + 0.01 * torch.randn(value.shape, generator=draw) for name, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def sd_base(tiny_turbo, tmp_path_factory):
+    """A Stable Diffusion 1.5 of the catalogue: its index names a safety checker that is not downloaded."""
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_turbo / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+    )
+    folder = tmp_path_factory.mktemp("models") / "sd15-base"
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(tiny_turbo / "vae"),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_unet_takes_its_place_in_the_base_with_its_own_step(suffix, base, published, tmp_path):
+    weights = tmp_path / f"one_step_unet{suffix}"
+    if suffix == ".bin":  # as DMD2's, in half precision
+        torch.save({name: value.half() for name, value in published.items()}, weights)
+    else:
+        save_file(published, weights)
+    into = tmp_path / "assembled"
+    assemble("unet", base, weights, into, "LCMScheduler", "epsilon", 399, lambda f: (f / "note").write_text("x"))
+    saved = load_file(into / "unet" / WEIGHTS)
+    assert {value.dtype for value in saved.values()} == {torch.float16 if suffix == ".bin" else torch.float32}
+    generator = load_generator(into)
+    assert (generator.step.timestep, (into / "note").read_text()) == (399, "x")
+    condition = generator.encode_prompts(["a red handwritten two on a white background"])
+    noise = generator.base_noise([3])
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base / "unet")).eval()
+    unet.load_state_dict({name: value.float() for name, value in saved.items()})
+    # LCM's own step from timestep 399, its boundary conditions included.
+    scheduler = generator.pipeline.scheduler
+    scheduler.set_timesteps(timesteps=[399])
+    tensors = dict(condition.tensors)
+    added = {name: tensors.pop(name) for name in ("text_embeds", "time_ids")}
+    with torch.no_grad():
+        output = unet(noise, 399, **tensors, added_cond_kwargs=added).sample
+        expected = scheduler.step(output, scheduler.timesteps[0], noise).denoised
+        torch.testing.assert_close(generator.denoise(noise, condition), expected, atol=1e-4, rtol=1e-4)
+
+
+def kohya(unet):
+    """A LoRA of rank 2 on the attention's projections in the names that Hyper-SD's has, and what it adds to each weight."""
+    draw = torch.Generator().manual_seed(2)
+    file, added = {}, {}
+    for name, module in unet.named_modules():
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+            down = torch.randn(2, module.in_features, generator=draw)
+            up = 0.1 * torch.randn(module.out_features, 2, generator=draw)
+            key = f"lora_unet_{name.replace('.', '_')}"
+            file |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
+            added[f"{name}.weight"] = up @ down / 2
+    return file, added
+
+
+def test_a_lora_is_merged_and_the_safety_checker_left_out(sd_base, tmp_path):
+    before = load_file(sd_base / "unet" / WEIGHTS)
+    unet = UNet2DConditionModel.from_pretrained(sd_base / "unet")
+    file, added = kohya(unet)
+    save_file(file, tmp_path / "lora.safetensors")
+    assemble("lora", sd_base, tmp_path / "lora.safetensors", tmp_path / "into", "TCDScheduler", "epsilon", 999)
+    after = load_file(tmp_path / "into" / "unet" / WEIGHTS)
+    assert after.keys() == before.keys()
+    assert added
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value + added.get(name, 0), atol=1e-5, rtol=1e-5)
+    generator = load_generator(tmp_path / "into")
+    assert generator.step.timestep == 999
+    assert type(generator.pipeline.scheduler).__name__ == "TCDScheduler"
+
+
+def test_weights_of_another_model_are_refused_and_leave_nothing(base, sd_base, published, tmp_path):
+    unet = next(iter(published))
+    save_file({name: value for name, value in published.items() if name != unet}, tmp_path / "part.safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "text.bin").write_text("no weights")
+    save_file({"something.else": torch.zeros(2)}, tmp_path / "other.safetensors")
+    for how, folder, weights, message in (
+        ("unet", base, "part.safetensors", f"does not fit the UNet of {base}: .*Missing key"),
+        ("unet", base, "text.safetensors", "is not a file of safetensors"),
+        ("unet", base, "text.bin", "is not a file of PyTorch weights"),
+        ("lora", sd_base, "other.safetensors", "is not a LoRA of this base"),
+    ):
+        with pytest.raises(UserError, match=message) as refusal:
+            assemble(how, folder, tmp_path / weights, tmp_path / "into", "LCMScheduler", "epsilon", 800)
+        assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "into").exists()

@@ -1,0 +1,145 @@
+"""The EM driver end to end on a real Ray, small."""
+
+import json
+
+import pytest
+
+from ortho_core.errors import UserError
+from ortho_core.generators.lora import lora_of
+from ortho_core.generators.model_folder import base_folder_of, model_fingerprint
+from rayjobs.assign.config import AssignSettings
+from rayjobs.em.job import EmJob, plan, run
+from rayjobs.evaluate.config import EvaluateSettings
+from rayjobs.train.config import TrainSettings
+from tests.chromium import check_source
+from tests.conftest import copy_pairs
+
+ASSIGN = AssignSettings(steps=2, rows_per_shard=12, cpus_per_worker=0.5)
+TRAIN = TrainSettings(epochs=1, batch_size=12, cpus_per_worker=0.5, save_every=0)
+#: In this process.
+HERE = TRAIN.model_copy(update={"num_workers": 0})
+EVALUATE = EvaluateSettings(rows=16, steps=2, cpus_per_worker=0.5)
+
+
+def job(small_pairs, model, digits, out, **options):
+    settings = {"assign": ASSIGN, "train": TRAIN, "evaluate": EVALUATE, "cycles": 2, "baseline": True}
+    heldout = digits / "heldout.jsonl"
+    return EmJob(**{**settings, "pairs": small_pairs, "model": model, "heldout": heldout, "work_dir": out, **options})
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_cycles_leave_models_numbers_and_a_report(small_pairs, tiny_turbo, digits, tmp_path):
+    out = tmp_path / "run"
+    em = job(small_pairs, tiny_turbo, digits, out)
+    assert run(em) == 0
+    summary = json.loads((out / "em_summary.json").read_text())
+    assert list(summary["evaluation"]) == ["base", "direct", "cycle_01", "cycle_02"]
+    assert "drift" not in summary["evaluation"]["base"]
+    assert all(summary["evaluation"][m]["drift"]["value"] > 0 for m in ("direct", "cycle_01", "cycle_02"))
+    first, second = (json.loads((out / f"cycle_0{k}" / "train" / "plan.json").read_text()) for k in (1, 2))
+    # Cycle 2 starts from cycle 1's model, and both are held to the model the run started from.
+    assert first["model_fingerprint"] == first["preserve_fingerprint"] == second["preserve_fingerprint"]
+    assert second["model_fingerprint"] != first["model_fingerprint"]
+    # Its E-step starts from the noise that cycle 1 assigned, and the images are nearer to it than to the base noise.
+    plans = [json.loads((out / f"cycle_0{k}" / "assignments" / "plan.json").read_text()) for k in (1, 2)]
+    assert plans[0]["warm_start"] is None
+    assert plans[1]["warm_start"] == plans[0]["run_fingerprint"]
+    starts = [cycle["assign"]["mean_initial_loss"] for cycle in summary["cycles"]]
+    assert starts[1] < starts[0]
+    direct = json.loads((out / "direct" / "train" / "plan.json").read_text())
+    assert direct["updates"] == first["updates"] + second["updates"]
+    # Twelve targets, and as many closest images and samples of each of four models; the Gaussian check, twice.
+    assert check_source(out / "report.html") == 2 * 5 * 12 + 2
+
+    times = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")} | {
+        p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")
+    }
+    assert run(em) == 0
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    with pytest.raises(UserError, match=r"assign\.steps was 2, now 3"):
+        run(job(small_pairs, tiny_turbo, digits, out, assign=ASSIGN.model_copy(update={"steps": 3})))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_assignments_in_a_cache_are_made_once_for_all_runs(small_pairs, tiny_turbo, digits, tmp_path):
+    options = {"cycles": 1, "baseline": False, "heldout": None, "assignments_cache": tmp_path / "cache", "train": HERE}
+    assert run(job(small_pairs, tiny_turbo, digits, tmp_path / "one", **options)) == 0
+    (entry,) = (tmp_path / "cache").iterdir()
+    made = {p.name: p.stat().st_mtime_ns for p in entry.iterdir()}
+    other = HERE.model_copy(update={"lr": 1e-5})
+    assert run(job(small_pairs, tiny_turbo, digits, tmp_path / "two", **{**options, "train": other})) == 0
+    assert (tmp_path / "two" / "cycle_01" / "assignments").resolve() == entry
+    assert {p.name: p.stat().st_mtime_ns for p in entry.iterdir()} == made
+    summaries = [json.loads((tmp_path / name / "em_summary.json").read_text()) for name in ("one", "two")]
+    assert summaries[0]["cycles"][0]["assign"] == summaries[1]["cycles"][0]["assign"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_cycles_go_on_with_one_adapter_held_to_the_last_and_watched_on_the_held_out_pairs(
+    small_pairs, tiny_turbo, digits, tmp_path
+):
+    out, heldout = tmp_path / "run", copy_pairs(digits, tmp_path / "heldout", 12)
+    options = {"baseline": False, "preserve_to": "last", "validate_on_heldout": True, "heldout": heldout}
+    train = HERE.model_copy(update={"lora_rank": 2, "lr": 3e-2, "log_every": 1, "preserve_latent_weight": 0.5})
+    judge = EVALUATE.model_copy(update={"rows": 12})
+    assert run(job(small_pairs, tiny_turbo, digits, out, train=train, evaluate=judge, **options)) == 0
+    folders = [out / f"cycle_0{k}" / "train" for k in (1, 2)]
+    plans = [json.loads((folder / "plan.json").read_text()) for folder in folders]
+    for content, model in zip(plans, (tiny_turbo, folders[0] / "checkpoint-final"), strict=True):
+        assert content["model_fingerprint"] == content["preserve_fingerprint"] == model_fingerprint(model)
+    assert lora_of(folders[1] / "checkpoint-final").rank == 2
+    assert base_folder_of(folders[1] / "checkpoint-final") == tiny_turbo
+    # Held to the model of its own cycle, cycle 2 begins without a drift; and it begins where cycle 1 ended.
+    said = [json.loads((folder / "train_summary.json").read_text())["validations"] for folder in folders]
+    for folder, figures in zip(folders, said, strict=True):
+        first = json.loads((folder / "train_history.jsonl").read_text().splitlines()[1])
+        assert (first["update"], first["preserve_latent"]) == (1, pytest.approx(0, abs=1e-6))
+        assert [f["update"] for f in figures] == [0, 2]
+        assert figures[0]["drift"] == pytest.approx(0, abs=1e-6)
+    assert said[1][0]["latent"] == pytest.approx(said[0][-1]["latent"], rel=1e-4)
+    held = json.loads((out / "heldout_assignments" / "summary.json").read_text())
+    assert said[0][0]["latent"] == pytest.approx(held["mean_loss"], rel=1e-3)
+    summary = json.loads((out / "em_summary.json").read_text())
+    assert list(summary["evaluation"]) == ["base", "cycle_01", "cycle_02"]
+    drifts = [summary["evaluation"][name]["drift"]["value"] for name in ("cycle_01", "cycle_02")]
+    assert min(drifts) > 0
+
+
+def test_the_plan_counts_the_work_and_writes_nothing(small_pairs, tiny_turbo, digits, tmp_path):
+    said = plan(job(small_pairs, tiny_turbo, digits, tmp_path / "run"))
+    assert (said["evaluations_of_the_e_steps"], said["updates"]) == (2 * 24 * 2, 2 * 2 * 2)
+    # Only the first cycle chooses among base noises; without a warm start each does. Three forwards count as an evaluation.
+    choosing = {"assign": ASSIGN.model_copy(update={"candidates": 4})}
+    for warm_start, draws in ((True, 1), (False, 2)):
+        again = plan(job(small_pairs, tiny_turbo, digits, tmp_path / "run", warm_start=warm_start, **choosing))
+        assert again["evaluations_of_the_e_steps"] == 2 * 24 * 2 + draws * 24 * 4 // 3
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"train": TRAIN.model_copy(update={"batch_size": 25})}, "25 is more than the 24 rows"),
+        ({"train": TRAIN.model_copy(update={"noise": "random"})}, "EM trains on matched noise"),
+        ({"assign": ASSIGN.model_copy(update={"patch_size": 5})}, "patch_size 5 does not divide"),
+        ({"heldout": "nowhere"}, "no pair set at nowhere"),
+        (
+            {"evaluate": EVALUATE.model_copy(update={"features": "inception"})},
+            "inception.* should hold weights-inception",
+        ),
+        (
+            {"train": TRAIN.model_copy(update={"num_workers": 5})},
+            "--train.batch-size: 12 does not divide among 5 workers",
+        ),
+        ({"heldout": None, "validate_on_heldout": True}, "--validate-on-heldout needs --heldout"),
+        (
+            {"assign": ASSIGN.model_copy(update={"store_latents": False}), "validate_on_heldout": True},
+            "needs --heldout and --assign.store-latents",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(small_pairs, tiny_turbo, digits, tmp_path, options, says):
+    with pytest.raises(UserError, match=says):
+        run(job(small_pairs, tiny_turbo, digits, tmp_path / "run", **options))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,98 @@
+"""The report of an EM run and of an evaluation, from folders as they are left."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from rayjobs.em import report as em_report
+from rayjobs.evaluate import report as evaluate_report
+from tests.chromium import check_in_browser, check_source
+from tests.rayjobs.reports.reported import MODELS, make_em, make_evaluation
+
+
+@pytest.fixture(scope="module")
+def run(assigned, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("em")
+    make_em(folder, assigned[1])
+    em_report.write_report(folder)
+    return folder
+
+
+def test_an_em_report_has_its_pictures_and_nothing_from_elsewhere(run):
+    # Targets and four models, twelve columns, closest and at random noise; the Gaussian check, twice.
+    assert check_source(run / "report.html") == 2 * 5 * 12 + 2
+    assert (run / "report.html").stat().st_size < 3e6
+    with Image.open(run / "comparison.png") as picture:
+        assert picture.width > 12 * 64
+
+
+def test_an_em_report_says_what_the_figures_say(run):
+    text = (run / "report.html").read_text()
+    assert "After 2 cycles of EM the held-out latent MSE at newly assigned noise fell from 0.390 to 0.130" in text
+    assert "worse than direct SFT, by more than the intervals, in KID" in text
+    assert "a &lt;b&gt;red&lt;/b&gt; digit, number 3" in text
+    titles = re.findall(r"<h3>(.+?)</h3>", text)
+    assert titles[-5:] == [
+        "M-step loss",
+        "latent loss",
+        "latent drift at random noise",
+        "held-out latent MSE",
+        "held-out drift",
+    ]
+
+
+def test_the_cycles_follow_each_other_on_one_axis(run):
+    charts = em_report.curves(run, json.loads((run / "em_summary.json").read_text()))
+    first, second, direct = charts[0].series
+    assert (first.x[0], first.x[-1], second.x[0], second.x[-1]) == (1, 60, 61, 120)
+    assert (direct.x[0], direct.x[-1]) == (1, 60)
+    assert charts[-1].series[0].label == "matched SFT, cycle 1"
+
+
+def test_what_a_step_cost_is_its_time_on_its_workers(run):
+    summary = json.loads((run / "em_summary.json").read_text())
+    steps = em_report.phases(run, summary, None)
+    assert [step.name for step in steps][1:] == ["cycle 1, M-step", "cycle 2, E-step", "cycle 2, M-step", "direct SFT"]
+    assert steps[1].cells() == ["cycle 1, M-step", "60 updates", "48 s", "75 images/s", "2 × 0.5 CPU", "0.0134"]
+    assert steps[0].cells()[4] == "2 × 1 CPU"
+
+
+def test_a_browser_shows_the_em_report(run, tmp_path):
+    check_in_browser(run / "report.html", tmp_path / "browser", images=122)
+
+
+def test_without_held_out_pairs_the_report_says_so(assigned, tmp_path):
+    make_em(tmp_path, assigned[1], cycles=1, evaluated=False, validated=False)
+    em_report.write_report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert check_source(tmp_path / "report.html") == 2
+    assert "without --heldout nothing was judged on others" in text
+    assert not (tmp_path / "comparison.png").exists()
+
+
+def test_the_report_of_an_evaluation(tmp_path):
+    make_evaluation(tmp_path, rows=20, quarantined=2)
+    (tmp_path / "failures.jsonl").write_text(
+        json.dumps({"sample_id": "000003", "row": 3, "reason": "missing-prompt", "message": "row 3: <no> prompt"})
+        + "\n"
+    )
+    evaluate_report.write_report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "Lowest latent MSE: cycle_02 (0.130); base has 0.390." in text
+    assert "row 3: &lt;no&gt; prompt" in text
+    assert "20 + 2" in text
+    assert "missing-prompt 1" in text
+    assert check_source(tmp_path / "report.html") == 2 * 5 * 12
+    check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=120)
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "size", "columns"), [(1, 1, (32, 32), 1), (2, 5, (256, 192), 5), (4, 70, (64, 64), 12)]
+)
+def test_an_evaluation_of_any_size_and_number_of_models(tmp_path, count, rows, size, columns):
+    make_evaluation(tmp_path, dict(list(MODELS.items())[:count]), rows=rows, size=size)
+    evaluate_report.write_report(tmp_path)
+    assert check_source(tmp_path / "report.html") == 2 * (count + 1) * columns
+    assert (tmp_path / "report.html").stat().st_size < 4e6

@@ -1,0 +1,102 @@
+"""Training an adapter: what its folders are, how a run goes on with it, and what it is held to."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from ortho_core.errors import UserError
+from ortho_core.generators import load_generator, model_fingerprint
+from ortho_core.generators.lora import Lora, lora_of
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.losses import mean_square
+from ortho_core.mstep.data import to_batch
+from rayjobs.train.job import make_plan, run
+from tests.rayjobs.train.training import diffusers_images, history, images, job, losses
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def test_an_adapters_folder_loads_here_and_in_plain_diffusers(adapted, tiny_turbo, generator):
+    assert losses(adapted)[1] < losses(adapted)[0]
+    for name in ("best", "final", "epoch-001", "epoch-002"):
+        files = {p.name for p in (adapted / f"checkpoint-{name}").iterdir()}
+        assert files == {"README.md", "lora.json", "pytorch_lora_weights.safetensors"}
+    folder = adapted / "checkpoint-final"
+    assert lora_of(folder) == Lora(2, 2.0, tuple(sorted(Lora.targets)))
+    ours = images(load_generator(folder))
+    assert (ours - images(generator)).abs().max() > 0.01
+    pipeline = DiffusionPipeline.from_pretrained(tiny_turbo)
+    pipeline.load_lora_weights(folder)
+    torch.testing.assert_close(diffusers_images(pipeline), ours, rtol=0, atol=1e-4)
+
+
+def test_merged_folders_are_ordinary_ones_of_the_same_model(adapted, assigned, tiny_turbo, tmp_path):
+    out = tmp_path / "out"
+    assert run(job(assigned, tiny_turbo, out, lora_rank=2, lr=3e-2, lora_merge=True, ema=True, ema_decay=0.5)) == 0
+    assert losses(out) == pytest.approx(losses(adapted), abs=1e-6)
+    pipeline = DiffusionPipeline.from_pretrained(out / "checkpoint-final")
+    ours = images(load_generator(adapted / "checkpoint-final"))
+    torch.testing.assert_close(diffusers_images(pipeline), ours, rtol=0, atol=1e-4)
+    averaged = images(load_generator(out / "checkpoint-final-ema"))
+    assert not torch.allclose(averaged, ours, atol=1e-4)
+    assert not list(out.glob("**/lora.json"))
+    assert not list(out.glob(".merge-*"))
+
+
+@pytest.fixture(scope="module")
+def expected(adapted, assigned, generator):
+    """The first terms of a run that goes on from the adapter: its error at matched noise, its distance from the base."""
+    _, data = make_plan(job(assigned, adapted / "checkpoint-final", adapted / "x", lora_rank=2, allow_stale=True))
+    batch = to_batch(data.share(0, 0), generator, PromptCache(generator), False)
+    merged = load_generator(adapted / "checkpoint-final")
+    with torch.no_grad():
+        error = mean_square(merged.denoise(batch.noise, batch.condition), batch.target_latents).mean()
+        now, before = (g.denoise(batch.preserve_noise, batch.preserve_condition) for g in (merged, generator))
+    return float(error), float(mean_square(now, before).mean())
+
+
+@pytest.mark.parametrize("held_to", ["base", "itself"])
+def test_a_run_from_an_adapter_goes_on_with_it(adapted, assigned, tiny_turbo, tmp_path, expected, held_to):
+    start, out = adapted / "checkpoint-final", tmp_path / "out"
+    options = {"preserve_model": tiny_turbo} if held_to == "base" else {}
+    one = job(assigned, start, out, lora_rank=2, allow_stale=True, epochs=1, save_every=0, **options)
+    assert run(one) == 0
+    first = history(out)[0]
+    error, distance = expected
+    assert first["latent"] == pytest.approx(error, rel=1e-4)
+    assert distance > 1e-3
+    assert first["preserve_latent"] == pytest.approx(distance if held_to == "base" else 0, rel=1e-3, abs=1e-9)
+    assert history(out)[-1]["preserve_latent"] > 0
+    reference = json.loads((out / "checkpoint-final" / "lora.json").read_text())
+    assert reference == {"base_model": str(tiny_turbo), "base_fingerprint": model_fingerprint(tiny_turbo)}
+    content = json.loads((out / "plan.json").read_text())
+    assert content["model_fingerprint"] == model_fingerprint(start)
+    held = model_fingerprint(tiny_turbo if held_to == "base" else start)
+    assert content["preserve_fingerprint"] == held
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lora_rank": 0}, r"is a LoRA adapter: go on with it \(--lora-rank 2\), or merge it first"),
+        ({"lora_rank": 4}, r"has an adapter of Lora\(rank=2, .* which is not the Lora\(rank=4, .* asked for"),
+        ({"lora_rank": 2, "lora_alpha": 4.0}, r"alpha=2\.0, .* alpha=4\.0, "),
+        (
+            {"lora_rank": 2, "lora_targets": ("to_q",)},
+            r"which is not the Lora\(rank=2, alpha=2\.0, targets=\('to_q',\)",
+        ),
+    ],
+)
+def test_another_adapter_than_the_models_own_is_refused(adapted, assigned, tmp_path, options, says):
+    with pytest.raises(UserError, match=says) as raised:
+        run(job(assigned, adapted / "checkpoint-final", tmp_path / "out", allow_stale=True, **options))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_targets_in_another_order_are_the_same_adapter(adapted, assigned, tmp_path):
+    targets = tuple(reversed(Lora.targets))
+    model = adapted / "checkpoint-final"
+    make_plan(job(assigned, model, tmp_path / "out", allow_stale=True, lora_rank=2, lora_targets=targets))

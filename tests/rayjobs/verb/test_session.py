@@ -1,0 +1,77 @@
+"""Which Ray a job runs on: the one that is there, else one of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ortho_core.errors import UserError
+from ortho_core.records.assignments import Assignments
+from rayjobs.verb.resources import WorkerResources
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A head node as `ray start` makes it, with more logical CPUs than this machine has; yields its address."""
+    port = free_port()
+    ray = Path(sys.executable).with_name("ray")
+    cpus = str(2 * (os.cpu_count() or 1))
+    argv = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus", cpus, "--include-dashboard=false"]
+    log = (tmp_path / "head.log").open("w")
+    process = subprocess.Popen([str(a) for a in argv], stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while "Ray runtime started" not in (tmp_path / "head.log").read_text():
+        assert process.poll() is None, (tmp_path / "head.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    yield f"127.0.0.1:{port}"
+    process.kill()  # with --block, the node's other processes end when this one does
+    process.wait()
+    log.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_does_not_fit_is_refused_unless_the_cluster_grows():
+    assert WorkerResources(cpus_per_worker=1.5).fitting(8) == 2  # of the session's four CPUs
+    assert WorkerResources().spare_cpu(2) == 1
+    assert WorkerResources().spare_cpu(3) == 0
+    with pytest.raises(UserError, match=r"a worker needs 1 CPUs and 2 GPUs.*--autoscaling"):
+        WorkerResources(gpus_per_worker=2).fitting(1)
+    growing = WorkerResources(gpus_per_worker=2, autoscaling=True)
+    assert growing.fitting(8) == 8
+    assert growing.spare_cpu(8) == 1
+    with pytest.raises(UserError, match=r"--node-labels: no node has \{'zone': 'far'\}; the cluster's labels are"):
+        WorkerResources().fitting(1, {"zone": "far"})
+
+
+@pytest.mark.slow
+def test_a_job_uses_the_cluster_that_ray_start_made(head, small_pairs, tiny_turbo, tmp_path):
+    # The worker asks for more CPUs than the machine has, so a Ray of the job's own would refuse it.
+    cpus = 1.5 * (os.cpu_count() or 1)
+    argv = [sys.executable, "-m", "rayjobs.assign", "--pairs", small_pairs, "--model", tiny_turbo]
+    argv += ["--out", tmp_path / "out", "--steps", "1", "--cpus-per-worker", cpus]
+    environment = {**os.environ, "RAY_ADDRESS": head}
+    done = subprocess.run([str(a) for a in argv], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(Assignments(tmp_path / "out")) == 24
+
+
+@pytest.mark.slow
+def test_without_a_cluster_a_worker_that_does_not_fit_is_refused(small_pairs, tiny_turbo, tmp_path):
+    argv = [sys.executable, "-m", "rayjobs.assign", "--pairs", small_pairs, "--model", tiny_turbo]
+    argv += ["--out", tmp_path / "out", "--steps", "1", "--cpus-per-worker", 1.5 * (os.cpu_count() or 1)]
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    done = subprocess.run([str(a) for a in argv], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ortho assign: a worker needs" in done.stderr
+    assert "Traceback" not in done.stderr
