@@ -16,7 +16,9 @@ os.environ.pop("RAY_ADDRESS", None)
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook(["ortho_core"], "beartype.beartype")
+import tests.shapes  # noqa: E402, F401
+
+install_import_hook(["ortho_core"], "tests.shapes.check")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

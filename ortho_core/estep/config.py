@@ -1,7 +1,7 @@
 """What decides a search, besides the row, its noise seed and the model."""
 
 from math import ceil
-from typing import Literal, Self
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,10 @@ from ortho_core.noise.spaces import Free, NoiseSpace, Rotations
 
 #: Forwards alone that count as one evaluation.
 FORWARDS_PER_EVALUATION = 3
+
+#: Not typing.Self, which a checker of shapes in tests does not know on methods.
+Search = TypeVar("Search", bound="SearchConfig")
+Assign = TypeVar("Assign", bound="AssignConfig")
 
 
 class SearchConfig(BaseModel):
@@ -42,7 +46,7 @@ class SearchConfig(BaseModel):
     drift_reg_weight: float = Field(0.0, ge=0, description="weight of mean((Qε - ε)²)")
     prior_weight: float = Field(0.5, ge=0, description="free: weight of the Gaussian prior (norm and whiteness)")
 
-    def brief(self, steps: int) -> Self:
+    def brief(self: Search, steps: int) -> Search:
         """The same search, of so many evaluations for every image and no other work: to measure its time and memory."""
         return self.model_copy(update={"steps": steps, "patience": 0, "sensitivity_rank": 0})
 
@@ -67,7 +71,7 @@ class AssignConfig(ReconstructionWeights, SearchConfig):
         "(a warm start keeps the one it had)",
     )
 
-    def brief(self, steps: int) -> Self:
+    def brief(self: Assign, steps: int) -> Assign:
         return super().brief(steps).model_copy(update={"candidates": 1})
 
     @property

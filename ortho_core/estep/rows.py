@@ -6,7 +6,7 @@ Two kinds: pairs, whose image is to be met, and prompts, whose rewards are to be
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Batch:
     inputs: Mapping[str, Tensor]
 
 
+@runtime_checkable
 class Rows(Protocol):
     """A kind of row. Used from one thread."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -93,6 +93,7 @@ class Cut:
     offset: int
 
 
+@runtime_checkable
 class Format(Protocol):
     """How rows are kept. What is counted or cut stays in the process that asked; `read` and `fetch` work anywhere."""
 

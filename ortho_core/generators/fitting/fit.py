@@ -10,7 +10,7 @@ C × H × W noise, c × Y × X images.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,7 @@ class FitBatch:
     noise: Float[Tensor, "G J C H W"]
 
 
+@runtime_checkable
 class Fit(Protocol):
     """One way of fitting. Every worker makes the same updates."""
 

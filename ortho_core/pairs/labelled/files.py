@@ -10,7 +10,7 @@ import math
 import re
 import struct
 import zlib
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ Split = Literal["train", "test"]
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
+@runtime_checkable
 class ClassFiles(Protocol):
     """The files of one split of a set, of one kind. Raises UserError, naming the file, for what is damaged."""
 
