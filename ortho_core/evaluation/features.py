@@ -16,8 +16,8 @@ from torch import Tensor
 from ortho_core.errors import UserError
 from ortho_core.pictures import to_bytes
 from ortho_core.rewards.base import check_files, frozen, load_weights, read_weights
-from ortho_core.rewards.clip import ClipTower
-from ortho_core.rewards.names import clip_files, fingerprint_of
+from ortho_core.rewards.clip import ClipTower, clip_files
+from ortho_core.rewards.names import fingerprint_of
 
 #: The CLIP model that comes with the code.
 TINY_CLIP = Path(__file__).resolve().parents[2] / "models" / "tiny-clip"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ortho_core.errors import UserError
-from ortho_core.rewards.base import Scoring, check_files, frozen, load_weights, read_weights
-from ortho_core.rewards.clip import ClipTower
+from ortho_core.rewards.base import FolderOf, Scoring, check_files, frozen, load_weights, read_weights
+from ortho_core.rewards.clip import ORIGIN as CLIP_ORIGIN
+from ortho_core.rewards.clip import ClipTower, Loading, clip_files
 
 WEIGHTS = "sac+logos+ava1-l14-linearMSE.pth"
 ORIGIN = "the improved aesthetic predictor (christophschuhmann/improved-aesthetic-predictor)"
@@ -78,3 +79,15 @@ class Aesthetic(Scoring):
     def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
         """(B,) of images (B, 3, Y, X) in [0, 1]."""
         return self.score_embedding(self.tower.embed_images(images), encoded)
+
+
+def files(folder: Path, folder_of: FolderOf) -> list[Path]:
+    """The predictor's weights and the CLIP model that it looks through. Raises UserError for those that are missing."""
+    check_files(folder, "aesthetic", [(WEIGHTS,)], ORIGIN)
+    return [folder / WEIGHTS, *clip_files(folder_of("clip"), "aesthetic", CLIP_ORIGIN)]
+
+
+def load(folder: Path, loading: Loading) -> Aesthetic:
+    """Raises UserError for files that are missing or do not belong together."""
+    tower = loading.tower(loading.folder_of("clip"), "aesthetic")
+    return Aesthetic.load(folder, tower, loading.device, loading.dtype)

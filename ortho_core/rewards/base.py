@@ -19,6 +19,9 @@ from ortho_core.errors import UserError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+#: Finds the folder of a reward by its name: a reward may need the files of another.
+FolderOf = Callable[[str], Path]
+
 #: Prompts in one pass of a text encoder, so that a file of prompts does not need memory in proportion.
 PROMPTS_AT_ONCE = 64
 

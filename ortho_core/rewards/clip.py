@@ -4,7 +4,8 @@ Axes: B images, 3 × Y × X the image, E the joint embedding, P prompts, L token
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from ortho_core.errors import UserError
 from ortho_core.rewards.base import (
     CLIP_MEAN,
     CLIP_STD,
+    FolderOf,
     Preprocessing,
     Scoring,
     check_files,
@@ -106,6 +108,23 @@ class ClipTower:
         return unit(features.pooler_output)
 
 
+@dataclass(frozen=True)
+class Loading:
+    """What rewards are loaded with. A CLIP model that several of them look through is loaded once."""
+
+    folder_of: FolderOf
+    device: str | torch.device = "cpu"
+    dtype: str = "float32"
+    #: Models by folder, to use and to add to.
+    towers: MutableMapping[Path, ClipTower] = field(default_factory=dict)
+
+    def tower(self, folder: Path, reward: str, origin: str = ORIGIN) -> ClipTower:
+        """The CLIP model in a folder. Raises UserError as `ClipTower.load` does."""
+        if folder not in self.towers:
+            self.towers[folder] = ClipTower.load(folder, reward, origin, self.device, self.dtype)
+        return self.towers[folder]
+
+
 @runtime_checkable
 class EmbeddingReward(Protocol):
     """A reward that sees the image through a CLIP tower alone, so that several of them can share one embedding of it."""
@@ -139,6 +158,23 @@ class Clip(Scoring):
     def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
         """(B,) of images (B, 3, Y, X) in [0, 1]."""
         return self.score_embedding(self.tower.embed_images(images), encoded)
+
+
+def files(folder: Path, folder_of: FolderOf) -> list[Path]:
+    """The files of `clip`. Raises UserError for those that are missing."""
+    return clip_files(folder, "clip", ORIGIN)
+
+
+def load(folder: Path, loading: Loading) -> Clip:
+    """Raises UserError for files that are missing or damaged."""
+    return Clip(loading.tower(folder, "clip"))
+
+
+def clip_files(folder: Path, reward: str, origin: str) -> list[Path]:
+    """The files that make a CLIP model's folder what it is. Raises UserError for those that are missing."""
+    check_files(folder, reward, CLIP_FILES, origin)
+    weights = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    return sorted([*folder.glob("*.json"), *folder.glob("merges.txt"), *weights])
 
 
 def read_preprocessing(file: Path, reward: str) -> Preprocessing:

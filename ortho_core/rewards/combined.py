@@ -4,22 +4,16 @@ Axes: B images, 3 × Y × X the image, P prompts.
 """
 
 from collections.abc import Mapping, MutableMapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ortho_core.rewards.aesthetic import Aesthetic
 from ortho_core.rewards.base import Reward, Scoring
-from ortho_core.rewards.clip import ORIGIN as CLIP_ORIGIN
-from ortho_core.rewards.clip import Clip, ClipTower, EmbeddingReward
-from ortho_core.rewards.hpsv2 import CHECKPOINTS as HPS_VERSIONS
-from ortho_core.rewards.hpsv2 import HpsV2
-from ortho_core.rewards.imagereward import ImageReward
-from ortho_core.rewards.names import FOLDERS, ROOT, Folders, check_reward_files, parse_rewards, reward_folder
-from ortho_core.rewards.pickscore import PickScore
-
-__all__ = ["FOLDERS", "WeightedSum", "load_rewards", "reward_folder"]
+from ortho_core.rewards.clip import ClipTower, EmbeddingReward, Loading
+from ortho_core.rewards.kinds import KINDS
+from ortho_core.rewards.names import ROOT, Folders, check_reward_files, parse_rewards, reward_folder
 
 
 class WeightedSum(Scoring):
@@ -88,24 +82,6 @@ def load_rewards(
     weights = parse_rewards(spec)
     for name in weights:
         check_reward_files(name, folders)
-    loaded = {} if towers is None else towers
-
-    def tower(folder: Path, reward: str) -> ClipTower:
-        if folder not in loaded:
-            loaded[folder] = ClipTower.load(folder, reward, CLIP_ORIGIN, device, dtype)
-        return loaded[folder]
-
-    def load(name: str) -> Reward:
-        folder = reward_folder(name, folders)
-        if name == "clip":
-            return Clip(tower(folder, name))
-        if name == "aesthetic":
-            return Aesthetic.load(folder, tower(reward_folder("clip", folders), name), device, dtype)
-        if name == "pickscore":
-            return PickScore.load(folder, device, dtype)
-        if name == "imagereward":
-            return ImageReward.load(folder, device, dtype)
-        assert name in HPS_VERSIONS
-        return HpsV2.load(folder, name, device, dtype)
-
-    return WeightedSum({name: load(name) for name in weights}, weights)
+    folder_of = partial(reward_folder, folders=folders)
+    loading = Loading(folder_of, device, dtype, {} if towers is None else towers)
+    return WeightedSum({name: KINDS[name].load(folder_of(name), loading) for name in weights}, weights)

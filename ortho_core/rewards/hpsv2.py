@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ortho_core.errors import UserError
 from ortho_core.rewards.base import (
+    FolderOf,
     Preprocessing,
     Scoring,
     check_files,
@@ -22,6 +23,7 @@ from ortho_core.rewards.base import (
     read_weights,
     unit,
 )
+from ortho_core.rewards.clip import Loading
 
 #: The published file of each version. The two have the same tensors, and nothing in them says which they are.
 CHECKPOINTS = {"hpsv2.0": "HPS_v2_compressed.pt", "hpsv2.1": "HPS_v2.1_compressed.pt"}
@@ -81,3 +83,13 @@ def checkpoint(folder: Path, name: str) -> Path:
 def _image_size(model: Any) -> int:
     size = model.visual.image_size
     return int(size if isinstance(size, int) else size[0])
+
+
+def files(version: str, folder: Path, folder_of: FolderOf) -> list[Path]:
+    """The checkpoint of a version. Raises UserError if it is not there."""
+    return [checkpoint(folder, version)]
+
+
+def load(version: str, folder: Path, loading: Loading) -> HpsV2:
+    """Raises UserError if the version's checkpoint is missing or damaged."""
+    return HpsV2.load(folder, version, loading.device, loading.dtype)

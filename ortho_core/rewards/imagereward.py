@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ortho_core.errors import UserError
-from ortho_core.rewards.base import Preprocessing, Scoring, check_files, frozen, load_weights, read_weights
+from ortho_core.rewards.base import FolderOf, Preprocessing, Scoring, check_files, frozen, load_weights, read_weights
+from ortho_core.rewards.clip import Loading
 
 WEIGHTS, CONFIG, VOCABULARY = "ImageReward.pt", "med_config.json", "vocab.txt"
 FILES = ((WEIGHTS,), (CONFIG,), (VOCABULARY,))
@@ -90,6 +91,17 @@ class ImageReward(Scoring):
         first = found.last_hidden_state[:, 0]
         rating: Tensor = self.model.mlp(first.to(self.model.mlp.layers[0].weight.dtype))
         return (rating[:, 0] - MEAN) / STD
+
+
+def files(folder: Path, folder_of: FolderOf) -> list[Path]:
+    """Raises UserError for files that are missing."""
+    check_files(folder, "imagereward", FILES, ORIGIN)
+    return [folder / file for (file,) in FILES]
+
+
+def load(folder: Path, loading: Loading) -> ImageReward:
+    """Raises UserError if files are missing or damaged, or the package `image-reward` is."""
+    return ImageReward.load(folder, loading.device, loading.dtype)
 
 
 def _tokenizer(file: Path) -> Any:

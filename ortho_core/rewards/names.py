@@ -3,37 +3,17 @@
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import content_hash
-from ortho_core.rewards import aesthetic, hpsv2, imagereward, pickscore
-from ortho_core.rewards.base import check_files
-from ortho_core.rewards.clip import CLIP_FILES
-from ortho_core.rewards.clip import ORIGIN as CLIP_ORIGIN
+from ortho_core.rewards.kinds import ALIASES, KINDS, MIXTURES, accepted_names
 
 #: Folders of rewards: one root of all, or by name; the name "" stands for the root of those that are not named.
 Folders = Path | Mapping[str, Path]
 
 ROOT = Path("models")
-#: The folder of each reward under the root.
-FOLDERS = {
-    "clip": "clip-vit-large-patch14",
-    "aesthetic": "aesthetic",
-    "pickscore": "pickscore-v1",
-    "imagereward": "imagereward",
-    "hpsv2.0": "hpsv2",
-    "hpsv2.1": "hpsv2",
-}
-#: Other names. Of HPSv2 the newer version is meant unless the older is asked for.
-ALIASES = {"hpsv2": "hpsv2.1"}
-#: Names for several rewards at once, with their weights.
-MIXTURES = {"hybrid": {"aesthetic": 1.0, "clip": 0.25}}
-
-
-def accepted_names() -> list[str]:
-    """All names that `parse_rewards` knows."""
-    return sorted([*FOLDERS, *ALIASES, *MIXTURES])
 
 
 def parse_rewards(spec: str) -> dict[str, float]:
@@ -45,7 +25,7 @@ def parse_rewards(spec: str) -> dict[str, float]:
     for item in spec.split(","):
         given, colon, weight = (part.strip() for part in item.partition(":"))
         name = ALIASES.get(given, given)
-        if name not in FOLDERS and name not in MIXTURES:
+        if name not in KINDS and name not in MIXTURES:
             raise UserError(f"reward {given!r} in {spec!r} is unknown; accepted: {', '.join(accepted_names())}")
         factor = _weight(weight, given, spec) if colon else 1.0
         for part, share in MIXTURES.get(name, {name: 1.0}).items():
@@ -71,27 +51,18 @@ def reward_folder(name: str, folders: Folders = ROOT) -> Path:
     Raises UserError for a folder that is given to a reward that there is not.
     """
     if isinstance(folders, Path):
-        return folders / FOLDERS[name]
+        return folders / KINDS[name].folder
     # A name and its alias may both be there, defaults before what a user gave: the last one counts.
     given = {ALIASES.get(key, key): Path(folder) for key, folder in folders.items()}
-    if unknown := sorted(given.keys() - FOLDERS.keys() - {""}):
-        accepted = ", ".join(sorted([*FOLDERS, *ALIASES]))
+    if unknown := sorted(given.keys() - KINDS.keys() - {""}):
+        accepted = ", ".join(sorted([*KINDS, *ALIASES]))
         raise UserError(f"a folder is given for reward {unknown[0]!r}, which is unknown; accepted: {accepted}")
-    return given.get(name, given.get("", ROOT) / FOLDERS[name])
+    return given.get(name, given.get("", ROOT) / KINDS[name].folder)
 
 
 def check_reward_files(name: str, folders: Folders = ROOT) -> list[Path]:
     """The files that make reward `name` what it is. Raises UserError for those that are missing."""
-    folder = reward_folder(name, folders)
-    if name == "aesthetic":
-        check_files(folder, name, [(aesthetic.WEIGHTS,)], aesthetic.ORIGIN)
-        return [folder / aesthetic.WEIGHTS, *clip_files(reward_folder("clip", folders), name, CLIP_ORIGIN)]
-    if name in hpsv2.CHECKPOINTS:
-        return [hpsv2.checkpoint(folder, name)]
-    if name == "imagereward":
-        check_files(folder, name, imagereward.FILES, imagereward.ORIGIN)
-        return [folder / file for (file,) in imagereward.FILES]
-    return clip_files(folder, name, CLIP_ORIGIN if name == "clip" else pickscore.ORIGIN)
+    return KINDS[name].files(reward_folder(name, folders), partial(reward_folder, folders=folders))
 
 
 def reward_fingerprints(names: Iterable[str], folders: Folders = ROOT) -> dict[str, str]:
@@ -106,10 +77,3 @@ def fingerprint_of(files: Iterable[Path]) -> str:
     for file in files:
         digest.update(f"{file.name}\0{content_hash(file)}\0".encode())
     return digest.hexdigest()[:16]
-
-
-def clip_files(folder: Path, reward: str, origin: str) -> list[Path]:
-    """The files that make a CLIP model's folder what it is. Raises UserError for those that are missing."""
-    check_files(folder, reward, CLIP_FILES, origin)
-    weights = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    return sorted([*folder.glob("*.json"), *folder.glob("merges.txt"), *weights])

@@ -6,11 +6,10 @@ Axes: B images, 3 × Y × X the image, E the joint embedding, P prompts.
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ortho_core.rewards.base import Scoring, cosine
-from ortho_core.rewards.clip import ClipTower
+from ortho_core.rewards.base import FolderOf, Scoring, cosine
+from ortho_core.rewards.clip import ClipTower, Loading, clip_files
 
 ORIGIN = (
     "PickScore v1 (yuvalkirstain/PickScore_v1), with the tokenizer and preprocessor files of the CLIP ViT-H/14 it was made "
@@ -29,11 +28,6 @@ class PickScore(Scoring):
     def __init__(self, tower: ClipTower) -> None:
         self.tower = tower
 
-    @staticmethod
-    def load(folder: Path, device: str | torch.device = "cpu", dtype: str = "float32") -> "PickScore":
-        """Raises UserError if the folder is not a CLIP model's."""
-        return PickScore(ClipTower.load(folder, "pickscore", ORIGIN, device, dtype))
-
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """`text`: unit embeddings (P, E)."""
         return {"text": self.tower.embed_prompts(prompts)}
@@ -45,3 +39,13 @@ class PickScore(Scoring):
     def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
         """(B,) of images (B, 3, Y, X) in [0, 1]."""
         return self.score_embedding(self.tower.embed_images(images), encoded)
+
+
+def files(folder: Path, folder_of: FolderOf) -> list[Path]:
+    """Raises UserError for files that are missing."""
+    return clip_files(folder, "pickscore", ORIGIN)
+
+
+def load(folder: Path, loading: Loading) -> PickScore:
+    """Raises UserError if the folder is not a CLIP model's."""
+    return PickScore(loading.tower(folder, "pickscore", ORIGIN))

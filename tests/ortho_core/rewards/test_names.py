@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ortho_core.errors import UserError
-from ortho_core.rewards.names import FOLDERS, parse_rewards, reward_fingerprints, reward_folder
+from ortho_core.rewards.kinds import KINDS
+from ortho_core.rewards.names import parse_rewards, reward_fingerprints, reward_folder
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_folders_are_under_the_root_or_where_the_mapping_says():
     assert reward_folder("clip", {"clip": Path("models/tiny-clip")}) == Path("models/tiny-clip")
     assert reward_folder("aesthetic", {"clip": Path("models/tiny-clip")}) == Path("models/aesthetic")
     assert reward_folder("aesthetic", {"": Path("m"), "clip": Path("x")}) == Path("m/aesthetic")
-    usual = {name: Path("m") / folder for name, folder in FOLDERS.items()}
+    usual = {name: Path("m") / kind.folder for name, kind in KINDS.items()}
     assert reward_folder("hpsv2.1", usual | {"hpsv2": Path("x")}) == Path("x")
     with pytest.raises(UserError, match="a folder is given for reward 'clop', which is unknown; accepted: aesthetic"):
         reward_folder("clip", {"clop": Path("x")})

@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from ortho_core.errors import UserError
+from ortho_core.rewards.combined import load_rewards
 from ortho_core.rewards.pickscore import PickScore
 from tests.ortho_core.rewards.conftest import directional_errors, pictures, tensors
+
+
+def load(folder, dtype="float32") -> PickScore:
+    reward = load_rewards("pickscore", {"pickscore": folder}, dtype=dtype).rewards["pickscore"]
+    assert isinstance(reward, PickScore)
+    return reward
 
 
 def test_it_is_the_scaled_cosine_of_transformers(clip_folder, prompts):
@@ -24,12 +31,12 @@ def test_it_is_the_scaled_cosine_of_transformers(clip_folder, prompts):
         image, text = image / image.norm(dim=-1, keepdim=True), text / text.norm(dim=-1, keepdim=True)
         expected = model.logit_scale.exp() * (text @ image.T).diagonal()
     assert expected.std() > 0.1
-    found = PickScore.load(clip_folder).score(tensors(images), prompts)
+    found = load(clip_folder).score(tensors(images), prompts)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_its_gradient_is_that_of_finite_differences(clip_folder, prompts):
-    reward = PickScore.load(clip_folder, dtype="float64")
+    reward = load(clip_folder, dtype="float64")
     encoded = reward.encode_prompts(prompts)
     errors = directional_errors(lambda x: reward.score_encoded(x, encoded), tensors(pictures((60, 56))))
     assert errors.max() < 1e-4
@@ -37,4 +44,4 @@ def test_its_gradient_is_that_of_finite_differences(clip_folder, prompts):
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"reward pickscore: .*put the files of PickScore v1"):
-        PickScore.load(tmp_path)
+        load(tmp_path)

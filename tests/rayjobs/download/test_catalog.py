@@ -9,7 +9,8 @@ import pytest
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import PIPELINES, model_fingerprint
 from ortho_core.generators.one_step import OneStep
-from ortho_core.rewards.names import FOLDERS, check_reward_files, reward_fingerprints
+from ortho_core.rewards.kinds import KINDS
+from ortho_core.rewards.names import check_reward_files, reward_fingerprints
 from rayjobs.download.catalog import (
     RECORD,
     find_older,
@@ -71,7 +72,7 @@ def test_every_model_is_there_at_a_commit():
         assert (entry.license.commercial == "no") == (entry.repository == "tianweiy/DMD2")
 
 
-@pytest.mark.parametrize("reward", FOLDERS)
+@pytest.mark.parametrize("reward", KINDS)
 def test_rewards_find_what_the_catalogue_puts_there_and_need_no_more_than_it_has(reward, tmp_path):
     names = select(CATALOG, [reward])
     put(tmp_path, *names)
