@@ -1,7 +1,7 @@
 """Contact sheets: many small images in one PNG, with labels where a row needs one."""
 
+import io
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ def save_png(images: Tensor, path: Path, columns: int = 16) -> None:
     to_picture(grid(images, min(columns, len(images)), gap=0)).save(path)
 
 
-def load_sheet(path: Path | IO[bytes], size: tuple[int, int]) -> Tensor:
+def load_sheet(path: Path | io.BytesIO, size: tuple[int, int]) -> Tensor:
     """The images (B, 3, Y, X) of a sheet that `save_png` wrote, or of a stream of it; blank cells of the last row included."""
     Y, X = size
     with Image.open(path) as picture:

@@ -20,7 +20,7 @@ class Order:
     """The rows of every update of every epoch; computed when asked for. An epoch's last incomplete batch is left out."""
 
     #: Number of the first row of each part file, and of the row after the last.
-    starts: Int[np.ndarray, " parts+1"]
+    starts: Int[np.ndarray, " ends"]
     batch_size: int
     seed: int
     #: Rows among which the order is random.
@@ -36,7 +36,7 @@ class Order:
         """Updates of one epoch."""
         return self.rows // self.batch_size
 
-    def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Int[np.ndarray, " B/world"]:
+    def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Int[np.ndarray, " share"]:
         """The row numbers that one of `world` workers trains on in one update of an epoch, both counted from 0."""
         each = self.batch_size // world
         lanes = range(rank * each, (rank + 1) * each)

@@ -1,13 +1,14 @@
 """WebDataset: tar files in which consecutive members of one key make a sample (`0001.jpg`, `0001.txt`, `0001.json`)."""
 
 import hashlib
+import io
 import json
 import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,7 @@ class WebDataset:
         for row in self.read(shard):
             yield row.sample_id if isinstance(row, Pair) else None
 
-    def _pair(self, stream: IO[bytes], file: str, sample: _Sample, row: int) -> Row:
+    def _pair(self, stream: io.BufferedReader, file: str, sample: _Sample, row: int) -> Row:
         fields = self.fields
         wanted = (fields.image_field,) if fields.image_field else IMAGES
         image = next((sample.members[name] for name in wanted if name in sample.members), None)
@@ -128,7 +129,7 @@ class WebDataset:
         return make_pair(row, values, (prompt, "", fields.id_field), f"{file}#{offset}+{size}")
 
     @staticmethod
-    def _text(stream: IO[bytes], sample: _Sample, name: str, row: int) -> str:
+    def _text(stream: io.BufferedReader, sample: _Sample, name: str, row: int) -> str:
         offset, size = sample.members[name]
         if size > MAX_TEXT:
             raise BadRow("too-large", f"row {row}: {sample.key}.{name} has {size} bytes; accepted: {MAX_TEXT}")
@@ -147,7 +148,7 @@ class WebDataset:
         return self.root.read(plain_name(file), int(offset), int(size))
 
 
-def samples(stream: IO[bytes], offset: int) -> Iterator[_Sample]:
+def samples(stream: io.BufferedReader, offset: int) -> Iterator[_Sample]:
     """The samples of a tar file from the header at `offset`. Only regular files count: links lead nowhere here.
 
     Raises tarfile.TarError or OSError for a damaged file.

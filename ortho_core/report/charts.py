@@ -130,7 +130,7 @@ class Chart:
         return Drawn(series.colour, series.dashed, lines, faint, marks)
 
     def _shown(self, x: float, y: float) -> bool:
-        return math.isfinite(x) and math.isfinite(y) and (y > 0 or not self.log_y)
+        return math.isfinite(x) and math.isfinite(y) and bool(y > 0 or not self.log_y)
 
     def _points(self, x: np.ndarray, y: np.ndarray) -> list[str]:
         """SVG point lists, a new one after each gap in the values."""

@@ -33,8 +33,9 @@ WINDOW = 35
 #: Scores of the training set have this mean and this deviation before they are normalised.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 
-#: The name that the package's modules have here, so that the package itself can be imported beside them.
-PRIVATE = "ortho_core.rewards._image_reward"
+#: The name that the package's modules have here, so that the package itself can be imported beside them. It is no part of
+#: this package: what applies to its modules, such as checks of annotations, does not apply to those.
+PRIVATE = "_ortho_image_reward"
 #: Names that `transformers.modeling_utils` had when the package was written. They have moved, but for one, which is not
 #: called when scoring.
 MISSING = ("apply_chunking_to_forward", "find_pruneable_heads_and_indices", "prune_linear_layer")

@@ -1,5 +1,6 @@
 """A folder on a local or shared disk."""
 
+import io
 import os
 import shutil
 import uuid
@@ -47,7 +48,7 @@ class LocalStore:
             stream.seek(start)
             return stream.read(-1 if length is None else length)
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> io.BufferedReader:
         return (self.path / name).open("rb")
 
     def names(self) -> list[str]:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ortho_core.errors import UserError
 from ortho_core.storage.store import BUFFER, one_line, plain_name
@@ -66,7 +66,7 @@ class ObjectStore:
                 return b""  # a range beyond the end
             raise
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> io.BufferedReader:
         return io.BufferedReader(self.filesystem.open(self._path(name), "rb", block_size=READ_AHEAD), BUFFER)
 
     def names(self) -> list[str]:

@@ -3,9 +3,10 @@
 A name is a path relative to the folder, with forward slashes. What is written appears whole or not at all.
 """
 
+import io
 import posixpath
 from pathlib import Path
-from typing import IO, Annotated, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import BeforeValidator
 
@@ -56,7 +57,7 @@ class Store(Protocol):
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes: ...
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> io.BufferedReader:
         """A seekable stream for reading."""
         ...
 

@@ -10,14 +10,17 @@ from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.rows import PromptFields
 from ortho_core.rewards import WeightedSum
+from ortho_core.rewards.base import Scoring
 from ortho_core.rewards.objective import RewardObjective
 from ortho_core.rewards.rows import PromptRows
 
 PROMPTS = ["a red handwritten two on a white background", "a handwritten nine", "a blue handwritten one"]
 
 
-class Redness:
+class Redness(Scoring):
     """How red an image is; not a number where the prompt asks for a nine."""
+
+    name = "red"
 
     def encode_prompts(self, prompts):
         return {"nine": torch.tensor([float("nan") if "nine" in prompt else 0.0 for prompt in prompts])}

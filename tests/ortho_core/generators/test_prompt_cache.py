@@ -6,20 +6,12 @@ from ortho_core.generators.prompt_cache import PromptCache
 PROMPTS = [f"a handwritten {word}" for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")]
 
 
-class Counting:
-    """The generator, and the batches of prompts that it was asked for."""
-
-    def __init__(self, generator) -> None:
-        self.generator, self.asked = generator, []
-
-    def encode_prompts(self, prompts):
-        self.asked.append(list(prompts))
-        return self.generator.encode_prompts(prompts)
-
-
 @pytest.fixture
-def counting(generator):
-    return Counting(generator)
+def batches(generator, monkeypatch) -> list[list[str]]:
+    """The batches of prompts that the generator is given."""
+    encode, batches = generator.encode_prompts, []
+    monkeypatch.setattr(generator, "encode_prompts", lambda prompts: batches.append(list(prompts)) or encode(prompts))
+    return batches
 
 
 def assert_rows(condition, prompts, generator):
@@ -29,14 +21,15 @@ def assert_rows(condition, prompts, generator):
             torch.testing.assert_close(tensor[[i]], expected.tensors[name], rtol=1e-4, atol=1e-4)
 
 
-def test_a_prompt_is_encoded_once_and_rows_come_in_order(counting, generator):
-    cache = PromptCache(counting, batch_size=4)
-    asked = [PROMPTS[1], PROMPTS[0], PROMPTS[1], *PROMPTS[:5]]
+def test_a_prompt_is_encoded_once_and_rows_come_in_order(generator, batches):
+    cache = PromptCache(generator, batch_size=4)
+    prompts = [PROMPTS[1], PROMPTS[0], PROMPTS[1], *PROMPTS[:5]]
+    condition = cache(prompts)
+    assert [len(batch) for batch in batches] == [4, 4]  # filled up: of one size, whatever is missing
+    cache(prompts)
+    assert len(batches) == 2
     with torch.no_grad():
-        assert_rows(cache(asked), asked, generator)
-    assert [len(batch) for batch in counting.asked] == [4, 4]  # filled up: of one size, whatever is missing
-    cache(asked)
-    assert len(counting.asked) == 2
+        assert_rows(condition, prompts, generator)
 
 
 def test_a_prompts_rows_do_not_depend_on_what_was_asked_before(generator):
@@ -55,24 +48,24 @@ def test_calls_without_a_new_prompt_are_counted_until_there_is_one(generator):
     assert counts == [0, 1, 2, 0, 1]
 
 
-def test_the_least_recently_used_goes_first(counting):
-    cache = PromptCache(counting, capacity=3, batch_size=1)
+def test_the_least_recently_used_goes_first(generator, batches):
+    cache = PromptCache(generator, capacity=3, batch_size=1)
     for prompt in (*PROMPTS[:3], PROMPTS[0], PROMPTS[3]):
         cache([prompt])
-    counting.asked.clear()
+    batches.clear()
     cache([PROMPTS[0], PROMPTS[2], PROMPTS[3]])
-    assert counting.asked == []
+    assert batches == []
     cache([PROMPTS[1]])
-    assert counting.asked == [[PROMPTS[1]]]
+    assert batches == [[PROMPTS[1]]]
 
 
-def test_memory_is_bounded_by_bytes_too_and_never_below_one_call(counting, generator):
+def test_memory_is_bounded_by_bytes_too_and_never_below_one_call(generator, batches):
     each = sum(t.nbytes for t in generator.encode_prompts(PROMPTS[:1]).tensors.values())
-    cache = PromptCache(counting, batch_size=1, most_bytes=2 * each)
+    cache = PromptCache(generator, batch_size=1, most_bytes=2 * each)
     assert len(cache(PROMPTS[:4])) == 4
     cache(PROMPTS[4:5])  # two stay: this one and the one before
-    counting.asked.clear()
+    batches.clear()
     cache(PROMPTS[3:5])
-    assert counting.asked == []
+    assert batches == []
     cache(PROMPTS[2:3])
-    assert len(counting.asked) == 1
+    assert len(batches) == 1

@@ -66,7 +66,9 @@ def test_accumulation_changes_nothing_but_the_memory(tiny_turbo, data, pieces):
         torch.testing.assert_close(a.terms, b.terms, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(a.rows, b.rows, rtol=1e-4, atol=1e-6)
         assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
-    torch.testing.assert_close(weights(split.generator), weights(whole.generator), rtol=1e-3, atol=1e-3)
+    # As a whole: AdamW moves a weight whose gradient is rounding noise by the learning rate too, in either direction.
+    apart = weights(split.generator) - weights(whole.generator)
+    assert apart.norm() < 1e-2 * (weights(whole.generator) - weights(load_generator(tiny_turbo))).norm()
 
 
 def test_gradient_checkpointing_changes_nothing_but_the_memory(tiny_turbo, data):

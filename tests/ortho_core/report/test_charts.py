@@ -54,7 +54,7 @@ def test_values_without_a_place_leave_a_gap():
 
 
 def test_a_long_log_is_drawn_through_few_points_with_its_running_mean():
-    values = np.random.default_rng(0).normal(5, 1, 20_000)
+    values = np.random.default_rng(0).normal(5, 1, 20_000).tolist()
     drawn = Chart("loss", "update", [Series("a", range(len(values)), values)]).drawn()[0]
     assert [len(points(line)) for line in (*drawn.lines, *drawn.faint)] == [MOST_POINTS] * 2
     spread = [np.std([y for _, y in points(lines[0])]) for lines in (drawn.lines, drawn.faint)]
