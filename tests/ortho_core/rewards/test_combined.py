@@ -1,5 +1,7 @@
 """Weighted sums, and the loading of what they are made of."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -67,20 +69,15 @@ def test_one_folder_may_stand_for_another(root, clip_folder, images, prompts):
     torch.testing.assert_close(here, load_rewards("clip", root).score(images, prompts))
 
 
-def test_every_name_is_loaded_from_its_own_folder(loaded, tmp_path, monkeypatch):
+def test_every_name_is_loaded_from_its_own_folder(tmp_path, monkeypatch):
     for file in ("hpsv2/HPS_v2_compressed.pt", "hpsv2/HPS_v2.1_compressed.pt", *(f"imagereward/{f}" for (f,) in FILES)):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
-    asked = []
-
-    def load(*args):
-        asked.append(args)
-        return loaded
-
-    monkeypatch.setattr(HpsV2, "load", load)
-    monkeypatch.setattr(ImageReward, "load", load)
-    weighted = load_rewards("hpsv2:5,imagereward:1,hpsv2.0", tmp_path, "cpu", "bfloat16")
-    assert weighted.weights == {"hpsv2.1": 5.0, "imagereward": 1.0, "hpsv2.0": 1.0}
+    asked, network = [], SimpleNamespace(visual=SimpleNamespace(image_size=224))
+    monkeypatch.setattr(HpsV2, "load", lambda *args: asked.append(args) or HpsV2(args[1], network, None))
+    monkeypatch.setattr(ImageReward, "load", lambda *args: asked.append(args) or ImageReward(network, None))
+    loaded = load_rewards("hpsv2:5,imagereward:1,hpsv2.0", tmp_path, "cpu", "bfloat16")
+    assert loaded.weights == {"hpsv2.1": 5.0, "imagereward": 1.0, "hpsv2.0": 1.0}
     assert asked == [
         (tmp_path / "hpsv2", "hpsv2.1", "cpu", "bfloat16"),
         (tmp_path / "imagereward", "cpu", "bfloat16"),
