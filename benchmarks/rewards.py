@@ -30,7 +30,7 @@ from ortho_core.noise.seeded import noise_seed
 from ortho_core.rewards import WeightedSum, load_rewards
 from ortho_core.rewards.objective import RewardCache, RewardObjective
 
-MODEL, CLIP = Path("models/tiny-turbo"), Path("models/tiny-clip")
+MODEL, CLIP = Path("models/tiny-turbo"), Path("ortho_core/evaluation/tiny-clip")
 
 
 class Problem:

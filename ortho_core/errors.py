@@ -1,6 +1,15 @@
 """The errors that a user can cause, each told in one line that names the place, what was found and what is accepted."""
 
 
+#: What `pip install` calls this package; `ortho` on PyPI is another project.
+DISTRIBUTION = "ortho-em"
+
+
+def install(extra: str) -> str:
+    """The command that installs what an optional part needs, for the end of a message."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
 class UserError(Exception):
     """Something the user gave is wrong; the command line prints the message as one line and exits with 1."""
 

@@ -1,56 +1,15 @@
 """The command `ortho`: one verb per job."""
 
-import importlib
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from ortho_core.errors import RunFailed, UserError
 from rayjobs.verb.options import as_yaml, parse
-
-
-@dataclass(frozen=True)
-class Verb:
-    module: str
-    job: str
-    help: str
-
-    def load(self) -> tuple[type[BaseModel], Callable[[Any], int], Callable[[Any], dict[str, Any]]]:
-        module = importlib.import_module(self.module)
-        return getattr(module, self.job), module.run, module.plan
-
-
-VERBS = {
-    "assign": Verb("rayjobs.assign.job", "AssignJob", "E-step: find each image's noise, over a pair set"),
-    "invert": Verb("rayjobs.invert", "InvertJob", "E-step for one image, with pictures and curves"),
-    "train": Verb("rayjobs.train.job", "TrainJob", "M-step: fine-tune on matched (or random) noise"),
-    "em": Verb("rayjobs.em.job", "EmJob", "alternate E-step and M-step, evaluate, report"),
-    "sweep": Verb("rayjobs.sweep.job", "SweepJob", "try settings: target fit against drift, with the Pareto front"),
-    "evaluate": Verb("rayjobs.evaluate.job", "EvaluateJob", "held-out metrics of one or more models"),
-    "reward": Verb(
-        "rayjobs.reward.job", "RewardJob", "find the noise whose image scores highest, for one prompt or many"
-    ),
-    "train-gan": Verb(
-        "rayjobs.train_gan.job", "TrainGanJob", "a small one-step generator of labelled images, from MNIST on"
-    ),
-    "generate": Verb("rayjobs.generate", "GenerateJob", "images from a model folder"),
-    "export": Verb(
-        "rayjobs.assign.export_reference", "ExportJob", "assignments as the reference's folder of noise files"
-    ),
-    "import": Verb(
-        "rayjobs.assign.import_reference", "ImportJob", "the reference's folder of noise files as assignments"
-    ),
-    "submit": Verb("rayjobs.submit", "SubmitJob", "run one of these on a cluster, and follow it"),
-    "download": Verb("rayjobs.download.job", "DownloadJob", "models of the catalogue, into models/"),
-    "verify-noise": Verb("rayjobs.verify_noise", "VerifyNoiseJob", "the Gaussian statistics of rotated noise"),
-}
+from rayjobs.verb.table import VERBS
 
 
 def main(argv: list[str] | None = None) -> int:

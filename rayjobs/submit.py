@@ -8,7 +8,6 @@ import shutil
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +15,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ortho_core.errors import UserError
 from ortho_core.storage.store import one_line
-from rayjobs.cli import VERBS
 from rayjobs.pool.config import labels
 from rayjobs.verb.console import say
 from rayjobs.verb.options import Rest, parse
 from rayjobs.verb.paths import relative_paths
+from rayjobs.verb.table import VERBS
 
 # Read when ray is imported: who has a token at hand means to show it, and Ray by itself sends none.
 if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
@@ -28,9 +27,6 @@ if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
 
 #: What is uploaded: the code of this checkout. Whatever else a job reads lies where the nodes see it.
 PACKAGES = ("ortho_core", "rayjobs")
-
-#: What the packages look for beside them: the catalogue, and the small model that judges by default.
-BESIDE = ("models/catalog.toml", "models/tiny-clip")
 
 #: A file named on the command line that is larger than this belongs on the cluster's storage.
 MAX_FILE_BYTES = 1 << 20
@@ -127,20 +123,10 @@ def entrypoint(job: SubmitJob) -> str:
 
 
 def pack(files: dict[str, Path], folder: Path) -> None:
-    """Lay out what is sent: the two packages under their name and version, and `files`."""
+    """Lay out what is sent: the two packages and `files`."""
     source = Path(__file__).resolve().parents[1]
     for package in PACKAGES:
         shutil.copytree(source / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in BESIDE:
-        there = source / name
-        (folder / name).parent.mkdir(exist_ok=True)
-        if there.is_dir():
-            shutil.copytree(there, folder / name)
-        elif there.is_file():
-            shutil.copy(there, folder / name)
-    about = folder / f"ortho-{version('ortho')}.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ortho\nVersion: {version('ortho')}\n")
     for name, path in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder / name)

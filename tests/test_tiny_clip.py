@@ -8,29 +8,26 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from ortho_core.evaluation.features import TINY_CLIP
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-@pytest.fixture(scope="module")
-def tiny_clip(tiny_turbo):
-    return tiny_turbo.parent / "tiny-clip"
-
-
-def test_its_weights_are_one_small_safetensors_file(tiny_clip):
-    names = {file.name for file in tiny_clip.iterdir()}
+def test_its_weights_are_one_small_safetensors_file():
+    names = {file.name for file in TINY_CLIP.iterdir()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     assert names == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", *tokenizer}
-    assert sum(file.stat().st_size for file in tiny_clip.iterdir()) <= 6_000_000
+    assert sum(file.stat().st_size for file in TINY_CLIP.iterdir()) <= 6_000_000
 
 
-def test_it_names_the_digits_of_the_heldout_pairs_without_a_network(tiny_clip, digits, monkeypatch):
+def test_it_names_the_digits_of_the_heldout_pairs_without_a_network(digits, monkeypatch):
     def refuse(*_):
         raise AssertionError("the shipped model asked for a network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    model = CLIPModel.from_pretrained(tiny_clip, local_files_only=True).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(tiny_clip, local_files_only=True)
-    processor = CLIPImageProcessor.from_pretrained(tiny_clip, local_files_only=True)
+    model = CLIPModel.from_pretrained(TINY_CLIP, local_files_only=True).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(TINY_CLIP, local_files_only=True)
+    processor = CLIPImageProcessor.from_pretrained(TINY_CLIP, local_files_only=True)
     rows = [json.loads(line) for line in (digits / "heldout.jsonl").read_text().splitlines()]
     images = [Image.open(digits / row["image"]).convert("RGB") for row in rows]
     # Each image against the captions that differ from its own in the digit alone.

@@ -1,4 +1,4 @@
-"""Train tiny-clip: `python -m models.recipes.clip --mnist DIR --out models/tiny-clip`, or measure it with `--evaluate`.
+"""Train tiny-clip, `python -m models.recipes.clip --mnist DIR --out DIR`, or measure it with `--evaluate`.
 
 A `CLIPModel` in miniature for 32 × 32 coloured digits. There are only 200 captions, so every batch of images is compared
 with all of them: cross-entropy over the captions for each image, and over the batch for each caption, where images that

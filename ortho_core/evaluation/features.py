@@ -13,14 +13,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, install
 from ortho_core.pictures import to_bytes
 from ortho_core.rewards.base import check_files, frozen, load_weights, read_weights
 from ortho_core.rewards.clip import ClipTower, clip_files
 from ortho_core.rewards.names import fingerprint_of
 
 #: The CLIP model that comes with the code.
-TINY_CLIP = Path(__file__).resolve().parents[2] / "models" / "tiny-clip"
+TINY_CLIP = Path(__file__).resolve().parent / "tiny-clip"
 #: The weights of FID's own network, as torch-fidelity publishes them.
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 VISION_FILES = (
@@ -171,7 +171,7 @@ def find_lpips(given: str) -> Path:
     if not files:
         raise UserError(f"--lpips {given}: no {wanted} there; put one of torchvision's weight files there")
     if importlib.util.find_spec("lpips") is None:
-        raise UserError("--lpips needs the package lpips: pip install 'ortho[lpips]'")
+        raise UserError(f"--lpips needs the package lpips: {install('lpips')}")
     return files[0]
 
 

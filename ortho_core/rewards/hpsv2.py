@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, install
 from ortho_core.rewards.base import (
     FolderOf,
     Preprocessing,
@@ -48,7 +48,7 @@ class HpsV2(Scoring):
         try:
             import open_clip
         except ImportError as error:
-            raise UserError(f"reward {name} needs open_clip: install ortho with its extra `rewards`") from error
+            raise UserError(f"reward {name} needs open_clip: {install('rewards')}") from error
         model = open_clip.create_model(ARCHITECTURE, pretrained=None, load_weights=False)
         load_weights(model, weights["state_dict"], file, name)
         return HpsV2(name, frozen(model, device, dtype), open_clip.get_tokenizer(ARCHITECTURE))

@@ -33,6 +33,10 @@ WINDOW = 35
 #: Scores of the training set have this mean and this deviation before they are normalised.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 
+#: The package pins a timm that is too old for open_clip, and names trainers and data sets that scoring does not need. So
+#: it is in no extra, and is installed without what it names, by this command.
+INSTALL = "pip install --no-deps image-reward==1.5 fairscale==0.4.13 'timm>=1.0.17'"
+
 #: The name that the package's modules have here, so that the package itself can be imported beside them. It is no part of
 #: this package: what applies to its modules, such as checks of annotations, does not apply to those.
 PRIVATE = "_ortho_image_reward"
@@ -131,9 +135,10 @@ def _package() -> tuple[Any, Any]:
     """The package's modules `ImageReward` and `blip_pretrain`, imported under a private name without the rest of it."""
     if f"{PRIVATE}.ImageReward" not in sys.modules:
         found = importlib.util.find_spec("ImageReward")
-        if found is None or not found.submodule_search_locations:
-            raise UserError("reward imagereward needs image-reward: install ortho with its extra `rewards`")
-        root = Path(next(iter(found.submodule_search_locations)))
+        folders = found and found.submodule_search_locations
+        if not folders or not all(map(importlib.util.find_spec, ("fairscale", "timm"))):
+            raise UserError(f"reward imagereward needs image-reward and what it imports: {INSTALL}")
+        root = Path(next(iter(folders)))
         # Stand-ins for the two packages whose __init__ imports trainers, data sets and other scores.
         for name, folder in ((PRIVATE, root), (f"{PRIVATE}.models", root / "models")):
             stand_in = ModuleType(name)

@@ -17,7 +17,7 @@ from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import check_model_folder
 
 #: The catalogue that comes with the code.
-CATALOG = Path(__file__).resolve().parents[2] / "models" / "catalog.toml"
+CATALOG = Path(__file__).resolve().with_name("catalog.toml")
 #: What was downloaded into a folder, by the name of the entry. JSON; without its suffix, because the .json files of a model
 #: folder are part of its fingerprint, and that of a model must not depend on how it got there.
 RECORD = ".ortho-download"

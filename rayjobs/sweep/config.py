@@ -66,7 +66,7 @@ class SweepJob(EmJob, TrackerSettings):
     space: Path | None = Field(None, description="YAML file of fields with their values or ranges, as sweep")
     search: Literal["grid", "random", "optuna"] = Field(
         "grid",
-        description="grid: every combination; optuna: looks for the Pareto front (needs the extra ortho[optuna])",
+        description="grid: every combination; optuna: looks for the Pareto front (needs the extra optuna)",
     )
     samples: int = Field(10, ge=1, description="trials of a random or Optuna search")
     search_seed: int = Field(0, ge=0, description="decides what random and Optuna searches draw")

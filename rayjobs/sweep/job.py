@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, install
 from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric, number
 from ortho_core.storage.open import absolute
 from rayjobs.assign import config as assign_config
@@ -79,7 +79,7 @@ def check_search(job: SweepJob) -> None:
         try:
             import optuna  # noqa: F401
         except ImportError as error:
-            raise UserError("--search optuna: the package is not installed; pip install 'ortho[optuna]'") from error
+            raise UserError(f"--search optuna: the package is not installed; {install('optuna')}") from error
     check_trackers(job)
 
 

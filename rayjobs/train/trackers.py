@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, install
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ class TrackerSettings(BaseModel):
         None,
         description="tracking URI of MLflow: http(s)://HOST:PORT, or a folder that the workers see; the experiment is "
         "MLFLOW_EXPERIMENT_NAME or 'ortho'; credentials are taken from MLflow's variables on the node "
-        "(needs the extra ortho[mlflow]; sqlite:/// and other databases need the full mlflow package)",
+        "(needs the extra mlflow; sqlite:/// and other databases need the full mlflow package)",
     )
     wandb: str | None = Field(
         None,
         description="project of Weights & Biases, or ENTITY/PROJECT; the key is taken from WANDB_API_KEY on the node, "
-        "WANDB_MODE=offline works (needs the extra ortho[wandb])",
+        "WANDB_MODE=offline works (needs the extra wandb)",
     )
 
     @field_validator("mlflow")
@@ -82,7 +82,7 @@ def check(settings: TrackerSettings) -> None:
     for package, given in (("mlflow", settings.mlflow), ("wandb", settings.wandb)):
         if given is not None and importlib.util.find_spec(package) is None:
             raise UserError(
-                f"--{package} {given}: the package {package} is not installed; pip install 'ortho[{package}]'"
+                f"--{package} {given}: the package {package} is not installed; {install(package)}"
             )
     database = re.match(r"(sqlite|mysql|postgresql|mssql)\b", settings.mlflow or "")
     if database and importlib.util.find_spec("sqlalchemy") is None:

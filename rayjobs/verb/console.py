@@ -7,6 +7,8 @@ import time
 from importlib.metadata import version
 from typing import Any, TextIO
 
+from ortho_core import __version__
+
 
 class Progress:
     """Counts up to `total` units and shows rate, time left and a note."""
@@ -55,8 +57,9 @@ def say(message: str) -> None:
 
 def versions() -> dict[str, str]:
     """What ran: the packages that decide numbers, Python and the machine type."""
-    names = ("ortho", "torch", "diffusers", "transformers", "ray", "pyarrow")
-    return {**{n: version(n) for n in names}, "python": platform.python_version(), "machine": platform.machine()}
+    names = ("torch", "diffusers", "transformers", "ray", "pyarrow")
+    here = {"python": platform.python_version(), "machine": platform.machine()}
+    return {"ortho": __version__, **{name: version(name) for name in names}, **here}
 
 
 def summary_json(content: dict[str, Any]) -> str:

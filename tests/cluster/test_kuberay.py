@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rayjobs.cli import VERBS, main
+from rayjobs.cli import main
+from rayjobs.verb.table import VERBS
 from rayjobs.verb.options import parse
 from tests.cluster.kustomize import by_kubectl, render
 from tests.conftest import ROOT

@@ -14,7 +14,8 @@ from ortho_core.evaluation import to_bytes
 from ortho_core.noise.rotation import rotate
 from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.records.assignments import Assignments
-from rayjobs.cli import VERBS, main
+from rayjobs.cli import main
+from rayjobs.verb.table import VERBS
 
 
 def test_without_a_verb_and_with_help_it_lists_them(capsys):

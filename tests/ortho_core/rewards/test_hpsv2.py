@@ -147,5 +147,5 @@ def test_half_precision_scores_in_float32(tiny, prompts):
 
 def test_what_to_install_is_told(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(UserError, match=r"reward hpsv2\.1 needs open_clip: install ortho with its extra `rewards`"):
+    with pytest.raises(UserError, match=r"reward hpsv2\.1 needs open_clip: pip install 'ortho-em\[rewards\]'"):
         HpsV2.load(tiny[1], "hpsv2.1")

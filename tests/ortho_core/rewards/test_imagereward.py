@@ -1,5 +1,6 @@
 """`imagereward` against the `image-reward` package's own `score`, on weights in the published format."""
 
+import importlib.util
 import json
 import sys
 import warnings
@@ -176,8 +177,8 @@ def test_half_precision_scores_in_float32(tiny, prompts):
 
 def test_what_to_install_is_told(tiny, monkeypatch):
     monkeypatch.setattr(imagereward, "PRIVATE", "not_imported_yet")
-    monkeypatch.setattr(imagereward.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match="reward imagereward needs image-reward: install ortho with its extra `rewards`"
-    ):
-        ImageReward.load(tiny[1])
+    real = importlib.util.find_spec
+    for missing in ("ImageReward", "fairscale", "timm"):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, gone=missing: None if name == gone else real(name))
+        with pytest.raises(UserError, match=r"needs image-reward and what it imports: pip install --no-deps image-reward"):
+            ImageReward.load(tiny[1])

@@ -51,8 +51,8 @@ def test_what_is_wrong_is_told_with_what_is_accepted(spec, said):
 def test_folders_are_under_the_root_or_where_the_mapping_says():
     assert reward_folder("pickscore") == Path("models/pickscore-v1")
     assert reward_folder("hpsv2.0", Path("m")) == Path("m/hpsv2")
-    assert reward_folder("clip", {"clip": Path("models/tiny-clip")}) == Path("models/tiny-clip")
-    assert reward_folder("aesthetic", {"clip": Path("models/tiny-clip")}) == Path("models/aesthetic")
+    assert reward_folder("clip", {"clip": Path("elsewhere/clip")}) == Path("elsewhere/clip")
+    assert reward_folder("aesthetic", {"clip": Path("elsewhere/clip")}) == Path("models/aesthetic")
     assert reward_folder("aesthetic", {"": Path("m"), "clip": Path("x")}) == Path("m/aesthetic")
     usual = {name: Path("m") / kind.folder for name, kind in KINDS.items()}
     assert reward_folder("hpsv2.1", usual | {"hpsv2": Path("x")}) == Path("x")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from ortho_core.errors import UserError
 from ortho_core.evaluation import to_bytes
+from ortho_core.evaluation.features import TINY_CLIP
 from ortho_core.generators import load_generator
 from ortho_core.pictures import load_sheet
 from ortho_core.records.assignments import Assignments
@@ -20,7 +21,6 @@ from rayjobs.reward.job import make_plan, plan, run
 from rayjobs.reward.report import write_report
 from rayjobs.train import job as train
 from tests.chromium import check_in_browser, check_source
-from tests.conftest import ROOT
 
 PROMPTS = [
     "a red handwritten two on a white background",
@@ -32,7 +32,7 @@ PROMPTS = [
 
 
 def job(tiny_turbo, out, **options):
-    folders = {"clip": ROOT / "models" / "tiny-clip"}
+    folders = {"clip": TINY_CLIP}
     usual = {"model": tiny_turbo, "reward": "clip", "reward_folders": folders, "steps": 6, "cpus_per_worker": 0.5}
     return RewardJob(**{**usual, "out": str(out), **options})
 
@@ -107,7 +107,7 @@ def test_the_recorded_noise_makes_an_image_of_the_recorded_reward(done, tiny_tur
     noise = found.noise(index, generator.latent_shape)
     latents = generator.denoise(noise, generator.encode_prompts(PROMPTS))
     assert latents.detach().numpy() == pytest.approx(found.targets(index, generator.latent_shape).numpy(), abs=1e-4)
-    rewards = load_rewards("clip", {"clip": ROOT / "models" / "tiny-clip"})
+    rewards = load_rewards("clip", {"clip": TINY_CLIP})
     scores = rewards.score(generator.decode(latents).clamp(0, 1), PROMPTS)
     recorded = [dict(row["rewards"])["clip"] for row in table_of(out).values()]
     assert scores.tolist() == pytest.approx(recorded, abs=1e-4)
@@ -122,7 +122,7 @@ def test_a_lost_part_is_made_again_bit_for_bit_and_other_rewards_are_refused(don
     assert pq.read_table(part).equals(content)
     other = tmp_path / "clip"
     other.mkdir()
-    for file in (ROOT / "models" / "tiny-clip").iterdir():
+    for file in (TINY_CLIP).iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")
     with pytest.raises(UserError, match=r"reward_fingerprints\.clip was"):
@@ -165,7 +165,7 @@ def test_one_prompt_leaves_pictures_curves_and_its_noise(tiny_turbo, tmp_path):
     generator = load_generator(tiny_turbo)
     noise = load_file(out / "best_input_noise.safetensors")["noise"]
     image = generator.decode(generator.denoise(noise, generator.encode_prompts(PROMPTS[:1]))).clamp(0, 1)
-    score = load_rewards("clip", {"clip": ROOT / "models" / "tiny-clip"}).score(image, PROMPTS[:1])
+    score = load_rewards("clip", {"clip": TINY_CLIP}).score(image, PROMPTS[:1])
     assert float(score[0]) == pytest.approx(clip["after"], abs=2e-3)  # that of the picture in whole grey levels
 
 

@@ -202,8 +202,8 @@ def test_nothing_asked_for_is_nothing_done(tmp_path):
 @pytest.mark.parametrize(
     ("given", "missing", "message"),
     [
-        ({"mlflow": NOWHERE}, "mlflow", r"--mlflow http\S+: the package mlflow .* pip install 'ortho\[mlflow\]'"),
-        ({"wandb": "digits"}, "wandb", r"--wandb digits: the package wandb .* pip install 'ortho\[wandb\]'"),
+        ({"mlflow": NOWHERE}, "mlflow", r"--mlflow http\S+: the package mlflow .* pip install 'ortho-em\[mlflow\]'"),
+        ({"wandb": "digits"}, "wandb", r"--wandb digits: the package wandb .* pip install 'ortho-em\[wandb\]'"),
         ({"tensorboard": True}, "tensorboard", "the package tensorboard .* or --tensorboard false"),
         ({"mlflow": "sqlite:///a.db"}, "sqlalchemy", "sqlite needs the full package, pip install mlflow; accepted"),
     ],
