@@ -185,17 +185,20 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def table(say: Callable[[str], None], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    shape = SMALL if args.small else FULL
-    reference = problem_of(
-        RandomTurbo.build(shape, device, torch.float16 if device.type == "cuda" else torch.float32), 4
-    )
+def reference_speed(shape: dict[str, Any], args: argparse.Namespace, device: torch.device) -> float:
+    """Images per second of the reference loop; its generator is freed with the return."""
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    reference = problem_of(RandomTurbo.build(shape, device, dtype), 4)
     reference_loop(reference, 1, 2)
     images = args.reference_images
     seconds = [timed(lambda: reference_loop(reference, images, args.evaluations)) for _ in range(args.rounds)]
-    base = images / statistics.median(seconds)
+    return images / statistics.median(seconds)
+
+
+def table(say: Callable[[str], None], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    shape = SMALL if args.small else FULL
+    base = reference_speed(shape, args, device)
     say(f"reference loop (fp16 UNet, fp32 VAE, one image): {base:.3f} images/s at {args.evaluations} evaluations")
-    del reference
     release()
     ceiling = matmul_ceiling(device, torch.bfloat16, 512 if args.small else 8192, 10)
     say(f"matrix product in bf16: {ceiling / 1e12:.1f} TFLOP/s")

@@ -1,6 +1,5 @@
 """The errors that a user can cause, each told in one line that names the place, what was found and what is accepted."""
 
-
 #: What `pip install` calls this package; `ortho` on PyPI is another project.
 DISTRIBUTION = "ortho-em"
 

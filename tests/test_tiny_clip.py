@@ -3,7 +3,6 @@
 import json
 import socket
 
-import pytest
 import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer

@@ -18,7 +18,7 @@ import torch
 from benchmarks.study.classifier import train_classifier
 from models.recipes.digits import ColouredDigits
 from models.recipes.leaning import write_coloured, write_leaning
-from ortho_core.pairs.labelled.known_sets import KNOWN, Labelled, open_split
+from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
 from rayjobs.train_gan import job as train_gan
 from rayjobs.train_gan.config import TrainGanJob
 

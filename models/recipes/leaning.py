@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from models.recipes.digits import COLOURS, caption, paint, read_mnist, restyle
-from ortho_core.pairs.labelled.known_sets import KNOWN, Labelled, open_split
+from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
 
 
 def leaning(images: np.ndarray, rng: torch.Generator) -> np.ndarray:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
@@ -16,13 +16,13 @@ from ortho_core.mstep.data import read_prompts
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.records.parts import FORMAT
-from ortho_core.storage.store import Location
 from rayjobs.assign import config as assign_config
 from rayjobs.assign import job as assign
-from rayjobs.assign.config import AssignJob, AssignSettings
+from rayjobs.assign.config import AssignJob
+from rayjobs.em.config import EmJob
 from rayjobs.em.report import write_report
 from rayjobs.evaluate import job as evaluate
-from rayjobs.evaluate.config import EvaluateJob, EvaluateSettings
+from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.train import config as train_config
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainSettings
@@ -30,35 +30,6 @@ from rayjobs.train.trackers import check as check_trackers
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.plan import claim, fingerprint, replace_text
 from rayjobs.verb.session import ray_session
-
-
-class EmJob(PairFields):
-    """Alternate E-step and M-step over a pair set, evaluate on held-out pairs, write a report."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    pairs: Location = Field(
-        description="pair set: pairs.jsonl, Parquet, WebDataset tars or an imagefolder; path or URL"
-    )
-    heldout: Location | None = Field(None, description="held-out pair set for the evaluation (default: no evaluation)")
-    model: Path = Field(description="model folder to start from")
-    work_dir: Path = Field(description="folder for everything the run makes; the same command again resumes")
-    assignments_cache: Path | None = Field(
-        None,
-        description="folder that keeps assignments for other runs of the same pairs, model and settings (none: work_dir)",
-    )
-    cycles: int = Field(2, ge=1, description="how often E-step and M-step alternate")
-    warm_start: bool = Field(True, description="each E-step starts from the noise that the cycle before assigned")
-    baseline: bool = Field(False, description="also train direct SFT on random noise for as many updates, to compare")
-    preserve_to: Literal["first", "last"] = Field(
-        "first", description="model that the preserve terms hold to: the run's first, or the one its cycle starts from"
-    )
-    validate_on_heldout: bool = Field(
-        False, description="assign the held-out pairs with the first model too, and watch every M-step on them"
-    )
-    assign: AssignSettings = AssignSettings()
-    train: TrainSettings = TrainSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
 
 
 def check(job: EmJob, rows: int) -> None:

@@ -46,7 +46,7 @@ class EvaluateSettings(PoolResources):
     rewards: str | None = Field("clip", description="rewards of the images at random noise: NAME,NAME")
     rewards_root: Location = Field("models", description="folder that the folders of rewards and of inception are in")
     reward_folders: Annotated[dict[str, Location] | None, BeforeValidator(labels)] = Field(
-        None, description="folders of single rewards that are elsewhere: NAME=FOLDER (clip: ortho_core/evaluation/tiny-clip)"
+        None, description="folders of single rewards that are elsewhere: NAME=FOLDER (clip: tiny-clip)"
     )
     lpips: Location | None = Field(
         None, description="torchvision's weights of AlexNet, VGG16 or SqueezeNet 1.1, or their folder, for LPIPS"

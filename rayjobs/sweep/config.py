@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from ortho_core.errors import UserError
 from ortho_core.evaluation.metrics import metric
 from rayjobs.assign import config as assign_config
-from rayjobs.em.job import EmJob
+from rayjobs.em.config import EmJob
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.pool.config import span
 from rayjobs.sweep.space import Point, Space, draw, grid, parse_space

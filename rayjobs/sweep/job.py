@@ -16,7 +16,7 @@ from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric, number
 from ortho_core.storage.open import absolute
 from rayjobs.assign import config as assign_config
 from rayjobs.em import job as em
-from rayjobs.em.job import EmJob
+from rayjobs.em.config import EmJob
 from rayjobs.evaluate.job import located
 from rayjobs.evaluate.job import make_plan as evaluation_plan
 from rayjobs.sweep.config import SweepJob, base_of, points_of, reference_point, space_of

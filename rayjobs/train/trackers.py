@@ -81,9 +81,7 @@ def check(settings: TrackerSettings) -> None:
         )
     for package, given in (("mlflow", settings.mlflow), ("wandb", settings.wandb)):
         if given is not None and importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"--{package} {given}: the package {package} is not installed; {install(package)}"
-            )
+            raise UserError(f"--{package} {given}: the package {package} is not installed; {install(package)}")
     database = re.match(r"(sqlite|mysql|postgresql|mssql)\b", settings.mlflow or "")
     if database and importlib.util.find_spec("sqlalchemy") is None:
         raise UserError(

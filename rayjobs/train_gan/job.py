@@ -12,7 +12,7 @@ from ortho_core.generators.class_config import ClassConfig
 from ortho_core.generators.fitting.class_groups import Groups
 from ortho_core.generators.fitting.fit import terms_of
 from ortho_core.pairs import PairSet
-from ortho_core.pairs.labelled.known_sets import KNOWN, Labelled, open_split
+from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
 from ortho_core.records.parts import FORMAT
 from ortho_core.report.plots import plot_training
 from ortho_core.storage.open import absolute

@@ -24,7 +24,7 @@ from ortho_core.generators.fitting.fit import FitBatch, make_fit, terms_of
 from ortho_core.generators.model_card import model_card
 from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.pairs import PairSet
-from ortho_core.pairs.labelled.known_sets import Labelled
+from ortho_core.pairs.known_sets import Labelled
 from ortho_core.pictures import labelled_rows
 from ortho_core.storage.folders import sweep_partial
 from rayjobs.train.run_files import HISTORY, OWN_STATE, STOPPED, saved_state, trim_history

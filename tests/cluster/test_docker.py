@@ -54,7 +54,9 @@ def test_nothing_is_sent_to_the_build_that_it_does_not_copy_and_no_weights_but_t
     copied = {word for name, rest in instructions() if name == "COPY" for word in rest.split()[:-1]}
     assert {path.name for path in context.iterdir()} <= copied
     weights = [path for path in context.rglob("*") if path.suffix in {".safetensors", ".pt", ".bin", ".pyc"}]
-    assert [path.relative_to(context) for path in weights] == [Path("ortho_core/evaluation/tiny-clip/model.safetensors")]
+    assert [path.relative_to(context) for path in weights] == [
+        Path("ortho_core/evaluation/tiny-clip/model.safetensors")
+    ]
     assert sum(path.stat().st_size for path in context.rglob("*") if path.is_file()) < 6e6
 
 

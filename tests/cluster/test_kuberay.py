@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from rayjobs.cli import main
-from rayjobs.verb.table import VERBS
 from rayjobs.verb.options import parse
+from rayjobs.verb.table import VERBS
 from tests.cluster.kustomize import by_kubectl, render
 from tests.conftest import ROOT
 

@@ -179,6 +179,10 @@ def test_what_to_install_is_told(tiny, monkeypatch):
     monkeypatch.setattr(imagereward, "PRIVATE", "not_imported_yet")
     real = importlib.util.find_spec
     for missing in ("ImageReward", "fairscale", "timm"):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name, gone=missing: None if name == gone else real(name))
-        with pytest.raises(UserError, match=r"needs image-reward and what it imports: pip install --no-deps image-reward"):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, gone=missing: None if name == gone else real(name)
+        )
+        with pytest.raises(
+            UserError, match=r"needs image-reward and what it imports: pip install --no-deps image-reward"
+        ):
             ImageReward.load(tiny[1])
