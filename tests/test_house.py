@@ -1,13 +1,15 @@
 """Rules of the house that imports and text can be checked for."""
 
 import ast
+import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from rayjobs.cli import VERBS
+from tests.conftest import ROOT
+
 CORE = sorted((ROOT / "ortho_core").rglob("*.py"))
 
 
@@ -23,11 +25,61 @@ def test_the_core_neither_imports_ray_nor_prints(file):
             assert node.func.id != "print"
 
 
-def test_checking_a_job_does_not_import_diffusers():
-    code = (
-        "import sys, rayjobs.em, rayjobs.assign; sys.exit('diffusers' in sys.modules or 'transformers' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
+def test_checking_a_job_does_not_import_diffusers(tiny_turbo, digits, tmp_path):
+    job = ["--model", str(tiny_turbo), "--pairs", str(digits), "--dry-run"]
+    commands = [[verb, "--help"] for verb in VERBS]
+    commands += [["em", *job, "--work-dir", str(tmp_path / "em")]]
+    commands += [
+        [
+            "sweep",
+            *job,
+            "--work-dir",
+            str(tmp_path / "sweep"),
+            "--heldout",
+            str(digits / "heldout.jsonl"),
+            "--sweep.train.lr",
+            "1e-4,2e-4",
+        ]
+    ]
+    commands += [["evaluate", *job, "--out", str(tmp_path / "evaluate")]]
+    program = """
+import json, sys
+from rayjobs.cli import main
+
+for command in json.loads(sys.argv[1]):
+    try:
+        assert main(command) == 0, command
+    except SystemExit as stop:
+        assert stop.code == 0, command
+    heavy = {"diffusers", "transformers"} & sys.modules.keys()
+    assert not heavy, f"ortho {' '.join(command)} imports {heavy}"
+"""
+    argv = [sys.executable, "-W", "ignore", "-c", program, json.dumps(commands)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+#: Tests of a whole verb under a condition; no one module stands for them.
+WHOLE_VERB = {
+    "rayjobs/assign/test_faults.py": "processes, disk and input fail while the E-step runs",
+    "rayjobs/assign/test_s3.py": "the E-step between buckets of an object store",
+    "rayjobs/train/test_faults.py": "processes, memory and gradients fail while the M-step runs",
+    "rayjobs/train/test_lora.py": "an M-step of an adapter, from its configuration to diffusers",
+    "rayjobs/train/test_several_workers.py": "several workers against one",
+}
+
+
+@pytest.mark.parametrize("package", ["ortho_core", "rayjobs"])
+def test_the_tests_mirror_the_packages(package):
+    tests = {str(path.relative_to(ROOT / "tests")) for path in (ROOT / "tests" / package).rglob("test_*.py")}
+    modules = [path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py") if not path.name.startswith("__")]
+    named = {str(module.with_name(f"test_{module.name}")): module for module in modules}
+    whole = {test for test in WHOLE_VERB if test.startswith(package)}
+    assert tests - named.keys() == whole, "a test has no module of its name at its path"
+    tested = [named[test] for test in tests - whole]
+    assert {path.parent for path in modules} == {path.parent for path in tested}, "a folder has no test"
+    roots = {path for path in modules if len(path.parts) == 2}
+    assert roots <= {*tested}, "a module at the root of a package has no test"
 
 
 def test_the_lock_names_versions_and_hashes_but_no_address():

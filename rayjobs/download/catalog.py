@@ -1,7 +1,7 @@
 """The catalogue of downloadable models: what each consists of, where its files belong, which are missing. No network.
 
 A model that is no pipeline by itself, a LoRA or the weights of a UNet, is two folders: one of its files as they are
-published, and one of the pipeline that `ortho_core.generators.assemble` makes of them and a base.
+published, and one of the pipeline that `rayjobs.download.assemble` makes of them and a base.
 """
 
 import json

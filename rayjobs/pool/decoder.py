@@ -40,7 +40,7 @@ class Decoder:
 
 
 class RayDecoder:
-    """`ortho_core.decoding.Decode` in another process, which takes `cpus` CPUs; of 0 it stays on this node."""
+    """`Decoder` in another process, which takes `cpus` CPUs; of 0 it stays on this node."""
 
     def __init__(self, pairs: PairSet, cpus: float) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)

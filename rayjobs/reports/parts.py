@@ -1,6 +1,6 @@
 """Parts that the jobs' reports share: how it was made, what became of the rows, the Gaussian check, what it cost.
 
-Each function returns a section or a block of `ortho_core.report`, from files that a job left. `report_models` has the parts
+Each function returns a section or a block of `ortho_core.report.page`, from files that a job left. `models` has the parts
 about models that were judged.
 """
 

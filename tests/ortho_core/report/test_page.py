@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ortho_core.pictures import grid, labelled_rows, load_sheet, save_png
 from ortho_core.report.charts import Chart, Series
 from ortho_core.report.page import (
     EXACT,
@@ -63,23 +62,6 @@ def png(picture):
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def test_a_sheet_is_taken_apart_as_it_was_put_together(tmp_path):
-    save_png(IMAGES, tmp_path / "sheet.png", columns=2)
-    assert torch.equal(load_sheet(tmp_path / "sheet.png", (6, 4))[:5], IMAGES)
-    assert torch.equal(load_sheet(io.BytesIO((tmp_path / "sheet.png").read_bytes()), (6, 4))[:5], IMAGES)
-
-
-def test_a_grid_shows_every_image_in_reading_order():
-    sheet = grid(IMAGES, columns=3, gap=1)
-    assert sheet.shape == (3, 15, 16)
-    assert torch.equal(sheet[:, 8:14, 6:10], IMAGES[4])
-
-
-def test_labelled_rows_enlarge_by_whole_pixels():
-    picture = torch.from_numpy(np.array(labelled_rows({"a": IMAGES}, scale=2)))
-    assert torch.equal(picture[0:12:2, 150 : 150 + 8 : 2].permute(2, 0, 1), IMAGES[0])
 
 
 def test_all_text_is_escaped(tmp_path):

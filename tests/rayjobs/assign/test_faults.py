@@ -132,9 +132,11 @@ def test_death_between_writing_a_part_and_publishing_it_leaves_nothing_behind(un
     one = job(pairs, tiny_turbo, tmp_path / "out")
     program = """
 import os, signal, sys
-from rayjobs.assign import AssignJob, make_plan
-from rayjobs.assign_worker import ShardActor
-from rayjobs.ledger import Task, claim
+from rayjobs.assign.config import AssignJob
+from rayjobs.assign.job import make_plan
+from rayjobs.pool.ledger import Task
+from rayjobs.pool.worker import ShardActor
+from rayjobs.verb.plan import claim
 
 job = AssignJob.model_validate_json(sys.argv[1])
 plan, pairs, shards = make_plan(job)

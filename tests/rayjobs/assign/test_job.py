@@ -80,7 +80,7 @@ def test_no_workers_give_the_bits_of_one_without_a_ray(undisturbed, tiny_turbo, 
     pairs, out = undisturbed
     told = json.dumps(job(pairs, tiny_turbo, tmp_path / "none", workers=0).model_dump(mode="json"))
     program = (
-        "import sys, ray; from rayjobs.assign import AssignJob, run; "
+        "import sys, ray; from rayjobs.assign.config import AssignJob; from rayjobs.assign.job import run; "
         "code = run(AssignJob.model_validate_json(sys.argv[1])); assert not ray.is_initialized(); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", program, told], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +15,6 @@ from ortho_core.records.assignments import Assignments
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import conclude, make_plan
 from rayjobs.pool.ledger import Ledger, Task
-from rayjobs.pool.turns import Turns
 from rayjobs.pool.worker import ShardActor, packed, unpacked
 from rayjobs.verb.plan import claim
 from tests.rayjobs.same import assert_same, rows
@@ -150,36 +148,3 @@ def test_a_task_survives_being_packed(digits, tiny_turbo, tmp_path):
     _, _, shards = make_plan(AssignJob(pairs=digits, model=tiny_turbo, out=tmp_path))
     for task in (Task(1), Task(1, 2, frozenset({70, 64}))):
         assert unpacked(packed(task, shards[1])["task"]) == (task, shards[1])
-
-
-def test_who_has_to_go_alone_waits_for_the_others_and_keeps_them_waiting():
-    turns, inside, seen = Turns(), [], []
-
-    def go(name, alone, entered, leave):
-        with turns.take(alone):
-            inside.append(name)
-            seen.append(sorted(inside))
-            entered.set()
-            leave.wait(20)
-            inside.remove(name)
-
-    events = {name: (threading.Event(), threading.Event()) for name in "abs"}
-    threads = {n: threading.Thread(target=go, args=(n, n == "s", *events[n])) for n in "abs"}
-    for name in "ab":
-        threads[name].start()
-        assert events[name][0].wait(20)
-    threads["s"].start()
-    assert not events["s"][0].wait(0.2)
-    for name in "ab":
-        events[name][1].set()
-    assert events["s"][0].wait(20)
-    late = (threading.Event(), threading.Event())
-    thread = threading.Thread(target=go, args=("c", False, *late))
-    thread.start()
-    assert not late[0].wait(0.2)
-    events["s"][1].set()
-    assert late[0].wait(20)
-    late[1].set()
-    for one in (*threads.values(), thread):
-        one.join()
-    assert seen == [["a"], ["a", "b"], ["s"], ["c"]]
