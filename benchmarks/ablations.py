@@ -16,7 +16,7 @@ from benchmarks.study.laboratory import Laboratory, laboratory, study_parser
 from benchmarks.study.mismatch import LAWS, kids
 from benchmarks.study.tables import Estimate, Judged, table
 from rayjobs.em import job as em
-from rayjobs.em.job import EmJob
+from rayjobs.em.config import EmJob
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob
 from rayjobs.verb.console import say

@@ -17,7 +17,7 @@ from benchmarks.study.laboratory import PAIRS, Laboratory
 from ortho_core.records.assignments import Assignments
 from rayjobs.assign.config import AssignSettings
 from rayjobs.em import job as em
-from rayjobs.em.job import EmJob
+from rayjobs.em.config import EmJob
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.train import job as train

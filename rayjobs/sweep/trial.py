@@ -10,7 +10,7 @@ from ortho_core.generators.model_folder import model_fingerprint
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob
 from rayjobs.em import job as em
-from rayjobs.em.job import EmJob
+from rayjobs.em.config import EmJob
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.reports.parts import spent

@@ -8,7 +8,8 @@ from ortho_core.errors import UserError
 from ortho_core.generators.lora import lora_of
 from ortho_core.generators.model_folder import base_folder_of, model_fingerprint
 from rayjobs.assign.config import AssignSettings
-from rayjobs.em.job import EmJob, plan, run
+from rayjobs.em.config import EmJob
+from rayjobs.em.job import plan, run
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
 from tests.chromium import check_source

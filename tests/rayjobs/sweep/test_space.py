@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ortho_core.errors import UserError
-from rayjobs.em.job import EmJob
+from rayjobs.em.config import EmJob
 from rayjobs.sweep.space import Choices, Range, draw, grid, parse_space, short_names, value_of, with_values
 
 BASE = EmJob(pairs="p", model="m", work_dir="w")

@@ -18,7 +18,7 @@ from rayjobs import generate
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob, AssignSettings
 from rayjobs.em import job as em
-from rayjobs.em.job import EmJob
+from rayjobs.em.config import EmJob
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.generate import GenerateJob
 from rayjobs.train import job as train

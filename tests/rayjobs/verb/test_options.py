@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from ortho_core.errors import UserError
-from rayjobs.em.job import EmJob
+from rayjobs.em.config import EmJob
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.train.config import TrainJob
 from rayjobs.verb.options import as_yaml, parse
