@@ -20,7 +20,7 @@ def _named(value: Any, info: ValidationInfo) -> Any:
     named = {}
     for item in value.split(","):
         name, equals, folder = item.partition("=")
-        folder = Place().read(folder if equals else item, info)
+        folder = Place().read(folder if equals else item, info.context)
         named[name if equals else Path(folder).name] = folder
     if len(named) < len(value.split(",")):
         raise ValueError("two models of the same name; write name=folder,name=folder")
