@@ -1,10 +1,9 @@
 """`ortho generate`: images from a model folder. Runs in this process, without a cluster."""
 
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ortho_core.device import pick_device
@@ -13,10 +12,11 @@ from ortho_core.evaluation import sample
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import check_model_folder, latent_shape_of
 from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.marks import conduct, decides, resolved
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pictures import grid, to_picture
 from ortho_core.records.assignments import Assignments
-from ortho_core.storage.store import Location
+from ortho_core.storage.location import LocalPath, Location
 from rayjobs.verb.console import say
 
 
@@ -25,19 +25,19 @@ class GenerateJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: Path = Field(description="model folder (diffusers format)")
-    prompt: str = Field(min_length=1, description="what to make")
-    out: Path = Field(description="folder for the images, 0000.png and so on, and grid.png")
-    count: int = Field(16, ge=1, description="how many images")
-    seed: int = Field(0, ge=0, description="decides the noises; the first images of a larger count are the same")
-    around: Location | None = Field(
+    model: LocalPath = resolved(description="model folder (diffusers format)")
+    prompt: str = decides(min_length=1, description="what to make")
+    out: LocalPath = conduct(description="folder for the images, 0000.png and so on, and grid.png")
+    count: int = decides(16, ge=1, description="how many images")
+    seed: int = decides(0, ge=0, description="decides the noises; the first images of a larger count are the same")
+    around: Location | None = resolved(
         None,
         description="assignments whose mean noise is added to each noise: where a model trained on them without "
         "--center-noise has learned what its targets have in common",
     )
-    batch_size: int = Field(16, ge=1, description="images made at once")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+    batch_size: int = conduct(16, ge=1, description="images made at once")
+    device: str = conduct("auto", description="auto, cpu, cuda, cuda:1, ...")
+    dtype: Literal["float32", "bfloat16", "float16"] = decides(
         "float32", description="precision of network and text encoders"
     )
 

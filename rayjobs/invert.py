@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from safetensors.torch import save_file
 
 from ortho_core.device import pick_device
@@ -16,6 +15,7 @@ from ortho_core.estep.engine import assign_noise
 from ortho_core.evaluation import to_bytes
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.marks import conduct, decides, resolved
 from ortho_core.noise.gaussianity import write_diagnostics
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.decoding import to_images
@@ -23,21 +23,24 @@ from ortho_core.pairs.images import decode_image
 from ortho_core.pictures import labelled_rows, to_picture
 from ortho_core.report.plots import plot_steps
 from ortho_core.storage.folders import replace_folder
+from ortho_core.storage.location import LocalPath
 from rayjobs.verb.console import say, summary_json
 
 
 class InvertJob(AssignConfig):
     """Find the noise that a model maps closest to one image."""
 
-    prompt: str = Field(min_length=1, description="the image's prompt")
-    target_image: Path = Field(description="the image")
-    model: Path = Field(description="model folder (diffusers format)")
-    out: Path = Field(description="folder for pictures, curves and the noise; replaced if it was made by invert")
-    seed: int = Field(0, ge=0, description="decides the base noise")
+    prompt: str = decides(min_length=1, description="the image's prompt")
+    target_image: LocalPath = resolved(description="the image")
+    model: LocalPath = resolved(description="model folder (diffusers format)")
+    out: LocalPath = conduct(description="folder for pictures, curves and the noise; replaced if it was made by invert")
+    seed: int = decides(0, ge=0, description="decides the base noise")
     # Measuring the generator takes more evaluations than one image does.
-    sensitivity_rank: int = Field(0, ge=0, description="lbfgs: noise directions of the first curvature model (0: none)")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+    sensitivity_rank: int = decides(
+        0, ge=0, description="lbfgs: noise directions of the first curvature model (0: none)"
+    )
+    device: str = conduct("auto", description="auto, cpu, cuda, cuda:1, ...")
+    dtype: Literal["float32", "bfloat16", "float16"] = decides(
         "float32", description="precision of network and text encoders"
     )
 

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ortho_core.errors import UserError
+from ortho_core.marks import conduct, decides
 from ortho_core.storage.store import one_line
 from rayjobs.pool.config import labels
 from rayjobs.verb.console import say
-from rayjobs.verb.options import Rest, parse
+from rayjobs.verb.options import Rest, config_file, parse
 from rayjobs.verb.paths import relative_paths
 from rayjobs.verb.table import VERBS
 
@@ -54,19 +55,19 @@ class SubmitJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    address: str | None = Field(
+    address: str | None = conduct(
         None, description="the cluster's dashboard, http://HEAD:8265 (none: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS)"
     )
-    submission_id: str | None = Field(None, pattern=r"^[\w.-]+$", description="name of the job (none: Ray makes one)")
-    env: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+    submission_id: str | None = conduct(None, pattern=r"^[\w.-]+$", description="name of the job (none: Ray makes one)")
+    env: Annotated[tuple[str, ...], BeforeValidator(_names)] = decides(
         (), description="environment variables, NAME,NAME, that the job gets with the values they have here"
     )
-    metadata: Annotated[dict[str, str] | None, BeforeValidator(labels)] = Field(
+    metadata: Annotated[dict[str, str] | None, BeforeValidator(labels)] = conduct(
         None, description="NAME=VALUE,NAME=VALUE, shown with the job in Ray's dashboard"
     )
-    no_upload: bool = Field(False, description="send no code and no files: the nodes have this package installed")
-    detach: bool = Field(False, description="do not wait for the job: say how to follow it, and leave")
-    command: Annotated[tuple[str, ...], Rest()] = Field(min_length=1, description="the verb and its options")
+    no_upload: bool = conduct(False, description="send no code and no files: the nodes have this package installed")
+    detach: bool = conduct(False, description="do not wait for the job: say how to follow it, and leave")
+    command: Annotated[tuple[str, ...], Rest()] = decides(min_length=1, description="the verb and its options")
 
 
 def check(job: SubmitJob) -> dict[str, Path]:
@@ -82,8 +83,8 @@ def check(job: SubmitJob) -> dict[str, Path]:
     place = config_place(options)
     if job.no_upload and place is not None:
         return {}
-    described = parse(VERBS[verb].load()[0], options, verb).job
-    files = {} if place is None else {"job.yaml": Path(config_in(options[place]))}
+    described = parse(VERBS[verb].load()[0], options, verb, expand=None).job
+    files = {} if place is None else {"job.yaml": config_file(config_in(options[place]))}
     for option, path in relative_paths(described):
         # Of a pair set or a model, one file alone is of no use.
         alone = option.rpartition(".")[2].lstrip("-") in {"pairs", "heldout", "model"}

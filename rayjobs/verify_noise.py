@@ -2,16 +2,17 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from ortho_core.errors import UserError
+from ortho_core.marks import conduct, decides
 from ortho_core.noise.gaussianity import departures, plot_statistics, random_rotation, verdict
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.noise.seeded import noise_seed, seeded_normal
+from ortho_core.storage.location import LocalPath
 from rayjobs.verb.console import say
 from rayjobs.verb.plan import replace_text
 
@@ -21,13 +22,13 @@ class VerifyNoiseJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: Path = Field(description="folder for verify_noise.json and the figures")
-    channels: int = Field(4, ge=1, description="channels of the noise map")
-    size: int = Field(64, ge=1, description="height and width of the noise map")
-    patch_size: int = Field(2, ge=1, description="side of the rotated patches")
-    num_samples: int = Field(64, ge=2, description="how many noise maps")
-    batch_size: int = Field(16, ge=1, description="maps rotated at once")
-    seed: int = Field(0, ge=0, description="decides noises and rotations")
+    out: LocalPath = conduct(description="folder for verify_noise.json and the figures")
+    channels: int = decides(4, ge=1, description="channels of the noise map")
+    size: int = decides(64, ge=1, description="height and width of the noise map")
+    patch_size: int = decides(2, ge=1, description="side of the rotated patches")
+    num_samples: int = decides(64, ge=2, description="how many noise maps")
+    batch_size: int = decides(16, ge=1, description="maps rotated at once")
+    seed: int = decides(0, ge=0, description="decides noises and rotations")
 
 
 def plan(job: VerifyNoiseJob) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from math import ceil
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from ortho_core.errors import UserError
 from ortho_core.losses import ReconstructionWeights
+from ortho_core.marks import decides
 from ortho_core.noise.spaces import Free, NoiseSpace, Rotations
 
 #: Forwards alone that count as one evaluation.
@@ -22,29 +23,29 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    transform: Literal["orthogonal", "free"] = Field(
+    transform: Literal["orthogonal", "free"] = decides(
         "orthogonal", description="orthogonal: rotate the patches; free: any noise under a Gaussian prior"
     )
-    patch_size: int = Field(
+    patch_size: int = decides(
         2,
         ge=1,
         description="side p of the latent patches that one orthogonal matrix rotates (free: patches of the diagnostics)",
     )
-    regions: int = Field(1, ge=1, description="g: one orthogonal matrix for each cell of a g×g grid of the latent")
-    steps: int = Field(12, ge=1, description="evaluations (generator forward + backward) that an image may take")
-    patience: int = Field(
+    regions: int = decides(1, ge=1, description="g: one orthogonal matrix for each cell of a g×g grid of the latent")
+    steps: int = decides(12, ge=1, description="evaluations (generator forward + backward) that an image may take")
+    patience: int = decides(
         4, ge=0, description="lbfgs: an image leaves once this many evaluations gained nothing (0: never)"
     )
-    stop_tolerance: float = Field(
+    stop_tolerance: float = decides(
         5e-3, ge=0, description="lbfgs: a gain of this part of its loss or less counts as nothing"
     )
-    optimizer: Literal["lbfgs", "adamw"] = Field("lbfgs", description="lbfgs, or adamw as in the reference method")
-    lr: float = Field(5e-4, gt=0, description="learning rate of adamw (lbfgs finds its own step size)")
-    sensitivity_rank: int = Field(
+    optimizer: Literal["lbfgs", "adamw"] = decides("lbfgs", description="lbfgs, or adamw as in the reference method")
+    lr: float = decides(5e-4, gt=0, description="learning rate of adamw (lbfgs finds its own step size)")
+    sensitivity_rank: int = decides(
         4, ge=0, description="lbfgs: noise directions of the generator's first curvature model (0: none)"
     )
-    drift_reg_weight: float = Field(0.0, ge=0, description="weight of mean((Qε - ε)²)")
-    prior_weight: float = Field(0.5, ge=0, description="free: weight of the Gaussian prior (norm and whiteness)")
+    drift_reg_weight: float = decides(0.0, ge=0, description="weight of mean((Qε - ε)²)")
+    prior_weight: float = decides(0.5, ge=0, description="free: weight of the Gaussian prior (norm and whiteness)")
 
     def brief(self: Search, steps: int) -> Search:
         """The same search, of so many evaluations for every image and no other work: to measure its time and memory."""
@@ -64,7 +65,7 @@ class SearchConfig(BaseModel):
 class AssignConfig(ReconstructionWeights, SearchConfig):
     """How the E-step searches, and for what."""
 
-    candidates: int = Field(
+    candidates: int = decides(
         1,
         ge=1,
         description="K: base noises drawn for an image and run forward; the search starts from the best "

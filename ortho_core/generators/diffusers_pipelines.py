@@ -199,7 +199,7 @@ class DiffusersGenerator:
                 raise ValueError("a LoRA folder refers to its base: an adapter on a generator without `base` has none")
             if base.resolve().is_relative_to(Path(folder).resolve()):
                 raise UserError(f"the LoRA folder {folder} would replace its base model {base}; choose another place")
-            reference = LoraReference(base.absolute(), model_fingerprint(base))
+            reference = LoraReference(base.resolve(), model_fingerprint(base))
 
         def write(aside: Path) -> None:
             if reference is not None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from ortho_core.generators.protocol import Condition, OneStepGenerator
 from ortho_core.losses import ReconstructionWeights, mean_absolute, mean_square
+from ortho_core.marks import decides
 from ortho_core.mstep.teacher import Teacher
 
 #: The scalars of a step, in the order that logs have them.
@@ -21,8 +21,10 @@ TERMS = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
 class SftConfig(ReconstructionWeights):
     """The weights of the M-step's four terms; a term of weight 0 costs nothing."""
 
-    preserve_latent_weight: float = Field(0.1, ge=0, description="weight of mean((f_θ(ε',c) - f_0(ε',c))²) at fresh ε'")
-    preserve_pixel_weight: float = Field(0.0, ge=0, description="weight of mean|D f_θ(ε',c) - D f_0(ε',c)|; decodes")
+    preserve_latent_weight: float = decides(
+        0.1, ge=0, description="weight of mean((f_θ(ε',c) - f_0(ε',c))²) at fresh ε'"
+    )
+    preserve_pixel_weight: float = decides(0.0, ge=0, description="weight of mean|D f_θ(ε',c) - D f_0(ε',c)|; decodes")
 
     @property
     def preserves(self) -> bool:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from ortho_core.errors import BadRow
-from ortho_core.storage.store import Location
+from ortho_core.marks import resolved
+from ortho_core.storage.location import Location
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,17 @@ class PairFields(BaseModel):
     #: Whether a row needs an image to be usable.
     with_images: ClassVar[bool] = True
 
-    prompt_field: str | None = Field(
+    prompt_field: str | None = resolved(
         None, min_length=1, description="field that holds the prompt (none: prompt; text, txt or caption where usual)"
     )
-    image_field: str | None = Field(
+    image_field: str | None = resolved(
         None, min_length=1, description="field that holds the image or its path (none: image; file_name where usual)"
     )
-    id_field: str | None = Field(
+    id_field: str | None = resolved(
         None, min_length=1, description="field that holds a row's own unique id (none: row number and image name)"
     )
-    image_root: Location | None = Field(
-        None, min_length=1, description="folder or URL that image paths start from (none: the pair set's own)"
+    image_root: Location | None = resolved(
+        None, description="folder or URL that image paths start from (none: the pair set's own)"
     )
 
     def pair_fields(self) -> "PairFields":

@@ -6,12 +6,7 @@ A name is a path relative to the folder, with forward slashes. What is written a
 import io
 import posixpath
 from pathlib import Path
-from typing import Annotated, Protocol, runtime_checkable
-
-from pydantic import BeforeValidator
-
-#: An option that takes a local path or a URL; always a string.
-Location = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
+from typing import Protocol, runtime_checkable
 
 #: Bytes of a stream that are kept at hand: the `readline` of fsspec takes a whole block for each line.
 BUFFER = 1 << 20

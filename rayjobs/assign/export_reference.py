@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ortho_core.errors import RunFailed
 from ortho_core.generators.model_folder import latent_shape_of
+from ortho_core.marks import conduct, decides, resolved, settings
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.reference_folder import (
     COLUMNS,
@@ -23,9 +24,9 @@ from ortho_core.records.reference_folder import (
     write_sample,
 )
 from ortho_core.storage.local import LocalStore
-from ortho_core.storage.open import absolute
-from ortho_core.storage.store import Location
+from ortho_core.storage.location import LocalPath, Location
 from rayjobs.verb.console import Progress, say
+from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim
 
 #: Bump when the meaning of the files changes.
@@ -44,13 +45,13 @@ class ExportJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    assignments: Location = Field(description="folder or URL that `ortho assign` wrote to")
-    model: Path = Field(description="model folder; tells the noise's shape and scale")
-    out: Path = Field(description="local folder to write; the same command again resumes")
-    noise_scale: float | None = Field(
+    assignments: Location = resolved(description="folder or URL that `ortho assign` wrote to")
+    model: LocalPath = resolved(description="model folder; tells the noise's shape and scale")
+    out: LocalPath = conduct(description="local folder to write; the same command again resumes")
+    noise_scale: float | None = resolved(
         None, gt=0, allow_inf_nan=False, description="multiply the noise by this (none: as the model's scheduler does)"
     )
-    image_root: Path | None = Field(
+    image_root: LocalPath | None = decides(
         None,
         description="folder of the images, for absolute paths in the manifest (none: paths as the pair set has them)",
     )
@@ -67,7 +68,7 @@ def make_plan(job: ExportJob) -> tuple[dict[str, Any], Assignments]:
         "rows": len(assignments),
         "latent_shape": list(shape),
         "noise_scale": initial_scale(job.model) if job.noise_scale is None else job.noise_scale,
-        "image_root": None if job.image_root is None else absolute(job.image_root),
+        **settings(located(job), decides),
     }
     return plan, assignments
 

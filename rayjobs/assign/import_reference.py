@@ -2,13 +2,11 @@
 
 import math
 import time
-from pathlib import Path
 from typing import Any
-
-from pydantic import Field
 
 from ortho_core.errors import BadRow, RunFailed, UserError
 from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.marks import conduct, decides, resolved, settings
 from ortho_core.pairs import PairFields, PairSet, Shard
 from ortho_core.pairs.rows import Failure
 from ortho_core.records.assignments import noise_checksum
@@ -22,10 +20,11 @@ from ortho_core.records.reference_folder import (
     parse_entry,
 )
 from ortho_core.storage.local import LocalStore
-from ortho_core.storage.open import absolute
-from ortho_core.storage.store import Location, OutsideRoot
+from ortho_core.storage.location import LocalPath, Location
+from ortho_core.storage.store import OutsideRoot
 from rayjobs.pool.ledger import Ledger
 from rayjobs.verb.console import Progress, say, summary_json
+from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim
 
 #: Rows of a part file.
@@ -35,13 +34,15 @@ ROWS_PER_SHARD = 1024
 class ImportJob(PairFields):
     """Read the reference implementation's folder of noise files as assignments to train on."""
 
-    samples: Path = Field(description="folder with manifest.jsonl and samples/, from the reference or `ortho export`")
-    model: Path = Field(description="model folder; tells the noise's shape and scale")
-    out: Location = Field(description="folder or URL for the assignments; the same command again resumes")
-    pairs: Location | None = Field(
+    samples: LocalPath = resolved(
+        description="folder with manifest.jsonl and samples/, from the reference or `ortho export`"
+    )
+    model: LocalPath = resolved(description="model folder; tells the noise's shape and scale")
+    out: Location = conduct(description="folder or URL for the assignments; the same command again resumes")
+    pairs: Location | None = resolved(
         None, description="pair set that the images are in (none: the copies of them in the samples folder)"
     )
-    noise_scale: float | None = Field(
+    noise_scale: float | None = decides(
         None,
         gt=0,
         allow_inf_nan=False,
@@ -61,7 +62,7 @@ def make_plan(job: ImportJob) -> tuple[dict[str, Any], PairSet, PairSet]:
         "pairs_fingerprint": pairs.fingerprint(),
         "model_fingerprint": model_fingerprint(job.model),
         "latent_shape": list(shape),
-        "noise_scale": job.noise_scale,
+        **settings(job, decides),
         "model_noise_scale": initial_scale(job.model) if job.noise_scale is None else None,
         "config": {
             "seed": None,
@@ -87,15 +88,7 @@ def plan(job: ImportJob) -> dict[str, Any]:
 
 def run(job: ImportJob) -> int:
     """Import what is not imported yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
-    job = job.model_copy(
-        update={
-            "samples": job.samples.absolute(),
-            "model": job.model.absolute(),
-            "out": absolute(job.out),
-            "pairs": absolute(job.pairs) if job.pairs else None,
-            "image_root": absolute(job.image_root) if job.image_root else None,
-        }
-    )
+    job = located(job)
     sealed, manifest, pairs = make_plan(job)
     folder = claim(job.out, sealed, "import")
     ledger = Ledger(folder, sealed)

@@ -8,17 +8,17 @@ import time
 from typing import Any
 
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.estep.config import AssignConfig
 from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint, target_shape_of
+from ortho_core.marks import decides, settings
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.diagnostics import write_gaussianity
-from ortho_core.storage.open import absolute
 from rayjobs.assign.config import AssignJob
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
 from rayjobs.pool.worker import ShardActor
 from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, differences
 
 
@@ -28,17 +28,10 @@ def make_plan(job: AssignJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
     pairs = PairSet(job.pairs, job.pair_fields())
     rows_per_shard = job.rows_per_shard or pairs.rows_per_shard()
     shards = pairs.shards(rows_per_shard)
-    decisive = {
-        name: getattr(job, name) for name in (*AssignConfig.model_fields, "seed", "dtype", "store", "store_latents")
-    }
-    if (
-        job.candidates == 1
-    ):  # without a choice the plan, and so the name of the parts, is what it was before there was one
-        del decisive["candidates"]
     plan = {
         "pairs_fingerprint": pairs.fingerprint(),
         "model_fingerprint": model_fingerprint(job.model),
-        "config": decisive,
+        "config": settings(job, decides),
         "warm_start": None,
         "rows": pairs.rows(),
         "rows_per_shard": rows_per_shard,
@@ -96,15 +89,7 @@ def plan(job: AssignJob) -> dict[str, Any]:
 
 def run(job: AssignJob) -> int:
     """Assign what is not assigned yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
-    job = job.model_copy(
-        update={
-            "out": absolute(job.out),
-            "pairs": absolute(job.pairs),
-            "model": job.model.absolute(),
-            "warm_start": absolute(job.warm_start) if job.warm_start else None,
-            "image_root": absolute(job.image_root) if job.image_root else None,
-        }
-    )
+    job = located(job)
     sealed, pairs, shards = make_plan(job)
     folder = claim(job.out, sealed, "assign")
     ledger = Ledger(folder, sealed)

@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import Annotated, Any
 
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from safetensors import SafetensorError
 
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import content_hash
+from ortho_core.marks import conduct, decides, resolved
+from ortho_core.storage.location import LocalPath
 from ortho_core.storage.store import one_line
 from rayjobs.download.catalog import (
     CATALOG,
@@ -48,15 +50,17 @@ class DownloadJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    only: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+    only: Annotated[tuple[str, ...], BeforeValidator(_names)] = decides(
         (), description="NAME,NAME of the catalogue, or all (required to download)"
     )
-    list: bool = Field(False, description="print what there is, what for, how large, under which licence, and stop")
-    offline: bool = Field(False, description="ask no server: say which files are missing and where they belong")
-    mirror: str | None = Field(None, pattern=r"^https?://\S+$", description="URL of another server that is a hub")
-    out: Path = Field(Path("models"), description="root of the models' folders")
-    older: Path = Field(Path("third_party_weights"), description="folder with models from earlier, which are linked")
-    catalog: Path = Field(CATALOG, description="the catalogue")
+    list: bool = conduct(False, description="print what there is, what for, how large, under which licence, and stop")
+    offline: bool = conduct(False, description="ask no server: say which files are missing and where they belong")
+    mirror: str | None = conduct(None, pattern=r"^https?://\S+$", description="URL of another server that is a hub")
+    out: LocalPath = conduct(Path("models"), description="root of the models' folders")
+    older: LocalPath = conduct(
+        Path("third_party_weights"), description="folder with models from earlier, which are linked"
+    )
+    catalog: LocalPath = resolved(CATALOG, description="the catalogue")
 
 
 class Meter:

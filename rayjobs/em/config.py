@@ -1,12 +1,12 @@
 """The options of `ortho em`."""
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
+from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs import PairFields
-from ortho_core.storage.store import Location
+from ortho_core.storage.location import LocalPath, Location
 from rayjobs.assign.config import AssignSettings
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
@@ -17,23 +17,25 @@ class EmJob(PairFields):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pairs: Location = Field(
+    pairs: Location = resolved(
         description="pair set: pairs.jsonl, Parquet, WebDataset tars or an imagefolder; path or URL"
     )
-    heldout: Location | None = Field(None, description="held-out pair set for the evaluation (default: no evaluation)")
-    model: Path = Field(description="model folder to start from")
-    work_dir: Path = Field(description="folder for everything the run makes; the same command again resumes")
-    assignments_cache: Path | None = Field(
+    heldout: Location | None = resolved(
+        None, description="held-out pair set for the evaluation (default: no evaluation)"
+    )
+    model: LocalPath = resolved(description="model folder to start from")
+    work_dir: LocalPath = conduct(description="folder for everything the run makes; the same command again resumes")
+    assignments_cache: LocalPath | None = conduct(
         None,
         description="folder that keeps assignments for other runs of the same pairs, model and settings (none: work_dir)",
     )
-    cycles: int = Field(2, ge=1, description="how often E-step and M-step alternate")
-    warm_start: bool = Field(True, description="each E-step starts from the noise that the cycle before assigned")
-    baseline: bool = Field(False, description="also train direct SFT on random noise for as many updates, to compare")
-    preserve_to: Literal["first", "last"] = Field(
+    cycles: int = decides(2, ge=1, description="how often E-step and M-step alternate")
+    warm_start: bool = decides(True, description="each E-step starts from the noise that the cycle before assigned")
+    baseline: bool = decides(False, description="also train direct SFT on random noise for as many updates, to compare")
+    preserve_to: Literal["first", "last"] = decides(
         "first", description="model that the preserve terms hold to: the run's first, or the one its cycle starts from"
     )
-    validate_on_heldout: bool = Field(
+    validate_on_heldout: bool = decides(
         False, description="assign the held-out pairs with the first model too, and watch every M-step on them"
     )
     assign: AssignSettings = AssignSettings()

@@ -12,20 +12,19 @@ from pydantic import BaseModel
 
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.marks import decides, resolved, settings
 from ortho_core.mstep.data import read_prompts
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.records.parts import FORMAT
-from rayjobs.assign import config as assign_config
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob
 from rayjobs.em.config import EmJob
 from rayjobs.em.report import write_report
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
-from rayjobs.train import config as train_config
 from rayjobs.train import job as train
-from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.train.config import TrainJob, TrainSettings, check_lora
 from rayjobs.train.trackers import check as check_trackers
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.plan import claim, fingerprint, replace_text
@@ -41,7 +40,7 @@ def check(job: EmJob, rows: int) -> None:
     if job.train.noise != "matched":
         raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
     check_trackers(job.train)
-    train_config.check_lora(job.train, job.model)
+    check_lora(job.train, job.model)
     if job.train.preserve_prompts is not None:
         read_prompts(job.train.preserve_prompts)
 
@@ -53,22 +52,15 @@ def make_plan(job: EmJob) -> dict[str, Any]:
     check(job, total)
     if job.heldout is not None:
         evaluate.make_plan(judge_job(job, {"base": job.model}))  # what is missing there would be found out at the end
-    speed = assign_config.INDIFFERENT | train_config.INDIFFERENT | {"batch_size"}
-    trained = job.train.model_dump(mode="json", exclude=set(train_config.INDIFFERENT))
     plan: dict[str, Any] = {
         "format": FORMAT,
         "pairs_fingerprint": pairs.fingerprint(),
         "heldout_fingerprint": PairSet(job.heldout, job.pair_fields()).fingerprint() if job.heldout else None,
         "model_fingerprint": model_fingerprint(job.model),
         "rows": total,
-        "cycles": job.cycles,
-        "warm_start": job.warm_start,
-        "baseline": job.baseline,
-        "preserve_to": job.preserve_to,
-        "validate_on_heldout": job.validate_on_heldout,
-        "assign": job.assign.model_dump(exclude=set(speed)),
-        "train": trained,
-        "evaluate": job.evaluate.model_dump(exclude=set(speed)),
+        **settings(job, decides),
+        # Each step resolves its own.
+        **{step: settings(getattr(job, step), decides, resolved) for step in ("assign", "train", "evaluate")},
     }
     return {**plan, "run_fingerprint": fingerprint(plan)}
 

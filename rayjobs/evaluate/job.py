@@ -14,11 +14,12 @@ from ortho_core.errors import UserError
 from ortho_core.evaluation.features import find_features
 from ortho_core.evaluation.rows import SPREAD_PROMPTS
 from ortho_core.generators.model_folder import check_model_folder, image_size_of, latent_shape_of, model_fingerprint
+from ortho_core.marks import decides, settings
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.pairs.decoding import usable_rows
 from ortho_core.rewards.names import fingerprint_of, reward_fingerprints
-from ortho_core.storage.open import absolute, open_store
+from ortho_core.storage.open import open_store
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import Parts, check_judged, draw, judge_all, table_of, write_failures
 from rayjobs.evaluate.report import write_report
@@ -26,6 +27,7 @@ from rayjobs.evaluate.worker import PARTS, EvaluateActor, EvaluateLedger, judge_
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
 from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, replace_text
 
 
@@ -73,7 +75,7 @@ def make_plan(job: EvaluateJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
         "cmmd_features": {"name": cmmd.name, "fingerprint": cmmd.fingerprint},
         "rewards": rewards,
         "lpips": fingerprint_of([models.lpips]) if models.lpips is not None else None,
-        "config": {k: getattr(job, k) for k in ("steps", "seed", "patch_size")},
+        "config": settings(job, decides),
         "diversity_prompts": first_prompts(pairs, shards),
         "heldout_rows": rows,
         "rows": rows * len(job.model),
@@ -113,24 +115,6 @@ def plan(job: EvaluateJob) -> dict[str, Any]:
         "writes": ["evaluation.json", "evaluation.parquet", "failures.jsonl", "pictures/", f"{PARTS}/"],
         "out": str(job.out),
     }
-
-
-def located(job: EvaluateJob) -> EvaluateJob:
-    """The job with every local path absolute, for workers that stand elsewhere."""
-    places: dict[str, Any] = {
-        "model": {name: folder.absolute() for name, folder in job.model.items()},
-        "pairs": absolute(job.pairs),
-        "image_root": absolute(job.image_root) if job.image_root else None,
-        "out": job.out.absolute(),
-        "rewards_root": absolute(job.rewards_root),
-        "lpips": absolute(job.lpips) if job.lpips else None,
-    }
-    if job.reward_folders:
-        places["reward_folders"] = {name: absolute(folder) for name, folder in job.reward_folders.items()}
-    for option in ("features", "cmmd_features"):
-        if getattr(job, option) not in ("tiny-clip", "inception"):
-            places[option] = absolute(getattr(job, option))
-    return job.model_copy(update=places)
 
 
 def run(job: EvaluateJob) -> int:

@@ -3,10 +3,10 @@
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
+from ortho_core.marks import conduct, decides, resolved
 from rayjobs.verb.resources import WorkerResources
-from rayjobs.verb.session import ray_session
 
 
 def span(given: Any) -> Any:
@@ -34,23 +34,23 @@ def labels(given: Any) -> Any:
 class PoolResources(WorkerResources):
     """A pool of workers, and what it works through."""
 
-    rows_per_shard: int = Field(
+    rows_per_shard: int = resolved(
         0, ge=0, description="rows of one task and part file, what a lost worker repeats (0: 64 to 1024, by the set)"
     )
-    workers: Annotated[str, BeforeValidator(span)] = Field(
+    workers: Annotated[str, BeforeValidator(span)] = conduct(
         "1",
         description="actors in the pool, N or LEAST:MOST, fewer if the cluster has no room yet (0: work in this process, for a "
         "debugger)",
     )
-    node_labels: Annotated[dict[str, str] | None, BeforeValidator(labels)] = Field(
+    node_labels: Annotated[dict[str, str] | None, BeforeValidator(labels)] = conduct(
         None, description="run workers only on nodes with these labels, e.g. ray.io/accelerator-type=H100"
     )
-    cpus_per_decoder: float | None = Field(
+    cpus_per_decoder: float | None = conduct(
         None,
         ge=0,
         description="CPUs of the process that decodes images for a worker (none: 1 where the cluster has so many to spare)",
     )
-    max_failure_rate: float = Field(
+    max_failure_rate: float = conduct(
         0.5, ge=0, le=1, description="end the run once more than this share of the rows so far is quarantined"
     )
 
@@ -62,19 +62,23 @@ class PoolResources(WorkerResources):
 
     def session(self) -> AbstractContextManager[None]:
         """Ray, where there is a pool."""
+        from rayjobs.verb.session import ray_session
+
         return ray_session() if self.pool_size[1] else nullcontext()
 
 
 class PoolSettings(PoolResources):
     """How a pool of workers searches through shards of rows."""
 
-    seed: int = Field(0, ge=0, description="with a row's sample id, decides its base noise")
-    slots: int = Field(0, ge=0, description="images side by side on one worker (0: what fits the GPU, 16 without one)")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+    seed: int = decides(0, ge=0, description="with a row's sample id, decides its base noise")
+    slots: int = conduct(
+        0, ge=0, description="images side by side on one worker (0: what fits the GPU, 16 without one)"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = decides(
         "float32", description="precision of network and text encoders"
     )
-    store: Literal["parameters", "noise"] = Field(
+    store: Literal["parameters", "noise"] = decides(
         "parameters", description="keep the noise as seed and rotation, or also itself in half precision"
     )
-    compile: bool = Field(False, description="torch.compile the network, once at the start of each worker")
-    gradient_checkpointing: bool = Field(False, description="compute activations twice, to fit more slots")
+    compile: bool = conduct(False, description="torch.compile the network, once at the start of each worker")
+    gradient_checkpointing: bool = conduct(False, description="compute activations twice, to fit more slots")

@@ -3,41 +3,44 @@
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from ortho_core.errors import UserError
 from ortho_core.estep.config import SearchConfig
 from ortho_core.generators.model_folder import latent_shape_of
+from ortho_core.marks import conduct, decides, resolved
 from ortho_core.rewards import parse_rewards, reward_fingerprints
-from ortho_core.storage.store import Location
+from ortho_core.storage.location import LocalPath, Location
 from rayjobs.pool.config import PoolSettings, labels
 
 
 class RewardJob(SearchConfig, PoolSettings):
     """Find the noise whose image scores highest, for one prompt or a file of them."""
 
-    model: Path = Field(description="model folder (diffusers format)")
-    reward: str = Field(
+    model: LocalPath = resolved(description="model folder (diffusers format)")
+    reward: str = resolved(
         description="clip, aesthetic, hybrid, pickscore, imagereward, hpsv2, or a sum: name:weight,name:weight"
     )
-    out: Location = Field(description="folder (or, with --prompts, URL); the same command again resumes")
-    prompt: str | None = Field(None, description="one prompt: worked on in this process, with pictures and curves")
-    prompts: Location | None = Field(
+    out: Location = conduct(description="folder (or, with --prompts, URL); the same command again resumes")
+    prompt: str | None = resolved(None, description="one prompt: worked on in this process, with pictures and curves")
+    prompts: Location | None = resolved(
         None, description="prompts: .txt (one a line), .jsonl, Parquet or a pair set; path or URL"
     )
-    report_rewards: str | None = Field(
+    report_rewards: str | None = decides(
         None, description="rewards that are told of before and after and not optimised: name,name"
     )
-    rewards_root: Path = Field(Path("models"), description="folder that the folders of the rewards' weights are in")
-    reward_folders: Annotated[dict[str, Path] | None, BeforeValidator(labels)] = Field(
+    rewards_root: LocalPath = resolved(
+        Path("models"), description="folder that the folders of the rewards' weights are in"
+    )
+    reward_folders: Annotated[dict[str, LocalPath] | None, BeforeValidator(labels)] = resolved(
         None, description="folders of single rewards that are elsewhere: NAME=FOLDER,NAME=FOLDER"
     )
-    prompt_field: str | None = Field(None, min_length=1, description="field that holds the prompt (none: prompt)")
-    id_field: str | None = Field(None, min_length=1, description="field that holds a row's own unique id")
-    retry_failures: bool = Field(False, description="besides what is not done yet, try the quarantined rows again")
-    save_steps: bool = Field(False, description="with --prompt: a picture of every evaluation")
-    patch_size: int = Field(8, ge=1, description="side p of the latent patches that one orthogonal matrix rotates")
-    steps: int = Field(20, ge=1, description="evaluations (generator and rewards, forward + backward) per prompt")
+    prompt_field: str | None = resolved(None, min_length=1, description="field that holds the prompt (none: prompt)")
+    id_field: str | None = resolved(None, min_length=1, description="field that holds a row's own unique id")
+    retry_failures: bool = conduct(False, description="besides what is not done yet, try the quarantined rows again")
+    save_steps: bool = conduct(False, description="with --prompt: a picture of every evaluation")
+    patch_size: int = decides(8, ge=1, description="side p of the latent patches that one orthogonal matrix rotates")
+    steps: int = decides(20, ge=1, description="evaluations (generator and rewards, forward + backward) per prompt")
     #: What is found for a prompt is what it is trained on.
     store_latents: ClassVar[bool] = True
     warm_start: ClassVar[None] = None

@@ -10,14 +10,13 @@ import time
 from typing import Any
 
 from ortho_core.errors import RunFailed
-from ortho_core.estep.config import SearchConfig
 from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.marks import decides, settings
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.pairs.rows import PromptFields
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.diagnostics import write_gaussianity
 from ortho_core.rewards import parse_rewards
-from ortho_core.storage.open import absolute
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
 from rayjobs.reward.config import RewardJob, check
@@ -26,6 +25,7 @@ from rayjobs.reward.pictures import take_pictures
 from rayjobs.reward.report import write_report
 from rayjobs.reward.worker import RewardActor
 from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim
 from rayjobs.verb.session import ray_session
 
@@ -37,13 +37,12 @@ def make_plan(job: RewardJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
     rows = PairSet(job.prompts, PromptFields(prompt_field=job.prompt_field, id_field=job.id_field))
     rows_per_shard = job.rows_per_shard or rows.rows_per_shard()
     shards = rows.shards(rows_per_shard)
-    decisive = {name: getattr(job, name) for name in (*SearchConfig.model_fields, "seed", "dtype", "store")}
-    own = {"store_latents": True, "reward": parse_rewards(job.reward), "report_rewards": job.report_rewards}
+    own = {"store_latents": True, "reward": parse_rewards(job.reward)}
     plan = {
         "pairs_fingerprint": rows.fingerprint(),
         "model_fingerprint": model_fingerprint(job.model),
         "reward_fingerprints": weights,
-        "config": decisive | own,
+        "config": settings(job, decides) | own,
         "warm_start": None,
         "rows": rows.rows(),
         "rows_per_shard": rows_per_shard,
@@ -79,10 +78,7 @@ def run(job: RewardJob) -> int:
         from rayjobs.reward.one_prompt import run_one
 
         return run_one(job)
-    here = {"rewards_root": job.rewards_root.absolute(), "model": job.model.absolute()}
-    folders = {name: path.absolute() for name, path in (job.reward_folders or {}).items()} or None
-    places = {"out": absolute(job.out), "prompts": absolute(str(job.prompts)), "reward_folders": folders}
-    job = job.model_copy(update=here | places)
+    job = located(job)
     sealed, rows, shards = make_plan(job)
     folder = claim(job.out, sealed, "reward")
     ledger = Ledger(folder, sealed)

@@ -1,22 +1,21 @@
 """What a sweep is asked for: the configuration of its trials, what varies, how it is searched."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from ortho_core.errors import UserError
 from ortho_core.evaluation.metrics import metric
-from rayjobs.assign import config as assign_config
+from ortho_core.marks import conduct, decides, mark_of
+from ortho_core.storage.location import LocalPath
 from rayjobs.em.config import EmJob
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.pool.config import span
 from rayjobs.sweep.space import Point, Space, draw, grid, parse_space
-from rayjobs.train import config as train_config
 from rayjobs.train.config import TrainSettings
 from rayjobs.train.trackers import TrackerSettings
-from rayjobs.verb.options import OPEN
+from rayjobs.verb.options import Open, leaves
 
 #: Fields that cannot be varied, with the reason.
 FIXED = {
@@ -25,18 +24,15 @@ FIXED = {
     **dict.fromkeys(("work_dir", "assignments_cache", "train.validation"), "is a place that the sweep itself decides"),
     **dict.fromkeys(("baseline", "validate_on_heldout"), "belongs to the sweep as a whole, not to a trial"),
     **dict.fromkeys(("prompt_field", "image_field", "id_field", "image_root"), "is the same for all trials"),
-    **dict.fromkeys(
-        [f"assign.{n}" for n in assign_config.INDIFFERENT]
-        + [f"train.{n}" for n in train_config.INDIFFERENT - {"allow_stale"}],
-        "decides how fast a trial goes or what it tells, not what comes out of it",
-    ),
 }
+#: Why a field that is marked `conduct` cannot be.
+CONDUCT = "decides how fast a trial goes or what it tells, not what comes out of it"
 
 
 class SweepTrainSettings(TrainSettings):
     """The M-step of a trial, which keeps fewer models."""
 
-    save_every: int = Field(
+    save_every: int = decides(
         0, ge=0, description="keep checkpoint-epoch-NNN every so many epochs (0: best and final only)"
     )
 
@@ -44,7 +40,7 @@ class SweepTrainSettings(TrainSettings):
 class SweepEvaluateSettings(EvaluateSettings):
     """The evaluation of a trial, which has others beside it."""
 
-    workers: Annotated[str, BeforeValidator(span)] = Field(
+    workers: Annotated[str, BeforeValidator(span)] = conduct(
         "1", description="actors that judge one trial, N or LEAST:MOST; each holds one model at a time and all judges"
     )
 
@@ -52,34 +48,36 @@ class SweepEvaluateSettings(EvaluateSettings):
 class SweepJob(EmJob, TrackerSettings):
     """Try fields of the configuration at several values: target fit against drift, with the Pareto front."""
 
-    cycles: int = Field(1, ge=1, description="how often E-step and M-step alternate in a trial")
-    baseline: bool = Field(
+    cycles: int = decides(1, ge=1, description="how often E-step and M-step alternate in a trial")
+    baseline: bool = decides(
         True, description="also train direct SFT on random noise, with what is not varied, to compare"
+    )
+    validate_on_heldout: bool = conduct(
+        False, description="assign the held-out pairs with the first model too, and watch every M-step on them"
     )
     train: SweepTrainSettings = SweepTrainSettings()
     evaluate: SweepEvaluateSettings = SweepEvaluateSettings()
-    sweep: dict[str, Any] = Field(
+    sweep: Annotated[dict[str, Any], Open()] = conduct(
         {},
-        json_schema_extra=OPEN,
         description="values of any field, A,B,C, or a range, LOW:HIGH or log:LOW:HIGH, e.g. --sweep.assign.patch-size 2,4",
     )
-    space: Path | None = Field(None, description="YAML file of fields with their values or ranges, as sweep")
-    search: Literal["grid", "random", "optuna"] = Field(
+    space: LocalPath | None = conduct(None, description="YAML file of fields with their values or ranges, as sweep")
+    search: Literal["grid", "random", "optuna"] = conduct(
         "grid",
         description="grid: every combination; optuna: looks for the Pareto front (needs the extra optuna)",
     )
-    samples: int = Field(10, ge=1, description="trials of a random or Optuna search")
-    search_seed: int = Field(0, ge=0, description="decides what random and Optuna searches draw")
-    metric: str = Field(
+    samples: int = conduct(10, ge=1, description="trials of a random or Optuna search")
+    search_seed: int = conduct(0, ge=0, description="decides what random and Optuna searches draw")
+    metric: str = conduct(
         "latent_mse", description="the figure of target fit: latent_mse, psnr, kid, fid, cmmd, reward_NAME, ..."
     )
-    max_drift: float | None = Field(None, gt=0, description="choose the best fit among trials that drift no further")
-    early_stopping: Literal["none", "asha"] = Field(
+    max_drift: float | None = conduct(None, gt=0, description="choose the best fit among trials that drift no further")
+    early_stopping: Literal["none", "asha"] = decides(
         "none", description="asha: end trials that do worse on held-out rows than others did after as many epochs"
     )
-    grace_epochs: int = Field(1, ge=1, description="epochs that no trial is ended before")
-    reduction_factor: int = Field(3, ge=2, description="of so many trials, one goes on at each rung of ASHA")
-    max_concurrent: int = Field(0, ge=0, description="trials at once (0: as many as the cluster has room for)")
+    grace_epochs: int = decides(1, ge=1, description="epochs that no trial is ended before")
+    reduction_factor: int = decides(3, ge=2, description="of so many trials, one goes on at each rung of ASHA")
+    max_concurrent: int = conduct(0, ge=0, description="trials at once (0: as many as the cluster has room for)")
 
     @property
     def watched(self) -> bool:
@@ -113,7 +111,14 @@ def space_of(job: SweepJob) -> Space:
         raise UserError(
             "nothing to vary; give --sweep.FIELD VALUES, e.g. --sweep.train.preserve-latent-weight 0,0.25,1"
         )
-    return parse_space(given, base_of(job), FIXED)
+    return parse_space(given, base_of(job), fixed_fields())
+
+
+def fixed_fields() -> dict[str, str]:
+    """The fields, and groups of fields, that cannot be varied, each with the reason."""
+    marked = [name for name, field in leaves(EmJob) if mark_of(field) is conduct]
+    marked.remove("train.allow_stale")  # what it lets pass is not speed or reports
+    return FIXED | {name: CONDUCT for name in marked if name not in FIXED}
 
 
 def base_of(job: SweepJob) -> EmJob:

@@ -9,24 +9,20 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
 from ortho_core.errors import UserError, install
 from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric, number
-from ortho_core.storage.open import absolute
-from rayjobs.assign import config as assign_config
+from ortho_core.marks import decides, resolved, settings
 from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
-from rayjobs.evaluate.job import located
 from rayjobs.evaluate.job import make_plan as evaluation_plan
 from rayjobs.sweep.config import SweepJob, base_of, points_of, reference_point, space_of
 from rayjobs.sweep.pareto import choose, pareto_front
 from rayjobs.sweep.report import write_report
 from rayjobs.sweep.space import Point, Space, short_names, text, with_values
 from rayjobs.sweep.trial import begun_points, figures_of, folder_of, judge_job, records_of
-from rayjobs.train import config as train_config
 from rayjobs.train.trackers import check as check_trackers
 from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, fingerprint, replace_text
 from rayjobs.verb.session import ray_session
 
@@ -43,27 +39,25 @@ def make_plan(job: SweepJob) -> dict[str, Any]:
         check_asha(job, space)
     judged, _, _ = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir))
     check_metric(job, judged)
-    stopping: dict[str, Any] = {"early_stopping": job.early_stopping}
-    if job.early_stopping == "asha":
-        stopping |= {"grace_epochs": job.grace_epochs, "reduction_factor": job.reduction_factor}
+    own = settings(job, decides)
+    del own["evaluate"]  # it has a plan of its own
+    if job.early_stopping == "none":
+        del own["grace_epochs"], own["reduction_factor"]
     # What is searched, and how far, is not part of it: a wider space goes on from the trials that are there.
     plan = {
         "format": sealed["format"],
         **{k: sealed[k] for k in ("pairs_fingerprint", "heldout_fingerprint", "model_fingerprint", "rows")},
-        **{k: v for k, v in sealed.items() if k in ("cycles", "warm_start", "preserve_to") and k not in space},
-        "assign": unvaried(base.assign, assign_config.INDIFFERENT, space, "assign."),
-        "train": unvaried(base.train, train_config.INDIFFERENT, () if job.baseline else space, "train."),
+        **unvaried(own, space),
+        "assign": unvaried(settings(job.assign, decides, resolved), space, "assign."),
+        "train": unvaried(settings(job.train, decides, resolved), () if job.baseline else space, "train."),
         "judge": {k: judged[k] for k in ("config", "heldout_rows", "features", "cmmd_features", "rewards", "lpips")},
-        "baseline": job.baseline,
-        **stopping,
     }
     return {**plan, "run_fingerprint": fingerprint(plan)}
 
 
-def unvaried(settings: BaseModel, indifferent: Collection[str], space: Collection[str], group: str) -> dict[str, Any]:
-    """The settings that decide what comes out, without those that are varied."""
-    content = settings.model_dump(mode="json", exclude=set(indifferent))
-    return {name: value for name, value in content.items() if f"{group}{name}" not in space}
+def unvaried(values: Mapping[str, Any], space: Collection[str], group: str = "") -> dict[str, Any]:
+    """The settings of a group without those that are varied."""
+    return {name: value for name, value in values.items() if f"{group}{name}" not in space}
 
 
 def check_search(job: SweepJob) -> None:
@@ -132,7 +126,7 @@ def plan(job: SweepJob) -> dict[str, Any]:
 
 def assign_key(job: EmJob) -> str:
     """Trials with the same one share their first E-step."""
-    return fingerprint(job.assign.model_dump(mode="json", exclude=set(assign_config.INDIFFERENT)))
+    return fingerprint(settings(job.assign, decides, resolved))
 
 
 def named(point: Point) -> Point:
@@ -144,7 +138,7 @@ def run(job: SweepJob) -> int:
     """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
     started = time.monotonic()
     sealed, given = make_plan(job), job
-    job = in_place(job)
+    job = located(job)
     claim(job.work_dir, sealed, "sweep")
     space = space_of(job)
     points = begun_points(job) if job.search == "optuna" else points_of(job, space)
@@ -172,24 +166,6 @@ def run(job: SweepJob) -> int:
         say(f"sweep: {len(failed)} of {total} trials failed; the same command tries them again; {first}")
         return 1
     return 3 if any(trial.get("quarantined") for trial in summary["trials"].values()) else 0
-
-
-def in_place(job: SweepJob) -> SweepJob:
-    """The job with its places as they are on this machine: trials have another current directory."""
-    places: dict[str, Any] = {
-        "pairs": absolute(job.pairs),
-        "heldout": absolute(str(job.heldout)),
-        "model": job.model.absolute(),
-        "work_dir": job.work_dir.absolute(),
-        "image_root": absolute(job.image_root) if job.image_root else None,
-        "assignments_cache": job.assignments_cache.absolute() if job.assignments_cache else None,
-    }
-    if job.train.preserve_prompts is not None:
-        there = {"preserve_prompts": job.train.preserve_prompts.absolute()}
-        places["train"] = job.train.model_copy(update=there)
-    judge = located(judge_job(job, {"base": job.model}, job.work_dir))
-    places["evaluate"] = type(job.evaluate)(**{name: getattr(judge, name) for name in type(job.evaluate).model_fields})
-    return job.model_copy(update=places)
 
 
 def conclude(job: SweepJob, space: Space, compared: dict[str, Any], outcomes: list[dict[str, Any]]) -> dict[str, Any]:

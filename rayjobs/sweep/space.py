@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from ortho_core.errors import UserError
+from ortho_core.storage.open import absolute
 from rayjobs.verb.options import explain, leaves, unknown_option
+from rayjobs.verb.paths import changed, expand
 
 M = TypeVar("M", bound=BaseModel)
 #: One trial's values by dotted field.
@@ -75,7 +78,8 @@ def parse_space(given: Mapping[str, Any], base: BaseModel, fixed: Mapping[str, s
                 raise UserError(f"{option}: {reason}")
         spec = _spec(option, values, fields[name].annotation)
         if isinstance(spec, Choices):
-            spec = Choices(tuple(value_of(with_values(base, {name: value}), name) for value in spec.values))
+            typed = (value_of(with_values(base, {name: value}), name) for value in spec.values)
+            spec = Choices(tuple(_placed(option, value, fields[name]) for value in typed))
             if len({repr(value) for value in spec.values}) < len(spec.values):
                 raise UserError(f"{option}: a value is there twice in {values!r}")
         else:
@@ -83,6 +87,14 @@ def parse_space(given: Mapping[str, Any], base: BaseModel, fixed: Mapping[str, s
                 with_values(base, {name: value})
         space[name] = spec
     return space
+
+
+def _placed(option: str, value: Any, field: FieldInfo) -> Any:
+    """A path as it is on this machine: trials have another current directory. Raises UserError."""
+    try:
+        return changed(field.annotation, field.metadata, value, lambda place: absolute(expand(place)))
+    except ValueError as error:
+        raise UserError(f"{option}: {value!r} is not accepted: {error}") from error
 
 
 def _flat(given: Mapping[str, Any], fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

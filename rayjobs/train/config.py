@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from ortho_core.errors import UserError
 from ortho_core.generators.lora import Lora, lora_of
 from ortho_core.generators.model_folder import is_class_conditional
+from ortho_core.marks import conduct, decides, resolved
 from ortho_core.mstep.update import MStepConfig
-from ortho_core.storage.store import Location
+from ortho_core.storage.location import LocalPath, Location
 from rayjobs.train.trackers import TrackerSettings
 from rayjobs.verb.resources import WorkerResources
 
@@ -22,55 +23,61 @@ def _names(value: Any) -> Any:
 class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
     """How the M-step runs; `em` has these under `train.`."""
 
-    noise: Literal["matched", "random", "base"] = Field(
+    noise: Literal["matched", "random", "base"] = decides(
         "matched",
         description="matched: the assigned noise; random: direct SFT; base: what the search began from, to distil the "
         "images that `ortho reward` found",
     )
-    center_noise: bool = Field(
+    center_noise: bool = decides(
         False,
         description="take the mean of all matched noise off each, so that as a whole it is centred as N(0, I) is",
     )
-    epochs: int = Field(5, ge=1, description="passes over the assignments")
-    batch_size: int = Field(16, ge=1, description="rows of one update, over all workers and micro-batches")
-    preserve_batch_size: int | None = Field(
+    epochs: int = decides(5, ge=1, description="passes over the assignments")
+    batch_size: int = decides(16, ge=1, description="rows of one update, over all workers and micro-batches")
+    preserve_batch_size: int | None = decides(
         None, ge=1, description="rows of the preserve terms in one update (none: as many as batch_size)"
     )
-    preserve_prompts: Path | None = Field(
+    preserve_prompts: LocalPath | None = resolved(
         None, description="prompts of the preserve terms, one a line or .jsonl with `prompt` (none: those trained on)"
     )
-    lora_rank: int = Field(0, ge=0, description="train an adapter of this rank instead of all weights (0: all weights)")
-    lora_alpha: float | None = Field(None, gt=0, description="scale of the adapter, alpha / rank (none: alpha = rank)")
-    lora_targets: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+    lora_rank: int = decides(
+        0, ge=0, description="train an adapter of this rank instead of all weights (0: all weights)"
+    )
+    lora_alpha: float | None = decides(
+        None, gt=0, description="scale of the adapter, alpha / rank (none: alpha = rank)"
+    )
+    lora_targets: Annotated[tuple[str, ...], BeforeValidator(_names)] = decides(
         Lora.targets, description="endings of the names of the layers that get an adapter"
     )
-    lora_merge: bool = Field(False, description="save whole models with the adapter merged in, not adapters")
-    gradient_checkpointing: bool = Field(False, description="compute activations twice and keep fewer of them")
-    compile: bool = Field(False, description="torch.compile the network")
-    parallel: Literal["ddp", "fsdp"] = Field(
+    lora_merge: bool = decides(False, description="save whole models with the adapter merged in, not adapters")
+    gradient_checkpointing: bool = conduct(False, description="compute activations twice and keep fewer of them")
+    compile: bool = conduct(False, description="torch.compile the network")
+    parallel: Literal["ddp", "fsdp"] = conduct(
         "ddp",
         description="fsdp: shard weights, gradients and optimiser over the workers, for what does not fit one GPU",
     )
-    num_workers: int = Field(1, ge=0, description="training processes (0: train in this process, for a debugger)")
-    readers_per_worker: int = Field(1, ge=1, description="processes that read and decode ahead of each worker")
-    shuffle_window: int = Field(65_536, ge=1, description="rows among which the order is random, memory permitting")
-    validation: Location | None = Field(
+    num_workers: int = conduct(1, ge=0, description="training processes (0: train in this process, for a debugger)")
+    readers_per_worker: int = conduct(1, ge=1, description="processes that read and decode ahead of each worker")
+    shuffle_window: int = decides(65_536, ge=1, description="rows among which the order is random, memory permitting")
+    validation: Location | None = resolved(
         None, description="assignments of held-out pairs, made by `ortho assign` with the starting model"
     )
-    validation_rows: int = Field(64, ge=1, description="rows of them that are looked at, from the first")
-    validate_every: int = Field(0, ge=0, description="updates between validations (0: at the end of each epoch)")
-    save_every: int = Field(
+    validation_rows: int = decides(64, ge=1, description="rows of them that are looked at, from the first")
+    validate_every: int = decides(0, ge=0, description="updates between validations (0: at the end of each epoch)")
+    save_every: int = decides(
         1, ge=0, description="keep checkpoint-epoch-NNN every so many epochs (0: best and final only)"
     )
-    checkpoint_every: int = Field(0, ge=0, description="updates between resumable states (0: at the end of each epoch)")
-    keep_states: int = Field(1, ge=1, description="resumable states that are kept")
-    log_every: int = Field(5, ge=1, description="updates between entries of the log")
-    max_skipped_updates: int = Field(
+    checkpoint_every: int = conduct(
+        0, ge=0, description="updates between resumable states (0: at the end of each epoch)"
+    )
+    keep_states: int = conduct(1, ge=1, description="resumable states that are kept")
+    log_every: int = conduct(5, ge=1, description="updates between entries of the log")
+    max_skipped_updates: int = conduct(
         10, ge=0, description="updates left out because their gradient was not finite, before the run gives up"
     )
-    max_restarts: int = Field(3, ge=0, description="how often dead workers are started again")
-    allow_stale: bool = Field(False, description="train on noise that was matched to another model than --model")
-    seed: int = Field(0, ge=0, description="decides the order of rows and every random noise")
+    max_restarts: int = conduct(3, ge=0, description="how often dead workers are started again")
+    allow_stale: bool = conduct(False, description="train on noise that was matched to another model than --model")
+    seed: int = decides(0, ge=0, description="decides the order of rows and every random noise")
 
     @property
     def alpha(self) -> float:
@@ -110,13 +117,15 @@ class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
 class TrainJob(TrainSettings):
     """Fine-tune a model on assigned noise (the M-step)."""
 
-    assignments: Location = Field(description="folder or URL that `ortho assign` wrote to")
-    model: Path = Field(description="model folder to start from; one with a LoRA adapter goes on with that adapter")
-    out: Path = Field(description="folder for checkpoints and curves; the same command again resumes")
-    pairs: Location | None = Field(
+    assignments: Location = resolved(description="folder or URL that `ortho assign` wrote to")
+    model: LocalPath = resolved(
+        description="model folder to start from; one with a LoRA adapter goes on with that adapter"
+    )
+    out: LocalPath = conduct(description="folder for checkpoints and curves; the same command again resumes")
+    pairs: Location | None = conduct(
         None, description="where the images are, if not where the assignments were made from"
     )
-    preserve_model: Path | None = Field(
+    preserve_model: LocalPath | None = resolved(
         None, description="model f_0 that the preserve terms hold to (default: --model)"
     )
 
@@ -124,16 +133,6 @@ class TrainJob(TrainSettings):
     def title(self) -> str:
         """What people call the run: in EM every M-step's folder is called `train`."""
         return "/".join(self.out.parts[-2:])
-
-
-#: Options that decide how fast a run goes or what it tells, not what comes out of it.
-INDIFFERENT = {
-    *WorkerResources.model_fields,
-    *TrackerSettings.model_fields,
-    *("num_workers", "readers_per_worker", "parallel", "compile", "gradient_checkpointing"),
-    *("gradient_accumulation_steps", "checkpoint_every", "keep_states", "log_every", "max_restarts", "allow_stale"),
-    "max_skipped_updates",
-}
 
 
 def check_lora(job: TrainSettings, model: Path) -> None:

@@ -14,6 +14,7 @@ from ortho_core.generators.model_folder import (
     model_fingerprint,
     target_shape_of,
 )
+from ortho_core.marks import decides, settings
 from ortho_core.mstep.data import MatchedData, read_prompts
 from ortho_core.mstep.row_order import Order
 from ortho_core.noise.rotation import block_dimension
@@ -21,13 +22,14 @@ from ortho_core.pairs import PairFields, PairSet
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.parts import FORMAT
 from ortho_core.report.plots import plot_training
-from ortho_core.storage.open import absolute, open_store
-from rayjobs.train.config import INDIFFERENT, TrainJob, TrainSettings, check_lora
+from ortho_core.storage.open import open_store
+from rayjobs.train.config import TrainJob, check_lora
 from rayjobs.train.launch import conclude, run_workers
 from rayjobs.train.run_files import HISTORY, SUMMARY, forget
 from rayjobs.train.trackers import check as check_trackers
 from rayjobs.train.worker import train_worker
 from rayjobs.verb.console import say
+from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, fingerprint
 from rayjobs.verb.session import ray_session
 
@@ -78,7 +80,6 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
         )
     if data.needs_images or not assignments.has_target_latents:
         data = replace(data, pairs=images_of(job.assignments, job.pairs))
-    settings = {k: v for k, v in job.model_dump(mode="json").items() if k in TrainSettings.model_fields}
     own = {"preserve_prompts": fingerprint(data.preserve_prompts), "validation": validation_of(job, shape)}
     plan = {
         "format": FORMAT,
@@ -86,7 +87,7 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
         "pairs_fingerprint": assignments.plan["pairs_fingerprint"],
         "model_fingerprint": model,
         "preserve_fingerprint": model_fingerprint(job.preserve_model) if job.preserve_model else model,
-        "config": {k: v for k, v in settings.items() if k not in INDIFFERENT} | own,
+        "config": settings(job, decides) | own,
         "rows": len(assignments),
         "updates": job.epochs * data.order.updates,
     }
@@ -135,16 +136,7 @@ def plan(job: TrainJob) -> dict[str, Any]:
 def run(job: TrainJob, callbacks: Sequence[Any] = ()) -> int:
     """Train, or go on training; `callbacks` are Ray Train's. Returns 0. Raises UserError or RunFailed."""
     sealed, data = make_plan(job)
-    paths = {k: getattr(job, k) for k in ("model", "out", "preserve_model", "preserve_prompts")}
-    # As they are on this machine: workers have another current directory, and compare paths.
-    job = job.model_copy(update={k: v.resolve() for k, v in paths.items() if v is not None})
-    job = job.model_copy(
-        update={
-            "assignments": absolute(job.assignments),
-            "pairs": data.pairs.location if data.pairs is not None else None,
-            "validation": absolute(job.validation) if job.validation else None,
-        }
-    )
+    job = located(job).model_copy(update={"pairs": data.pairs.location if data.pairs is not None else None})
     claim(job.out, sealed, "train")
     if (job.out / SUMMARY).is_file():
         forget(job.out)

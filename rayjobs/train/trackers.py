@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from ortho_core.errors import UserError, install
+from ortho_core.marks import conduct
+from ortho_core.storage.location import Place
 
 logger = logging.getLogger(__name__)
 
@@ -39,31 +41,27 @@ ENVIRONMENT = {
 RUN_TAG, LONGEST_KEY, LONGEST_VALUE = "ortho_run", 250, 6000
 PARAMS_PER_CALL = 100
 
+#: Where MLflow is: an address, or a folder.
+TrackingUri = Annotated[str, Place(names="databricks|[a-z][a-z+-]+:.*")]
+
 
 class TrackerSettings(BaseModel):
     """Where a training run reports to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tensorboard: bool = Field(True, description="write TensorBoard event files under OUT/tensorboard")
-    mlflow: str | None = Field(
+    tensorboard: bool = conduct(True, description="write TensorBoard event files under OUT/tensorboard")
+    mlflow: TrackingUri | None = conduct(
         None,
         description="tracking URI of MLflow: http(s)://HOST:PORT, or a folder that the workers see; the experiment is "
         "MLFLOW_EXPERIMENT_NAME or 'ortho'; credentials are taken from MLflow's variables on the node "
         "(needs the extra mlflow; sqlite:/// and other databases need the full mlflow package)",
     )
-    wandb: str | None = Field(
+    wandb: str | None = conduct(
         None,
         description="project of Weights & Biases, or ENTITY/PROJECT; the key is taken from WANDB_API_KEY on the node, "
         "WANDB_MODE=offline works (needs the extra wandb)",
     )
-
-    @field_validator("mlflow")
-    @classmethod
-    def _absolute(cls, uri: str | None) -> str | None:
-        """A folder made absolute here: the workers run elsewhere."""
-        is_folder = uri and uri != "databricks" and not re.match(r"[a-z][a-z+-]+:", uri)
-        return os.path.abspath(uri) if uri and is_folder else uri
 
     @field_validator("wandb")
     @classmethod

@@ -138,13 +138,14 @@ class Training:
     def _teacher(self, network: nn.Module) -> Teacher:
         """f_0 without a second copy of the weights where an adapter is all that separates it from the network."""
         job = self.job
-        held = job.preserve_model or job.model
-        if job.lora_rank and held == job.model and base_folder_of(job.model) != job.model:
+        model, held = job.model.resolve(), (job.preserve_model or job.model).resolve()
+        base = base_folder_of(model).resolve()
+        if job.lora_rank and held == model != base:
             keep_as_teacher(network)
             return AdapterTeacher(network)
-        if job.lora_rank and held == base_folder_of(job.model).resolve():
+        if job.lora_rank and held == base:
             return AdapterTeacher(network)
-        if held == job.model:
+        if held == model:
             return FrozenTeacher.copy_of(network)
         return FrozenTeacher(load_generator(held, self.generator.device).trainable)
 

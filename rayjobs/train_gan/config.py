@@ -1,12 +1,12 @@
 """The options of `ortho train-gan`."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from ortho_core.generators.fitting.fit import FitConfig
-from ortho_core.storage.store import Location
+from ortho_core.marks import conduct, decides, resolved
+from ortho_core.storage.location import LocalPath, Location
 from rayjobs.train.trackers import TrackerSettings
 from rayjobs.verb.resources import WorkerResources
 
@@ -21,33 +21,35 @@ def _numbers(value: Any) -> Any:
 class TrainGanJob(FitConfig, TrackerSettings, WorkerResources):
     """Train a small one-step generator on labelled images; a prompt is then the name of a class."""
 
-    data: Literal["mnist", "fashion-mnist", "cifar10", "any"] = Field(
+    data: Literal["mnist", "fashion-mnist", "cifar10", "any"] = decides(
         description="what the images are, which decides classes and size; any: the classes are the prompts of the set"
     )
-    root: Location = Field(
+    root: Location = resolved(
         description="folder or URL of the set: IDX files, CIFAR-10's binary batches, PNG sheets, Parquet, one folder per class, "
         "or any pair set"
     )
-    test_split: bool = Field(False, description="train on the test split (else on the training split)")
-    out: Path = Field(description="folder for the generator, pictures and curves; the same command again resumes")
-    noise_shape: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = Field(
+    test_split: bool = decides(False, description="train on the test split (else on the training split)")
+    out: LocalPath = conduct(
+        description="folder for the generator, pictures and curves; the same command again resumes"
+    )
+    noise_shape: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = decides(
         (4, 8, 8), description="C,H,W of the noise map; one number n: a flat noise, the map (n, 1, 1) with patch size 1"
     )
-    widths: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = Field(
+    widths: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = decides(
         (32, 32, 16),
         description="channels of the network's blocks: two on the coarsest grid, then one after each doubling",
     )
-    image_size: int | None = Field(
+    image_size: int | None = decides(
         None, ge=4, description="pixels along a side (none: the set's own; of --data any the first image's height)"
     )
-    epochs: int = Field(2, ge=1, description="passes over the images")
-    batch_size: int = Field(64, ge=1, description="images of one update, over all workers")
-    num_workers: int = Field(1, ge=0, description="training processes (0: train in this process, for a debugger)")
-    checkpoint_every: int = Field(200, ge=1, description="updates between resumable states")
-    keep_states: int = Field(1, ge=1, description="resumable states that are kept")
-    log_every: int = Field(10, ge=1, description="updates between entries of the log")
-    max_restarts: int = Field(3, ge=0, description="how often dead workers are started again")
-    seed: int = Field(0, ge=0, description="decides the weights to begin with, the order of images and every noise")
+    epochs: int = decides(2, ge=1, description="passes over the images")
+    batch_size: int = decides(64, ge=1, description="images of one update, over all workers")
+    num_workers: int = conduct(1, ge=0, description="training processes (0: train in this process, for a debugger)")
+    checkpoint_every: int = conduct(200, ge=1, description="updates between resumable states")
+    keep_states: int = conduct(1, ge=1, description="resumable states that are kept")
+    log_every: int = conduct(10, ge=1, description="updates between entries of the log")
+    max_restarts: int = conduct(3, ge=0, description="how often dead workers are started again")
+    seed: int = decides(0, ge=0, description="decides the weights to begin with, the order of images and every noise")
 
     @property
     def title(self) -> str:
@@ -65,11 +67,3 @@ class TrainGanJob(FitConfig, TrackerSettings, WorkerResources):
 
     def fit_config(self) -> FitConfig:
         return FitConfig(**{name: getattr(self, name) for name in FitConfig.model_fields})
-
-
-#: Options that decide how fast a run goes or what it tells, not what comes out of it.
-INDIFFERENT = {
-    *WorkerResources.model_fields,
-    *TrackerSettings.model_fields,
-    *("root", "out", "num_workers", "checkpoint_every", "keep_states", "log_every", "max_restarts"),
-}

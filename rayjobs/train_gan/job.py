@@ -11,17 +11,18 @@ from ortho_core.generators.class_conditional import ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
 from ortho_core.generators.fitting.class_groups import Groups
 from ortho_core.generators.fitting.fit import terms_of
+from ortho_core.marks import decides, settings
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
 from ortho_core.records.parts import FORMAT
 from ortho_core.report.plots import plot_training
-from ortho_core.storage.open import absolute
 from rayjobs.train.launch import conclude, run_workers
 from rayjobs.train.run_files import HISTORY, SUMMARY, forget
 from rayjobs.train.trackers import check as check_trackers
-from rayjobs.train_gan.config import INDIFFERENT, TrainGanJob
+from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.worker import train_gan_worker
 from rayjobs.verb.console import say
+from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, fingerprint
 from rayjobs.verb.session import ray_session
 
@@ -54,12 +55,11 @@ def make_plan(job: TrainGanJob) -> tuple[dict[str, Any], PairSet, ClassConfig]:
             f"--batch-size: {pairs.location} has {groups.groups} groups of {job.group_size} images of one class, and an update "
             f"takes {job.groups_per_update}; lower --batch-size or --group-size"
         )
-    settings = {k: v for k, v in job.model_dump(mode="json").items() if k not in INDIFFERENT}
     plan = {
         "format": FORMAT,
         "pairs_fingerprint": pairs.fingerprint(),
         "generator": config.model_dump(mode="json"),
-        "config": settings,
+        "config": settings(job, decides),
         "rows": len(labelled.rows),
         "bad_rows": len(labelled.bad),
         "updates": job.epochs * groups.updates,
@@ -125,8 +125,7 @@ def plan(job: TrainGanJob) -> dict[str, Any]:
 def run(job: TrainGanJob) -> int:
     """Train, or go on training. Returns 0. Raises UserError or RunFailed."""
     sealed, pairs, _ = make_plan(job)
-    # As they are on this machine: workers have another current directory.
-    job = job.model_copy(update={"out": job.out.resolve(), "root": absolute(job.root)})
+    job = located(job)
     claim(job.out, sealed, "train-gan")
     if (job.out / SUMMARY).is_file():
         forget(job.out)

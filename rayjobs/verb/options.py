@@ -1,14 +1,14 @@
 """From a command line and a YAML file to one frozen, validated configuration.
 
 The configuration's pydantic model is the only description of the options: names, types, bounds, help. Dashes and
-underscores are the same, nested fields are reached by dots, the command line wins over the file. A field marked `OPEN` takes
-whatever names follow it: `--sweep.train.lr 1e-4,1e-3`.
+underscores are the same, nested fields are reached by dots, the command line wins over the file. A field marked `Open` takes
+whatever names follow it: `--sweep.train.lr 1e-4,1e-3`. `~` and `$VARIABLES` in paths are replaced.
 """
 
 import argparse
 import difflib
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -18,10 +18,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ortho_core.errors import UserError
+from rayjobs.verb.paths import expand
 
 M = TypeVar("M", bound=BaseModel)
-#: Marks a field, through `json_schema_extra`, whose names are checked by the job itself.
-OPEN: dict[str, Any] = {"open": True}
+
+
+class Open:
+    """Marks a field whose names are checked by the job itself."""
 
 
 class Rest:
@@ -49,10 +52,13 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
             yield f"{prefix}{name}", field
 
 
-def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
-    """Parse `argv` (without the verb). Raises UserError, in one line, for anything that is not accepted."""
+def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], str] | None = expand) -> Parsed[M]:
+    """Parse `argv` (without the verb). Raises UserError, in one line, for anything that is not accepted.
+
+    `expand` reads `~` and variables in paths; None leaves them to another machine.
+    """
     fields = dict(leaves(model))
-    command = next((name for name, field in fields.items() if any(isinstance(m, Rest) for m in field.metadata)), None)
+    command = next((name for name, field in fields.items() if _is(Rest, field)), None)
     rest: list[str] = []
     if command is not None:
         del fields[command]
@@ -60,10 +66,10 @@ def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
     parser = _Parser(
         prog=f"ortho {verb}", description=model.__doc__, allow_abbrev=False, formatter_class=argparse.HelpFormatter
     )
-    parser.add_argument("--config", type=Path, help="YAML file with any of these options (the command line wins)")
+    parser.add_argument("--config", metavar="PATH", help="YAML file with any of these options (the command line wins)")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
-    open_groups = tuple(name for name, field in fields.items() if field.json_schema_extra == OPEN)
+    open_groups = tuple(name for name, field in fields.items() if _is(Open, field))
     for name, field in fields.items():
         flag = "--" + name.replace("_", "-")
         if name in open_groups:
@@ -85,7 +91,7 @@ def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
         raise UserError(unknown_option(unknown[0], [*fields, "config", "print_config", "dry_run"]))
     options = vars(given)
     config, print_config, dry_run = options.pop("config"), options.pop("print_config"), options.pop("dry_run")
-    values = _read_yaml(config) if config else {}
+    values = {} if config is None else _read_yaml(config_file(config))
     if rest:
         values[command or ""] = rest
     elif command is not None and command not in values:
@@ -97,7 +103,7 @@ def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
     for name, value in opened:
         _put(values, name.split("."), value)
     try:
-        return Parsed(model.model_validate(values), print_config, dry_run)
+        return Parsed(model.model_validate(values, context={"expand": expand}), print_config, dry_run)
     except ValidationError as error:
         raise UserError(explain(error, list(fields))) from error
 
@@ -105,6 +111,20 @@ def parse(model: type[M], argv: list[str], verb: str) -> Parsed[M]:
 def as_yaml(job: BaseModel) -> str:
     """The resolved configuration in the form that `--config` reads."""
     return str(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+
+
+def config_file(given: str) -> Path:
+    """The file that `--config` names. Raises UserError for a name that is blank or leads nowhere."""
+    if not given.strip():
+        raise UserError("--config: an empty path is not accepted")
+    try:
+        return Path(expand(given))
+    except ValueError as error:
+        raise UserError(f"--config: {given!r} is not accepted: {error}") from error
+
+
+def _is(mark: type[Any], field: FieldInfo) -> bool:
+    return any(isinstance(each, mark) for each in field.metadata)
 
 
 def _args(field: FieldInfo) -> tuple[Any, ...]:
@@ -202,6 +222,8 @@ def explain(error: ValidationError, known: list[str]) -> str:
             faults.append(unknown_option(".".join(str(part) for part in fault["loc"]), known))
         elif fault["type"] == "missing":
             faults.append(f"--{name.replace('_', '-')} is required")
+        elif fault["type"] == "empty_path":
+            faults.append(f"--{name.replace('_', '-')}: {fault['msg']}")
         else:
             message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             place = f"--{name.replace('_', '-')}: {fault['input']!r} is not accepted: " if name else ""

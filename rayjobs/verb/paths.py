@@ -1,34 +1,99 @@
-"""Paths and URLs of a job, made absolute."""
+"""Paths and URLs among the options of a job: read as a shell reads them, made absolute, found."""
 
+import os
+import re
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from ortho_core.storage.store import Location
-from rayjobs.verb.options import leaves
+from ortho_core.storage.location import Place
+from ortho_core.storage.open import absolute
+
+M = TypeVar("M", bound=BaseModel)
+#: `$NAME` or `${NAME}`; what stands between braces is the name, whatever it is.
+VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([^}]*)\})")
+
+
+def expand(path: str) -> str:
+    """`path` with `~` and environment variables replaced, unless it exists as it is written or is a URL.
+
+    Raises ValueError for a user or a variable that does not exist, and for a variable that is empty.
+    """
+    if "://" in path or os.path.lexists(path):
+        return path
+    home, slash, rest = path.partition("/")
+    if home.startswith("~"):
+        known = os.path.expanduser(home)
+        if known == home:
+            raise ValueError(f"there is no user {home[1:]!r}; write ./{home} for a folder of this name")
+        home = known
+    else:
+        home = VARIABLE.sub(_value, home)
+    return home + slash + VARIABLE.sub(_value, rest)
+
+
+def _value(match: re.Match[str]) -> str:
+    name = match[1] or match[2] or ""
+    if not os.environ.get(name):
+        raise ValueError(f"the environment variable {name!r} is {'empty' if name in os.environ else 'not set'}")
+    return os.environ[name]
+
+
+def located(job: M) -> M:
+    """The job with every local path absolute, for processes with another current directory; URLs keep their form."""
+    return _with_places(job, lambda place: place.absolute() if isinstance(place, Path) else absolute(place))
 
 
 def relative_paths(job: BaseModel) -> list[tuple[str, Path]]:
-    """The options of a verb, not left at their defaults, whose value is a relative path of the local file system."""
-    found = []
-    for name, field in leaves(type(job)):
-        if not holds_path(field.annotation, field.metadata):
-            continue
-        value: Any = job
-        for part in name.split("."):
-            value = getattr(value, part)
-        if value == field.get_default(call_default_factory=True) or value is None:
-            continue
-        for one in value.values() if isinstance(value, dict) else [value]:
-            if "://" not in str(one) and not Path(one).is_absolute():
-                found.append(("--" + name.replace("_", "-"), Path(one)))
+    """The options, not left at their defaults, whose value is a relative path of the local file system.
+
+    One that starts with `~` or a variable is not: where that leads is known only where the job runs.
+    """
+    found: list[tuple[str, Path]] = []
+
+    def look(model: BaseModel, prefix: str) -> None:
+        for name, field in type(model).model_fields.items():
+            value, option = getattr(model, name), prefix + name.replace("_", "-")
+            if isinstance(value, BaseModel):
+                look(value, f"{option}.")
+            elif value != field.get_default(call_default_factory=True):
+                places: list[Any] = []
+                changed(field.annotation, field.metadata, value, places.append)
+                found.extend((option, Path(place)) for place in places if _is_relative(str(place)))
+
+    look(job, "--")
     return found
 
 
-def holds_path(annotation: Any, metadata: list[Any]) -> bool:
-    """Whether an option's type is or contains Path or Location."""
-    if annotation is Path or annotation == Location or any(mark in metadata for mark in typing.get_args(Location)[1:]):
-        return True
-    return any(holds_path(part, []) for part in typing.get_args(annotation))
+def _is_relative(place: str) -> bool:
+    return "://" not in place and not place.startswith(("/", "~")) and not VARIABLE.match(place)
+
+
+def _with_places(model: M, change: Callable[[Any], Any]) -> M:
+    fields = type(model).model_fields
+    values = {name: changed(f.annotation, f.metadata, getattr(model, name), change) for name, f in fields.items()}
+    return model.model_copy(update=values)
+
+
+def changed(kind: Any, metadata: typing.Sequence[Any], value: Any, change: Callable[[Any], Any]) -> Any:
+    """`value`, of an option of the type `kind`, with `change` applied to each place in it."""
+    if isinstance(value, BaseModel):
+        return _with_places(value, change)
+    for mark in metadata:
+        if isinstance(mark, Place):
+            return change(value) if mark.is_place(value) else value
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return changed(parts[0], parts[1:], value, change)
+    if origin in (typing.Union, UnionType):
+        for part in parts:
+            value = changed(part, (), value, change)
+    elif origin is dict and isinstance(value, dict):
+        return {name: changed(parts[1], (), each, change) for name, each in value.items()}
+    elif origin in (list, tuple) and isinstance(value, list | tuple):
+        return type(value)(changed(parts[0], (), each, change) for each in value)
+    return value

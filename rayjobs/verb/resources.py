@@ -1,10 +1,9 @@
 """What one worker process asks of Ray."""
 
-import ray
-import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from ortho_core.errors import UserError
+from ortho_core.marks import conduct
 
 
 class WorkerResources(BaseModel):
@@ -12,12 +11,12 @@ class WorkerResources(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs (and torch threads) of one worker; may be a fraction")
-    gpus_per_worker: float | None = Field(
+    cpus_per_worker: float = conduct(1.0, gt=0, description="CPUs (and torch threads) of one worker; may be a fraction")
+    gpus_per_worker: float | None = conduct(
         None, ge=0, description="GPUs of one worker, 0.5 shares one between two; none: 1 where the cluster has any"
     )
 
-    autoscaling: bool = Field(
+    autoscaling: bool = conduct(
         False,
         description="the cluster adds nodes on demand: wait for room instead of refusing (give gpus_per_worker too)",
     )
@@ -26,10 +25,14 @@ class WorkerResources(BaseModel):
         """GPUs per worker on the connected cluster."""
         if self.gpus_per_worker is not None:
             return self.gpus_per_worker
+        import ray
+
         return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
     def own_gpus(self) -> float:
         """GPUs of a command that works by itself: one, where there is one and none was ruled out."""
+        import torch
+
         return float(self.gpus_per_worker != 0 and torch.cuda.is_available())
 
     def fitting(self, wanted: int, labels: dict[str, str] | None = None) -> int:
@@ -38,6 +41,8 @@ class WorkerResources(BaseModel):
         A plan that does not fit waits forever in Ray, so this is asked before any work starts; all of them, where the
         cluster grows. Raises UserError if it cannot hold one.
         """
+        import ray
+
         if self.autoscaling:
             return wanted
         gpus = self.gpus()
@@ -62,6 +67,8 @@ class WorkerResources(BaseModel):
 
     def spare_cpu(self, workers: int) -> float:
         """1 where the cluster has a CPU more for each of so many workers, else 0: what asks for 1 would wait for ever."""
+        import ray
+
         room = ray.cluster_resources().get("CPU", 0) - workers * self.cpus_per_worker
         return float(self.autoscaling or room >= workers)
 

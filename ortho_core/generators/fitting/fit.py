@@ -15,11 +15,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from ortho_core.generators.class_conditional import ClassGenerator
 from ortho_core.generators.fitting.discriminator import Discriminator
+from ortho_core.marks import decides
 
 #: Updates over which the learning rate rises, and the part of it that is left at the end.
 WARMUP, LAST = 50, 0.02
@@ -32,16 +33,18 @@ class FitConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    objective: Literal["imle", "gan"] = Field(
+    objective: Literal["imle", "gan"] = decides(
         "imle",
         description="imle: regress on the nearest of several tries, which keeps diversity; gan: hinge loss against a "
         "projection discriminator",
     )
-    nearest_of: int | None = Field(
+    nearest_of: int | None = decides(
         None, ge=1, description="imle: noises that the images of a group choose from (none: 64)"
     )
-    group_size: int = Field(16, ge=1, description="images of one class that are drawn together, and share those noises")
-    lr: float | None = Field(
+    group_size: int = decides(
+        16, ge=1, description="images of one class that are drawn together, and share those noises"
+    )
+    lr: float | None = decides(
         None, gt=0, description="highest learning rate; of a gan's discriminator twice it (none: imle 2e-3, gan 2e-4)"
     )
 

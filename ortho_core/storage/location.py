@@ -1,0 +1,44 @@
+"""Types of options whose values are places: local paths and URLs."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+
+@dataclass(frozen=True)
+class Place:
+    """Part of a type: its values are places, save those that `names`, a regular expression, matches as a whole.
+
+    A blank place is refused. The validation's context may bring `expand`, which reads `~` and variables in it.
+    """
+
+    names: str | None = None
+
+    def is_place(self, value: Any) -> bool:
+        return isinstance(value, str | Path) and not (self.names and re.fullmatch(self.names, str(value)))
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_before_validator_function(
+            lambda given, info: self.read(given, info.context), handler(source)
+        )
+
+    def read(self, given: Any, context: Mapping[str, Any] | None) -> Any:
+        """What an option was given, as a place. Raises PydanticCustomError if it is blank, and what `expand` raises."""
+        if not self.is_place(given):
+            return given
+        text = str(given)
+        if not text.strip():
+            raise PydanticCustomError("empty_path", "an empty path is not accepted")
+        expand = context.get("expand") if context else None
+        return expand(text) if expand else text
+
+
+#: A local path.
+LocalPath = Annotated[Path, Place()]
+#: A local path or a URL; always a string.
+Location = Annotated[str, Place()]
