@@ -26,7 +26,7 @@ from rayjobs.evaluate.config import EvaluateJob, EvaluateSettings
 from rayjobs.train import config as train_config
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainSettings
-from rayjobs.train.trackers import check as check_trackers
+from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.plan import claim, fingerprint, replace_text
 from rayjobs.verb.session import ray_session

@@ -15,7 +15,7 @@ from rayjobs.pool.config import span
 from rayjobs.sweep.space import Point, Space, draw, grid, parse_space
 from rayjobs.train import config as train_config
 from rayjobs.train.config import TrainSettings
-from rayjobs.train.trackers import TrackerSettings
+from rayjobs.training.trackers import TrackerSettings
 from rayjobs.verb.options import OPEN
 
 #: Fields that cannot be varied, with the reason.

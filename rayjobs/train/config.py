@@ -11,15 +11,14 @@ from ortho_core.generators.lora import Lora, lora_of
 from ortho_core.generators.model_folder import is_class_conditional
 from ortho_core.mstep.update import MStepConfig
 from ortho_core.storage.store import Location
-from rayjobs.train.trackers import TrackerSettings
-from rayjobs.verb.resources import WorkerResources
+from rayjobs.training.config import TrainingSettings
 
 
 def _names(value: Any) -> Any:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
+class TrainSettings(MStepConfig, TrainingSettings):
     """How the M-step runs; `em` has these under `train.`."""
 
     noise: Literal["matched", "random", "base"] = Field(
@@ -51,7 +50,6 @@ class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
         "ddp",
         description="fsdp: shard weights, gradients and optimiser over the workers, for what does not fit one GPU",
     )
-    num_workers: int = Field(1, ge=0, description="training processes (0: train in this process, for a debugger)")
     readers_per_worker: int = Field(1, ge=1, description="processes that read and decode ahead of each worker")
     shuffle_window: int = Field(65_536, ge=1, description="rows among which the order is random, memory permitting")
     validation: Location | None = Field(
@@ -62,13 +60,9 @@ class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
     save_every: int = Field(
         1, ge=0, description="keep checkpoint-epoch-NNN every so many epochs (0: best and final only)"
     )
-    checkpoint_every: int = Field(0, ge=0, description="updates between resumable states (0: at the end of each epoch)")
-    keep_states: int = Field(1, ge=1, description="resumable states that are kept")
-    log_every: int = Field(5, ge=1, description="updates between entries of the log")
     max_skipped_updates: int = Field(
         10, ge=0, description="updates left out because their gradient was not finite, before the run gives up"
     )
-    max_restarts: int = Field(3, ge=0, description="how often dead workers are started again")
     allow_stale: bool = Field(False, description="train on noise that was matched to another model than --model")
     seed: int = Field(0, ge=0, description="decides the order of rows and every random noise")
 
@@ -79,10 +73,6 @@ class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
     @property
     def targets(self) -> tuple[str, ...]:
         return tuple(self.lora_targets)
-
-    @property
-    def world(self) -> int:
-        return max(1, self.num_workers)
 
     @property
     def preserve_rows(self) -> int:
@@ -128,11 +118,9 @@ class TrainJob(TrainSettings):
 
 #: Options that decide how fast a run goes or what it tells, not what comes out of it.
 INDIFFERENT = {
-    *WorkerResources.model_fields,
-    *TrackerSettings.model_fields,
-    *("num_workers", "readers_per_worker", "parallel", "compile", "gradient_checkpointing"),
-    *("gradient_accumulation_steps", "checkpoint_every", "keep_states", "log_every", "max_restarts", "allow_stale"),
-    "max_skipped_updates",
+    *TrainingSettings.model_fields,
+    *("readers_per_worker", "parallel", "compile", "gradient_checkpointing", "gradient_accumulation_steps"),
+    *("allow_stale", "max_skipped_updates"),
 }
 
 
