@@ -6,8 +6,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 
-def shard(network: nn.Module, device: torch.device, workers: int) -> nn.Module:
-    """Shard a network in place over all workers; each computes with whole layers, gathered when their turn comes.
+def shard_weights(network: nn.Module, device: torch.device, workers: int) -> nn.Module:
+    """Shard a network's weights in place over all workers; each computes with whole layers, gathered when their turn comes.
 
     The units that are gathered at once are the modules that diffusers names as not to be split, the innermost ones.
     """

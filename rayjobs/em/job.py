@@ -25,7 +25,7 @@ from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainSettings, check_lora
-from rayjobs.train.trackers import check as check_trackers
+from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.plan import claim, fingerprint, replace_text
 from rayjobs.verb.session import ray_session

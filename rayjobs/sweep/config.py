@@ -14,7 +14,7 @@ from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.pool.config import span
 from rayjobs.sweep.space import Point, Space, draw, grid, parse_space
 from rayjobs.train.config import TrainSettings
-from rayjobs.train.trackers import TrackerSettings
+from rayjobs.training.trackers import TrackerSettings
 from rayjobs.verb.options import Open, leaves
 
 #: Fields that cannot be varied, with the reason.

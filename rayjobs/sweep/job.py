@@ -20,7 +20,7 @@ from rayjobs.sweep.pareto import choose, pareto_front
 from rayjobs.sweep.report import write_report
 from rayjobs.sweep.space import Point, Space, short_names, text, with_values
 from rayjobs.sweep.trial import begun_points, figures_of, folder_of, judge_job, records_of
-from rayjobs.train.trackers import check as check_trackers
+from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, fingerprint, replace_text

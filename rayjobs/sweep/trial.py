@@ -16,8 +16,8 @@ from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.reports.parts import spent
 from rayjobs.sweep.config import SweepJob, base_of
 from rayjobs.sweep.space import Point, short_names, text, with_values
-from rayjobs.train.progress import last_logged
-from rayjobs.train.run_files import HISTORY
+from rayjobs.training.progress import last_logged
+from rayjobs.training.run_files import HISTORY
 from rayjobs.verb.console import summary_json
 from rayjobs.verb.plan import fingerprint, replace_text
 

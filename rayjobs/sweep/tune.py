@@ -269,7 +269,7 @@ def distributions(space: Space) -> dict[str, Any]:
 
 def trackers(job: SweepJob) -> list[Any]:
     """Tune's own callbacks, for MLflow and W&B."""
-    from rayjobs.train.trackers import ENVIRONMENT
+    from rayjobs.training.trackers import ENVIRONMENT
 
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)

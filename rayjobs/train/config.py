@@ -12,15 +12,14 @@ from ortho_core.generators.model_folder import is_class_conditional
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.mstep.update import MStepConfig
 from ortho_core.storage.location import LocalPath, Location
-from rayjobs.train.trackers import TrackerSettings
-from rayjobs.verb.resources import WorkerResources
+from rayjobs.training.config import TrainingSettings
 
 
 def _names(value: Any) -> Any:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
+class TrainSettings(MStepConfig, TrainingSettings):
     """How the M-step runs; `em` has these under `train.`."""
 
     noise: Literal["matched", "random", "base"] = decides(
@@ -56,7 +55,6 @@ class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
         "ddp",
         description="fsdp: shard weights, gradients and optimiser over the workers, for what does not fit one GPU",
     )
-    num_workers: int = conduct(1, ge=0, description="training processes (0: train in this process, for a debugger)")
     readers_per_worker: int = conduct(1, ge=1, description="processes that read and decode ahead of each worker")
     shuffle_window: int = decides(65_536, ge=1, description="rows among which the order is random, memory permitting")
     validation: Location | None = resolved(
@@ -67,15 +65,9 @@ class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
     save_every: int = decides(
         1, ge=0, description="keep checkpoint-epoch-NNN every so many epochs (0: best and final only)"
     )
-    checkpoint_every: int = conduct(
-        0, ge=0, description="updates between resumable states (0: at the end of each epoch)"
-    )
-    keep_states: int = conduct(1, ge=1, description="resumable states that are kept")
-    log_every: int = conduct(5, ge=1, description="updates between entries of the log")
     max_skipped_updates: int = conduct(
         10, ge=0, description="updates left out because their gradient was not finite, before the run gives up"
     )
-    max_restarts: int = conduct(3, ge=0, description="how often dead workers are started again")
     allow_stale: bool = conduct(False, description="train on noise that was matched to another model than --model")
     seed: int = decides(0, ge=0, description="decides the order of rows and every random noise")
 
@@ -86,10 +78,6 @@ class TrainSettings(MStepConfig, TrackerSettings, WorkerResources):
     @property
     def targets(self) -> tuple[str, ...]:
         return tuple(self.lora_targets)
-
-    @property
-    def world(self) -> int:
-        return max(1, self.num_workers)
 
     @property
     def preserve_rows(self) -> int:

@@ -1,7 +1,6 @@
 """The M-step job: `ortho train` fine-tunes on assigned noise (or, for comparison, on random noise) with Ray Train."""
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,22 +15,20 @@ from ortho_core.generators.model_folder import (
 )
 from ortho_core.marks import decides, settings
 from ortho_core.mstep.data import MatchedData, read_prompts
+from ortho_core.mstep.loss import TERMS
 from ortho_core.mstep.row_order import Order
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.parts import FORMAT
-from ortho_core.report.plots import plot_training
 from ortho_core.storage.open import open_store
 from rayjobs.train.config import TrainJob, check_lora
-from rayjobs.train.launch import conclude, run_workers
-from rayjobs.train.run_files import HISTORY, SUMMARY, forget
-from rayjobs.train.trackers import check as check_trackers
 from rayjobs.train.worker import train_worker
+from rayjobs.training import launch
+from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
 from rayjobs.verb.paths import located
-from rayjobs.verb.plan import claim, fingerprint
-from rayjobs.verb.session import ray_session
+from rayjobs.verb.plan import fingerprint
 
 
 def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
@@ -137,27 +134,12 @@ def run(job: TrainJob, callbacks: Sequence[Any] = ()) -> int:
     """Train, or go on training; `callbacks` are Ray Train's. Returns 0. Raises UserError or RunFailed."""
     sealed, data = make_plan(job)
     job = located(job).model_copy(update={"pairs": data.pairs.location if data.pairs is not None else None})
-    claim(job.out, sealed, "train")
-    if (job.out / SUMMARY).is_file():
-        forget(job.out)
-        say(f"train: {job.out} is complete")
+    if not launch.claimed(job.out, sealed, "train"):
         return 0
     if job.center_noise:
         mean = data.assignments.mean_noise(data.latent_shape)
         data = replace(data, center=mean.numpy())
         say(f"train: the mean of the matched noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
-    started = time.monotonic()
-    with ray_session():
-        result = fit(job, sealed, data, callbacks)
-    for failure in result["tracker_failures"]:
-        say(f"train: {failure}")
-    plot_training(job.out / HISTORY, job.out / "train_history.png")
-    conclude(job, sealed, result, time.monotonic() - started)
-    return 0
-
-
-def fit(job: TrainJob, sealed: dict[str, Any], data: MatchedData, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Run the workers of the M-step."""
-    config = {"job": job.model_dump(mode="json"), "sealed": sealed, "data": data}
     title = f"train on {job.noise} noise"
-    return run_workers(job, train_worker, config, title, sealed["updates"], callbacks)
+    launch.train(job, job.out, "train", sealed, train_worker, {"data": data}, title, TERMS, callbacks)
+    return 0

@@ -7,8 +7,7 @@ from pydantic import BeforeValidator
 from ortho_core.generators.fitting.fit import FitConfig
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, Location
-from rayjobs.train.trackers import TrackerSettings
-from rayjobs.verb.resources import WorkerResources
+from rayjobs.training.config import TrainingSettings
 
 
 def _numbers(value: Any) -> Any:
@@ -18,7 +17,7 @@ def _numbers(value: Any) -> Any:
     return [value] if isinstance(value, int) else value
 
 
-class TrainGanJob(FitConfig, TrackerSettings, WorkerResources):
+class TrainGanJob(FitConfig, TrainingSettings):
     """Train a small one-step generator on labelled images; a prompt is then the name of a class."""
 
     data: Literal["mnist", "fashion-mnist", "cifar10", "any"] = decides(
@@ -44,21 +43,14 @@ class TrainGanJob(FitConfig, TrackerSettings, WorkerResources):
     )
     epochs: int = decides(2, ge=1, description="passes over the images")
     batch_size: int = decides(64, ge=1, description="images of one update, over all workers")
-    num_workers: int = conduct(1, ge=0, description="training processes (0: train in this process, for a debugger)")
     checkpoint_every: int = conduct(200, ge=1, description="updates between resumable states")
-    keep_states: int = conduct(1, ge=1, description="resumable states that are kept")
     log_every: int = conduct(10, ge=1, description="updates between entries of the log")
-    max_restarts: int = conduct(3, ge=0, description="how often dead workers are started again")
     seed: int = decides(0, ge=0, description="decides the weights to begin with, the order of images and every noise")
 
     @property
     def title(self) -> str:
         """What people call the run."""
         return self.out.name
-
-    @property
-    def world(self) -> int:
-        return max(1, self.num_workers)
 
     @property
     def groups_per_update(self) -> int:

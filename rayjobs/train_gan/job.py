@@ -1,6 +1,5 @@
 """`ortho train-gan`: small one-step generators of labelled images (MNIST, Fashion-MNIST, CIFAR-10, ...), with Ray Train."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -10,21 +9,19 @@ from ortho_core.errors import NoPairSet, UserError
 from ortho_core.generators.class_conditional import ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
 from ortho_core.generators.fitting.class_groups import Groups
+from ortho_core.generators.fitting.diversity import Diversity
 from ortho_core.generators.fitting.fit import terms_of
 from ortho_core.marks import decides, settings
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
 from ortho_core.records.parts import FORMAT
-from ortho_core.report.plots import plot_training
-from rayjobs.train.launch import conclude, run_workers
-from rayjobs.train.run_files import HISTORY, SUMMARY, forget
-from rayjobs.train.trackers import check as check_trackers
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.worker import train_gan_worker
+from rayjobs.training import launch
+from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
 from rayjobs.verb.paths import located
-from rayjobs.verb.plan import claim, fingerprint
-from rayjobs.verb.session import ray_session
+from rayjobs.verb.plan import fingerprint
 
 
 def open_data(job: TrainGanJob) -> PairSet:
@@ -126,19 +123,11 @@ def run(job: TrainGanJob) -> int:
     """Train, or go on training. Returns 0. Raises UserError or RunFailed."""
     sealed, pairs, _ = make_plan(job)
     job = located(job)
-    claim(job.out, sealed, "train-gan")
-    if (job.out / SUMMARY).is_file():
-        forget(job.out)
-        say(f"train-gan: {job.out} is complete")
+    if not launch.claimed(job.out, sealed, "train-gan"):
         return 0
-    started = time.monotonic()
-    with ray_session():
-        loop = {"job": job.model_dump(mode="json"), "sealed": sealed, "location": pairs.location}
-        result = run_workers(job, train_gan_worker, loop, f"train-gan on {job.data}", sealed["updates"])
-    for failure in result.pop("tracker_failures"):
-        say(f"train-gan: {failure}")
-    plot_training(job.out / HISTORY, job.out / "train_history.png", terms_of(job.fit_config()))
-    told = result.pop("told")
-    conclude(job, sealed, result, time.monotonic() - started)
-    say(f"train-gan: the generator is {job.out / 'checkpoint-final'}; {told}")
+    terms, title = terms_of(job.fit_config()), f"train-gan on {job.data}"
+    config = {"location": pairs.location}
+    summary = launch.train(job, job.out, "train-gan", sealed, train_gan_worker, config, title, terms)
+    measured = Diversity(summary["diversity"]["by_class"])
+    say(f"train-gan: the generator is {job.out / 'checkpoint-final'}; {measured.sentence()}")
     return 0

@@ -39,8 +39,8 @@ class Diversity:
         by_class = {name: round(part, 4) for name, part in self.by_class.items()}
         return {"of_the_data's": round(self.mean, 4), "by_class": by_class, "ignores_noise_in": self.too_little}
 
-    def told(self) -> str:
-        """In a line for the person who trains; says what to do where it is too little."""
+    def sentence(self) -> str:
+        """One line for the person who trains; says what to do where it is too little."""
         least = min(self.by_class, key=lambda name: self.by_class[name])
         line = f"diversity {self.mean:.2f} of the data's, least in class {least!r}: {self.by_class[least]:.2f}"
         if not self.too_little:

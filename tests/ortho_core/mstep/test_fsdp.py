@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ortho_core.mstep.fsdp import shard
+from ortho_core.mstep.fsdp import shard_weights
 
 
 @pytest.fixture
@@ -22,5 +22,5 @@ def test_weights_in_channels_last_order_are_sharded_too():
     network = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
     images = torch.randn(2, 4, 8, 8)
     expected = network(images).detach()
-    sharded = shard(network, torch.device("cpu"), 1)
+    sharded = shard_weights(network, torch.device("cpu"), 1)
     torch.testing.assert_close(sharded(images), expected)

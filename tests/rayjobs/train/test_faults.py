@@ -17,7 +17,7 @@ import torch
 from ortho_core.errors import RunFailed
 from ortho_core.mstep.update import MStep
 from rayjobs.train.job import make_plan, run
-from rayjobs.train.run_files import OWN_STATE, STOPPED, rescue
+from rayjobs.training.run_files import STATE, STOPPED, rescue
 from tests.rayjobs.train.training import altered, assert_same_lines, assert_same_weights, history, job, losses, summary
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -202,7 +202,7 @@ def test_a_run_in_the_drivers_own_process_goes_on_where_it_was(trained, assigned
     assert_same_lines(history(tmp_path / "out"), history(trained), 1e-5)
     assert len(history(tmp_path / "out")) == 6
     assert_same_weights(tmp_path / "out" / "checkpoint-final", trained / "checkpoint-final", 1e-4)
-    assert not (tmp_path / "out" / OWN_STATE).exists()
+    assert not (tmp_path / "out" / STATE).exists()
 
 
 def test_a_listing_of_states_that_a_kill_cut_short_costs_one_state_at_most(tmp_path):
@@ -220,5 +220,5 @@ def test_a_listing_of_states_that_a_kill_cut_short_costs_one_state_at_most(tmp_p
     assert listing.exists()
     listing.write_text('{"checkpoint_res')
     rescue(tmp_path)
-    assert torch.load(tmp_path / OWN_STATE, weights_only=True) == {"update": 10}
+    assert torch.load(tmp_path / STATE, weights_only=True) == {"update": 10}
     assert not (tmp_path / "state").exists()

@@ -3,8 +3,8 @@
 import pytest
 
 from rayjobs.train.config import TrainJob
-from rayjobs.train.run_files import STOPPED
 from rayjobs.train.worker import out_of_memory, train_worker
+from rayjobs.training.run_files import STOPPED
 
 ALL = {
     "--gradient-accumulation-steps",

@@ -23,9 +23,9 @@ from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.generate import GenerateJob
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainSettings
-from rayjobs.train.run_files import OWN_STATE
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.job import plan, run
+from rayjobs.training.run_files import STATE
 from tests.ortho_core.pairs.labelled.class_sets import (
     colour,
     labels_of,
@@ -144,7 +144,7 @@ def test_a_run_that_stops_in_the_midst_goes_on_to_the_same_weights(made, mnist, 
     out = tmp_path / "out"
     with pytest.raises(RunFailed, match="the power went"):
         run(job(mnist, out, checkpoint_every=6))
-    assert torch.load(out / OWN_STATE, weights_only=True)["update"] == 12
+    assert torch.load(out / STATE, weights_only=True)["update"] == 12
     assert run(job(mnist, out, checkpoint_every=6)) == 0
     assert len(calls) == 14 + 8
     assert history(out) == history(made)

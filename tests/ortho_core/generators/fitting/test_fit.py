@@ -117,9 +117,9 @@ def test_diversity_is_the_mean_distance_over_all_pairs_beside_the_datas():
         generator.network.styles.weight.zero_()
     deaf = diversity(generator, CLASSES, [torch.rand(4, 1, 8, 8)] * 2)
     assert deaf.too_little == ["bar", "dot"]
-    assert "IGNORES ITS NOISE in 2 of 2 classes" in deaf.told()
-    assert "IGNORES" not in Diversity({"bar": 0.9, "dot": 0.5}).told()
-    assert "least in class 'dot': 0.50" in Diversity({"bar": 0.9, "dot": 0.5}).told()
+    assert "IGNORES ITS NOISE in 2 of 2 classes" in deaf.sentence()
+    assert "IGNORES" not in Diversity({"bar": 0.9, "dot": 0.5}).sentence()
+    assert "least in class 'dot': 0.50" in Diversity({"bar": 0.9, "dot": 0.5}).sentence()
 
 
 def test_groups_are_of_one_class_and_every_worker_count_sees_the_same():

@@ -101,7 +101,7 @@ class Trackers:
         for variable, value in ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
         #: The warnings so far, for a caller whose log nobody reads.
-        self.told: list[str] = []
+        self.warnings: list[str] = []
         self._lanes: list[_Lane] = []
         if settings.tensorboard:
             self._add("TensorBoard", lambda: _TensorBoard(out / "tensorboard", config, resumed_at))
@@ -111,7 +111,7 @@ class Trackers:
             self._add("Weights & Biases", lambda: _WandB(project, out, name, config, run_id))
 
     def _add(self, label: str, start: Callable[[], Any]) -> None:
-        self._lanes.append(_Lane(label, start, self.told))
+        self._lanes.append(_Lane(label, start, self.warnings))
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
         """Figures of one update, named like `train/loss`. Updates never go down."""
@@ -148,8 +148,8 @@ class Trackers:
 class _Lane:
     """One tracker, on a thread of its own."""
 
-    def __init__(self, label: str, start: Callable[[], Any], told: list[str]) -> None:
-        self.label, self.told = label, told
+    def __init__(self, label: str, start: Callable[[], Any], warnings: list[str]) -> None:
+        self.label, self.warnings = label, warnings
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=label)
         self.tracker: Any = None
         #: What the tracker has failed at.
@@ -163,7 +163,7 @@ class _Lane:
         try:
             self.tracker = start()
         except Exception as error:
-            self._tell(error, "it is left out of this run")
+            self._warn(error, "it is left out of this run")
 
     def _do(self, verb: str, values: tuple[Any, ...]) -> None:
         if self.tracker is None or verb in self.lost:
@@ -174,12 +174,12 @@ class _Lane:
             # Pictures go another way than figures (MLflow: to an artifact store), which may fail alone.
             self.lost |= {"image"} if verb == "image" else {"log", "image", "close"}
             what = "its pictures are" if verb == "image" else "it is"
-            self._tell(error, f"{what} left out of the rest of this run")
+            self._warn(error, f"{what} left out of the rest of this run")
 
-    def _tell(self, error: Exception, consequence: str) -> None:
+    def _warn(self, error: Exception, consequence: str) -> None:
         first = (str(error).splitlines() or [""])[0][:500]
-        self.told.append(f"{self.label}: {type(error).__name__}: {first}; {consequence}")
-        logger.warning("%s", self.told[-1])
+        self.warnings.append(f"{self.label}: {type(error).__name__}: {first}; {consequence}")
+        logger.warning("%s", self.warnings[-1])
 
 
 class _TensorBoard:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from ortho_core.errors import UserError
-from rayjobs.train.trackers import Trackers, TrackerSettings, check
+from rayjobs.training.trackers import Trackers, TrackerSettings, check
 
 RUN = "0123456789abcdef"
 CONFIG = {"lr": 1e-4, "train": {"preserve": {"weight": 0.5}, "layers": ["a", "b"]}, "note": "x" * 7000}
@@ -173,7 +173,7 @@ def test_a_lost_tracker_is_told_once_and_the_others_go_on(tmp_path, monkeypatch,
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("WANDB_MODE", "online")  # without a key
-    with caplog.at_level(logging.WARNING, "rayjobs.train.trackers"):
+    with caplog.at_level(logging.WARNING, "rayjobs.training.trackers"):
         trackers = Trackers(
             TrackerSettings(mlflow=NOWHERE, wandb="digits"), tmp_path, "my run", CONFIG, RUN, resumed_at=0
         )
@@ -182,8 +182,8 @@ def test_a_lost_tracker_is_told_once_and_the_others_go_on(tmp_path, monkeypatch,
             trackers.image(update, "samples", np.zeros((8, 8, 3), np.uint8))
         trackers.close()
         trackers.close()
-    mine = sorted(r.getMessage() for r in caplog.records if r.name == "rayjobs.train.trackers")
-    assert sorted(trackers.told) == mine
+    mine = sorted(r.getMessage() for r in caplog.records if r.name == "rayjobs.training.trackers")
+    assert sorted(trackers.warnings) == mine
     assert [m.split(":")[0] for m in mine] == ["MLflow", "Weights & Biases"]
     assert NOWHERE in mine[0]
     assert mine[0].endswith("it is left out of this run")

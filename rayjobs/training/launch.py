@@ -1,0 +1,130 @@
+"""A training run from its plan to its summary: workers under Ray Train, restarts, and what a run resumes from."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ortho_core.errors import RunFailed, UserError
+from ortho_core.report.plots import plot_training
+from rayjobs.training.config import TrainingSettings
+from rayjobs.training.progress import follow
+from rayjobs.training.run_files import HISTORY, STOPPED, SUMMARY, forget, rescue
+from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.plan import claim, replace_text
+from rayjobs.verb.session import innermost, ray_session
+
+
+def claimed(out: Path, plan: dict[str, Any], verb: str) -> bool:
+    """Make `out` the folder of the run; False, after saying so, if the run is complete. Raises UserError."""
+    claim(out, plan, verb)
+    if not (out / SUMMARY).is_file():
+        return True
+    forget(out)
+    say(f"{verb}: {out} is complete")
+    return False
+
+
+def train(
+    job: TrainingSettings,
+    out: Path,
+    verb: str,
+    plan: Mapping[str, Any],
+    worker: Callable[[dict[str, Any]], dict[str, Any]],
+    config: Mapping[str, Any],
+    title: str,
+    terms: Sequence[str],
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Train, or go on training; returns the summary, whose file marks the run as complete. Raises UserError or RunFailed.
+
+    Each worker is called with `config`, the job and the plan. `terms` of the log are drawn as `train_history.png`.
+    """
+    started, settings = time.monotonic(), job.model_dump(mode="json")
+    with ray_session():
+        result = run_workers(
+            job, out, worker, {"job": settings, "plan": plan, **config}, title, plan["updates"], callbacks
+        )
+    for failure in result["tracker_failures"]:
+        say(f"{verb}: {failure}")
+    plot_training(out / HISTORY, out / "train_history.png", terms)
+    summary = {
+        **result,
+        "rows": plan["rows"],
+        "updates": plan["updates"],
+        "seconds_this_run": round(time.monotonic() - started, 2),
+        "config": settings,
+        "run_fingerprint": plan["run_fingerprint"],
+    }
+    replace_text(out / SUMMARY, summary_json(summary))
+    forget(out)
+    return summary
+
+
+def run_workers(
+    job: TrainingSettings,
+    out: Path,
+    worker: Callable[[dict[str, Any]], dict[str, Any]],
+    config: dict[str, Any],
+    title: str,
+    updates: int,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Run workers under Ray Train, which restarts them after a failure, from the last resumable state; rank 0's summary.
+
+    Raises UserError or RunFailed.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    if job.fitting(job.world) < job.world:
+        raise UserError(
+            f"--num-workers: {job.num_workers} is more than the cluster has room for; see --cpus-per-worker"
+        )
+    gpus = job.gpus()
+    if job.num_workers > 1 and 0 < gpus < 1:
+        raise UserError(
+            f"--gpus-per-worker: {gpus:g} puts several DDP workers on one GPU, which NCCL refuses; accepted: 1"
+        )
+    (out / STOPPED).unlink(missing_ok=True)
+    rescue(out)
+    resources = {"CPU": job.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=job.num_workers, use_gpu=bool(gpus), resources_per_worker=resources),
+        run_config=RunConfig(
+            name="state",
+            storage_path=str(out),
+            failure_config=FailureConfig(max_failures=job.max_restarts),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.keep_states),
+            callbacks=list(callbacks),
+        ),
+    )
+    with follow(out / HISTORY, title, updates), own_interrupts():
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise RunFailed(f"training failed: {innermost(error)}") from error
+    summary = dict(result.return_value or {})
+    if "error" in summary:
+        (out / STOPPED).unlink(missing_ok=True)
+        raise RunFailed(f"training failed: {summary['error']}")
+    return summary
+
+
+@contextmanager
+def own_interrupts() -> Iterator[None]:
+    """Put the handler of Ctrl-C back: Ray Train leaves its own behind, which would end a later step with exit code 0."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
