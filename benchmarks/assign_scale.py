@@ -30,7 +30,7 @@ from ortho_core.estep.engine import Engine
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.rows import PairRows
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import Condition
 from ortho_core.pairs import PairSet
@@ -58,7 +58,7 @@ def repeated_pairs(folder: Path, rows: int) -> Path:
 
 
 def todo_of(job: AssignJob) -> tuple[dict[str, Any], PairSet, list[tuple[Task, Any]]]:
-    plan, pairs, shards = make_plan(job)
+    plan, pairs, shards = make_plan(job, ModelFolder.open(job.model))
     claim(job.out, plan, "assign")
     return plan, pairs, [(Task(shard.index), shard) for shard in shards]
 
@@ -72,7 +72,7 @@ def job_rate(job: AssignJob) -> dict[str, float]:
     """The real job's rows per second, steady and from start to end."""
     plan, pairs, todo = todo_of(job)
     began, done = time.perf_counter(), []
-    for receipt in receipts(job, plan, pairs, todo):
+    for receipt in receipts(job, plan, pairs, [ModelFolder.open(job.model)], todo):
         assert not receipt["error"], receipt["error"]
         done.append((time.perf_counter(), int(receipt["assigned"])))
     rows = sum(count for _, count in done)
@@ -83,7 +83,7 @@ def engine_rate(job: AssignJob, threads: int) -> dict[str, float]:
     """The same engine in this process, over all rows as one stream; nothing is published."""
     torch.set_num_threads(threads)
     _, pairs, todo = todo_of(job)
-    generator = load_generator(job.model)
+    generator = load_generator(ModelFolder.open(job.model))
     config = AssignConfig(**{name: getattr(job, name) for name in AssignConfig.model_fields})
     objective = Reconstruction(generator, config)
     rows = PairRows(objective, PromptCache(generator), pairs, job.store_latents)
@@ -237,7 +237,7 @@ def driver_at(rows: int, scratch: Path) -> dict[str, float]:
     plan, pairs, todo = todo_of(job)
     planned = time.perf_counter()
     ledger, done, peak = Ledger(claim(job.out, plan, "assign"), plan), [], 0.0
-    for receipt in receipts(job, plan, pairs, todo, TrivialActor):
+    for receipt in receipts(job, plan, pairs, [ModelFolder.open(job.model)], todo, TrivialActor):
         assert not receipt["error"], receipt["error"]
         done.append((time.perf_counter(), int(receipt["assigned"])))
         peak = max(peak, memory_mb())

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.estep_gpu import FULL, SMALL, random_condition, random_unet
 from benchmarks.estep_throughput import synchronize, timed
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 from ortho_core.generators.lora import Lora, add_lora
 from ortho_core.generators.one_step import OneStep
@@ -77,7 +77,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 def our_step(data: MatchedData) -> tuple[MStep, Callable[[], None]]:
     """The update of `ortho train`, on shares that a reader process has read; every prompt has come up before."""
-    generator = load_generator(MODEL)
+    generator = load_generator(ModelFolder.open(MODEL))
     generator.trainable.requires_grad_(True)
     step = MStep(generator, FrozenTeacher.copy_of(generator.trainable), MStepConfig(), 10_000)
     prompts, shares = PromptCache(generator), [data.share(0, k) for k in range(data.order.updates)]
@@ -93,7 +93,7 @@ def our_step(data: MatchedData) -> tuple[MStep, Callable[[], None]]:
 def parts(data: MatchedData, rounds: int) -> dict[str, float]:
     """The update over its bare parts."""
     _, once = our_step(data)
-    generator = load_generator(MODEL)
+    generator = load_generator(ModelFolder.open(MODEL))
     teacher = copy.deepcopy(generator.trainable)
     generator.trainable.requires_grad_(True)
     optimizer = torch.optim.AdamW(generator.trainable.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
@@ -120,7 +120,7 @@ def parts(data: MatchedData, rounds: int) -> dict[str, float]:
 
 def reference_step(data: MatchedData) -> Callable[[], None]:
     """Prompts and targets encoded at every step, two calls of the student, a second pipeline as the teacher."""
-    student, teacher = load_generator(MODEL), load_generator(MODEL)
+    student, teacher = load_generator(ModelFolder.open(MODEL)), load_generator(ModelFolder.open(MODEL))
     student.trainable.requires_grad_(True)
     optimizer = torch.optim.AdamW(student.trainable.parameters(), lr=1e-4, weight_decay=0.0)
     config = SftConfig()

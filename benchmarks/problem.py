@@ -14,7 +14,7 @@ from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Engine, Found
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.queue import Request, requests_of
-from ortho_core.generators import Condition, OneStepGenerator, load_generator
+from ortho_core.generators import Condition, ModelFolder, OneStepGenerator, load_generator
 from ortho_core.losses import mean_square
 from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.pairs import Pair, PairSet
@@ -26,7 +26,7 @@ FORWARD = 1 / 3
 
 def load(name: str) -> OneStepGenerator:
     """tiny-turbo (SDXL-type: latents, attention, autoencoder) or imle (pixels, convolutions)."""
-    return load_generator("models/tiny-turbo") if name == "tiny-turbo" else imle_generator.load()
+    return load_generator(ModelFolder.open("models/tiny-turbo")) if name == "tiny-turbo" else imle_generator.load()
 
 
 @dataclass(frozen=True)

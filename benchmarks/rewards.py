@@ -23,7 +23,7 @@ from ortho_core.estep.config import SearchConfig
 from ortho_core.estep.engine import Engine, Found
 from ortho_core.estep.queue import requests_of
 from ortho_core.evaluation import to_bytes
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.seeded import noise_seed
@@ -120,7 +120,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    generator, rewards = load_generator(MODEL), load_rewards("clip", {"clip": CLIP})
+    generator, rewards = load_generator(ModelFolder.open(MODEL)), load_rewards("clip", {"clip": CLIP})
     judge = train_classifier(args.mnist, args.classifier_steps) if args.mnist else None
     found: dict[str, Any] = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     for p in args.patch_sizes:

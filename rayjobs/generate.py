@@ -10,7 +10,7 @@ from ortho_core.device import pick_device
 from ortho_core.errors import UserError
 from ortho_core.evaluation import sample
 from ortho_core.generators.load import load_generator
-from ortho_core.generators.model_folder import check_model_folder, latent_shape_of
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.noise.seeded import noise_seed
@@ -44,25 +44,24 @@ class GenerateJob(BaseModel):
 
 def plan(job: GenerateJob) -> dict[str, Any]:
     """What a dry run prints."""
-    check_model_folder(job.model)
-    mean_of(job)
+    mean_of(job, ModelFolder.open(job.model))
     return {"images": job.count, "out": str(job.out)}
 
 
-def mean_of(job: GenerateJob) -> Tensor | None:
+def mean_of(job: GenerateJob, model: ModelFolder) -> Tensor | None:
     """The mean noise (C, H, W) to sample around. Raises UserError if there are no assignments, or of another latent shape."""
-    return None if job.around is None else Assignments(job.around).mean_noise(latent_shape_of(job.model))
+    return None if job.around is None else Assignments(job.around).mean_noise(model.latent_shape)
 
 
 def run(job: GenerateJob) -> int:
     """Generate. Returns 0. Raises UserError."""
-    check_model_folder(job.model)
-    shift = mean_of(job)
+    model = ModelFolder.open(job.model)
+    shift = mean_of(job, model)
     try:
         job.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {job.out}: {error.strerror}") from error
-    generator = load_generator(job.model, pick_device(job.device), job.dtype)
+    generator = load_generator(model, pick_device(job.device), job.dtype)
     seeds = [noise_seed(job.seed, "generate", i) for i in range(job.count)]
     images = sample(generator, PromptCache(generator), [job.prompt] * job.count, seeds, job.batch_size, shift)
     for i, image in enumerate(images):

@@ -14,7 +14,7 @@ from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import assign_noise
 from ortho_core.evaluation import to_bytes
 from ortho_core.generators.load import load_generator
-from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.noise.gaussianity import write_diagnostics
 from ortho_core.noise.seeded import noise_seed
@@ -45,31 +45,33 @@ class InvertJob(AssignConfig):
     )
 
 
-def check(job: InvertJob) -> None:
-    """Raise UserError for whatever can be found wrong before the model is loaded."""
-    job.space(latent_shape_of(job.model))
+def check(job: InvertJob) -> ModelFolder:
+    """The job's model folder. Raises UserError for whatever can be found wrong before the model is loaded."""
+    model = ModelFolder.open(job.model)
+    job.space(model.latent_shape)
     if not job.prompt.strip():
         raise UserError("--prompt is blank")
     if not job.target_image.is_file():
         raise UserError(f"--target-image {job.target_image} does not exist")
     if job.out.exists() and any(job.out.iterdir()) and not (job.out / "meta.json").is_file():
         raise UserError(f"{job.out} is not empty and was not made by `ortho invert`; choose another folder")
+    return model
 
 
 def plan(job: InvertJob) -> dict[str, Any]:
     """What a dry run prints."""
-    check(job)
     return {
         "evaluations": job.evaluations_at_most(1),
-        "model_fingerprint": model_fingerprint(job.model),
+        "model_fingerprint": check(job).fingerprint,
         "out": str(job.out),
     }
 
 
 def run(job: InvertJob) -> int:
     """Invert one image. Returns 0. Raises UserError or RunFailed."""
-    check(job)
-    generator = load_generator(job.model, pick_device(job.device), job.dtype)
+    model = check(job)
+    fingerprint = model.fingerprint
+    generator = load_generator(model, pick_device(job.device), job.dtype)
     try:
         pixels = decode_image(job.target_image.read_bytes(), generator.image_size, job.target_image.name)
     except BadRow as error:
@@ -112,7 +114,7 @@ def run(job: InvertJob) -> int:
             "evaluations": found.evaluations,
             "candidate_forwards": found.candidate_forwards,
             "history": history,
-            "model_fingerprint": model_fingerprint(job.model),
+            "model_fingerprint": fingerprint,
             "config": job.model_dump(mode="json"),
         }
         (folder / "meta.json").write_text(summary_json(meta))

@@ -44,9 +44,9 @@ def digits() -> Path:
 
 @pytest.fixture(scope="session")
 def generator(tiny_turbo):
-    from ortho_core.generators import load_generator
+    from ortho_core.generators import ModelFolder, load_generator
 
-    return load_generator(tiny_turbo)
+    return load_generator(ModelFolder.open(tiny_turbo))
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +100,7 @@ def no_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def assigned(tiny_turbo, digits, tmp_path_factory) -> tuple[Path, Path]:
     """Twenty-four pairs, and their assignments, made by the worker's own code in this process."""
+    from ortho_core.generators import ModelFolder
     from rayjobs.assign.config import AssignJob
     from rayjobs.assign.job import conclude, make_plan
     from rayjobs.pool.ledger import Ledger, Task
@@ -109,12 +110,13 @@ def assigned(tiny_turbo, digits, tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("assigned")
     pairs, out = copy_pairs(digits, folder / "pairs", 24), folder / "out"
     job = AssignJob(pairs=pairs, model=tiny_turbo, out=out, steps=4, rows_per_shard=8, slots=8)
-    plan, pair_set, shards = make_plan(job)
+    model = ModelFolder.open(tiny_turbo)
+    plan, pair_set, shards = make_plan(job, model)
     ledger = Ledger(claim(out, plan, "assign"), plan)
-    actor = ShardActor(job, plan, pair_set, gpus=0.0, decoder_cpus=0.0)
+    actor = ShardActor(job, plan, pair_set, [model], gpus=0.0, decoder_cpus=0.0)
     for shard in shards:
         actor.work(Task(shard.index), shard)
-    conclude(job, ledger, plan["rows"], 1.0)
+    conclude(job, model, ledger, plan["rows"], 1.0)
     return pairs, out
 
 

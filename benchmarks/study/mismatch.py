@@ -19,7 +19,7 @@ from benchmarks.study.laboratory import Laboratory
 from benchmarks.study.tables import Estimate
 from ortho_core.evaluation import statistics
 from ortho_core.evaluation.features import Extractor, find_features
-from ortho_core.generators import OneStepGenerator, load_generator
+from ortho_core.generators import ModelFolder, OneStepGenerator, load_generator
 from ortho_core.noise.gaussianity import departures, noise_statistics
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs import Pair, PairSet
@@ -88,7 +88,7 @@ def kids(lab: Laboratory, seed: int, models: Mapping[str, tuple[Path, Path]]) ->
     prompts = [row.prompt for row in rows]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, (folder, assignments) in models.items():
-        generator = load_generator(folder)
+        generator = load_generator(ModelFolder.open(folder))
         if not found:
             targets = np.stack(source.images(rows, generator.image_size)).transpose(0, 3, 1, 2)
             wanted = judge(torch.from_numpy(targets).float() / 255).numpy()

@@ -23,7 +23,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConf
 from models.recipes.digits import COLOURS, DIGITS, SIZE, ColouredDigits, caption
 from models.recipes.turbo import TOKENS, build_tokenizer
 from ortho_core.evaluation import sample
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.noise.seeded import noise_seed
 
@@ -167,7 +167,7 @@ def evaluate(args: argparse.Namespace) -> None:
     report = {"mnist_test": zero_shot(args.evaluate, images, captions)}
     for name in ("pairs", "heldout"):
         report[f"examples_{name}"] = zero_shot(args.evaluate, *read_pairs(args.pairs / f"{name}.jsonl"))
-    generator = load_generator(args.turbo)
+    generator = load_generator(ModelFolder.open(args.turbo))
     texts = CAPTIONS * 8
     fakes = sample(generator, PromptCache(generator), texts, [noise_seed(0, "clip", i) for i in range(len(texts))], 50)
     report["turbo_samples"] = zero_shot(args.evaluate, fakes.float() / 255, texts)

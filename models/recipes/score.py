@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.recipes.digits import COLOURS, DIGITS, INKS, PAPERS, ColouredDigits, caption, paint, read_mnist
 from ortho_core.evaluation import mean_pairwise_distance, sample, to_bytes
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.noise.seeded import noise_seed
 
@@ -79,7 +79,7 @@ def main() -> None:
     torch.manual_seed(0)
     judge = train_classifier(args.mnist, args.classifier_steps)
     real, _, digits, colours = ColouredDigits(args.mnist, "t10k", seed=12).draw(2000)
-    generator = load_generator(args.model)
+    generator = load_generator(ModelFolder.open(args.model))
     cache = PromptCache(generator)
     prompts = [(d, c) for d in range(len(DIGITS)) for c in COLOURS]
     texts, wanted, inks, fakes = [], [], [], []

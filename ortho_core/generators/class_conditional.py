@@ -18,12 +18,10 @@ from ortho_core.class_names import class_number
 from ortho_core.device import to_device
 from ortho_core.errors import UserError
 from ortho_core.generators.class_config import GROUPS, ClassConfig
-from ortho_core.generators.model_folder import CLASS_CONFIG
+from ortho_core.generators.model_folder import CLASS_CONFIG, CLASS_WEIGHTS, ModelFolder
 from ortho_core.generators.protocol import Condition
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.storage.folders import replace_folder
-
-WEIGHTS = "network.safetensors"
 
 
 class Block(nn.Module):
@@ -87,9 +85,10 @@ class ClassGenerator:
         self._trainable: nn.Module = network
 
     @staticmethod
-    def load(folder: Path, device: torch.device, dtype: torch.dtype) -> "ClassGenerator":
-        """Load a folder, frozen. Raises UserError, naming the file, for what is broken."""
-        config, file = ClassConfig.read(folder / CLASS_CONFIG), folder / WEIGHTS
+    def load(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> "ClassGenerator":
+        """Load a class-conditional folder, frozen. Raises UserError, naming the file, for weights that are broken."""
+        config, file = folder.class_config, folder.path / CLASS_WEIGHTS
+        assert config is not None
         network = ClassNetwork(config)
         try:
             network.load_state_dict(load_file(file))
@@ -161,7 +160,7 @@ class ClassGenerator:
         def write(aside: Path) -> None:
             aside.mkdir(parents=True)
             (aside / CLASS_CONFIG).write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            save_file(weights, aside / WEIGHTS)
+            save_file(weights, aside / CLASS_WEIGHTS)
             if card is not None:
                 (aside / "README.md").write_text(card, encoding="utf-8")
 

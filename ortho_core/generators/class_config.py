@@ -1,7 +1,8 @@
 """The configuration of a class-conditional generator."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -56,12 +57,10 @@ class ClassConfig(BaseModel):
         return (-(-Y // self.scale), -(-X // self.scale)) if self.flat else self.noise_shape[1:]
 
     @staticmethod
-    def read(file: Path) -> "ClassConfig":
-        """Raises UserError, naming the file, for one that is broken."""
+    def parse(content: Mapping[str, Any], file: Path) -> "ClassConfig":
+        """From what `file` says. Raises UserError, naming the file, for one that is broken."""
         try:
-            return ClassConfig.model_validate_json(file.read_bytes())
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error}") from error
+            return ClassConfig.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from ortho_core.device import to_device
 from ortho_core.errors import UserError
 from ortho_core.generators.lora import attach_lora, has_lora, merge_adapter, write_lora
-from ortho_core.generators.model_folder import LoraReference, model_fingerprint
+from ortho_core.generators.model_folder import RECIPE, ModelFolder, write_lora_reference
 from ortho_core.generators.one_step import OneStep
 from ortho_core.generators.protocol import Condition
 from ortho_core.noise.seeded import seeded_normal
@@ -26,8 +26,19 @@ from ortho_core.storage.folders import replace_folder
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
-#: Optional file in a model folder with the one-step recipe the weights were distilled for, e.g. {"timestep": 800}.
-RECIPE = "one_step.json"
+#: The pipeline classes by name.
+CLASSES: dict[str, Any] = {
+    "StableDiffusionPipeline": StableDiffusionPipeline,
+    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
+}
+#: What a pipeline may come with and is loaded without: networks of their own that no step calls.
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {
+        **dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder")),
+        "requires_safety_checker": False,
+    },
+    "StableDiffusionXLPipeline": dict.fromkeys(("feature_extractor", "image_encoder")),
+}
 
 
 class DiffusersGenerator:
@@ -36,21 +47,17 @@ class DiffusersGenerator:
     The network and text encoders compute in the pipeline's dtype, the VAE in float32 (SDXL's overflows in float16).
     """
 
-    def __init__(self, pipeline: Any, recipe: dict[str, int] | None = None) -> None:
-        self.pipeline = pipeline
-        self.recipe = recipe or {}
-        #: The folder that it was loaded from, and the one that holds its base weights: another if that was a LoRA folder.
-        self.source: Path | None = None
-        self.base: Path | None = None
+    def __init__(self, pipeline: Any, timestep: int | None = None) -> None:
+        """`timestep`: where the weights were distilled to start, if elsewhere than the scheduler's first."""
+        self.pipeline, self.timestep = pipeline, timestep
+        #: The folder that it was loaded from.
+        self.folder: ModelFolder | None = None
         #: Where `park` moves what is not in use.
         self.host = torch.device("cpu")
         unet, vae = pipeline.unet, pipeline.vae
         if unet.config.time_cond_proj_dim is not None:
             raise UserError("a UNet with a guidance embedding (time_cond_proj_dim) is not a one-step model we can run")
-        unknown = set(self.recipe) - {"timestep"}
-        if unknown:
-            raise UserError(f"{RECIPE} has unknown entries {sorted(unknown)}; accepted: timestep")
-        self.step = OneStep.of(pipeline.scheduler, self.recipe.get("timestep"))
+        self.step = OneStep.of(pipeline.scheduler, timestep)
         size = unet.config.sample_size
         H, W = (size, size) if isinstance(size, int) else size
         self._latent_shape = (int(unet.config.in_channels), int(H), int(W))
@@ -64,40 +71,30 @@ class DiffusersGenerator:
 
     @staticmethod
     def load(
-        name: str,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        lora: Path | None = None,
-        keep_adapter: bool = False,
+        folder: ModelFolder, device: torch.device, dtype: torch.dtype, *, keep_adapter: bool = False
     ) -> "DiffusersGenerator":
-        """Load a folder holding pipeline class `name` from local safetensors, with the adapter in the LoRA folder `lora`.
+        """Load a pipeline's folder from local safetensors, or a LoRA folder and its base.
 
         The adapter is merged into the network, or with `keep_adapter` left apart and trainable. Raises UserError naming
         what is broken.
         """
-        pipelines = {
-            "StableDiffusionPipeline": StableDiffusionPipeline,
-            "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
-        }
-        merge = lora is not None and not keep_adapter
-        # Merging is rounded once, to the network's dtype, as loading the folder that `merge_lora` writes is.
+        name, base, adapted = folder.kind, folder.base.path, folder.lora_base is not None
+        merge = adapted and not keep_adapter
+        # Merging is rounded once, to the network's dtype, as loading a folder that was saved merged is.
         dtypes = {"default": dtype, "vae": torch.float32} | ({"unet": torch.float32} if merge else {})
         try:
-            pipeline: Any = pipelines[name].from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtypes
+            pipeline = CLASSES[name].from_pretrained(
+                base, local_files_only=True, use_safetensors=True, dtype=dtypes, **LEFT_OUT[name]
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"model folder {folder} does not load as {name}: {str(error).splitlines()[0]}") from error
-        recipe = folder / RECIPE
-        generator = DiffusersGenerator(pipeline, json.loads(recipe.read_text()) if recipe.is_file() else None)
-        generator.source, generator.base = lora or folder, folder
+            raise UserError(f"model folder {base} does not load as {name}: {str(error).splitlines()[0]}") from error
+        generator = DiffusersGenerator(pipeline, folder.recipe.timestep if folder.recipe is not None else None)
+        generator.folder = folder
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
             if part is not None:
                 part.requires_grad_(False).eval()
-        if lora is not None:
-            attach_lora(pipeline.unet, lora)
+        if adapted:
+            attach_lora(pipeline.unet, folder.path)
             if merge:
                 merge_adapter(pipeline.unet)
                 # PyTorch's own: diffusers' warns of parts to keep in float32, of which this network has none.
@@ -192,23 +189,26 @@ class DiffusersGenerator:
 
         Raises UserError for a LoRA folder that would take the place of its own base.
         """
-        base = self.base
-        reference = None
+        base = None
         if has_lora(self.pipeline.unet):
-            if base is None:
-                raise ValueError("a LoRA folder refers to its base: an adapter on a generator without `base` has none")
-            if base.resolve().is_relative_to(Path(folder).resolve()):
-                raise UserError(f"the LoRA folder {folder} would replace its base model {base}; choose another place")
-            reference = LoraReference(base.resolve(), model_fingerprint(base))
+            if self.folder is None:
+                raise ValueError(
+                    "a LoRA folder refers to its base: an adapter on a generator without `folder` has none"
+                )
+            base = self.folder.base
+            if base.path.resolve().is_relative_to(Path(folder).resolve()):
+                raise UserError(
+                    f"the LoRA folder {folder} would replace its base model {base.path}; choose another place"
+                )
 
         def write(aside: Path) -> None:
-            if reference is not None:
+            if base is not None:
                 write_lora(self.pipeline.unet, aside)
-                reference.write(aside)
+                write_lora_reference(aside, base)
             else:
                 self.pipeline.save_pretrained(aside, safe_serialization=True)
-                if self.recipe:
-                    (aside / RECIPE).write_text(json.dumps(self.recipe))
+                if self.timestep is not None:
+                    (aside / RECIPE).write_text(json.dumps({"timestep": self.timestep}))
             if card is not None:
                 (aside / "README.md").write_text(card, encoding="utf-8")
 

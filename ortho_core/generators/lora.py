@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ortho_core.errors import UserError
-from ortho_core.generators.model_folder import LORA_WEIGHTS, base_folder_of
+from ortho_core.generators.model_folder import LORA_WEIGHTS, ModelFolder
 
 #: Names of the two adapters in a network: the one that trains (the name PEFT and diffusers give the only one), its copy.
 TRAINED, TEACHER = "default", "teacher"
@@ -51,11 +51,9 @@ def add_lora(network: nn.Module, lora: Lora, seed: int) -> None:
             B.zero_()
 
 
-def lora_of(folder: str | Path) -> Lora | None:
+def lora_of(folder: ModelFolder) -> Lora | None:
     """What adapter a model folder holds; None for one that is no LoRA folder. Raises UserError if it is broken."""
-    if base_folder_of(folder) == Path(folder):
-        return None
-    return _read(Path(folder) / LORA_WEIGHTS)[0]
+    return None if folder.lora_base is None else _read(folder.path / LORA_WEIGHTS)[0]
 
 
 def has_lora(network: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Model folders, checked and described without loading any weights.
+"""Model folders, opened and described without loading any weights.
 
 A model folder is a diffusers pipeline, a class-conditional generator (`config.json` and its weights), or a *LoRA folder*: an
 adapter's weights and a `lora.json` that names the pipeline folder, the base, which the adapter belongs to.
@@ -6,221 +6,320 @@ adapter's weights and a `lora.json` that names the pipeline folder, the base, wh
 
 import hashlib
 import json
-from dataclasses import dataclass
-from functools import lru_cache
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ortho_core.errors import UserError
+from ortho_core.generators.class_config import ClassConfig
+from ortho_core.generators.one_step import OneStepRecipe
+from ortho_core.generators.part_files import AGAIN, STEMS, check_file, json_hash, read_json, tokenizer_files, weights_of
+from ortho_core.storage.hashes import content_hash
 
-if TYPE_CHECKING:
-    from ortho_core.generators.class_config import ClassConfig
-
-
-#: The diffusers pipeline classes that are one-step generators to us.
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-
-#: The file that makes a folder a class-conditional generator's, and the `kind` that it states.
-CLASS_CONFIG, CLASS_KIND = "config.json", "class-conditional"
-
+#: The file that makes a folder a pipeline's.
+INDEX = "model_index.json"
+#: The diffusers pipeline classes that are one-step generators to us, and the parts that each is loaded with. Others that a
+#: pipeline may name, a safety checker for one, have no place in one step.
+PIPELINES = {
+    "StableDiffusionPipeline": ("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
+    "StableDiffusionXLPipeline": (
+        *("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"),
+    ),
+}
+#: Parts that a pipeline may be without: it names them `[null, null]`.
+OPTIONAL = {"StableDiffusionPipeline": (), "StableDiffusionXLPipeline": ("text_encoder", "tokenizer")}
+SCHEDULER = "scheduler/scheduler_config.json"
+#: Optional file of a pipeline, with the timestep that the weights were distilled for, e.g. {"timestep": 800}.
+RECIPE = "one_step.json"
+#: The files of a class-conditional generator, and the `kind` that the first states.
+CLASS_CONFIG, CLASS_WEIGHTS, CLASS_KIND = "config.json", "network.safetensors", "class-conditional"
 #: The two files of a LoRA folder: which base it belongs to, and the weights, named as diffusers looks for them.
-LORA_REFERENCE = "lora.json"
-
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+LORA_REFERENCE, LORA_WEIGHTS = "lora.json", "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
-class LoraReference:
-    """What `lora.json` says: the absolute path of the base model's folder, and its fingerprint when the LoRA was made."""
+class ModelFolder:
+    """What a model folder holds, read once; a job opens it and hands it on, to workers too.
 
-    base_model: Path
-    base_fingerprint: str
+    The path is absolute: a worker on another node finds the folder at the same place, or does not find it.
+    """
 
-    def write(self, folder: Path) -> None:
-        content = {"base_model": str(self.base_model), "base_fingerprint": self.base_fingerprint}
-        (folder / LORA_REFERENCE).write_text(json.dumps(content, indent=1) + "\n")
+    path: Path
+    #: The pipeline class, of a LoRA folder its base's, or `class-conditional`.
+    kind: str
+    #: (C, H, W) of the noise map.
+    latent_shape: tuple[int, int, int]
+    #: (c, h, w) of what the network makes; a pipeline's is that of the noise map.
+    target_shape: tuple[int, int, int]
+    #: (Y, X) in pixels.
+    image_size: tuple[int, int]
+    #: How a pipeline takes its step; of a class-conditional generator there is nothing to say.
+    recipe: OneStepRecipe | None
+    #: Of a class-conditional generator.
+    class_config: ClassConfig | None
+    #: SHA-256 of what each configuration says, by its name in the folder.
+    configurations: Mapping[str, str]
+    #: Names of the other files that are loaded.
+    files: tuple[str, ...]
+    #: Of a LoRA folder, the model that its adapter belongs to, and the fingerprint that `lora.json` records of it.
+    lora_base: "ModelFolder | None" = None
+    recorded_fingerprint: str | None = None
 
     @staticmethod
-    def read(folder: str | Path) -> "LoraReference | None":
-        """None for a folder that is no LoRA folder. Raises UserError, naming the file, for a `lora.json` that is broken."""
-        file = Path(folder) / LORA_REFERENCE
-        if not file.is_file():
-            return None
+    def open(folder: str | Path) -> "ModelFolder":
+        """Read and check a folder's configurations. Raises UserError, naming the file and the remedy, for what is wrong.
+
+        Of a LoRA folder's base it is not checked that it is the one recorded, which `fingerprint` does.
+        """
+        folder = Path(folder)
         try:
-            content = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{file} is not JSON: {error}") from error
-        accepted = ("base_model", "base_fingerprint")
-        if not isinstance(content, dict) or set(content) != set(accepted):
-            found = sorted(content) if isinstance(content, dict) else content
-            raise UserError(f"{file} holds {found}; accepted: an object of {' and '.join(accepted)}")
-        if not all(isinstance(value, str) and value for value in content.values()):
-            raise UserError(f"{file}: base_model and base_fingerprint must be non-empty strings, found {content}")
-        base = Path(content["base_model"])
-        if not base.is_absolute():
-            raise UserError(f"{file}: base_model is {base}; an absolute path is accepted")
-        if not base.is_dir():
-            raise UserError(f"{file}: the base model {base} does not exist; write where it is now as base_model there")
-        return LoraReference(base, content["base_fingerprint"])
-
-
-def base_folder_of(folder: str | Path) -> Path:
-    """The base of a LoRA folder; any other folder is its own. Raises UserError for a `lora.json` that is broken."""
-    reference = LoraReference.read(folder)
-    return Path(folder) if reference is None else reference.base_model
-
-
-def check_model_folder(folder: str | Path) -> str:
-    """The pipeline class that `folder`, or its base, names, or `class-conditional`. Raises UserError, naming the file, if it is
-    none that we know.
-
-    Cheap: of a LoRA folder's base it is not checked that it is the one recorded, which `model_fingerprint` does.
-    """
-    folder = Path(folder)
-    index = folder / "model_index.json"
-    if not folder.is_dir():
-        raise UserError(f"model folder {folder} does not exist (give a local folder, e.g. models/tiny-turbo)")
-    reference = LoraReference.read(folder)
-    if reference is not None:
-        return _check_lora_folder(folder, reference.base_model)
-    if not index.is_file():
-        if is_class_conditional(folder):
-            return CLASS_KIND
+            os.listdir(folder)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"model folder {folder} does not exist (give a local folder, e.g. models/tiny-turbo)"
+            ) from error
+        except NotADirectoryError as error:
+            raise UserError(f"model folder {folder} is a file; accepted: the folder of a diffusers pipeline") from error
+        except OSError as error:
+            raise UserError(f"model folder {folder} cannot be read: {error.strerror}") from error
+        folder = folder.absolute()
+        if (folder / LORA_REFERENCE).exists():
+            return _open_lora(folder)
+        if (folder / INDEX).exists():
+            return _open_pipeline(folder)
+        config = read_json(folder / CLASS_CONFIG) if (folder / CLASS_CONFIG).exists() else {}
+        if config.get("kind") == CLASS_KIND:
+            return _open_class_conditional(folder, config)
         raise UserError(
-            f"{folder} is not a model folder: no model_index.json in it (a diffusers pipeline is expected), "
+            f"{folder} is not a model folder: no {INDEX} in it (a diffusers pipeline is expected), "
             f"nor a {LORA_REFERENCE} (a LoRA folder), nor a {CLASS_CONFIG} of kind {CLASS_KIND} (of `ortho train-gan`)"
         )
-    try:
-        name = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index} is not a diffusers model index: {error!r}") from error
-    if name not in PIPELINES:
-        raise UserError(f"{index} names a {name}; accepted: {', '.join(PIPELINES)}")
-    return str(name)
+
+    def with_adapter(self, folder: Path, recorded_fingerprint: str | None = None) -> "ModelFolder":
+        """The LoRA folder whose adapter was trained on this model: as `lora.json` records, or as it is now."""
+        return replace(
+            self,
+            path=folder.absolute(),
+            configurations={},
+            files=(check_file(folder / LORA_WEIGHTS).name,),
+            lora_base=self,
+            recorded_fingerprint=recorded_fingerprint or self.fingerprint,
+        )
+
+    @property
+    def base(self) -> "ModelFolder":
+        """Where the weights are that an adapter is added to; any folder that is no LoRA folder is its own."""
+        return self if self.lora_base is None else self.lora_base
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that are the prompts of a class-conditional generator; of a pipeline none."""
+        return () if self.class_config is None else self.class_config.classes
+
+    @property
+    def noise_scale(self) -> float:
+        """s of x_T = s·ε, which the model's scheduler starts from. Raises UserError if it does not say."""
+        if self.recipe is None:
+            raise UserError(f"{self.path} has no scheduler to tell the scale of the noise; --noise-scale states it")
+        try:
+            return self.recipe.noise_scale()
+        except UserError as error:
+            raise UserError(f"{self.base.path / SCHEDULER} {error}") from error
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each file that is loaded, by its name in the folder; JSON's is of what it says, not how it is laid out.
+
+        Raises UserError for a file that cannot be read.
+        """
+        found = dict(self.configurations)
+        for name in self.files:
+            try:
+                found[name] = content_hash(self.path / name)
+            except OSError as error:
+                raise UserError(f"{self.path / name} cannot be read: {error.strerror}") from error
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (16 hex digits) over the names and contents of what is loaded, wherever the folder lies and whatever else is
+        in it. Of a LoRA folder: over the adapter's weights and the fingerprint of its base.
+
+        Raises UserError if a base has another fingerprint than `lora.json` records.
+        """
+        digest = hashlib.sha256()
+        if self.lora_base is not None:
+            found, recorded = self.lora_base.fingerprint, self.recorded_fingerprint
+            if found != recorded:
+                raise UserError(
+                    f"{self.path / LORA_REFERENCE}: the base model {self.lora_base.path} has fingerprint {found}, and the "
+                    f"LoRA was trained on {recorded}; give base_model the folder of that model"
+                )
+            digest.update(f"base_fingerprint\0{recorded}\0".encode())
+        return _over(self.hashes, digest)[:16]
+
+    @property
+    def text_fingerprint(self) -> str:
+        """SHA-256 over what makes embeddings of prompts: models that share it have the same ones."""
+        decisive = (INDEX, CLASS_CONFIG, "text_encoder", "tokenizer")
+        hashes = {name: value for name, value in self.base.hashes.items() if name.startswith(decisive)}
+        return _over(hashes, hashlib.sha256())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights, about what a copy of the model takes on disk."""
+        return sum((self.path / name).stat().st_size for name in self.files)
 
 
-def is_class_conditional(folder: str | Path) -> bool:
-    """Is it the folder of a class-conditional generator? Cheap; that the rest of it is sound is not checked."""
-    try:
-        content = json.loads((Path(folder) / CLASS_CONFIG).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("kind") == CLASS_KIND
+def write_lora_reference(folder: Path, base: ModelFolder) -> None:
+    """Say in a LoRA folder which model its adapter belongs to."""
+    content = {"base_model": str(base.path.resolve()), "base_fingerprint": base.fingerprint}
+    (folder / LORA_REFERENCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _check_lora_folder(folder: Path, base: Path) -> str:
+def read_index(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
+    """The class of the pipeline in a folder, and library and class of each part that it is loaded with.
+
+    Raises UserError, naming the file, for what is no index of a pipeline that we know.
+    """
+    file = folder / INDEX
+    index = read_json(file)
+    kind = index.get("_class_name")
+    if not isinstance(kind, str) or kind not in PIPELINES:
+        raise UserError(f"{file} names a {kind or 'pipeline of no _class_name'}; accepted: {', '.join(PIPELINES)}")
+    parts = {}
+    for name in PIPELINES[kind]:
+        value = index.get(name) or [None, None]
+        if value == [None, None]:
+            if name not in OPTIONAL[kind]:
+                raise UserError(f"{file} names no {name}, which a {kind} needs")
+            continue
+        pair = isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
+        if not pair or value[0] not in STEMS:
+            raise UserError(f"{file}: {name} is {json.dumps(value)}; accepted: [{' or '.join(STEMS)}, name of a class]")
+        parts[name] = (value[0], value[1])
+    return kind, parts
+
+
+def _open_pipeline(folder: Path) -> ModelFolder:
+    kind, parts = read_index(folder)
+    found: dict[str, dict[str, Any]] = {INDEX: {"_class_name": kind, **parts}}
+    files: list[Path] = []
+    for name, (library, _) in parts.items():
+        place = folder / name
+        if not place.is_dir():
+            raise UserError(f"{folder / INDEX} names a {name}, and there is no folder {place}: {AGAIN}")
+        if name.startswith("tokenizer"):
+            for file in tokenizer_files(place):
+                if file.suffix == ".json":
+                    found[f"{name}/{file.name}"] = read_json(file)
+                else:
+                    files.append(check_file(file))
+        elif name == "scheduler":
+            found[SCHEDULER] = read_json(folder / SCHEDULER)
+        else:
+            found[f"{name}/config.json"] = read_json(place / "config.json")
+            files += weights_of(place, library)
+    if (folder / RECIPE).exists() and (recipe := read_json(folder / RECIPE)):
+        found[RECIPE] = recipe
+    _, H, W = shape = _latent_shape(found["unet/config.json"], folder / "unet" / "config.json")
+    factor = _pixels_per_latent(found["vae/config.json"], folder / "vae" / "config.json")
+    timestep = _timestep(found.get(RECIPE, {}), folder / RECIPE)
+    return ModelFolder(
+        path=folder,
+        kind=kind,
+        latent_shape=shape,
+        target_shape=shape,
+        image_size=(H * factor, W * factor),
+        recipe=OneStepRecipe(parts["scheduler"][1], found[SCHEDULER], timestep),
+        class_config=None,
+        configurations={name: json_hash(content) for name, content in found.items()},
+        files=tuple(str(file.relative_to(folder)) for file in files),
+    )
+
+
+def _latent_shape(config: Mapping[str, Any], file: Path) -> tuple[int, int, int]:
+    C: Any = config.get("in_channels")
+    size: Any = config.get("sample_size")
+    H, W = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    if not all(type(n) is int and n > 0 for n in (C, H, W)):
+        raise UserError(
+            f"{file} does not state the latent's shape: in_channels {C!r}, sample_size {size!r}; accepted: channels, and one "
+            "side or [height, width]"
+        )
+    return C, H, W
+
+
+def _pixels_per_latent(config: Mapping[str, Any], file: Path) -> int:
+    """Along one side: each block of the autoencoder but one halves the image."""
+    blocks = config.get("block_out_channels")
+    if not isinstance(blocks, list) or not blocks:
+        raise UserError(
+            f"{file} does not state the autoencoder's blocks: block_out_channels {blocks!r}; accepted: a list"
+        )
+    return int(2 ** (len(blocks) - 1))
+
+
+def _timestep(recipe: Mapping[str, Any], file: Path) -> int | None:
+    if unknown := sorted(recipe.keys() - {"timestep"}):
+        raise UserError(f"{file} has unknown entries {unknown}; accepted: timestep")
+    timestep = recipe.get("timestep")
+    if timestep is not None and (type(timestep) is not int or timestep < 0):
+        raise UserError(f"{file}: timestep is {timestep!r}; accepted: a whole number, 0 or above")
+    return timestep
+
+
+def _open_class_conditional(folder: Path, content: dict[str, Any]) -> ModelFolder:
+    config = ClassConfig.parse(content, folder / CLASS_CONFIG)
+    return ModelFolder(
+        path=folder,
+        kind=CLASS_KIND,
+        latent_shape=config.noise_shape,
+        target_shape=config.image_shape,
+        image_size=config.image_shape[1:],
+        recipe=None,
+        class_config=config,
+        configurations={CLASS_CONFIG: json_hash(config.model_dump(mode="json"))},
+        files=(check_file(folder / CLASS_WEIGHTS).name,),
+    )
+
+
+def _open_lora(folder: Path) -> ModelFolder:
     file = folder / LORA_REFERENCE
-    if (folder / "model_index.json").exists():
-        raise UserError(f"{folder} holds both model_index.json and {LORA_REFERENCE}; a model folder has one of them")
+    content, accepted = read_json(file), ("base_model", "base_fingerprint")
+    if set(content) != set(accepted):
+        raise UserError(f"{file} holds {sorted(content)}; accepted: an object of {' and '.join(accepted)}")
+    if not all(isinstance(value, str) and value for value in content.values()):
+        raise UserError(f"{file}: base_model and base_fingerprint must be non-empty strings, found {content}")
+    if (folder / INDEX).exists():
+        raise UserError(f"{folder} holds both {INDEX} and {LORA_REFERENCE}; a model folder has one of them")
     if not (folder / LORA_WEIGHTS).is_file():
         raise UserError(f"{folder} is not a LoRA folder: {LORA_REFERENCE} without {LORA_WEIGHTS}")
-    if (base / LORA_REFERENCE).exists():
+    place = Path(content["base_model"])
+    if not place.is_absolute():
+        raise UserError(f"{file}: base_model is {place}; an absolute path is accepted")
+    if not place.is_dir():
+        raise UserError(f"{file}: the base model {place} does not exist; write where it is now as base_model there")
+    if (place / LORA_REFERENCE).exists():
         raise UserError(
-            f"{file}: the base model {base} is itself a LoRA folder; accepted: a diffusers pipeline's folder"
-        )
-    if is_class_conditional(base):
-        raise UserError(
-            f"{file}: the base model {base} is class-conditional, which has no adapters; accepted: a diffusers pipeline's"
+            f"{file}: the base model {place} is itself a LoRA folder; accepted: a diffusers pipeline's folder"
         )
     try:
-        return check_model_folder(base)
+        base = ModelFolder.open(place)
     except UserError as error:
         raise UserError(f"{file}: base_model: {error}") from error
+    if base.kind == CLASS_KIND:
+        raise UserError(
+            f"{file}: the base model {place} is class-conditional, which has no adapters; accepted: a diffusers pipeline's"
+        )
+    return base.with_adapter(folder, content["base_fingerprint"])
 
 
-def model_fingerprint(folder: str | Path) -> str:
-    """SHA-256 (16 hex digits) over the names and contents of the files that make the model what it is.
-
-    Of a LoRA folder: over the adapter's weights and the fingerprint of its base, wherever that lies. Raises UserError if
-    the base has another fingerprint than `lora.json` records.
-    """
-    folder = Path(folder)
-    reference = LoraReference.read(folder)
-    digest = hashlib.sha256()
-    if reference is None:
-        files = [f for f in sorted(folder.rglob("*")) if f.suffix in {".json", ".safetensors", ".txt"} and f.is_file()]
-        if not files:
-            raise UserError(f"{folder} holds no model files (.json, .safetensors)")
-    else:
-        _check_lora_folder(folder, reference.base_model)
-        found, recorded = model_fingerprint(reference.base_model), reference.base_fingerprint
-        if found != recorded:
-            raise UserError(
-                f"{folder / LORA_REFERENCE}: the base model {reference.base_model} has fingerprint {found}, and the LoRA was "
-                f"trained on {recorded}; give base_model the folder of that model"
-            )
-        files = [folder / LORA_WEIGHTS]
-        digest.update(f"base_fingerprint\0{recorded}\0".encode())
-    for file in files:
-        digest.update(f"{file.relative_to(folder)}\0{content_hash(file)}\0".encode())
-    return digest.hexdigest()[:16]
-
-
-def content_hash(file: Path) -> str:
-    """SHA-256 of a file, which is not read again while it has not changed."""
-    status = file.stat()
-    return _hash_once(str(file.absolute()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-@lru_cache(maxsize=1024)
-def _hash_once(file: str, *status: int) -> str:
-    # Gigabytes of base model, which planning a job, loading a LoRA folder and each checkpoint of a LoRA would read again.
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def latent_shape_of(folder: str | Path) -> tuple[int, int, int]:
-    """(C, H, W) read from the network's configuration alone, so that a job can be checked before anything is loaded."""
-    if (own := _class_config_of(folder)) is not None:
-        return own.noise_shape
-    config, file = _config_of(folder, "unet")
-    try:
-        size = config["sample_size"]
-        H, W = (size, size) if isinstance(size, int) else size
-        return int(config["in_channels"]), int(H), int(W)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} does not state the latent's shape: {error!r}") from error
-
-
-def image_size_of(folder: str | Path) -> tuple[int, int]:
-    """(Y, X) in pixels, read from the configurations alone."""
-    if (own := _class_config_of(folder)) is not None:
-        return own.image_shape[1:]
-    _, H, W = latent_shape_of(folder)
-    config, file = _config_of(folder, "vae")
-    try:
-        factor = 2 ** (len(config["block_out_channels"]) - 1)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} does not state the autoencoder's blocks: {error!r}") from error
-    return H * factor, W * factor
-
-
-def target_shape_of(folder: str | Path) -> tuple[int, int, int]:
-    """(c, h, w) of what the network makes, read from its configuration alone; a pipeline's is that of the noise map."""
-    own = _class_config_of(folder)
-    return latent_shape_of(folder) if own is None else own.image_shape
-
-
-def classes_of(folder: str | Path) -> tuple[str, ...]:
-    """The classes that are the prompts of a class-conditional generator; of a pipeline none."""
-    own = _class_config_of(folder)
-    return () if own is None else own.classes
-
-
-def _class_config_of(folder: str | Path) -> "ClassConfig | None":
-    """Of a class-conditional generator. Raises UserError if it is broken."""
-    if check_model_folder(folder) != CLASS_KIND:
-        return None
-    from ortho_core.generators.class_config import ClassConfig
-
-    return ClassConfig.read(Path(folder) / CLASS_CONFIG)
-
-
-def _config_of(folder: str | Path, part: str) -> tuple[Any, Path]:
-    """The configuration of one part of the pipeline, and its file."""
-    check_model_folder(folder)
-    file = base_folder_of(folder) / part / "config.json"
-    try:
-        return json.loads(file.read_text()), file
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+def _over(hashes: Mapping[str, str], digest: Any) -> str:
+    """The digest of names and hashes after what it was given already."""
+    for name, value in sorted(hashes.items()):
+        digest.update(f"{name}\0{value}\0".encode())
+    return str(digest.hexdigest())

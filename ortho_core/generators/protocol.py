@@ -74,7 +74,7 @@ class OneStepGenerator(Protocol):
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """E(x), the target latents (B, c, h, w) of images (B, 3, Y, X) in [0, 1]; (c, h, w) is `target_shape_of` its folder."""
+        """E(x), the target latents (B, c, h, w) of images (B, 3, Y, X) in [0, 1]; (c, h, w) is its folder's `target_shape`."""
         ...
 
     def denoise(self, noise: Tensor, condition: Condition) -> Tensor:

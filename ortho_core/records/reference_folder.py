@@ -16,7 +16,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -56,29 +56,6 @@ NUMBERS = {
 #: Images as the pair set names them, and as copies in the samples folder.
 IMAGES = ("image", "source_rel_image_path", "source.image_rel")
 COPIES = ("target_image_path", "artifacts.reference_image", "image")
-
-
-def initial_scale(model: Path) -> float:
-    """s of x_T = s·ε, which the model's scheduler starts from. Raises UserError if the folder names no scheduler we know."""
-    file, recipe = model / "scheduler" / "scheduler_config.json", model / "one_step.json"
-    # Imported late: it takes seconds, and a caller that states the scale never needs it.
-    import diffusers
-
-    try:
-        config = json.loads(file.read_text())
-        kind = getattr(diffusers, config["_class_name"])
-        if not issubclass(kind, diffusers.SchedulerMixin):
-            raise ValueError(f"{config['_class_name']} is no scheduler")
-        scheduler = kind.from_config(config)
-        if recipe.is_file():
-            scheduler.set_timesteps(timesteps=[json.loads(recipe.read_text())["timestep"]])
-        else:
-            scheduler.set_timesteps(1)
-        scale = float(scheduler.init_noise_sigma)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} does not tell the scale of the noise: {error!r}; --noise-scale states it") from error
-    # Machines differ in the last bit, and the number goes into plans.
-    return round(scale, 6)
 
 
 def sample_folder(sample_id: str) -> str:

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from ortho_core.errors import UserError
-from ortho_core.generators.model_folder import content_hash
 from ortho_core.rewards.kinds import ALIASES, KINDS, MIXTURES, accepted_names
+from ortho_core.storage.hashes import content_hash
 
 #: Folders of rewards: one root of all, or by name; the name "" stands for the root of those that are not named.
 Folders = Path | Mapping[str, Path]

@@ -12,13 +12,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ortho_core.errors import RunFailed
-from ortho_core.generators.model_folder import latent_shape_of
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved, settings
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.reference_folder import (
     COLUMNS,
     MANIFEST,
-    initial_scale,
     manifest_entry,
     sample_folder,
     write_sample,
@@ -59,7 +58,8 @@ class ExportJob(BaseModel):
 
 def make_plan(job: ExportJob) -> tuple[dict[str, Any], Assignments]:
     """What the run will do. Raises UserError for whatever can be found wrong beforehand."""
-    shape = latent_shape_of(job.model)
+    model = ModelFolder.open(job.model)
+    shape = model.latent_shape
     assignments = Assignments(job.assignments, CACHE_BYTES)
     assignments.noise([0], shape)
     plan = {
@@ -67,7 +67,7 @@ def make_plan(job: ExportJob) -> tuple[dict[str, Any], Assignments]:
         "assignments": assignments.plan["run_fingerprint"],
         "rows": len(assignments),
         "latent_shape": list(shape),
-        "noise_scale": initial_scale(job.model) if job.noise_scale is None else job.noise_scale,
+        "noise_scale": model.noise_scale if job.noise_scale is None else job.noise_scale,
         **settings(located(job), decides),
     }
     return plan, assignments

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from ortho_core.errors import BadRow, RunFailed, UserError
-from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved, settings
 from ortho_core.pairs import PairFields, PairSet, Shard
 from ortho_core.pairs.rows import Failure
@@ -15,7 +15,6 @@ from ortho_core.records.reference_folder import (
     MANIFEST,
     Sample,
     SampleReader,
-    initial_scale,
     manifest_lines,
     parse_entry,
 )
@@ -52,7 +51,7 @@ class ImportJob(PairFields):
 
 def make_plan(job: ImportJob) -> tuple[dict[str, Any], PairSet, PairSet]:
     """What the run will do, the manifest, and where the images are. Raises UserError for what can be found wrong."""
-    shape = latent_shape_of(job.model)
+    model = ModelFolder.open(job.model)
     if not (job.samples / MANIFEST).is_file():
         raise UserError(f"--samples {job.samples}: no {MANIFEST} in it (expected: a folder as `ortho export` makes)")
     manifest = PairSet(job.samples / MANIFEST)
@@ -60,10 +59,10 @@ def make_plan(job: ImportJob) -> tuple[dict[str, Any], PairSet, PairSet]:
     plan = {
         "samples_fingerprint": manifest.fingerprint(),
         "pairs_fingerprint": pairs.fingerprint(),
-        "model_fingerprint": model_fingerprint(job.model),
-        "latent_shape": list(shape),
+        "model_fingerprint": model.fingerprint,
+        "latent_shape": list(model.latent_shape),
         **settings(job, decides),
-        "model_noise_scale": initial_scale(job.model) if job.noise_scale is None else None,
+        "model_noise_scale": model.noise_scale if job.noise_scale is None else None,
         "config": {
             "seed": None,
             "transform": "free",  # whatever found it: the noise itself is all there is

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint, target_shape_of
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.records.assignments import Assignments
@@ -22,15 +22,15 @@ from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, differences
 
 
-def make_plan(job: AssignJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
+def make_plan(job: AssignJob, model: ModelFolder) -> tuple[dict[str, Any], PairSet, list[Shard]]:
     """What the run will do, from the input alone. Raises UserError for whatever can be found wrong beforehand."""
-    job.space(latent_shape_of(job.model))
+    job.space(model.latent_shape)
     pairs = PairSet(job.pairs, job.pair_fields())
     rows_per_shard = job.rows_per_shard or pairs.rows_per_shard()
     shards = pairs.shards(rows_per_shard)
     plan = {
         "pairs_fingerprint": pairs.fingerprint(),
-        "model_fingerprint": model_fingerprint(job.model),
+        "model_fingerprint": model.fingerprint,
         "config": settings(job, decides),
         "warm_start": None,
         "rows": pairs.rows(),
@@ -61,17 +61,18 @@ def plan(job: AssignJob) -> dict[str, Any]:
     """What a dry run prints; times a few evaluations on a worker like those of the run."""
     from rayjobs.pool.timing import seconds_per_evaluation
 
-    content, _, _ = make_plan(job)
-    C, H, W = shape = latent_shape_of(job.model)
+    model = ModelFolder.open(job.model)
+    content, _, _ = make_plan(job, model)
+    C, H, W = shape = model.latent_shape
     numbers = 0 if job.transform == "free" else job.space(shape).parameters
-    record = 200 + 4 * numbers + 4 * math.prod(target_shape_of(job.model)) * job.store_latents
+    record = 200 + 4 * numbers + 4 * math.prod(model.target_shape) * job.store_latents
     if job.store == "noise":
         record += 2 * C * H * W
     elif job.transform == "free":
         record += 4 * C * H * W
     draws = 0 if job.warm_start else 1
     evaluations = job.evaluations_at_most(content["rows"], draws)
-    timing = seconds_per_evaluation(job, content["rows_per_shard"], ShardActor)
+    timing = seconds_per_evaluation(job, model, content["rows_per_shard"], ShardActor)
     hours = evaluations * timing["seconds_per_evaluation"] / 3600
     return {
         **content,
@@ -87,10 +88,14 @@ def plan(job: AssignJob) -> dict[str, Any]:
     }
 
 
-def run(job: AssignJob) -> int:
-    """Assign what is not assigned yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
+def run(job: AssignJob, model: ModelFolder | None = None) -> int:
+    """Assign what is not assigned yet; `model` is the job's, where the caller has opened it.
+
+    Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
+    """
+    model = model or ModelFolder.open(job.model)
     job = located(job)
-    sealed, pairs, shards = make_plan(job)
+    sealed, pairs, shards = make_plan(job, model)
     folder = claim(job.out, sealed, "assign")
     ledger = Ledger(folder, sealed)
     todo, rows, quarantined = ledger.survey(job.retry_failures)
@@ -100,16 +105,16 @@ def run(job: AssignJob) -> int:
     started = time.monotonic()
     if todo:
         with job.session():
-            work_through(job, ledger, pairs, [(task, shards[task.shard]) for task in todo], rows, quarantined)
+            work_through(job, ledger, pairs, [model], [(task, shards[task.shard]) for task in todo], rows, quarantined)
     seconds = time.monotonic() - started
-    return conclude(job, ledger, sealed["rows"] - rows, seconds)
+    return conclude(job, model, ledger, sealed["rows"] - rows, seconds)
 
 
-def conclude(job: AssignJob, ledger: Ledger, rows_this_run: int, seconds: float) -> int:
+def conclude(job: AssignJob, model: ModelFolder, ledger: Ledger, rows_this_run: int, seconds: float) -> int:
     """Reconcile, look at the noise as a whole, write the summary. Returns the exit code."""
     counts = ledger.finish()
     if counts["assigned"]:
-        counts["gaussianity"] = write_gaussianity(ledger.folder, latent_shape_of(job.model))
+        counts["gaussianity"] = write_gaussianity(ledger.folder, model.latent_shape)
         say(f"assign: {counts['gaussianity']}")
     summary = {
         **counts,

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ortho_core.errors import UserError
-from ortho_core.generators.diffusers_pipelines import RECIPE
-from ortho_core.generators.model_folder import check_model_folder
+from ortho_core.generators.diffusers_pipelines import CLASSES, LEFT_OUT
+from ortho_core.generators.model_folder import RECIPE, read_index
 from ortho_core.generators.one_step import OneStep
 from ortho_core.rewards.base import read_weights
 from ortho_core.storage.folders import replace_folder
@@ -35,18 +35,10 @@ def assemble(
     The folder `into` appears whole or not at all; `finish` may add to it before it does. Raises UserError for weights that
     do not fit the base, and a scheduler that cannot take such a step.
     """
-    name = check_model_folder(base)
-    pipeline_class: Any = {
-        "StableDiffusionPipeline": StableDiffusionPipeline,
-        "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
-    }[name]
-    # A safety checker is a network of its own, which one-step training never calls.
-    parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    parts = parts if name == "StableDiffusionPipeline" else {}
-    if how == "unet":
-        parts["unet"] = _unet(base, weights)
+    name, _ = read_index(base)  # all there is to open: a base may come without its UNet's weights
+    parts = LEFT_OUT[name] | ({"unet": _unet(base, weights)} if how == "unet" else {})
     try:
-        pipeline: Any = pipeline_class.from_pretrained(base, local_files_only=True, use_safetensors=True, **parts)
+        pipeline = CLASSES[name].from_pretrained(base, local_files_only=True, use_safetensors=True, **parts)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"model folder {base} does not load as {name}: {str(error).splitlines()[0]}") from error
     if how == "lora":

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ortho_core.errors import UserError
-from ortho_core.generators.model_folder import check_model_folder
+from ortho_core.generators.model_folder import ModelFolder
 
 #: The catalogue that comes with the code.
 CATALOG = Path(__file__).resolve().with_name("catalog.toml")
@@ -214,7 +214,7 @@ def missing_files(name: str, entry: Entry, root: Path) -> list[ModelFile]:
 def is_assembled(entry: Entry, root: Path) -> bool:
     """Whether the pipeline that the entry is assembled into is there. A folder appears whole or not at all."""
     try:
-        check_model_folder(root / entry.model_folder)
+        ModelFolder.open(root / entry.model_folder)
     except UserError:
         return False
     return True

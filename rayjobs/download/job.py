@@ -14,8 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from safetensors import SafetensorError
 
 from ortho_core.errors import UserError
-from ortho_core.generators.model_folder import content_hash
 from ortho_core.marks import conduct, decides, resolved
+from ortho_core.storage.hashes import content_hash
 from ortho_core.storage.location import LocalPath
 from ortho_core.storage.store import one_line
 from rayjobs.download.catalog import (

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ortho_core.errors import UserError
-from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved, settings
 from ortho_core.mstep.data import read_prompts
 from ortho_core.noise.seeded import noise_seed
@@ -24,39 +24,40 @@ from rayjobs.em.report import write_report
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.train import job as train
-from rayjobs.train.config import TrainJob, TrainSettings, check_lora
+from rayjobs.train.config import TrainJob, TrainModels, TrainSettings, check_lora
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.plan import claim, fingerprint, replace_text
 from rayjobs.verb.session import ray_session
 
 
-def check(job: EmJob, rows: int) -> None:
+def check(job: EmJob, model: ModelFolder, rows: int) -> None:
     """Raises UserError for settings that do not fit each other, the model, or a pair set of so many rows."""
-    job.assign.space(latent_shape_of(job.model))
+    job.assign.space(model.latent_shape)
     job.train.check_shares(rows, f"rows of {job.pairs}", "train.")
     if job.validate_on_heldout and (job.heldout is None or not job.assign.store_latents):
         raise UserError("--validate-on-heldout needs --heldout and --assign.store-latents")
     if job.train.noise != "matched":
         raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
     check_trackers(job.train)
-    check_lora(job.train, job.model)
+    check_lora(job.train, model)
     if job.train.preserve_prompts is not None:
         read_prompts(job.train.preserve_prompts)
 
 
-def make_plan(job: EmJob) -> dict[str, Any]:
+def make_plan(job: EmJob, model: ModelFolder) -> dict[str, Any]:
     """What identifies the run. Raises UserError for whatever can be found wrong before any work starts."""
     pairs = PairSet(job.pairs, job.pair_fields())
     total = pairs.rows()
-    check(job, total)
+    check(job, model, total)
     if job.heldout is not None:
-        evaluate.make_plan(judge_job(job, {"base": job.model}))  # what is missing there would be found out at the end
+        # What is missing there would be found out at the end.
+        evaluate.make_plan(judge_job(job, {"base": job.model}), {"base": model})
     plan: dict[str, Any] = {
         "format": FORMAT,
         "pairs_fingerprint": pairs.fingerprint(),
         "heldout_fingerprint": PairSet(job.heldout, job.pair_fields()).fingerprint() if job.heldout else None,
-        "model_fingerprint": model_fingerprint(job.model),
+        "model_fingerprint": model.fingerprint,
         "rows": total,
         **settings(job, decides),
         # Each step resolves its own.
@@ -67,7 +68,7 @@ def make_plan(job: EmJob) -> dict[str, Any]:
 
 def plan(job: EmJob) -> dict[str, Any]:
     """What a dry run prints."""
-    content = make_plan(job)
+    content = make_plan(job, ModelFolder.open(job.model))
     updates = job.train.epochs * (content["rows"] // job.train.batch_size)
     return {
         **content,
@@ -82,45 +83,53 @@ def plan(job: EmJob) -> dict[str, Any]:
 
 def run(
     job: EmJob,
-    e_step: Callable[[AssignJob], int] = assign.run,
+    e_step: Callable[[AssignJob, ModelFolder], int] = assign.run,
     watch: Callable[[int], Sequence[Any]] = lambda cycle: (),
+    model: ModelFolder | None = None,
 ) -> int:
     """The EM algorithm. Every step resumes by itself and returns at once when done. Returns 0, or 3 with quarantine.
 
-    `e_step` runs an E-step; `watch` gives the callbacks of Ray Train that see the reports of a cycle's M-step.
+    `e_step` runs an E-step; `watch` gives the callbacks of Ray Train that see the reports of a cycle's M-step; `model` is the
+    job's, where the caller has opened it.
     """
     started = time.monotonic()
-    claim(job.work_dir, make_plan(job), "em")
-    model, code, cycles = job.model, 0, []
+    first = model = model or ModelFolder.open(job.model)
+    claim(job.work_dir, make_plan(job, first), "em")
+    code, cycles, trained = 0, list[dict[str, Any]](), dict[str, ModelFolder]()
     with ray_session(), beside() as background:
         direct = None
         if job.validate_on_heldout:
             say("held-out pairs: the noise that the first model maps closest to each")
-            e_step(cached(job, heldout_job(job)))
+            e_step(cached(job, heldout_job(job), first), first)
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / f"cycle_{cycle:02d}"
-            say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {model} maps closest to each image")
-            code = max(code, e_step(cached(job, assign_job(job, cycle, model))))
+            say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {model.path} maps closest to each image")
+            code = max(code, e_step(cached(job, assign_job(job, cycle, model.path), model), model))
             if cycle == 1 and job.baseline and room_beside(job):
                 say("baseline: direct SFT on random noise, beside the cycles")
-                direct = background.submit(train.run, baseline_job(job))
+                direct = background.submit(train.run, baseline_job(job), models=TrainModels(first, first))
             say(f"cycle {cycle} of {job.cycles}, M-step: fine-tuning on that noise")
-            train.run(train_job(job, model, folder), watch(cycle))
-            model = folder / "train" / "checkpoint-final"
+            held = first if job.preserve_to == "first" else model
+            train.run(train_job(job, model.path, folder), watch(cycle), TrainModels(model, held))
+            model = trained[folder.name] = ModelFolder.open(folder / "train" / "checkpoint-final")
             cycles.append({"cycle": cycle, **step_summaries(folder)})
         if job.baseline:
             say(f"baseline: direct SFT on random noise, {job.train.epochs * job.cycles} epochs")
             if direct is None:
-                train.run(baseline_job(job))
+                train.run(baseline_job(job), models=TrainModels(first, first))
             else:
                 direct.result()
         metrics = None
         if job.heldout is not None:
             say("evaluation on held-out pairs")
-            evaluate.run(evaluate_job(job))
+            models = {"base": first}
+            if job.baseline:
+                models["direct"] = ModelFolder.open(job.work_dir / "direct" / "train" / "checkpoint-final")
+            models |= trained
+            evaluate.run(judge_job(job, {name: one.path for name, one in models.items()}), models)
             metrics = json.loads((job.work_dir / "evaluation" / "evaluation.json").read_text())["metrics"]
     summary = {
-        "model": str(model),
+        "model": str(model.path),
         "cycles": cycles,
         "evaluation": metrics,
         "seconds_this_run": round(time.monotonic() - started, 1),
@@ -128,7 +137,7 @@ def run(
     }
     replace_text(job.work_dir / "em_summary.json", summary_json(summary))
     write_report(job.work_dir)
-    say(f"done: the fine-tuned model is {model}, the report {job.work_dir / 'report.html'}")
+    say(f"done: the fine-tuned model is {model.path}, the report {job.work_dir / 'report.html'}")
     return code
 
 
@@ -164,14 +173,14 @@ def heldout_assignments(job: EmJob) -> Path:
     return job.work_dir / "heldout_assignments"
 
 
-def cached(job: EmJob, step: AssignJob) -> AssignJob:
+def cached(job: EmJob, step: AssignJob, model: ModelFolder) -> AssignJob:
     """With a cache, the E-step's folder becomes a link to where the assignments of its plan are, or are to be.
 
     Two runs that make the same assignments at once are two drivers on one folder, which the ledger is made for.
     """
     if job.assignments_cache is None:
         return step
-    entry = job.assignments_cache.absolute() / assign.make_plan(step)[0]["run_fingerprint"]
+    entry = job.assignments_cache.absolute() / assign.make_plan(step, model)[0]["run_fingerprint"]
     entry.mkdir(parents=True, exist_ok=True)
     link = Path(step.out)
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -210,15 +219,6 @@ def baseline_job(job: EmJob) -> TrainJob:
         pairs=job.pairs,
         out=job.work_dir / "direct" / "train",
     )
-
-
-def evaluate_job(job: EmJob) -> EvaluateJob:
-    models = {"base": job.model}
-    if job.baseline:
-        models["direct"] = job.work_dir / "direct" / "train" / "checkpoint-final"
-    for cycle in range(1, job.cycles + 1):
-        models[f"cycle_{cycle:02d}"] = job.work_dir / f"cycle_{cycle:02d}" / "train" / "checkpoint-final"
-    return judge_job(job, models)
 
 
 def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:

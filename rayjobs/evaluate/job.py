@@ -6,6 +6,7 @@ made from these: `evaluation.json` and `.parquet`, the contact sheets in `pictur
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from ortho_core.errors import UserError
 from ortho_core.evaluation.features import find_features
 from ortho_core.evaluation.rows import SPREAD_PROMPTS
-from ortho_core.generators.model_folder import check_model_folder, image_size_of, latent_shape_of, model_fingerprint
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.pairs import PairSet, Shard
@@ -31,16 +32,20 @@ from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, replace_text
 
 
-def check(job: EvaluateJob) -> None:
+def open_models(job: EvaluateJob) -> dict[str, ModelFolder]:
+    """The job's models by name. Raises UserError."""
+    return {name: ModelFolder.open(folder) for name, folder in job.model.items()}
+
+
+def check(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> None:
     """Raises UserError for what is wrong with the options and the models."""
-    if not job.model:
+    if not models:
         raise UserError("--model names no model folder")
-    for name, folder in job.model.items():
+    for name, model in models.items():
         if not name or "/" in name:
             raise UserError(f"--model: {name!r} is not accepted as a name; it becomes the name of a picture")
-        check_model_folder(folder)
-        block_dimension(latent_shape_of(folder), job.patch_size)
-    shapes = {name: (latent_shape_of(folder), image_size_of(folder)) for name, folder in job.model.items()}
+        block_dimension(model.latent_shape, job.patch_size)
+    shapes = {name: (model.latent_shape, model.image_size) for name, model in models.items()}
     if len(set(shapes.values())) > 1:
         raise UserError(f"--model: the models make images of different shapes, which cannot be compared: {shapes}")
     if job.rewards is not None and ":" in job.rewards:
@@ -58,31 +63,31 @@ def _used(job: EvaluateJob) -> set[str]:
     return names | ({"clip"} if "aesthetic" in names else set())
 
 
-def make_plan(job: EvaluateJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
+def make_plan(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> tuple[dict[str, Any], PairSet, list[Shard]]:
     """What the run will do, and its tasks. Raises UserError for whatever can be found wrong beforehand."""
-    check(job)
-    models = judge_models(job)
+    check(job, models)
+    judges = judge_models(job)
     rewards = reward_fingerprints(job.reward_names(), job.folders())
     pairs = PairSet(job.pairs, job.pair_fields())
     shards = heldout_shards(pairs, job.rows, job.rows_per_shard)
     rows = sum(shard.rows for shard in shards)
-    cmmd = models.cmmd or models.features
+    cmmd = judges.cmmd or judges.features
     plan = {
         "pairs_fingerprint": pairs.fingerprint(),
-        "base": next(iter(job.model)),
-        "models": {name: model_fingerprint(folder) for name, folder in job.model.items()},
-        "features": {"name": models.features.name, "fingerprint": models.features.fingerprint},
+        "base": next(iter(models)),
+        "models": {name: model.fingerprint for name, model in models.items()},
+        "features": {"name": judges.features.name, "fingerprint": judges.features.fingerprint},
         "cmmd_features": {"name": cmmd.name, "fingerprint": cmmd.fingerprint},
         "rewards": rewards,
-        "lpips": fingerprint_of([models.lpips]) if models.lpips is not None else None,
+        "lpips": fingerprint_of([judges.lpips]) if judges.lpips is not None else None,
         "config": settings(job, decides),
         "diversity_prompts": first_prompts(pairs, shards),
         "heldout_rows": rows,
-        "rows": rows * len(job.model),
+        "rows": rows * len(models),
         "rows_per_shard": job.rows_per_shard,
-        "shards": len(shards) * len(job.model),
+        "shards": len(shards) * len(models),
     }
-    tasks = [replace(shard, index=m * len(shards) + shard.index) for m in range(len(job.model)) for shard in shards]
+    tasks = [replace(shard, index=m * len(shards) + shard.index) for m in range(len(models)) for shard in shards]
     return Ledger.seal(plan), pairs, tasks
 
 
@@ -105,8 +110,9 @@ def first_prompts(pairs: PairSet, shards: list[Shard]) -> list[str]:
 
 def plan(job: EvaluateJob) -> dict[str, Any]:
     """What a dry run prints."""
-    content, _, _ = make_plan(job)
-    Y, X = image_size_of(next(iter(job.model.values())))
+    models = open_models(job)
+    content, _, _ = make_plan(job, models)
+    Y, X = models[content["base"]].image_size
     return {
         **content,
         "evaluations": content["rows"] * job.steps,
@@ -117,9 +123,13 @@ def plan(job: EvaluateJob) -> dict[str, Any]:
     }
 
 
-def run(job: EvaluateJob) -> int:
-    """Judge every model, write figures and pictures. Returns 0, or 3 if rows were quarantined."""
-    sealed, pairs, tasks = make_plan(job)
+def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> int:
+    """Judge every model, write figures and pictures; `models` are the job's, where the caller has opened them.
+
+    Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
+    """
+    models = models or open_models(job)
+    sealed, pairs, tasks = make_plan(job, models)
     here = located(job)
     folder = claim(here.out, sealed, "evaluate")
     ledger = EvaluateLedger(folder.child(PARTS), sealed)
@@ -130,16 +140,16 @@ def run(job: EvaluateJob) -> int:
     if todo:
         with here.session():
             work = [(task, tasks[task.shard]) for task in todo]
-            work_through(here, ledger, pairs, work, rows, quarantined, EvaluateActor, "evaluate")
+            work_through(here, ledger, pairs, [*models.values()], work, rows, quarantined, EvaluateActor, "evaluate")
         seconds = round(time.monotonic() - started, 2)
     if todo or not folder.exists("evaluation.json"):
-        conclude(here, ledger, seconds)
+        conclude(here, models[sealed["base"]], ledger, seconds)
     result = json.loads(folder.read("evaluation.json"))
     say(table_of(result["metrics"]))
     return 3 if result["quarantined"] else 0
 
 
-def conclude(job: EvaluateJob, ledger: Ledger, seconds: float | None = None) -> None:
+def conclude(job: EvaluateJob, base: ModelFolder, ledger: Ledger, seconds: float | None = None) -> None:
     """Reconcile the rows, make the figures, the table, the pictures and the report. `seconds` of judging, in this run."""
     sealed, out = ledger.plan, open_store(job.out)
     parts = Parts(ledger)
@@ -162,7 +172,7 @@ def conclude(job: EvaluateJob, ledger: Ledger, seconds: float | None = None) -> 
             "cmmd": {**sealed["cmmd_features"], "dimension": cmmd},
         },
         "rewards": sealed["rewards"],
-        "image_size": list(image_size_of(job.model[sealed["base"]])),
+        "image_size": list(base.image_size),
         "evaluations_per_image": job.steps,
         "seconds_this_run": seconds,
         "config": job.model_dump(mode="json"),

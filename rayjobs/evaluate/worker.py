@@ -1,6 +1,5 @@
 """What each worker of `ortho evaluate` does: the pool of `assign`, with a model per task and judges that stay."""
 
-import hashlib
 import json
 import threading
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from ortho_core.evaluation.features import find_features, find_lpips
 from ortho_core.evaluation.judge import Judge, JudgeModels
 from ortho_core.evaluation.rows import SCHEMA, EvaluationRows
 from ortho_core.generators.load import load_generator
-from ortho_core.generators.model_folder import base_folder_of, content_hash
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.pairs import Shard
 from ortho_core.records.assignments import Start
@@ -74,18 +73,6 @@ def judge_models(job: Any) -> JudgeModels:
     return JudgeModels(features, None if same else cmmd, job.rewards, job.folders(), lpips)
 
 
-def text_fingerprint(folder: Path) -> str:
-    """SHA-256 over what a model folder makes of prompts: models that share it have the same embeddings."""
-    base = base_folder_of(folder)
-    parts = [part for pattern in ("text_encoder*", "tokenizer*") for part in sorted(base.glob(pattern))]
-    files = [file for part in parts for file in sorted(part.rglob("*")) if file.is_file()]
-    digest = hashlib.sha256()
-    described = [base / name for name in ("model_index.json", "config.json") if (base / name).is_file()]
-    for file in [*described, *files]:
-        digest.update(f"{file.relative_to(base)}\0{content_hash(file)}\0".encode())
-    return digest.hexdigest()
-
-
 class EvaluateActor(ShardActor):
     """One worker of the pool: holds the judges, and the model of its present task."""
 
@@ -108,18 +95,18 @@ class EvaluateActor(ShardActor):
         names = list(self.sealed["models"])
         model, number = divmod(shard.index, self.sealed["shards"] // len(names))
         with self.lock:
-            self._turn_to(names[model], is_base=model == 0)
+            self._turn_to(names[model], self.models[model], is_base=model == 0)
             result = self.assigner.assign(shard, starts, only)
             if number == 0:
                 result.about["diversity"] = self.rows.spread(self.sealed["diversity_prompts"])
         return result
 
-    def _turn_to(self, name: str, is_base: bool) -> None:
-        """Have the model `name` in memory, and no other."""
+    def _turn_to(self, name: str, model: ModelFolder, is_base: bool) -> None:
+        """Have this model in memory, and no other."""
         if name == self.present:
             return
-        job, folder = self.job, self.job.model[name]
-        texts, conditions, computed, waited = text_fingerprint(folder), None, 0, 0.0
+        job, texts = self.job, model.text_fingerprint
+        conditions, computed, waited = None, 0, 0.0
         if self.present is not None:
             conditions = self.rows.prompts.conditions if texts == self.texts else None
             computed, waited = self.engine.computed, self.rows.waited  # what the metrics count goes on
@@ -127,7 +114,7 @@ class EvaluateActor(ShardActor):
             del self.engine, self.assigner, self.rows
             if self.device == "cuda":
                 torch.cuda.empty_cache()
-        generator = load_generator(folder, self.device)
+        generator = load_generator(model, self.device)
         prompts = PromptCache(generator)
         if conditions is not None:
             prompts.conditions = conditions

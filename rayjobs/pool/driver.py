@@ -1,10 +1,11 @@
 """The driver's side of the pool: hand out tasks, read receipts, quarantine, stop where too many rows fail."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ortho_core.errors import RunFailed
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.pairs.rows import Failure
 from ortho_core.records.parts import ShardResult
@@ -20,17 +21,18 @@ def work_through(
     job: Any,
     ledger: Ledger,
     pairs: PairSet,
+    models: Sequence[ModelFolder],
     todo: list[tuple[Task, Shard]],
     rows: int,
     quarantined: int,
     worker: type[ShardActor] = ShardActor,
     verb: str = "assign",
 ) -> None:
-    """Run the tasks through the pool. `rows` and `quarantined` are settled already. Raises RunFailed or UserError."""
+    """Run the tasks through the pool; `rows` and `quarantined` are settled already. Raises RunFailed or UserError."""
     tasks = {task.shard: (task, shard) for task, shard in todo}
     progress = Progress(verb, ledger.plan["rows"], "rows", done=rows)
     loss, assigned, example = 0.0, 0, f"see {job.out}/failures.jsonl"
-    for done in receipts(job, ledger.plan, pairs, todo, worker):
+    for done in receipts(job, ledger.plan, pairs, models, todo, worker):
         task, shard = tasks[int(done["index"])]
         if done["error"]:
             raise RunFailed(str(done["error"]))
@@ -65,6 +67,7 @@ def receipts(
     job: Any,
     sealed: dict[str, Any],
     pairs: PairSet,
+    models: Sequence[ModelFolder],
     todo: list[tuple[Task, Shard]],
     worker: type[ShardActor] = ShardActor,
 ) -> Iterator[dict[str, Any]]:
@@ -72,7 +75,7 @@ def receipts(
     of completion.
     """
     if not job.pool_size[1]:
-        own = worker(job, sealed, pairs, gpus=job.own_gpus(), decoder_cpus=0)
+        own = worker(job, sealed, pairs, models, gpus=job.own_gpus(), decoder_cpus=0)
         yield from (own.work(task, shard) for task, shard in todo)
         return
     from rayjobs.pool.actors import Attempts, on_this_node, pooled
@@ -83,6 +86,7 @@ def receipts(
         "job": job,
         "sealed": sealed,
         "pairs": pairs,
+        "models": models,
         "gpus": job.gpus(),
         "decoder_cpus": job.spare_cpu(most) if job.cpus_per_decoder is None else job.cpus_per_decoder,
         "attempts": on_this_node(Attempts),

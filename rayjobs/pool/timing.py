@@ -5,6 +5,7 @@ from typing import Any
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.pool.worker import ShardActor
 from rayjobs.verb.session import innermost, ray_session
 
@@ -12,7 +13,9 @@ from rayjobs.verb.session import innermost, ray_session
 TIMED = 3
 
 
-def seconds_per_evaluation(job: Any, rows_per_shard: int, worker: type[ShardActor]) -> dict[str, Any]:
+def seconds_per_evaluation(
+    job: Any, model: ModelFolder, rows_per_shard: int, worker: type[ShardActor]
+) -> dict[str, Any]:
     """Seconds for one evaluation of one image, with what it was measured on. Raises UserError or RunFailed."""
     import ray
 
@@ -23,7 +26,7 @@ def seconds_per_evaluation(job: Any, rows_per_shard: int, worker: type[ShardActo
         if job.node_labels:
             task = task.options(label_selector=job.node_labels)
         try:
-            told = ray.get(task.remote(job, rows_per_shard, worker, "cuda" if gpus else "cpu"))
+            told = ray.get(task.remote(job, model, rows_per_shard, worker, "cuda" if gpus else "cpu"))
         except ray.exceptions.RayError as error:
             raise RunFailed(f"the timing failed: {innermost(error)}") from error
     if "error" in told:
@@ -31,7 +34,7 @@ def seconds_per_evaluation(job: Any, rows_per_shard: int, worker: type[ShardActo
     return {**told, "gpus_per_worker": gpus}
 
 
-def _time(job: Any, rows_per_shard: int, worker: type[ShardActor], device: str) -> dict[str, Any]:
+def _time(job: Any, model: ModelFolder, rows_per_shard: int, worker: type[ShardActor], device: str) -> dict[str, Any]:
     """On a worker: the engine on images of noise."""
     import torch
 
@@ -41,7 +44,7 @@ def _time(job: Any, rows_per_shard: int, worker: type[ShardActor], device: str) 
 
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     try:
-        generator = load_generator(job.model, device, job.dtype, gradient_checkpointing=job.gradient_checkpointing)
+        generator = load_generator(model, device, job.dtype, gradient_checkpointing=job.gradient_checkpointing)
         objective = worker.objective_of(job, generator)
     except UserError as error:
         return {"error": str(error)}

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from ortho_core.estep.objective import Objective, Reconstruction
 from ortho_core.estep.rows import PairRows, Rows
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
 from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.pairs import PairSet, Shard
@@ -59,10 +60,17 @@ class ShardActor:
     kind: ClassVar[type[SearchConfig]] = AssignConfig
 
     def __init__(
-        self, job: Any, sealed: dict[str, Any], pairs: PairSet, gpus: float, decoder_cpus: float, attempts: Any = None
+        self,
+        job: Any,
+        sealed: dict[str, Any],
+        pairs: PairSet,
+        models: Sequence[ModelFolder],
+        gpus: float,
+        decoder_cpus: float,
+        attempts: Any = None,
     ) -> None:
         """`attempts` counts how often shards were begun; without it the actor works outside Ray."""
-        self.job, self.sealed = job, sealed
+        self.job, self.sealed, self.models = job, sealed, models
         self.ledger = self.ledger_of(job, sealed)
         self.pairs, self.attempts = pairs, attempts
         self.turns, self.notes = Turns(), list[str]()
@@ -100,7 +108,8 @@ class ShardActor:
 
     def load(self, job: Any, device: str) -> OneStepGenerator:
         """The generator of this worker."""
-        return load_generator(job.model, device, job.dtype, gradient_checkpointing=job.gradient_checkpointing)
+        (model,) = self.models
+        return load_generator(model, device, job.dtype, gradient_checkpointing=job.gradient_checkpointing)
 
     @classmethod
     def config_of(cls, job: Any) -> SearchConfig:

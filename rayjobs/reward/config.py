@@ -7,7 +7,7 @@ from pydantic import BeforeValidator
 
 from ortho_core.errors import UserError
 from ortho_core.estep.config import SearchConfig
-from ortho_core.generators.model_folder import latent_shape_of
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.rewards import parse_rewards, reward_fingerprints
 from ortho_core.storage.location import LocalPath, Location
@@ -51,9 +51,9 @@ class RewardJob(SearchConfig, PoolSettings):
         return {"": self.rewards_root, **(self.reward_folders or {})}
 
 
-def check(job: RewardJob) -> dict[str, str]:
+def check(job: RewardJob, model: ModelFolder) -> dict[str, str]:
     """Fingerprints of the rewards' weights. Raises UserError for whatever can be found wrong before anything is loaded."""
-    job.space(latent_shape_of(job.model))
+    job.space(model.latent_shape)
     if (job.prompt is None) == (job.prompts is None):
         raise UserError("give --prompt TEXT or --prompts FILE, and not both")
     if job.prompt is not None and not job.prompt.strip():

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from ortho_core.errors import RunFailed
-from ortho_core.generators.model_folder import latent_shape_of, model_fingerprint
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.pairs.rows import PromptFields
@@ -30,9 +30,9 @@ from rayjobs.verb.plan import claim
 from rayjobs.verb.session import ray_session
 
 
-def make_plan(job: RewardJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
+def make_plan(job: RewardJob, model: ModelFolder) -> tuple[dict[str, Any], PairSet, list[Shard]]:
     """What the run over a file of prompts will do. Raises UserError."""
-    weights = check(job)
+    weights = check(job, model)
     assert job.prompts is not None
     rows = PairSet(job.prompts, PromptFields(prompt_field=job.prompt_field, id_field=job.id_field))
     rows_per_shard = job.rows_per_shard or rows.rows_per_shard()
@@ -40,7 +40,7 @@ def make_plan(job: RewardJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
     own = {"store_latents": True, "reward": parse_rewards(job.reward)}
     plan = {
         "pairs_fingerprint": rows.fingerprint(),
-        "model_fingerprint": model_fingerprint(job.model),
+        "model_fingerprint": model.fingerprint,
         "reward_fingerprints": weights,
         "config": settings(job, decides) | own,
         "warm_start": None,
@@ -53,12 +53,13 @@ def make_plan(job: RewardJob) -> tuple[dict[str, Any], PairSet, list[Shard]]:
 
 def plan(job: RewardJob) -> dict[str, Any]:
     """What a dry run prints."""
+    model = ModelFolder.open(job.model)
     if job.prompt is not None:
-        return {"reward_fingerprints": check(job), "evaluations_at_most": job.steps, "out": job.out}
+        return {"reward_fingerprints": check(job, model), "evaluations_at_most": job.steps, "out": job.out}
     from rayjobs.pool.timing import seconds_per_evaluation
 
-    content, _, _ = make_plan(job)
-    timing = seconds_per_evaluation(job, content["rows_per_shard"], RewardActor)
+    content, _, _ = make_plan(job, model)
+    timing = seconds_per_evaluation(job, model, content["rows_per_shard"], RewardActor)
     evaluations = content["rows"] * job.steps
     hours = evaluations * timing["seconds_per_evaluation"] / 3600
     least = min(max(1, job.pool_size[1]), content["shards"])
@@ -73,13 +74,14 @@ def plan(job: RewardJob) -> dict[str, Any]:
 
 def run(job: RewardJob) -> int:
     """Optimise what is not done yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
-    check(job)
+    model = ModelFolder.open(job.model)
     if job.prompt is not None:
         from rayjobs.reward.one_prompt import run_one
 
-        return run_one(job)
+        check(job, model)
+        return run_one(job, model)
     job = located(job)
-    sealed, rows, shards = make_plan(job)
+    sealed, rows, shards = make_plan(job, model)
     folder = claim(job.out, sealed, "reward")
     ledger = Ledger(folder, sealed)
     todo, done, quarantined = ledger.survey(job.retry_failures)
@@ -90,16 +92,16 @@ def run(job: RewardJob) -> int:
     with ray_session():
         tasks = [(task, shards[task.shard]) for task in todo]
         if tasks:
-            work_through(job, ledger, rows, tasks, done, quarantined, RewardActor, "reward")
-        return conclude(job, ledger, sealed["rows"] - done, time.monotonic() - started)
+            work_through(job, ledger, rows, [model], tasks, done, quarantined, RewardActor, "reward")
+        return conclude(job, model, ledger, sealed["rows"] - done, time.monotonic() - started)
 
 
-def conclude(job: RewardJob, ledger: Ledger, rows_this_run: int, seconds: float) -> int:
+def conclude(job: RewardJob, model: ModelFolder, ledger: Ledger, rows_this_run: int, seconds: float) -> int:
     """Reconcile, say what was gained, take pictures, write report and summary. Returns the exit code."""
     counts = ledger.finish()
     rewards: dict[str, dict[str, Any]] = {}
     if counts["assigned"]:
-        counts["gaussianity"] = write_gaussianity(ledger.folder, latent_shape_of(job.model))
+        counts["gaussianity"] = write_gaussianity(ledger.folder, model.latent_shape)
         say(f"reward: {counts['gaussianity']}")
         rewards = gains(Assignments(job.out))
         optimised = ledger.plan["config"]["reward"]
@@ -119,7 +121,7 @@ def conclude(job: RewardJob, ledger: Ledger, rows_this_run: int, seconds: float)
     }
     content = summary_json(summary)
     if counts["assigned"]:
-        take_pictures(job)
+        take_pictures(job, model)
         write_report(ledger.folder, json.loads(content))
     ledger.folder.replace("summary.json", content.encode())  # last: what has its summary has its report
     if not counts["assigned"]:

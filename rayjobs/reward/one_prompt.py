@@ -15,7 +15,7 @@ from ortho_core.estep.engine import Engine
 from ortho_core.estep.queue import requests_of
 from ortho_core.evaluation import to_bytes
 from ortho_core.generators.load import load_generator
-from ortho_core.generators.model_folder import model_fingerprint
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.gaussianity import verdict, write_diagnostics
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pictures import labelled_rows, to_picture
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from rayjobs.reward.config import RewardJob
 
 
-def run_one(job: "RewardJob") -> int:
+def run_one(job: "RewardJob", model: ModelFolder) -> int:
     """Raise the rewards of one prompt. Returns 0. Raises UserError or RunFailed."""
     assert job.prompt is not None
     out = Path(job.out)
     if out.exists() and any(out.iterdir()) and not (out / "meta.json").is_file():
         raise UserError(f"{out} is not empty and was not made by `ortho reward --prompt`; choose another folder")
-    started = time.monotonic()
-    generator = load_generator(job.model, pick_device("auto"), job.dtype)
+    fingerprint, started = model.fingerprint, time.monotonic()
+    generator = load_generator(model, pick_device("auto"), job.dtype)
     objective = objective_of(job, generator)
     seen: list[Tensor] = []
     objective.on_images = lambda images: seen.append(to_bytes(images[:1]))
@@ -92,7 +92,7 @@ def run_one(job: "RewardJob") -> int:
             "optimised": objective.rewards.weights,
             "gaussianity": verdict(statistics),
             "history": {name: values.tolist() for name, values in found.history.items()},
-            "model_fingerprint": model_fingerprint(job.model),
+            "model_fingerprint": fingerprint,
             "seconds_this_run": round(time.monotonic() - started, 2),
             "config": job.model_dump(mode="json"),
         }

@@ -11,6 +11,7 @@ import torch
 
 from ortho_core.evaluation import to_bytes
 from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.pictures import save_png
 from ortho_core.records.assignments import Assignments
 from rayjobs.verb.console import say
@@ -25,24 +26,24 @@ PICTURED = 12
 FOLDER, BEFORE, AFTER = "pictures", "before.png", "after.png"
 
 
-def take_pictures(job: "RewardJob") -> None:
+def take_pictures(job: "RewardJob", model: ModelFolder) -> None:
     """Leave `pictures/before.png` and `after.png` in the job's folder. Without them, a run still has its report."""
     import ray
 
     remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=job.gpus() or None, label_selector=job.node_labels)(draw)
     try:
-        ray.get(remote.remote(job, bool(job.gpus())))
+        ray.get(remote.remote(job, model, bool(job.gpus())))
     except ray.exceptions.RayError as failure:
         say(f"reward: no pictures for the report: {innermost(failure)}")
 
 
 @torch.no_grad()
-def draw(job: "RewardJob", cuda: bool) -> None:
+def draw(job: "RewardJob", model: ModelFolder, cuda: bool) -> None:
     """On a worker: the images at the base noise, and those whose latents were recorded."""
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     found = Assignments(job.out)
     index = range(min(PICTURED, len(found)))
-    generator = load_generator(job.model, "cuda" if cuda else "cpu", job.dtype)
+    generator = load_generator(model, "cuda" if cuda else "cpu", job.dtype)
     shape, device = generator.latent_shape, generator.device
     prompts = [row["prompt"] for row in found.rows(index, ["prompt"])]
     base = found.base_noise(index, shape).to(device)

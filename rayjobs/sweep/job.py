@@ -11,6 +11,7 @@ from typing import Any
 
 from ortho_core.errors import UserError, install
 from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric, number
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved, settings
 from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
@@ -27,17 +28,17 @@ from rayjobs.verb.plan import claim, fingerprint, replace_text
 from rayjobs.verb.session import ray_session
 
 
-def make_plan(job: SweepJob) -> dict[str, Any]:
+def make_plan(job: SweepJob, model: ModelFolder) -> dict[str, Any]:
     """What identifies the sweep. Raises UserError for whatever can be found wrong before any work starts."""
     check_search(job)
     base, space = base_of(job), space_of(job)
     points = points_of(job, space)
-    sealed = em.make_plan(with_values(base, points[0]))
+    sealed = em.make_plan(with_values(base, points[0]), model)
     for point in [*points[1:], *([reference_point(points)] if job.baseline else [])]:
-        em.check(with_values(base, point), sealed["rows"])
+        em.check(with_values(base, point), model, sealed["rows"])
     if job.early_stopping == "asha":
         check_asha(job, space)
-    judged, _, _ = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir))
+    judged, _, _ = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir), {"base": model})
     check_metric(job, judged)
     own = settings(job, decides)
     del own["evaluate"]  # it has a plan of its own
@@ -108,7 +109,7 @@ def check_metric(job: SweepJob, judged: Mapping[str, Any]) -> None:
 
 def plan(job: SweepJob) -> dict[str, Any]:
     """What a dry run prints."""
-    content = make_plan(job)
+    content = make_plan(job, ModelFolder.open(job.model))
     space = space_of(job)
     points = points_of(job, space)
     steps = {assign_key(with_values(base_of(job), p)) for p in points}
@@ -137,7 +138,8 @@ def named(point: Point) -> Point:
 def run(job: SweepJob) -> int:
     """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
     started = time.monotonic()
-    sealed, given = make_plan(job), job
+    model = ModelFolder.open(job.model)
+    sealed, given = make_plan(job, model), job
     job = located(job)
     claim(job.work_dir, sealed, "sweep")
     space = space_of(job)
@@ -151,8 +153,8 @@ def run(job: SweepJob) -> int:
         from rayjobs.sweep.tune import references, tune_trials
 
         with ray_session():
-            compared = references(job, reference_point(points_of(job, space)))
-            outcomes = tune_trials(job, space)
+            compared = references(job, model, reference_point(points_of(job, space)))
+            outcomes = tune_trials(job, model, space)
         seconds = round(time.monotonic() - started, 1)
     told = {"seconds_this_run": seconds, "config": given.model_dump(mode="json")}
     summary = conclude(job, space, compared, outcomes) | told

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ortho_core.generators.model_folder import model_fingerprint
+from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob
 from rayjobs.em import job as em
@@ -36,8 +36,8 @@ class EStep:
     Of trials that need the same assignments, the first has them made; the others wait, and find them complete.
     """
 
-    def make(self, step: AssignJob) -> int:
-        return assign.run(step)
+    def make(self, step: AssignJob, model: ModelFolder) -> int:
+        return assign.run(step, model)
 
 
 def folder_of(job: SweepJob, values: Point) -> Path:
@@ -109,7 +109,9 @@ def judge_job(job: SweepJob, models: dict[str, Path], out: Path, base_from: Path
     )
 
 
-def run_trial(job: SweepJob, values: Point, e_steps: Any, watch: Callable[[int], Sequence[Any]]) -> dict[str, Any]:
+def run_trial(
+    job: SweepJob, model: ModelFolder, values: Point, e_steps: Any, watch: Callable[[int], Sequence[Any]]
+) -> dict[str, Any]:
     """E-step, M-step and evaluation at one point; goes on where an earlier run of the same trial was ended.
 
     `e_steps` is the `EStep` actor; `watch` gives Ray Train's callbacks for each cycle. Returns the trial's record.
@@ -120,22 +122,23 @@ def run_trial(job: SweepJob, values: Point, e_steps: Any, watch: Callable[[int],
     write_record(job, values, "running")
     trial = em_job(job, values, folder / "em")
 
-    def e_step(step: AssignJob) -> int:
+    def e_step(step: AssignJob, given: ModelFolder) -> int:
         """That of the first cycle may be another trial's as well; later ones are of this trial's own model."""
-        return int(ray.get(e_steps.make.remote(step))) if step.model == job.model else assign.run(step)
+        return int(ray.get(e_steps.make.remote(step, given))) if given is model else assign.run(step, given)
 
-    em.run(trial, e_step, watch)
+    em.run(trial, e_step, watch, model)
     steps = json.loads((folder / "em" / "em_summary.json").read_text())
-    model = Path(steps["model"])
-    evaluate.run(judge_job(job, {"base": job.model, "trial": model}, folder / "evaluation", evaluation_of(job)))
+    trained = ModelFolder.open(steps["model"])
+    judge = judge_job(job, {"base": job.model, "trial": trained.path}, folder / "evaluation", evaluation_of(job))
+    evaluate.run(judge, {"base": model, "trial": trained})
     first = steps["cycles"][0]
     return write_record(
         job,
         values,
         "finished",
         metrics=read_figures(folder / "evaluation")["trial"],
-        model=str(model),
-        model_fingerprint=model_fingerprint(model),
+        model=str(trained.path),
+        model_fingerprint=trained.fingerprint,
         assignments=first["assign"]["run_fingerprint"],
         quarantined=first["assign"]["quarantined"],
         evaluations=[spent(cycle["assign"]) for cycle in steps["cycles"]],

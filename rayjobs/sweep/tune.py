@@ -19,6 +19,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from ortho_core.errors import RunFailed, UserError
+from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.assign import job as assign
 from rayjobs.em import job as em
 from rayjobs.evaluate import job as evaluate
@@ -39,6 +40,7 @@ from rayjobs.sweep.trial import (
     write_record,
 )
 from rayjobs.train import job as train
+from rayjobs.train.config import TrainModels
 from rayjobs.verb.console import say
 from rayjobs.verb.resources import WorkerResources
 from rayjobs.verb.session import innermost
@@ -53,22 +55,23 @@ EVERY_S, SHOWN = 30.0, 4
 MANY = 8
 
 
-def references(job: SweepJob, point: Point) -> dict[str, Any]:
+def references(job: SweepJob, model: ModelFolder, point: Point) -> dict[str, Any]:
     """The figures of the base model and of direct SFT, which every trial is compared with; and the held-out rows' noise."""
-    models = {"base": job.model}
+    models = {"base": model}
     beside = em_job(job, point, job.work_dir / REFERENCES)
     if job.watched:
         say("held-out pairs: the noise that the first model maps closest to each")
-        assign.run(em.cached(beside, em.heldout_job(job)))
+        assign.run(em.cached(beside, em.heldout_job(job), model), model)
     if job.baseline:
         say("E-step of the first trial")
-        assign.run(em.cached(beside, em.assign_job(beside, 1, job.model)))
+        assign.run(em.cached(beside, em.assign_job(beside, 1, job.model), model), model)
         say("direct SFT on random noise, to compare with")
         direct = em.baseline_job(beside)
-        train.run(direct)
-        models["direct"] = direct.out / "checkpoint-final"
+        train.run(direct, models=TrainModels(model, model))
+        models["direct"] = ModelFolder.open(direct.out / "checkpoint-final")
     say("the held-out figures of " + " and ".join(models))
-    evaluate.run(judge_job(job, models, evaluation_of(job)))
+    paths = {name: folder.path for name, folder in models.items()}
+    evaluate.run(judge_job(job, paths, evaluation_of(job)), models)
     return read_figures(evaluation_of(job))
 
 
@@ -119,7 +122,7 @@ class CycleReport(TuneReportCallback):  # type: ignore[misc]
             super().after_report(run_context, [told], None)
 
 
-def trial(config: dict[str, Any], job: SweepJob, e_steps: Any) -> None:
+def trial(config: dict[str, Any], job: SweepJob, model: ModelFolder, e_steps: Any) -> None:
     """What Tune runs: a trial that is settled tells again what it told; any other is run."""
     values: Point = config.get("trial", config)
     record = record_of(job, values)
@@ -129,7 +132,7 @@ def trial(config: dict[str, Any], job: SweepJob, e_steps: Any) -> None:
         if record["status"] == "stopped":
             return
     else:
-        record = run_trial(job, values, e_steps, lambda cycle: [CycleReport((cycle - 1) * job.train.epochs)])
+        record = run_trial(job, model, values, e_steps, lambda cycle: [CycleReport((cycle - 1) * job.train.epochs)])
     last = record["curve"][-1] if record["curve"] else {}
     figures = {name: figure["value"] for name, figure in record["metrics"].items()}
     tune.report({**last, **figures, "epoch": job.epochs + 1, "finished": True})
@@ -187,7 +190,7 @@ class Outcomes(tune.Callback):  # type: ignore[misc]
         say(f"sweep: {self.done}/{self.total} trials; {name}: {told}")
 
 
-def tune_trials(job: SweepJob, space: Space) -> list[dict[str, Any]]:
+def tune_trials(job: SweepJob, model: ModelFolder, space: Space) -> list[dict[str, Any]]:
     """Run every trial that is not settled. Returns a record of each, in the order of the plan."""
     points = points_of(job, space)
     at_once = room_for(job)
@@ -198,7 +201,7 @@ def tune_trials(job: SweepJob, space: Space) -> list[dict[str, Any]]:
     shutil.rmtree(job.work_dir / TUNE, ignore_errors=True)  # nothing in it is needed again
     settings, parameters = search(job, space, points)
     tuner = tune.Tuner(
-        tune.with_resources(partial(trial, job=job, e_steps=e_steps), NEXT_TO_NOTHING),
+        tune.with_resources(partial(trial, job=job, model=model, e_steps=e_steps), NEXT_TO_NOTHING),
         param_space=parameters,
         tune_config=tune.TuneConfig(
             **settings,

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import TEACHER, Lora, add_lora, has_lora
 from ortho_core.generators.model_card import model_card
-from ortho_core.generators.model_folder import base_folder_of, classes_of
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.mstep.update import MStep
 from ortho_core.storage.folders import link_tree, replace_folder
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from rayjobs.train.config import TrainJob
 
 
-class ModelFolders:
+class CheckpointFolders:
     """Writes the network as it is; with EMA, its average too, under the name with `-ema` added."""
 
-    def __init__(self, job: "TrainJob", sealed: Mapping[str, Any], step: MStep, rank: int) -> None:
-        self.job, self.sealed, self.step, self.rank = job, sealed, step, rank
+    def __init__(self, job: "TrainJob", sealed: Mapping[str, Any], model: ModelFolder, step: MStep, rank: int) -> None:
+        self.job, self.sealed, self.model, self.step, self.rank = job, sealed, model, step, rank
 
     def save(self, names: list[str], update: int, metrics: Mapping[str, float]) -> None:
         """Write the first folder and link the others to its files. Every worker calls this; rank 0 writes."""
@@ -47,8 +47,9 @@ class ModelFolders:
         if has_lora(network) and self.job.lora_merge:
             # Merged in a copy: taking an adapter out again would not give the same weights back to the last bit.
             with tempfile.TemporaryDirectory(dir=self.job.out, prefix=".merge-") as scratch:
-                generator.save(Path(scratch) / "lora")
-                load_generator(Path(scratch) / "lora").save(first, card)
+                adapted = Path(scratch) / "lora"
+                generator.save(adapted)
+                load_generator(self.model.base.with_adapter(adapted)).save(first, card)
         else:
             generator.save(first, card)
         network.train(training)
@@ -64,7 +65,7 @@ class ModelFolders:
     def _plain(self, weights: dict[str, torch.Tensor]) -> Any:
         """A generator on the CPU with those weights: a sharded network cannot be saved as it is."""
         job = self.job
-        plain = load_generator(job.model, keep_adapter=bool(job.lora_rank))
+        plain = load_generator(self.model, keep_adapter=bool(job.lora_rank))
         if job.lora_rank and not has_lora(plain.trainable):
             add_lora(plain.trainable, Lora(job.lora_rank, job.alpha, job.targets), job.seed)
         plain.trainable.load_state_dict({k: v for k, v in weights.items() if f".{TEACHER}." not in k})
@@ -79,7 +80,7 @@ class ModelFolders:
         }
         return model_card(
             f"{job.title} {name}",
-            base=str(base_folder_of(job.model)),
+            base=str(self.model.base.path),
             facts={
                 "trained on": f"{sealed['rows']} assignments, {job.noise} noise ({kinds[job.noise]})",
                 "assignments": f"{job.assignments} (run {sealed['assignments']})",
@@ -92,5 +93,5 @@ class ModelFolders:
             metrics=metrics,
             config=sealed["config"],
             lora=bool(job.lora_rank) and not job.lora_merge,
-            classes=classes_of(job.model),
+            classes=self.model.classes,
         )

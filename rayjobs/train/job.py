@@ -6,13 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from ortho_core.errors import UserError
-from ortho_core.generators.model_folder import (
-    base_folder_of,
-    image_size_of,
-    latent_shape_of,
-    model_fingerprint,
-    target_shape_of,
-)
 from ortho_core.marks import decides, settings
 from ortho_core.mstep.data import MatchedData, read_prompts
 from ortho_core.mstep.loss import TERMS
@@ -22,7 +15,7 @@ from ortho_core.pairs import PairFields, PairSet
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.parts import FORMAT
 from ortho_core.storage.open import open_store
-from rayjobs.train.config import TrainJob, check_lora
+from rayjobs.train.config import TrainJob, TrainModels, check_lora
 from rayjobs.train.worker import train_worker
 from rayjobs.training import launch
 from rayjobs.training.trackers import check as check_trackers
@@ -31,17 +24,17 @@ from rayjobs.verb.paths import located
 from rayjobs.verb.plan import fingerprint
 
 
-def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
+def make_plan(job: TrainJob, models: TrainModels) -> tuple[dict[str, Any], MatchedData]:
     """What the run will do, and on what. Raises UserError for whatever can be found wrong beforehand."""
     check_trackers(job)
-    assignments, shape = Assignments(job.assignments), latent_shape_of(job.model)
-    model = model_fingerprint(job.model)
+    assignments, model = Assignments(job.assignments), models.model
+    shape = model.latent_shape
     check_assignments(assignments, shape)
     made_with = assignments.plan["model_fingerprint"]
-    if job.noise == "matched" and made_with != model and not job.allow_stale:
+    if job.noise == "matched" and made_with != model.fingerprint and not job.allow_stale:
         raise UserError(
             f"the assignments in {job.assignments} were made with another model (fingerprint {made_with}) than --model "
-            f"{job.model} ({model}): assign again with this model, or say --allow-stale"
+            f"{job.model} ({model.fingerprint}): assign again with this model, or say --allow-stale"
         )
     if job.center_noise and job.noise != "matched":
         raise UserError(
@@ -52,24 +45,23 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
             f"{job.assignments} holds what `ortho reward` found: the model makes these images at that noise already; "
             "--noise base distils them to the noise that the search began from, --noise random to any"
         )
-    if job.preserve_model is not None and latent_shape_of(job.preserve_model) != shape:
+    if models.held.latent_shape != shape:
         raise UserError(f"--preserve-model {job.preserve_model} has another latent shape than --model {job.model}")
     job.check_shares(len(assignments), "assigned rows")
-    check_lora(job, job.model)
-    target_shape = target_shape_of(job.model)
+    check_lora(job, model)
     # As many rows as half of what a reader keeps in memory holds, so that it reads no part twice.
-    window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // assignments.row_bytes(shape, target_shape)))
+    window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // assignments.row_bytes(shape, model.target_shape)))
     data = MatchedData(
         assignments,
         Order(assignments.starts, job.batch_size, job.seed, window),
         shape,
-        image_size_of(job.model),
+        model.image_size,
         job.noise,
         job.seed,
         needs_images=bool(job.pixel_l1_weight),
         preserve_rows=job.preserve_rows,
         preserve_prompts=read_prompts(job.preserve_prompts) if job.preserve_prompts and job.preserves else (),
-        target_shape=target_shape,
+        target_shape=model.target_shape,
     )
     if data.needs_images and assignments.of_rewards:
         raise UserError(
@@ -82,8 +74,8 @@ def make_plan(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
         "format": FORMAT,
         "assignments": assignments.plan["run_fingerprint"],
         "pairs_fingerprint": assignments.plan["pairs_fingerprint"],
-        "model_fingerprint": model,
-        "preserve_fingerprint": model_fingerprint(job.preserve_model) if job.preserve_model else model,
+        "model_fingerprint": model.fingerprint,
+        "preserve_fingerprint": models.held.fingerprint,
         "config": settings(job, decides) | own,
         "rows": len(assignments),
         "updates": job.epochs * data.order.updates,
@@ -122,17 +114,21 @@ def images_of(assignments: str, pairs: str | None) -> PairSet:
 
 def plan(job: TrainJob) -> dict[str, Any]:
     """What a dry run prints."""
-    content, _ = make_plan(job)
+    models = TrainModels.open(job)
+    content, _ = make_plan(job, models)
     kept = (2 + (job.epochs // job.save_every if job.save_every else 0)) * (2 if job.ema else 1)
     if not job.lora_rank or job.lora_merge:  # adapters are small beside these
-        size = sum(f.stat().st_size for f in base_folder_of(job.model).rglob("*") if f.is_file())
-        content["bytes_of_checkpoints_about"] = size * kept
+        content["bytes_of_checkpoints_about"] = models.model.base.weight_bytes * kept
     return {**content, "model_folders": kept, "rows_at_once_on_each_worker": job.rows_at_once, "out": str(job.out)}
 
 
-def run(job: TrainJob, callbacks: Sequence[Any] = ()) -> int:
-    """Train, or go on training; `callbacks` are Ray Train's. Returns 0. Raises UserError or RunFailed."""
-    sealed, data = make_plan(job)
+def run(job: TrainJob, callbacks: Sequence[Any] = (), models: TrainModels | None = None) -> int:
+    """Train, or go on training; `callbacks` are Ray Train's, `models` the job's, where the caller has opened them.
+
+    Returns 0. Raises UserError or RunFailed.
+    """
+    models = models or TrainModels.open(job)
+    sealed, data = make_plan(job, models)
     job = located(job).model_copy(update={"pairs": data.pairs.location if data.pairs is not None else None})
     if not launch.claimed(job.out, sealed, "train"):
         return 0
@@ -141,5 +137,5 @@ def run(job: TrainJob, callbacks: Sequence[Any] = ()) -> int:
         data = replace(data, center=mean.numpy())
         say(f"train: the mean of the matched noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
     title = f"train on {job.noise} noise"
-    launch.train(job, job.out, "train", sealed, train_worker, {"data": data}, title, TERMS, callbacks)
+    launch.train(job, job.out, "train", sealed, train_worker, {"data": data, "models": models}, title, TERMS, callbacks)
     return 0

@@ -11,7 +11,6 @@ from torch import nn
 from ortho_core.errors import RunFailed
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import Lora, add_lora, has_lora, keep_as_teacher
-from ortho_core.generators.model_folder import base_folder_of
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.data import MatchedData, Share, to_batch
@@ -22,8 +21,8 @@ from ortho_core.mstep.update import MStep, Outcome, autocast
 from ortho_core.mstep.validation import PICTURE, Validation, figures
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.records.assignments import Assignments
-from rayjobs.train.checkpoints import ModelFolders
-from rayjobs.train.config import TrainJob
+from rayjobs.train.checkpoints import CheckpointFolders
+from rayjobs.train.config import TrainJob, TrainModels
 from rayjobs.train.feed import ahead, feed, read_here
 from rayjobs.training.loop import TrainLoop, Update, work
 
@@ -37,7 +36,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     def run(rank: int, world: int) -> dict[str, Any]:
         try:
-            return Training(job, config["plan"], config["data"], rank, world).run()
+            return Training(job, config["plan"], config["data"], config["models"], rank, world).run()
         except torch.OutOfMemoryError as error:
             raise RunFailed(out_of_memory(job)) from error
 
@@ -64,10 +63,12 @@ def out_of_memory(job: TrainJob) -> str:
 class Training(TrainLoop[Share]):
     """Fine-tunes on assigned noise; `checkpoint-best` is the lowest error on the held-out rows, or else the lowest loss."""
 
-    def __init__(self, job: TrainJob, plan: Mapping[str, Any], data: MatchedData, rank: int, world: int) -> None:
+    def __init__(
+        self, job: TrainJob, plan: Mapping[str, Any], data: MatchedData, models: TrainModels, rank: int, world: int
+    ) -> None:
         epoch = data.order.updates
         super().__init__(job, job.out, job.title, plan, TERMS, epoch, job.epochs * epoch, rank, world)
-        self.job, self.data = job, data
+        self.job, self.data, self.models = job, data, models
         # Before the model is loaded: both take seconds, in different processes.
         self.shares: Iterator[Share] = iter(())
         if self.update < self.updates:
@@ -84,7 +85,7 @@ class Training(TrainLoop[Share]):
         self.prompts = PromptCache(self.generator)
         self.validation = self._validation()
         self.step = MStep(self.generator, self.teacher, job, self.updates, self._wrap)
-        self.folders = ModelFolders(job, plan, self.step, rank)
+        self.folders = CheckpointFolders(job, plan, models.model, self.step, rank)
         #: One entry per validation.
         self.validations: list[dict[str, float]] = []
         #: Updates whose gradient was not finite, with rows that may be at fault.
@@ -95,7 +96,7 @@ class Training(TrainLoop[Share]):
         # Sharding takes weights of one type alone.
         halved = job.lora_rank and job.mixed_precision == "bf16" and job.parallel == "ddp"
         generator = load_generator(
-            job.model,
+            self.models.model,
             ray.train.torch.get_device(),
             "bfloat16" if halved else "float32",
             gradient_checkpointing=job.gradient_checkpointing,
@@ -109,15 +110,13 @@ class Training(TrainLoop[Share]):
 
     def _teacher(self, network: nn.Module) -> Teacher:
         """f_0 without a second copy of the weights where an adapter is all that separates it from the network."""
-        job = self.job
-        model, held = job.model.resolve(), (job.preserve_model or job.model).resolve()
-        base = base_folder_of(model).resolve()
-        if job.lora_rank and held == model != base:
-            keep_as_teacher(network)
+        model, held = self.models.model, self.models.held
+        start, base = (held.fingerprint == other.fingerprint for other in (model, model.base))
+        if self.job.lora_rank and (start or base):
+            if not base:
+                keep_as_teacher(network)
             return AdapterTeacher(network)
-        if job.lora_rank and held == base:
-            return AdapterTeacher(network)
-        if held == model:
+        if start:
             return FrozenTeacher.copy_of(network)
         return FrozenTeacher(load_generator(held, self.generator.device).trainable)
 

@@ -7,18 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ortho_core.errors import UserError
-from ortho_core.generators import OneStepGenerator, load_generator, model_fingerprint
+from ortho_core.generators import ModelFolder, OneStepGenerator, load_generator
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
-from ortho_core.generators.model_folder import (
-    LORA_WEIGHTS,
-    LoraReference,
-    check_model_folder,
-    classes_of,
-    image_size_of,
-    latent_shape_of,
-    target_shape_of,
-)
+from ortho_core.generators.model_folder import LORA_WEIGHTS, write_lora_reference
 from ortho_core.noise.rotation import rotate, skew_parameters
 from tests.ortho_core.pairs.made import write_images, write_lines
 
@@ -38,19 +30,19 @@ def test_a_saved_folder_loads_as_the_same_generator_and_says_its_shapes(noise, i
     made = make(noise, image)
     made.save(tmp_path / "model", card="# a card\n")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "config.json", "network.safetensors"]
-    loaded = load_generator(tmp_path / "model")
+    folder = ModelFolder.open(tmp_path / "model")
+    loaded = load_generator(folder)
     assert isinstance(loaded, OneStepGenerator)
     condition, base = loaded.encode_prompts(["ship", "airplane"]), loaded.base_noise([3, 4])
     assert torch.equal(loaded.denoise(base, condition), made.denoise(base, condition))
-    assert base.shape[1:] == loaded.latent_shape == latent_shape_of(tmp_path / "model") == noise
-    assert loaded.denoise(base, condition).shape[1:] == target_shape_of(tmp_path / "model") == image
-    assert loaded.image_size == image_size_of(tmp_path / "model") == image[1:]
-    assert classes_of(tmp_path / "model") == CLASSES
-    assert check_model_folder(tmp_path / "model") == "class-conditional"
-    before = model_fingerprint(tmp_path / "model")
+    assert base.shape[1:] == loaded.latent_shape == folder.latent_shape == noise
+    assert loaded.denoise(base, condition).shape[1:] == folder.target_shape == image
+    assert loaded.image_size == folder.image_size == image[1:]
+    assert (folder.classes, folder.kind) == (CLASSES, "class-conditional")
+    before = folder.fingerprint
     made.network.leave[0].bias.add_(1.0)
     made.save(tmp_path / "model")
-    assert model_fingerprint(tmp_path / "model") != before
+    assert ModelFolder.open(tmp_path / "model").fingerprint != before
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
@@ -122,7 +114,7 @@ def test_a_broken_folder_is_told_by_its_file(tmp_path):
 
     def refused(says):
         with pytest.raises(UserError, match=says) as raised:
-            load_generator(folder)
+            load_generator(ModelFolder.open(folder))
         assert "\n" not in str(raised.value)
 
     make().save(folder)
@@ -141,17 +133,17 @@ def test_a_broken_folder_is_told_by_its_file(tmp_path):
 def test_what_is_for_pipelines_is_refused(tmp_path):
     make().save(tmp_path / "model")
     with pytest.raises(UserError, match=r"--gradient-checkpointing: .* is class-conditional"):
-        load_generator(tmp_path / "model", gradient_checkpointing=True)
+        load_generator(ModelFolder.open(tmp_path / "model"), gradient_checkpointing=True)
     (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / LORA_WEIGHTS).touch()
-    LoraReference((tmp_path / "model").absolute(), "0" * 16).write(tmp_path / "lora")
+    (tmp_path / "lora" / LORA_WEIGHTS).write_bytes(b"weights")
+    write_lora_reference(tmp_path / "lora", ModelFolder.open(tmp_path / "model"))
     with pytest.raises(UserError, match="class-conditional, which has no adapters"):
-        check_model_folder(tmp_path / "lora")
+        ModelFolder.open(tmp_path / "lora")
 
 
 def test_half_precision_keeps_float32_outside(tmp_path):
     make().save(tmp_path / "model")
-    generator = load_generator(tmp_path / "model", dtype="bfloat16")
+    generator = load_generator(ModelFolder.open(tmp_path / "model"), dtype="bfloat16")
     exact = make()
     base, condition = exact.base_noise([1, 2]), exact.encode_prompts(["ship", "1"])
     images = generator.denoise(base, condition)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.mstep.loss import TERMS, SftBatch, sft_loss
 from ortho_core.mstep.teacher import FrozenTeacher
 from ortho_core.mstep.update import MStep, MStepConfig
@@ -15,7 +15,7 @@ from ortho_core.mstep.update import MStep, MStepConfig
 @pytest.fixture
 def trainable(tiny_turbo):
     """A generator of the test's own, its network ready to train."""
-    generator = load_generator(tiny_turbo)
+    generator = load_generator(ModelFolder.open(tiny_turbo))
     generator.trainable.requires_grad_(True)
     return generator
 
@@ -32,7 +32,7 @@ def weights(generator):
 
 
 def trained(tiny_turbo, data, updates=2, **options):
-    generator = load_generator(tiny_turbo)
+    generator = load_generator(ModelFolder.open(tiny_turbo))
     generator.trainable.requires_grad_(True)
     teacher = FrozenTeacher.copy_of(generator.trainable)
     step = MStep(generator, teacher, MStepConfig(lr=1e-3, **options), 10)
@@ -73,7 +73,7 @@ def test_accumulation_changes_nothing_but_the_memory(tiny_turbo, data, pieces):
 
 def test_gradient_checkpointing_changes_nothing_but_the_memory(tiny_turbo, data):
     _, expected = trained(tiny_turbo, data)
-    generator = load_generator(tiny_turbo, gradient_checkpointing=True)
+    generator = load_generator(ModelFolder.open(tiny_turbo), gradient_checkpointing=True)
     generator.trainable.requires_grad_(True)
     step = MStep(generator, FrozenTeacher.copy_of(generator.trainable), MStepConfig(lr=1e-3), 10)
     for outcome in expected:
@@ -135,7 +135,7 @@ def test_bf16_keeps_float32_weights_and_stays_near(tiny_turbo, data):
 
 
 def test_the_schedule_warms_up_and_decays(tiny_turbo, data):
-    generator = load_generator(tiny_turbo)
+    generator = load_generator(ModelFolder.open(tiny_turbo))
     generator.trainable.requires_grad_(True)
     step = MStep(
         generator, None, MStepConfig(lr=1e-3, lr_schedule="linear", warmup_steps=2, preserve_latent_weight=0), 6

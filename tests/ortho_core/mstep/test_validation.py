@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ortho_core.evaluation import to_bytes
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.losses import mean_square
 from ortho_core.mstep.teacher import FrozenTeacher
@@ -17,7 +17,7 @@ from ortho_core.records.assignments import Assignments
 @pytest.fixture
 def moved(tiny_turbo):
     """A model that is no longer what it was."""
-    loaded = load_generator(tiny_turbo)
+    loaded = load_generator(ModelFolder.open(tiny_turbo))
     with torch.no_grad():
         loaded.trainable.conv_out.bias += 0.1
     return loaded

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from ortho_core.errors import BadRow, UserError
+from ortho_core.generators import ModelFolder
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.pairs import PairSet
 from ortho_core.records.reference_folder import (
     COLUMNS,
     LONGEST,
     SampleReader,
-    initial_scale,
     manifest_entry,
     manifest_lines,
     parse_entry,
@@ -57,21 +57,9 @@ def refused(root, reason, match, entry=None, **more):
     assert "\n" not in str(raised.value)
 
 
-def test_the_scale_is_what_the_pipeline_multiplies_unit_noise_by(tiny_turbo, generator, tmp_path):
-    assert initial_scale(tiny_turbo) == pytest.approx(14.6146, abs=1e-3)
-    scheduler = tmp_path / "scheduler"
-    scheduler.mkdir()
-    (scheduler / "scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}')
-    assert initial_scale(tmp_path) == 1.0
-    for content in ('{"_class_name": "UNet2DModel"}', '{"_class_name": "NoSuchThing"}', "{}", "[]", "{"):
-        (scheduler / "scheduler_config.json").write_text(content)
-        with pytest.raises(UserError, match=r"does not tell the scale of the noise.*--noise-scale states it"):
-            initial_scale(tmp_path)
-
-
 def test_what_is_written_is_what_the_reference_feeds_its_network(tiny_turbo, generator, root):
     """The reference's own arithmetic on the file: scale_model_input, network, scheduler step."""
-    write_sample(root, 0, RECORD, NOISE[0], initial_scale(tiny_turbo))
+    write_sample(root, 0, RECORD, NOISE[0], ModelFolder.open(tiny_turbo).noise_scale)
     latents = torch.load(root.path / "samples/a/best_input_noise.pt", weights_only=True)
     assert (latents.shape, latents.dtype) == ((1, *SHAPE), torch.float32)
     pipeline = generator.pipeline

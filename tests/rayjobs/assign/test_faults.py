@@ -15,6 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ortho_core.errors import BadRow, RunFailed
+from ortho_core.generators import ModelFolder
 from ortho_core.pairs import PairSet
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import conclude, make_plan, run
@@ -49,12 +50,13 @@ def undisturbed(tiny_turbo, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     pairs = copy_pairs(digits, folder / "pairs", 24)
     one = job(pairs, tiny_turbo, folder / "out")
-    plan, pair_set, shards = make_plan(one)
+    model = ModelFolder.open(tiny_turbo)
+    plan, pair_set, shards = make_plan(one, model)
     ledger = Ledger(claim(one.out, plan, "assign"), plan)
-    actor = ShardActor(one, plan, pair_set, gpus=0.0, decoder_cpus=0.0)
+    actor = ShardActor(one, plan, pair_set, [model], gpus=0.0, decoder_cpus=0.0)
     for shard in shards:
         actor.work(Task(shard.index), shard)
-    assert conclude(one, ledger, 24, 1.0) == 0
+    assert conclude(one, model, ledger, 24, 1.0) == 0
     return pairs, folder / "out"
 
 
@@ -132,6 +134,7 @@ def test_death_between_writing_a_part_and_publishing_it_leaves_nothing_behind(un
     one = job(pairs, tiny_turbo, tmp_path / "out")
     program = """
 import os, signal, sys
+from ortho_core.generators import ModelFolder
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import make_plan
 from rayjobs.pool.ledger import Task
@@ -139,9 +142,10 @@ from rayjobs.pool.worker import ShardActor
 from rayjobs.verb.plan import claim
 
 job = AssignJob.model_validate_json(sys.argv[1])
-plan, pairs, shards = make_plan(job)
+model = ModelFolder.open(job.model)
+plan, pairs, shards = make_plan(job, model)
 claim(job.out, plan, "assign")
-actor = ShardActor(job, plan, pairs, gpus=0.0, decoder_cpus=0.0)
+actor = ShardActor(job, plan, pairs, [model], gpus=0.0, decoder_cpus=0.0)
 actor.work(Task(0), shards[0])
 os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 actor.work(Task(1), shards[1])
@@ -246,10 +250,11 @@ def test_a_shard_that_kills_every_worker_is_quarantined_and_the_run_ends(undistu
     _, out = undisturbed
     pairs = copy_pairs(undisturbed[0], tmp_path / "pairs", 24)
     one = job(pairs, tiny_turbo, tmp_path / "out")
-    plan, _, shards = make_plan(one)
+    model = ModelFolder.open(tiny_turbo)
+    plan, _, shards = make_plan(one, model)
     ledger = Ledger(claim(one.out, plan, "assign"), plan)
-    work_through(one, ledger, Deadly(pairs), [(Task(s.index), s) for s in shards], 0, 0)
-    assert conclude(one, ledger, 24, 1.0) == 3
+    work_through(one, ledger, Deadly(pairs), [model], [(Task(s.index), s) for s in shards], 0, 0)
+    assert conclude(one, model, ledger, 24, 1.0) == 3
     failures = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
     assert [(f["row"], f["reason"]) for f in failures] == [(4, "worker-died"), (5, "worker-died")]
     kept = {name: row for name, row in rows(out).items() if int(name[:6]) not in (4, 5)}

@@ -12,7 +12,7 @@ from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.mstep.data import to_batch
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.records.assignments import Assignments
-from rayjobs.train.config import TrainJob
+from rayjobs.train.config import TrainJob, TrainModels
 from rayjobs.train.job import make_plan
 from tests.rayjobs.assign.reference import SCALE, SHAPE, export, files, reference_folder, take
 
@@ -36,7 +36,7 @@ def test_there_and_back_is_the_same_noise_and_trains(assigned, tiny_turbo, tmp_p
         assert other[name] == one[name]
     assert other["mean_loss"] == pytest.approx(one["mean_loss"])
     job = TrainJob(assignments=out, model=tiny_turbo, out=tmp_path / "t", batch_size=8, pixel_l1_weight=0.0)
-    plan, data = make_plan(job)
+    plan, data = make_plan(job, TrainModels.open(job))
     assert (plan["rows"], data.pairs.location) == (24, str(assigned[0]))
     batch = to_batch(data.share(0, 0), generator, PromptCache(generator), data.needs_images)
     index = data.order.share(0, 0).tolist()
@@ -55,7 +55,8 @@ def test_a_folder_with_the_least_in_it_is_imported_with_its_own_images(digits, t
     assert row == {"noise_seed": 0, "regions": 0, "skew": None, "loss": None, "target_latent": None}
     summary = json.loads((out / "summary.json").read_text(), parse_constant=pytest.fail)
     assert (summary["assigned"], summary["mean_loss"], summary["evaluations"]) == (6, None, 0)
-    _, data = make_plan(TrainJob(assignments=out, model=tiny_turbo, out=tmp_path / "t", batch_size=2))
+    job = TrainJob(assignments=out, model=tiny_turbo, out=tmp_path / "t", batch_size=2)
+    _, data = make_plan(job, TrainModels.open(job))
     assert data.pairs.fetch_image("samples/000003_x/x.png", "row 3") == (digits / "images/0003.png").read_bytes()
 
 

@@ -13,7 +13,7 @@ from ortho_core.records.assignments import Assignments
 from ortho_core.storage.open import open_store
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import run
-from rayjobs.train.config import TrainJob
+from rayjobs.train.config import TrainJob, TrainModels
 from rayjobs.train.job import make_plan
 from tests.conftest import copy_pairs
 from tests.rayjobs.same import assert_same, rows
@@ -58,7 +58,7 @@ def test_a_bucket_gives_the_rows_of_a_disk_and_goes_on_where_it_was(bucket, assi
         run(job.model_copy(update={"steps": 5}))
 
     training = TrainJob(assignments=there, model=tiny_turbo, out=tmp_path / "train", pixel_l1_weight=1.0)
-    plan, data = make_plan(training)
+    plan, data = make_plan(training, TrainModels.open(training))
     images = data.pairs
     assert plan["rows"] == len(data.assignments) == 24
     (name,) = (row["image"] for row in Assignments(there).rows([13], ["image"]))

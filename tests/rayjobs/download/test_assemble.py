@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ortho_core.errors import UserError
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from rayjobs.download.assemble import assemble
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -87,7 +87,7 @@ def test_a_unet_takes_its_place_in_the_base_with_its_own_step(suffix, base, publ
     assemble("unet", base, weights, into, "LCMScheduler", "epsilon", 399, lambda f: (f / "note").write_text("x"))
     saved = load_file(into / "unet" / WEIGHTS)
     assert {value.dtype for value in saved.values()} == {torch.float16 if suffix == ".bin" else torch.float32}
-    generator = load_generator(into)
+    generator = load_generator(ModelFolder.open(into))
     assert (generator.step.timestep, (into / "note").read_text()) == (399, "x")
     condition = generator.encode_prompts(["a red handwritten two on a white background"])
     noise = generator.base_noise([3])
@@ -129,7 +129,7 @@ def test_a_lora_is_merged_and_the_safety_checker_left_out(sd_base, tmp_path):
     assert added
     for name, value in before.items():
         torch.testing.assert_close(after[name], value + added.get(name, 0), atol=1e-5, rtol=1e-5)
-    generator = load_generator(tmp_path / "into")
+    generator = load_generator(ModelFolder.open(tmp_path / "into"))
     assert generator.step.timestep == 999
     assert type(generator.pipeline.scheduler).__name__ == "TCDScheduler"
 

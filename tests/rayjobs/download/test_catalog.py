@@ -7,7 +7,7 @@ import diffusers
 import pytest
 
 from ortho_core.errors import UserError
-from ortho_core.generators.model_folder import PIPELINES, model_fingerprint
+from ortho_core.generators import ModelFolder
 from ortho_core.generators.one_step import OneStep
 from ortho_core.rewards.kinds import KINDS
 from ortho_core.rewards.names import check_reward_files, reward_fingerprints
@@ -121,11 +121,9 @@ def test_what_is_required_comes_first_and_once():
         select(CATALOG, ["sdxl-turbp"])
 
 
-def test_an_assembled_model_needs_neither_its_files_nor_its_base(tmp_path):
+def test_an_assembled_model_needs_neither_its_files_nor_its_base(tiny_turbo, tmp_path):
     assert needed(["hyper-sdxl"], CATALOG, tmp_path) == ["sdxl-base", "hyper-sdxl"]
-    folder = tmp_path / CATALOG["hyper-sdxl"].model_folder
-    folder.mkdir()
-    (folder / "model_index.json").write_text(f'{{"_class_name": "{PIPELINES[1]}"}}')
+    shutil.copytree(tiny_turbo, tmp_path / CATALOG["hyper-sdxl"].model_folder)
     assert is_here("hyper-sdxl", CATALOG, tmp_path)
     assert needed(["hyper-sdxl"], CATALOG, tmp_path) == []
     assert needed(["hyper-sdxl", "dmd2-sdxl"], CATALOG, tmp_path) == ["sdxl-base", "dmd2-sdxl"]
@@ -153,7 +151,7 @@ def test_how_a_model_got_there_is_no_part_of_its_fingerprint(tiny_turbo, tmp_pat
     write_record(folder, "sdxl-turbo", CATALOG["sdxl-turbo"], "0" * 40, {"vae/config.json": {"size": 1, "sha256": ""}})
     write_record(folder, "sdxl-turbo", CATALOG["sdxl-turbo"], "0" * 40, {"unet/config.json": {"size": 2, "sha256": ""}})
     assert set(read_record(folder)["sdxl-turbo"]["files"]) == {"vae/config.json", "unet/config.json"}
-    assert model_fingerprint(folder) == model_fingerprint(tiny_turbo)
+    assert ModelFolder.open(folder).fingerprint == ModelFolder.open(tiny_turbo).fingerprint
     put(tmp_path, "clip")
     before = reward_fingerprints(["clip"], tmp_path)
     write_record(tmp_path / CATALOG["clip"].folder, "clip", CATALOG["clip"], "0" * 40, {})

@@ -13,7 +13,7 @@ import time
 import pytest
 import yaml
 
-from ortho_core.generators import load_generator, model_fingerprint
+from ortho_core.generators import ModelFolder, load_generator
 from rayjobs.cli import main
 from rayjobs.download.catalog import RECORD
 from tests.rayjobs.download.hub_server import COMMIT, serve
@@ -310,9 +310,9 @@ def test_weights_become_a_pipeline_that_needs_them_no_more(hub, tiny_turbo, tmp_
     assert main(["download", *options, "--offline"]) == 1
     assert download(hub, options) == 0
     assert "assembling" in capsys.readouterr().err
-    generator = load_generator(models / "one-step")
+    generator = load_generator(ModelFolder.open(models / "one-step"))
     assert generator.step.timestep == 800
-    assert model_fingerprint(models / "one-step") != model_fingerprint(tiny_turbo)
+    assert ModelFolder.open(models / "one-step").fingerprint != ModelFolder.open(tiny_turbo).fingerprint
     hub.requests.clear()
     shutil.rmtree(models / "one-step")
     (models / "one-step").mkdir()
@@ -321,7 +321,7 @@ def test_weights_become_a_pipeline_that_needs_them_no_more(hub, tiny_turbo, tmp_
     assert "one-step is there and no model folder; it would be replaced: move it away" in capsys.readouterr().err
     (models / "one-step" / "mine.txt").unlink()
     assert main(["download", *options, "--offline"]) == 0  # from the files that are there
-    assert load_generator(models / "one-step").step.timestep == 800
+    assert load_generator(ModelFolder.open(models / "one-step")).step.timestep == 800
     shutil.rmtree(models / "base")
     shutil.rmtree(models / "step")
     assert main(["download", *options, "--list"]) == 0

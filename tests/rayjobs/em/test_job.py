@@ -1,12 +1,16 @@
 """The EM driver end to end on a real Ray, small."""
 
 import json
+import shutil
+import sys
+from collections import Counter
 
 import pytest
 
 from ortho_core.errors import UserError
+from ortho_core.generators import ModelFolder
 from ortho_core.generators.lora import lora_of
-from ortho_core.generators.model_folder import base_folder_of, model_fingerprint
+from ortho_core.storage import hashes
 from rayjobs.assign.config import AssignSettings
 from rayjobs.em.config import EmJob
 from rayjobs.em.job import plan, run
@@ -62,6 +66,33 @@ def test_two_cycles_leave_models_numbers_and_a_report(small_pairs, tiny_turbo, d
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_a_models_configurations_are_opened_once_and_its_weights_read_before_the_work(
+    small_pairs, tiny_turbo, digits, tmp_path, monkeypatch
+):
+    """In the driver, of a run from the model to the evaluation of what became of it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where no hash is known
+    monkeypatch.setattr(hashes, "_known", {})
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(tiny_turbo, model)
+    opened = []
+
+    def watch(event, args):
+        if event == "open" and opened is not None:
+            opened.append(str(args[0]))
+
+    sys.addaudithook(watch)
+    options = {"cycles": 1, "baseline": False}
+    assert run(job(small_pairs, model, digits, out, **options)) == 0
+    counted, opened = Counter(opened), None
+    trained = out / "cycle_01" / "train" / "checkpoint-final"
+    for folder in (model, trained):
+        files = [file for file in folder.rglob("*") if file.suffix in {".json", ".safetensors"}]
+        assert {str(file.relative_to(folder)): counted[str(file)] for file in files} == {
+            str(file.relative_to(folder)): 1 for file in files
+        }
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_assignments_in_a_cache_are_made_once_for_all_runs(small_pairs, tiny_turbo, digits, tmp_path):
     options = {"cycles": 1, "baseline": False, "heldout": None, "assignments_cache": tmp_path / "cache", "train": HERE}
     assert run(job(small_pairs, tiny_turbo, digits, tmp_path / "one", **options)) == 0
@@ -88,9 +119,9 @@ def test_cycles_go_on_with_one_adapter_held_to_the_last_and_watched_on_the_held_
     folders = [out / f"cycle_0{k}" / "train" for k in (1, 2)]
     plans = [json.loads((folder / "plan.json").read_text()) for folder in folders]
     for content, model in zip(plans, (tiny_turbo, folders[0] / "checkpoint-final"), strict=True):
-        assert content["model_fingerprint"] == content["preserve_fingerprint"] == model_fingerprint(model)
-    assert lora_of(folders[1] / "checkpoint-final").rank == 2
-    assert base_folder_of(folders[1] / "checkpoint-final") == tiny_turbo
+        assert content["model_fingerprint"] == content["preserve_fingerprint"] == ModelFolder.open(model).fingerprint
+    assert lora_of(ModelFolder.open(folders[1] / "checkpoint-final")).rank == 2
+    assert ModelFolder.open(folders[1] / "checkpoint-final").base.path == tiny_turbo
     # Held to the model of its own cycle, cycle 2 begins without a drift; and it begins where cycle 1 ended.
     said = [json.loads((folder / "train_summary.json").read_text())["validations"] for folder in folders]
     for folder, figures in zip(folders, said, strict=True):

@@ -18,13 +18,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.evaluation.metrics import METRICS
 from ortho_core.evaluation.samples import from_png, rms_distance
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.pairs.rows import Failure
 from ortho_core.pictures import load_sheet
 from ortho_core.records.parts import ShardResult
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import table_of
-from rayjobs.evaluate.job import conclude, make_plan, plan, run
+from rayjobs.evaluate.job import conclude, make_plan, open_models, plan, run
 from rayjobs.evaluate.worker import PARTS, EvaluateActor, EvaluateLedger
 from rayjobs.pool.ledger import Task
 from rayjobs.verb.plan import claim
@@ -36,7 +36,7 @@ ROWS, BAD = 20, 2
 @pytest.fixture(scope="module")
 def moved(tiny_turbo, tmp_path_factory):
     """The base model with other weights in its network, and the same text encoder."""
-    generator = load_generator(tiny_turbo)
+    generator = load_generator(ModelFolder.open(tiny_turbo))
     weights = parameters_to_vector(generator.trainable.parameters())
     noise = torch.randn(len(weights), generator=torch.Generator().manual_seed(0))
     vector_to_parameters(weights + 0.3 * weights.std() * noise, generator.trainable.parameters())
@@ -63,15 +63,16 @@ def job(models, pairs, out, **options):
 
 def here(one):
     """The job in this process, without Ray; its result."""
-    sealed, pairs, tasks = make_plan(one)
+    models = open_models(one)
+    sealed, pairs, tasks = make_plan(one, models)
     ledger = EvaluateLedger(claim(one.out, sealed, "evaluate").child(PARTS), sealed)
-    actor = EvaluateActor(one, sealed, pairs, gpus=0.0, decoder_cpus=0.0)
+    actor = EvaluateActor(one, sealed, pairs, [*models.values()], gpus=0.0, decoder_cpus=0.0)
     for shard in tasks:
         told = actor.work(Task(shard.index), shard)
         assert told["error"] == ""
         if failures := json.loads(told["failures"]):  # of a shard without a usable row, the driver's to publish
             ledger.commit(Task(shard.index), ShardResult(failures=[Failure(**f) for f in failures]))
-    conclude(one, ledger)
+    conclude(one, models[sealed["base"]], ledger)
     return result_of(one.out)
 
 
@@ -224,7 +225,7 @@ def test_flat_targets_leave_sharpness_out(tiny_turbo, digits, tmp_path):
 
 
 def test_a_model_that_breaks_takes_its_rows_out_of_all_figures(tiny_turbo, digits, tmp_path):
-    generator = load_generator(tiny_turbo)
+    generator = load_generator(ModelFolder.open(tiny_turbo))
     with torch.no_grad():
         next(generator.trainable.parameters()).fill_(torch.nan)
     generator.save(tmp_path / "broken")

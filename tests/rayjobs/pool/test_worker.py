@@ -10,6 +10,7 @@ import pytest
 
 from ortho_core.errors import UserError
 from ortho_core.estep.candidates import candidate_seeds
+from ortho_core.generators import ModelFolder
 from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.records.assignments import Assignments
 from rayjobs.assign.config import AssignJob
@@ -24,12 +25,13 @@ ROWS = 10
 
 def assign(pairs, model, out, **options):
     job = AssignJob(pairs=pairs, model=model, out=out, steps=2, rows_per_shard=4, slots=4, **options)
-    plan, pair_set, shards = make_plan(job)
+    folder = ModelFolder.open(model)
+    plan, pair_set, shards = make_plan(job, folder)
     ledger = Ledger(claim(job.out, plan, "assign"), plan)
-    actor = ShardActor(job, plan, pair_set, gpus=0.0, decoder_cpus=0.0)
+    actor = ShardActor(job, plan, pair_set, [folder], gpus=0.0, decoder_cpus=0.0)
     told = [actor.work(Task(shard.index), shard) for shard in shards]
     assert [one["error"] for one in told] == [""] * len(shards)
-    return conclude(job, ledger, plan["rows"], 1.0)
+    return conclude(job, folder, ledger, plan["rows"], 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +140,14 @@ def test_the_record_has_the_seed_of_the_best_candidate_and_a_warm_start_keeps_it
 
 def test_one_candidate_is_the_run_without_any(digits, tiny_turbo, tmp_path):
     settings = {"pairs": digits, "model": tiny_turbo, "out": tmp_path}
-    plans = [make_plan(AssignJob(**settings, **own))[0] for own in ({}, {"candidates": 1}, {"candidates": 2})]
+    model, counts = ModelFolder.open(tiny_turbo), ({}, {"candidates": 1}, {"candidates": 2})
+    plans = [make_plan(AssignJob(**settings, **own), model)[0] for own in counts]
     assert plans[0] == plans[1]
     assert "candidates" not in plans[0]["config"]  # parts of before there was a choice are found again
     assert plans[2]["config"] == {**plans[0]["config"], "candidates": 2}
 
 
 def test_a_task_survives_being_packed(digits, tiny_turbo, tmp_path):
-    _, _, shards = make_plan(AssignJob(pairs=digits, model=tiny_turbo, out=tmp_path))
+    _, _, shards = make_plan(AssignJob(pairs=digits, model=tiny_turbo, out=tmp_path), ModelFolder.open(tiny_turbo))
     for task in (Task(1), Task(1, 2, frozenset({70, 64}))):
         assert unpacked(packed(task, shards[1])["task"]) == (task, shards[1])

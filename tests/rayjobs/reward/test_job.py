@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ortho_core.errors import UserError
 from ortho_core.evaluation import to_bytes
 from ortho_core.evaluation.features import TINY_CLIP
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.pictures import load_sheet
 from ortho_core.records.assignments import Assignments
 from ortho_core.rewards import load_rewards
@@ -81,7 +81,7 @@ def test_the_report_shows_the_first_prompts_before_and_after(done, tiny_turbo, t
     assert "The mean clip rose" in text
     assert "missing-prompt" in text
     check_in_browser(out / "report.html", tmp_path / "browser", images=12)
-    generator, found = load_generator(tiny_turbo), Assignments(out)
+    generator, found = load_generator(ModelFolder.open(tiny_turbo)), Assignments(out)
     condition = generator.encode_prompts(PROMPTS)
     for name, noise in (("before", found.base_noise), ("after", found.noise)):
         images = generator.decode(generator.denoise(noise(range(5), generator.latent_shape), condition))
@@ -102,7 +102,7 @@ def test_the_report_is_the_same_on_an_object_store(done, s3):
 
 def test_the_recorded_noise_makes_an_image_of_the_recorded_reward(done, tiny_turbo):
     out, _ = done
-    found, generator = Assignments(out), load_generator(tiny_turbo)
+    found, generator = Assignments(out), load_generator(ModelFolder.open(tiny_turbo))
     index = range(len(found))
     noise = found.noise(index, generator.latent_shape)
     latents = generator.denoise(noise, generator.encode_prompts(PROMPTS))
@@ -136,7 +136,7 @@ def test_what_was_found_is_distilled_to_the_base_noise(done, tiny_turbo, tmp_pat
     trained = train.TrainJob(**settings, out=tmp_path / "t", noise="base")
     assert train.run(trained) == 0
     epochs = json.loads((tmp_path / "t" / "train_summary.json").read_text())["epochs"]
-    found, generator = Assignments(out), load_generator(tiny_turbo)
+    found, generator = Assignments(out), load_generator(ModelFolder.open(tiny_turbo))
     shape, index = generator.latent_shape, range(5)
     start = generator.denoise(found.base_noise(index, shape), generator.encode_prompts(PROMPTS))
     first = (start - found.targets(index, shape)).square().mean()
@@ -162,7 +162,7 @@ def test_one_prompt_leaves_pictures_curves_and_its_noise(tiny_turbo, tmp_path):
     for name in ("best", "initial", "comparison", "reward_history", "orthogonal_gaussian_final"):
         with Image.open(out / f"{name}.png") as picture:
             picture.load()
-    generator = load_generator(tiny_turbo)
+    generator = load_generator(ModelFolder.open(tiny_turbo))
     noise = load_file(out / "best_input_noise.safetensors")["noise"]
     image = generator.decode(generator.denoise(noise, generator.encode_prompts(PROMPTS[:1]))).clamp(0, 1)
     score = load_rewards("clip", {"clip": TINY_CLIP}).score(image, PROMPTS[:1])
@@ -175,7 +175,8 @@ def test_text_and_parquet_prompts_are_read_alike(tiny_turbo, tmp_path):
     (tmp_path / "p.txt").write_text("\n".join([*PROMPTS, ""]))
     pq.write_table(pa.table({"caption": PROMPTS, "image": [None] * 5}), tmp_path / "p.parquet")
     for name in ("p.txt", "p.parquet"):
-        sealed, rows, shards = make_plan(job(tiny_turbo, tmp_path / "out", prompts=str(tmp_path / name)))
+        one = job(tiny_turbo, tmp_path / "out", prompts=str(tmp_path / name))
+        sealed, rows, shards = make_plan(one, ModelFolder.open(tiny_turbo))
         read = [row for shard in shards for row in rows.read(shard)]
         assert [(row.sample_id, row.prompt) for row in read] == [(f"{i:06d}", p) for i, p in enumerate(PROMPTS)]
         assert sealed["rows"] == 5

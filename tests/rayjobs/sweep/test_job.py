@@ -13,6 +13,7 @@ import pytest
 
 from ortho_core.errors import UserError
 from ortho_core.evaluation.metrics import number
+from ortho_core.generators import ModelFolder
 from rayjobs.assign.config import AssignSettings
 from rayjobs.sweep.config import SweepEvaluateSettings, SweepJob, SweepTrainSettings
 from rayjobs.sweep.job import plan, run
@@ -139,8 +140,9 @@ def test_of_trials_that_start_at_once_one_makes_the_e_step(small_pairs, tiny_tur
     sweep = job(small_pairs, tiny_turbo, digits, tmp_path)
     maker = ray.remote(num_cpus=0, max_concurrency=1)(EStep).remote()
     trials = [em_job(sweep, {"train.preserve_latent_weight": w}, tmp_path / str(w)) for w in (0.0, 1.0)]
-    steps = [em.cached(trial, em.assign_job(trial, 1, trial.model)) for trial in trials]
-    assert ray.get([maker.make.remote(step) for step in steps]) == [0, 0]
+    model = ModelFolder.open(tiny_turbo)
+    steps = [em.cached(trial, em.assign_job(trial, 1, trial.model), model) for trial in trials]
+    assert ray.get([maker.make.remote(step, model) for step in steps]) == [0, 0]
     (entry,) = (tmp_path / "assignments").iterdir()
     assert json.loads((entry / "summary.json").read_text())["rows_this_run"] == 24
     assert all((tmp_path / str(w) / "cycle_01" / "assignments").resolve() == entry for w in (0.0, 1.0))

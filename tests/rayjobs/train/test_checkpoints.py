@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from ortho_core.generators import load_generator, model_fingerprint
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.losses import mean_square
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.job import run
@@ -34,7 +34,7 @@ def vector(folder):
 
 def matched_error(folder, assigned):
     """Of a model folder, on the held-out rows, written out."""
-    model, held = load_generator(folder), Assignments(assigned[1])
+    model, held = load_generator(ModelFolder.open(folder)), Assignments(assigned[1])
     prompts = [row["prompt"] for row in held.rows(range(ROWS), ["prompt"])]
     with torch.no_grad():
         latents = model.denoise(held.noise(range(ROWS), model.latent_shape), model.encode_prompts(prompts))
@@ -102,7 +102,7 @@ def test_a_folders_card_says_what_it_was_made_from(trained, validated, adapted, 
     head, text = front_matter(trained / "checkpoint-final")
     assert head["base_model"] == str(tiny_turbo)
     assert (head["library_name"], head["base_model_relation"]) == ("diffusers", "finetune")
-    assert f"(fingerprint {model_fingerprint(tiny_turbo)})" in text
+    assert f"(fingerprint {ModelFolder.open(tiny_turbo).fingerprint})" in text
     assert "| update | 6 of 6 |" in text
     settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     assert (settings["lr"], settings["noise"]) == (1e-3, "matched")

@@ -16,9 +16,18 @@ import torch
 
 from ortho_core.errors import RunFailed
 from ortho_core.mstep.update import MStep
-from rayjobs.train.job import make_plan, run
+from rayjobs.train.job import run
 from rayjobs.training.run_files import STATE, STOPPED, rescue
-from tests.rayjobs.train.training import altered, assert_same_lines, assert_same_weights, history, job, losses, summary
+from tests.rayjobs.train.training import (
+    altered,
+    assert_same_lines,
+    assert_same_weights,
+    history,
+    job,
+    losses,
+    planned,
+    summary,
+)
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 #: Seventy-two updates in six epochs, a state after every fifth: the kill is in the midst of an epoch.
@@ -101,7 +110,7 @@ def poisoned(assigned, folder):
 def test_an_update_that_is_not_finite_is_left_out_and_told(trained, assigned, tiny_turbo, tmp_path):
     bad, name = poisoned(assigned, tmp_path / "bad")
     one = job(bad, tiny_turbo, tmp_path / "out", max_skipped_updates=2)
-    _, data = make_plan(one)
+    _, data = planned(one)
     hit = [1 + 3 * e + s for e in range(2) for s in range(3) if 13 in data.order.share(e, s)]
     assert run(one) == 0
     assert summary(tmp_path / "out")["skipped_updates"] == [{"update": u, "rows": [name]} for u in hit]
@@ -175,7 +184,7 @@ def test_a_log_line_that_a_kill_cut_short_is_dropped(trained, assigned, tiny_tur
     out = tmp_path / "out"
     out.mkdir()
     one = job(assigned, tiny_turbo, out)
-    sealed, _ = make_plan(one)
+    sealed, _ = planned(one)
     (out / "plan.json").write_text(json.dumps(sealed))
     (out / "train_history.jsonl").write_text('{"update": 1, "group": "train", "loss": 9.0}\n{"update": 2, "gro')
     (out / STOPPED).write_text("an error of the last time")

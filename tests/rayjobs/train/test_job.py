@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from ortho_core.errors import UserError
-from ortho_core.generators import load_generator, model_fingerprint
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.mstep.loss import TERMS
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.config import TrainJob
-from rayjobs.train.job import make_plan, plan, run
+from rayjobs.train.job import plan, run
 from tests.rayjobs.train.training import (
     altered,
     diffusers_images,
@@ -23,6 +23,7 @@ from tests.rayjobs.train.training import (
     job,
     losses,
     other_model,
+    planned,
     summary,
     weights,
 )
@@ -65,7 +66,9 @@ def test_the_checkpoint_makes_the_same_image_in_plain_diffusers(trained):
     from diffusers import DiffusionPipeline
 
     theirs = diffusers_images(DiffusionPipeline.from_pretrained(trained / "checkpoint-final"))
-    torch.testing.assert_close(images(load_generator(trained / "checkpoint-final")), theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        images(load_generator(ModelFolder.open(trained / "checkpoint-final"))), theirs, rtol=0, atol=1e-5
+    )
 
 
 def test_a_finished_run_returns_at_once_and_a_changed_one_is_refused(trained, assigned, tiny_turbo):
@@ -129,7 +132,7 @@ def test_assignments_that_do_not_fit_are_refused_before_anything_starts(assigned
 
     def refused(says, model=tiny_turbo, folder=assigned[1], **options):
         with pytest.raises(UserError, match=says) as raised:
-            make_plan(job((None, folder), model, out, **options))
+            planned(job((None, folder), model, out, **options))
         assert "\n" not in str(raised.value)
 
     other = tmp_path / "larger"
@@ -148,12 +151,12 @@ def test_assignments_that_do_not_fit_are_refused_before_anything_starts(assigned
 
 def test_stale_assignments_are_refused_unless_allowed_or_not_used(assigned, tiny_turbo, tmp_path):
     other = other_model(tiny_turbo, tmp_path / "other")
-    found = {"made": model_fingerprint(tiny_turbo), "now": model_fingerprint(other)}
+    found = {"made": ModelFolder.open(tiny_turbo).fingerprint, "now": ModelFolder.open(other).fingerprint}
     with pytest.raises(UserError, match=rf"fingerprint {found['made']}\) than --model .*{found['now']}.*--allow-stale"):
-        make_plan(job(assigned, other, tmp_path / "out"))
-    sealed, _ = make_plan(job(assigned, other, tmp_path / "out", allow_stale=True))
+        planned(job(assigned, other, tmp_path / "out"))
+    sealed, _ = planned(job(assigned, other, tmp_path / "out", allow_stale=True))
     assert sealed["model_fingerprint"] == found["now"]
-    make_plan(job(assigned, other, tmp_path / "out", noise="random"))
+    planned(job(assigned, other, tmp_path / "out", noise="random"))
 
 
 def test_direct_and_matched_training_differ_in_the_noise_and_so_in_the_loss(trained, assigned, tiny_turbo, tmp_path):
@@ -166,7 +169,7 @@ def test_direct_and_matched_training_differ_in_the_noise_and_so_in_the_loss(trai
     assert names == {"checkpoint-best", "checkpoint-final"}
     content = json.loads((tmp_path / "out" / "plan.json").read_text())
     prompts.write_text("other words\n")
-    changed, _ = make_plan(job(assigned, tiny_turbo, tmp_path / "out", **options))
+    changed, _ = planned(job(assigned, tiny_turbo, tmp_path / "out", **options))
     assert changed["config"]["preserve_prompts"] != content["config"]["preserve_prompts"]
 
 
@@ -177,7 +180,7 @@ def test_training_on_centred_noise_starts_where_the_model_is_at_it(trained, assi
     assert run(given) == 0
     assignments = Assignments(assigned[1])
     every = assignments.noise(range(24), (4, 8, 8))
-    index = [int(i) for i in make_plan(given)[1].order.share(0, 0)]
+    index = [int(i) for i in planned(given)[1].order.share(0, 0)]
     prompts = [row["prompt"] for row in assignments.rows(index, ["prompt"])]
     with torch.no_grad():
         made = generator.denoise(every[index] - every.mean(0), generator.encode_prompts(prompts))
@@ -188,16 +191,16 @@ def test_training_on_centred_noise_starts_where_the_model_is_at_it(trained, assi
 
 
 def test_images_are_found_where_the_assignments_say(assigned, tiny_turbo, tmp_path):
-    _, data = make_plan(job(assigned, tiny_turbo, tmp_path / "out", pixel_l1_weight=0.5))
+    _, data = planned(job(assigned, tiny_turbo, tmp_path / "out", pixel_l1_weight=0.5))
     assert data.needs_images
     assert data.pairs.location == str(assigned[0])
     assert data.image_size == (32, 32)
-    _, data = make_plan(job(assigned, tiny_turbo, tmp_path / "out"))
+    _, data = planned(job(assigned, tiny_turbo, tmp_path / "out"))
     assert data.pairs is None
     bare = shutil.copytree(assigned[1], tmp_path / "bare")
     (bare / "summary.json").unlink()
     with pytest.raises(UserError, match=r"bare/summary\.json does not say where the images are"):
-        make_plan(job((None, bare), tiny_turbo, tmp_path / "out", pixel_l1_weight=0.5))
+        planned(job((None, bare), tiny_turbo, tmp_path / "out", pixel_l1_weight=0.5))
 
 
 def test_the_defaults_ask_for_nothing_that_is_not_there():

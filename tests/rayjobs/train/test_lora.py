@@ -7,13 +7,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ortho_core.errors import UserError
-from ortho_core.generators import load_generator, model_fingerprint
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.lora import Lora, lora_of
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.losses import mean_square
 from ortho_core.mstep.data import to_batch
-from rayjobs.train.job import make_plan, run
-from tests.rayjobs.train.training import diffusers_images, history, images, job, losses
+from rayjobs.train.job import run
+from tests.rayjobs.train.training import diffusers_images, history, images, job, losses, planned
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -24,8 +24,8 @@ def test_an_adapters_folder_loads_here_and_in_plain_diffusers(adapted, tiny_turb
         files = {p.name for p in (adapted / f"checkpoint-{name}").iterdir()}
         assert files == {"README.md", "lora.json", "pytorch_lora_weights.safetensors"}
     folder = adapted / "checkpoint-final"
-    assert lora_of(folder) == Lora(2, 2.0, tuple(sorted(Lora.targets)))
-    ours = images(load_generator(folder))
+    assert lora_of(ModelFolder.open(folder)) == Lora(2, 2.0, tuple(sorted(Lora.targets)))
+    ours = images(load_generator(ModelFolder.open(folder)))
     assert (ours - images(generator)).abs().max() > 0.01
     pipeline = DiffusionPipeline.from_pretrained(tiny_turbo)
     pipeline.load_lora_weights(folder)
@@ -37,9 +37,9 @@ def test_merged_folders_are_ordinary_ones_of_the_same_model(adapted, assigned, t
     assert run(job(assigned, tiny_turbo, out, lora_rank=2, lr=3e-2, lora_merge=True, ema=True, ema_decay=0.5)) == 0
     assert losses(out) == pytest.approx(losses(adapted), abs=1e-6)
     pipeline = DiffusionPipeline.from_pretrained(out / "checkpoint-final")
-    ours = images(load_generator(adapted / "checkpoint-final"))
+    ours = images(load_generator(ModelFolder.open(adapted / "checkpoint-final")))
     torch.testing.assert_close(diffusers_images(pipeline), ours, rtol=0, atol=1e-4)
-    averaged = images(load_generator(out / "checkpoint-final-ema"))
+    averaged = images(load_generator(ModelFolder.open(out / "checkpoint-final-ema")))
     assert not torch.allclose(averaged, ours, atol=1e-4)
     assert not list(out.glob("**/lora.json"))
     assert not list(out.glob(".merge-*"))
@@ -48,9 +48,9 @@ def test_merged_folders_are_ordinary_ones_of_the_same_model(adapted, assigned, t
 @pytest.fixture(scope="module")
 def expected(adapted, assigned, generator):
     """The first terms of a run that goes on from the adapter: its error at matched noise, its distance from the base."""
-    _, data = make_plan(job(assigned, adapted / "checkpoint-final", adapted / "x", lora_rank=2, allow_stale=True))
+    _, data = planned(job(assigned, adapted / "checkpoint-final", adapted / "x", lora_rank=2, allow_stale=True))
     batch = to_batch(data.share(0, 0), generator, PromptCache(generator), False)
-    merged = load_generator(adapted / "checkpoint-final")
+    merged = load_generator(ModelFolder.open(adapted / "checkpoint-final"))
     with torch.no_grad():
         error = mean_square(merged.denoise(batch.noise, batch.condition), batch.target_latents).mean()
         now, before = (g.denoise(batch.preserve_noise, batch.preserve_condition) for g in (merged, generator))
@@ -70,10 +70,10 @@ def test_a_run_from_an_adapter_goes_on_with_it(adapted, assigned, tiny_turbo, tm
     assert first["preserve_latent"] == pytest.approx(distance if held_to == "base" else 0, rel=1e-3, abs=1e-9)
     assert history(out)[-1]["preserve_latent"] > 0
     reference = json.loads((out / "checkpoint-final" / "lora.json").read_text())
-    assert reference == {"base_model": str(tiny_turbo), "base_fingerprint": model_fingerprint(tiny_turbo)}
+    assert reference == {"base_model": str(tiny_turbo), "base_fingerprint": ModelFolder.open(tiny_turbo).fingerprint}
     content = json.loads((out / "plan.json").read_text())
-    assert content["model_fingerprint"] == model_fingerprint(start)
-    held = model_fingerprint(tiny_turbo if held_to == "base" else start)
+    assert content["model_fingerprint"] == ModelFolder.open(start).fingerprint
+    held = ModelFolder.open(tiny_turbo if held_to == "base" else start).fingerprint
     assert content["preserve_fingerprint"] == held
 
 
@@ -99,4 +99,4 @@ def test_another_adapter_than_the_models_own_is_refused(adapted, assigned, tmp_p
 def test_targets_in_another_order_are_the_same_adapter(adapted, assigned, tmp_path):
     targets = tuple(reversed(Lora.targets))
     model = adapted / "checkpoint-final"
-    make_plan(job(assigned, model, tmp_path / "out", allow_stale=True, lora_rank=2, lora_targets=targets))
+    planned(job(assigned, model, tmp_path / "out", allow_stale=True, lora_rank=2, lora_targets=targets))

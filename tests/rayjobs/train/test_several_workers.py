@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from rayjobs.train.job import run
 from tests.rayjobs.train.training import (
     assert_same_lines,
@@ -63,7 +63,9 @@ def test_two_sharded_workers_train_the_same_model(one, options, assigned, tiny_t
     assert run(job(assigned, tiny_turbo, out, **options, **own)) == 0
     assert_same_run(out, one)
     theirs = diffusers_images(DiffusionPipeline.from_pretrained(out / "checkpoint-final"))
-    torch.testing.assert_close(images(load_generator(out / "checkpoint-final")), theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        images(load_generator(ModelFolder.open(out / "checkpoint-final"))), theirs, rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.slow

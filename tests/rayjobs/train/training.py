@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+from ortho_core.mstep.data import MatchedData
 from ortho_core.pairs.rows import Failure
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.parts import encode_part, read_part
 from ortho_core.storage.open import open_store
-from rayjobs.train.config import TrainJob
+from rayjobs.train.config import TrainJob, TrainModels
+from rayjobs.train.job import make_plan
 
 #: Six updates in two epochs over 24 rows, in the test's own process; the feed is a process of Ray's all the same.
 SETTINGS = {
@@ -33,6 +35,10 @@ PROMPTS = ["a green handwritten seven on a black background", "an orange handwri
 
 def job(assigned: tuple[Path, Path], model: Path, out: Path, **options: Any) -> TrainJob:
     return TrainJob(**{**SETTINGS, "assignments": assigned[1], "model": model, "out": out, **options})
+
+
+def planned(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
+    return make_plan(job, TrainModels.open(job))
 
 
 def summary(out: Path) -> dict[str, Any]:
@@ -58,7 +64,7 @@ def assert_same_lines(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], 
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_generator(folder).trainable.state_dict()
+    return load_generator(ModelFolder.open(folder)).trainable.state_dict()
 
 
 def assert_same_weights(folder: Path, other: Path, tolerance: float) -> None:

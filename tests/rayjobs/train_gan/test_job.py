@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.generators import load_generator
+from ortho_core.generators import ModelFolder, load_generator
 from rayjobs import generate
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob, AssignSettings
@@ -115,7 +115,7 @@ def test_the_output_is_complete_and_the_folder_is_a_generator(made):
     for number in (1, 2):
         with Image.open(made / "samples" / f"epoch-{number:03d}.png") as picture:
             assert picture.size[0] > picture.size[1] / 2 > 100
-    generator = load_generator(made / "checkpoint-final")
+    generator = load_generator(ModelFolder.open(made / "checkpoint-final"))
     assert generator.config.classes == tuple("0123456789")
     assert not generator.network.training
     assert "class-conditional" in (made / "checkpoint-final" / "README.md").read_text()
@@ -149,7 +149,9 @@ def test_a_run_that_stops_in_the_midst_goes_on_to_the_same_weights(made, mnist, 
     assert len(calls) == 14 + 8
     assert history(out) == history(made)
     assert summary(out)["epochs"] == summary(made)["epochs"]
-    weights = [load_generator(folder / "checkpoint-final").network.state_dict() for folder in (out, made)]
+    weights = [
+        load_generator(ModelFolder.open(folder / "checkpoint-final")).network.state_dict() for folder in (out, made)
+    ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
@@ -176,7 +178,9 @@ def test_a_killed_driver_goes_on_with_the_same_command(made, mnist, tmp_path):
     driver.wait()
     assert run(job(mnist, out, num_workers=1, checkpoint_every=2)) == 0
     assert [x["update"] for x in history(out)] == [x["update"] for x in history(made)]
-    weights = [load_generator(folder / "checkpoint-final").network.state_dict() for folder in (out, made)]
+    weights = [
+        load_generator(ModelFolder.open(folder / "checkpoint-final")).network.state_dict() for folder in (out, made)
+    ]
     for name, value in weights[1].items():
         torch.testing.assert_close(weights[0][name], value, rtol=1e-4, atol=1e-5)
 
@@ -190,7 +194,7 @@ def test_a_gan_on_flat_noise_trains_and_is_told_when_it_ignores_its_noise(mnist,
     assert said["of_the_data's"] < 0.2
     assert said["ignores_noise_in"] == list("0123456789")
     assert "IGNORES ITS NOISE in 10 of 10 classes" in capsys.readouterr().err
-    assert load_generator(out / "checkpoint-final").latent_shape == (8, 1, 1)
+    assert load_generator(ModelFolder.open(out / "checkpoint-final")).latent_shape == (8, 1, 1)
 
 
 @pytest.mark.parametrize("kind", ["folders", "parquet", "pairs"])
@@ -265,8 +269,8 @@ def test_every_job_runs_on_the_generator_and_the_set(made, mnist, tmp_path):
     assert (e_step["assigned"], e_step["quarantined"]) == (ROWS // 2, 0)
     assert e_step["mean_loss"] < e_step["mean_initial_loss"]
     assert m_step["validations"][0]["drift"] == pytest.approx(0, abs=1e-9)
-    tuned = load_generator(work / "cycle_01" / "train" / "checkpoint-final")
-    assert tuned.config == load_generator(model).config
+    tuned = load_generator(ModelFolder.open(work / "cycle_01" / "train" / "checkpoint-final"))
+    assert tuned.config == load_generator(ModelFolder.open(model)).config
     assert generate.run(GenerateJob(model=model, prompt="3", out=tmp_path / "pictures", count=2)) == 0
     with Image.open(tmp_path / "pictures" / "0001.png") as picture:
         assert picture.size == (28, 28)
@@ -286,4 +290,4 @@ def test_flat_noise_is_assigned_with_patch_size_1_and_adapters_are_refused(mnist
         train.run(TrainJob(**options, out=tmp_path / "t", lora_rank=2))
     pixel = {"pixel_l1_weight": 0.5, "num_workers": 0, "epochs": 1, "save_every": 0, "tensorboard": False}
     assert train.run(TrainJob(**options, **pixel, out=tmp_path / "t")) == 0
-    assert load_generator(tmp_path / "t" / "checkpoint-final").latent_shape == (8, 1, 1)
+    assert load_generator(ModelFolder.open(tmp_path / "t" / "checkpoint-final")).latent_shape == (8, 1, 1)
