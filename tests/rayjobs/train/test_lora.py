@@ -80,7 +80,7 @@ def test_a_run_from_an_adapter_goes_on_with_it(adapted, assigned, tiny_turbo, tm
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"lora_rank": 0}, r"is a LoRA adapter: go on with it \(--lora-rank 2\), or merge it first"),
+        ({"lora_rank": 0}, r"is a LoRA adapter: go on with it \(--lora-rank 2\), or start from a model"),
         ({"lora_rank": 4}, r"has an adapter of Lora\(rank=2, .* which is not the Lora\(rank=4, .* asked for"),
         ({"lora_rank": 2, "lora_alpha": 4.0}, r"alpha=2\.0, .* alpha=4\.0, "),
         (
