@@ -29,15 +29,21 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/deptry ortho_core rayjobs
+	$(BIN)/deptry tests benchmarks models --ignore DEP002,DEP004
+	$(BIN)/python .ci/check_files.py
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# After a change of the dependencies in pyproject.toml: exact versions and hashes, no download addresses.
+# After a change of the dependencies in pyproject.toml: exact versions and hashes for Linux and macOS, no download addresses.
+# Versions that are in the lock stay; `make lock UPGRADE=--upgrade` takes the newest.
 lock:
-	$(BIN)/uv pip compile --quiet --upgrade --extra s3 --extra mlflow --extra wandb --extra optuna --extra lpips --extra rewards --extra dev --generate-hashes --no-annotate --no-emit-index-url --no-header \
-	  pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet $(UPGRADE) --universal --extra s3 --extra mlflow --extra wandb --extra optuna --extra lpips --extra rewards --extra dev --group published \
+	  --generate-hashes --no-annotate --no-emit-index-url --no-header pyproject.toml --output-file requirements.lock
 
+# Not runs/, where results are.
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv build *.egg-info

@@ -1,28 +1,50 @@
 """Rules of the house that imports and text can be checked for."""
 
-import ast
 import json
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
-from rayjobs.cli import VERBS
+from rayjobs.verb.table import VERBS
 from tests.conftest import ROOT
 
-CORE = sorted((ROOT / "ortho_core").rglob("*.py"))
+LINT = ["ruff", "check", "--output-format", "concise", "--stdin-filename", "ortho_core/some.py", "-"]
 
 
-@pytest.mark.parametrize("file", CORE, ids=lambda f: str(f.relative_to(ROOT)))
-def test_the_core_neither_imports_ray_nor_prints(file):
-    tree = ast.parse(file.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            assert not any(name.name.split(".")[0] in {"ray", "rayjobs"} for name in node.names)
-        if isinstance(node, ast.ImportFrom):
-            assert (node.module or "").split(".")[0] not in {"ray", "rayjobs"}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id != "print"
+def test_undefined_names_and_prints_are_found_in_the_core_between_shape_annotations():
+    code = (
+        '"""Shapes."""\n\nfrom jaxtyping import Float\nfrom torch import Tensor\n\n\n'
+        'def shapes(x: Float[Tensor, "B C H W"], y: Float[Tensor, " B"]) -> Float[Tensor, " B"]:\n    return {}\n'
+    )
+    for value, fault in (("x.sum((1, 2, 3)) + y", ""), ("undefined(x)", "F821"), ("print(x)", "T201")):
+        done = subprocess.run(
+            [sys.executable, "-m", *LINT],
+            input=code.format(value),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, fault in done.stdout) == (int(bool(fault)), True), done.stdout
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert settings["mypy"]["strict"]
+    assert "disable_error_code" not in settings["mypy"]
+
+
+def test_large_files_and_private_paths_are_found(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(2 << 20))
+    (tmp_path / "private").write_text(f"fine\n/{'home'}/someone/models\n")
+    (tmp_path / "clean").write_text("/home/ray/.bashrc ~/models /srv/home\n")
+    check = [sys.executable, str(ROOT / ".ci" / "check_files.py")]
+    done = subprocess.run([*check, "clean"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [*check, "clean", "large", "private"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert [line.partition(" ")[0] for line in done.stderr.splitlines()] == ["large:", "private:2:"]
 
 
 def test_checking_a_job_does_not_import_diffusers(tiny_turbo, digits, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+TINY_CLIP = "ortho_core/evaluation/tiny-clip/model.safetensors"
 DOCKERFILE = ROOT / "cluster" / "docker" / "Dockerfile"
 
 
@@ -54,9 +55,7 @@ def test_nothing_is_sent_to_the_build_that_it_does_not_copy_and_no_weights_but_t
     copied = {word for name, rest in instructions() if name == "COPY" for word in rest.split()[:-1]}
     assert {path.name for path in context.iterdir()} <= copied
     weights = [path for path in context.rglob("*") if path.suffix in {".safetensors", ".pt", ".bin", ".pyc"}]
-    assert [path.relative_to(context) for path in weights] == [
-        Path("ortho_core/evaluation/tiny-clip/model.safetensors")
-    ]
+    assert [str(path.relative_to(context)) for path in weights] == [TINY_CLIP]
     assert sum(path.stat().st_size for path in context.rglob("*") if path.is_file()) < 6e6
 
 
@@ -109,5 +108,5 @@ def test_its_steps_make_an_environment_that_runs(tmp_path, tiny_turbo, digits):
     where = "import ortho_core, rayjobs; print(ortho_core.__file__, rayjobs.__file__)"
     done = subprocess.run(["python", "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert all(path.startswith(str(environment)) for path in done.stdout.split())
-    for file in ("ortho_core/report/page.html.j2", "models/catalog.toml", "models/tiny-clip/model.safetensors"):
+    for file in ("ortho_core/report/page.html.j2", "rayjobs/download/catalog.toml", TINY_CLIP):
         assert (environment / "lib/python3.11/site-packages" / file).is_file()
