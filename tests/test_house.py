@@ -85,6 +85,7 @@ for command in json.loads(sys.argv[1]):
 WHOLE_VERB = {
     "rayjobs/assign/test_faults.py": "processes, disk and input fail while the E-step runs",
     "rayjobs/assign/test_s3.py": "the E-step between buckets of an object store",
+    "rayjobs/test_marks.py": "the marks on the options of every verb, against the plans made from them",
     "rayjobs/train/test_faults.py": "processes, memory and gradients fail while the M-step runs",
     "rayjobs/train/test_lora.py": "an M-step of an adapter, from its configuration to diffusers",
     "rayjobs/train/test_several_workers.py": "several workers against one",

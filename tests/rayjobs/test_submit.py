@@ -51,6 +51,8 @@ def test_what_would_be_sent_is_the_code_and_the_named_files_and_no_value_of_the_
         )
         assert said["env"] == ["SECRET_KEY"]
         assert "hush" not in str(said)
+    theirs = ["--work-dir", "~/w", "--heldout", "$NOT_SET_ANYWHERE/h", "--evaluate.lpips", "${NOT_SET_ANYWHERE}.pth"]
+    assert dry(capsys, *EM, *theirs)["own_files"] == []
     bare = dry(capsys, "--no-upload", "--metadata", "team=a", "em", "--config", "/etc/of-the-image.yaml")
     assert (bare["files_sent"], bare["metadata"]) == (0, {"team": "a"})
     assert bare["entrypoint"] == "python -m rayjobs em --config /etc/of-the-image.yaml"
@@ -77,6 +79,8 @@ def test_faults_are_found_before_anything_is_sent(capsys, tmp_path, monkeypatch)
         ([*EM, "--config", "mine.yaml", "--train.preserve-prompts", "job.yaml"], "is sent along under this name"),
         ([*EM, "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file or directory"),
         (["--no-upload", *EM, "--heldout", "h"], "--heldout h: a relative path"),
+        ([*EM, "--evaluate.features", "dino"], "--evaluate.features dino: a relative path"),
+        ([*EM, "--heldout", ""], "--heldout: an empty path is not accepted"),
         (["--address", "http://127.0.0.1:9", *EM], "no cluster answers at http://127.0.0.1:9"),
     ]:
         assert main(["submit", *argv]) == 1

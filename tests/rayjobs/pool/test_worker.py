@@ -138,14 +138,6 @@ def test_the_record_has_the_seed_of_the_best_candidate_and_a_warm_start_keeps_it
         assign(out=tmp_path / "other", candidates=8, seed=3, warm_start=tmp_path / "out", **settings)
 
 
-def test_one_candidate_is_the_run_without_any(digits, tiny_turbo, tmp_path):
-    settings = {"pairs": digits, "model": tiny_turbo, "out": tmp_path}
-    model, counts = ModelFolder.open(tiny_turbo), ({}, {"candidates": 1}, {"candidates": 2})
-    plans = [make_plan(AssignJob(**settings, **own), model)[0] for own in counts]
-    assert plans[0] == plans[1]
-    assert plans[2]["config"] == {**plans[0]["config"], "candidates": 2}
-
-
 def test_a_task_survives_being_packed(digits, tiny_turbo, tmp_path):
     _, _, shards = make_plan(AssignJob(pairs=digits, model=tiny_turbo, out=tmp_path), ModelFolder.open(tiny_turbo))
     for task in (Task(1), Task(1, 2, frozenset({70, 64}))):
