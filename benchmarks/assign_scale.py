@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,15 @@ from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import Condition
 from ortho_core.pairs import PairSet
+from ortho_core.records.plan import ReconstructionPlan
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import make_plan
+from rayjobs.assign.worker import Reconstructing, search_of
 from rayjobs.pool.actors import pooled
 from rayjobs.pool.driver import receipts
+from rayjobs.pool.engine_search import EngineSearch
 from rayjobs.pool.ledger import Ledger, Task
-from rayjobs.pool.worker import ShardActor
+from rayjobs.pool.messages import Work
 from rayjobs.verb.plan import claim
 from rayjobs.verb.session import ray_session
 
@@ -57,10 +61,9 @@ def repeated_pairs(folder: Path, rows: int) -> Path:
     return folder
 
 
-def todo_of(job: AssignJob) -> tuple[dict[str, Any], PairSet, list[tuple[Task, Any]]]:
+def todo_of(job: AssignJob) -> tuple[Ledger[ReconstructionPlan], PairSet, list[Work]]:
     plan, pairs, shards = make_plan(job, ModelFolder.open(job.model))
-    claim(job.out, plan, "assign")
-    return plan, pairs, [(Task(shard.index), shard) for shard in shards]
+    return Ledger(claim(job.out, plan), plan), pairs, [Work(Task(shard.index), shard) for shard in shards]
 
 
 def steady(done: list[tuple[float, int]]) -> float:
@@ -70,11 +73,11 @@ def steady(done: list[tuple[float, int]]) -> float:
 
 def job_rate(job: AssignJob) -> dict[str, float]:
     """The real job's rows per second, steady and from start to end."""
-    plan, pairs, todo = todo_of(job)
+    ledger, pairs, todo = todo_of(job)
     began, done = time.perf_counter(), []
-    for receipt in receipts(job, plan, pairs, [ModelFolder.open(job.model)], todo):
-        assert not receipt["error"], receipt["error"]
-        done.append((time.perf_counter(), int(receipt["assigned"])))
+    for receipt in receipts(job, ledger, todo, search_of(job, ModelFolder.open(job.model), ledger.plan, pairs)):
+        assert not receipt.error, receipt.error
+        done.append((time.perf_counter(), receipt.assigned))
     rows = sum(count for _, count in done)
     return {"rows": rows, "steady": steady(done), "with_start": rows / (done[-1][0] - began)}
 
@@ -89,7 +92,7 @@ def engine_rate(job: AssignJob, threads: int) -> dict[str, float]:
     rows = PairRows(objective, PromptCache(generator), pairs, job.store_latents)
     engine = Engine(generator, config, job.slots, objective)
     assigner = ShardAssigner(engine, rows, RecordConfig(job.seed, job.store, "", ""))
-    futures = [assigner.submit(shard) for _, shard in todo]
+    futures = [assigner.submit(work.shard) for work in todo]
     done: list[tuple[float, int]] = []
     for future in futures:
         future.add_done_callback(lambda f: done.append((time.perf_counter(), len(f.result().rows))))
@@ -199,10 +202,11 @@ class Trivial:
         return latents
 
 
-class TrivialActor(ShardActor):
-    """The real worker around the generator that does nothing, with one evaluation per image."""
+@dataclass(frozen=True)
+class TrivialSearch(EngineSearch):
+    """The real search around the generator that does nothing, with one evaluation per image."""
 
-    def load(self, job: AssignJob, device: str) -> Any:
+    def generator(self, device: str) -> Any:
         return Trivial()
 
 
@@ -234,19 +238,20 @@ def driver_at(rows: int, scratch: Path) -> dict[str, float]:
         store_latents=False,
     )
     began = time.perf_counter()
-    plan, pairs, todo = todo_of(job)
+    ledger, pairs, todo = todo_of(job)
     planned = time.perf_counter()
-    ledger, done, peak = Ledger(claim(job.out, plan, "assign"), plan), [], 0.0
-    for receipt in receipts(job, plan, pairs, [ModelFolder.open(job.model)], todo, TrivialActor):
-        assert not receipt["error"], receipt["error"]
-        done.append((time.perf_counter(), int(receipt["assigned"])))
+    done, peak = [], 0.0
+    search = TrivialSearch(job, ModelFolder.open(job.model), Reconstructing(job), ledger.plan, pairs)
+    for receipt in receipts(job, ledger, todo, search):
+        assert not receipt.error, receipt.error
+        done.append((time.perf_counter(), receipt.assigned))
         peak = max(peak, memory_mb())
     worked = time.perf_counter()
     counts = ledger.finish()
-    assert counts["assigned"] == rows
+    assert counts.assigned == rows
     return {
         "rows": rows,
-        "shards": plan["shards"],
+        "shards": ledger.plan.shards,
         "rows_per_second": steady(done),
         "driver_mb": max(peak, memory_mb()),
         "plan_seconds": planned - began,

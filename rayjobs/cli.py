@@ -30,13 +30,13 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        model, run, plan = VERBS[name].load()
+        model, run, describe = VERBS[name].load()
         parsed = parse(model, rest, name)
         if parsed.print_config:
             print(as_yaml(parsed.job), end="")
             return 0
         if parsed.dry_run:
-            print(yaml.safe_dump(plan(parsed.job), sort_keys=False), end="")
+            print(yaml.safe_dump(describe(parsed.job), sort_keys=False), end="")
             return 0
         # A scheduler's SIGTERM ends the job the way Ctrl-C does: Ray is shut down, nothing half-written stays.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -42,7 +42,7 @@ class GenerateJob(BaseModel):
     )
 
 
-def plan(job: GenerateJob) -> dict[str, Any]:
+def describe(job: GenerateJob) -> dict[str, Any]:
     """What a dry run prints."""
     mean_of(job, ModelFolder.open(job.model))
     return {"images": job.count, "out": str(job.out)}

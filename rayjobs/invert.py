@@ -58,7 +58,7 @@ def check(job: InvertJob) -> ModelFolder:
     return model
 
 
-def plan(job: InvertJob) -> dict[str, Any]:
+def describe(job: InvertJob) -> dict[str, Any]:
     """What a dry run prints."""
     return {
         "evaluations": job.evaluations_at_most(1),

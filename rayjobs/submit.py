@@ -133,7 +133,7 @@ def pack(files: dict[str, Path], folder: Path) -> None:
         shutil.copy(path, folder / name)
 
 
-def plan(job: SubmitJob) -> dict[str, Any]:
+def describe(job: SubmitJob) -> dict[str, Any]:
     """What a dry run prints: everything that would be sent, but of the environment only names."""
     files = check(job)
     sent = []

@@ -31,7 +31,7 @@ class VerifyNoiseJob(BaseModel):
     seed: int = decides(0, ge=0, description="decides noises and rotations")
 
 
-def plan(job: VerifyNoiseJob) -> dict[str, Any]:
+def describe(job: VerifyNoiseJob) -> dict[str, Any]:
     """What a dry run prints."""
     d = block_dimension((job.channels, job.size, job.size), job.patch_size)
     return {"maps": job.num_samples, "patches": job.num_samples * (job.size // job.patch_size) ** 2, "dimension": d}

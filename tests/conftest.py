@@ -99,24 +99,14 @@ def no_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def assigned(tiny_turbo, digits, tmp_path_factory) -> tuple[Path, Path]:
-    """Twenty-four pairs, and their assignments, made by the worker's own code in this process."""
-    from ortho_core.generators import ModelFolder
+    """Twenty-four pairs, and their assignments, made in this process."""
     from rayjobs.assign.config import AssignJob
-    from rayjobs.assign.job import conclude, make_plan
-    from rayjobs.pool.ledger import Ledger, Task
-    from rayjobs.pool.worker import ShardActor
-    from rayjobs.verb.plan import claim
+    from rayjobs.assign.job import run
 
     folder = tmp_path_factory.mktemp("assigned")
     pairs, out = copy_pairs(digits, folder / "pairs", 24), folder / "out"
-    job = AssignJob(pairs=pairs, model=tiny_turbo, out=out, steps=4, rows_per_shard=8, slots=8)
-    model = ModelFolder.open(tiny_turbo)
-    plan, pair_set, shards = make_plan(job, model)
-    ledger = Ledger(claim(out, plan, "assign"), plan)
-    actor = ShardActor(job, plan, pair_set, [model], gpus=0.0, decoder_cpus=0.0)
-    for shard in shards:
-        actor.work(Task(shard.index), shard)
-    conclude(job, model, ledger, plan["rows"], 1.0)
+    job = AssignJob(pairs=pairs, model=tiny_turbo, out=out, steps=4, rows_per_shard=8, slots=8, workers=0)
+    assert run(job) == 0
     return pairs, out
 
 

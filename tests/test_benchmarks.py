@@ -79,8 +79,8 @@ def test_the_gpu_program_runs_in_miniature(tmp_path):
 def test_the_scale_program_plans_from_footers_alone(tmp_path):
     argv = ["--only", "plan", "--files", "3", "--rows-per-file", "2500", "--out", str(tmp_path / "x.json")]
     run("assign_scale", *argv)
-    plan = json.loads((tmp_path / "x.json").read_text())["plan of Parquet footers"]
-    assert (plan["rows"], plan["rows_per_shard"], plan["shards"]) == (7500, 64, 3 * 40)
+    told = json.loads((tmp_path / "x.json").read_text())["plan of Parquet footers"]
+    assert (told["rows"], told["rows_per_shard"], told["shards"]) == (7500, 64, 3 * 40)
 
 
 @pytest.mark.slow

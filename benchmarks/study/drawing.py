@@ -1,7 +1,6 @@
 """The study's pictures: figures over updates, and samples of each arm side by side."""
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,9 +14,7 @@ from benchmarks.study.tables import Judged
 from ortho_core.evaluation.metrics import METRICS
 from ortho_core.evaluation.samples import from_png
 from ortho_core.pictures import labelled_rows
-from ortho_core.storage.open import open_store
 from rayjobs.evaluate.figures import Parts
-from rayjobs.evaluate.worker import PARTS, EvaluateLedger
 
 #: Of a picture's palette, which keeps it small.
 COLOURS = 128
@@ -59,9 +56,7 @@ def _curve(axes: Axes, judged: Judged, arm: str, name: str, updates: int, style:
 
 def draw_samples(evaluation: Path, titles: Mapping[str, str], count: int, path: Path) -> None:
     """Held-out targets, and each model's samples of their prompts at the same random noise."""
-    parts = Parts(
-        EvaluateLedger(open_store(evaluation).child(PARTS), json.loads((evaluation / "plan.json").read_text()))
-    )
+    parts = Parts.of(evaluation)
 
     def images(model: str, column: str) -> torch.Tensor:
         first = next(iter(parts.tables(model, [column])))

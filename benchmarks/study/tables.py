@@ -20,9 +20,7 @@ from torch_fidelity.metric_kid import kernel_poly
 
 from ortho_core.evaluation import statistics
 from ortho_core.evaluation.metrics import METRICS
-from ortho_core.storage.open import open_store
 from rayjobs.evaluate.figures import Parts
-from rayjobs.evaluate.worker import PARTS, EvaluateLedger
 
 #: The figures of the tables, in their order.
 SHOWN = ("kid", "fid", "sharpness", "diversity", "recall", "precision", "latent_mse", "drift")
@@ -88,8 +86,7 @@ def _metrics(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 @cache
 def _features(folder: Path, model: str, column: str) -> np.ndarray:
-    plan = json.loads((folder / "plan.json").read_text())
-    return Parts(EvaluateLedger(open_store(folder).child(PARTS), plan)).matrix(model, column)
+    return Parts.of(folder).matrix(model, column)
 
 
 @cache

@@ -47,6 +47,11 @@ class SearchConfig(BaseModel):
     drift_reg_weight: float = decides(0.0, ge=0, description="weight of mean((Qε - ε)²)")
     prior_weight: float = decides(0.5, ge=0, description="free: weight of the Gaussian prior (norm and whiteness)")
 
+    @property
+    def passes(self) -> int:
+        """Passes of the generator, forward alone or with backward, that an image may take."""
+        return self.steps
+
     def brief(self: Search, steps: int) -> Search:
         """The same search, of so many evaluations for every image and no other work: to measure its time and memory."""
         return self.model_copy(update={"steps": steps, "patience": 0, "sensitivity_rank": 0})
@@ -74,6 +79,10 @@ class AssignConfig(ReconstructionWeights, SearchConfig):
 
     def brief(self: Assign, steps: int) -> Assign:
         return super().brief(steps).model_copy(update={"candidates": 1})
+
+    @property
+    def passes(self) -> int:
+        return self.steps + self.candidate_forwards
 
     @property
     def candidate_forwards(self) -> int:

@@ -93,7 +93,7 @@ class MatchedData:
         else:
             noise = seeded_normal([noise_seed(self.seed, "train", epoch, n) for n in names], self.latent_shape)
         targets = images = None
-        if self.assignments.has_target_latents:
+        if self.assignments.plan.noise.store_latents:
             targets = self.assignments.targets(index, self.target_shape or self.latent_shape).numpy()
         if self.needs_images or targets is None:
             images = self._images(rows)

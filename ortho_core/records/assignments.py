@@ -5,7 +5,6 @@ they rebuild; noise that is no rotation (regions 0), or is wanted at hand, is ke
 its schema metadata carries the rows that failed and the run's fingerprint.
 """
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,8 +20,10 @@ from torch import Tensor
 from ortho_core.errors import UserError
 from ortho_core.noise.rotation import block_dimension, rotate, skew_parameters
 from ortho_core.noise.seeded import seeded_normal
-from ortho_core.records.parts import FORMAT, part_name, parts_by_shard, read_abouts, read_part
+from ortho_core.records.parts import read_footers, read_part
+from ortho_core.records.plan import ASSIGNMENT_PLANS, PLAN_FILE, AssignmentPlan, RewardPlan, read_plan
 from ortho_core.storage.open import open_store
+from ortho_core.storage.store import one_line
 
 #: Two machines' linear algebra agrees far better than this; another seed, skew or shape does not.
 CHECKSUM_TOLERANCE = 1e-4
@@ -78,35 +79,35 @@ class Assignments:
     def __init__(self, folder: str | Path, cache_bytes: int = CACHE_BYTES) -> None:
         self.folder = open_store(folder)
         self.location = self.folder.location
-        try:
-            self.plan: dict[str, Any] = json.loads(self.folder.read("plan.json"))
-        except FileNotFoundError:
-            raise UserError(
-                f"{folder} holds no assignments: {folder}/plan.json does not exist (make them with `ortho assign`)"
-            ) from None
-        if self.plan.get("format") != FORMAT:
-            raise UserError(
-                f"the assignments in {folder} are of format {self.plan.get('format')}, this version reads {FORMAT}: "
-                "assign again"
-            )
-        self.shards = parts_by_shard(self.plan, self.folder.names())
+        self.plan = self._read_plan()
+        self.shards = self.plan.parts_by_shard(self.folder.names())
         missing = [i for i, parts in enumerate(self.shards) if not parts]
         if missing:
             raise UserError(
                 f"the assignments in {folder} are not complete: {len(missing)} of {len(self.shards)} parts are missing "
-                f"({part_name(missing[0], self.plan['run_fingerprint'])}, ...); run the same `ortho assign` again to "
-                "finish them"
+                f"({self.plan.part_name(missing[0])}, ...); run the same `ortho {self.plan.verb}` again to finish them"
             )
         self.parts = [name for parts in self.shards for name in parts]
-        self.patch_size = int(self.plan["config"]["patch_size"])
-        self.regions = int(self.plan["config"]["regions"])
-        #: Noise that rewards were raised by; there are no images that it was matched to.
-        self.of_rewards = "reward" in self.plan["config"]
-        self.is_free = self.plan["config"]["transform"] == "free"
-        self.keeps_noise = self.is_free or self.plan["config"]["store"] == "noise"
-        self.has_target_latents = bool(self.plan["config"]["store_latents"])
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[str, pa.Table] = OrderedDict()
+
+    def _read_plan(self) -> AssignmentPlan:
+        try:
+            return read_plan(self.folder, *ASSIGNMENT_PLANS)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.location} holds no assignments: {self.location}/{PLAN_FILE} does not exist (make them with "
+                "`ortho assign`)"
+            ) from None
+        except OSError as error:
+            raise UserError(f"cannot read the assignments in {self.location}: {one_line(error)}") from error
+        except UserError as error:
+            raise UserError(f"{error}: assign again") from error
+
+    @property
+    def of_rewards(self) -> bool:
+        """Noise that rewards were raised by; there are no images that it was matched to."""
+        return isinstance(self.plan, RewardPlan)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}
@@ -114,7 +115,7 @@ class Assignments:
     @cached_property
     def starts(self) -> np.ndarray:
         """Number of the first row of each part, and of the row after the last. Raises UserError if there are no rows."""
-        starts = np.cumsum([0, *(about["rows"] for about in read_abouts(self.folder, self.parts))])
+        starts = np.cumsum([0, *(footer.rows for footer in read_footers(self.folder, self.parts))])
         if not starts[-1]:
             raise UserError(f"{self.location} holds no assigned rows: all were quarantined, see failures.jsonl in it")
         return starts
@@ -151,24 +152,22 @@ class Assignments:
 
     def noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """Qε of the rows at `index`. Raises UserError if it does not fit the shape or its checksum."""
-        column = "noise" if self.keeps_noise else "skew"
+        settings = self.plan.noise
+        column = "noise" if settings.is_kept else "skew"
         rows = self.rows(index, ["sample_id", "noise_seed", column, "noise_checksum"])
-        if self.keeps_noise:
-            m = int(np.prod(latent_shape))
-        else:
-            m = self.regions**2 * skew_parameters(block_dimension(latent_shape, self.patch_size))
+        m = int(np.prod(latent_shape)) if settings.is_kept else self._skew_parameters(latent_shape)
         for row in rows:
             if len(row[column]) != m:
                 raise UserError(
                     f"the assignments in {self.location} have {len(row[column])} numbers of {column} per image; a model "
-                    f"with latent {latent_shape} and patch size {self.patch_size} needs {m}: they were made for another model"
+                    f"with latent {latent_shape} and patch size {settings.patch_size} needs {m}: they were made for another model"
                 )
         kept = torch.from_numpy(np.stack([row[column] for row in rows]))
-        if self.keeps_noise:
+        if settings.is_kept:
             noise = kept.reshape(-1, *latent_shape)
         else:
             seeds = [row["noise_seed"] for row in rows]
-            noise = rebuild_noise(seeds, kept, self.patch_size, latent_shape, self.regions)
+            noise = rebuild_noise(seeds, kept, settings.patch_size, latent_shape, settings.regions)
         recorded = np.array([row["noise_checksum"] for row in rows])
         wrong = np.flatnonzero(np.abs(noise_checksum(noise) - recorded) > CHECKSUM_TOLERANCE)
         if len(wrong):
@@ -187,10 +186,14 @@ class Assignments:
 
     def row_bytes(self, latent_shape: tuple[int, int, int], target_shape: tuple[int, int, int]) -> int:
         """About how much memory a row takes once it is read."""
-        n = int(np.prod(latent_shape))
-        noise = n if self.keeps_noise else 0
-        skew = 0 if self.is_free else self.regions**2 * skew_parameters(block_dimension(latent_shape, self.patch_size))
-        return 512 + 4 * (noise + skew + int(np.prod(target_shape)) * self.has_target_latents)
+        noise = int(np.prod(latent_shape)) * self.plan.noise.is_kept
+        skew = 0 if self.plan.noise.is_free else self._skew_parameters(latent_shape)
+        return 512 + 4 * (noise + skew + int(np.prod(target_shape)) * self.plan.noise.store_latents)
+
+    def _skew_parameters(self, latent_shape: tuple[int, int, int]) -> int:
+        """Numbers of a record's `skew`, over all regions."""
+        settings = self.plan.noise
+        return settings.regions**2 * skew_parameters(block_dimension(latent_shape, settings.patch_size))
 
     def base_noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """ε of the rows at `index`, what their search began from."""
@@ -201,12 +204,13 @@ class Assignments:
 
         Reads just that, past the cache: each shard is asked for once, and from several threads.
         """
-        column = "noise" if self.is_free else "skew"
+        is_free = self.plan.noise.is_free
+        column = "noise" if is_free else "skew"
         kept: dict[str, Start] = {}
         for name in self.shards[shard]:
             for row in read_part(self.folder, name, ["sample_id", "noise_seed", column]).to_pylist():
                 value = torch.tensor(row[column], dtype=torch.float32)
-                if self.is_free:
+                if is_free:
                     value -= seeded_normal([row["noise_seed"]], latent_shape).flatten()
                 kept[row["sample_id"]] = Start(row["noise_seed"], value)
         return kept

@@ -22,7 +22,7 @@ def write_gaussianity(out: Store, latent_shape: tuple[int, int, int]) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         for when, noise in maps.items():
             stem = Path(scratch) / f"orthogonal_gaussian_{when}"
-            statistics = write_diagnostics(noise, assignments.patch_size, titles[when], stem)
+            statistics = write_diagnostics(noise, assignments.plan.noise.patch_size, titles[when], stem)
         for file in Path(scratch).iterdir():
             out.replace_file(file.name, file)
     return verdict(statistics)

@@ -1,19 +1,19 @@
 """Part files of assignments: their schema, their names, how they are written and read."""
 
 import io
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
 
 from ortho_core.errors import UserError
 from ortho_core.pairs.rows import Failure
-from ortho_core.storage.store import Store
+from ortho_core.storage.store import Store, one_line
 
 SCHEMA = pa.schema(
     [
@@ -45,45 +45,64 @@ HALF_SCHEMA = SCHEMA.set(SCHEMA.get_field_index("noise"), pa.field("noise", pa.l
 #: Columns of rows that were searched for their rewards: each reward by name, before and after.
 REWARD_FIELDS = [pa.field(name, pa.map_(pa.string(), pa.float32())) for name in ("initial_rewards", "rewards")]
 
-#: Bump when the meaning of a plan or of the files it describes changes.
-FORMAT = 3
-
 #: Footers that are read side by side: what an object store's latency asks for.
 FOOTERS_AT_ONCE = 16
+
+#: The key of `PartAbout` in a part file's schema metadata.
+METADATA = b"ortho"
 
 PART = re.compile(r"part-(\d{6,})-([0-9a-z]+)(?:\.r(\d+))?\.parquet")
 
 
-def encode_part(
-    rows: list[dict[str, Any]], failures: list[Failure], about: dict[str, Any], store: str, rewards: bool = False
-) -> bytes:
-    """One part file. `about` goes into the metadata; `store` "noise" keeps the noise in half precision; with `rewards`
-    rows have the columns of `REWARD_FIELDS` too.
-    """
-    schema = HALF_SCHEMA if store == "noise" else SCHEMA
-    for column in REWARD_FIELDS if rewards else ():
-        schema = schema.append(column)
-    return encode_rows(rows, failures, about, schema)
+class PartAbout(BaseModel):
+    """What a part file says of itself, in its schema metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard: int
+    #: 0, or which later try at the rows that had failed until then.
+    revision: int
+    run_fingerprint: str
+    #: Seconds since the epoch.
+    written: float
+    truncated_prompts: int = 0
+    evaluations: int = 0
+    candidate_forwards: int = 0
+    #: Sums of the losses over the rows that know theirs, and how many do: an imported row may not.
+    loss_sum: float = 0.0
+    losses: int = 0
+    initial_loss_sum: float = 0.0
+    initial_losses: int = 0
+    failures: tuple[Failure, ...] = ()
+    #: How far the samples of each prompt are apart, in an evaluation's part that was asked for it.
+    diversity: tuple[float, ...] | None = None
 
 
-def encode_rows(rows: list[dict[str, Any]], failures: list[Failure], about: dict[str, Any], schema: pa.Schema) -> bytes:
-    """A part file of rows of any kind; of a row, what the schema names is kept."""
-    metadata = {"ortho": json.dumps({**about, "failures": [vars(f) for f in failures]})}
+class Footer(NamedTuple):
+    """What is known of a part file without reading its rows."""
+
+    rows: int
+    about: PartAbout
+
+
+def encode_part(rows: list[dict[str, Any]], about: PartAbout, schema: pa.Schema) -> bytes:
+    """One part file; of a row, what the schema names is kept."""
+    metadata = {METADATA: about.model_dump_json()}
     table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(metadata)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
-def read_about(folder: Store, name: str) -> dict[str, Any]:
-    """What `encode_part` put into the metadata, and the number of `rows`; reads the footer only. Raises UserError."""
+def read_footer(folder: Store, name: str) -> Footer:
+    """The number of rows of a part file and what it says of itself. Raises UserError if it is not readable."""
     try:
         with folder.open(name) as stream:
             footer = pq.read_metadata(stream)
-        about: dict[str, Any] = json.loads(footer.metadata[b"ortho"])
+        about = PartAbout.model_validate_json(footer.metadata[METADATA])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder.location}/{name} is not a readable assignment part: {error!r}") from error
-    return {**about, "rows": footer.num_rows}
+        raise UserError(f"{folder.location}/{name} is not a readable assignment part: {one_line(error)}") from error
+    return Footer(footer.num_rows, about)
 
 
 def read_part(folder: Store, name: str, columns: list[str] | None = None, verb: str = "assign") -> pa.Table:
@@ -97,27 +116,16 @@ def read_part(folder: Store, name: str, columns: list[str] | None = None, verb: 
         ) from error
 
 
-def read_abouts(folder: Store, names: Sequence[str]) -> list[dict[str, Any]]:
-    """`read_about` of many parts."""
+def read_footers(folder: Store, names: Sequence[str]) -> list[Footer]:
+    """`read_footer` of many parts."""
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return list(pool.map(lambda name: read_about(folder, name), names))
+        return list(pool.map(lambda name: read_footer(folder, name), names))
 
 
 def part_name(index: int, run_fingerprint: str, revision: int = 0) -> str:
     """A shard's part file; revision r > 0 holds what a later try made of the rows that had failed until then."""
     suffix = f".r{revision}" if revision else ""
     return f"part-{index:06d}-{run_fingerprint}{suffix}.parquet"
-
-
-def parts_by_shard(plan: dict[str, Any], names: Iterable[str]) -> list[list[str]]:
-    """For each shard of a plan its part files among `names`, in order of revision; empty where it is not committed."""
-    found: list[dict[int, str]] = [{} for _ in range(plan["shards"])]
-    for name in names:
-        match = PART.fullmatch(name)
-        if match and match[2] == plan["run_fingerprint"] and int(match[1]) < len(found):
-            found[int(match[1])][int(match[3] or 0)] = name
-    # A revision counts only on top of all before it.
-    return [[parts[r] for r in range(len(parts)) if r in parts] if 0 in parts else [] for parts in found]
 
 
 @dataclass
@@ -129,5 +137,9 @@ class ShardResult:
     truncated_prompts: int = 0
     evaluations: int = 0
     candidate_forwards: int = 0
-    #: What else the part file says of the shard.
-    about: dict[str, Any] = field(default_factory=dict)
+    #: What `PartAbout.diversity` says.
+    diversity: tuple[float, ...] | None = None
+
+    def losses(self, column: str) -> list[float]:
+        """Those of the rows that know theirs."""
+        return [float(value) for row in self.rows if (value := row.get(column)) is not None]

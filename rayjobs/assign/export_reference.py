@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -15,6 +15,7 @@ from ortho_core.errors import RunFailed
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved, settings
 from ortho_core.records.assignments import Assignments
+from ortho_core.records.plan import Plan
 from ortho_core.records.reference_folder import (
     COLUMNS,
     MANIFEST,
@@ -28,8 +29,8 @@ from rayjobs.verb.console import Progress, say
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim
 
-#: Bump when the meaning of the files changes.
-FORMAT = "reference layout 1"
+#: Of the files; bump when their meaning changes.
+LAYOUT = "reference layout 1"
 #: Rows whose noise is in memory together, and samples that are written side by side (each waits for the disk).
 ROWS_AT_ONCE, WRITERS = 64, 8
 #: Parts that stay in memory: rows are taken in order, so the one at hand will do.
@@ -56,55 +57,68 @@ class ExportJob(BaseModel):
     )
 
 
-def make_plan(job: ExportJob) -> tuple[dict[str, Any], Assignments]:
+class ExportPlan(Plan):
+    """Assignments as the reference's folder."""
+
+    verb: ClassVar[str] = "export"
+
+    kind: Literal["export"] = "export"
+    layout: str = LAYOUT
+    #: Fingerprint of the run that made them.
+    assignments: str
+    rows: int
+    latent_shape: tuple[int, int, int]
+    noise_scale: float
+    image_root: str | None
+
+
+def make_plan(job: ExportJob) -> tuple[ExportPlan, Assignments]:
     """What the run will do. Raises UserError for whatever can be found wrong beforehand."""
     model = ModelFolder.open(job.model)
-    shape = model.latent_shape
     assignments = Assignments(job.assignments, CACHE_BYTES)
-    assignments.noise([0], shape)
-    plan = {
-        "format": FORMAT,
-        "assignments": assignments.plan["run_fingerprint"],
-        "rows": len(assignments),
-        "latent_shape": list(shape),
-        "noise_scale": model.noise_scale if job.noise_scale is None else job.noise_scale,
+    assignments.noise([0], model.latent_shape)
+    plan = ExportPlan(
+        assignments=assignments.plan.run_fingerprint,
+        rows=len(assignments),
+        latent_shape=model.latent_shape,
+        noise_scale=model.noise_scale if job.noise_scale is None else job.noise_scale,
         **settings(located(job), decides),
-    }
+    )
     return plan, assignments
 
 
-def plan(job: ExportJob) -> dict[str, Any]:
+def describe(job: ExportJob) -> dict[str, Any]:
     """What a dry run prints."""
-    content, _ = make_plan(job)
-    sample = 4 * math.prod(content["latent_shape"]) + 3000
+    plan, _ = make_plan(job)
+    sample = 4 * math.prod(plan.latent_shape) + 3000
     return {
-        **content,
-        "files": 2 * content["rows"] + 2,
-        "bytes_to_write_about": content["rows"] * sample,
+        **plan.as_json(),
+        "files": 2 * plan.rows + 2,
+        "bytes_to_write_about": plan.rows * sample,
         "out": str(job.out),
     }
 
 
 def run(job: ExportJob) -> int:
     """Export what is not there yet. Returns 0. Raises UserError or RunFailed."""
-    content, assignments = make_plan(job)
-    claim(job.out, content, "export")
+    plan, assignments = make_plan(job)
+    claim(job.out, plan)
     root = LocalStore(job.out)
     if root.exists(MANIFEST):
         say(f"export: {job.out} is complete")
         return 0
     try:
-        written = write_all(root, assignments, content)
+        written = write_all(root, assignments, plan)
     except OSError as error:
         raise RunFailed(f"cannot write to {job.out}: {error.strerror or error}") from error
-    say(f"{content['rows']} samples in {job.out}, {written} of them written now; {MANIFEST} lists them")
+    say(f"{plan.rows} samples in {job.out}, {written} of them written now; {MANIFEST} lists them")
     return 0
 
 
-def write_all(root: LocalStore, assignments: Assignments, content: dict[str, Any]) -> int:
+def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> int:
     """Every sample, then the manifest. Returns how many were not there before."""
-    progress = Progress("export", content["rows"], "rows")
-    scale, image_root, written = content["noise_scale"], content["image_root"], 0
+    progress = Progress(plan.verb, plan.rows, "rows")
+    written = 0
     with (
         tempfile.TemporaryDirectory() as scratch,
         (Path(scratch) / MANIFEST).open("w", encoding="utf-8") as manifest,
@@ -112,9 +126,9 @@ def write_all(root: LocalStore, assignments: Assignments, content: dict[str, Any
     ):
 
         def write(item: Row) -> bool:
-            return write_sample(root, *item, scale)
+            return write_sample(root, *item, plan.noise_scale)
 
-        for batch in batches(assignments, tuple(content["latent_shape"])):
+        for batch in batches(assignments, plan.latent_shape):
             # Samples for one folder go one after the other, so that the second finds the first, and is refused. Some file
             # systems take names for one that differ in their case.
             apart: dict[str, Row] = {}
@@ -126,7 +140,7 @@ def write_all(root: LocalStore, assignments: Assignments, content: dict[str, Any
                 apart.setdefault(folder, item)
             written += sum(pool.map(write, apart.values())) + sum(map(write, again))
             for _, record, _ in batch:
-                manifest.write(json.dumps(manifest_entry(root, record, image_root), ensure_ascii=False) + "\n")
+                manifest.write(json.dumps(manifest_entry(root, record, plan.image_root), ensure_ascii=False) + "\n")
             progress.advance(len(batch))
         manifest.flush()
         root.replace_file(MANIFEST, Path(scratch) / MANIFEST)

@@ -1,16 +1,16 @@
 """`ortho import`: the reference implementation's folder of noise files as assignments. Runs in this process."""
 
 import math
-import time
 from typing import Any
 
-from ortho_core.errors import BadRow, RunFailed, UserError
+from ortho_core.errors import BadRow, UserError
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved, settings
 from ortho_core.pairs import PairFields, PairSet, Shard
 from ortho_core.pairs.rows import Failure
 from ortho_core.records.assignments import noise_checksum
-from ortho_core.records.parts import ShardResult, parts_by_shard, read_part
+from ortho_core.records.parts import ShardResult
+from ortho_core.records.plan import ImportedPlan, NoiseSettings
 from ortho_core.records.reference_folder import (
     MANIFEST,
     Sample,
@@ -21,13 +21,15 @@ from ortho_core.records.reference_folder import (
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.location import LocalPath, Location
 from ortho_core.storage.store import OutsideRoot
-from rayjobs.pool.ledger import Ledger
-from rayjobs.verb.console import Progress, say, summary_json
+from rayjobs.pool.run import ShardedRun
+from rayjobs.verb.console import Progress, say
 from rayjobs.verb.paths import located
-from rayjobs.verb.plan import claim
 
 #: Rows of a part file.
 ROWS_PER_SHARD = 1024
+
+#: What is counted elsewhere and cannot be here: no model reads the prompts, nothing is searched.
+UNKNOWN = ("truncated_prompts", "candidate_forwards")
 
 
 class ImportJob(PairFields):
@@ -49,69 +51,73 @@ class ImportJob(PairFields):
     )
 
 
-def make_plan(job: ImportJob) -> tuple[dict[str, Any], PairSet, PairSet]:
+def make_plan(job: ImportJob) -> tuple[ImportedPlan, PairSet, PairSet]:
     """What the run will do, the manifest, and where the images are. Raises UserError for what can be found wrong."""
     model = ModelFolder.open(job.model)
     if not (job.samples / MANIFEST).is_file():
         raise UserError(f"--samples {job.samples}: no {MANIFEST} in it (expected: a folder as `ortho export` makes)")
     manifest = PairSet(job.samples / MANIFEST)
     pairs = PairSet(job.pairs or manifest.location, job.pair_fields())
-    plan = {
-        "samples_fingerprint": manifest.fingerprint(),
-        "pairs_fingerprint": pairs.fingerprint(),
-        "model_fingerprint": model.fingerprint,
-        "latent_shape": list(model.latent_shape),
+    plan = ImportedPlan(
+        samples_fingerprint=manifest.fingerprint(),
+        pairs_fingerprint=pairs.fingerprint(),
+        model_fingerprint=model.fingerprint,
+        latent_shape=model.latent_shape,
         **settings(job, decides),
-        "model_noise_scale": model.noise_scale if job.noise_scale is None else None,
-        "config": {
-            "seed": None,
-            "transform": "free",  # whatever found it: the noise itself is all there is
-            "patch_size": 1,
-            "regions": 1,
-            "store": "parameters",
-            "store_latents": False,
-        },
-        "rows": manifest.rows(),
-        "rows_per_shard": ROWS_PER_SHARD,
-        "shards": -(-manifest.rows() // ROWS_PER_SHARD),
-    }
-    return Ledger.seal(plan), manifest, pairs
+        model_noise_scale=model.noise_scale if job.noise_scale is None else None,
+        # Whatever found it: the noise itself is all there is.
+        noise=NoiseSettings(
+            seed=None, transform="free", patch_size=1, regions=1, store="parameters", store_latents=False
+        ),
+        rows=manifest.rows(),
+        rows_per_shard=ROWS_PER_SHARD,
+        shards=-(-manifest.rows() // ROWS_PER_SHARD),
+    )
+    return plan, manifest, pairs
 
 
-def plan(job: ImportJob) -> dict[str, Any]:
+def describe(job: ImportJob) -> dict[str, Any]:
     """What a dry run prints."""
-    content, _, pairs = make_plan(job)
-    record = 200 + 4 * math.prod(content["latent_shape"])
-    return {**content, "images_in": pairs.location, "bytes_to_write_about": content["rows"] * record, "out": job.out}
+    plan, _, pairs = make_plan(job)
+    record = 200 + 4 * math.prod(plan.latent_shape)
+    return {
+        **plan.as_json(),
+        "images_in": pairs.location,
+        "bytes_to_write_about": plan.rows * record,
+        "out": job.out,
+    }
 
 
 def run(job: ImportJob) -> int:
     """Import what is not imported yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
     job = located(job)
-    sealed, manifest, pairs = make_plan(job)
-    folder = claim(job.out, sealed, "import")
-    ledger = Ledger(folder, sealed)
-    todo, rows, quarantined = ledger.survey()
-    if not todo and folder.exists("summary.json"):
-        say(f"import: {job.out} is complete")
-        return 3 if quarantined else 0
-    started = time.monotonic()
-    reader = SampleReader(
-        LocalStore(job.samples), tuple(sealed["latent_shape"]), sealed["model_noise_scale"] or 1.0, job.noise_scale
-    )
+    plan, manifest, pairs = make_plan(job)
+    run = ShardedRun(job.out, plan)
+    if run.is_complete():
+        return run.exit_code
+    import_shards(job, run, manifest, pairs)
+    counts = run.finish()
+    # What `ortho train` opens the images with.
+    recorded = job.model_copy(update={"pairs": pairs.location})
+    code = run.conclude(run.summary(recorded, unknown=UNKNOWN), "rows could be imported")
+    say(f"{counts.assigned} of {counts.rows} rows in {job.out}")
+    return code
+
+
+def import_shards(job: ImportJob, run: ShardedRun[ImportedPlan], manifest: PairSet, pairs: PairSet) -> None:
+    """Import what is not imported yet."""
+    plan, quarantined = run.plan, run.survey.quarantined
+    reader = SampleReader(LocalStore(job.samples), plan.latent_shape, plan.model_noise_scale or 1.0, job.noise_scale)
     copies = job.pairs is None and job.image_root is None
-    progress = Progress("import", sealed["rows"], "rows", done=rows)
-    shards = manifest.shards(ROWS_PER_SHARD)
-    for task in todo:
+    progress = Progress(plan.verb, plan.rows, "rows", done=run.survey.rows)
+    shards = manifest.shards(plan.rows_per_shard)
+    for task in run.survey.todo:
         shard = shards[task.shard]
         result = import_shard(reader, pairs, shard, copies)
-        ledger.commit(task, result)
+        run.ledger.commit(task, result)
         quarantined += len(result.failures)
         progress.advance(shard.rows, f"{quarantined} quarantined" if quarantined else "")
     progress.close()
-    # What `ortho train` opens the images with.
-    recorded = job.model_copy(update={"pairs": pairs.location})
-    return conclude(recorded, ledger, sealed["rows"] - rows, time.monotonic() - started)
 
 
 def import_shard(reader: SampleReader, pairs: PairSet, shard: Shard, copies: bool) -> ShardResult:
@@ -163,35 +169,3 @@ def image_of(reader: SampleReader, pairs: PairSet, sample: Sample, row: int, cop
             trouble = trouble or BadRow(reason, f"{who}: image {image[:200]!r} is not in {reader.root.location}")
     assert trouble is not None
     raise BadRow(trouble.reason, f"{trouble}; --pairs names the pair set that has the images")
-
-
-def conclude(job: ImportJob, ledger: Ledger, rows_this_run: int, seconds: float) -> int:
-    """Reconcile and write the summary. Returns the exit code. Raises RunFailed if no row could be imported."""
-    counts = ledger.finish()
-    # Nothing here reads prompts as the model does, and not every sample says its losses.
-    del counts["truncated_prompts"], counts["candidate_forwards"]
-    for column in ("initial_loss", "loss"):
-        total, known = losses(ledger, column)
-        counts[f"mean_{column}"] = total / known if known else None
-    summary = {
-        **counts,
-        "rows_this_run": rows_this_run,
-        "seconds_this_run": round(seconds, 2),
-        "config": job.model_dump(mode="json"),
-        "run_fingerprint": ledger.plan["run_fingerprint"],
-    }
-    ledger.folder.replace("summary.json", summary_json(summary).encode())
-    if not counts["assigned"]:
-        raise RunFailed(f"none of the {counts['rows']} rows could be imported; see {job.out}/failures.jsonl")
-    say(f"{counts['assigned']} of {counts['rows']} rows in {job.out}")
-    return 3 if counts["quarantined"] else 0
-
-
-def losses(ledger: Ledger, column: str) -> tuple[float, int]:
-    """Sum of the losses that are known, and how many are."""
-    total, known = 0.0, 0
-    for names in parts_by_shard(ledger.plan, ledger.folder.names()):
-        for name in names:
-            values = read_part(ledger.folder, name, [column])[column].drop_null().to_pylist()
-            total, known = total + sum(values), known + len(values)
-    return total, known

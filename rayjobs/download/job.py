@@ -97,7 +97,7 @@ def chosen(job: DownloadJob) -> tuple[Catalog, list[str]]:
     return catalog, list(names)
 
 
-def plan(job: DownloadJob) -> dict[str, Any]:
+def describe(job: DownloadJob) -> dict[str, Any]:
     """What a dry run prints. Asks no server."""
     catalog, names = chosen(job)
     models, total = {}, 0

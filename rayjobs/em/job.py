@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
@@ -16,7 +16,7 @@ from ortho_core.marks import decides, resolved, settings
 from ortho_core.mstep.data import read_prompts
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs import PairFields, PairSet
-from ortho_core.records.parts import FORMAT
+from ortho_core.records.plan import Plan, Settings
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob
 from rayjobs.em.config import EmJob
@@ -27,7 +27,7 @@ from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainModels, TrainSettings, check_lora
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say, summary_json
-from rayjobs.verb.plan import claim, fingerprint, replace_text
+from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import ray_session
 
 
@@ -45,7 +45,23 @@ def check(job: EmJob, model: ModelFolder, rows: int) -> None:
         read_prompts(job.train.preserve_prompts)
 
 
-def make_plan(job: EmJob, model: ModelFolder) -> dict[str, Any]:
+class EmPlan(Plan):
+    """E-step and M-step in turn."""
+
+    verb: ClassVar[str] = "em"
+
+    kind: Literal["em"] = "em"
+    pairs_fingerprint: str
+    heldout_fingerprint: str | None
+    model_fingerprint: str
+    rows: int
+    config: Settings
+    assign: Settings
+    train: Settings
+    evaluate: Settings
+
+
+def make_plan(job: EmJob, model: ModelFolder) -> EmPlan:
     """What identifies the run. Raises UserError for whatever can be found wrong before any work starts."""
     pairs = PairSet(job.pairs, job.pair_fields())
     total = pairs.rows()
@@ -53,27 +69,26 @@ def make_plan(job: EmJob, model: ModelFolder) -> dict[str, Any]:
     if job.heldout is not None:
         # What is missing there would be found out at the end.
         evaluate.make_plan(judge_job(job, {"base": job.model}), {"base": model})
-    plan: dict[str, Any] = {
-        "format": FORMAT,
-        "pairs_fingerprint": pairs.fingerprint(),
-        "heldout_fingerprint": PairSet(job.heldout, job.pair_fields()).fingerprint() if job.heldout else None,
-        "model_fingerprint": model.fingerprint,
-        "rows": total,
-        **settings(job, decides),
+    steps = ("assign", "train", "evaluate")
+    return EmPlan(
+        pairs_fingerprint=pairs.fingerprint(),
+        heldout_fingerprint=PairSet(job.heldout, job.pair_fields()).fingerprint() if job.heldout else None,
+        model_fingerprint=model.fingerprint,
+        rows=total,
+        config={name: value for name, value in settings(job, decides).items() if name not in steps},
         # Each step resolves its own.
-        **{step: settings(getattr(job, step), decides, resolved) for step in ("assign", "train", "evaluate")},
-    }
-    return {**plan, "run_fingerprint": fingerprint(plan)}
+        **{step: settings(getattr(job, step), decides, resolved) for step in steps},
+    )
 
 
-def plan(job: EmJob) -> dict[str, Any]:
+def describe(job: EmJob) -> dict[str, Any]:
     """What a dry run prints."""
-    content = make_plan(job, ModelFolder.open(job.model))
-    updates = job.train.epochs * (content["rows"] // job.train.batch_size)
+    plan = make_plan(job, ModelFolder.open(job.model))
+    updates = job.train.epochs * (plan.rows // job.train.batch_size)
     return {
-        **content,
+        **plan.as_json(),
         "evaluations_of_the_e_steps": sum(
-            job.assign.evaluations_at_most(content["rows"], draws=int(cycle == 0 or not job.warm_start))
+            job.assign.evaluations_at_most(plan.rows, draws=int(cycle == 0 or not job.warm_start))
             for cycle in range(job.cycles)
         ),
         "updates": updates * job.cycles * (2 if job.baseline else 1),
@@ -94,7 +109,7 @@ def run(
     """
     started = time.monotonic()
     first = model = model or ModelFolder.open(job.model)
-    claim(job.work_dir, make_plan(job, first), "em")
+    claim(job.work_dir, make_plan(job, first))
     code, cycles, trained = 0, list[dict[str, Any]](), dict[str, ModelFolder]()
     with ray_session(), beside() as background:
         direct = None
@@ -180,7 +195,8 @@ def cached(job: EmJob, step: AssignJob, model: ModelFolder) -> AssignJob:
     """
     if job.assignments_cache is None:
         return step
-    entry = job.assignments_cache.absolute() / assign.make_plan(step, model)[0]["run_fingerprint"]
+    plan, _, _ = assign.make_plan(step, model)
+    entry = job.assignments_cache.absolute() / plan.run_fingerprint
     entry.mkdir(parents=True, exist_ok=True)
     link = Path(step.out)
     link.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The options of `ortho evaluate`."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo
 
@@ -76,12 +76,6 @@ class EvaluateJob(EvaluateSettings, PairFields):
         None,
         description="finished evaluation by the same settings, whose figures of the same base model are taken over",
     )
-    warm_start: ClassVar[None] = None
-    candidate_forwards: ClassVar[int] = 0
-
-    @property
-    def slots(self) -> int:
-        return self.batch_size
 
     def folders(self) -> dict[str, Path]:
         """Where the rewards' weights are. `clip` is tiny-clip, except where `aesthetic` needs the large one."""

@@ -20,9 +20,13 @@ from ortho_core.evaluation import statistics
 from ortho_core.evaluation.metrics import REWARD, cell, known_metrics, metric
 from ortho_core.evaluation.rows import FIGURES
 from ortho_core.evaluation.samples import from_png, laplacian_energy, rms_distance
+from ortho_core.pairs.rows import Failure
 from ortho_core.pictures import save_png
-from ortho_core.records.parts import read_about, read_part
+from ortho_core.records.parts import read_footer, read_footers, read_part
+from ortho_core.records.plan import read_plan
+from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
+from rayjobs.evaluate.plan import PARTS, EvaluationPlan
 from rayjobs.pool.ledger import Ledger
 
 #: Rows whose pictures are shown.
@@ -34,9 +38,9 @@ SAMPLE_ENERGY, TARGET_ENERGY = "sample_energy", "target_energy"
 class Parts:
     """The published parts by model and shard, and the rows that every model has judged."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger[EvaluationPlan]) -> None:
         """Raises RunFailed for a part that is missing, UserError for one that is damaged."""
-        self.folder, self.models = ledger.folder, list(ledger.plan["models"])
+        self.folder, self.models = ledger.folder, list(ledger.plan.models)
         names = [name for (name,) in ledger.parts()]
         self.shards = len(names) // len(self.models)
         self.names = {m: names[i * self.shards : (i + 1) * self.shards] for i, m in enumerate(self.models)}
@@ -47,6 +51,12 @@ class Parts:
             others = set(columns[0]).intersection(*columns[1:])
             self.judged.append([name for name in columns[0] if name in others])
         self.count = sum(len(ids) for ids in self.judged)
+
+    @staticmethod
+    def of(evaluation: Path) -> "Parts":
+        """Those of a finished evaluation. Raises UserError if its plan cannot be read."""
+        folder = open_store(evaluation)
+        return Parts(Ledger(folder.child(PARTS), read_plan(folder, EvaluationPlan)))
 
     def _read(self, model: str, shard: int, columns: list[str]) -> pa.Table:
         return read_part(self.folder, self.names[model][shard], columns, "evaluate")
@@ -62,15 +72,14 @@ class Parts:
         """A list column as (n, D) float32."""
         return np.concatenate([_matrix(table[column]) for table in self.tables(model, [column]) if len(table)])
 
-    def failures(self) -> dict[str, dict[int, dict[str, Any]]]:
+    def failures(self) -> dict[str, dict[int, Failure]]:
         """What each model's parts say of rows that could not be judged, by row number."""
-        abouts = {m: [read_about(self.folder, name) for name in names] for m, names in self.names.items()}
-        return {m: {f["row"]: f for about in told for f in about["failures"]} for m, told in abouts.items()}
+        footers = {m: read_footers(self.folder, names) for m, names in self.names.items()}
+        return {m: {f.row: f for footer in each for f in footer.about.failures} for m, each in footers.items()}
 
-    def spread(self, model: str) -> list[float] | None:
+    def spread(self, model: str) -> tuple[float, ...] | None:
         """How far samples are apart, of each prompt that was asked; None where the shard that tells it has no rows."""
-        told: list[float] | None = read_about(self.folder, self.names[model][0]).get("diversity")
-        return told
+        return read_footer(self.folder, self.names[model][0]).about.diversity
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
@@ -80,10 +89,10 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 def write_failures(parts: Parts, folder: Store) -> int:
     """Every row that some model could not judge, once, into `failures.jsonl`; returns how many."""
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, Failure] = {}
     for failures in parts.failures().values():
         found = failures | found
-    folder.replace("failures.jsonl", "".join(json.dumps(found[row]) + "\n" for row in sorted(found)).encode())
+    folder.replace("failures.jsonl", "".join(json.dumps(vars(found[row])) + "\n" for row in sorted(found)).encode())
     return len(found)
 
 

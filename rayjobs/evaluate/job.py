@@ -23,10 +23,12 @@ from ortho_core.rewards.names import fingerprint_of, reward_fingerprints
 from ortho_core.storage.open import open_store
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import Parts, check_judged, draw, judge_all, table_of, write_failures
+from rayjobs.evaluate.plan import PARTS, EvaluationPlan, ExtractorUsed, take_base_from
 from rayjobs.evaluate.report import write_report
-from rayjobs.evaluate.worker import PARTS, EvaluateActor, EvaluateLedger, judge_models
+from rayjobs.evaluate.worker import Judging, judge_models
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
+from rayjobs.pool.run import exit_code
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, replace_text
@@ -63,32 +65,31 @@ def _used(job: EvaluateJob) -> set[str]:
     return names | ({"clip"} if "aesthetic" in names else set())
 
 
-def make_plan(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> tuple[dict[str, Any], PairSet, list[Shard]]:
+def make_plan(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> tuple[EvaluationPlan, PairSet, list[Shard]]:
     """What the run will do, and its tasks. Raises UserError for whatever can be found wrong beforehand."""
     check(job, models)
     judges = judge_models(job)
-    rewards = reward_fingerprints(job.reward_names(), job.folders())
     pairs = PairSet(job.pairs, job.pair_fields())
     shards = heldout_shards(pairs, job.rows, job.rows_per_shard)
     rows = sum(shard.rows for shard in shards)
     cmmd = judges.cmmd or judges.features
-    plan = {
-        "pairs_fingerprint": pairs.fingerprint(),
-        "base": next(iter(models)),
-        "models": {name: model.fingerprint for name, model in models.items()},
-        "features": {"name": judges.features.name, "fingerprint": judges.features.fingerprint},
-        "cmmd_features": {"name": cmmd.name, "fingerprint": cmmd.fingerprint},
-        "rewards": rewards,
-        "lpips": fingerprint_of([judges.lpips]) if judges.lpips is not None else None,
-        "config": settings(job, decides),
-        "diversity_prompts": first_prompts(pairs, shards),
-        "heldout_rows": rows,
-        "rows": rows * len(models),
-        "rows_per_shard": job.rows_per_shard,
-        "shards": len(shards) * len(models),
-    }
+    plan = EvaluationPlan(
+        pairs_fingerprint=pairs.fingerprint(),
+        base=next(iter(models)),
+        models={name: model.fingerprint for name, model in models.items()},
+        features=ExtractorUsed(name=judges.features.name, fingerprint=judges.features.fingerprint),
+        cmmd_features=ExtractorUsed(name=cmmd.name, fingerprint=cmmd.fingerprint),
+        rewards=reward_fingerprints(job.reward_names(), job.folders()),
+        lpips=fingerprint_of([judges.lpips]) if judges.lpips is not None else None,
+        config=settings(job, decides),
+        diversity_prompts=tuple(first_prompts(pairs, shards)),
+        heldout_rows=rows,
+        rows=rows * len(models),
+        rows_per_shard=job.rows_per_shard,
+        shards=len(shards) * len(models),
+    )
     tasks = [replace(shard, index=m * len(shards) + shard.index) for m in range(len(models)) for shard in shards]
-    return Ledger.seal(plan), pairs, tasks
+    return plan, pairs, tasks
 
 
 def heldout_shards(pairs: PairSet, rows: int, rows_per_shard: int) -> list[Shard]:
@@ -108,16 +109,16 @@ def first_prompts(pairs: PairSet, shards: list[Shard]) -> list[str]:
     return list(found)
 
 
-def plan(job: EvaluateJob) -> dict[str, Any]:
+def describe(job: EvaluateJob) -> dict[str, Any]:
     """What a dry run prints."""
     models = open_models(job)
-    content, _, _ = make_plan(job, models)
-    Y, X = models[content["base"]].image_size
+    plan, _, _ = make_plan(job, models)
+    Y, X = models[plan.base].image_size
     return {
-        **content,
-        "evaluations": content["rows"] * job.steps,
+        **plan.as_json(),
+        "evaluations": plan.rows * job.steps,
         # Two PNGs a row, the targets once; photographs take about two bytes a pixel.
-        "bytes_to_write_at_most_about": (2 * content["rows"] + content["heldout_rows"]) * (3 * Y * X + 8192),
+        "bytes_to_write_at_most_about": (2 * plan.rows + plan.heldout_rows) * (3 * Y * X + 8192),
         "writes": ["evaluation.json", "evaluation.parquet", "failures.jsonl", "pictures/", f"{PARTS}/"],
         "out": str(job.out),
     }
@@ -129,49 +130,47 @@ def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> in
     Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
     """
     models = models or open_models(job)
-    sealed, pairs, tasks = make_plan(job, models)
+    plan, pairs, tasks = make_plan(job, models)
     here = located(job)
-    folder = claim(here.out, sealed, "evaluate")
-    ledger = EvaluateLedger(folder.child(PARTS), sealed)
+    folder = claim(here.out, plan)
+    ledger = Ledger(folder.child(PARTS), plan)
     if job.base_from is not None:
-        ledger.take_base_from(job.base_from)
-    todo, rows, quarantined = ledger.survey()
+        take_base_from(job.base_from, ledger)
+    survey = ledger.survey()
     started, seconds = time.monotonic(), None
-    if todo:
+    if survey.todo:
         with here.session():
-            work = [(task, tasks[task.shard]) for task in todo]
-            work_through(here, ledger, pairs, [*models.values()], work, rows, quarantined, EvaluateActor, "evaluate")
+            work_through(here, ledger, survey, tasks, Judging(here, models, plan, pairs))
         seconds = round(time.monotonic() - started, 2)
-    if todo or not folder.exists("evaluation.json"):
-        conclude(here, models[sealed["base"]], ledger, seconds)
+    if survey.todo or not folder.exists("evaluation.json"):
+        conclude(here, models[plan.base], ledger, seconds)
     result = json.loads(folder.read("evaluation.json"))
     say(table_of(result["metrics"]))
-    return 3 if result["quarantined"] else 0
+    return exit_code(result["quarantined"])
 
 
-def conclude(job: EvaluateJob, base: ModelFolder, ledger: Ledger, seconds: float | None = None) -> None:
+def conclude(job: EvaluateJob, base: ModelFolder, ledger: Ledger[EvaluationPlan], seconds: float | None) -> None:
     """Reconcile the rows, make the figures, the table, the pictures and the report. `seconds` of judging, in this run."""
-    sealed, out = ledger.plan, open_store(job.out)
+    plan, out = ledger.plan, open_store(job.out)
     parts = Parts(ledger)
     quarantined = write_failures(parts, out)
-    check_judged(parts, sealed["heldout_rows"], quarantined)
-    own_cmmd = sealed["features"]["fingerprint"] != sealed["cmmd_features"]["fingerprint"]
-    metrics = judge_all(parts, out, job.seed, own_cmmd)
+    check_judged(parts, plan.heldout_rows, quarantined)
+    metrics = judge_all(parts, out, job.seed, plan.own_cmmd)
     draw(parts, job.out / "pictures")
     ledger.folder.sweep("part-")
-    D = parts.matrix(sealed["base"], "features").shape[1]
-    cmmd = parts.matrix(sealed["base"], "cmmd_features").shape[1] if own_cmmd else D
+    D = parts.matrix(plan.base, "features").shape[1]
+    cmmd = parts.matrix(plan.base, "cmmd_features").shape[1] if plan.own_cmmd else D
     content = {
-        "base": sealed["base"],
+        "base": plan.base,
         "rows": parts.count,
         "quarantined": quarantined,
         "metrics": metrics,
         "features": {
-            **sealed["features"],
+            **plan.features.model_dump(),
             "dimension": D,
-            "cmmd": {**sealed["cmmd_features"], "dimension": cmmd},
+            "cmmd": {**plan.cmmd_features.model_dump(), "dimension": cmmd},
         },
-        "rewards": sealed["rewards"],
+        "rewards": plan.rewards,
         "image_size": list(base.image_size),
         "evaluations_per_image": job.steps,
         "seconds_this_run": seconds,

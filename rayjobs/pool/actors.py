@@ -4,40 +4,67 @@ What is particular to Ray 2.60 is kept here.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ortho_core.errors import RunFailed
+from ortho_core.pairs import PairSet
+from ortho_core.pairs.decoding import Decode
+from ortho_core.records.plan import ShardedPlan
+from rayjobs.pool.decoder import RayDecoder
+from rayjobs.pool.job import Search
+from rayjobs.pool.ledger import Ledger
+from rayjobs.pool.messages import Work
+from rayjobs.pool.prometheus import WorkerMetrics
+from rayjobs.pool.worker import Counted, PoolWorker
 from rayjobs.verb.session import innermost
 
 #: Calls of one worker at a time, each with a shard: while the last images of one are searched, the next one's enter.
 CALLS = 2
 
 
-class Attempts:
-    """How often each shard was begun, in this run: a shard that always kills its worker must not be tried for ever."""
+class CountedBesideTheDriver:
+    """How often each shard was begun by any worker, counted by an actor where the loss of another node does not reach it."""
 
     def __init__(self) -> None:
-        self.begun: dict[int, int] = {}
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+        self.counter = ray.remote(**options)(Counted).remote()
 
     def so_far(self, shard: int) -> int:
-        return self.begun.get(shard, 0)
+        return int(ray.get(self.counter.so_far.remote(shard)))
 
     def begin(self, shard: int) -> int:
-        """Count one more; returns how many there were before."""
-        before = self.begun.get(shard, 0)
-        self.begun[shard] = before + 1
-        return before
+        return int(ray.get(self.counter.begin.remote(shard)))
 
 
-def on_this_node(kind: type[Any]) -> Any:
-    """An actor beside the driver, where the loss of another node does not reach it."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    return ray.remote(**options)(kind).remote()
+class RayActor:
+    """The place of a worker that is an actor: several shards at a time, images decoded in another process."""
+
+    concurrent = True
+
+    def __init__(self, device: str, threads: int, decoder_cpus: float, attempts: CountedBesideTheDriver) -> None:
+        self.device, self.threads, self.attempts = device, threads, attempts
+        self.decoder_cpus, self.metrics = decoder_cpus, WorkerMetrics()
+
+    def decoder(self, pairs: PairSet) -> Decode:
+        return RayDecoder(pairs, self.decoder_cpus)
+
+
+class PoolActor:
+    """A worker as Ray Data calls it: with a batch of one task, from several threads."""
+
+    def __init__(self, search: Search, ledger: Ledger[ShardedPlan], **place: Any) -> None:
+        """`place` are the arguments of `RayActor`."""
+        self.worker = PoolWorker(search, ledger, RayActor(**place))
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        (text,) = batch["work"]
+        receipt = self.worker.work(Work.of_row({"work": text}))
+        return {name: [value] for name, value in receipt.to_row().items()}
 
 
 def pooled(

@@ -10,28 +10,36 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, NamedTuple, TypeVar
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.records.parts import (
     FOOTERS_AT_ONCE,
-    FORMAT,
+    Footer,
+    PartAbout,
     ShardResult,
     encode_part,
-    part_name,
-    parts_by_shard,
-    read_about,
-    read_abouts,
+    read_footer,
+    read_footers,
     read_part,
 )
+from ortho_core.records.plan import ShardedPlan
 from ortho_core.storage.store import Store
-from rayjobs.verb.plan import fingerprint
 
-#: What a part file says of its rows that is summed over a run. A part of before there were candidates says nothing of them.
-COUNTED = ("rows", "truncated_prompts", "evaluations", "candidate_forwards", "loss_sum", "initial_loss_sum")
+AnyShardedPlan = TypeVar("AnyShardedPlan", bound=ShardedPlan, covariant=True)
+
+#: What is summed over the parts of a run, of what they say of their rows.
+SUMMED = (
+    *("truncated_prompts", "evaluations", "candidate_forwards"),
+    *("loss_sum", "losses", "initial_loss_sum", "initial_losses"),
+)
+
+#: Shards whose footers are in memory together when a run is concluded.
+SHARDS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -43,19 +51,38 @@ class Task:
     only: frozenset[int] | None = None
 
 
-class Ledger:
+class Survey(NamedTuple):
+    """What is left to do, and how many rows are settled, those among them that are quarantined."""
+
+    todo: list[Task]
+    rows: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A whole run, reconciled: rows = assigned + quarantined."""
+
+    rows: int
+    assigned: int
+    quarantined: int
+    quarantined_by_reason: dict[str, int]
+    truncated_prompts: int
+    evaluations: int
+    candidate_forwards: int
+    #: Over the rows that know theirs; None if none does.
+    mean_initial_loss: float | None
+    mean_loss: float | None
+
+
+class Ledger(Generic[AnyShardedPlan]):
     """The shards of one run in one folder."""
 
-    def __init__(self, folder: Store, plan: dict[str, Any]) -> None:
+    def __init__(self, folder: Store, plan: AnyShardedPlan) -> None:
         self.folder, self.plan = folder, plan
 
-    @staticmethod
-    def seal(plan: dict[str, Any]) -> dict[str, Any]:
-        """The plan with its own fingerprint, which part files carry in their names."""
-        return {"format": FORMAT, **plan, "run_fingerprint": fingerprint(plan)}
-
     def name(self, shard: int, revision: int = 0) -> str:
-        return part_name(shard, self.plan["run_fingerprint"], revision)
+        return self.plan.part_name(shard, revision)
 
     def commit(self, task: Task, result: ShardResult) -> bool:
         """Publish what was made of a task, unless someone already has: then False, and ours is discarded.
@@ -63,78 +90,76 @@ class Ledger:
         Raises RunFailed if it cannot be written.
         """
         written = time.time()
-        about = {
-            "shard": task.shard,
-            "revision": task.revision,
-            "run_fingerprint": self.plan["run_fingerprint"],
-            "written": written,
-            "truncated_prompts": result.truncated_prompts,
-            "evaluations": result.evaluations,
-            "candidate_forwards": result.candidate_forwards,
-            # An imported row may not know its losses.
-            "loss_sum": sum(row["loss"] or 0.0 for row in result.rows),
-            "initial_loss_sum": sum(row["initial_loss"] or 0.0 for row in result.rows),
-            **result.about,
-        }
-        content = self.encode(result, about)
+        losses, initial_losses = result.losses("loss"), result.losses("initial_loss")
+        about = PartAbout(
+            shard=task.shard,
+            revision=task.revision,
+            run_fingerprint=self.plan.run_fingerprint,
+            written=written,
+            truncated_prompts=result.truncated_prompts,
+            evaluations=result.evaluations,
+            candidate_forwards=result.candidate_forwards,
+            loss_sum=sum(losses),
+            losses=len(losses),
+            initial_loss_sum=sum(initial_losses),
+            initial_losses=len(initial_losses),
+            failures=tuple(result.failures),
+            diversity=result.diversity,
+        )
+        content = encode_part(result.rows, about, self.plan.part_schema)
         name = self.name(task.shard, task.revision)
         try:
             return self.folder.create(name, content, written)
         except OSError as error:
             raise RunFailed(f"cannot write {self.folder.location}/{name}: {error.strerror or error}") from error
 
-    def encode(self, result: ShardResult, about: dict[str, Any]) -> bytes:
-        """The part file of a task."""
-        config = self.plan["config"]
-        return encode_part(result.rows, result.failures, about, config["store"], "reward" in config)
-
-    def committed(self, task: Task) -> dict[str, Any] | None:
+    def committed(self, task: Task) -> Footer | None:
         """What the part of a task says, if it is there."""
         name = self.name(task.shard, task.revision)
-        return read_about(self.folder, name) if self.folder.exists(name) else None
+        return read_footer(self.folder, name) if self.folder.exists(name) else None
 
-    def survey(self, retry_failures: bool = False) -> tuple[list[Task], int, int]:
-        """What is left to do, and the (rows, quarantined rows) that are settled.
+    def survey(self, retry_failures: bool = False) -> Survey:
+        """What is left to do, and what is settled.
 
         A part that is damaged is removed, with the revisions on top of it, and is to be made again. With `retry_failures`
         so are the rows that are quarantined.
         """
-        shards = parts_by_shard(self.plan, self.folder.names())
+        shards = self.plan.parts_by_shard(self.folder.names())
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             sound = pool.map(lambda item: self._sound(*item), enumerate(shards))
             todo, rows, quarantined = [], 0, 0
-            for shard, (names, abouts) in enumerate(zip(shards, sound, strict=True)):
-                if not abouts:
+            for shard, (names, footers) in enumerate(zip(shards, sound, strict=True)):
+                if not footers:
                     todo.append(Task(shard))
                     continue
-                failed = frozenset(failure["row"] for failure in abouts[-1]["failures"])
-                again = bool(failed) and (retry_failures or len(abouts) < len(names))
+                failed = frozenset(failure.row for failure in footers[-1].about.failures)
+                again = bool(failed) and (retry_failures or len(footers) < len(names))
                 if again:
-                    todo.append(Task(shard, len(abouts), failed))
-                rows += sum(about["rows"] for about in abouts) + (0 if again else len(failed))
+                    todo.append(Task(shard, len(footers), failed))
+                rows += sum(footer.rows for footer in footers) + (0 if again else len(failed))
                 quarantined += 0 if again else len(failed)
-        return todo, rows, quarantined
+        return Survey(todo, rows, quarantined)
 
-    def _sound(self, shard: int, names: list[str]) -> list[dict[str, Any]]:
+    def _sound(self, shard: int, names: list[str]) -> list[Footer]:
         """The footers of a shard's parts up to the first that is damaged; that one and those after it are removed."""
-        abouts: list[dict[str, Any]] = []
+        footers: list[Footer] = []
         for name in names:
             try:
-                about = read_about(self.folder, name)
-                if about["shard"] != shard:
-                    raise UserError(f"{name} holds shard {about['shard']}")
-                if self.folder.touched(name, about["written"]):
+                footer = read_footer(self.folder, name)
+                if footer.about.shard != shard:
+                    raise UserError(f"{name} holds shard {footer.about.shard}")
+                if self.folder.touched(name, footer.about.written):
                     read_part(self.folder, name)
-                abouts.append(about)
+                footers.append(footer)
             except UserError:
                 break
-        for name in reversed(names[len(abouts) :]):
+        for name in reversed(names[len(footers) :]):
             self.folder.remove(name)
-        return abouts
+        return footers
 
     def parts(self) -> list[list[str]]:
         """The part files of each shard. Raises RunFailed if a shard is not committed."""
-        shards = parts_by_shard(self.plan, self.folder.names())
+        shards = self.plan.parts_by_shard(self.folder.names())
         missing = [shard for shard, names in enumerate(shards) if not names]
         if missing:
             raise RunFailed(
@@ -142,38 +167,43 @@ class Ledger:
             )
         return shards
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Counts:
         """Once every shard is committed: write `failures.jsonl` from the parts and return the reconciled counts."""
         shards = self.parts()
-        total: Counter[str] = Counter()
+        total = dict.fromkeys(("rows", *SUMMED), 0.0)
         reasons: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as scratch:
             listing = Path(scratch) / "failures.jsonl"
             with listing.open("w") as stream:
-                for start in range(0, len(shards), 1024):
-                    group = shards[start : start + 1024]
-                    abouts = iter(read_abouts(self.folder, [name for names in group for name in names]))
-                    for names in group:
-                        mine = [next(abouts) for _ in names]
-                        for about in mine:
-                            for key in COUNTED:
-                                total[key] += about.get(key, 0)
-                        for failure in mine[-1]["failures"]:
-                            reasons[failure["reason"]] += 1
-                            stream.write(json.dumps(failure) + "\n")
+                for footers in self._footers(shards):
+                    for footer in footers:
+                        total["rows"] += footer.rows
+                        for name in SUMMED:
+                            total[name] += getattr(footer.about, name)
+                    for failure in footers[-1].about.failures:
+                        reasons[failure.reason] += 1
+                        stream.write(json.dumps(vars(failure)) + "\n")
             self.folder.replace_file("failures.jsonl", listing)
         self.folder.sweep("part-")
-        assigned, quarantined = total["rows"], sum(reasons.values())
-        if assigned + quarantined != self.plan["rows"]:
-            raise RuntimeError(f"{assigned} assigned + {quarantined} quarantined is not {self.plan['rows']} rows")
-        return {
-            "rows": self.plan["rows"],
-            "assigned": assigned,
-            "quarantined": quarantined,
-            "quarantined_by_reason": dict(sorted(reasons.items())),
-            "truncated_prompts": total["truncated_prompts"],
-            "evaluations": total["evaluations"],
-            "candidate_forwards": total["candidate_forwards"],
-            "mean_initial_loss": total["initial_loss_sum"] / assigned if assigned else None,
-            "mean_loss": total["loss_sum"] / assigned if assigned else None,
-        }
+        assigned, quarantined = int(total["rows"]), sum(reasons.values())
+        if assigned + quarantined != self.plan.rows:
+            raise RuntimeError(f"{assigned} assigned + {quarantined} quarantined is not {self.plan.rows} rows")
+        return Counts(
+            rows=self.plan.rows,
+            assigned=assigned,
+            quarantined=quarantined,
+            quarantined_by_reason=dict(sorted(reasons.items())),
+            truncated_prompts=int(total["truncated_prompts"]),
+            evaluations=int(total["evaluations"]),
+            candidate_forwards=int(total["candidate_forwards"]),
+            mean_initial_loss=total["initial_loss_sum"] / total["initial_losses"] if total["initial_losses"] else None,
+            mean_loss=total["loss_sum"] / total["losses"] if total["losses"] else None,
+        )
+
+    def _footers(self, shards: list[list[str]]) -> Iterator[list[Footer]]:
+        """The footers of each shard's parts, those of some shards in memory at a time."""
+        for start in range(0, len(shards), SHARDS_AT_ONCE):
+            group = shards[start : start + SHARDS_AT_ONCE]
+            footers = iter(read_footers(self.folder, [name for names in group for name in names]))
+            for names in group:
+                yield [next(footers) for _ in names]

@@ -2,9 +2,8 @@
 
 from ray.util.metrics import Counter, Gauge
 
-from ortho_core.estep.engine import Engine
-from ortho_core.estep.shard_assigner import ShardAssigner
 from ortho_core.records.parts import ShardResult
+from rayjobs.pool.job import Usage
 
 
 class WorkerMetrics:
@@ -23,8 +22,8 @@ class WorkerMetrics:
         self.killed = Counter("ortho_decoders_killed", "Processes that died while decoding")
         self._evaluations = self._waited = self._killed = 0.0
 
-    def shard(self, result: ShardResult, engine: Engine, assigner: ShardAssigner) -> None:
-        """Count a shard that was assigned."""
+    def shard(self, result: ShardResult, usage: Usage) -> None:
+        """Count a shard that was searched."""
         if result.rows:
             self.rows.inc(len(result.rows))
         for failure in result.failures:
@@ -34,11 +33,11 @@ class WorkerMetrics:
         if result.candidate_forwards:
             self.forwards.inc(result.candidate_forwards)
         self._evaluations += result.evaluations
-        if engine.computed:
-            self.occupancy.set(min(1.0, self._evaluations / engine.computed))
-        self.slots.set(engine.slots)
-        self._waited = self._rise(self.wait, self._waited, assigner.rows.waited, {"stage": "decode"})
-        self._killed = self._rise(self.killed, self._killed, assigner.rows.killed())
+        if usage.computed:
+            self.occupancy.set(min(1.0, self._evaluations / usage.computed))
+        self.slots.set(usage.slots)
+        self._waited = self._rise(self.wait, self._waited, usage.waited, {"stage": "decode"})
+        self._killed = self._rise(self.killed, self._killed, usage.killed)
 
     def published(self, seconds: float) -> None:
         """Count the time that a part file took to be written."""

@@ -1,7 +1,7 @@
 """The options of `ortho reward`, and what can be checked before anything is loaded."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import BeforeValidator
 
@@ -41,10 +41,6 @@ class RewardJob(SearchConfig, PoolSettings):
     save_steps: bool = conduct(False, description="with --prompt: a picture of every evaluation")
     patch_size: int = decides(8, ge=1, description="side p of the latent patches that one orthogonal matrix rotates")
     steps: int = decides(20, ge=1, description="evaluations (generator and rewards, forward + backward) per prompt")
-    #: What is found for a prompt is what it is trained on.
-    store_latents: ClassVar[bool] = True
-    warm_start: ClassVar[None] = None
-    candidate_forwards: ClassVar[int] = 0
 
     def folders(self) -> dict[str, Path]:
         """Where the rewards' weights are: each by its name, and by "" the root of those that are not named."""

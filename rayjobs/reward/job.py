@@ -5,69 +5,69 @@ same slots, ledger, quarantine and resume. What it leaves are assignments whose 
 were found, so `ortho train --noise base` distils them into the model.
 """
 
-import json
-import time
 from typing import Any
 
-from ortho_core.errors import RunFailed
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.pairs.rows import PromptFields
 from ortho_core.records.assignments import Assignments
-from ortho_core.records.diagnostics import write_gaussianity
+from ortho_core.records.plan import NoiseSettings, RewardPlan
 from ortho_core.rewards import parse_rewards
 from rayjobs.pool.driver import work_through
-from rayjobs.pool.ledger import Ledger
+from rayjobs.pool.run import ShardedRun
 from rayjobs.reward.config import RewardJob, check
 from rayjobs.reward.gains import gains
 from rayjobs.reward.pictures import take_pictures
 from rayjobs.reward.report import write_report
-from rayjobs.reward.worker import RewardActor
-from rayjobs.verb.console import say, summary_json
+from rayjobs.reward.worker import search_of
+from rayjobs.verb.console import say
 from rayjobs.verb.paths import located
-from rayjobs.verb.plan import claim
 from rayjobs.verb.session import ray_session
 
 
-def make_plan(job: RewardJob, model: ModelFolder) -> tuple[dict[str, Any], PairSet, list[Shard]]:
+def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, list[Shard]]:
     """What the run over a file of prompts will do. Raises UserError."""
     weights = check(job, model)
     assert job.prompts is not None
     rows = PairSet(job.prompts, PromptFields(prompt_field=job.prompt_field, id_field=job.id_field))
     rows_per_shard = job.rows_per_shard or rows.rows_per_shard()
     shards = rows.shards(rows_per_shard)
-    own = {"store_latents": True, "reward": parse_rewards(job.reward)}
-    plan = {
-        "pairs_fingerprint": rows.fingerprint(),
-        "model_fingerprint": model.fingerprint,
-        "reward_fingerprints": weights,
-        "config": settings(job, decides) | own,
-        "warm_start": None,
-        "rows": rows.rows(),
-        "rows_per_shard": rows_per_shard,
-        "shards": len(shards),
-    }
-    return Ledger.seal(plan), rows, shards
+    config = settings(job, decides)
+    report_rewards = config.pop("report_rewards")
+    noise = {name: config.pop(name) for name in ("seed", "transform", "patch_size", "regions", "store")}
+    plan = RewardPlan(
+        pairs_fingerprint=rows.fingerprint(),
+        model_fingerprint=model.fingerprint,
+        # What is found for a prompt is what it is trained on.
+        noise=NoiseSettings(**noise, store_latents=True),
+        rewards=parse_rewards(job.reward),
+        report_rewards=report_rewards,
+        reward_fingerprints=weights,
+        config=config,
+        rows=rows.rows(),
+        rows_per_shard=rows_per_shard,
+        shards=len(shards),
+    )
+    return plan, rows, shards
 
 
-def plan(job: RewardJob) -> dict[str, Any]:
+def describe(job: RewardJob) -> dict[str, Any]:
     """What a dry run prints."""
     model = ModelFolder.open(job.model)
     if job.prompt is not None:
         return {"reward_fingerprints": check(job, model), "evaluations_at_most": job.steps, "out": job.out}
     from rayjobs.pool.timing import seconds_per_evaluation
 
-    content, _, _ = make_plan(job, model)
-    timing = seconds_per_evaluation(job, model, content["rows_per_shard"], RewardActor)
-    evaluations = content["rows"] * job.steps
-    hours = evaluations * timing["seconds_per_evaluation"] / 3600
-    least = min(max(1, job.pool_size[1]), content["shards"])
+    plan, rows, _ = make_plan(job, model)
+    timing = seconds_per_evaluation(job, search_of(job, model, plan, rows))
+    evaluations = plan.rows * job.steps
+    least = min(max(1, job.pool_size[1]), plan.shards)
     return {
-        **content,
+        **plan.as_json(),
         "evaluations_at_most": evaluations,
-        **timing,
-        "hours_at_most": round(hours / least, 3),
+        **timing.as_json(),
+        "hours_at_most": round(timing.hours(evaluations) / least, 3),
         "out": job.out,
     }
 
@@ -81,49 +81,29 @@ def run(job: RewardJob) -> int:
         check(job, model)
         return run_one(job, model)
     job = located(job)
-    sealed, rows, shards = make_plan(job, model)
-    folder = claim(job.out, sealed, "reward")
-    ledger = Ledger(folder, sealed)
-    todo, done, quarantined = ledger.survey(job.retry_failures)
-    if not todo and folder.exists("summary.json"):
-        say(f"reward: {job.out} is complete")
-        return 3 if quarantined else 0
-    started = time.monotonic()
+    plan, rows, shards = make_plan(job, model)
+    run = ShardedRun(job.out, plan, job.retry_failures)
+    if run.is_complete():
+        return run.exit_code
     with ray_session():
-        tasks = [(task, shards[task.shard]) for task in todo]
-        if tasks:
-            work_through(job, ledger, rows, [model], tasks, done, quarantined, RewardActor, "reward")
-        return conclude(job, model, ledger, sealed["rows"] - done, time.monotonic() - started)
+        if run.survey.todo:
+            work_through(job, run.ledger, run.survey, shards, search_of(job, model, plan, rows))
+        run.finish()
+        noise = run.check_noise(model.latent_shape)
+        summary = run.summary(job, rewards=gained(job, plan) if run.counts.assigned else {}, **noise)
+        if run.counts.assigned:
+            take_pictures(job, model)
+            write_report(run.ledger.folder, summary)
+    return run.conclude(summary, "prompts could be used")  # last: what has its summary has its report
 
 
-def conclude(job: RewardJob, model: ModelFolder, ledger: Ledger, rows_this_run: int, seconds: float) -> int:
-    """Reconcile, say what was gained, take pictures, write report and summary. Returns the exit code."""
-    counts = ledger.finish()
-    rewards: dict[str, dict[str, Any]] = {}
-    if counts["assigned"]:
-        counts["gaussianity"] = write_gaussianity(ledger.folder, model.latent_shape)
-        say(f"reward: {counts['gaussianity']}")
-        rewards = gains(Assignments(job.out))
-        optimised = ledger.plan["config"]["reward"]
-        for name, figures in rewards.items():
-            kind = "" if name in optimised else " (not optimised)"
-            say(
-                f"reward: {name}{kind} {figures['before']:.4f} → {figures['after']:.4f}, higher for "
-                f"{figures['improved']:.1%} of the prompts"
-            )
-    summary = {
-        **counts,
-        "rewards": rewards,
-        "rows_this_run": rows_this_run,
-        "seconds_this_run": round(seconds, 2),
-        "config": job.model_dump(mode="json"),
-        "run_fingerprint": ledger.plan["run_fingerprint"],
-    }
-    content = summary_json(summary)
-    if counts["assigned"]:
-        take_pictures(job, model)
-        write_report(ledger.folder, json.loads(content))
-    ledger.folder.replace("summary.json", content.encode())  # last: what has its summary has its report
-    if not counts["assigned"]:
-        raise RunFailed(f"none of the {counts['rows']} prompts could be used; see {job.out}/failures.jsonl")
-    return 3 if counts["quarantined"] else 0
+def gained(job: RewardJob, plan: RewardPlan) -> dict[str, dict[str, Any]]:
+    """What each reward gained over all prompts, which is said."""
+    rewards = gains(Assignments(job.out))
+    for name, figures in rewards.items():
+        kind = "" if name in plan.rewards else " (not optimised)"
+        say(
+            f"reward: {name}{kind} {figures['before']:.4f} → {figures['after']:.4f}, higher for "
+            f"{figures['improved']:.1%} of the prompts"
+        )
+    return rewards

@@ -13,6 +13,7 @@ from ortho_core.pictures import load_sheet
 from ortho_core.records.assignments import Assignments
 from ortho_core.report.charts import Chart, Series
 from ortho_core.report.page import Block, Cell, Charts, Embedded, Fact, PictureRow, PictureRows, Section, Table, render
+from ortho_core.rewards import parse_rewards
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
 from rayjobs.reports.models import interval, places
@@ -39,7 +40,7 @@ STEPS = 12
 def write_report(folder: Store, summary: Mapping[str, Any]) -> None:
     """Write `report.html` into the folder of a run over a file of prompts, of which some were used."""
     found, config = Assignments(folder.location), summary["config"]
-    optimised = list(found.plan["config"]["reward"])
+    optimised = list(parse_rewards(config["reward"]))
     sections = [
         Section("Rewards", [gains_table(summary["rewards"], optimised), Charts(distributions(found, optimised))]),
         gaussian_section(folder, "the prompts' noise maps, pooled"),

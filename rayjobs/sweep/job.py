@@ -7,15 +7,17 @@ set against how far it drifts from the model it started from.
 import json
 import time
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from ortho_core.errors import UserError, install
 from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric, number
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved, settings
+from ortho_core.records.plan import Plan, Settings, fingerprint
 from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
 from rayjobs.evaluate.job import make_plan as evaluation_plan
+from rayjobs.evaluate.plan import EvaluationPlan
 from rayjobs.sweep.config import SweepJob, base_of, points_of, reference_point, space_of
 from rayjobs.sweep.pareto import choose, pareto_front
 from rayjobs.sweep.report import write_report
@@ -24,36 +26,55 @@ from rayjobs.sweep.trial import begun_points, figures_of, folder_of, judge_job, 
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.paths import located
-from rayjobs.verb.plan import claim, fingerprint, replace_text
+from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import ray_session
 
 
-def make_plan(job: SweepJob, model: ModelFolder) -> dict[str, Any]:
+class SweepPlan(Plan):
+    """Trials on the same pairs, judged alike; a setting that is varied is left out.
+
+    What is searched, and how far, is not part of it: a wider space goes on from the trials that are there.
+    """
+
+    verb: ClassVar[str] = "sweep"
+
+    kind: Literal["sweep"] = "sweep"
+    pairs_fingerprint: str
+    heldout_fingerprint: str | None
+    model_fingerprint: str
+    rows: int
+    config: Settings
+    assign: Settings
+    train: Settings
+    judge: Settings
+
+
+def make_plan(job: SweepJob, model: ModelFolder) -> SweepPlan:
     """What identifies the sweep. Raises UserError for whatever can be found wrong before any work starts."""
     check_search(job)
     base, space = base_of(job), space_of(job)
     points = points_of(job, space)
-    sealed = em.make_plan(with_values(base, points[0]), model)
+    trial = em.make_plan(with_values(base, points[0]), model)
     for point in [*points[1:], *([reference_point(points)] if job.baseline else [])]:
-        em.check(with_values(base, point), model, sealed["rows"])
+        em.check(with_values(base, point), model, trial.rows)
     if job.early_stopping == "asha":
         check_asha(job, space)
     judged, _, _ = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir), {"base": model})
     check_metric(job, judged)
     own = settings(job, decides)
-    del own["evaluate"]  # it has a plan of its own
+    del own["assign"], own["train"], own["evaluate"]
     if job.early_stopping == "none":
         del own["grace_epochs"], own["reduction_factor"]
-    # What is searched, and how far, is not part of it: a wider space goes on from the trials that are there.
-    plan = {
-        "format": sealed["format"],
-        **{k: sealed[k] for k in ("pairs_fingerprint", "heldout_fingerprint", "model_fingerprint", "rows")},
-        **unvaried(own, space),
-        "assign": unvaried(settings(job.assign, decides, resolved), space, "assign."),
-        "train": unvaried(settings(job.train, decides, resolved), () if job.baseline else space, "train."),
-        "judge": {k: judged[k] for k in ("config", "heldout_rows", "features", "cmmd_features", "rewards", "lpips")},
-    }
-    return {**plan, "run_fingerprint": fingerprint(plan)}
+    return SweepPlan(
+        pairs_fingerprint=trial.pairs_fingerprint,
+        heldout_fingerprint=trial.heldout_fingerprint,
+        model_fingerprint=trial.model_fingerprint,
+        rows=trial.rows,
+        config=unvaried(own, space),
+        assign=unvaried(settings(job.assign, decides, resolved), space, "assign."),
+        train=unvaried(settings(job.train, decides, resolved), () if job.baseline else space, "train."),
+        judge=judged.judging(),
+    )
 
 
 def unvaried(values: Mapping[str, Any], space: Collection[str], group: str = "") -> dict[str, Any]:
@@ -92,31 +113,31 @@ def check_asha(job: SweepJob, space: Space) -> None:
         )
 
 
-def check_metric(job: SweepJob, judged: Mapping[str, Any]) -> None:
+def check_metric(job: SweepJob, judged: EvaluationPlan) -> None:
     """Raises UserError for a metric that there is not, or that this sweep would not measure."""
     fit = [name for name, about in METRICS.items() if about.better != "neither" and name != "drift"]
     known, name = [*fit, f"{REWARD}NAME"], job.metric
     if name in fit:
-        if name == "lpips" and judged["lpips"] is None:
+        if name == "lpips" and judged.lpips is None:
             raise UserError("--metric lpips needs its weights: --evaluate.lpips FOLDER")
         return
-    rewards = judged["rewards"]
+    rewards = judged.rewards
     if name.startswith(REWARD) and name.removeprefix(REWARD) in rewards:
         return
     found = f"; rewards measured here: {', '.join(rewards)}" if name.startswith(REWARD) else ""
     raise UserError(f"--metric: {name!r} is not a figure of target fit; accepted: {', '.join(known)}{found}")
 
 
-def plan(job: SweepJob) -> dict[str, Any]:
+def describe(job: SweepJob) -> dict[str, Any]:
     """What a dry run prints."""
-    content = make_plan(job, ModelFolder.open(job.model))
+    plan = make_plan(job, ModelFolder.open(job.model))
     space = space_of(job)
     points = points_of(job, space)
     steps = {assign_key(with_values(base_of(job), p)) for p in points}
-    updates = job.epochs * (content["rows"] // job.train.batch_size)
+    updates = job.epochs * (plan.rows // job.train.batch_size)
     listed = [", ".join(f"{k}={text(v)}" for k, v in named(point).items()) for point in points]
     return {
-        **content,
+        **plan.as_json(),
         "space": {name: list(spec.extremes) for name, spec in space.items()},
         "trials": listed if job.search != "optuna" else len(points),
         "e_steps": len(steps) if job.search != "optuna" else f"at most {len(points)}",
@@ -139,9 +160,9 @@ def run(job: SweepJob) -> int:
     """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
     started = time.monotonic()
     model = ModelFolder.open(job.model)
-    sealed, given = make_plan(job, model), job
+    plan, given = make_plan(job, model), job
     job = located(job)
-    claim(job.work_dir, sealed, "sweep")
+    claim(job.work_dir, plan)
     space = space_of(job)
     points = begun_points(job) if job.search == "optuna" else points_of(job, space)
     outcomes = records_of(job, points, points_of(job, space))

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.records.plan import PLAN_FILE, ReconstructionPlan, fingerprint, read_plan
+from ortho_core.storage.open import open_store
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob
 from rayjobs.em import job as em
@@ -16,10 +18,11 @@ from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.reports.parts import spent
 from rayjobs.sweep.config import SweepJob, base_of
 from rayjobs.sweep.space import Point, short_names, text, with_values
+from rayjobs.train.plan import TrainPlan
 from rayjobs.training.progress import last_logged
 from rayjobs.training.run_files import HISTORY
 from rayjobs.verb.console import summary_json
-from rayjobs.verb.plan import fingerprint, replace_text
+from rayjobs.verb.plan import replace_text
 
 RECORD = "trial.json"
 #: What a trial's record says as long as it is to be run, again or on.
@@ -151,20 +154,19 @@ def run_trial(
 def stage_of(job: SweepJob, values: Point) -> str:
     """Where a trial that is under way stands, from the files that it has written so far."""
     folder = folder_of(job, values)
-    if (folder / "evaluation" / "plan.json").is_file():
+    if (folder / "evaluation" / PLAN_FILE).is_file():
         return "evaluation"
     cycles = sorted((folder / "em").glob("cycle_*"))
     if not cycles:
         return "waits"
     number = f"cycle {len(cycles)}, " if job.cycles > 1 else ""
-    train_plan = cycles[-1] / "train" / "plan.json"
-    if train_plan.is_file():
-        updates = json.loads(train_plan.read_text())["updates"]
-        return f"{number}M-step {last_logged(cycles[-1] / 'train' / HISTORY)[0]}/{updates}"
-    assign_plan = cycles[-1] / "assignments" / "plan.json"
-    if assign_plan.is_file():
-        shards = json.loads(assign_plan.read_text())["shards"]
-        made = sum(1 for _ in assign_plan.parent.glob("part-*.parquet"))
+    training, assigning = cycles[-1] / "train", cycles[-1] / "assignments"
+    if (training / PLAN_FILE).is_file():
+        updates = read_plan(open_store(training), TrainPlan).updates
+        return f"{number}M-step {last_logged(training / HISTORY)[0]}/{updates}"
+    if (assigning / PLAN_FILE).is_file():
+        shards = read_plan(open_store(assigning), ReconstructionPlan).shards
+        made = sum(1 for _ in assigning.glob("part-*.parquet"))
         return f"{number}E-step {made}/{shards} shards"
     return f"{number}waits for the E-step"
 

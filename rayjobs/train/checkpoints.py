@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -14,16 +14,15 @@ from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.mstep.update import MStep
 from ortho_core.storage.folders import link_tree, replace_folder
-
-if TYPE_CHECKING:
-    from rayjobs.train.config import TrainJob
+from rayjobs.train.config import TrainJob
+from rayjobs.train.plan import TrainPlan
 
 
 class CheckpointFolders:
     """Writes the network as it is; with EMA, its average too, under the name with `-ema` added."""
 
-    def __init__(self, job: "TrainJob", sealed: Mapping[str, Any], model: ModelFolder, step: MStep, rank: int) -> None:
-        self.job, self.sealed, self.model, self.step, self.rank = job, sealed, model, step, rank
+    def __init__(self, job: TrainJob, plan: TrainPlan, model: ModelFolder, step: MStep, rank: int) -> None:
+        self.job, self.plan, self.model, self.step, self.rank = job, plan, model, step, rank
 
     def save(self, names: list[str], update: int, metrics: Mapping[str, float]) -> None:
         """Write the first folder and link the others to its files. Every worker calls this; rank 0 writes."""
@@ -72,7 +71,7 @@ class CheckpointFolders:
         return plain
 
     def _card(self, name: str, update: int, metrics: Mapping[str, float]) -> str:
-        sealed, job = self.sealed, self.job
+        plan, job = self.plan, self.job
         kinds = {
             "matched": "latent-matched SFT",
             "random": "direct SFT",
@@ -82,16 +81,16 @@ class CheckpointFolders:
             f"{job.title} {name}",
             base=str(self.model.base.path),
             facts={
-                "trained on": f"{sealed['rows']} assignments, {job.noise} noise ({kinds[job.noise]})",
-                "assignments": f"{job.assignments} (run {sealed['assignments']})",
-                "pairs fingerprint": sealed["pairs_fingerprint"],
-                "started from": f"{job.model} (fingerprint {sealed['model_fingerprint']})",
-                "held to": f"{job.preserve_model or job.model} (fingerprint {sealed['preserve_fingerprint']})",
-                "update": f"{update} of {sealed['updates']}",
-                "run": sealed["run_fingerprint"],
+                "trained on": f"{plan.rows} assignments, {job.noise} noise ({kinds[job.noise]})",
+                "assignments": f"{job.assignments} (run {plan.assignments})",
+                "pairs fingerprint": plan.pairs_fingerprint,
+                "started from": f"{job.model} (fingerprint {plan.model_fingerprint})",
+                "held to": f"{job.preserve_model or job.model} (fingerprint {plan.preserve_fingerprint})",
+                "update": f"{update} of {plan.updates}",
+                "run": plan.run_fingerprint,
             },
             metrics=metrics,
-            config=sealed["config"],
+            config=plan.config,
             lora=bool(job.lora_rank) and not job.lora_merge,
             classes=self.model.classes,
         )

@@ -13,24 +13,24 @@ from ortho_core.mstep.row_order import Order
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
-from ortho_core.records.parts import FORMAT
+from ortho_core.records.plan import fingerprint
 from ortho_core.storage.open import open_store
 from rayjobs.train.config import TrainJob, TrainModels, check_lora
+from rayjobs.train.plan import TrainPlan
 from rayjobs.train.worker import train_worker
 from rayjobs.training import launch
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
 from rayjobs.verb.paths import located
-from rayjobs.verb.plan import fingerprint
 
 
-def make_plan(job: TrainJob, models: TrainModels) -> tuple[dict[str, Any], MatchedData]:
+def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedData]:
     """What the run will do, and on what. Raises UserError for whatever can be found wrong beforehand."""
     check_trackers(job)
     assignments, model = Assignments(job.assignments), models.model
     shape = model.latent_shape
     check_assignments(assignments, shape)
-    made_with = assignments.plan["model_fingerprint"]
+    made_with = assignments.plan.model_fingerprint
     if job.noise == "matched" and made_with != model.fingerprint and not job.allow_stale:
         raise UserError(
             f"the assignments in {job.assignments} were made with another model (fingerprint {made_with}) than --model "
@@ -67,25 +67,25 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[dict[str, Any], Match
         raise UserError(
             f"--pixel-l1-weight: {job.assignments} holds what `ortho reward` found, latents without images; accepted: 0"
         )
-    if data.needs_images or not assignments.has_target_latents:
+    if data.needs_images or not assignments.plan.noise.store_latents:
         data = replace(data, pairs=images_of(job.assignments, job.pairs))
-    own = {"preserve_prompts": fingerprint(data.preserve_prompts), "validation": validation_of(job, shape)}
-    plan = {
-        "format": FORMAT,
-        "assignments": assignments.plan["run_fingerprint"],
-        "pairs_fingerprint": assignments.plan["pairs_fingerprint"],
-        "model_fingerprint": model.fingerprint,
-        "preserve_fingerprint": models.held.fingerprint,
-        "config": settings(job, decides) | own,
-        "rows": len(assignments),
-        "updates": job.epochs * data.order.updates,
-    }
-    return {**plan, "run_fingerprint": fingerprint(plan)}, data
+    plan = TrainPlan(
+        assignments=assignments.plan.run_fingerprint,
+        pairs_fingerprint=assignments.plan.pairs_fingerprint,
+        model_fingerprint=model.fingerprint,
+        preserve_fingerprint=models.held.fingerprint,
+        preserve_prompts=fingerprint(data.preserve_prompts),
+        validation=validation_of(job, shape),
+        config=settings(job, decides),
+        rows=len(assignments),
+        updates=job.epochs * data.order.updates,
+    )
+    return plan, data
 
 
 def check_assignments(assignments: Assignments, shape: tuple[int, int, int]) -> None:
     """Raises UserError if the assignments are of another latent shape, or their first noise is not what was recorded."""
-    block_dimension(shape, assignments.patch_size)
+    block_dimension(shape, assignments.plan.noise.patch_size)
     assignments.noise([0], shape)
 
 
@@ -95,11 +95,11 @@ def validation_of(job: TrainJob, shape: tuple[int, int, int]) -> str | None:
         return None
     held = Assignments(job.validation)
     check_assignments(held, shape)
-    if not held.has_target_latents:
+    if not held.plan.noise.store_latents:
         raise UserError(f"--validation: the assignments in {job.validation} were made without --store-latents")
     if min(job.validation_rows, len(held)) < job.world:
         raise UserError(f"--validation: fewer rows in {job.validation} than the {job.world} workers")
-    return str(held.plan["run_fingerprint"])
+    return held.plan.run_fingerprint
 
 
 def images_of(assignments: str, pairs: str | None) -> PairSet:
@@ -112,10 +112,11 @@ def images_of(assignments: str, pairs: str | None) -> PairSet:
         raise UserError(f"{assignments}/summary.json does not say where the images are: {error!r}") from error
 
 
-def plan(job: TrainJob) -> dict[str, Any]:
+def describe(job: TrainJob) -> dict[str, Any]:
     """What a dry run prints."""
     models = TrainModels.open(job)
-    content, _ = make_plan(job, models)
+    plan, _ = make_plan(job, models)
+    content = plan.as_json()
     kept = (2 + (job.epochs // job.save_every if job.save_every else 0)) * (2 if job.ema else 1)
     if not job.lora_rank or job.lora_merge:  # adapters are small beside these
         content["bytes_of_checkpoints_about"] = models.model.base.weight_bytes * kept
@@ -128,14 +129,14 @@ def run(job: TrainJob, callbacks: Sequence[Any] = (), models: TrainModels | None
     Returns 0. Raises UserError or RunFailed.
     """
     models = models or TrainModels.open(job)
-    sealed, data = make_plan(job, models)
+    plan, data = make_plan(job, models)
     job = located(job).model_copy(update={"pairs": data.pairs.location if data.pairs is not None else None})
-    if not launch.claimed(job.out, sealed, "train"):
+    if not launch.claimed(job.out, plan):
         return 0
     if job.center_noise:
         mean = data.assignments.mean_noise(data.latent_shape)
         data = replace(data, center=mean.numpy())
         say(f"train: the mean of the matched noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
     title = f"train on {job.noise} noise"
-    launch.train(job, job.out, "train", sealed, train_worker, {"data": data, "models": models}, title, TERMS, callbacks)
+    launch.train(job, job.out, plan, train_worker, {"data": data, "models": models}, title, TERMS, callbacks)
     return 0

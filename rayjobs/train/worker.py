@@ -1,7 +1,7 @@
 """What each worker of `ortho train` does: one update of the M-step, validation, model folders, and what is skipped."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import ray.train.torch
@@ -24,6 +24,7 @@ from ortho_core.records.assignments import Assignments
 from rayjobs.train.checkpoints import CheckpointFolders
 from rayjobs.train.config import TrainJob, TrainModels
 from rayjobs.train.feed import ahead, feed, read_here
+from rayjobs.train.plan import TrainPlan
 from rayjobs.training.loop import TrainLoop, Update, work
 
 #: Updates without a new prompt after which the text encoders leave the GPU.
@@ -64,7 +65,7 @@ class Training(TrainLoop[Share]):
     """Fine-tunes on assigned noise; `checkpoint-best` is the lowest error on the held-out rows, or else the lowest loss."""
 
     def __init__(
-        self, job: TrainJob, plan: Mapping[str, Any], data: MatchedData, models: TrainModels, rank: int, world: int
+        self, job: TrainJob, plan: TrainPlan, data: MatchedData, models: TrainModels, rank: int, world: int
     ) -> None:
         epoch = data.order.updates
         super().__init__(job, job.out, job.title, plan, TERMS, epoch, job.epochs * epoch, rank, world)
@@ -250,7 +251,7 @@ class Training(TrainLoop[Share]):
 
     def _rest(self, *, text: bool = False, autoencoder: bool = False) -> None:
         """Take frozen parts that the coming updates do not need off the GPU."""
-        needed = self.data.needs_images or not self.data.assignments.has_target_latents
+        needed = self.data.needs_images or not self.data.assignments.plan.noise.store_latents
         self.generator.park(text=text, autoencoder=autoencoder and not needed and not self.job.preserve_pixel_weight)
 
     def state_dict(self) -> dict[str, Any]:

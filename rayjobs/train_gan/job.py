@@ -14,14 +14,13 @@ from ortho_core.generators.fitting.fit import terms_of
 from ortho_core.marks import decides, settings
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
-from ortho_core.records.parts import FORMAT
 from rayjobs.train_gan.config import TrainGanJob
+from rayjobs.train_gan.plan import TrainGanPlan
 from rayjobs.train_gan.worker import train_gan_worker
 from rayjobs.training import launch
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
 from rayjobs.verb.paths import located
-from rayjobs.verb.plan import fingerprint
 
 
 def open_data(job: TrainGanJob) -> PairSet:
@@ -33,8 +32,8 @@ def open_data(job: TrainGanJob) -> PairSet:
         raise NoPairSet(f"--root: {error}{home}") from error
 
 
-def make_plan(job: TrainGanJob) -> tuple[dict[str, Any], PairSet, ClassConfig]:
-    """What the run will do, on what, and the generator's shape. Raises UserError for whatever can be found wrong before."""
+def make_plan(job: TrainGanJob) -> tuple[TrainGanPlan, PairSet]:
+    """What the run will do, and on what. Raises UserError for whatever can be found wrong beforehand."""
     check_trackers(job)
     parts = job.world * job.group_size
     if job.batch_size % parts:
@@ -52,16 +51,15 @@ def make_plan(job: TrainGanJob) -> tuple[dict[str, Any], PairSet, ClassConfig]:
             f"--batch-size: {pairs.location} has {groups.groups} groups of {job.group_size} images of one class, and an update "
             f"takes {job.groups_per_update}; lower --batch-size or --group-size"
         )
-    plan = {
-        "format": FORMAT,
-        "pairs_fingerprint": pairs.fingerprint(),
-        "generator": config.model_dump(mode="json"),
-        "config": settings(job, decides),
-        "rows": len(labelled.rows),
-        "bad_rows": len(labelled.bad),
-        "updates": job.epochs * groups.updates,
-    }
-    return {**plan, "run_fingerprint": fingerprint(plan)}, pairs, config
+    plan = TrainGanPlan(
+        pairs_fingerprint=pairs.fingerprint(),
+        generator=config,
+        config=settings(job, decides),
+        rows=len(labelled.rows),
+        bad_rows=len(labelled.bad),
+        updates=job.epochs * groups.updates,
+    )
+    return plan, pairs
 
 
 def image_shape_of(job: TrainGanJob, pairs: PairSet, labelled: Labelled) -> tuple[int, int, int]:
@@ -103,16 +101,15 @@ def generator_config(job: TrainGanJob, classes: tuple[str, ...], image_shape: tu
         raise UserError(f"--noise-shape, --widths, --image-size: {message}") from error
 
 
-def plan(job: TrainGanJob) -> dict[str, Any]:
+def describe(job: TrainGanJob) -> dict[str, Any]:
     """What a dry run prints."""
-    content, _, config = make_plan(job)
-    weights = 4 * sum(p.numel() for p in ClassNetwork(config).parameters())
-    images = content["rows"] * int(np.prod(config.image_shape))
+    plan, _ = make_plan(job)
+    weights = 4 * sum(p.numel() for p in ClassNetwork(plan.generator).parameters())
+    images = plan.rows * int(np.prod(plan.generator.image_shape))
+    each = job.fit_config().noises + job.group_size
     return {
-        **content,
-        "generator_evaluations": content["updates"]
-        * job.groups_per_update
-        * (job.fit_config().noises + job.group_size),
+        **plan.as_json(),
+        "generator_evaluations": plan.updates * job.groups_per_update * each,
         "bytes_of_images_in_each_worker": images,
         "bytes_of_the_generator": weights,
         "out": str(job.out),
@@ -121,13 +118,13 @@ def plan(job: TrainGanJob) -> dict[str, Any]:
 
 def run(job: TrainGanJob) -> int:
     """Train, or go on training. Returns 0. Raises UserError or RunFailed."""
-    sealed, pairs, _ = make_plan(job)
+    plan, pairs = make_plan(job)
     job = located(job)
-    if not launch.claimed(job.out, sealed, "train-gan"):
+    if not launch.claimed(job.out, plan):
         return 0
     terms, title = terms_of(job.fit_config()), f"train-gan on {job.data}"
     config = {"location": pairs.location}
-    summary = launch.train(job, job.out, "train-gan", sealed, train_gan_worker, config, title, terms)
+    summary = launch.train(job, job.out, plan, train_gan_worker, config, title, terms)
     measured = Diversity(summary["diversity"]["by_class"])
     say(f"train-gan: the generator is {job.out / 'checkpoint-final'}; {measured.sentence()}")
     return 0

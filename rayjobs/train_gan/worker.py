@@ -1,7 +1,7 @@
 """What each worker of `ortho train-gan` does: one update of the generator, and a picture of each epoch."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ortho_core.errors import RunFailed
 from ortho_core.evaluation import to_bytes
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
-from ortho_core.generators.class_config import ClassConfig
 from ortho_core.generators.fitting.class_groups import Groups
 from ortho_core.generators.fitting.diversity import SAMPLES, Diversity, diversity
 from ortho_core.generators.fitting.fit import FitBatch, make_fit, terms_of
@@ -21,6 +20,7 @@ from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.known_sets import Labelled
 from rayjobs.train_gan.config import TrainGanJob
+from rayjobs.train_gan.plan import TrainGanPlan
 from rayjobs.training.loop import TrainLoop, Update, work
 
 #: Classes, and images of each, on the picture of an epoch.
@@ -40,8 +40,8 @@ def train_gan_worker(config: dict[str, Any]) -> dict[str, Any]:
 class GanTraining(TrainLoop[FitBatch]):
     """Fits a class-conditional generator to labelled images, which every worker holds all of."""
 
-    def __init__(self, job: TrainGanJob, plan: Mapping[str, Any], pairs: PairSet, rank: int, world: int) -> None:
-        config = ClassConfig.model_validate(plan["generator"])
+    def __init__(self, job: TrainGanJob, plan: TrainGanPlan, pairs: PairSet, rank: int, world: int) -> None:
+        config = plan.generator
         images, self.data = Labelled.of(pairs, config.classes).images(pairs, config.image_shape)
         self.job, self.images = job, torch.from_numpy(images)
         self.groups = Groups(self.data.labels, job.group_size, job.groups_per_update, job.seed)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ortho_core.errors import RunFailed, UserError
+from ortho_core.records.plan import FINGERPRINT
 from ortho_core.report.plots import plot_training
 from rayjobs.training.config import TrainingSettings
+from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.progress import follow
 from rayjobs.training.run_files import HISTORY, STOPPED, SUMMARY, forget, rescue
 from rayjobs.verb.console import say, summary_json
@@ -18,21 +20,20 @@ from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import innermost, ray_session
 
 
-def claimed(out: Path, plan: dict[str, Any], verb: str) -> bool:
+def claimed(out: Path, plan: TrainingPlan) -> bool:
     """Make `out` the folder of the run; False, after saying so, if the run is complete. Raises UserError."""
-    claim(out, plan, verb)
+    claim(out, plan)
     if not (out / SUMMARY).is_file():
         return True
     forget(out)
-    say(f"{verb}: {out} is complete")
+    say(f"{plan.verb}: {out} is complete")
     return False
 
 
 def train(
     job: TrainingSettings,
     out: Path,
-    verb: str,
-    plan: Mapping[str, Any],
+    plan: TrainingPlan,
     worker: Callable[[dict[str, Any]], dict[str, Any]],
     config: Mapping[str, Any],
     title: str,
@@ -46,18 +47,18 @@ def train(
     started, settings = time.monotonic(), job.model_dump(mode="json")
     with ray_session():
         result = run_workers(
-            job, out, worker, {"job": settings, "plan": plan, **config}, title, plan["updates"], callbacks
+            job, out, worker, {"job": settings, "plan": plan, **config}, title, plan.updates, callbacks
         )
     for failure in result["tracker_failures"]:
-        say(f"{verb}: {failure}")
+        say(f"{plan.verb}: {failure}")
     plot_training(out / HISTORY, out / "train_history.png", terms)
     summary = {
         **result,
-        "rows": plan["rows"],
-        "updates": plan["updates"],
+        "rows": plan.rows,
+        "updates": plan.updates,
         "seconds_this_run": round(time.monotonic() - started, 2),
         "config": settings,
-        "run_fingerprint": plan["run_fingerprint"],
+        FINGERPRINT: plan.run_fingerprint,
     }
     replace_text(out / SUMMARY, summary_json(summary))
     forget(out)

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.pictures import labelled_rows
+from ortho_core.records.plan import fingerprint
 from ortho_core.storage.folders import sweep_partial
 from rayjobs.training.config import TrainingSettings
+from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.run_files import HISTORY, STATE, STOPPED, saved_state, trim_history
 from rayjobs.training.trackers import Trackers
-from rayjobs.verb.plan import fingerprint, replace_text
+from rayjobs.verb.plan import replace_text
 
 #: What a subclass takes for one update.
 Batch = TypeVar("Batch")
@@ -54,14 +56,14 @@ class TrainLoop(ABC, Generic[Batch]):
         job: TrainingSettings,
         out: Path,
         title: str,
-        plan: Mapping[str, Any],
+        plan: TrainingPlan,
         terms: tuple[str, ...],
         updates_per_epoch: int,
         updates: int,
         rank: int,
         world: int,
     ) -> None:
-        """`plan` goes to the trackers; its `run_fingerprint` identifies the run there. `terms` starts with the loss."""
+        """`plan` goes to the trackers, where its fingerprint identifies the run. `terms` starts with the loss."""
         self.settings, self.out, self.title, self.plan = job, out, title, plan
         self.terms, self.updates_per_epoch, self.updates = terms, updates_per_epoch, updates
         self.rank, self.world = rank, world

@@ -16,7 +16,7 @@ class Verb:
 
     def load(self) -> tuple[type[BaseModel], Callable[[Any], int], Callable[[Any], dict[str, Any]]]:
         module = importlib.import_module(self.module)
-        return getattr(module, self.job), module.run, module.plan
+        return getattr(module, self.job), module.run, module.describe
 
 
 VERBS = {

@@ -12,12 +12,8 @@ import psutil
 import pytest
 import yaml
 
-from ortho_core.generators import ModelFolder
 from rayjobs.assign.config import AssignJob
-from rayjobs.assign.job import conclude, make_plan
-from rayjobs.pool.ledger import Ledger, Task
-from rayjobs.pool.worker import ShardActor
-from rayjobs.verb.plan import claim
+from rayjobs.assign.job import run
 from tests.conftest import copy_pairs
 from tests.head import LOCAL, Head, node_environment, running
 from tests.rayjobs.same import assert_same, rows
@@ -61,7 +57,7 @@ def processes(host: str) -> list[psutil.Process]:
 
 
 def computes(host: str) -> bool:
-    return any("ShardActor" in " ".join(process.cmdline()) for process in processes(host))
+    return any("PoolActor" in " ".join(process.cmdline()) for process in processes(host))
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +135,8 @@ def test_em_outlives_the_loss_of_a_node_and_ends_with_the_rows_of_an_undisturbed
     assert done_before < 12
     assert job.wait() == 0, (tmp_path / "log").read_text()
 
-    alone = AssignJob(pairs=pairs, model=tiny_turbo, out=tmp_path / "alone", **ASSIGN)
-    model = ModelFolder.open(tiny_turbo)
-    plan, pair_set, shards = make_plan(alone, model)
-    ledger = Ledger(claim(alone.out, plan, "assign"), plan)
-    actor = ShardActor(alone, plan, pair_set, [model], gpus=0.0, decoder_cpus=0.0)
-    for shard in shards:
-        actor.work(Task(shard.index), shard)
-    assert conclude(alone, model, ledger, 24, 1.0) == 0
+    alone = AssignJob(pairs=pairs, model=tiny_turbo, out=tmp_path / "alone", workers=0, **ASSIGN)
+    assert run(alone) == 0
     assert_same(rows(parts), rows(tmp_path / "alone"), loss=0, skew=0)
     summary = json.loads((parts / "summary.json").read_text())
     assert (summary["rows"], summary["assigned"], summary["quarantined"]) == (24, 24, 0)

@@ -92,7 +92,7 @@ def check_marks(verb, jobs, fingerprint, tmp_path):
 
 
 def of_pool(make_plan):
-    return lambda job: make_plan(job)[0]["run_fingerprint"]
+    return lambda job: make_plan(job)[0].run_fingerprint
 
 
 def test_assign(small_pairs, tiny_turbo, tmp_path):
@@ -138,13 +138,13 @@ def em_options(small_pairs, tiny_turbo, digits, tmp_path):
 
 def test_em(small_pairs, tiny_turbo, digits, tmp_path):
     job = EmJob(**em_options(small_pairs, tiny_turbo, digits, tmp_path))
-    check_marks("em", [job], lambda job: em.make_plan(job)["run_fingerprint"], tmp_path)
+    check_marks("em", [job], lambda job: em.make_plan(job).run_fingerprint, tmp_path)
 
 
 def test_sweep(small_pairs, tiny_turbo, digits, tmp_path):
     options = em_options(small_pairs, tiny_turbo, digits, tmp_path) | {"sweep": {"train.lr": "1e-4,1e-3"}}
     jobs = [SweepJob(**options, early_stopping=which) for which in ("asha", "none")]
-    check_marks("sweep", jobs, lambda job: sweep.make_plan(job)["run_fingerprint"], tmp_path)
+    check_marks("sweep", jobs, lambda job: sweep.make_plan(job).run_fingerprint, tmp_path)
 
 
 def test_what_is_resolved_counts_by_what_it_leads_to(small_pairs, digits, tiny_turbo, tmp_path):

@@ -1,6 +1,5 @@
-import json
-
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -9,11 +8,15 @@ from ortho_core.noise.rotation import rotate
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.pairs.rows import Failure
 from ortho_core.records.assignments import Assignments, noise_checksum, rebuild_noise
-from ortho_core.records.parts import FORMAT, encode_part, part_name, read_about
+from ortho_core.records.parts import SCHEMA, PartAbout, encode_part, part_name, read_footer
+from ortho_core.records.plan import FORMAT, NoiseSettings, ReconstructionPlan
 from ortho_core.storage.open import open_store
 
 SHAPE = (4, 8, 8)
-CONFIG = {"patch_size": 2, "regions": 1, "transform": "orthogonal", "store": "parameters", "store_latents": True}
+NOISE = NoiseSettings(seed=0, transform="orthogonal", patch_size=2, regions=1, store="parameters", store_latents=True)
+PLAN = ReconstructionPlan(
+    pairs_fingerprint="p", model_fingerprint="m", noise=NOISE, config={}, rows=7, rows_per_shard=4, shards=2
+)
 
 
 def record(i: int, patch_size: int = 2) -> dict:
@@ -41,20 +44,24 @@ def record(i: int, patch_size: int = 2) -> dict:
     }
 
 
-def write_part(folder, shard, rows, failures=(), revision=0, store="parameters"):
-    content = encode_part(rows, list(failures), {"shard": shard, "revision": revision}, store)
-    (folder / part_name(shard, "f", revision)).write_bytes(content)
+def write_part(folder, shard, rows, failures=(), revision=0, plan=PLAN):
+    about = PartAbout(
+        shard=shard, revision=revision, run_fingerprint=plan.run_fingerprint, written=0.0, failures=failures
+    )
+    (folder / plan.part_name(shard, revision)).write_bytes(encode_part(rows, about, plan.part_schema))
+
+
+def write_plan(folder, plan):
+    (folder / "plan.json").write_text(plan.text())
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Two committed parts of three rows."""
-    (tmp_path / "plan.json").write_text(
-        json.dumps({"format": FORMAT, "run_fingerprint": "f", "shards": 2, "config": CONFIG})
-    )
+    write_plan(tmp_path, PLAN)
     for shard in range(2):
         rows = [record(3 * shard + i) for i in range(3)]
-        failures = [Failure("x", 9, "missing-image", "gone")] * shard
+        failures = (Failure("x", 9, "missing-image", "gone"),) * shard
         write_part(tmp_path, shard, rows, failures)
     return tmp_path
 
@@ -71,9 +78,9 @@ def test_the_record_rebuilds_the_noise_it_was_made_from(folder):
 
 
 def test_a_part_carries_its_failures_and_counts(folder):
-    about = read_about(open_store(folder), part_name(1, "f"))
-    assert about["rows"] == 3
-    assert about["failures"] == [{"sample_id": "x", "row": 9, "reason": "missing-image", "message": "gone"}]
+    footer = read_footer(open_store(folder), PLAN.part_name(1))
+    assert footer.rows == 3
+    assert footer.about.failures == (Failure("x", 9, "missing-image", "gone"),)
 
 
 def test_a_changed_seed_or_skew_is_noticed(folder):
@@ -85,19 +92,20 @@ def test_a_changed_seed_or_skew_is_noticed(folder):
 
 
 def test_damaged_bytes_are_noticed(folder):
-    part = folder / part_name(0, "f")
+    part = folder / PLAN.part_name(0)
     content = bytearray(part.read_bytes())
-    content[len(content) // 3] ^= 0xFF
+    chunk = pq.read_metadata(part).row_group(0).column(SCHEMA.get_field_index("skew"))
+    content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 0xFF
     part.write_bytes(content)
     with pytest.raises(UserError, match=r"is damaged.*run the same `ortho assign` again"):
         Assignments(folder).noise([0], SHAPE)
     part.write_bytes(content[:100])
     with pytest.raises(UserError, match="not a readable assignment part"):
-        read_about(open_store(folder), part.name)
+        read_footer(open_store(folder), part.name)
 
 
 def test_an_unfinished_run_is_not_trusted(folder):
-    (folder / part_name(1, "f")).unlink()
+    (folder / PLAN.part_name(1)).unlink()
     with pytest.raises(UserError, match="1 of 2 parts are missing"):
         Assignments(folder)
 
@@ -108,17 +116,29 @@ def test_another_models_latent_is_refused(folder):
 
 
 def test_another_versions_assignments_are_refused(folder):
-    plan = json.loads((folder / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps(plan | {"format": 1}))
-    with pytest.raises(UserError, match="are of format 1, this version reads 3: assign again"):
+    write_plan(folder, PLAN.model_copy(update={"format": 1}))
+    with pytest.raises(UserError, match=rf"plan.json is of format 1, this version reads {FORMAT}: assign again"):
         Assignments(folder)
 
 
-def rewrite(folder, config, rows):
-    """The folder's plan with another configuration, and its first part with other rows."""
-    plan = json.loads((folder / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps(plan | {"config": CONFIG | config}))
-    write_part(folder, 0, rows, store=config.get("store", "parameters"))
+def test_no_plan_or_a_damaged_one_is_one_line_with_the_place_and_the_remedy(folder):
+    (folder / "plan.json").write_text(PLAN.text()[:50])
+    with pytest.raises(UserError, match=rf"{folder}/plan.json is damaged: .*: assign again"):
+        Assignments(folder)
+    (folder / "plan.json").unlink()
+    with pytest.raises(
+        UserError, match=r"holds no assignments: .*/plan.json does not exist \(make them with `ortho assign`"
+    ):
+        Assignments(folder)
+
+
+def rewrite(folder, settings, rows):
+    """The folder with other settings of its noise, and its first part with other rows."""
+    plan = PLAN.model_copy(update={"noise": NOISE.model_copy(update=settings)})
+    write_plan(folder, plan)
+    for part in folder.glob(f"part-*-{PLAN.run_fingerprint}*"):
+        part.rename(folder / part.name.replace(PLAN.run_fingerprint, plan.run_fingerprint))
+    write_part(folder, 0, rows, plan=plan)
     return Assignments(folder)
 
 
@@ -173,5 +193,5 @@ def test_the_rows_of_a_revision_follow_those_of_its_shard(folder):
 
 def test_every_row_is_checked_whichever_part_it_is_in(folder):
     foreign = folder / part_name(0, "another")
-    foreign.write_bytes((folder / part_name(0, "f")).read_bytes())
+    foreign.write_bytes((folder / PLAN.part_name(0)).read_bytes())
     assert len(Assignments(folder)) == 6

@@ -12,6 +12,7 @@ from ortho_core.errors import UserError
 from ortho_core.records.assignments import Assignments
 from rayjobs.assign.export_reference import ExportJob, run
 from tests.rayjobs.assign.reference import SCALE, SHAPE, export, files, reference_folder, take
+from tests.rayjobs.same import replanned
 
 
 def test_the_export_has_every_sample_once_and_a_manifest(exported, assigned):
@@ -59,13 +60,9 @@ def test_a_kill_midway_is_resumed_with_what_is_missing(exported, assigned, tiny_
 def test_other_assignments_or_a_strangers_folder_are_refused(exported, assigned, tiny_turbo, tmp_path, capsys):
     assert export(assigned, tiny_turbo, exported, "--noise-scale", "2") == 1
     assert "noise_scale was 14.61" in capsys.readouterr().err
-    other = tmp_path / "other"
-    shutil.copytree(assigned[1], other)
-    plan = json.loads((other / "plan.json").read_text())
-    (other / "plan.json").write_text(json.dumps(plan | {"run_fingerprint": "0" * 16}))
-    for part in other.glob("part-*"):
-        part.rename(other / part.name.replace(plan["run_fingerprint"], "0" * 16))
-    with pytest.raises(UserError, match=r"another run.*assignments was '\w+', now '0000000000000000'$"):
+    other = replanned(assigned[1], tmp_path / "other", pairs_fingerprint="0" * 16)
+    now = Assignments(other).plan.run_fingerprint
+    with pytest.raises(UserError, match=rf"another run.*assignments was '\w+', now '{now}'$"):
         run(ExportJob(assignments=other, model=tiny_turbo, out=exported))
     for stranger in ("manifest.jsonl", "samples/x/meta.json"):
         folder = tmp_path / stranger.replace("/", "-")

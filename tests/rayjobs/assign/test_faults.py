@@ -18,12 +18,11 @@ from ortho_core.errors import BadRow, RunFailed
 from ortho_core.generators import ModelFolder
 from ortho_core.pairs import PairSet
 from rayjobs.assign.config import AssignJob
-from rayjobs.assign.job import conclude, make_plan, run
+from rayjobs.assign.job import make_plan, run
+from rayjobs.assign.worker import search_of
 from rayjobs.pool.decoder import RayDecoder
 from rayjobs.pool.driver import work_through
-from rayjobs.pool.ledger import Ledger, Task
-from rayjobs.pool.worker import ShardActor
-from rayjobs.verb.plan import claim
+from rayjobs.pool.run import ShardedRun
 from tests.conftest import ROOT, copy_pairs
 from tests.rayjobs.same import assert_same, rows
 
@@ -49,14 +48,7 @@ def undisturbed(tiny_turbo, digits, tmp_path_factory):
     """Twenty-four rows, assigned in this process, one shard after the other: no Ray, nothing to go wrong."""
     folder = tmp_path_factory.mktemp("undisturbed")
     pairs = copy_pairs(digits, folder / "pairs", 24)
-    one = job(pairs, tiny_turbo, folder / "out")
-    model = ModelFolder.open(tiny_turbo)
-    plan, pair_set, shards = make_plan(one, model)
-    ledger = Ledger(claim(one.out, plan, "assign"), plan)
-    actor = ShardActor(one, plan, pair_set, [model], gpus=0.0, decoder_cpus=0.0)
-    for shard in shards:
-        actor.work(Task(shard.index), shard)
-    assert conclude(one, model, ledger, 24, 1.0) == 0
+    assert run(job(pairs, tiny_turbo, folder / "out", workers=0)) == 0
     return pairs, folder / "out"
 
 
@@ -92,7 +84,7 @@ class Running:
 
 def workers():
     """The processes that hold a model on this machine's cluster."""
-    return [p for p in psutil.process_iter(["cmdline"]) if "ShardActor" in " ".join(p.info["cmdline"] or [])]
+    return [p for p in psutil.process_iter(["cmdline"]) if "PoolActor" in " ".join(p.info["cmdline"] or [])]
 
 
 def test_a_killed_worker_is_replaced(undisturbed, tiny_turbo, tmp_path):
@@ -134,23 +126,21 @@ def test_death_between_writing_a_part_and_publishing_it_leaves_nothing_behind(un
     one = job(pairs, tiny_turbo, tmp_path / "out")
     program = """
 import os, signal, sys
-from ortho_core.generators import ModelFolder
 from rayjobs.assign.config import AssignJob
-from rayjobs.assign.job import make_plan
-from rayjobs.pool.ledger import Task
-from rayjobs.pool.worker import ShardActor
-from rayjobs.verb.plan import claim
+from rayjobs.assign.job import run
 
-job = AssignJob.model_validate_json(sys.argv[1])
-model = ModelFolder.open(job.model)
-plan, pairs, shards = make_plan(job, model)
-claim(job.out, plan, "assign")
-actor = ShardActor(job, plan, pairs, [model], gpus=0.0, decoder_cpus=0.0)
-actor.work(Task(0), shards[0])
-os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-actor.work(Task(1), shards[1])
+link = os.link
+
+def dies(source, target):
+    if "part-000001" in os.fspath(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+    link(source, target)
+
+os.link = dies
+run(AssignJob.model_validate_json(sys.argv[1]))
 """
-    argv = [sys.executable, "-W", "ignore", "-c", program, one.model_dump_json()]
+    alone = one.model_copy(update={"workers": "0"})
+    argv = [sys.executable, "-W", "ignore", "-c", program, alone.model_dump_json()]
     done = subprocess.run(argv, cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(parts(tmp_path / "out")) == 1
@@ -252,9 +242,10 @@ def test_a_shard_that_kills_every_worker_is_quarantined_and_the_run_ends(undistu
     one = job(pairs, tiny_turbo, tmp_path / "out")
     model = ModelFolder.open(tiny_turbo)
     plan, _, shards = make_plan(one, model)
-    ledger = Ledger(claim(one.out, plan, "assign"), plan)
-    work_through(one, ledger, Deadly(pairs), [model], [(Task(s.index), s) for s in shards], 0, 0)
-    assert conclude(one, model, ledger, 24, 1.0) == 3
+    whole_run = ShardedRun(one.out, plan)
+    work_through(one, whole_run.ledger, whole_run.survey, shards, search_of(one, model, plan, Deadly(pairs)))
+    whole_run.finish()
+    assert whole_run.conclude(whole_run.summary(one), "rows could be assigned") == 3
     failures = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
     assert [(f["row"], f["reason"]) for f in failures] == [(4, "worker-died"), (5, "worker-died")]
     kept = {name: row for name, row in rows(out).items() if int(name[:6]) not in (4, 5)}

@@ -37,7 +37,7 @@ def test_there_and_back_is_the_same_noise_and_trains(assigned, tiny_turbo, tmp_p
     assert other["mean_loss"] == pytest.approx(one["mean_loss"])
     job = TrainJob(assignments=out, model=tiny_turbo, out=tmp_path / "t", batch_size=8, pixel_l1_weight=0.0)
     plan, data = make_plan(job, TrainModels.open(job))
-    assert (plan["rows"], data.pairs.location) == (24, str(assigned[0]))
+    assert (plan.rows, data.pairs.location) == (24, str(assigned[0]))
     batch = to_batch(data.share(0, 0), generator, PromptCache(generator), data.needs_images)
     index = data.order.share(0, 0).tolist()
     torch.testing.assert_close(batch.noise, there.noise(index, SHAPE), rtol=0, atol=1e-6)

@@ -15,7 +15,7 @@ import ray
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.records.assignments import Assignments
 from rayjobs.assign.config import AssignJob
-from rayjobs.assign.job import plan, run
+from rayjobs.assign.job import describe, run
 from tests.conftest import ROOT, copy_pairs
 from tests.rayjobs.same import assert_same, rows
 
@@ -244,7 +244,7 @@ def test_a_killed_driver_is_resumed_to_the_same_rows(undisturbed, tiny_turbo, tm
 
 
 def test_a_dry_run_times_a_worker_and_writes_nothing(small_pairs, tiny_turbo, tmp_path):
-    said = plan(job(small_pairs, tiny_turbo, tmp_path / "out", workers="1:3", candidates=5))
+    said = describe(job(small_pairs, tiny_turbo, tmp_path / "out", workers="1:3", candidates=5))
     # Three forwards count as an evaluation.
     assert (said["rows"], said["shards"], said["evaluations_at_most"]) == (24, 6, 24 * 4 + 8 * 5)
     assert said["candidate_forwards"] == 24 * 5

@@ -10,12 +10,15 @@ import pytest
 from ortho_core.errors import UserError
 from ortho_core.generators import ModelFolder
 from ortho_core.generators.lora import lora_of
+from ortho_core.records.plan import ReconstructionPlan, read_plan
 from ortho_core.storage import hashes
+from ortho_core.storage.open import open_store
 from rayjobs.assign.config import AssignSettings
 from rayjobs.em.config import EmJob
-from rayjobs.em.job import plan, run
+from rayjobs.em.job import describe, run
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
+from rayjobs.train.plan import TrainPlan
 from tests.chromium import check_source
 from tests.conftest import copy_pairs
 
@@ -41,18 +44,18 @@ def test_two_cycles_leave_models_numbers_and_a_report(small_pairs, tiny_turbo, d
     assert list(summary["evaluation"]) == ["base", "direct", "cycle_01", "cycle_02"]
     assert "drift" not in summary["evaluation"]["base"]
     assert all(summary["evaluation"][m]["drift"]["value"] > 0 for m in ("direct", "cycle_01", "cycle_02"))
-    first, second = (json.loads((out / f"cycle_0{k}" / "train" / "plan.json").read_text()) for k in (1, 2))
+    first, second = (read_plan(open_store(out / f"cycle_0{k}" / "train"), TrainPlan) for k in (1, 2))
     # Cycle 2 starts from cycle 1's model, and both are held to the model the run started from.
-    assert first["model_fingerprint"] == first["preserve_fingerprint"] == second["preserve_fingerprint"]
-    assert second["model_fingerprint"] != first["model_fingerprint"]
+    assert first.model_fingerprint == first.preserve_fingerprint == second.preserve_fingerprint
+    assert second.model_fingerprint != first.model_fingerprint
     # Its E-step starts from the noise that cycle 1 assigned, and the images are nearer to it than to the base noise.
-    plans = [json.loads((out / f"cycle_0{k}" / "assignments" / "plan.json").read_text()) for k in (1, 2)]
-    assert plans[0]["warm_start"] is None
-    assert plans[1]["warm_start"] == plans[0]["run_fingerprint"]
+    plans = [read_plan(open_store(out / f"cycle_0{k}" / "assignments"), ReconstructionPlan) for k in (1, 2)]
+    assert plans[0].warm_start is None
+    assert plans[1].warm_start == plans[0].run_fingerprint
     starts = [cycle["assign"]["mean_initial_loss"] for cycle in summary["cycles"]]
     assert starts[1] < starts[0]
-    direct = json.loads((out / "direct" / "train" / "plan.json").read_text())
-    assert direct["updates"] == first["updates"] + second["updates"]
+    direct = read_plan(open_store(out / "direct" / "train"), TrainPlan)
+    assert direct.updates == first.updates + second.updates
     # Twelve targets, and as many closest images and samples of each of four models; the Gaussian check, twice.
     assert check_source(out / "report.html") == 2 * 5 * 12 + 2
 
@@ -117,9 +120,9 @@ def test_cycles_go_on_with_one_adapter_held_to_the_last_and_watched_on_the_held_
     judge = EVALUATE.model_copy(update={"rows": 12})
     assert run(job(small_pairs, tiny_turbo, digits, out, train=train, evaluate=judge, **options)) == 0
     folders = [out / f"cycle_0{k}" / "train" for k in (1, 2)]
-    plans = [json.loads((folder / "plan.json").read_text()) for folder in folders]
-    for content, model in zip(plans, (tiny_turbo, folders[0] / "checkpoint-final"), strict=True):
-        assert content["model_fingerprint"] == content["preserve_fingerprint"] == ModelFolder.open(model).fingerprint
+    plans = [read_plan(open_store(folder), TrainPlan) for folder in folders]
+    for plan, model in zip(plans, (tiny_turbo, folders[0] / "checkpoint-final"), strict=True):
+        assert plan.model_fingerprint == plan.preserve_fingerprint == ModelFolder.open(model).fingerprint
     assert lora_of(ModelFolder.open(folders[1] / "checkpoint-final")).rank == 2
     assert ModelFolder.open(folders[1] / "checkpoint-final").base.path == tiny_turbo
     # Held to the model of its own cycle, cycle 2 begins without a drift; and it begins where cycle 1 ended.
@@ -139,12 +142,12 @@ def test_cycles_go_on_with_one_adapter_held_to_the_last_and_watched_on_the_held_
 
 
 def test_the_plan_counts_the_work_and_writes_nothing(small_pairs, tiny_turbo, digits, tmp_path):
-    said = plan(job(small_pairs, tiny_turbo, digits, tmp_path / "run"))
+    said = describe(job(small_pairs, tiny_turbo, digits, tmp_path / "run"))
     assert (said["evaluations_of_the_e_steps"], said["updates"]) == (2 * 24 * 2, 2 * 2 * 2)
     # Only the first cycle chooses among base noises; without a warm start each does. Three forwards count as an evaluation.
     choosing = {"assign": ASSIGN.model_copy(update={"candidates": 4})}
     for warm_start, draws in ((True, 1), (False, 2)):
-        again = plan(job(small_pairs, tiny_turbo, digits, tmp_path / "run", warm_start=warm_start, **choosing))
+        again = describe(job(small_pairs, tiny_turbo, digits, tmp_path / "run", warm_start=warm_start, **choosing))
         assert again["evaluations_of_the_e_steps"] == 2 * 24 * 2 + draws * 24 * 4 // 3
     assert not (tmp_path / "run").exists()
 

@@ -19,15 +19,11 @@ from ortho_core.errors import RunFailed, UserError
 from ortho_core.evaluation.metrics import METRICS
 from ortho_core.evaluation.samples import from_png, rms_distance
 from ortho_core.generators import ModelFolder, load_generator
-from ortho_core.pairs.rows import Failure
 from ortho_core.pictures import load_sheet
-from ortho_core.records.parts import ShardResult
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import table_of
-from rayjobs.evaluate.job import conclude, make_plan, open_models, plan, run
-from rayjobs.evaluate.worker import PARTS, EvaluateActor, EvaluateLedger
-from rayjobs.pool.ledger import Task
-from rayjobs.verb.plan import claim
+from rayjobs.evaluate.job import describe, run
+from rayjobs.evaluate.plan import PARTS
 from tests.conftest import ROOT, copy_pairs
 
 ROWS, BAD = 20, 2
@@ -63,16 +59,7 @@ def job(models, pairs, out, **options):
 
 def here(one):
     """The job in this process, without Ray; its result."""
-    models = open_models(one)
-    sealed, pairs, tasks = make_plan(one, models)
-    ledger = EvaluateLedger(claim(one.out, sealed, "evaluate").child(PARTS), sealed)
-    actor = EvaluateActor(one, sealed, pairs, [*models.values()], gpus=0.0, decoder_cpus=0.0)
-    for shard in tasks:
-        told = actor.work(Task(shard.index), shard)
-        assert told["error"] == ""
-        if failures := json.loads(told["failures"]):  # of a shard without a usable row, the driver's to publish
-            ledger.commit(Task(shard.index), ShardResult(failures=[Failure(**f) for f in failures]))
-    conclude(one, models[sealed["base"]], ledger)
+    run(one.model_copy(update={"workers": "0"}))
     return result_of(one.out)
 
 
@@ -247,7 +234,7 @@ def test_a_shard_without_a_usable_row(tiny_turbo, digits, tmp_path):
 
 
 def test_the_plan_says_what_it_takes_and_writes_nothing(tiny_turbo, moved, heldout, tmp_path):
-    said = plan(job({"base": tiny_turbo, "moved": moved}, heldout, tmp_path / "out"))
+    said = describe(job({"base": tiny_turbo, "moved": moved}, heldout, tmp_path / "out"))
     assert (said["rows"], said["evaluations"], said["shards"]) == (2 * ROWS, 2 * ROWS * 3, 6)
     assert "evaluation.json" in said["writes"]
     assert len(said["diversity_prompts"]) == 8

@@ -17,7 +17,7 @@ from ortho_core.records.assignments import Assignments
 from ortho_core.rewards import load_rewards
 from ortho_core.storage.open import open_store
 from rayjobs.reward.config import RewardJob
-from rayjobs.reward.job import make_plan, plan, run
+from rayjobs.reward.job import describe, make_plan, run
 from rayjobs.reward.report import write_report
 from rayjobs.train import job as train
 from tests.chromium import check_in_browser, check_source
@@ -176,10 +176,10 @@ def test_text_and_parquet_prompts_are_read_alike(tiny_turbo, tmp_path):
     pq.write_table(pa.table({"caption": PROMPTS, "image": [None] * 5}), tmp_path / "p.parquet")
     for name in ("p.txt", "p.parquet"):
         one = job(tiny_turbo, tmp_path / "out", prompts=str(tmp_path / name))
-        sealed, rows, shards = make_plan(one, ModelFolder.open(tiny_turbo))
+        plan, rows, shards = make_plan(one, ModelFolder.open(tiny_turbo))
         read = [row for shard in shards for row in rows.read(shard)]
         assert [(row.sample_id, row.prompt) for row in read] == [(f"{i:06d}", p) for i, p in enumerate(PROMPTS)]
-        assert sealed["rows"] == 5
+        assert plan.rows == 5
 
 
 @pytest.mark.parametrize(
@@ -200,5 +200,5 @@ def test_text_and_parquet_prompts_are_read_alike(tiny_turbo, tmp_path):
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(tiny_turbo, tmp_path, options, says):
     with pytest.raises(UserError, match=says):
-        plan(job(tiny_turbo, **{"out": tmp_path / "out", **options}))
+        describe(job(tiny_turbo, **{"out": tmp_path / "out", **options}))
     assert not (tmp_path / "out").exists()

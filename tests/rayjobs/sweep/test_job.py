@@ -16,7 +16,7 @@ from ortho_core.evaluation.metrics import number
 from ortho_core.generators import ModelFolder
 from rayjobs.assign.config import AssignSettings
 from rayjobs.sweep.config import SweepEvaluateSettings, SweepJob, SweepTrainSettings
-from rayjobs.sweep.job import plan, run
+from rayjobs.sweep.job import describe, run
 from rayjobs.sweep.trial import EStep, em_job, folder_of
 from rayjobs.sweep.tune import room_for, with_decoders
 from tests.chromium import check_in_browser
@@ -113,7 +113,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(small_pairs, tiny_tu
 def test_the_plan_tells_trials_and_e_steps(small_pairs, tiny_turbo, digits, tmp_path):
     space = tmp_path / "space.yaml"
     space.write_text("train: {preserve_latent_weight: [0, 1, 2]}\nassign.patch_size: 2,4\n")
-    said = plan(job(small_pairs, tiny_turbo, digits, tmp_path / "run", sweep={}, space=space))
+    said = describe(job(small_pairs, tiny_turbo, digits, tmp_path / "run", sweep={}, space=space))
     assert len(said["trials"]) == 6
     assert said["e_steps"] == 2
     assert said["updates_of_one_trial_about"] == 8

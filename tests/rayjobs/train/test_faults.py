@@ -184,8 +184,8 @@ def test_a_log_line_that_a_kill_cut_short_is_dropped(trained, assigned, tiny_tur
     out = tmp_path / "out"
     out.mkdir()
     one = job(assigned, tiny_turbo, out)
-    sealed, _ = planned(one)
-    (out / "plan.json").write_text(json.dumps(sealed))
+    plan, _ = planned(one)
+    (out / "plan.json").write_text(plan.text())
     (out / "train_history.jsonl").write_text('{"update": 1, "group": "train", "loss": 9.0}\n{"update": 2, "gro')
     (out / STOPPED).write_text("an error of the last time")
     assert run(one) == 0

@@ -12,12 +12,15 @@ from ortho_core.errors import UserError
 from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.mstep.loss import TERMS
 from ortho_core.records.assignments import Assignments
+from ortho_core.records.plan import read_plan
+from ortho_core.storage.open import open_store
 from rayjobs.train.config import TrainJob
-from rayjobs.train.job import plan, run
+from rayjobs.train.job import describe, run
+from rayjobs.train.plan import TrainPlan
+from tests.rayjobs.same import replanned
 from tests.rayjobs.train.training import (
     altered,
     diffusers_images,
-    edited_plan,
     history,
     images,
     job,
@@ -82,9 +85,9 @@ def test_a_finished_run_returns_at_once_and_a_changed_one_is_refused(trained, as
 
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(assigned, tiny_turbo, tmp_path):
-    said = plan(job(assigned, tiny_turbo, tmp_path / "out"))
+    said = describe(job(assigned, tiny_turbo, tmp_path / "out"))
     assert (said["rows"], said["updates"]) == (24, 6)
-    assert plan(job(assigned, tiny_turbo, tmp_path / "out", ema=True))["bytes_of_checkpoints_about"] == (
+    assert describe(job(assigned, tiny_turbo, tmp_path / "out", ema=True))["bytes_of_checkpoints_about"] == (
         2 * said["bytes_of_checkpoints_about"]
     )
     assert not (tmp_path / "out").exists()
@@ -141,7 +144,7 @@ def test_assignments_that_do_not_fit_are_refused_before_anything_starts(assigned
     (other / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 8}))
     refused(r"120 numbers of skew per image; a model with latent \(8, 8, 8\) .* made for another model", model=other)
     refused("--preserve-model .* has another latent shape than --model", preserve_model=other)
-    refused("made without --store-latents", validation=edited_plan(assigned, tmp_path / "b", store_latents=False))
+    refused("made without --store-latents", validation=replanned(assigned[1], tmp_path / "b", {"store_latents": False}))
     gone = shutil.copytree(assigned[1], tmp_path / "c")
     next(gone.glob("part-000001-*")).unlink()
     refused(r"not complete: 1 of 3 parts are missing \(part-000001-.*run the same `ortho assign` again", folder=gone)
@@ -154,8 +157,8 @@ def test_stale_assignments_are_refused_unless_allowed_or_not_used(assigned, tiny
     found = {"made": ModelFolder.open(tiny_turbo).fingerprint, "now": ModelFolder.open(other).fingerprint}
     with pytest.raises(UserError, match=rf"fingerprint {found['made']}\) than --model .*{found['now']}.*--allow-stale"):
         planned(job(assigned, other, tmp_path / "out"))
-    sealed, _ = planned(job(assigned, other, tmp_path / "out", allow_stale=True))
-    assert sealed["model_fingerprint"] == found["now"]
+    plan, _ = planned(job(assigned, other, tmp_path / "out", allow_stale=True))
+    assert plan.model_fingerprint == found["now"]
     planned(job(assigned, other, tmp_path / "out", noise="random"))
 
 
@@ -167,10 +170,10 @@ def test_direct_and_matched_training_differ_in_the_noise_and_so_in_the_loss(trai
     assert history(tmp_path / "out")[0]["latent"] > history(trained)[0]["latent"]
     names = {p.name for p in (tmp_path / "out").iterdir() if p.is_dir()}
     assert names == {"checkpoint-best", "checkpoint-final"}
-    content = json.loads((tmp_path / "out" / "plan.json").read_text())
+    before = read_plan(open_store(tmp_path / "out"), TrainPlan)
     prompts.write_text("other words\n")
     changed, _ = planned(job(assigned, tiny_turbo, tmp_path / "out", **options))
-    assert changed["config"]["preserve_prompts"] != content["config"]["preserve_prompts"]
+    assert changed.preserve_prompts != before.preserve_prompts
 
 
 def test_training_on_centred_noise_starts_where_the_model_is_at_it(trained, assigned, generator, tiny_turbo, tmp_path):

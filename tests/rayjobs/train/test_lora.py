@@ -12,7 +12,10 @@ from ortho_core.generators.lora import Lora, lora_of
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.losses import mean_square
 from ortho_core.mstep.data import to_batch
+from ortho_core.records.plan import read_plan
+from ortho_core.storage.open import open_store
 from rayjobs.train.job import run
+from rayjobs.train.plan import TrainPlan
 from tests.rayjobs.train.training import diffusers_images, history, images, job, losses, planned
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -71,10 +74,10 @@ def test_a_run_from_an_adapter_goes_on_with_it(adapted, assigned, tiny_turbo, tm
     assert history(out)[-1]["preserve_latent"] > 0
     reference = json.loads((out / "checkpoint-final" / "lora.json").read_text())
     assert reference == {"base_model": str(tiny_turbo), "base_fingerprint": ModelFolder.open(tiny_turbo).fingerprint}
-    content = json.loads((out / "plan.json").read_text())
-    assert content["model_fingerprint"] == ModelFolder.open(start).fingerprint
+    plan = read_plan(open_store(out), TrainPlan)
+    assert plan.model_fingerprint == ModelFolder.open(start).fingerprint
     held = ModelFolder.open(tiny_turbo if held_to == "base" else start).fingerprint
-    assert content["preserve_fingerprint"] == held
+    assert plan.preserve_fingerprint == held
 
 
 @pytest.mark.parametrize(

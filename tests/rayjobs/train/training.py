@@ -12,12 +12,12 @@ import torch
 from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 from ortho_core.mstep.data import MatchedData
-from ortho_core.pairs.rows import Failure
 from ortho_core.records.assignments import Assignments
-from ortho_core.records.parts import encode_part, read_part
+from ortho_core.records.parts import encode_part, read_footer, read_part
 from ortho_core.storage.open import open_store
 from rayjobs.train.config import TrainJob, TrainModels
 from rayjobs.train.job import make_plan
+from rayjobs.train.plan import TrainPlan
 
 #: Six updates in two epochs over 24 rows, in the test's own process; the feed is a process of Ray's all the same.
 SETTINGS = {
@@ -37,7 +37,7 @@ def job(assigned: tuple[Path, Path], model: Path, out: Path, **options: Any) -> 
     return TrainJob(**{**SETTINGS, "assignments": assigned[1], "model": model, "out": out, **options})
 
 
-def planned(job: TrainJob) -> tuple[dict[str, Any], MatchedData]:
+def planned(job: TrainJob) -> tuple[TrainPlan, MatchedData]:
     return make_plan(job, TrainModels.open(job))
 
 
@@ -94,21 +94,11 @@ def altered(assigned: tuple[Path, Path], folder: Path, row: int, **values: Any) 
     part = int(np.searchsorted(assignments.starts, row, side="right")) - 1
     name = assignments.parts[part]
     table = read_part(open_store(folder), name)
-    rows, about = table.to_pylist(), json.loads(table.schema.metadata[b"ortho"])
+    rows, about = table.to_pylist(), read_footer(open_store(folder), name).about
     mine = rows[row - assignments.starts[part]]
     mine |= {k: v(mine[k]) for k, v in values.items()}
-    failures = [Failure(**f) for f in about.pop("failures")]
-    (folder / name).write_bytes(encode_part(rows, failures, about, "parameters"))
+    (folder / name).write_bytes(encode_part(rows, about, assignments.plan.part_schema))
     return (assigned[0], folder), mine["sample_id"]
-
-
-def edited_plan(assigned: tuple[Path, Path], folder: Path, **config: Any) -> Path:
-    """A copy of the assignments whose plan says otherwise."""
-    shutil.copytree(assigned[1], folder)
-    plan = json.loads((folder / "plan.json").read_text())
-    plan["config"] |= config
-    (folder / "plan.json").write_text(json.dumps(plan))
-    return folder
 
 
 def other_model(model: Path, folder: Path) -> Path:

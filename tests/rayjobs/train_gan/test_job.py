@@ -24,7 +24,7 @@ from rayjobs.generate import GenerateJob
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainSettings
 from rayjobs.train_gan.config import TrainGanJob
-from rayjobs.train_gan.job import plan, run
+from rayjobs.train_gan.job import describe, run
 from rayjobs.training.run_files import STATE
 from tests.ortho_core.pairs.labelled.class_sets import (
     colour,
@@ -210,7 +210,7 @@ def test_any_set_has_the_classes_that_its_prompts_are(kind, tmp_path, monkeypatc
         files = sorted((tmp_path / "set").rglob("*.png"))
         lines = [json.dumps({"prompt": f.parent.name, "image": f"{f.parent.name}/{f.name}"}) for f in files]
         (tmp_path / "set" / "pairs.jsonl").write_text("\n".join(lines))
-    said = plan(job(tmp_path / "set", tmp_path / "out", data="any", noise_shape=(4, 3, 3)))
+    said = describe(job(tmp_path / "set", tmp_path / "out", data="any", noise_shape=(4, 3, 3)))
     assert said["generator"]["classes"] == ["ant", "cat", "owl"]
     assert said["generator"]["image_shape"] == [3, 12, 12]
     assert (said["rows"], said["updates"]) == (24, 2)
@@ -244,11 +244,11 @@ def test_what_cannot_work_is_refused_before_anything_starts(mnist, tmp_path, opt
 def test_a_set_with_other_classes_is_refused(tmp_path):
     write_class_json(tmp_path, 12, np.zeros((7, 28, 28), np.uint8))
     with pytest.raises(UserError, match=r"prompt '12' is no class; accepted: 0, 1, 2.*, or a number from 0 to 9"):
-        plan(job(tmp_path, tmp_path / "out"))
+        describe(job(tmp_path, tmp_path / "out"))
 
 
 def test_the_test_split_is_trained_on_when_asked_for(mnist, tmp_path):
-    assert plan(job(mnist, tmp_path / "out", test_split=True))["rows"] == ROWS // 2
+    assert describe(job(mnist, tmp_path / "out", test_split=True))["rows"] == ROWS // 2
 
 
 def test_every_job_runs_on_the_generator_and_the_set(made, mnist, tmp_path):

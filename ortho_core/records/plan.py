@@ -1,0 +1,237 @@
+"""Plans: what decides a run's result, typed and frozen, kept as `plan.json` in the folder of what the run makes.
+
+Every verb that resumes has a kind of plan. Those here are of assignments, which `ortho assign`, `ortho reward` and `ortho
+import` leave: their readers read the plan first. The other kinds are beside their verbs.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from ortho_core.errors import UserError
+from ortho_core.records.parts import HALF_SCHEMA, PART, REWARD_FIELDS, SCHEMA, part_name
+from ortho_core.storage.store import Store
+
+#: Bump when the meaning of a plan or of the files it describes changes.
+FORMAT = 4
+
+PLAN_FILE = "plan.json"
+
+#: The key that the fingerprint has in the file, beside the fields.
+FINGERPRINT = "run_fingerprint"
+
+#: Settings that decide a result and are only compared and shown: JSON, by the name of the option.
+Settings = dict[str, JsonValue]
+
+AnyPlan = TypeVar("AnyPlan", bound="Plan")
+
+
+def fingerprint(content: Any) -> str:
+    """SHA-256 (16 hex digits) of JSON-ready content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Plan(BaseModel):
+    """What decides the result of a run: two runs of equal plans give equal results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    #: The verb that makes and follows plans of this kind.
+    verb: ClassVar[str]
+
+    format: int = FORMAT
+    kind: str
+
+    def content(self) -> dict[str, Any]:
+        """The fields, JSON-ready."""
+        return self.model_dump(mode="json")
+
+    @property
+    def run_fingerprint(self) -> str:
+        """Of the content: part files carry it in their names, summaries and other plans refer to the run by it."""
+        return fingerprint(self.content())
+
+    def as_json(self) -> dict[str, Any]:
+        """What `plan.json` holds and a dry run prints: the content and its fingerprint."""
+        return {**self.content(), FINGERPRINT: self.run_fingerprint}
+
+    def text(self) -> str:
+        """The text of `plan.json`."""
+        return json.dumps(self.as_json(), indent=1) + "\n"
+
+
+class ShardedPlan(Plan):
+    """The plan of a run over the rows of a set, in shards, each of which becomes a part file."""
+
+    pairs_fingerprint: str
+    rows: int = Field(ge=0)
+    rows_per_shard: int = Field(ge=1)
+    shards: int = Field(ge=0)
+
+    @property
+    def part_schema(self) -> pa.Schema:
+        """The columns of the part files."""
+        raise NotImplementedError
+
+    def part_name(self, shard: int, revision: int = 0) -> str:
+        """A shard's part file; revision r > 0 holds what a later try made of the rows that had failed until then."""
+        return part_name(shard, self.run_fingerprint, revision)
+
+    def parts_by_shard(self, names: Iterable[str]) -> list[list[str]]:
+        """For each shard its part files among `names`, in order of revision; empty where it is not committed."""
+        own = self.run_fingerprint
+        parts: list[dict[int, str]] = [{} for _ in range(self.shards)]
+        for name in names:
+            match = PART.fullmatch(name)
+            if match and match[2] == own and int(match[1]) < self.shards:
+                parts[int(match[1])][int(match[3] or 0)] = name
+        # A revision counts only on top of all before it.
+        return [[each[r] for r in range(len(each)) if r in each] if 0 in each else [] for each in parts]
+
+
+class NoiseSettings(BaseModel):
+    """How the noise of the records came about and is kept: what their readers need to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: None: of noise that was made elsewhere.
+    seed: int | None
+    transform: Literal["orthogonal", "free"]
+    patch_size: int
+    regions: int
+    #: Base noises that were drawn for an image, of which the best was kept.
+    candidates: int = 1
+    store: Literal["parameters", "noise"]
+    #: Whether a record has its target latent.
+    store_latents: bool
+
+    @property
+    def is_free(self) -> bool:
+        """The noise is no rotation of its base noise."""
+        return self.transform == "free"
+
+    @property
+    def is_kept(self) -> bool:
+        """A record has the noise itself."""
+        return self.is_free or self.store == "noise"
+
+
+class AssignmentPlan(ShardedPlan):
+    """The plan of a run that leaves assignments, whatever they are made by."""
+
+    model_fingerprint: str
+    noise: NoiseSettings
+    #: What else decides the result.
+    config: Settings = {}
+
+    @property
+    def config_fingerprint(self) -> str:
+        """Of all settings, whatever the rows and the model are."""
+        return fingerprint([self.noise.model_dump(mode="json"), self.config])
+
+    @property
+    def part_schema(self) -> pa.Schema:
+        return HALF_SCHEMA if self.noise.store == "noise" else SCHEMA
+
+
+class ReconstructionPlan(AssignmentPlan):
+    """Noise that a model maps closest to each image of a pair set."""
+
+    verb: ClassVar[str] = "assign"
+
+    kind: Literal["reconstruction"] = "reconstruction"
+    #: Fingerprint of the run whose assignments the search starts from.
+    warm_start: str | None = None
+
+
+class RewardPlan(AssignmentPlan):
+    """Noise whose image has the highest reward, for each prompt; there are no images that it was matched to."""
+
+    verb: ClassVar[str] = "reward"
+
+    kind: Literal["reward"] = "reward"
+    #: The rewards that are optimised, with their weights, and those that are reported only.
+    rewards: dict[str, float]
+    report_rewards: str | None
+    reward_fingerprints: dict[str, str]
+
+    @property
+    def config_fingerprint(self) -> str:
+        return fingerprint([super().config_fingerprint, self.rewards, self.report_rewards])
+
+    @property
+    def part_schema(self) -> pa.Schema:
+        schema = super().part_schema
+        for column in REWARD_FIELDS:
+            schema = schema.append(column)
+        return schema
+
+
+class ImportedPlan(AssignmentPlan):
+    """Noise from a folder of the reference implementation."""
+
+    verb: ClassVar[str] = "import"
+
+    kind: Literal["imported"] = "imported"
+    samples_fingerprint: str
+    latent_shape: tuple[int, int, int]
+    #: s of x_T = s·ε: as the caller states it, or else the model's.
+    noise_scale: float | None
+    model_noise_scale: float | None
+
+
+#: What a reader of assignments accepts.
+ASSIGNMENT_PLANS = (ReconstructionPlan, RewardPlan, ImportedPlan)
+
+
+def read_plan(folder: Store, *kinds: type[AnyPlan]) -> AnyPlan:
+    """The plan of a folder, which is of one of `kinds`.
+
+    Raises FileNotFoundError if there is none, OSError if it cannot be read, and UserError, naming the place, if it is damaged, of
+    another format or kind, or does not have the fingerprint that it says.
+    """
+    return parse_plan(folder.read(PLAN_FILE), f"{folder.location}/{PLAN_FILE}", *kinds)
+
+
+def parse_plan(text: bytes, where: str, *kinds: type[AnyPlan]) -> AnyPlan:
+    """The plan that a file `where` holds. Raises UserError as `read_plan` does."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
+        raise UserError(f"{where} is damaged: {error}") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{where} is damaged, or was not made by ortho: it names no format")
+    if content["format"] != FORMAT:
+        raise UserError(f"{where} is of format {content['format']!r}, this version reads {FORMAT}")
+    known = {str(kind.model_fields["kind"].default): kind for kind in kinds}
+    kind = known.get(str(content.get("kind")))
+    if kind is None:
+        accepted = " or ".join(repr(name) for name in known)
+        raise UserError(f"{where} is the plan of another kind of run: {content.get('kind')!r}, not {accepted}")
+    stated = content.pop(FINGERPRINT, None)
+    try:
+        plan = kind.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if stated != plan.run_fingerprint:
+        raise UserError(
+            f"{where} was changed: its content has the fingerprint {plan.run_fingerprint}, and it says {stated}"
+        )
+    return plan
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One phrase per leaf that differs, `name was A, now B`."""
+    phrases = []
+    for key in sorted({*there, *now}):
+        a, b = there.get(key), now.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            phrases += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            phrases.append(f"{prefix}{key} was {a!r}, now {b!r}")
+    return phrases

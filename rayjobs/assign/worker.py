@@ -1,0 +1,30 @@
+"""What each worker of `ortho assign` searches for: the noise that the model maps closest to each image."""
+
+from dataclasses import dataclass
+
+from ortho_core.estep.objective import Reconstruction
+from ortho_core.estep.rows import PairRows
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.pairs import PairSet
+from ortho_core.records.plan import ReconstructionPlan
+from rayjobs.assign.config import AssignJob
+from rayjobs.pool.engine_search import EngineSearch
+from rayjobs.pool.job import Decoder
+
+
+@dataclass(frozen=True)
+class Reconstructing:
+    """The goal of `ortho assign`."""
+
+    config: AssignJob
+
+    def rows(self, generator: OneStepGenerator, pairs: PairSet, decoder: Decoder) -> PairRows:
+        objective = Reconstruction(generator, self.config)
+        return PairRows(objective, PromptCache(generator), pairs, self.config.store_latents, decoder(pairs))
+
+
+def search_of(job: AssignJob, model: ModelFolder, plan: ReconstructionPlan, pairs: PairSet) -> EngineSearch:
+    """What a worker of the job does."""
+    return EngineSearch(job, model, Reconstructing(job), plan, pairs, job.warm_start)

@@ -1,0 +1,62 @@
+"""What driver and workers tell each other: a shard to work on, and what came of it. Each is one row of a Ray Data block."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ortho_core.pairs import Shard
+from ortho_core.pairs.rows import Failure
+from rayjobs.pool.ledger import Task
+
+
+@dataclass(frozen=True)
+class Work:
+    """A task, and where the rows of its shard are."""
+
+    task: Task
+    shard: Shard
+
+    @property
+    def rows(self) -> int:
+        """Rows that are looked at."""
+        return self.shard.rows if self.task.only is None else len(self.task.only)
+
+    def to_row(self) -> dict[str, Any]:
+        only = None if self.task.only is None else sorted(self.task.only)
+        return {"work": json.dumps({"revision": self.task.revision, "only": only, "shard": vars(self.shard)})}
+
+    @staticmethod
+    def of_row(row: Mapping[str, Any]) -> "Work":
+        content = json.loads(str(row["work"]))
+        shard = Shard(**content["shard"])
+        only = None if content["only"] is None else frozenset(content["only"])
+        return Work(Task(shard.index, content["revision"], only), shard)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the driver hears of a task."""
+
+    shard: int
+    assigned: int = 0
+    quarantined: int = 0
+    #: Sum over the assigned rows.
+    loss: float = 0.0
+    #: Where no row was usable and nothing is published yet.
+    failures: tuple[Failure, ...] = ()
+    #: Why the run cannot go on.
+    error: str = ""
+    #: Message of a quarantined row.
+    example: str = ""
+    #: What a person should know.
+    notes: str = ""
+
+    def to_row(self) -> dict[str, Any]:
+        return {"receipt": json.dumps(asdict(self))}
+
+    @staticmethod
+    def of_row(row: Mapping[str, Any]) -> "Receipt":
+        content = json.loads(str(row["receipt"]))
+        failures = tuple(Failure(**failure) for failure in content.pop("failures"))
+        return Receipt(**content, failures=failures)

@@ -1,0 +1,86 @@
+"""One run of a verb whose result are the part files of shards: begun or gone on with, and concluded with its summary."""
+
+import json
+import time
+from collections.abc import Collection
+from dataclasses import asdict
+from typing import Any, Generic
+
+from pydantic import BaseModel
+
+from ortho_core.errors import RunFailed
+from ortho_core.records.diagnostics import write_gaussianity
+from ortho_core.records.plan import FINGERPRINT
+from rayjobs.pool.ledger import AnyShardedPlan, Counts, Ledger
+from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.plan import claim
+
+SUMMARY = "summary.json"
+
+
+class ShardedRun(Generic[AnyShardedPlan]):
+    """A run in the folder that it has claimed: what is left to do, what is settled, and what is said at the end."""
+
+    def __init__(self, location: str, plan: AnyShardedPlan, retry_failures: bool = False) -> None:
+        """Raises UserError if the folder belongs to another run."""
+        self.plan = plan
+        self.ledger = Ledger(claim(location, plan), plan)
+        self.survey = self.ledger.survey(retry_failures)
+        self.started = time.monotonic()
+
+    def is_complete(self) -> bool:
+        """Whether there is nothing left to do, which is said."""
+        complete = not self.survey.todo and self.ledger.folder.exists(SUMMARY)
+        if complete:
+            say(f"{self.plan.verb}: {self.ledger.folder.location} is complete")
+        return complete
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that is complete."""
+        return exit_code(self.survey.quarantined)
+
+    def finish(self) -> Counts:
+        """Once every shard is committed: stop the clock, write `failures.jsonl`, count. Raises RunFailed if one is not."""
+        self.seconds = time.monotonic() - self.started
+        self.counts = self.ledger.finish()
+        return self.counts
+
+    def check_noise(self, latent_shape: tuple[int, int, int]) -> dict[str, str]:
+        """What the summary says of the noise of all rows, which is said; nothing where no row has any."""
+        if not self.counts.assigned:
+            return {}
+        verdict = write_gaussianity(self.ledger.folder, latent_shape)
+        say(f"{self.plan.verb}: {verdict}")
+        return {"gaussianity": verdict}
+
+    def summary(self, job: BaseModel, unknown: Collection[str] = (), **more: Any) -> dict[str, Any]:
+        """What `summary.json` is to say: the counts but those that are `unknown`, `more`, this run's speed, the job."""
+        rows = self.plan.rows - self.survey.rows
+        counts = {name: value for name, value in asdict(self.counts).items() if name not in unknown}
+        content = {
+            **counts,
+            **more,
+            "rows_this_run": rows,
+            "seconds_this_run": round(self.seconds, 2),
+            "rows_per_second": round(rows / self.seconds, 3) if rows else None,
+            "config": job.model_dump(mode="json"),
+            FINGERPRINT: self.plan.run_fingerprint,
+        }
+        return dict(json.loads(summary_json(content)))
+
+    def conclude(self, summary: dict[str, Any], nothing: str) -> int:
+        """Write the summary, which marks the run as complete, and return the exit code.
+
+        Raises RunFailed, which says `nothing` of all rows, if no row was assigned.
+        """
+        folder, counts = self.ledger.folder, self.counts
+        folder.replace(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+        if not counts.assigned:
+            raise RunFailed(f"none of the {counts.rows} {nothing}; see {folder.location}/failures.jsonl")
+        return exit_code(counts.quarantined)
+
+
+def exit_code(quarantined: int) -> int:
+    """0, or 3 where rows were quarantined."""
+    return 3 if quarantined else 0

@@ -1,0 +1,21 @@
+"""The plan of `ortho train`."""
+
+from typing import ClassVar, Literal
+
+from rayjobs.training.plan import TrainingPlan
+
+
+class TrainPlan(TrainingPlan):
+    """A model fine-tuned on assignments."""
+
+    verb: ClassVar[str] = "train"
+
+    kind: Literal["train"] = "train"
+    #: Fingerprint of the run that made them.
+    assignments: str
+    model_fingerprint: str
+    #: Of the model that the preserve terms hold to.
+    preserve_fingerprint: str
+    #: Fingerprint of the prompts of the preserve terms, and of the run that assigned the held-out rows.
+    preserve_prompts: str
+    validation: str | None

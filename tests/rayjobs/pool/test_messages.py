@@ -1,0 +1,16 @@
+import pytest
+
+from ortho_core.pairs import Shard
+from ortho_core.pairs.rows import Failure
+from rayjobs.pool.ledger import Task
+from rayjobs.pool.messages import Receipt, Work
+
+
+@pytest.mark.parametrize("task", [Task(1), Task(1, 2, frozenset({70, 64}))])
+def test_work_and_receipt_survive_the_way_through_a_table(task):
+    work = Work(task, Shard(1, 64, 64, "a.parquet", 3))
+    assert Work.of_row(work.to_row()) == work
+    assert work.rows == (64 if task.only is None else 2)
+    failures = (Failure("a ↯", 70, "missing-image", "gone"),)
+    for receipt in (Receipt(1), Receipt(1, 3, 1, 0.1 + 0.2, failures, "error", "example", "a; b")):
+        assert Receipt.of_row(receipt.to_row()) == receipt
