@@ -8,6 +8,7 @@ import pytest
 
 from ortho_core.errors import UserError
 from ortho_core.evaluation.features import TINY_CLIP
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, mark_of, resolved
 from ortho_core.storage.location import Place
 from rayjobs.assign import job as assign
@@ -23,7 +24,7 @@ from rayjobs.sweep import job as sweep
 from rayjobs.sweep.config import SweepJob
 from rayjobs.sweep.space import value_of, with_values
 from rayjobs.train import job as train
-from rayjobs.train.config import TrainJob
+from rayjobs.train.config import TrainJob, TrainModels
 from rayjobs.train_gan import job as train_gan
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.verb.options import leaves
@@ -91,13 +92,18 @@ def check_marks(verb, jobs, fingerprint, tmp_path):
     assert wrong == []
 
 
-def of_pool(make_plan):
-    return lambda job: make_plan(job)[0].run_fingerprint
+def of_model(make_plan):
+    """The fingerprint of a job's plan, which is made from the job and its opened model."""
+    return lambda job: make_plan(job, ModelFolder.open(job.model))[0].run_fingerprint
+
+
+def of_evaluation(job):
+    return evaluate.make_plan(job, evaluate.open_models(job))[0].run_fingerprint
 
 
 def test_assign(small_pairs, tiny_turbo, tmp_path):
     job = AssignJob(pairs=small_pairs, model=tiny_turbo, out=tmp_path / "out")
-    check_marks("assign", [job], of_pool(assign.make_plan), tmp_path)
+    check_marks("assign", [job], of_model(assign.make_plan), tmp_path)
 
 
 def reward_job(tiny_turbo, tmp_path, **options):
@@ -108,17 +114,17 @@ def reward_job(tiny_turbo, tmp_path, **options):
 
 
 def test_reward(tiny_turbo, tmp_path):
-    check_marks("reward", [reward_job(tiny_turbo, tmp_path, patch_size=2)], of_pool(reward.make_plan), tmp_path)
+    check_marks("reward", [reward_job(tiny_turbo, tmp_path, patch_size=2)], of_model(reward.make_plan), tmp_path)
 
 
 def test_evaluate(small_pairs, tiny_turbo, tmp_path):
     job = EvaluateJob(pairs=small_pairs, model={"base": tiny_turbo}, out=tmp_path / "out")
-    check_marks("evaluate", [job], of_pool(evaluate.make_plan), tmp_path)
+    check_marks("evaluate", [job], of_evaluation, tmp_path)
 
 
 def test_train(assigned, tiny_turbo, tmp_path):
     job = TrainJob(assignments=assigned[1], model=tiny_turbo, out=tmp_path / "out", batch_size=8)
-    check_marks("train", [job], of_pool(train.make_plan), tmp_path)
+    check_marks("train", [job], lambda job: train.make_plan(job, TrainModels.open(job))[0].run_fingerprint, tmp_path)
 
 
 def test_train_gan(tmp_path):
@@ -128,7 +134,11 @@ def test_train_gan(tmp_path):
         write_idx(tmp_path / "mnist", split, images, labels)
     small = {"widths": (8, 8, 8), "group_size": 4, "batch_size": 16}
     job = TrainGanJob(data="mnist", root=tmp_path / "mnist", out=tmp_path / "out", **small)
-    check_marks("train-gan", [job], of_pool(train_gan.make_plan), tmp_path)
+    check_marks("train-gan", [job], lambda job: train_gan.make_plan(job)[0].run_fingerprint, tmp_path)
+
+
+def of_steps(make_plan):
+    return lambda job: make_plan(job, ModelFolder.open(job.model)).run_fingerprint
 
 
 def em_options(small_pairs, tiny_turbo, digits, tmp_path):
@@ -138,30 +148,30 @@ def em_options(small_pairs, tiny_turbo, digits, tmp_path):
 
 def test_em(small_pairs, tiny_turbo, digits, tmp_path):
     job = EmJob(**em_options(small_pairs, tiny_turbo, digits, tmp_path))
-    check_marks("em", [job], lambda job: em.make_plan(job).run_fingerprint, tmp_path)
+    check_marks("em", [job], of_steps(em.make_plan), tmp_path)
 
 
 def test_sweep(small_pairs, tiny_turbo, digits, tmp_path):
     options = em_options(small_pairs, tiny_turbo, digits, tmp_path) | {"sweep": {"train.lr": "1e-4,1e-3"}}
     jobs = [SweepJob(**options, early_stopping=which) for which in ("asha", "none")]
-    check_marks("sweep", jobs, lambda job: sweep.make_plan(job).run_fingerprint, tmp_path)
+    check_marks("sweep", jobs, of_steps(sweep.make_plan), tmp_path)
 
 
 def test_what_is_resolved_counts_by_what_it_leads_to(small_pairs, digits, tiny_turbo, tmp_path):
     held = EvaluateJob(pairs=small_pairs, model={"base": tiny_turbo}, out=tmp_path / "out", rows=24)
-    plan = of_pool(evaluate.make_plan)
+    plan = of_evaluation
     assert plan(held) == plan(held.model_copy(update={"rows": 100}))  # there are 24
     assert plan(held) != plan(held.model_copy(update={"rows": 16}))
     assert plan(held) == plan(held.model_copy(update={"features": str(TINY_CLIP)}))
     job = AssignJob(pairs=small_pairs, model=tiny_turbo, out=tmp_path / "out")
-    plan = of_pool(assign.make_plan)
+    plan = of_model(assign.make_plan)
     linked = tmp_path / "linked"
     linked.symlink_to(Path(tiny_turbo))
     assert plan(job) == plan(job.model_copy(update={"rows_per_shard": 64, "model": linked}))
     for own in ({"rows_per_shard": 5}, {"pairs": str(digits)}, {"prompt_field": "prompt"}):
         assert plan(job) != plan(job.model_copy(update=own))
     by_reward = reward_job(tiny_turbo, tmp_path)
-    plan = of_pool(reward.make_plan)
+    plan = of_model(reward.make_plan)
     assert plan(by_reward) == plan(by_reward.model_copy(update={"reward": "clip"}))
     assert plan(by_reward) != plan(by_reward.model_copy(update={"reward": "clip:2"}))
     assert {mark_of(field) for _, field in leaves(AssignJob)} == {decides, resolved, conduct}
