@@ -92,29 +92,29 @@ def run(job: ImportJob) -> int:
     """Import what is not imported yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
     job = located(job)
     plan, manifest, pairs = make_plan(job)
-    run = ShardedRun(job.out, plan)
-    if run.is_complete():
-        return run.exit_code
-    import_shards(job, run, manifest, pairs)
-    counts = run.finish()
+    begun = ShardedRun(job.out, plan)
+    if begun.is_complete():
+        return begun.exit_code
+    import_shards(job, begun, manifest, pairs)
+    counts = begun.finish()
     # What `ortho train` opens the images with.
     recorded = job.model_copy(update={"pairs": pairs.location})
-    code = run.conclude(run.summary(recorded, unknown=UNKNOWN), "rows could be imported")
+    code = begun.conclude(begun.summary(recorded, unknown=UNKNOWN), "rows could be imported")
     say(f"{counts.assigned} of {counts.rows} rows in {job.out}")
     return code
 
 
-def import_shards(job: ImportJob, run: ShardedRun[ImportedPlan], manifest: PairSet, pairs: PairSet) -> None:
+def import_shards(job: ImportJob, begun: ShardedRun[ImportedPlan], manifest: PairSet, pairs: PairSet) -> None:
     """Import what is not imported yet."""
-    plan, quarantined = run.plan, run.survey.quarantined
+    plan, quarantined = begun.plan, begun.survey.quarantined
     reader = SampleReader(LocalStore(job.samples), plan.latent_shape, plan.model_noise_scale or 1.0, job.noise_scale)
     copies = job.pairs is None and job.image_root is None
-    progress = Progress(plan.verb, plan.rows, "rows", done=run.survey.rows)
+    progress = Progress(plan.verb, plan.rows, "rows", done=begun.survey.rows)
     shards = manifest.shards(plan.rows_per_shard)
-    for task in run.survey.todo:
+    for task in begun.survey.todo:
         shard = shards[task.shard]
         result = import_shard(reader, pairs, shard, copies)
-        run.ledger.commit(task, result)
+        begun.ledger.commit(task, result)
         quarantined += len(result.failures)
         progress.advance(shard.rows, f"{quarantined} quarantined" if quarantined else "")
     progress.close()

@@ -100,12 +100,12 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
     model = model or ModelFolder.open(job.model)
     job = located(job)
     plan, pairs, shards = make_plan(job, model)
-    run = ShardedRun(job.out, plan, job.retry_failures)
-    if run.is_complete():
-        return run.exit_code
-    if run.survey.todo:
+    begun = ShardedRun(job.out, plan, job.retry_failures)
+    if begun.is_complete():
+        return begun.exit_code
+    if begun.survey.todo:
         with job.session():
-            work_through(job, run.ledger, run.survey, shards, search_of(job, model, plan, pairs))
-    run.finish()
-    noise = run.check_noise(model.latent_shape)
-    return run.conclude(run.summary(job, **noise), "rows could be assigned")
+            work_through(job, begun.ledger, begun.survey, shards, search_of(job, model, plan, pairs))
+    begun.finish()
+    noise = begun.check_noise(model.latent_shape)
+    return begun.conclude(begun.summary(job, **noise), "rows could be assigned")

@@ -62,9 +62,8 @@ class PoolActor:
         self.worker = PoolWorker(search, ledger, RayActor(**place))
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        (text,) = batch["work"]
-        receipt = self.worker.work(Work.of_row({"work": text}))
-        return {name: [value] for name, value in receipt.to_row().items()}
+        work = Work.of_row({name: value for name, (value,) in batch.items()})
+        return {name: [value] for name, value in self.worker.work(work).to_row().items()}
 
 
 def pooled(

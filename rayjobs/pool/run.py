@@ -1,4 +1,4 @@
-"""One run of a verb whose result are the part files of shards: begun or gone on with, and concluded with its summary."""
+"""One run of a verb that leaves part files of shards: begun or continued, and concluded with its summary."""
 
 import json
 import time
@@ -19,7 +19,7 @@ SUMMARY = "summary.json"
 
 
 class ShardedRun(Generic[AnyShardedPlan]):
-    """A run in the folder that it has claimed: what is left to do, what is settled, and what is said at the end."""
+    """A run in the folder that it has claimed: what is left to do, what is settled, and its summary."""
 
     def __init__(self, location: str, plan: AnyShardedPlan, retry_failures: bool = False) -> None:
         """Raises UserError if the folder belongs to another run."""
@@ -29,7 +29,7 @@ class ShardedRun(Generic[AnyShardedPlan]):
         self.started = time.monotonic()
 
     def is_complete(self) -> bool:
-        """Whether there is nothing left to do, which is said."""
+        """Whether there is nothing left to do; prints that."""
         complete = not self.survey.todo and self.ledger.folder.exists(SUMMARY)
         if complete:
             say(f"{self.plan.verb}: {self.ledger.folder.location} is complete")
@@ -47,7 +47,10 @@ class ShardedRun(Generic[AnyShardedPlan]):
         return self.counts
 
     def check_noise(self, latent_shape: tuple[int, int, int]) -> dict[str, str]:
-        """What the summary says of the noise of all rows, which is said; nothing where no row has any."""
+        """The statistics of the noise of all rows, as files and as an entry of the summary; prints the verdict.
+
+        Nothing where no row was assigned.
+        """
         if not self.counts.assigned:
             return {}
         verdict = write_gaussianity(self.ledger.folder, latent_shape)
@@ -55,7 +58,7 @@ class ShardedRun(Generic[AnyShardedPlan]):
         return {"gaussianity": verdict}
 
     def summary(self, job: BaseModel, unknown: Collection[str] = (), **more: Any) -> dict[str, Any]:
-        """What `summary.json` is to say: the counts but those that are `unknown`, `more`, this run's speed, the job."""
+        """The content of `summary.json`: the counts but those that are `unknown`, `more`, the speed of this run, the job."""
         rows = self.plan.rows - self.survey.rows
         counts = {name: value for name, value in asdict(self.counts).items() if name not in unknown}
         content = {

@@ -82,23 +82,23 @@ def run(job: RewardJob) -> int:
         return run_one(job, model)
     job = located(job)
     plan, rows, shards = make_plan(job, model)
-    run = ShardedRun(job.out, plan, job.retry_failures)
-    if run.is_complete():
-        return run.exit_code
+    begun = ShardedRun(job.out, plan, job.retry_failures)
+    if begun.is_complete():
+        return begun.exit_code
     with ray_session():
-        if run.survey.todo:
-            work_through(job, run.ledger, run.survey, shards, search_of(job, model, plan, rows))
-        run.finish()
-        noise = run.check_noise(model.latent_shape)
-        summary = run.summary(job, rewards=gained(job, plan) if run.counts.assigned else {}, **noise)
-        if run.counts.assigned:
+        if begun.survey.todo:
+            work_through(job, begun.ledger, begun.survey, shards, search_of(job, model, plan, rows))
+        begun.finish()
+        noise = begun.check_noise(model.latent_shape)
+        summary = begun.summary(job, rewards=gained(job, plan) if begun.counts.assigned else {}, **noise)
+        if begun.counts.assigned:
             take_pictures(job, model)
-            write_report(run.ledger.folder, summary)
-    return run.conclude(summary, "prompts could be used")  # last: what has its summary has its report
+            write_report(begun.ledger.folder, summary)
+    return begun.conclude(summary, "prompts could be used")  # last: what has its summary has its report
 
 
 def gained(job: RewardJob, plan: RewardPlan) -> dict[str, dict[str, Any]]:
-    """What each reward gained over all prompts, which is said."""
+    """What each reward gained over all prompts; prints it."""
     rewards = gains(Assignments(job.out))
     for name, figures in rewards.items():
         kind = "" if name in plan.rewards else " (not optimised)"
