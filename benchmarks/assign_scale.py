@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from benchmarks.results import write_results
 from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Engine
 from ortho_core.estep.objective import Reconstruction
@@ -348,9 +349,7 @@ def main() -> None:
         for name, result in figures(args, Path(scratch)):
             results[name] = result
             print(f"{name}: {json.dumps(result, indent=1)}", flush=True)
-            if args.out:
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps(results, indent=1) + "\n")
+            write_results(results, args.out)
 
 
 if __name__ == "__main__":

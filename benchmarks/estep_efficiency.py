@@ -6,7 +6,6 @@ generator was trained on.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.problem import Curve, Problem
+from benchmarks.results import write_results
 from benchmarks.rivals import RIVALS, Search, ours, reference
 
 BUDGETS = (5, 10, 20, 40)
@@ -68,9 +68,7 @@ def main() -> None:
                     flush=True,
                 )
     print(f"\n{time.monotonic() - started:.0f} s; PyTorch {torch.__version__}, one thread")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_results(found, args.out)
 
 
 if __name__ == "__main__":

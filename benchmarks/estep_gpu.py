@@ -8,7 +8,6 @@ Ray need not be installed. Without a CUDA device it says so and exits with 0; `-
 
 import argparse
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.estep_throughput import bare, reference_loop, synchronize, timed
 from benchmarks.problem import Problem
+from benchmarks.results import write_results
 from ortho_core.device import to_device
 from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Engine
@@ -245,9 +245,7 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, in miniature"
     print(f"{name}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     found = table(lambda line: print(line, flush=True), args, device)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"device": name, **found}, indent=1) + "\n")
+    write_results({"device": name, **found}, args.out)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ same for the base noise of the same images. The stopping rule's savings are meas
 """
 
 import argparse
-import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.problem import Problem
+from benchmarks.results import write_results
 from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Found
 from ortho_core.noise.gaussianity import departures, noise_statistics
@@ -99,9 +99,7 @@ def main() -> None:
             print(
                 f"patience {patience}, tolerance {tolerance:<6g}: {spent:5.1f} evaluations, loss {loss:.4f}", flush=True
             )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(result, args.out)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ so that nothing is decoded. Both take the same number of evaluations per image a
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.problem import Problem
+from benchmarks.results import write_results
 from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Engine
 from ortho_core.generators import OneStepGenerator
@@ -159,9 +159,7 @@ def main() -> None:
         whole, alone = evaluation_overhead(problem, slots, 3 * args.rounds)
         found["overhead_by_slots"][slots] = whole / alone
         print(f"one evaluation over a bare forward + backward, batch {slots:3d}: {whole / alone:.3f}")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_results(found, args.out)
 
 
 def fewest_evaluations(problem: Problem, config: AssignConfig, images: int, slots: int, goal: float) -> int:

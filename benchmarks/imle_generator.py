@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
+from models.recipes.loop import train as fit
+from ortho_core.generators.class_conditional import Block
 from ortho_core.generators.protocol import Condition
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.pairs import Pair, PairSet
@@ -22,22 +25,6 @@ from ortho_core.pairs.decoding import to_images
 
 SIZE = (32, 32)
 WEIGHTS = Path(__file__).parent / "imle"
-
-
-class Block(nn.Module):
-    """Two convolutions, the first scaled and shifted by the condition, around a projection."""
-
-    def __init__(self, enter: int, channels: int, condition: int) -> None:
-        super().__init__()
-        self.norm, self.film = nn.GroupNorm(8, enter), nn.Linear(condition, 2 * enter)
-        self.first = nn.Conv2d(enter, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.skip = nn.Conv2d(enter, channels, 1)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
-        y = self.first(F.silu(self.norm(x) * (1 + scale) + shift))
-        return self.skip(x) + self.second(F.silu(y))
 
 
 class Network(nn.Module):
@@ -121,8 +108,8 @@ def train(pairs: Path, steps: int = 1500, batch: int = 24, nearest_of: int = 8) 
     network = generator.trainable
     bags = generator.encode_prompts([row.prompt for row in rows]).tensors["bag"]
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for step in range(steps):
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
         chosen = torch.randint(len(rows), (batch,))
         x, bag = images[chosen], bags[chosen]
         noise = torch.randn(batch, nearest_of, *generator.latent_shape)
@@ -131,13 +118,10 @@ def train(pairs: Path, steps: int = 1500, batch: int = 24, nearest_of: int = 8) 
                 0, (batch, nearest_of)
             )
             best = (output - x[:, None]).square().flatten(2).mean(2).argmin(1)
-        loss = (network(noise[torch.arange(batch), best], bag) - x).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"imle: step {step} of {steps}, loss {loss.item():.4f}", flush=True)
+        return (network(noise[torch.arange(batch), best], bag) - x).square().mean(), ""
+
+    schedule = OneCycleLR(optimizer, 2e-3, steps)
+    fit(list(network.parameters()), [optimizer], [schedule], steps, loss_at, name="imle")
     return generator
 
 

@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.estep_gpu import FULL, SMALL, random_condition, random_unet
 from benchmarks.estep_throughput import synchronize, timed
+from benchmarks.results import write_results
 from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 from ortho_core.generators.lora import Lora, add_lora
@@ -326,9 +327,7 @@ def main() -> None:
     if "memory" in chosen:
         found["memory"] = [memory(rows, args.rank, args.small) for rows in args.rows]
     print(json.dumps(found, indent=1))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_results(found, args.out)
 
 
 if __name__ == "__main__":

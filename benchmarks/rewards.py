@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.estep_throughput import timed
+from benchmarks.results import write_results
 from models.recipes.digits import COLOURS, DIGITS, caption
 from models.recipes.score import train_classifier
 from ortho_core.estep.config import SearchConfig
@@ -24,11 +25,11 @@ from ortho_core.estep.engine import Engine, Found
 from ortho_core.estep.queue import requests_of
 from ortho_core.evaluation import to_bytes
 from ortho_core.generators import ModelFolder, load_generator
-from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.prompt_cache import PromptCache, TextCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.rewards import WeightedSum, load_rewards
-from ortho_core.rewards.objective import RewardCache, RewardObjective
+from ortho_core.rewards.objective import RewardObjective
 
 MODEL, CLIP = Path("models/tiny-turbo"), Path("ortho_core/evaluation/tiny-clip")
 
@@ -44,7 +45,7 @@ class Problem:
         texts = [caption(digit, *colours) for digit, colours in chosen]
         self.generator, self.objective = generator, RewardObjective(generator, rewards)
         self.condition = PromptCache(generator)(texts)
-        self.inputs = self.objective.inputs(self.condition, RewardCache(rewards)(texts))
+        self.inputs = self.objective.inputs(self.condition, TextCache(rewards.encode_prompts)(texts))
         self.seeds = [noise_seed(seed, "reward benchmark", i) for i in range(count)]
 
     def search(self, config: SearchConfig, slots: int, count: int | None = None) -> list[Found]:
@@ -135,9 +136,7 @@ def main() -> None:
         table["overhead"] = overhead(problem, config, args.slots, args.rounds)
         found[f"p = {p}"] = table
     print(json.dumps(found, indent=1))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_results(found, args.out)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,25 @@
 """`ortho invert`: the E-step for one image, with pictures and curves. Runs in this process, without a cluster."""
 
-import shutil
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 
 from ortho_core.device import pick_device
-from ortho_core.errors import BadRow, RunFailed, UserError
+from ortho_core.errors import BadRow, UserError
 from ortho_core.estep.config import AssignConfig
-from ortho_core.estep.engine import assign_noise
+from ortho_core.estep.objective import Reconstruction
 from ortho_core.evaluation import to_bytes
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved
-from ortho_core.noise.gaussianity import write_diagnostics
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.decoding import to_images
 from ortho_core.pairs.images import decode_image
-from ortho_core.pictures import labelled_rows, to_picture
-from ortho_core.report.plots import plot_steps
-from ortho_core.storage.folders import replace_folder
 from ortho_core.storage.location import LocalPath
-from rayjobs.verb.console import say, summary_json
+from rayjobs.reports import one_search
+from rayjobs.reports.curves import loss_chart
+from rayjobs.verb.console import say
 
 
 class InvertJob(AssignConfig):
@@ -53,8 +48,7 @@ def check(job: InvertJob) -> ModelFolder:
         raise UserError("--prompt is blank")
     if not job.target_image.is_file():
         raise UserError(f"--target-image {job.target_image} does not exist")
-    if job.out.exists() and any(job.out.iterdir()) and not (job.out / "meta.json").is_file():
-        raise UserError(f"{job.out} is not empty and was not made by `ortho invert`; choose another folder")
+    one_search.check_folder(job.out, "invert")
     return model
 
 
@@ -77,53 +71,38 @@ def run(job: InvertJob) -> int:
     except BadRow as error:
         raise UserError(str(error)) from error
     images = to_images([pixels]).to(generator.device)
-    seeds = [noise_seed(job.seed, job.target_image.stem)]
     with torch.no_grad():
         condition = generator.encode_prompts([job.prompt])
         targets = generator.encode_images(images)
-    (found,) = assign_noise(generator, seeds, condition, targets, images, job)
-    if found.failed:
-        raise RunFailed(f"{job.target_image}: {found.failure}; try --dtype float32")
-    base = generator.base_noise([found.seed])
-    parameters = found.parameters[None].to(base.device)
-    noise = job.space(generator.latent_shape).noise(base, parameters)
+    objective = Reconstruction(generator, job)
+    inputs = objective.inputs(condition, targets, images)
+    search = one_search.search(generator, job, objective, noise_seed(job.seed, job.target_image.stem), inputs)
+    result = search.result
     with torch.no_grad():
-        initial, final = (to_bytes(generator.decode(generator.denoise(n, condition))) for n in (base, noise))
-    history = {name: values.tolist() for name, values in found.history.items()}
-
-    def write(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        pictures = {"target": to_bytes(images), "base noise": initial, "assigned noise": final}
-        for name, picture in pictures.items():
-            to_picture(picture[0]).save(folder / f"{name.replace(' ', '_')}.png")
-        labelled_rows(pictures, max(1, 128 // generator.image_size[0])).save(folder / "comparison.png")
-        plot_steps(history, folder / "loss_history.png")
-        for when, which in (("init", base), ("final", noise)):
-            write_diagnostics(which, job.patch_size, f"{when} noise", folder / f"orthogonal_gaussian_{when}")
-        tensors = {"noise": noise, "base_noise": base, "target_latent": targets}
-        if job.transform == "orthogonal":
-            tensors["skew"] = parameters
-        save_file(
-            {k: v.float().cpu().contiguous() for k, v in tensors.items()}, folder / "best_input_noise.safetensors"
+        before, after = (
+            to_bytes(generator.decode(generator.denoise(n, condition))) for n in (search.base, search.noise)
         )
-        meta = {
-            "prompt": job.prompt,
-            "noise_seed": found.seed,
-            "initial_loss": found.initial_loss,
-            "loss": found.best("total"),
-            "evaluations": found.evaluations,
-            "candidate_forwards": found.candidate_forwards,
-            "history": history,
-            "model_fingerprint": fingerprint,
-            "config": job.model_dump(mode="json"),
-        }
-        (folder / "meta.json").write_text(summary_json(meta))
-
-    if job.out.is_dir() and not any(job.out.iterdir()):
-        shutil.rmtree(job.out)
-    replace_folder(job.out, write)
+    comparison = {"target": to_bytes(images), "base noise": before, "assigned noise": after}
+    meta = {
+        "prompt": job.prompt,
+        "initial_loss": result.initial_loss,
+        "loss": result.best("total"),
+        "candidate_forwards": result.candidate_forwards,
+        "model_fingerprint": fingerprint,
+        "config": job.model_dump(mode="json"),
+    }
+    one_search.write_folder(
+        job.out,
+        search,
+        meta,
+        pictures={f"{name.replace(' ', '_')}.png": image for name, image in comparison.items()},
+        comparison=comparison,
+        pixels=128,
+        charts=("loss_history.png", [loss_chart({name: v.tolist() for name, v in result.history.items()})]),
+        tensors={"target_latent": targets},
+    )
     say(
-        f"loss {found.initial_loss:.4f} at the base noise, {found.best('total'):.4f} after {found.evaluations} "
+        f"loss {result.initial_loss:.4f} at the base noise, {result.best('total'):.4f} after {result.evaluations} "
         f"evaluations; pictures in {job.out}/comparison.png"
     )
     return 0

@@ -6,15 +6,16 @@ Axes: n images, B of a batch, c × Y × X pixels, D features.
 """
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 from transformers import RegNetConfig, RegNetForImageClassification, ViTImageProcessor
 
+from models.recipes.loop import train
 from ortho_core.storage.folders import replace_folder
 
 #: Features, few enough that a Fréchet distance of 512 images is one.
@@ -39,26 +40,21 @@ def train_classifier(
         num_labels=classes,
     )
     model = RegNetForImageClassification(config).to(memory_format=torch.channels_last)
-    updates = epochs * (len(images) // BATCH)
+    each = len(images) // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=updates)
-    rng, began = torch.Generator().manual_seed(0), time.monotonic()
-    for update in range(updates):
-        place = update % (len(images) // BATCH)
+    rng = torch.Generator().manual_seed(0)
+    orders: list[Tensor] = []
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
+        place = step % each
         if place == 0:
-            order = torch.randperm(len(images), generator=rng)
-        index = order[place * BATCH : (place + 1) * BATCH]
+            orders.append(torch.randperm(len(images), generator=rng))
+        index = orders[-1][place * BATCH : (place + 1) * BATCH]
         pixels = jitter(as_input(images[index]), rng)
-        loss = F.cross_entropy(model(pixels).logits, torch.from_numpy(labels[index]).long(), label_smoothing=0.1)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if update % 100 == 99:
-            left = (time.monotonic() - began) / (update + 1) * (updates - update - 1)
-            print(
-                f"classifier: update {update + 1} of {updates}, loss {loss.item():.3f}, {left:.0f} s left", flush=True
-            )
+        return F.cross_entropy(model(pixels).logits, torch.from_numpy(labels[index]).long(), label_smoothing=0.1), ""
+
+    schedule = OneCycleLR(optimizer, LR, epochs * each)
+    train(list(model.parameters()), [optimizer], [schedule], epochs * each, loss_at, name="classifier")
     model.eval()
     about = {"accuracy": accuracy(model, *test), "images": len(images), "epochs": epochs, "classes": classes}
     processor = ViTImageProcessor(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)

@@ -8,20 +8,20 @@ are judged by what they show. Axes: B images, C = 200 captions, H = W = 32.
 
 import argparse
 import json
-import time
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.transforms.functional import pil_to_tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
 from models.recipes.digits import COLOURS, DIGITS, SIZE, ColouredDigits, caption
-from models.recipes.turbo import TOKENS, build_tokenizer
+from models.recipes.loop import Average
+from models.recipes.loop import train as fit
+from models.recipes.text import build_tokenizer, text_config
 from ortho_core.evaluation import sample
 from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.prompt_cache import PromptCache
@@ -33,17 +33,7 @@ INDEX = {text: i for i, text in enumerate(CAPTIONS)}
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text = text_config(tokenizer, 48)
     vision = CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=384,
@@ -90,7 +80,6 @@ def train(args: argparse.Namespace) -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
     model = (CLIPModel.from_pretrained(args.init) if args.init else build(tokenizer)).train()
     parameters = list(model.parameters())
-    print(f"{sum(p.numel() for p in parameters):,} parameters", flush=True)
     # Muon turns the matrices of the transformers' layers, AdamW everything else.
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
@@ -98,17 +87,16 @@ def train(args: argparse.Namespace) -> None:
         torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
     )
-    cycle = partial(torch.optim.lr_scheduler.OneCycleLR, pct_start=0.03, cycle_momentum=False)
-    schedules = [cycle(optimizer, args.lr, args.steps) for optimizer in optimizers]
-    ema = EMAModel(parameters, decay=0.998)
     data = ColouredDigits(args.mnist, "train", seed=24 if args.init else 21, restyled=True)
     rng = torch.Generator().manual_seed(22)
     tokenizer.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     for name in ("vocab.json", "merges.txt"):  # tokenizer.json holds what they say
         (args.out / name).unlink(missing_ok=True)
-    started, running = time.monotonic(), 0.0
-    for step in range(args.steps):
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=4.6052)  # a factor of 100, CLIP's own limit
         # Plain digits of one ink first, then ever more: shapes are found late when everything varies at once.
         grown = 1 if args.init else min(max(step / args.steps - 0.1, 0) / 0.3, 1)
         data.restyled = grown > 0
@@ -116,23 +104,15 @@ def train(args: argparse.Namespace) -> None:
         wanted = torch.tensor([INDEX[c] for c in captions]).unsqueeze(1)
         pixels = (augment(images, rng, grown) - mean) / std
         logits = model.logit_scale.exp() * image_features(model, pixels) @ text_features(model, tokenizer).T
-        loss = -(logits.log_softmax(1).gather(1, wanted).mean() + logits.log_softmax(0).gather(1, wanted).mean()) / 2
-        model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for part in (*optimizers, *schedules):
-            part.step()
-        ema.step(parameters)
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=4.6052)  # a factor of 100, CLIP's own limit
-        running += (loss.item() - running) / min(step + 1, 100)
-        if step % 100 == 0 or step == args.steps - 1:
-            print(f"step {step} loss {running:.4f} {time.monotonic() - started:.0f}s", flush=True)
-        if step % 500 == 499 or step == args.steps - 1:
-            ema.store(parameters)
-            ema.copy_to(parameters)
-            model.save_pretrained(args.out)
-            ema.restore(parameters)
+        return -(
+            logits.log_softmax(1).gather(1, wanted).mean() + logits.log_softmax(0).gather(1, wanted).mean()
+        ) / 2, ""
+
+    schedules = [
+        OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.03, cycle_momentum=False) for optimizer in optimizers
+    ]
+    average = Average(0.998, lambda: model.save_pretrained(args.out))
+    fit(parameters, optimizers, schedules, args.steps, loss_at, name="clip", clip=1.0, average=average)
 
 
 @torch.no_grad()

@@ -60,6 +60,12 @@ def restyle(strokes: Tensor, *, slant: Tensor, bold: Tensor) -> Tensor:
     return torch.lerp(strokes, F.max_pool2d(strokes, 3, stride=1, padding=1), bold.view(-1, 1, 1, 1))
 
 
+def lean(strokes: Tensor, rng: torch.Generator) -> Tensor:
+    """The handwriting of the examples, which no model that ships has seen: slanted, each image differently, and bold."""
+    slant = 0.35 + 0.1 * torch.rand(len(strokes), generator=rng)
+    return restyle(strokes, slant=slant, bold=torch.ones(len(strokes)))
+
+
 def paint(strokes: Tensor, colours: list[tuple[str, str]]) -> Tensor:
     """Colour strokes (B, 1, H, W) with one (ink, paper) each: images (B, 3, H, W)."""
     ink = torch.tensor([INKS[i] for i, _ in colours]).view(-1, 3, 1, 1)

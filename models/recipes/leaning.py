@@ -1,4 +1,4 @@
-"""Labelled images in a leaning, bold hand as a pair set: targets that a generator of the set itself never saw.
+"""Labelled images in slanted, bold handwriting as a pair set: targets that a generator of the set itself never saw.
 
 `python -m models.recipes.leaning --data mnist --root DIR --split test --rows 256 --out pairs.parquet`
 
@@ -16,16 +16,14 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from models.recipes.digits import COLOURS, caption, paint, read_mnist, restyle
+from models.recipes.digits import COLOURS, caption, lean, paint, read_mnist
 from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
 
 
 def leaning(images: np.ndarray, rng: torch.Generator) -> np.ndarray:
-    """Images (n, c, Y, X) uint8 in the new hand, each at a slant of its own."""
-    slant = 0.35 + 0.1 * torch.rand(len(images), generator=rng)
+    """Images (n, c, Y, X) uint8 in that handwriting, each at another slant."""
     pixels = torch.from_numpy(images).float().div(255)
-    styled = restyle(pixels, slant=slant, bold=torch.ones(len(images)))
-    return styled.mul(255).round().byte().numpy()
+    return lean(pixels, rng).mul(255).round().byte().numpy()
 
 
 def write_leaning(

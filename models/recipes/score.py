@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from models.recipes.digits import COLOURS, DIGITS, INKS, PAPERS, ColouredDigits, caption, paint, read_mnist
+from models.recipes.loop import train
 from ortho_core.evaluation import mean_pairwise_distance, sample, to_bytes
 from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.prompt_cache import PromptCache
@@ -30,14 +32,13 @@ def classifier() -> nn.Sequential:
 def train_classifier(mnist: Path, steps: int) -> nn.Sequential:
     model, data = classifier(), ColouredDigits(mnist, "train", seed=11)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
-    for _ in range(steps):
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
         images, _, digits, _ = data.draw(64)
-        loss = F.cross_entropy(model(images), digits)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(model(images), digits), ""
+
+    schedule = OneCycleLR(optimizer, 4e-3, steps)
+    train(list(model.parameters()), [optimizer], [schedule], steps, loss_at, name="classifier")
     return model.eval()
 
 

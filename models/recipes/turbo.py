@@ -8,8 +8,6 @@ keeps the samples diverse where an adversarial fit of this size collapses. The t
 
 import argparse
 import itertools
-import json
-import time
 from pathlib import Path
 
 import torch
@@ -20,57 +18,21 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.training_utils import EMAModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from models.recipes.digits import COLOURS, DIGITS, SIZE, ColouredDigits, caption
+from models.recipes.digits import SIZE, ColouredDigits
+from models.recipes.loop import Average, train
+from models.recipes.text import build_tokenizer, text_config
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
-TOKENS = 24
 WIDTH = 32
-
-
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges make one token of each word of the captions; other words fall into letters."""
-    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=sorted("abcdefghijklmnopqrstuvwxyz0123456789.,-'!?"),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([caption(d, i, p) for d in range(len(DIGITS)) for i, p in COLOURS], trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    letters = sorted({c for word in learned["vocab"] for c in word.removesuffix("</w>")})
-    words = letters + [f"{c}</w>" for c in letters]
-    words += sorted(w for w in learned["vocab"] if w not in words)
-    vocab = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
-    merges = [" ".join(m) if isinstance(m, list) else m for m in learned["merges"]]
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
-    return tokenizer
 
 
 def build(vae: AutoencoderKL, scratch: Path) -> StableDiffusionXLPipeline:
     tokenizer = build_tokenizer(scratch / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        projection_dim=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text = text_config(tokenizer, WIDTH, projection_dim=WIDTH)
     unet = UNet2DConditionModel(
         sample_size=SIZE // 4,
         in_channels=4,
@@ -132,14 +94,11 @@ def main() -> None:
     generator = DiffusersGenerator(pipeline)
     modules = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2)
     parameters = list(itertools.chain(*(m.parameters() for m in modules)))
-    print(f"{sum(p.numel() for p in parameters):,} parameters", flush=True)
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.03)
-    ema = EMAModel(parameters, decay=0.998)
     data = ColouredDigits(args.mnist, "train", seed=2 if args.init else 1)
     B, K = args.batch, args.candidates
-    started, running = time.monotonic(), 0.0
-    for step in range(args.steps):
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
         images, captions, _, _ = data.draw(B)
         with torch.no_grad():
             targets = generator.encode_images(images)
@@ -153,21 +112,11 @@ def main() -> None:
         loss = F.mse_loss(latents, targets)
         if args.pixel_weight:
             loss = loss + args.pixel_weight * F.l1_loss(generator.decode(latents), images)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        ema.step(parameters)
-        running += (loss.item() - running) / min(step + 1, 100)
-        if step % 100 == 0 or step == args.steps - 1:
-            spread = distance.std(1).mean() / distance.mean()
-            print(f"step {step} loss {running:.4f} spread {spread:.3f} {time.monotonic() - started:.0f}s", flush=True)
-        if step % 500 == 499 or step == args.steps - 1:
-            ema.store(parameters)
-            ema.copy_to(parameters)
-            generator.save(args.out)
-            ema.restore(parameters)
+        return loss, f", spread {distance.std(1).mean() / distance.mean():.3f}"
+
+    schedule = OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.03)
+    average = Average(0.998, lambda: generator.save(args.out))
+    train(parameters, [optimizer], [schedule], args.steps, loss_at, name="turbo", clip=1.0, average=average)
 
 
 if __name__ == "__main__":

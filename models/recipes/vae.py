@@ -5,14 +5,16 @@ images than the generator does). Its scaling factor is the reciprocal of the lat
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 
 from models.recipes.digits import SIZE, ColouredDigits
+from models.recipes.loop import train
 
 
 def build() -> AutoencoderKL:
@@ -41,25 +43,20 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     vae, data = build(), ColouredDigits(args.mnist, "train", seed=0, restyled=True)
-    print(f"{sum(p.numel() for p in vae.parameters()):,} parameters", flush=True)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, args.steps, pct_start=0.05)
-    started = time.monotonic()
-    for step in range(args.steps):
+
+    def loss_at(step: int) -> tuple[Tensor, str]:
         images = data.draw(args.batch)[0] * 2 - 1
         posterior = vae.encode(images).latent_dist
         latents = posterior.sample()
         # A little extra noise makes the decoder smooth around the latents, where the generator will land.
         decoded = vae.decode(latents + 0.05 * torch.randn_like(latents)).sample
-        loss = F.l1_loss(decoded, images) + 2 * F.mse_loss(decoded, images) + 1e-3 * posterior.kl().mean() / 256
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == args.steps - 1:
-            l1 = F.l1_loss(decoded, images).item() / 2
-            print(f"step {step} loss {loss.item():.4f} pixel L1 {l1:.4f} {time.monotonic() - started:.0f}s", flush=True)
+        l1 = F.l1_loss(decoded, images)
+        loss = l1 + 2 * F.mse_loss(decoded, images) + 1e-3 * posterior.kl().mean() / 256
+        return loss, f", pixel L1 {l1.item() / 2:.4f}"
+
+    schedule = OneCycleLR(optimizer, 2e-3, args.steps, pct_start=0.05)
+    train(list(vae.parameters()), [optimizer], [schedule], args.steps, loss_at, name="vae", clip=1.0)
     with torch.no_grad():
         latents = torch.cat([vae.encode(data.draw(64)[0] * 2 - 1).latent_dist.mean for _ in range(16)])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ortho_core.evaluation.features import ClipFeatures, Extractor, FeatureModel, Lpips
+from ortho_core.generators.prompt_cache import TextCache
 from ortho_core.rewards.base import unit
 from ortho_core.rewards.clip import ClipTower
 from ortho_core.rewards.combined import WeightedSum, load_rewards
-from ortho_core.rewards.objective import RewardCache
 
 #: Images whose shorter side is less have no place for SSIM's window.
 SSIM_WINDOW = 11
@@ -51,7 +51,7 @@ class Judge:
         self.rewards: WeightedSum | None = None
         if models.rewards is not None:
             self.rewards = load_rewards(models.rewards, models.reward_folders, device, towers=towers)
-            self.encoded = RewardCache(self.rewards)
+            self.encoded = TextCache(self.rewards.encode_prompts)
         self.lpips = None if models.lpips is None else Lpips(models.lpips, device)
 
     @torch.no_grad()

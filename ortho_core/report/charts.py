@@ -1,7 +1,8 @@
-"""Small charts as geometry that the report's template draws: lines and points with intervals, for light and dark alike.
+"""Small charts: lines and points with intervals over common axes, and their geometry as the report's template draws them.
 
-Colours, fonts and line widths are the style sheet's. A chart is 350 units wide, about what a phone shows at full size, so
-that its text stays as large as the page's; on a wide screen several stand side by side.
+`plots` draws the same charts as PNG files. In the report, fonts and line widths are the style sheet's. A chart is 350 units
+wide, about what a phone shows at full size, so that its text stays as large as the page's; on a wide screen several stand
+side by side.
 """
 
 import math
@@ -17,16 +18,24 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 40
 MOST_POINTS = 300
 #: A line of more points than this is drawn faintly, and a running mean over it.
 MANY_POINTS = 40
-#: Colours of the style sheet; the first is the neutral one, of whatever the others are compared with.
-COLOURS = 7
+#: (on a light page, on a dark page); the first is the neutral one, of whatever the others are compared with.
+COLOURS = (
+    ("#6b7580", "#98a2ac"),
+    ("#1f6fc0", "#69aef2"),
+    ("#c8571b", "#f29560"),
+    ("#2a8a57", "#62c592"),
+    ("#8a4fb8", "#c196ea"),
+    ("#b3306b", "#ee83b3"),
+    ("#8f7400", "#d3b840"),
+)
 
 
 @dataclass(frozen=True)
 class Series:
     """A line, or points, of a chart; without a label it is not in the legend.
 
-    `x_interval` and `y_interval` are (low, high) of each point. `notes` are told when the pointer rests on a point. `colour`
-    is an index into the style sheet's colours, 0 the neutral one. Values that are not finite are left out.
+    `x_interval` and `y_interval` are (low, high) of each point. `notes` are shown when the pointer rests on a point; `names`
+    stand beside the points of a PNG. `colour` is an index into `COLOURS`. Values that are not finite are left out.
     """
 
     label: str
@@ -39,6 +48,7 @@ class Series:
     x_interval: Sequence[tuple[float, float]] = ()
     y_interval: Sequence[tuple[float, float]] = ()
     notes: Sequence[str] = ()
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -108,12 +118,19 @@ class Chart:
         at = math.log(max(y, 1e-300)) if self.log_y else y
         return self.bottom - (at - low) / (high - low) * (self.bottom - TOP)
 
+    def x_places(self) -> list[tuple[float, str]]:
+        """Values that have a tick, and its text."""
+        integers = all(float(v).is_integer() for s in self.series for v in s.x)
+        return ticks(*self.x_range, log=False, whole=integers)
+
+    def y_places(self) -> list[tuple[float, str]]:
+        return ticks(*self.y_range, log=self.log_y)
+
     def x_ticks(self) -> list[Tick]:
-        whole = all(float(v).is_integer() for s in self.series for v in s.x)
-        return [Tick(self.across(v), text) for v, text in ticks(*self.x_range, log=False, whole=whole)]
+        return [Tick(self.across(v), text) for v, text in self.x_places()]
 
     def y_ticks(self) -> list[Tick]:
-        return [Tick(self.down(v), text) for v, text in ticks(*self.y_range, log=self.log_y)]
+        return [Tick(self.down(v), text) for v, text in self.y_places()]
 
     def drawn(self) -> list[Drawn]:
         return [self._drawn(series) for series in self.series]
@@ -122,9 +139,9 @@ class Chart:
         x, y = np.asarray(series.x, float), np.asarray(series.y, float)
         faint, lines = [], []
         if series.line and len(x):
-            many = len(x) > MANY_POINTS
-            lines = self._points(x, running_mean(y, max(1, len(y) // 20)) if many else y)
-            faint = self._points(x, y) if many else []
+            mean = smoothed(y)
+            lines = self._points(x, y if mean is None else mean)
+            faint = [] if mean is None else self._points(x, y)
         pointed = series.points or len(x) == 1  # a line through one point is none
         marks = [self._mark(series, i) for i in range(len(x)) if self._shown(x[i], y[i])] if pointed else []
         return Drawn(series.colour, series.dashed, lines, faint, marks)
@@ -186,6 +203,11 @@ def ticks(low: float, high: float, log: bool, whole: bool = False) -> list[tuple
         return ticks(low, high, log=False)
     apart = -(-len(found) // 6)
     return [(v, f"{v:.6g}" if 1e-4 <= v < 1e6 else f"{v:.0e}") for v in found[::apart]]
+
+
+def smoothed(values: np.ndarray) -> np.ndarray | None:
+    """What is drawn in front of a line of many points: its running mean; None where the line is drawn as it is."""
+    return running_mean(values, max(1, len(values) // 20)) if len(values) > MANY_POINTS else None
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ortho_core.pictures import to_picture
-from ortho_core.report.charts import Chart
+from ortho_core.report.charts import COLOURS, Chart
 
 #: Images up to this size (pixels) are in the report as they are; larger ones are scaled down to `PREVIEW`.
 EXACT = 96
@@ -209,5 +209,11 @@ def render(
     )
     page = environment.from_string(source)
     return page.render(
-        title=title, subtitle=subtitle, sections=sections, findings=findings, facts=Facts(facts), cell=Table.cell
+        title=title,
+        subtitle=subtitle,
+        sections=sections,
+        findings=findings,
+        facts=Facts(facts),
+        cell=Table.cell,
+        colours=COLOURS,
     )

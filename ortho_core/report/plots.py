@@ -1,71 +1,69 @@
-"""The curves that jobs leave beside their results."""
+"""The report's charts as PNG files, which jobs leave beside their results."""
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-#: Terms of the training log that a curve is drawn of.
-CURVES = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
+from ortho_core.report.charts import COLOURS, Chart, Series, smoothed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Charts side by side, and the size of one in inches.
+COLUMNS, SIZE = 4, (4.5, 3.4)
 
 
-def plot_training(history: Path, path: Path, curves: Sequence[str] = CURVES) -> None:
-    """Draw a training log as a PNG: the loss and its terms, and beside them the validation where there was one.
-
-    The log is JSON lines with `update`, `group` (train or validation) and one key per figure.
-    """
+def draw_charts(charts: Sequence[Chart], path: Path, size: tuple[float, float] = SIZE) -> None:
+    """Draw charts row by row as one PNG; without a chart there is no file. `size` is that of a chart, in inches."""
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in history.read_text().splitlines()]
-    groups = {name: [row for row in rows if row["group"] == name] for name in ("train", "validation")}
-    drawn = [name for name, entries in groups.items() if entries]
-    if not drawn:
+    if not charts:
         return
-    figure = Figure(figsize=(7 * len(drawn), 3.6), layout="constrained")
-    for axes, group in zip(np.ravel(figure.subplots(1, len(drawn))), drawn, strict=True):
-        entries = groups[group]
-        updates = [row["update"] for row in entries]
-        for name in curves if group == "train" else [k for k in entries[0] if k not in ("update", "group")]:
-            values = np.array([row[name] for row in entries])
-            if not (values > 0).any():
-                continue
-            values = np.where(values > 0, values, np.nan)  # a drift of 0 has no place on a logarithmic axis
-            width = max(1, len(values) // 20) if group == "train" else 1
-            smooth = np.convolve(np.pad(values, (width - 1, 0), mode="edge"), np.ones(width) / width, mode="valid")
-            (line,) = axes.plot(updates, values, alpha=0.25)
-            axes.plot(updates, smooth, color=line.get_color(), label=name)
-        axes.set(xlabel="update", ylabel="loss" if group == "train" else "held-out rows, latent MSE", yscale="log")
-        axes.legend(loc="upper right")
+    columns = min(COLUMNS, len(charts))
+    rows = math.ceil(len(charts) / columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    places = np.ravel(figure.subplots(rows, columns))
+    for axes, chart in zip(places, charts, strict=False):
+        for series in chart.series:
+            _draw(axes, series, chart.log_y)
+        scale = "log" if chart.log_y else "linear"
+        axes.set(xlabel=chart.x_label, yscale=scale, xlim=chart.x_range, ylim=chart.y_range)
+        axes.minorticks_off()
+        axes.set_xticks(*zip(*chart.x_places(), strict=True))
+        axes.set_yticks(*zip(*chart.y_places(), strict=True))
+        axes.set_title(chart.title, fontsize="medium")
         axes.grid(alpha=0.3)
+        if any(series.label for series in chart.series):
+            axes.legend(fontsize="small")
+    for axes in places[len(charts) :]:
+        axes.set_axis_off()
     figure.savefig(path, dpi=110)
 
 
-def plot_steps(history: dict[str, list[float]], path: Path) -> None:
-    """Draw the terms of one E-step over its evaluations as a PNG."""
-    from matplotlib.figure import Figure
+def _draw(axes: "Axes", series: Series, log_y: bool) -> None:
+    x, y, label = np.asarray(series.x, float), np.asarray(series.y, float), series.label or None
+    colour, mean = COLOURS[series.colour][0], smoothed(y) if series.line else None
+    if log_y:  # where there is no logarithm, matplotlib would draw a line down to the axis
+        y = np.where(y > 0, y, np.nan)
+        mean = None if mean is None else np.where(mean > 0, mean, np.nan)
+    if series.line and len(x):
+        axes.plot(x, y if mean is None else mean, "--" if series.dashed else "-", color=colour, label=label)
+        if mean is not None:
+            axes.plot(x, y, color=colour, alpha=0.35, linewidth=0.8)
+    if series.points or len(x) == 1:
+        across, upright = (_reach(v, ends) for v, ends in ((x, series.x_interval), (y, series.y_interval)))
+        named = None if series.line else label
+        axes.errorbar(x, y, upright, across, fmt="o", markersize=4, color=colour, elinewidth=0.8, label=named)
+    for name, at in zip(series.names, zip(x, y, strict=True), strict=False):
+        axes.annotate(name, at, xytext=(5, 4), textcoords="offset points", fontsize=7)
 
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name, values in history.items():
-        if any(values):
-            axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
-    axes.set(xlabel="evaluation", ylabel="loss", yscale="log")
-    axes.legend(loc="upper right")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
 
-
-def plot_rewards(history: dict[str, list[float]], path: Path) -> None:
-    """Draw each reward over the evaluations of one search as a PNG, one panel per reward: their scales differ."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * len(history), 3.4), layout="constrained")
-    for axes, (name, values) in zip(np.ravel(figure.subplots(1, len(history))), history.items(), strict=True):
-        steps = range(1, len(values) + 1)
-        axes.plot(steps, values, marker=".", alpha=0.5, label="evaluation")
-        axes.plot(steps, np.maximum.accumulate(values), label="best so far")
-        axes.set(xlabel="evaluation", ylabel=name)
-        axes.legend(loc="upper right")
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+def _reach(values: np.ndarray, intervals: Sequence[tuple[float, float]]) -> np.ndarray | None:
+    """How far the intervals reach below and above the values, (2, points)."""
+    if not intervals:
+        return None
+    low, high = np.asarray(intervals, float).T
+    return np.abs(np.stack([values - low, high - values]))

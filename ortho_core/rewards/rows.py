@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ortho_core.estep.engine import Found
 from ortho_core.estep.rows import AT_ONCE, Batch
-from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.prompt_cache import PromptCache, TextCache
 from ortho_core.pairs import Pair, PairSet, Shard
 from ortho_core.pairs.decoding import usable_rows
 from ortho_core.pairs.rows import Failure
-from ortho_core.rewards.objective import RewardCache, RewardObjective
+from ortho_core.rewards.objective import RewardObjective
 
 
 class PromptRows:
@@ -21,7 +21,8 @@ class PromptRows:
     def __init__(self, objective: RewardObjective, prompts: PromptCache, rows: PairSet) -> None:
         self.objective = objective
         self.prompts, self.rows = prompts, rows
-        self.encoded, self.encoded_told = RewardCache(objective.rewards), RewardCache(objective.told)
+        self.encoded = TextCache(objective.rewards.encode_prompts)
+        self.encoded_reported = TextCache(objective.reported.encode_prompts)
         self.waited = 0.0
 
     def batches(self, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[Batch]:
@@ -55,7 +56,7 @@ class PromptRows:
         filled = texts + texts[-1:] * missing
         latents = generator.denoise(noise, self.prompts(filled))
         images = generator.decode(latents).clamp(0, 1)
-        scores = self.objective.told.scores(images, self.encoded_told(filled))
+        scores = self.objective.reported.scores(images, self.encoded_reported(filled))
         return {name: values.float().cpu() for name, values in scores.items()}, latents[: len(texts)].float().cpu()
 
     def killed(self) -> int:

@@ -11,7 +11,7 @@ from ortho_core.pairs import PairSet
 from ortho_core.records.plan import ReconstructionPlan
 from rayjobs.assign.config import AssignJob
 from rayjobs.pool.engine_search import EngineSearch
-from rayjobs.pool.job import Decoder
+from rayjobs.pool.protocol import Decoder
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """The report of an EM run, from the files the run left: pictures first, then figures, curves, and how it was made."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ortho_core.pictures import labelled_rows, load_sheet
-from ortho_core.report.charts import COLOURS, Chart, Series
+from ortho_core.report.charts import COLOURS, Chart
 from ortho_core.report.page import Block, Charts, Fact, Section, Table, render
 from ortho_core.storage.open import open_store
+from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.reports.models import (
     comparison,
     evaluation_phase,
@@ -32,22 +32,13 @@ from rayjobs.reports.parts import (
     rows_section,
     spent,
 )
+from rayjobs.training.run_files import HISTORY
 from rayjobs.verb.plan import replace_text
 
 #: Columns of `comparison.png`.
 SHOWN = 12
-#: Terms of the training log that have a chart where any of their values is not 0, and what they are called.
-TERMS = {
-    "loss": "M-step loss",
-    "latent": "latent loss",
-    "pixel": "pixel L1",
-    "preserve_latent": "latent drift at random noise",
-    "preserve_pixel": "pixel drift at random noise",
-}
 #: Colours of the charts; the cycles have the others.
 COLOUR = {"base": 0, "direct": 2}
-#: Terms of the validation on held-out rows.
-HELD_OUT = {"latent": "held-out latent MSE", "drift": "held-out drift"}
 
 
 def write_report(work_dir: Path) -> None:
@@ -170,39 +161,18 @@ def training(work_dir: Path, summary: Mapping[str, Any]) -> list[Block]:
 
 def curves(work_dir: Path, summary: Mapping[str, Any]) -> list[Chart]:
     """One chart per term: each cycle goes on where the one before ended."""
-    runs: list[tuple[str, int, list[dict[str, Any]], int]] = []
-    start = 0
+    logs, start = [], 0
     for entry in summary["cycles"]:
         name, label = f"cycle_{entry['cycle']:02d}", f"matched SFT, cycle {entry['cycle']}"
-        runs.append((label, cycle_colour(name), read_log(work_dir / name / "train"), start))
+        logs.append(TrainingLog(work_dir / name / "train" / HISTORY, label, cycle_colour(name), start))
         start += entry["train"]["updates"]
-    direct = read_log(work_dir / "direct" / "train")
-    if direct:
-        runs.append(("direct SFT, random noise", COLOUR["direct"], direct, 0))
-    charts = []
-    for group, terms in (("train", TERMS), ("validation", HELD_OUT)):
-        for term, title in terms.items():
-            series = [drawn(label, colour, log, shift, group, term) for label, colour, log, shift in runs]
-            series = [s for s in series if any(math.isfinite(v) and v > 0 for v in s.y)]
-            if series:
-                charts.append(Chart(title, "update", series, log_y=True))
-    return charts
+    direct = TrainingLog(work_dir / "direct" / "train" / HISTORY, "direct SFT, random noise", COLOUR["direct"])
+    return training_charts([*logs, *([direct] if direct.file.is_file() else [])])
 
 
 def cycle_colour(name: str) -> int:
-    others = [c for c in range(COLOURS) if c not in COLOUR.values()]
+    others = [c for c in range(len(COLOURS)) if c not in COLOUR.values()]
     return others[(int(name.removeprefix("cycle_")) - 1) % len(others)]
-
-
-def drawn(label: str, colour: int, log: Sequence[Mapping[str, Any]], shift: int, group: str, term: str) -> Series:
-    entries = [e for e in log if e["group"] == group and e.get(term) is not None]
-    values = [e[term] for e in entries]
-    return Series(label, [shift + e["update"] for e in entries], values, colour, points=group == "validation")
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "train_history.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def accounted(work_dir: Path, summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[Accounted]:

@@ -23,7 +23,7 @@ from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import fingerprint
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.plan import EvaluationPlan
-from rayjobs.pool.job import Place, Usage
+from rayjobs.pool.protocol import Place, Usage
 
 
 def judge_models(job: EvaluateJob) -> JudgeModels:

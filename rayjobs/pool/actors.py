@@ -15,10 +15,10 @@ from ortho_core.pairs import PairSet
 from ortho_core.pairs.decoding import Decode
 from ortho_core.records.plan import ShardedPlan
 from rayjobs.pool.decoder import RayDecoder
-from rayjobs.pool.job import Search
 from rayjobs.pool.ledger import Ledger
 from rayjobs.pool.messages import Work
 from rayjobs.pool.prometheus import WorkerMetrics
+from rayjobs.pool.protocol import Search
 from rayjobs.pool.worker import Counted, PoolWorker
 from rayjobs.verb.session import innermost
 

@@ -6,9 +6,9 @@ from ortho_core.errors import RunFailed
 from ortho_core.pairs import Shard
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import ShardedPlan
-from rayjobs.pool.job import PoolJob, Search
 from rayjobs.pool.ledger import Ledger, Survey
 from rayjobs.pool.messages import Receipt, Work
+from rayjobs.pool.protocol import PoolJob, Search
 from rayjobs.pool.worker import OwnProcess, PoolWorker
 from rayjobs.verb.console import Progress, say
 

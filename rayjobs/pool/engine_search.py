@@ -19,7 +19,7 @@ from ortho_core.records.assignments import Assignments
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import AssignmentPlan
 from rayjobs.pool.config import PoolSettings
-from rayjobs.pool.job import Decoder, Place, Usage
+from rayjobs.pool.protocol import Decoder, Place, Usage
 
 #: Images side by side of a worker that counts them itself, as far as is known beforehand: few, as it bounds a time from above.
 FEW_SLOTS = 8

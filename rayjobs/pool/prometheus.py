@@ -3,7 +3,7 @@
 from ray.util.metrics import Counter, Gauge
 
 from ortho_core.records.parts import ShardResult
-from rayjobs.pool.job import Usage
+from rayjobs.pool.protocol import Usage
 
 
 class WorkerMetrics:

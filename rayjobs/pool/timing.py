@@ -6,7 +6,7 @@ from typing import Any
 
 from ortho_core.errors import RunFailed, UserError
 from rayjobs.pool.engine_search import EngineSearch
-from rayjobs.pool.job import PoolJob
+from rayjobs.pool.protocol import PoolJob
 from rayjobs.pool.worker import OwnProcess
 from rayjobs.verb.session import innermost, ray_session
 

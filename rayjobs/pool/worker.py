@@ -10,9 +10,9 @@ from ortho_core.pairs.decoding import Decode, decode_in_threads, usable_rows
 from ortho_core.pairs.rows import Failure
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import ShardedPlan
-from rayjobs.pool.job import Place, Search
 from rayjobs.pool.ledger import Ledger, Task
 from rayjobs.pool.messages import Receipt, Work
+from rayjobs.pool.protocol import Place, Search
 from rayjobs.pool.turns import Turns
 from rayjobs.verb.session import innermost
 

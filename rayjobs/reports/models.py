@@ -140,7 +140,7 @@ def comparison_row(metrics: Metrics, name: str, base: str, labels: Mapping[str, 
 def colours(labels: Mapping[str, str], base: str) -> dict[str, int]:
     """A colour of the charts for each model, the neutral one for the base."""
     others = [name for name in labels if name != base]
-    return {base: 0} | {name: 1 + i % (COLOURS - 1) for i, name in enumerate(others)}
+    return {base: 0} | {name: 1 + i % (len(COLOURS) - 1) for i, name in enumerate(others)}
 
 
 def trade_offs(

@@ -16,6 +16,7 @@ from ortho_core.report.page import Block, Cell, Charts, Embedded, Fact, PictureR
 from ortho_core.rewards import parse_rewards
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
+from rayjobs.reports.curves import reward_charts
 from rayjobs.reports.models import interval, places
 from rayjobs.reports.parts import (
     Accounted,
@@ -150,6 +151,7 @@ def write_report_of_one(folder: Path) -> None:
     """Write `report.html` into the folder of one prompt's search, from meta.json and the pictures."""
     meta = json.loads((folder / "meta.json").read_text())
     rewards, optimised = meta["rewards"], list(meta["optimised"])
+    history = {name: meta["history"][name] for name in optimised}
     pictures: list[Block] = [large(folder)]
     if steps := sorted((folder / "steps").glob("*.png")):
         pictures.append(along_the_way(steps))
@@ -159,10 +161,11 @@ def write_report_of_one(folder: Path) -> None:
         label = Cell(name, "" if name in optimised else "not optimised")
         rows.append([label, f"{told['before']:.4f}", f"{told['after']:.4f}", f"{gain:+.4f}"])
     legend = [("before, after", "of the pictures as they are saved, which is what a viewer judges")]
+    table = Table(["reward", "before", "after", "gain"], rows, legend)
     cost = f"{counted(meta['evaluations'], 'evaluation')} in {duration(meta['seconds_this_run'])}, loading included."
     sections = [
         Section("Pictures", pictures),
-        Section("Rewards", [Table(["reward", "before", "after", "gain"], rows, legend), Charts(search_curves(meta))]),
+        Section("Rewards", [table, Charts(reward_charts(history))]),
         gaussian_section(open_store(folder), "the one noise map"),
         provenance("reward", meta, [cost]),
     ]
@@ -201,18 +204,3 @@ def along_the_way(steps: Sequence[Path]) -> PictureRows:
     cell = width * max(1, round(64 / width)) if width <= 96 else 112
     names = [f"evaluation {i + 1}" for i in chosen]
     return PictureRows([PictureRow("", images)], names, "Along the search.", cell)
-
-
-def search_curves(meta: Mapping[str, Any]) -> list[Chart]:
-    """Each optimised reward over the evaluations, and its best so far."""
-    charts = []
-    for name in meta["optimised"]:
-        values = meta["history"][name]
-        steps = list(range(1, len(values) + 1))
-        best = np.maximum.accumulate(values).tolist()
-        series = [
-            Series("evaluation", steps, values, 0, points=len(steps) <= 60),
-            Series("best so far", steps, best, 1),
-        ]
-        charts.append(Chart(name, "evaluation", series))
-    return charts

@@ -11,7 +11,7 @@ from ortho_core.rewards import WeightedSum, load_rewards, parse_rewards
 from ortho_core.rewards.objective import RewardObjective
 from ortho_core.rewards.rows import PromptRows
 from rayjobs.pool.engine_search import EngineSearch
-from rayjobs.pool.job import Decoder
+from rayjobs.pool.protocol import Decoder
 from rayjobs.reward.config import RewardJob
 
 

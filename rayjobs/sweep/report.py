@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure as Canvas
-
 from ortho_core.evaluation.metrics import known_metrics, metric, number
 from ortho_core.pictures import load_sheet
 from ortho_core.report.charts import Chart, Series
 from ortho_core.report.page import Block, Cell, Charts, Fact, Folded, PictureRows, Section, Table, render
+from ortho_core.report.plots import draw_charts
 from rayjobs.reports.models import (
     evaluation_phase,
     first_prompts,
@@ -49,7 +48,7 @@ def write_report(work_dir: Path) -> None:
     subtitle = f"{count} of {Path(config['model']).name} on {config['pairs']}"
     replace_text(work_dir / "report.html", render(title, subtitle, sections, findings(summary), facts(summary)))
     if trials:
-        draw_front(summary, work_dir / "pareto.png")
+        draw_charts([against_drift(summary, summary["metric"])], work_dir / "pareto.png", size=(6.4, 4.4))
 
 
 def spaced(name: str) -> str:
@@ -188,6 +187,7 @@ def point_series(
         x_interval=[(v["low"], v["high"]) for v in x],
         y_interval=[(v["low"], v["high"]) for v in y],
         notes=notes,
+        names=names,
     )
 
 
@@ -308,25 +308,3 @@ def cost_table(summary: Mapping[str, Any], references: Mapping[str, Any]) -> Tab
         ],
         text=True,
     )
-
-
-def draw_front(summary: Mapping[str, Any], file: Path) -> None:
-    """The same figure as a PNG, for a slide."""
-    fit, trials = summary["metric"], finished(summary)
-    figure = Canvas(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    front = set(summary["front"])
-    for name, figures in compared(summary).items():
-        colour = {"base model": "black", "direct SFT": "tab:red"}.get(name, "tab:blue" if name in front else "tab:gray")
-        x = figures.get("drift", {"value": 0.0, "low": 0.0, "high": 0.0})
-        y = figures[fit]
-        spread = [[[v["value"] - v["low"]], [v["high"] - v["value"]]] for v in (x, y)]
-        axes.errorbar(x["value"], y["value"], xerr=spread[0], yerr=spread[1], fmt="o", color=colour, elinewidth=0.8)
-        axes.annotate(name, (x["value"], y["value"]), xytext=(5, 4), textcoords="offset points", fontsize=7)
-    points = [(number(trials[n]["metrics"]["drift"]), number(trials[n]["metrics"][fit])) for n in summary["front"]]
-    axes.plot(*zip(*points, strict=True), color="tab:blue", alpha=0.5)
-    if summary["max_drift"] is not None:
-        axes.axvline(summary["max_drift"], color="black", linestyle="--", linewidth=0.8)
-    axes.set(xlabel="drift from the base model", ylabel=metric(fit).title)
-    axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=130)

@@ -8,7 +8,6 @@ from typing import Any
 from ortho_core.errors import UserError
 from ortho_core.marks import decides, settings
 from ortho_core.mstep.data import MatchedData, read_prompts
-from ortho_core.mstep.loss import TERMS
 from ortho_core.mstep.row_order import Order
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.pairs import PairFields, PairSet
@@ -138,5 +137,6 @@ def run(job: TrainJob, callbacks: Sequence[Any] = (), models: TrainModels | None
         data = replace(data, center=mean.numpy())
         say(f"train: the mean of the matched noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
     title = f"train on {job.noise} noise"
-    launch.train(job, job.out, plan, train_worker, {"data": data, "models": models}, title, TERMS, callbacks)
+    config = {"data": data, "models": models}
+    launch.train(job, job.out, plan, train_worker, config, title, callbacks)
     return 0

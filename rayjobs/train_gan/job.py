@@ -10,7 +10,6 @@ from ortho_core.generators.class_conditional import ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
 from ortho_core.generators.fitting.class_groups import Groups
 from ortho_core.generators.fitting.diversity import Diversity
-from ortho_core.generators.fitting.fit import terms_of
 from ortho_core.marks import decides, settings
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
@@ -122,9 +121,8 @@ def run(job: TrainGanJob) -> int:
     job = located(job)
     if not launch.claimed(job.out, plan):
         return 0
-    terms, title = terms_of(job.fit_config()), f"train-gan on {job.data}"
-    config = {"location": pairs.location}
-    summary = launch.train(job, job.out, plan, train_gan_worker, config, title, terms)
+    config, title = {"location": pairs.location}, f"train-gan on {job.data}"
+    summary = launch.train(job, job.out, plan, train_gan_worker, config, title)
     measured = Diversity(summary["diversity"]["by_class"])
     say(f"train-gan: the generator is {job.out / 'checkpoint-final'}; {measured.sentence()}")
     return 0

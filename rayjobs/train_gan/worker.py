@@ -141,12 +141,12 @@ class GanTraining(TrainLoop[FitBatch]):
             base="",
             facts={
                 "trained on": f"{len(self.images)} images in {len(self.generator.config.classes)} classes",
-                "pairs fingerprint": plan["pairs_fingerprint"],
+                "pairs fingerprint": plan.pairs_fingerprint,
                 "noise": "×".join(map(str, self.generator.latent_shape)),
-                "run": plan["run_fingerprint"],
+                "run": plan.run_fingerprint,
             },
             metrics={f"train {k}": v for k, v in self.epochs[-1].items()} | {"diversity, of the data's": measured.mean},
-            config=plan["config"],
+            config=plan.config,
             lora=False,
             classes=self.generator.config.classes,
         )

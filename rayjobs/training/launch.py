@@ -10,7 +10,8 @@ from typing import Any
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.records.plan import FINGERPRINT
-from ortho_core.report.plots import plot_training
+from ortho_core.report.plots import draw_charts
+from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.training.config import TrainingSettings
 from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.progress import follow
@@ -37,12 +38,11 @@ def train(
     worker: Callable[[dict[str, Any]], dict[str, Any]],
     config: Mapping[str, Any],
     title: str,
-    terms: Sequence[str],
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train, or go on training; returns the summary, whose file marks the run as complete. Raises UserError or RunFailed.
 
-    Each worker is called with `config`, the job and the plan. `terms` of the log are drawn as `train_history.png`.
+    Each worker is called with `config`, the job and the plan. `callbacks` are Ray Train's.
     """
     started, settings = time.monotonic(), job.model_dump(mode="json")
     with ray_session():
@@ -51,7 +51,7 @@ def train(
         )
     for failure in result["tracker_failures"]:
         say(f"{plan.verb}: {failure}")
-    plot_training(out / HISTORY, out / "train_history.png", terms)
+    draw_charts(training_charts([TrainingLog(out / HISTORY)]), out / "train_history.png")
     summary = {
         **result,
         "rows": plan.rows,

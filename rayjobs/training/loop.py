@@ -120,8 +120,8 @@ class TrainLoop(ABC, Generic[Batch]):
             if self.rank == 0:
                 sweep_partial(self.out)
                 trim_history(self.out / HISTORY, self.update)
-                run_id = fingerprint([self.plan["run_fingerprint"], str(self.out)])
-                trackers = Trackers(self.settings, self.out, self.title, dict(self.plan), run_id, self.update)
+                run_id = fingerprint([self.plan.run_fingerprint, str(self.out)])
+                trackers = Trackers(self.settings, self.out, self.title, self.plan.as_json(), run_id, self.update)
                 self.trackers = stack.enter_context(trackers)
             self._train()
         if self.rank:

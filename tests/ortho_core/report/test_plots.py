@@ -1,42 +1,52 @@
-import json
-
 import numpy as np
+import pytest
 from PIL import Image
 
-from ortho_core.report.plots import plot_training
+from ortho_core.report.charts import MANY_POINTS, Chart, Series
+from ortho_core.report.plots import COLUMNS, draw_charts
 
 
-def picture(tmp_path, lines, name):
-    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    plot_training(tmp_path / "history.jsonl", tmp_path / name)
-    with Image.open(tmp_path / name) as opened:
+def picture(tmp_path, *charts):
+    draw_charts(charts, tmp_path / "charts.png")
+    with Image.open(tmp_path / "charts.png") as opened:
         return np.asarray(opened.convert("RGB"))
 
 
-def train(update, loss):
-    terms = {"loss": loss, "latent": loss / 2, "pixel": 0.0, "preserve_latent": 0.0, "preserve_pixel": 0.0}
-    return {"update": update, "group": "train", **terms, "grad_norm": 1.0, "lr": 1e-4}
+def loss(*values, **options):
+    return Chart("loss", "update", [Series("a", range(len(values)), list(values), **options)], log_y=True)
 
 
-def validation(update, latent, drift):
-    return {"update": update, "group": "validation", "latent": latent, "drift": drift}
+def test_charts_stand_side_by_side_and_then_in_rows(tmp_path):
+    one = picture(tmp_path, loss(1.0, 0.5))
+    assert picture(tmp_path, loss(1.0, 0.5), loss(2.0, 3.0)).shape == (one.shape[0], 2 * one.shape[1], 3)
+    many = picture(tmp_path, *[loss(1.0, 0.5)] * (COLUMNS + 1))
+    assert many.shape == (2 * one.shape[0], COLUMNS * one.shape[1], 3)
 
 
-def test_validation_is_drawn_beside_the_loss_where_there_was_one(tmp_path):
-    log = [train(k, 1 / k) for k in range(1, 60)]
-    alone = picture(tmp_path, log, "a.png")
-    both = picture(tmp_path, [*log, validation(0, 0.5, 0.0), validation(50, 0.4, 0.1)], "b.png")
-    assert both.shape == (alone.shape[0], 2 * alone.shape[1], 3)
-    for side in np.split(both, 2, axis=1):
-        assert (side < 128).any()
+@pytest.mark.parametrize("values", [[1.0, float("nan"), 0.5], [0.0, 0.4, 0.5], [0.3]])
+def test_values_that_no_logarithm_has_are_left_out(tmp_path, values):
+    assert (picture(tmp_path, loss(*values, points=True)) < 128).any()
 
 
-def test_values_that_no_logarithm_has_are_left_out(tmp_path):
-    lines = [train(1, 1.0), train(2, float("nan")), train(3, 0.5), validation(0, 0.5, 0.0)]
-    assert picture(tmp_path, lines, "a.png").size
+def test_a_line_of_many_points_is_faint_behind_its_running_mean(tmp_path):
+    values = np.random.default_rng(0).uniform(1, 2, MANY_POINTS + 1).tolist()
+
+    def dark(pixels):
+        blue, red = pixels[..., 2].astype(int), pixels[..., 0].astype(int)
+        return int(((blue - red > 100) & (red < 90)).sum())
+
+    assert 0 < dark(picture(tmp_path, loss(*values))) < dark(picture(tmp_path, loss(*values[:-1])))
 
 
-def test_a_run_without_a_line_has_no_picture(tmp_path):
-    (tmp_path / "history.jsonl").write_text("")
-    plot_training(tmp_path / "history.jsonl", tmp_path / "none.png")
+def test_points_have_their_intervals_and_names(tmp_path):
+    bare = Series("a", [1.0, 2.0], [2.0, 3.0], points=True, line=False)
+    full = Series(
+        "a", [1.0, 2.0], [2.0, 3.0], points=True, line=False, x_interval=[(0.5, 1.5), (1.5, 2.5)], names=["x", "y"]
+    )
+    drawn = [(picture(tmp_path, Chart("fit", "drift", [series])) < 128).sum() for series in (bare, full)]
+    assert drawn[1] > drawn[0]
+
+
+def test_without_a_chart_there_is_no_picture(tmp_path):
+    draw_charts([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

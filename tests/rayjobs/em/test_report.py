@@ -35,7 +35,7 @@ def test_an_em_report_says_what_the_figures_say(run):
     assert "a &lt;b&gt;red&lt;/b&gt; digit, number 3" in text
     titles = re.findall(r"<h3>(.+?)</h3>", text)
     assert titles[-5:] == [
-        "M-step loss",
+        "training loss",
         "latent loss",
         "latent drift at random noise",
         "held-out latent MSE",

@@ -10,8 +10,8 @@ from ortho_core.pairs import PairSet
 from ortho_core.pairs.decoding import usable_rows
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import ShardedPlan
-from rayjobs.pool.job import Usage
 from rayjobs.pool.ledger import Ledger
+from rayjobs.pool.protocol import Usage
 from rayjobs.verb.plan import claim
 
 ROWS = 11

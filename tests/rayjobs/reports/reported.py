@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import torch
 
 from ortho_core.pictures import save_png
-from ortho_core.report.plots import plot_training
 from rayjobs.verb.console import versions
 
 NAMES = ("latent_mse", "psnr", "kid", "reward_clip", "sharpness", "diversity", "drift")
@@ -94,7 +93,6 @@ def make_training(folder: Path, validated: bool) -> dict:
     held = [{"update": u, "latent": 0.5 - u / 200, "drift": u / 100} for u in (0, 30, 60)] if validated else []
     lines = [*log, *({"group": "validation", **entry} for entry in held)]
     (folder / "train_history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    plot_training(folder / "train_history.jsonl", folder / "train_history.png")
     summary = {
         "epochs": [{"loss": 0.5}, {"loss": 0.1}],
         "final_loss": 0.1,

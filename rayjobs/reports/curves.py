@@ -1,0 +1,93 @@
+"""Charts of what happened along a run: the terms of training logs over updates, those of a search over its evaluations."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ortho_core.report.charts import COLOURS, Chart, Series
+
+#: Figures of a training log by group that have a chart where any value is not 0, and the charts' titles.
+TITLES = {
+    "train": {
+        "loss": "training loss",
+        "latent": "latent loss",
+        "pixel": "pixel L1",
+        "preserve_latent": "latent drift at random noise",
+        "preserve_pixel": "pixel drift at random noise",
+        "discriminator": "loss of the discriminator",
+    },
+    "validation": {
+        "latent": "held-out latent MSE",
+        "drift": "held-out drift",
+        "ema_latent": "held-out latent MSE, averaged weights",
+        "ema_drift": "held-out drift, averaged weights",
+    },
+}
+#: Evaluations of a search up to which each has a point.
+POINTS = 60
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """The log of one training run, JSON lines with `update`, `group` and one key per figure; empty if there is none.
+
+    `shift` is added to its updates, where runs follow each other on one axis.
+    """
+
+    file: Path
+    label: str = ""
+    colour: int = 1
+    shift: int = 0
+
+    def entries(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
+
+
+def training_charts(logs: Sequence[TrainingLog]) -> list[Chart]:
+    """One chart per figure, with a line for each log."""
+    read = [(log, log.entries()) for log in logs]
+    charts = []
+    for group, titles in TITLES.items():
+        for term, title in titles.items():
+            series = [_series(log, entries, group, term) for log, entries in read]
+            # A line through zeros alone, such as that of a term without weight, says nothing.
+            series = [s for s in series if any(v and math.isfinite(v) for v in s.y)]
+            if series:
+                charts.append(Chart(title, "update", series, log_y=not any(v < 0 for s in series for v in s.y)))
+    return charts
+
+
+def _series(log: TrainingLog, entries: Sequence[Mapping[str, Any]], group: str, term: str) -> Series:
+    mine = [entry for entry in entries if entry["group"] == group and entry.get(term) is not None]
+    updates, values = [log.shift + entry["update"] for entry in mine], [entry[term] for entry in mine]
+    return Series(log.label, updates, values, log.colour, points=group == "validation")
+
+
+def loss_chart(history: Mapping[str, Sequence[float]]) -> Chart:
+    """The terms of one E-step over its evaluations."""
+    drawn = {name: values for name, values in history.items() if any(values)}
+    series = [
+        Series(name, _evaluations(values), values, 1 + i % (len(COLOURS) - 1), points=True)
+        for i, (name, values) in enumerate(drawn.items())
+    ]
+    return Chart("loss", "evaluation", series, log_y=True)
+
+
+def reward_charts(history: Mapping[str, Sequence[float]]) -> list[Chart]:
+    """Each reward over the evaluations of one search, and its best so far; a chart per reward, as their scales differ."""
+    charts = []
+    for name, values in history.items():
+        best = np.maximum.accumulate(values).tolist()
+        steps = _evaluations(values)
+        each = Series("evaluation", steps, values, 0, points=len(steps) <= POINTS)
+        charts.append(Chart(name, "evaluation", [each, Series("best so far", steps, best, 1)]))
+    return charts
+
+
+def _evaluations(values: Sequence[float]) -> list[int]:
+    return list(range(1, len(values) + 1))
