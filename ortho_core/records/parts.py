@@ -112,7 +112,7 @@ def read_part(folder: Store, name: str, columns: list[str] | None = None, verb: 
             return pq.ParquetFile(stream, page_checksum_verification=True).read(columns)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{folder.location}/{name} is damaged: {error}; run the same `ortho {verb}` again, it makes the part anew"
+            f"{folder.location}/{name} is damaged: {one_line(error)}; run the same `ortho {verb}` again, it makes the part anew"
         ) from error
 
 
