@@ -15,8 +15,8 @@ LARGE = {
     "models/tiny-turbo/vae/diffusion_pytorch_model.safetensors",
     "ortho_core/evaluation/tiny-clip/model.safetensors",
 }
-#: Home folders, but for that of the user `ray` in Ray's images. Files that are no text are searched too.
-PRIVATE = re.compile(rb"/(?:(?:home|Users)/(?!ray\b)[\w.-]+|root/)")
+#: Home folders, but for those of `ray` in Ray's images and of `me` in examples. Files that are no text are searched too.
+PRIVATE = re.compile(rb"/(?:(?:home|Users)/(?!(?:me|ray)\b)[\w.-]+|root/)")
 
 
 def faults(name: str) -> list[str]:
