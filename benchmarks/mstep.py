@@ -194,8 +194,8 @@ class Network(DiffusersGenerator):
 
     def __init__(self, unet: Any) -> None:
         side = unet.config.sample_size
-        self.pipeline, self._trainable = SimpleNamespace(unet=unet), unet
-        self._latent_shape, self._image_size = (4, side, side), (8 * side, 8 * side)
+        self.pipeline, self.trainable = SimpleNamespace(unet=unet), unet
+        self.latent_shape, self.image_size = (4, side, side), (8 * side, 8 * side)
         self.step = OneStep(timestep=999, input_scale=1.0, noise_weight=0.5, output_weight=0.5)
 
 

@@ -82,7 +82,8 @@ class ClassGenerator:
 
     def __init__(self, config: ClassConfig, network: ClassNetwork) -> None:
         self.config, self.network = config, network
-        self._trainable: nn.Module = network
+        self.trainable: nn.Module = network
+        self.latent_shape, self.image_size = config.noise_shape, config.image_shape[1:]
 
     @staticmethod
     def load(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> "ClassGenerator":
@@ -98,28 +99,12 @@ class ClassGenerator:
         return ClassGenerator(config, network.to(device, dtype))
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.config.noise_shape
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.config.image_shape[1:]
-
-    @property
     def device(self) -> torch.device:
         return self._parameter.device
 
     @property
     def _parameter(self) -> Tensor:
         return next(self.network.parameters())
-
-    @property
-    def trainable(self) -> nn.Module:
-        return self._trainable
-
-    @trainable.setter
-    def trainable(self, module: nn.Module) -> None:
-        self._trainable = module
 
     def base_noise(self, seeds: list[int]) -> Tensor:
         return to_device(seeded_normal(seeds, self.latent_shape), self.device)
@@ -145,7 +130,7 @@ class ClassGenerator:
 
     def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
         dtype = self._parameter.dtype
-        output: Tensor = self._trainable(noise.to(dtype), condition.tensors["classes"].to(dtype))
+        output: Tensor = self.trainable(noise.to(dtype), condition.tensors["classes"].to(dtype))
         return output.float()
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -60,12 +60,12 @@ class DiffusersGenerator:
         self.step = OneStep.of(pipeline.scheduler, timestep)
         size = unet.config.sample_size
         H, W = (size, size) if isinstance(size, int) else size
-        self._latent_shape = (int(unet.config.in_channels), int(H), int(W))
+        self.latent_shape = (int(unet.config.in_channels), int(H), int(W))
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self._image_size = (int(H) * factor, int(W) * factor)
-        self._trainable: nn.Module = unet
+        self.image_size = (int(H) * factor, int(W) * factor)
+        self.trainable: nn.Module = unet
         mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
-        channels = self._latent_shape[0]
+        channels = self.latent_shape[0]
         self._latent_mean = torch.tensor(mean or [0.0] * channels).view(1, channels, 1, 1)
         self._latent_scale = vae.config.scaling_factor / torch.tensor(std or [1.0] * channels).view(1, channels, 1, 1)
 
@@ -105,29 +105,13 @@ class DiffusersGenerator:
         return generator
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self._latent_shape
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self._image_size
-
-    @property
     def device(self) -> torch.device:
         # Not `unet.device`, which walks through all the parameters at every call.
         parameter: Tensor = next(self.pipeline.unet.parameters())
         return parameter.device
 
-    @property
-    def trainable(self) -> nn.Module:
-        return self._trainable
-
-    @trainable.setter
-    def trainable(self, module: nn.Module) -> None:
-        self._trainable = module
-
     def base_noise(self, seeds: list[int]) -> Tensor:
-        return to_device(seeded_normal(seeds, self._latent_shape), self.device)
+        return to_device(seeded_normal(seeds, self.latent_shape), self.device)
 
     def _text_encoders(self) -> list[nn.Module]:
         parts = (self.pipeline.text_encoder, getattr(self.pipeline, "text_encoder_2", None))
@@ -145,7 +129,7 @@ class DiffusersGenerator:
         )
         condition = {"encoder_hidden_states": encoded[0]}
         if isinstance(self.pipeline, StableDiffusionXLPipeline):
-            Y, X = self._image_size
+            Y, X = self.image_size
             # SDXL's micro-conditioning: original size, crop corner, target size, all of an uncropped image.
             ids = torch.tensor([[Y, X, 0, 0, Y, X]], dtype=encoded[0].dtype, device=self.device)
             condition |= {"text_embeds": encoded[2], "time_ids": ids.repeat(len(prompts), 1)}
@@ -167,7 +151,7 @@ class DiffusersGenerator:
         tensors = dict(condition.tensors)
         added = {k: tensors.pop(k) for k in ("text_embeds", "time_ids") if k in tensors}
         dtype = tensors["encoder_hidden_states"].dtype
-        output = self._trainable(
+        output = self.trainable(
             (noise * self.step.input_scale).to(dtype),
             torch.full((len(noise),), self.step.timestep, device=noise.device),
             encoder_hidden_states=tensors["encoder_hidden_states"],

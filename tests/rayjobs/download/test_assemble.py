@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ortho_core.errors import UserError
 from ortho_core.generators import ModelFolder, load_generator
 from rayjobs.download.assemble import assemble
+from tests.small_pipelines import save_stable_diffusion
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -36,39 +36,7 @@ def published(tiny_turbo):
 @pytest.fixture(scope="module")
 def sd_base(tiny_turbo, tmp_path_factory):
     """A Stable Diffusion 1.5 of the catalogue: its index names a safety checker that is not downloaded."""
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(tiny_turbo / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=24,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=8,
-        attention_head_dim=2,
-        cross_attention_dim=16,
-    )
-    folder = tmp_path_factory.mktemp("models") / "sd15-base"
-    StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(tiny_turbo / "vae"),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    folder = save_stable_diffusion(tiny_turbo, tmp_path_factory.mktemp("models") / "sd15-base")
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
