@@ -97,8 +97,9 @@ def test_damaged_bytes_are_noticed(folder):
     chunk = pq.read_metadata(part).row_group(0).column(SCHEMA.get_field_index("skew"))
     content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 0xFF
     part.write_bytes(content)
-    with pytest.raises(UserError, match=r"is damaged.*run the same `ortho assign` again"):
+    with pytest.raises(UserError, match=r"is damaged.*run the same `ortho assign` again") as refused:
         Assignments(folder).noise([0], SHAPE)
+    assert "\n" not in str(refused.value)
     part.write_bytes(content[:100])
     with pytest.raises(UserError, match="not a readable assignment part"):
         read_footer(open_store(folder), part.name)
