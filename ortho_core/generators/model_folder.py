@@ -6,7 +6,6 @@ adapter's weights and a `lora.json` that names the pipeline folder, the base, wh
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -76,27 +75,13 @@ class ModelFolder:
         """
         folder = Path(folder)
         try:
-            os.listdir(folder)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"model folder {folder} does not exist (give a local folder, e.g. models/tiny-turbo)"
-            ) from error
-        except NotADirectoryError as error:
-            raise UserError(f"model folder {folder} is a file; accepted: the folder of a diffusers pipeline") from error
+            if folder.is_file():
+                raise UserError(f"model folder {folder} is a file; accepted: the folder of a diffusers pipeline")
+            if not folder.is_dir():
+                raise UserError(f"model folder {folder} does not exist (give a local folder, e.g. models/tiny-turbo)")
+            return _open(folder.absolute())
         except OSError as error:
-            raise UserError(f"model folder {folder} cannot be read: {error.strerror}") from error
-        folder = folder.absolute()
-        if (folder / LORA_REFERENCE).exists():
-            return _open_lora(folder)
-        if (folder / INDEX).exists():
-            return _open_pipeline(folder)
-        config = read_json(folder / CLASS_CONFIG) if (folder / CLASS_CONFIG).exists() else {}
-        if config.get("kind") == CLASS_KIND:
-            return _open_class_conditional(folder, config)
-        raise UserError(
-            f"{folder} is not a model folder: no {INDEX} in it (a diffusers pipeline is expected), "
-            f"nor a {LORA_REFERENCE} (a LoRA folder), nor a {CLASS_CONFIG} of kind {CLASS_KIND} (of `ortho train-gan`)"
-        )
+            raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
 
     def with_adapter(self, folder: Path, recorded_fingerprint: str | None = None) -> "ModelFolder":
         """The LoRA folder whose adapter was trained on this model: as `lora.json` records, or as it is now."""
@@ -202,6 +187,20 @@ def read_index(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
             raise UserError(f"{file}: {name} is {json.dumps(value)}; accepted: [{' or '.join(STEMS)}, name of a class]")
         parts[name] = (value[0], value[1])
     return kind, parts
+
+
+def _open(folder: Path) -> ModelFolder:
+    if (folder / LORA_REFERENCE).exists():
+        return _open_lora(folder)
+    if (folder / INDEX).exists():
+        return _open_pipeline(folder)
+    config = read_json(folder / CLASS_CONFIG) if (folder / CLASS_CONFIG).exists() else {}
+    if config.get("kind") == CLASS_KIND:
+        return _open_class_conditional(folder, config)
+    raise UserError(
+        f"{folder} is not a model folder: no {INDEX} in it (a diffusers pipeline is expected), "
+        f"nor a {LORA_REFERENCE} (a LoRA folder), nor a {CLASS_CONFIG} of kind {CLASS_KIND} (of `ortho train-gan`)"
+    )
 
 
 def _open_pipeline(folder: Path) -> ModelFolder:

@@ -16,6 +16,7 @@ import yaml
 from ortho_core.generators import ModelFolder, load_generator
 from rayjobs.cli import main
 from rayjobs.download.catalog import RECORD
+from tests.ortho_core.generators.made import hub_clone
 from tests.rayjobs.download.hub_server import COMMIT, serve
 
 RANDOM = random.Random(0)
@@ -289,6 +290,23 @@ def test_listing_and_dry_run_ask_nobody_and_write_nothing(hub, options, tmp_path
     assert yaml.safe_load(capsys.readouterr().out)["only"] == ["one", "two"]
     assert hub.requests == []
     assert not (tmp_path / "models").exists()
+
+
+def test_a_downloaded_model_is_the_one_that_a_clone_has(hub, tiny_turbo, tmp_path):
+    hub_clone(tiny_turbo, tmp_path / "clone")
+    published = {name: content for name, content in whole(tmp_path / "clone").items() if not name.startswith(".git/")}
+    hub.repositories = {"someone/turbo": published}
+    needed = [name for name in whole(tiny_turbo) if name != "README.md"]
+    files = ", ".join(f'{{ path = "{name}" }}' for name in needed)
+    (tmp_path / "catalog.toml").write_text(
+        '[models.turbo]\ntitle = "Turbo"\nkind = "part"\nfolder = "turbo"\nrepository = "someone/turbo"\n'
+        f'revision = "main"\nfiles = [{files}]\n{LICENSE.format("turbo")}'
+    )
+    models = tmp_path / "models"
+    assert download(hub, ["--catalog", str(tmp_path / "catalog.toml"), "--out", str(models), "--only", "turbo"]) == 0
+    fetched, cloned = ModelFolder.open(models / "turbo"), ModelFolder.open(tmp_path / "clone")
+    assert len(whole(fetched.path)) == len(needed) + 1 < len(published) / 2  # with the record of the download
+    assert fetched.fingerprint == cloned.fingerprint == ModelFolder.open(tiny_turbo).fingerprint
 
 
 def test_weights_become_a_pipeline_that_needs_them_no_more(hub, tiny_turbo, tmp_path, capsys):
