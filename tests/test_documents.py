@@ -33,8 +33,9 @@ FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
 def code_of(text: str) -> list[str]:
-    """Every span and every line of a block of code, lines that go on joined."""
-    blocks = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()[1:-1]]
+    """Every span and every line of a block of commands, lines that go on joined; a block in a named language is left out."""
+    commands = [block for block in FENCE.findall(text) if block.startswith("```\n")]
+    blocks = [line for block in commands for line in block.replace("\\\n", " ").splitlines()[1:-1]]
     return blocks + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
 
 
