@@ -108,7 +108,9 @@ def run(
     job's, where the caller has opened it.
     """
     started = time.monotonic()
-    first = model = model or ModelFolder.open(job.model)
+    # Folders as the user named them, for messages and records; what is opened knows its absolute path.
+    first, place = model or ModelFolder.open(job.model), job.model
+    model = first
     claim(job.work_dir, make_plan(job, first))
     code, cycles, trained = 0, list[dict[str, Any]](), dict[str, ModelFolder]()
     with ray_session(), beside() as background:
@@ -118,15 +120,16 @@ def run(
             e_step(cached(job, heldout_job(job), first), first)
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / f"cycle_{cycle:02d}"
-            say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {model.path} maps closest to each image")
-            code = max(code, e_step(cached(job, assign_job(job, cycle, model.path), model), model))
+            say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {place} maps closest to each image")
+            code = max(code, e_step(cached(job, assign_job(job, cycle, place), model), model))
             if cycle == 1 and job.baseline and room_beside(job):
                 say("baseline: direct SFT on random noise, beside the cycles")
                 direct = background.submit(train.run, baseline_job(job), models=TrainModels(first, first))
             say(f"cycle {cycle} of {job.cycles}, M-step: fine-tuning on that noise")
             held = first if job.preserve_to == "first" else model
-            train.run(train_job(job, model.path, folder), watch(cycle), TrainModels(model, held))
-            model = trained[folder.name] = ModelFolder.open(folder / "train" / "checkpoint-final")
+            train.run(train_job(job, place, folder), watch(cycle), TrainModels(model, held))
+            place = folder / "train" / "checkpoint-final"
+            model = trained[folder.name] = ModelFolder.open(place)
             cycles.append({"cycle": cycle, **step_summaries(folder)})
         if job.baseline:
             say(f"baseline: direct SFT on random noise, {job.train.epochs * job.cycles} epochs")
@@ -144,7 +147,7 @@ def run(
             evaluate.run(judge_job(job, {name: one.path for name, one in models.items()}), models)
             metrics = json.loads((job.work_dir / "evaluation" / "evaluation.json").read_text())["metrics"]
     summary = {
-        "model": str(model.path),
+        "model": str(place),
         "cycles": cycles,
         "evaluation": metrics,
         "seconds_this_run": round(time.monotonic() - started, 1),
@@ -152,7 +155,7 @@ def run(
     }
     replace_text(job.work_dir / "em_summary.json", summary_json(summary))
     write_report(job.work_dir)
-    say(f"done: the fine-tuned model is {model.path}, the report {job.work_dir / 'report.html'}")
+    say(f"done: the fine-tuned model is {place}, the report {job.work_dir / 'report.html'}")
     return code
 
 
