@@ -46,4 +46,4 @@ lock:
 
 # Not runs/, where results are.
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info
