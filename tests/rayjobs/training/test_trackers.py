@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from ortho_core.errors import UserError
 from rayjobs.training.trackers import Trackers, TrackerSettings, check
+from rayjobs.verb.paths import located
 
 RUN = "0123456789abcdef"
 CONFIG = {"lr": 1e-4, "train": {"preserve": {"weight": 0.5}, "layers": ["a", "b"]}, "note": "x" * 7000}
@@ -218,8 +219,8 @@ def test_a_missing_package_is_named(monkeypatch, given, missing, message):
 
 def test_settings_are_ready_to_travel(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert settings(mlflow="runs/mlflow").mlflow == str(tmp_path / "runs/mlflow")
+    assert located(settings(mlflow="runs/mlflow")).mlflow == str(tmp_path / "runs/mlflow")
     for uri in (NOWHERE, "sqlite:////data/mlflow.db", "databricks", "file:///data"):
-        assert settings(mlflow=uri).mlflow == uri
+        assert located(settings(mlflow=uri)).mlflow == uri
     with pytest.raises(ValidationError, match="accepted: PROJECT or ENTITY/PROJECT"):
         settings(wandb="a/b/c")
