@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+from benchmarks.house import figures
 from rayjobs.verb.table import VERBS
 from tests.conftest import ROOT
 
@@ -109,3 +110,16 @@ def test_the_lock_names_versions_and_hashes_but_no_address():
     lock = (ROOT / "requirements.lock").read_text()
     assert "://" not in lock
     assert all("--hash=sha256:" in block for block in lock.replace("\\\n", "").splitlines() if "==" in block)
+
+
+def test_the_structure_stays_as_it_is_measured_to_be(tmp_path):
+    counted = figures(ROOT)
+    assert counted["import circles"] == counted["`job: Any`"] == counted["subscripts of a plan"] == 0
+    assert counted["modules directly in ortho_core/"] <= 8
+    assert counted["modules directly in rayjobs/"] <= 8
+    assert counted["lines of the longest module"] <= 400
+    for package, text in (("ortho_core", "from rayjobs.b import c\n"), ("rayjobs", "from ortho_core.b import c\n")):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "b.py").write_text(text + 'plan["rows"]\n')
+    counted = figures(tmp_path)
+    assert (counted["import circles"], counted["subscripts of a plan"]) == (1, 2)
