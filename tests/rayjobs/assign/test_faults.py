@@ -83,8 +83,9 @@ class Running:
 
 
 def workers():
-    """The processes that hold a model on this machine's cluster."""
-    return [p for p in psutil.process_iter(["cmdline"]) if "PoolActor" in " ".join(p.info["cmdline"] or [])]
+    """The processes of this cluster that hold a model; others may run on the same machine."""
+    ours = psutil.Process().children(recursive=True)
+    return [process for process in ours if "PoolActor" in " ".join(process.cmdline())]
 
 
 def test_a_killed_worker_is_replaced(undisturbed, tiny_turbo, tmp_path):
