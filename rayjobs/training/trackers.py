@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from ortho_core.errors import UserError, install
 from ortho_core.marks import conduct
+from ortho_core.records.plan import Settings
 from ortho_core.storage.location import Place
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Trackers:
     """Every tracker that was asked for, as one. Nothing here raises or waits for a server, until `close`."""
 
     def __init__(
-        self, settings: TrackerSettings, out: Path, name: str, config: dict[str, object], run_id: str, resumed_at: int
+        self, settings: TrackerSettings, out: Path, name: str, config: Settings, run_id: str, resumed_at: int
     ) -> None:
         """`run_id` identifies the run (16 hex digits): with the same one again, MLflow and W&B go on in the same run.
 
@@ -191,7 +192,7 @@ class _Lane:
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path, config: dict[str, object], resumed_at: int) -> None:
+    def __init__(self, folder: Path, config: Settings, resumed_at: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         first = not any(folder.glob("events.*"))
@@ -216,7 +217,7 @@ class _TensorBoard:
 class _MLflow:
     """A run is found again by its tag. MLflow keeps every point it is sent, so what it has is not sent again."""
 
-    def __init__(self, uri: str, name: str, config: dict[str, object], run_id: str) -> None:
+    def __init__(self, uri: str, name: str, config: Settings, run_id: str) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
@@ -276,7 +277,7 @@ class _MLflow:
 class _WandB:
     """W&B ignores points before the last step that it has of a run, so a resumed run's are not doubled either."""
 
-    def __init__(self, project: str, out: Path, name: str, config: dict[str, object], run_id: str) -> None:
+    def __init__(self, project: str, out: Path, name: str, config: Settings, run_id: str) -> None:
         import wandb
 
         self.picture = wandb.Image
