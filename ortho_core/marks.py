@@ -7,7 +7,7 @@ that a new field cannot be forgotten there.
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar, Unpack, overload
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def mark_of(field: FieldInfo) -> Mark | None:
     return MARKS.get(str(extra.get(KEY))) if isinstance(extra, dict) else None
 
 
-def settings(config: BaseModel, *marks: Mark) -> dict[str, Any]:
+def settings(config: BaseModel, *marks: Mark) -> dict[str, JsonValue]:
     """The values of all fields with one of these marks, ready for JSON; each group of fields is a mapping of its own."""
     return config.model_dump(mode="json", include=_included(type(config), marks))
 

@@ -1,7 +1,7 @@
 """`ortho generate`: images from a model folder. Runs in this process, without a cluster."""
 
 import sys
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -42,7 +42,7 @@ class GenerateJob(BaseModel):
     )
 
 
-def describe(job: GenerateJob) -> dict[str, Any]:
+def describe(job: GenerateJob) -> dict[str, object]:
     """What a dry run prints."""
     mean_of(job, ModelFolder.open(job.model))
     return {"images": job.count, "out": str(job.out)}

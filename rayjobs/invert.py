@@ -1,7 +1,7 @@
 """`ortho invert`: the E-step for one image, with pictures and curves. Runs in this process, without a cluster."""
 
 import sys
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -52,7 +52,7 @@ def check(job: InvertJob) -> ModelFolder:
     return model
 
 
-def describe(job: InvertJob) -> dict[str, Any]:
+def describe(job: InvertJob) -> dict[str, object]:
     """What a dry run prints."""
     return {
         "evaluations": job.evaluations_at_most(1),

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -21,6 +21,9 @@ from rayjobs.verb.console import say
 from rayjobs.verb.options import Rest, config_file, parse
 from rayjobs.verb.paths import relative_paths
 from rayjobs.verb.table import VERBS
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 # Read when ray is imported: who has a token at hand means to show it, and Ray by itself sends none.
 if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
@@ -41,7 +44,7 @@ STOP_WAIT_S = 20
 INTERRUPTED = 130
 
 
-def _names(given: Any) -> Any:
+def _names(given: object) -> object:
     """`NAME,NAME` as a tuple."""
     return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
 
@@ -133,7 +136,7 @@ def pack(files: dict[str, Path], folder: Path) -> None:
         shutil.copy(path, folder / name)
 
 
-def describe(job: SubmitJob) -> dict[str, Any]:
+def describe(job: SubmitJob) -> dict[str, object]:
     """What a dry run prints: everything that would be sent, but of the environment only names."""
     files = check(job)
     sent = []
@@ -175,7 +178,7 @@ def run(job: SubmitJob) -> int:
     return INTERRUPTED
 
 
-def connect(address: str | None) -> Any:
+def connect(address: str | None) -> "JobSubmissionClient":
     """Ray's client of the job API. Raises UserError where no cluster answers, or it asks for a token."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -197,10 +200,10 @@ def connect(address: str | None) -> Any:
         raise UserError(f"no cluster answers at {shown}: {one_line(error)}") from error
 
 
-def submit(client: Any, job: SubmitJob, files: dict[str, Path]) -> str:
+def submit(client: "JobSubmissionClient", job: SubmitJob, files: dict[str, Path]) -> str:
     """Hand the job in; returns its name. Raises UserError."""
     values = {name: os.environ[name] for name in job.env}
-    runtime: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **values}}
+    runtime: dict[str, object] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **values}}
     with tempfile.TemporaryDirectory() as folder:
         if not job.no_upload:
             pack(files, Path(folder))
@@ -224,7 +227,7 @@ def last_line(error: BaseException) -> str:
     return lines[-1].strip()[:300] if lines else type(error).__name__
 
 
-def follow(client: Any, name: str, follow_by: str) -> Any:
+def follow(client: "JobSubmissionClient", name: str, follow_by: str) -> "JobDetails":
     """Print the job's log as it grows; returns Ray's details of the job once it has ended.
 
     A connection that breaks is taken up again where it broke, for up to PATIENCE_S. Raises UserError after that.
@@ -247,7 +250,7 @@ def follow(client: Any, name: str, follow_by: str) -> Any:
         time.sleep(1)
 
 
-async def print_log(client: Any, name: str, printed: int) -> int:
+async def print_log(client: "JobSubmissionClient", name: str, printed: int) -> int:
     """Print what the job writes, but for the first `printed` characters; returns how many there are by now."""
     seen = 0
     async for text in client.tail_job_logs(name):
@@ -258,7 +261,7 @@ async def print_log(client: Any, name: str, printed: int) -> int:
     return printed
 
 
-def outcome(details: Any, name: str) -> int:
+def outcome(details: "JobDetails", name: str) -> int:
     """The exit code of the job's own command."""
     if details.status == "STOPPED":
         say(f"submit: job {name} was stopped")

@@ -77,7 +77,7 @@ class _Step:
     done: Tensor
     owners: list[Request | None]
     left: list[tuple[list[Request], dict[str, Tensor]]] = field(default_factory=list)
-    event: Any = None
+    event: torch.cuda.Event | None = None
 
     def wait(self) -> None:
         if self.event is not None:

@@ -4,7 +4,6 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from ortho_core.errors import RunFailed
 class Request:
     """One image to be assigned. `inputs` are its rows of the objective's inputs, without a batch axis, on the device."""
 
-    key: Any
+    key: object
     #: Of its base noise, or of the first where there are several candidates.
     seed: int
     inputs: Mapping[str, Tensor]
@@ -26,7 +25,7 @@ class Request:
 
 
 def requests_of(
-    keys: Sequence[Any],
+    keys: Sequence[object],
     seeds: Sequence[int],
     inputs: Mapping[str, Tensor],
     starts: Sequence[Tensor | None] | None = None,

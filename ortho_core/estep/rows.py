@@ -29,7 +29,7 @@ class Batch:
     """Some rows of a shard, ready to be searched: `kept` is what their records need of them, `inputs` may have more rows."""
 
     pairs: list[Pair]
-    kept: Sequence[Any]
+    kept: Sequence[object]
     inputs: Mapping[str, Tensor]
 
 
@@ -51,7 +51,7 @@ class Rows(Protocol):
 
     def columns(
         self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[dict[str, object]]:
         """What a record says of each row besides its noise; `noise` and `base` are (B, C, H, W)."""
         ...
 
@@ -96,7 +96,7 @@ class PairRows:
             kept = self.kept(images, targets)[: len(batch)]
             yield Batch(without_image, kept, self.objective.inputs(condition, targets, images))
 
-    def kept(self, images: Tensor, targets: Tensor) -> list[Any]:
+    def kept(self, images: Tensor, targets: Tensor) -> list[object]:
         """What the records need of images (B, 3, Y, X) and their target latents, one for each."""
         return list(targets)
 
@@ -117,7 +117,7 @@ class PairRows:
 
     def columns(
         self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[dict[str, object]]:
         for one, target in zip(found, kept, strict=True):
             stored = target.flatten().cpu().numpy() if self.store_latents and target is not None else None
             yield {"latent_loss": one.best("latent"), "pixel_l1": one.best("pixel"), "target_latent": stored}

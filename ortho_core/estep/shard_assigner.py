@@ -7,7 +7,6 @@ import queue
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -41,7 +40,7 @@ class _Key:
 
     task: _Task
     pair: Pair
-    kept: Any
+    kept: object
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class ShardAssigner:
             )
         return result
 
-    def _records(self, found: list[Found]) -> list[dict[str, Any]]:
+    def _records(self, found: list[Found]) -> list[dict[str, object]]:
         engine, config, keep = self.engine, self.engine.config, self.config
         free = config.transform == "free"
         parameters = torch.stack([one.parameters for one in found])

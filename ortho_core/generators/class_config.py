@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -57,7 +57,7 @@ class ClassConfig(BaseModel):
         return (-(-Y // self.scale), -(-X // self.scale)) if self.flat else self.noise_shape[1:]
 
     @staticmethod
-    def parse(content: Mapping[str, Any], file: Path) -> "ClassConfig":
+    def parse(content: Mapping[str, object], file: Path) -> "ClassConfig":
         """From what `file` says. Raises UserError, naming the file, for one that is broken."""
         try:
             return ClassConfig.model_validate(content)

@@ -5,10 +5,10 @@ Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -26,13 +26,15 @@ from ortho_core.storage.folders import replace_folder
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
+M = TypeVar("M", bound=nn.Module)
+
 #: The pipeline classes by name.
-CLASSES: dict[str, Any] = {
+CLASSES: dict[str, type[DiffusionPipeline]] = {
     "StableDiffusionPipeline": StableDiffusionPipeline,
     "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
 }
 #: What a pipeline may come with and is loaded without: networks of their own that no step calls.
-LEFT_OUT: dict[str, dict[str, Any]] = {
+LEFT_OUT: dict[str, dict[str, object]] = {
     "StableDiffusionPipeline": {
         **dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder")),
         "requires_safety_checker": False,
@@ -47,7 +49,7 @@ class DiffusersGenerator:
     The network and text encoders compute in the pipeline's dtype, the VAE in float32 (SDXL's overflows in float16).
     """
 
-    def __init__(self, pipeline: Any, timestep: int | None = None) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, timestep: int | None = None) -> None:
         """`timestep`: where the weights were distilled to start, if elsewhere than the scheduler's first."""
         self.pipeline, self.timestep = pipeline, timestep
         #: The folder that it was loaded from.
@@ -199,6 +201,6 @@ class DiffusersGenerator:
         replace_folder(folder, write)
 
 
-def _place(module: Any, device: torch.device) -> Any:
+def _place(module: M, device: torch.device) -> M:
     """Have `module` on `device`, at the price of a look at one parameter where it is already."""
     return module if next(module.parameters()).device == device else module.to(device)

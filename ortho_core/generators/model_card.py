@@ -1,7 +1,6 @@
 """The README.md in a checkpoint folder: what the model is, what it was made from, and how it measured."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 
@@ -22,9 +21,9 @@ def model_card(
     title: str,
     *,
     base: str,
-    facts: Mapping[str, Any],
+    facts: Mapping[str, object],
     metrics: Mapping[str, float],
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     lora: bool,
     classes: Sequence[str] = (),
 ) -> str:
@@ -34,7 +33,7 @@ def model_card(
     two columns, `metrics` one of names and numbers, `config` a YAML block.
     """
     tags = ["class-conditional" if classes else "text-to-image", "one-step", "ortho", *(["lora"] if lora else [])]
-    head: dict[str, Any] = {} if classes else {"library_name": "diffusers"}
+    head: dict[str, object] = {} if classes else {"library_name": "diffusers"}
     if base:
         head |= {"base_model": base, "base_model_relation": "adapter" if lora else "finetune"}
     front = yaml.safe_dump({**head, "tags": tags}, sort_keys=False)
@@ -53,7 +52,7 @@ def model_card(
     return "\n".join(parts)
 
 
-def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
+def _table(head: tuple[str, str], rows: Mapping[str, object]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
     lines += [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items()]
     return "\n".join(lines) + "\n"

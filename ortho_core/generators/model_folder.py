@@ -205,7 +205,7 @@ def _open(folder: Path) -> ModelFolder:
 
 def _open_pipeline(folder: Path) -> ModelFolder:
     kind, parts = read_index(folder)
-    found: dict[str, dict[str, Any]] = {INDEX: {"_class_name": kind, **parts}}
+    found: dict[str, Mapping[str, object]] = {INDEX: {"_class_name": kind, **parts}}
     files: list[Path] = []
     for name, (library, _) in parts.items():
         place = folder / name
@@ -240,7 +240,7 @@ def _open_pipeline(folder: Path) -> ModelFolder:
     )
 
 
-def _latent_shape(config: Mapping[str, Any], file: Path) -> tuple[int, int, int]:
+def _latent_shape(config: Mapping[str, object], file: Path) -> tuple[int, int, int]:
     C: Any = config.get("in_channels")
     size: Any = config.get("sample_size")
     H, W = size if isinstance(size, list) and len(size) == 2 else (size, size)
@@ -252,7 +252,7 @@ def _latent_shape(config: Mapping[str, Any], file: Path) -> tuple[int, int, int]
     return C, H, W
 
 
-def _pixels_per_latent(config: Mapping[str, Any], file: Path) -> int:
+def _pixels_per_latent(config: Mapping[str, object], file: Path) -> int:
     """Along one side: each block of the autoencoder but one halves the image."""
     blocks = config.get("block_out_channels")
     if not isinstance(blocks, list) or not blocks:
@@ -262,7 +262,7 @@ def _pixels_per_latent(config: Mapping[str, Any], file: Path) -> int:
     return int(2 ** (len(blocks) - 1))
 
 
-def _timestep(recipe: Mapping[str, Any], file: Path) -> int | None:
+def _timestep(recipe: Mapping[str, object], file: Path) -> int | None:
     if unknown := sorted(recipe.keys() - {"timestep"}):
         raise UserError(f"{file} has unknown entries {unknown}; accepted: timestep")
     timestep = recipe.get("timestep")
@@ -271,7 +271,7 @@ def _timestep(recipe: Mapping[str, Any], file: Path) -> int | None:
     return timestep
 
 
-def _open_class_conditional(folder: Path, content: dict[str, Any]) -> ModelFolder:
+def _open_class_conditional(folder: Path, content: Mapping[str, object]) -> ModelFolder:
     config = ClassConfig.parse(content, folder / CLASS_CONFIG)
     return ModelFolder(
         path=folder,

@@ -19,7 +19,7 @@ class OneStepRecipe:
     """What decides a model's step: its scheduler, and where the weights were distilled to start if the scheduler does not say."""
 
     scheduler: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     timestep: int | None = None
 
     def noise_scale(self) -> float:

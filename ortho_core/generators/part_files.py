@@ -112,7 +112,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder} has neither tokenizer.json nor vocab.json with merges.txt: {AGAIN}")
 
 
-def json_hash(content: Mapping[str, Any]) -> str:
+def json_hash(content: Mapping[str, object]) -> str:
     """SHA-256 of a configuration, whatever the order of its keys, its layout and its NOTES."""
     decisive = {key: value for key, value in content.items() if key not in NOTES}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

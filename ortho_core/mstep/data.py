@@ -4,6 +4,7 @@ Axes: B rows of one worker's share of an update, P of its preserve term, C × H 
 """
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +42,14 @@ class Share:
     preserve_prompts: list[str]
     preserve_noise: np.ndarray | None
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, np.ndarray]:
         """For a table of one row: arrays with a first axis of 1, texts as JSON."""
         texts = {k: json.dumps(getattr(self, k)) for k in ("sample_ids", "prompts", "preserve_prompts")}
         arrays = {k: getattr(self, k) for k in ("noise", "targets", "images", "preserve_noise")}
         return {k: np.array([v]) for k, v in texts.items()} | {k: v[None] for k, v in arrays.items() if v is not None}
 
     @staticmethod
-    def of_row(row: dict[str, Any]) -> "Share":
+    def of_row(row: Mapping[str, np.ndarray]) -> "Share":
         """The inverse of `as_row`. The arrays are copies: those of a table may not be written to."""
         parts: dict[str, Any] = {k: json.loads(row[k][0]) for k in ("sample_ids", "prompts", "preserve_prompts")}
         for name in ("noise", "targets", "images", "preserve_noise"):

@@ -177,10 +177,10 @@ class MStep:
         finally:
             self.ema.restore(self.parameters)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """All that a resumed run needs, on the CPU and whole also where the parameters are sharded; rank 0 has it."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        state = {
+        state: dict[str, object] = {
             "network": get_model_state_dict(self.network, options=options),
             "optimizer": get_optimizer_state_dict(self.network, self.optimizer, options=options),
             "schedule": self.schedule.state_dict(),

@@ -5,7 +5,6 @@ Axes: V held-out rows of this worker, C × H × W noise, c × h × w latents, 3 
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +103,7 @@ def _denoise(
 PICTURE = ("held-out targets", "at their matched noise", "random noise, before", "random noise, now")
 
 
-def figures(tables: list[np.ndarray]) -> dict[str, Any]:
+def figures(tables: list[np.ndarray]) -> dict[str, float]:
     """The mean of each figure over all rows of all workers."""
     means = np.concatenate(tables).mean(0)
     return {name: float(value) for name, value in zip(FIGURES, means, strict=True)}

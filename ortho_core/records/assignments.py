@@ -109,7 +109,7 @@ class Assignments:
         """Noise that rewards were raised by; there are no images that it was matched to."""
         return isinstance(self.plan, RewardPlan)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": OrderedDict()}
 
     @cached_property
@@ -136,7 +136,7 @@ class Assignments:
         return found
 
     @staticmethod
-    def _value(column: pa.ChunkedArray, row: int) -> Any:
+    def _value(column: pa.ChunkedArray, row: int) -> object:
         scalar = column[row]
         if pa.types.is_list(column.type) and scalar.is_valid:
             return scalar.values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)

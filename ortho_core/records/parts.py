@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -85,7 +85,7 @@ class Footer(NamedTuple):
     about: PartAbout
 
 
-def encode_part(rows: list[dict[str, Any]], about: PartAbout, schema: pa.Schema) -> bytes:
+def encode_part(rows: Sequence[Mapping[str, object]], about: PartAbout, schema: pa.Schema) -> bytes:
     """One part file; of a row, what the schema names is kept."""
     metadata = {METADATA: about.model_dump_json()}
     table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(metadata)

@@ -7,7 +7,7 @@ import` leave: their readers read the plan first. The other kinds are beside the
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -30,7 +30,7 @@ Settings = dict[str, JsonValue]
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
 
-def fingerprint(content: Any) -> str:
+def fingerprint(content: object) -> str:
     """SHA-256 (16 hex digits) of JSON-ready content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -46,7 +46,7 @@ class Plan(BaseModel):
     format: int = FORMAT
     kind: str
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> Settings:
         """The fields, JSON-ready."""
         return self.model_dump(mode="json")
 
@@ -55,7 +55,7 @@ class Plan(BaseModel):
         """Of the content: part files carry it in their names, summaries and other plans refer to the run by it."""
         return fingerprint(self.content())
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Settings:
         """What `plan.json` holds and a dry run prints: the content and its fingerprint."""
         return {**self.content(), FINGERPRINT: self.run_fingerprint}
 
@@ -225,7 +225,7 @@ def parse_plan(text: bytes, where: str, *kinds: type[AnyPlan]) -> AnyPlan:
     return plan
 
 
-def differences(there: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(there: Mapping[str, object], now: Mapping[str, object], prefix: str = "") -> list[str]:
     """One phrase per leaf that differs, `name was A, now B`."""
     phrases = []
     for key in sorted({*there, *now}):

@@ -105,7 +105,7 @@ def _check_same(root: LocalStore, name: str, row: int, sample_id: str) -> None:
         )
 
 
-def manifest_entry(root: LocalStore, record: Mapping[str, Any], image_root: str | None) -> dict[str, Any]:
+def manifest_entry(root: LocalStore, record: Mapping[str, Any], image_root: str | None) -> dict[str, str]:
     """The manifest's line for a sample. Paths in it are relative to the folder, and once more absolute: the reference's
     trainer opens `best_input_noise_path` and `target_image_path` as they stand."""
     name, image = f"{SAMPLES}/{sample_folder(record['sample_id'])}", record["image"]
@@ -121,7 +121,7 @@ def manifest_entry(root: LocalStore, record: Mapping[str, Any], image_root: str 
     }
 
 
-def _json_ready(value: Any) -> Any:
+def _json_ready(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -147,7 +147,7 @@ def manifest_lines(root: LocalStore, shard: Shard) -> Iterator[tuple[int, bytes]
         )
 
 
-def parse_entry(line: bytes, row: int) -> tuple[dict[str, Any], str]:
+def parse_entry(line: bytes, row: int) -> tuple[dict[str, object], str]:
     """A manifest line as (entry, sample id). Raises BadRow."""
     entry = _parse_object(line, f"row {row}")
     own = _find([entry], "id", "sample_id", "name")
@@ -168,7 +168,7 @@ class SampleReader:
         self.root, self.latent_shape = root, latent_shape
         self.model_scale, self.stated_scale = model_scale, stated_scale
 
-    def read(self, entry: Mapping[str, Any], sample_id: str, row: int, *, copies: bool) -> Sample:
+    def read(self, entry: Mapping[str, object], sample_id: str, row: int, *, copies: bool) -> Sample:
         """Read and validate a sample; with `copies` its images are files of this folder. Raises BadRow."""
         noise_name = self._noise_name(entry, sample_id, row)
         meta = self._meta(entry, noise_name, row)
@@ -206,7 +206,7 @@ class SampleReader:
                 raise
             return here
 
-    def _noise_name(self, entry: Mapping[str, Any], sample_id: str, row: int) -> str:
+    def _noise_name(self, entry: Mapping[str, object], sample_id: str, row: int) -> str:
         given = _find(
             [entry], "noise", "best_input_noise", "noise_path", "best_input_noise_path", "artifacts.best_input_noise"
         )
@@ -218,7 +218,9 @@ class SampleReader:
                 raise BadRow("missing-noise", f"row {row}: the noise is {repr(name)[:60]}, not a path")
             if found := self._existing(name, row, "noise"):
                 return found
-        raise BadRow("missing-noise", f"row {row}: noise {names[0][:200]!r} does not exist in {self.root.location}")
+        raise BadRow(
+            "missing-noise", f"row {row}: noise {str(names[0])[:200]!r} does not exist in {self.root.location}"
+        )
 
     def _existing(self, name: str, row: int, what: str) -> str | None:
         """The path if it is a file of the folder, None if there is none. Raises BadRow if it leads out."""
@@ -231,7 +233,7 @@ class SampleReader:
         except OSError:  # no such file, or a name that no file can have
             return None
 
-    def _meta(self, entry: Mapping[str, Any], noise_name: str, row: int) -> dict[str, Any]:
+    def _meta(self, entry: Mapping[str, object], noise_name: str, row: int) -> dict[str, object]:
         given = entry.get("meta")
         name = given if isinstance(given, str) else f"{PurePosixPath(noise_name).parent}/{META}"
         found = self._existing(name, row, "meta")
@@ -262,7 +264,7 @@ class SampleReader:
             )
         return noise
 
-    def _tensor(self, content: Any, who: str) -> Float[Tensor, "C H W"]:
+    def _tensor(self, content: object, who: str) -> Float[Tensor, "C H W"]:
         """The one noise in what a file held, as float32. Raises BadRow."""
         shapes = (self.latent_shape, (1, *self.latent_shape))
         if isinstance(content, dict):
@@ -285,7 +287,7 @@ class SampleReader:
         return content.detach().reshape(self.latent_shape).float()
 
 
-def _load_tensors(root: LocalStore, name: str, who: str) -> Any:
+def _load_tensors(root: LocalStore, name: str, who: str) -> object:
     """What torch.load makes of a file when it may make nothing but tensors and plain containers. Raises BadRow."""
     try:
         with root.open(name) as stream:
@@ -306,7 +308,7 @@ def _load_tensors(root: LocalStore, name: str, who: str) -> Any:
         ) from error
 
 
-def _parse_object(text: bytes, who: str) -> dict[str, Any]:
+def _parse_object(text: bytes, who: str) -> dict[str, object]:
     try:
         content = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -316,11 +318,11 @@ def _parse_object(text: bytes, who: str) -> dict[str, Any]:
     return content
 
 
-def _find(sources: Sequence[Mapping[str, Any]], *names: str) -> Any:
+def _find(sources: Sequence[Mapping[str, object]], *names: str) -> object:
     """The first value that is not null, of the first name that has one; a dot in a name leads into an inner object."""
     for name in names:
         for source in sources:
-            value: Any = source
+            value: object = source
             for part in name.split("."):
                 value = value.get(part) if isinstance(value, dict) else None
             if value is not None:
@@ -328,18 +330,18 @@ def _find(sources: Sequence[Mapping[str, Any]], *names: str) -> Any:
     return None
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """A number that a float32 column holds, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < 3e38 else None
 
 
-def _integer(value: Any, least: int, most: int) -> int | None:
+def _integer(value: object, least: int, most: int) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most else None
 
 
-def _columns(sources: Sequence[Mapping[str, Any]], scale: float) -> dict[str, Any]:
+def _columns(sources: Sequence[Mapping[str, object]], scale: float) -> dict[str, Any]:
     """The columns that need no look at the noise; what is unknown is None, but noise_seed and patch_size."""
     columns: dict[str, Any] = {c: _number(_find(sources, *names)) for c, names in NUMBERS.items()}
     history = _find(sources, "stats.loss_history")

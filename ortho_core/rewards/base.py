@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from ortho_core.errors import UserError
 #: The mean and the deviation of each channel that OpenAI's CLIP was trained with, and with it all that descend from it.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+M = TypeVar("M", bound=nn.Module)
 
 #: Finds the folder of a reward by its name: a reward may need the files of another.
 FolderOf = Callable[[str], Path]
@@ -129,7 +131,7 @@ def in_chunks(encode: Callable[[list[str]], Tensor], prompts: list[str]) -> Tens
         return torch.cat([encode(prompts[start : start + PROMPTS_AT_ONCE]) for start in starts])
 
 
-def frozen(model: nn.Module, device: str | torch.device, dtype: str) -> Any:
+def frozen(model: M, device: str | torch.device, dtype: str) -> M:
     """The model ready to score: on the device, without dropout, its weights without gradients."""
     return model.to(device, getattr(torch, dtype)).eval().requires_grad_(False)
 

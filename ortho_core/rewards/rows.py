@@ -1,7 +1,6 @@
 """Prompts as rows of a shard: what test-time reward optimisation searches for."""
 
 from collections.abc import Container, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +33,8 @@ class PromptRows:
             yield Batch(batch, [None] * len(batch), inputs)
 
     def columns(
-        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
-    ) -> Iterator[dict[str, Any]]:
+        self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[object], noise: Tensor, base: Tensor
+    ) -> Iterator[dict[str, object]]:
         texts = [pair.prompt for pair in pairs]
         for start in range(0, len(texts), AT_ONCE):
             part = slice(start, start + AT_ONCE)

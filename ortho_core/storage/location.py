@@ -1,7 +1,7 @@
 """Types of options whose values are places: local paths and URLs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,15 +19,15 @@ class Place:
 
     names: str | None = None
 
-    def is_place(self, value: Any) -> bool:
+    def is_place(self, value: object) -> bool:
         return isinstance(value, str | Path) and not (self.names and re.fullmatch(self.names, str(value)))
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_before_validator_function(
             lambda given, info: self.read(given, info.context), handler(source)
         )
 
-    def read(self, given: Any, context: Mapping[str, Any] | None) -> Any:
+    def read(self, given: object, context: Mapping[str, Callable[[str], str]] | None) -> Any:
         """What an option was given, as a place. Raises PydanticCustomError if it is blank, and what `expand` raises."""
         if not self.is_place(given):
             return given

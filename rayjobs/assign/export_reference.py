@@ -87,7 +87,7 @@ def make_plan(job: ExportJob) -> tuple[ExportPlan, Assignments]:
     return plan, assignments
 
 
-def describe(job: ExportJob) -> dict[str, Any]:
+def describe(job: ExportJob) -> dict[str, object]:
     """What a dry run prints."""
     plan, _ = make_plan(job)
     sample = 4 * math.prod(plan.latent_shape) + 3000

@@ -1,7 +1,6 @@
 """`ortho import`: the reference implementation's folder of noise files as assignments. Runs in this process."""
 
 import math
-from typing import Any
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.generators.model_folder import ModelFolder
@@ -76,7 +75,7 @@ def make_plan(job: ImportJob) -> tuple[ImportedPlan, PairSet, PairSet]:
     return plan, manifest, pairs
 
 
-def describe(job: ImportJob) -> dict[str, Any]:
+def describe(job: ImportJob) -> dict[str, object]:
     """What a dry run prints."""
     plan, _, pairs = make_plan(job)
     record = 200 + 4 * math.prod(plan.latent_shape)

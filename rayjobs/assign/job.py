@@ -4,7 +4,6 @@ A Ray Data actor pool works through shards of rows; each actor holds the model, 
 """
 
 import math
-from typing import Any
 
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import ModelFolder
@@ -61,7 +60,7 @@ def check_warm_start(job: AssignJob, earlier: AssignmentPlan, plan: Reconstructi
         raise UserError(f"--warm-start {job.warm_start} does not fit this run: " + "; ".join(differing))
 
 
-def describe(job: AssignJob) -> dict[str, Any]:
+def describe(job: AssignJob) -> dict[str, object]:
     """What a dry run prints; times a few evaluations on a worker like those of the run."""
     from rayjobs.pool.timing import seconds_per_evaluation
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import diffusers
 import torch
@@ -57,7 +57,7 @@ def assemble(
     replace_folder(into, write)
 
 
-def _unet(base: Path, weights: Path) -> Any:
+def _unet(base: Path, weights: Path) -> UNet2DConditionModel:
     """The base's UNet with the weights in a file, .safetensors or PyTorch's, in the precision they have there."""
     if weights.suffix == ".safetensors":
         try:
@@ -68,7 +68,7 @@ def _unet(base: Path, weights: Path) -> Any:
         state = read_weights(weights, "--only")
     # Weights that no random initialisation is spent on, and memory for one copy of them.
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base / "unet"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base / "unet"))
     try:
         unet.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -76,7 +76,7 @@ def _unet(base: Path, weights: Path) -> Any:
     return unet
 
 
-def _merge(pipeline: Any, weights: Path) -> None:
+def _merge(pipeline: diffusers.DiffusionPipeline, weights: Path) -> None:
     try:
         pipeline.load_lora_weights(weights.parent, weight_name=weights.name, local_files_only=True)
         pipeline.fuse_lora()

@@ -139,7 +139,7 @@ def read_catalog(file: Path = CATALOG) -> dict[str, Entry]:
     return catalog
 
 
-def _entry(file: Path, name: str, content: Any) -> Entry:
+def _entry(file: Path, name: str, content: object) -> Entry:
     try:
         return Entry.model_validate(content)
     except ValidationError as error:
@@ -167,7 +167,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_record(folder: Path, name: str, entry: Entry, commit: str, files: Mapping[str, Mapping[str, Any]]) -> None:
+def write_record(folder: Path, name: str, entry: Entry, commit: str, files: Mapping[str, Mapping[str, object]]) -> None:
     """Add to the record that these files (`size`, `sha256`, by path) are those of the entry at that commit."""
     own = {
         "repository": entry.repository,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated
 
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -40,7 +40,7 @@ from rayjobs.verb.console import Progress, say
 MB = 1_000_000
 
 
-def _names(given: Any) -> Any:
+def _names(given: object) -> object:
     """`NAME,NAME` as a tuple."""
     return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
 
@@ -70,7 +70,7 @@ class Meter:
         self.progress = progress
         self.bytes = 0
 
-    def __call__(self, **_: Any) -> "Meter":
+    def __call__(self, **_: object) -> "Meter":
         return self
 
     def __enter__(self) -> "Meter":
@@ -97,7 +97,7 @@ def chosen(job: DownloadJob) -> tuple[Catalog, list[str]]:
     return catalog, list(names)
 
 
-def describe(job: DownloadJob) -> dict[str, Any]:
+def describe(job: DownloadJob) -> dict[str, object]:
     """What a dry run prints. Asks no server."""
     catalog, names = chosen(job)
     models, total = {}, 0

@@ -61,22 +61,22 @@ class PoolActor:
         """`place` are the arguments of `RayActor`."""
         self.worker = PoolWorker(search, ledger, RayActor(**place))
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         work = Work.of_row({name: value for name, (value,) in batch.items()})
         return {name: [value] for name, value in self.worker.work(work).to_row().items()}
 
 
 def pooled(
-    worker: type[Any],
-    arguments: dict[str, Any],
-    tasks: list[dict[str, Any]],
+    worker: type,
+    arguments: Mapping[str, object],
+    tasks: Sequence[Mapping[str, str]],
     sizes: tuple[int, int],
     *,
     cpus: float,
     gpus: float,
     labels: dict[str, str] | None = None,
     patience_s: float,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, str]]:
     """Give each of `tasks` to an actor of class `worker`; yields what it returns, in order of completion.
 
     The pool has `sizes` (least, most) actors. A worker is called with a batch of one task and returns a batch of one row.

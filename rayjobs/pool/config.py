@@ -1,7 +1,7 @@
 """The options that every verb with a pool of workers has."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
@@ -9,7 +9,7 @@ from ortho_core.marks import conduct, decides, resolved
 from rayjobs.verb.resources import WorkerResources
 
 
-def span(given: Any) -> Any:
+def span(given: object) -> object:
     """`3`, `2:64`, or `0` for none, in one spelling."""
     if isinstance(given, bool) or not isinstance(given, int | str):
         return given
@@ -21,7 +21,7 @@ def span(given: Any) -> Any:
     return str(given)
 
 
-def labels(given: Any) -> Any:
+def labels(given: object) -> object:
     """`name=value,name=value` as a mapping."""
     if not isinstance(given, str):
         return given

@@ -8,10 +8,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ortho_core.errors import BadRow
@@ -44,7 +45,7 @@ class RayDecoder:
 
     def __init__(self, pairs: PairSet, cpus: float) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        options: dict[str, Any] = {} if cpus else {"scheduling_strategy": here}
+        options: dict[str, object] = {} if cpus else {"scheduling_strategy": here}
         self._start = ray.remote(num_cpus=cpus, max_restarts=0, **options)(Decoder).remote
         self._pairs = ray.put(pairs)
         self._process = self._start(self._pairs)
@@ -55,7 +56,7 @@ class RayDecoder:
     def __call__(
         self, pairs: PairSet, chunks: Iterator[list[Pair]], size: tuple[int, int]
     ) -> "Iterator[list[Decoded]]":
-        underway: deque[tuple[list[Pair], Any, ray.ObjectRef]] = deque()
+        underway: deque[tuple[list[Pair], ActorHandle, ray.ObjectRef]] = deque()
         for chunk in chunks:
             process = self._process
             underway.append((chunk, process, process.images.remote(chunk, size)))
@@ -64,7 +65,9 @@ class RayDecoder:
         while underway:
             yield self._result(*underway.popleft(), size)
 
-    def _result(self, chunk: list[Pair], process: Any, ref: "ray.ObjectRef", size: tuple[int, int]) -> "list[Decoded]":
+    def _result(
+        self, chunk: list[Pair], process: ActorHandle, ref: "ray.ObjectRef", size: tuple[int, int]
+    ) -> "list[Decoded]":
         try:
             return list(zip(chunk, ray.get(ref), strict=True))
         except ray.exceptions.RayTaskError:
@@ -87,7 +90,7 @@ class RayDecoder:
                 reason = type(error).__name__
         return BadRow("kills-decoder", f"row {pair.row}: decoding {pair.image!r} ended {TRIES} processes ({reason})")
 
-    def _replace(self, dead: Any) -> None:
+    def _replace(self, dead: ActorHandle) -> None:
         """Start another process, unless that was done already."""
         with self._lock:
             if self._process is dead:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ortho_core.pairs import Shard
 from ortho_core.pairs.rows import Failure
@@ -22,13 +21,13 @@ class Work:
         """Rows that are looked at."""
         return self.shard.rows if self.task.only is None else len(self.task.only)
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, str]:
         only = None if self.task.only is None else sorted(self.task.only)
         return {"work": json.dumps({"revision": self.task.revision, "only": only, "shard": vars(self.shard)})}
 
     @staticmethod
-    def of_row(row: Mapping[str, Any]) -> "Work":
-        content = json.loads(str(row["work"]))
+    def of_row(row: Mapping[str, str]) -> "Work":
+        content = json.loads(row["work"])
         shard = Shard(**content["shard"])
         only = None if content["only"] is None else frozenset(content["only"])
         return Work(Task(shard.index, content["revision"], only), shard)
@@ -52,11 +51,11 @@ class Receipt:
     #: What a person should know.
     notes: str = ""
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, str]:
         return {"receipt": json.dumps(asdict(self))}
 
     @staticmethod
-    def of_row(row: Mapping[str, Any]) -> "Receipt":
-        content = json.loads(str(row["receipt"]))
+    def of_row(row: Mapping[str, str]) -> "Receipt":
+        content = json.loads(row["receipt"])
         failures = tuple(Failure(**failure) for failure in content.pop("failures"))
         return Receipt(**content, failures=failures)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any, Generic
 
@@ -57,7 +57,7 @@ class ShardedRun(Generic[AnyShardedPlan]):
         say(f"{self.plan.verb}: {verdict}")
         return {"gaussianity": verdict}
 
-    def summary(self, job: BaseModel, unknown: Collection[str] = (), **more: Any) -> dict[str, Any]:
+    def summary(self, job: BaseModel, unknown: Collection[str] = (), **more: object) -> dict[str, Any]:
         """The content of `summary.json`: the counts but those that are `unknown`, `more`, the speed of this run, the job."""
         rows = self.plan.rows - self.survey.rows
         counts = {name: value for name, value in asdict(self.counts).items() if name not in unknown}
@@ -72,7 +72,7 @@ class ShardedRun(Generic[AnyShardedPlan]):
         }
         return dict(json.loads(summary_json(content)))
 
-    def conclude(self, summary: dict[str, Any], nothing: str) -> int:
+    def conclude(self, summary: Mapping[str, object], nothing: str) -> int:
         """Write the summary, which marks the run as complete, and return the exit code.
 
         Raises RunFailed, which says `nothing` of all rows, if no row was assigned.

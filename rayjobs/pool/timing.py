@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from ortho_core.errors import RunFailed, UserError
 from rayjobs.pool.engine_search import EngineSearch
@@ -27,7 +26,7 @@ class Timing:
         """Of one worker, for so many evaluations."""
         return evaluations * self.seconds_per_evaluation / 3600
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, float | str]:
         return asdict(self)
 
 

@@ -6,8 +6,8 @@ set against how far it drifts from the model it started from.
 
 import json
 import time
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Collection
+from typing import ClassVar, Literal
 
 from ortho_core.errors import UserError, install
 from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric, number
@@ -20,6 +20,7 @@ from rayjobs.evaluate.job import make_plan as evaluation_plan
 from rayjobs.evaluate.plan import EvaluationPlan
 from rayjobs.sweep.config import SweepJob, base_of, points_of, reference_point, space_of
 from rayjobs.sweep.pareto import choose, pareto_front
+from rayjobs.sweep.records import Conclusion, Figures, SweepSummary, TrialRecord
 from rayjobs.sweep.report import write_report
 from rayjobs.sweep.space import Point, Space, short_names, text, with_values
 from rayjobs.sweep.trial import begun_points, figures_of, folder_of, judge_job, records_of
@@ -77,7 +78,7 @@ def make_plan(job: SweepJob, model: ModelFolder) -> SweepPlan:
     )
 
 
-def unvaried(values: Mapping[str, Any], space: Collection[str], group: str = "") -> dict[str, Any]:
+def unvaried(values: Settings, space: Collection[str], group: str = "") -> Settings:
     """The settings of a group without those that are varied."""
     return {name: value for name, value in values.items() if f"{group}{name}" not in space}
 
@@ -128,7 +129,7 @@ def check_metric(job: SweepJob, judged: EvaluationPlan) -> None:
     raise UserError(f"--metric: {name!r} is not a figure of target fit; accepted: {', '.join(known)}{found}")
 
 
-def describe(job: SweepJob) -> dict[str, Any]:
+def describe(job: SweepJob) -> dict[str, object]:
     """What a dry run prints."""
     plan = make_plan(job, ModelFolder.open(job.model))
     space = space_of(job)
@@ -177,8 +178,11 @@ def run(job: SweepJob) -> int:
             compared = references(job, model, reference_point(points_of(job, space)))
             outcomes = tune_trials(job, model, space)
         seconds = round(time.monotonic() - started, 1)
-    told = {"seconds_this_run": seconds, "config": given.model_dump(mode="json")}
-    summary = conclude(job, space, compared, outcomes) | told
+    summary: SweepSummary = {
+        **conclude(job, space, compared, outcomes),
+        "seconds_this_run": seconds,
+        "config": given.model_dump(mode="json"),
+    }
     replace_text(file, summary_json(summary))
     write_report(job.work_dir)
     say(table(summary))
@@ -191,7 +195,7 @@ def run(job: SweepJob) -> int:
     return 3 if any(trial.get("quarantined") for trial in summary["trials"].values()) else 0
 
 
-def conclude(job: SweepJob, space: Space, compared: dict[str, Any], outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+def conclude(job: SweepJob, space: Space, compared: dict[str, Figures], outcomes: list[TrialRecord]) -> Conclusion:
     """The sweep as a whole: every trial's figures, the front, and the choice under the limit."""
     trials = {folder_of(job, o["values"]).name: o for o in outcomes}
     points = {}
@@ -213,7 +217,7 @@ def conclude(job: SweepJob, space: Space, compared: dict[str, Any], outcomes: li
     }
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
+def verdict(summary: SweepSummary) -> str:
     """What the sweep says, in one sentence."""
     count = len(summary["front"])
     front = f"{count} of {len(summary['trials'])} trials are on the Pareto front"
@@ -224,14 +228,14 @@ def verdict(summary: Mapping[str, Any]) -> str:
     return f"{front}; the best fit with a drift of {summary['max_drift']:g} or less is {summary['chosen']}: {summary['model']}"
 
 
-def table(summary: Mapping[str, Any]) -> str:
+def table(summary: SweepSummary) -> str:
     """Fit and drift of every trial, by drift, the references first."""
     fit = summary["metric"]
     rows = [["", "trial", metric(fit).title, "drift", "status"]]
     for name, figures in summary["references"].items():
         rows.append(["", name, cell(figures[fit]), cell(figures.get("drift")), ""])
 
-    def by_drift(item: tuple[str, Any]) -> float:
+    def by_drift(item: tuple[str, TrialRecord]) -> float:
         return number(item[1]["metrics"]["drift"]) if item[1]["status"] == "finished" else float("inf")
 
     for name, trial in sorted(summary["trials"].items(), key=by_drift):

@@ -20,6 +20,7 @@ from rayjobs.reports.models import (
     words,
 )
 from rayjobs.reports.parts import counted, duration, listed, provenance
+from rayjobs.sweep.records import Figures, SweepSummary, TrialRecord
 from rayjobs.sweep.space import text
 from rayjobs.verb.plan import replace_text
 
@@ -31,7 +32,7 @@ BASE, DIRECT, FRONT, OTHER = 0, 2, 1, 3
 
 def write_report(work_dir: Path) -> None:
     """Write `report.html` and `pareto.png` into `work_dir`, from `sweep_summary.json` and what the trials left."""
-    summary = json.loads((work_dir / "sweep_summary.json").read_text())
+    summary: SweepSummary = json.loads((work_dir / "sweep_summary.json").read_text())
     trials = finished(summary)
     references = read_evaluation(work_dir / "references" / "evaluation")
     sections = [Section("Fit against drift", front_blocks(summary))]
@@ -45,7 +46,7 @@ def write_report(work_dir: Path) -> None:
     sections.append(provenance("sweep", summary, cost))
     title = f"Sweep over {listed(list(summary['fields'].values()))}"
     config, count = summary["config"], counted(len(summary["trials"]), "trial")
-    subtitle = f"{count} of {Path(config['model']).name} on {config['pairs']}"
+    subtitle = f"{count} of {Path(str(config['model'])).name} on {config['pairs']}"
     replace_text(work_dir / "report.html", render(title, subtitle, sections, findings(summary), facts(summary)))
     if trials:
         draw_charts([against_drift(summary, summary["metric"])], work_dir / "pareto.png", size=(6.4, 4.4))
@@ -56,18 +57,18 @@ def spaced(name: str) -> str:
     return name.replace(",", ", ")
 
 
-def finished(summary: Mapping[str, Any]) -> dict[str, Any]:
+def finished(summary: SweepSummary) -> dict[str, TrialRecord]:
     return {name: trial for name, trial in summary["trials"].items() if trial["status"] == "finished"}
 
 
-def compared(summary: Mapping[str, Any]) -> dict[str, Any]:
+def compared(summary: SweepSummary) -> dict[str, Figures]:
     """The figures of the references and of all finished trials, by the name that the report calls them by."""
     names = {"base": "base model", "direct": "direct SFT"}
     references = {names[name]: figures for name, figures in summary["references"].items()}
     return references | {name: trial["metrics"] for name, trial in finished(summary).items()}
 
 
-def findings(summary: Mapping[str, Any]) -> list[str]:
+def findings(summary: SweepSummary) -> list[str]:
     """What the sweep says, in sentences."""
     trials, fit, front = finished(summary), summary["metric"], summary["front"]
     told = []
@@ -100,12 +101,12 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def against_direct(summary: Mapping[str, Any], direct: Mapping[str, Any]) -> str:
+def against_direct(summary: SweepSummary, direct: Figures) -> str:
     """How many trials beat direct SFT in both objectives, and whether it beats any."""
     fit, lower = summary["metric"], metric(summary["metric"]).better == "lower"
     sign = 1 if lower else -1
 
-    def at(figures: Mapping[str, Any]) -> tuple[float, float]:
+    def at(figures: Figures) -> tuple[float, float]:
         return sign * number(figures[fit]), number(figures["drift"])
 
     mine = at(direct)
@@ -116,7 +117,7 @@ def against_direct(summary: Mapping[str, Any], direct: Mapping[str, Any]) -> str
     return f"{beat} of {len(points)} finished trials are better than {place} in both; it is better than {beaten} of them in both."
 
 
-def facts(summary: Mapping[str, Any]) -> list[Fact]:
+def facts(summary: SweepSummary) -> list[Fact]:
     statuses = [trial["status"] for trial in summary["trials"].values()]
     found = [
         Fact(str(statuses.count("finished")), "trials finished"),
@@ -128,18 +129,18 @@ def facts(summary: Mapping[str, Any]) -> list[Fact]:
     return [*found, Fact(duration(summary["seconds_this_run"]), "of the last start")]
 
 
-def e_step_evaluations(summary: Mapping[str, Any]) -> int:
+def e_step_evaluations(summary: SweepSummary) -> int:
     """Those that were made: of the first cycle once for all trials that shared it."""
     shared = sum(trial["evaluations"][0] for trial in unique_e_steps(summary).values())
     return int(shared + sum(sum(trial["evaluations"][1:]) for trial in finished(summary).values()))
 
 
-def unique_e_steps(summary: Mapping[str, Any]) -> dict[str, Any]:
+def unique_e_steps(summary: SweepSummary) -> dict[str, TrialRecord]:
     """One finished trial for each E-step that was made; the others shared it."""
     return {trial["assignments"]: trial for trial in finished(summary).values()}
 
 
-def front_blocks(summary: Mapping[str, Any]) -> list[Block]:
+def front_blocks(summary: SweepSummary) -> list[Block]:
     """The charts of both objectives, and of what else was gained or lost for the drift; the table of the front."""
     fit = summary["metric"]
     names = [n for n in dict.fromkeys((fit, "kid", "diversity")) if n in summary["references"]["base"]]
@@ -147,7 +148,7 @@ def front_blocks(summary: Mapping[str, Any]) -> list[Block]:
     return [charts, front_table(summary)] if finished(summary) else [charts]
 
 
-def against_drift(summary: Mapping[str, Any], name: str) -> Chart:
+def against_drift(summary: SweepSummary, name: str) -> Chart:
     """A figure against drift: trials, the base model and direct SFT; where it is the fit, the front through its trials."""
     trials, fit = finished(summary), summary["metric"]
     series = [point_series("base model", [summary["references"]["base"]], ["base model"], name, BASE)]
@@ -170,7 +171,7 @@ def against_drift(summary: Mapping[str, Any], name: str) -> Chart:
 
 
 def point_series(
-    label: str, figures: Sequence[Mapping[str, Any]], names: Sequence[str], fit: str, colour: int, line: bool = False
+    label: str, figures: Sequence[Figures], names: Sequence[str], fit: str, colour: int, line: bool = False
 ) -> Series:
     zero = {"value": 0.0, "low": 0.0, "high": 0.0}
     x, y = [f.get("drift", zero) for f in figures], [f[fit] for f in figures]
@@ -191,10 +192,10 @@ def point_series(
     )
 
 
-def front_table(summary: Mapping[str, Any]) -> Table:
+def front_table(summary: SweepSummary) -> Table:
     """The trials on the front, the best fit first, with the references above them."""
     fit, trials = summary["metric"], finished(summary)
-    shown: dict[str, Mapping[str, Any]] = {
+    shown: dict[str, Figures] = {
         label: summary["references"][name]
         for name, label in (("base", "base model"), ("direct", "direct SFT"))
         if name in summary["references"]
@@ -214,7 +215,7 @@ def front_table(summary: Mapping[str, Any]) -> Table:
     return Table(["on the front", metric(fit).title, "drift"], rows)
 
 
-def trials_table(summary: Mapping[str, Any]) -> Table:
+def trials_table(summary: SweepSummary) -> Table:
     """Every trial with its values and both objectives."""
     fit, short = summary["metric"], summary["fields"]
     rows: list[Sequence[Cell | str]] = []
@@ -231,7 +232,7 @@ def trials_table(summary: Mapping[str, Any]) -> Table:
     return Table([*short.values(), metric(fit).title, "drift", ""], rows)
 
 
-def figures_table(summary: Mapping[str, Any]) -> Folded:
+def figures_table(summary: SweepSummary) -> Folded:
     """Everything that was measured, a row per model."""
     models = compared(summary)
     names = known_metrics(models)
@@ -251,7 +252,7 @@ def figures_table(summary: Mapping[str, Any]) -> Folded:
     return Folded("All figures of all trials", blocks=[Table(header, rows, legend)])
 
 
-def pictures(work_dir: Path, summary: Mapping[str, Any], references: Mapping[str, Any]) -> list[Block]:
+def pictures(work_dir: Path, summary: SweepSummary, references: Mapping[str, Any]) -> list[Block]:
     """The held-out targets, the references, and the trials on the front from the least drift to the best fit."""
     folder = work_dir / "references" / "evaluation"
     size = (int(references["image_size"][0]), int(references["image_size"][1]))
@@ -277,7 +278,7 @@ def pictures(work_dir: Path, summary: Mapping[str, Any], references: Mapping[str
     return [rows("samples"), rows("closest")]
 
 
-def held_out_curves(summary: Mapping[str, Any]) -> Chart | None:
+def held_out_curves(summary: SweepSummary) -> Chart | None:
     """The held-out error of each trial over its epochs, where trials were watched."""
     series = []
     for name, trial in summary["trials"].items():
@@ -291,7 +292,7 @@ def held_out_curves(summary: Mapping[str, Any]) -> Chart | None:
     return Chart("held-out latent MSE", "epoch", series, "A line per trial; dashed: ended early.", log_y=True)
 
 
-def cost_table(summary: Mapping[str, Any], references: Mapping[str, Any]) -> Table:
+def cost_table(summary: SweepSummary, references: Mapping[str, Any]) -> Table:
     """Work and time, over all trials."""
     trials = finished(summary)
     made = f"{counted(len(unique_e_steps(summary)), 'set')} of assignments for {counted(len(trials), 'trial')}"

@@ -6,12 +6,12 @@ as another; in YAML the same texts, or lists of values.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 
 from ortho_core.errors import UserError
@@ -21,18 +21,18 @@ from rayjobs.verb.paths import changed, expand
 
 M = TypeVar("M", bound=BaseModel)
 #: One trial's values by dotted field.
-Point = dict[str, Any]
+Point = dict[str, JsonValue]
 
 
 @dataclass(frozen=True)
 class Choices:
-    values: tuple[Any, ...]
+    values: tuple[JsonValue, ...]
 
     @property
-    def extremes(self) -> tuple[Any, ...]:
+    def extremes(self) -> tuple[JsonValue, ...]:
         return self.values
 
-    def draw(self, random: np.random.Generator) -> Any:
+    def draw(self, random: np.random.Generator) -> JsonValue:
         return self.values[random.integers(len(self.values))]
 
 
@@ -44,11 +44,11 @@ class Range:
     whole: bool = False
 
     @property
-    def extremes(self) -> tuple[Any, ...]:
+    def extremes(self) -> tuple[float, ...]:
         """Values that are accepted where the whole range is."""
         return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
 
-    def draw(self, random: np.random.Generator) -> Any:
+    def draw(self, random: np.random.Generator) -> float:
         """A whole number between both ends, both of them included, or any between."""
         if self.whole and not self.log:
             return int(random.integers(int(self.low), int(self.high) + 1))
@@ -61,7 +61,7 @@ class Range:
 Space = dict[str, Choices | Range]
 
 
-def parse_space(given: Mapping[str, Any], base: BaseModel, fixed: Mapping[str, str]) -> Space:
+def parse_space(given: Mapping[str, JsonValue], base: BaseModel, fixed: Mapping[str, str]) -> Space:
     """Check a nested or dotted mapping of field to values against the configuration `base`.
 
     Every value becomes what the field makes of it. `fixed` are the fields (or groups of them) that cannot be varied, each
@@ -89,7 +89,7 @@ def parse_space(given: Mapping[str, Any], base: BaseModel, fixed: Mapping[str, s
     return space
 
 
-def _placed(option: str, value: Any, field: FieldInfo) -> Any:
+def _placed(option: str, value: JsonValue, field: FieldInfo) -> JsonValue:
     """A path as it is on this machine: trials have another current directory. Raises UserError."""
     try:
         return changed(field.annotation, field.metadata, value, lambda place: absolute(expand(place)))
@@ -97,7 +97,7 @@ def _placed(option: str, value: Any, field: FieldInfo) -> Any:
         raise UserError(f"{option}: {value!r} is not accepted: {error}") from error
 
 
-def _flat(given: Mapping[str, Any], fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(given: Mapping[str, JsonValue], fields: Collection[str], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
     groups = {name.rpartition(".")[0] for name in fields}
     for key, value in given.items():
         name = f"{prefix}{key}".replace("-", "_")
@@ -107,20 +107,21 @@ def _flat(given: Mapping[str, Any], fields: Mapping[str, Any], prefix: str = "")
             yield name, value
 
 
-def _spec(option: str, given: Any, kind: Any) -> Choices | Range:
+def _spec(option: str, given: JsonValue, kind: object) -> Choices | Range:
     accepted = "accepted: values A,B,C, a range LOW:HIGH, or log:LOW:HIGH"
     if isinstance(given, str) and ":" in given:
         return _range(option, given, kind, accepted)
-    values = [part.strip() for part in given.split(",")] if isinstance(given, str) else given
-    if isinstance(values, Mapping):
+    if isinstance(given, Mapping):
         raise UserError(f"{option}: {given!r} is not accepted; {accepted}")
-    values = list(values) if isinstance(values, list | tuple) else [values]
+    values: list[JsonValue] = list(given) if isinstance(given, list | tuple) else [given]
+    if isinstance(given, str):
+        values = [part.strip() for part in given.split(",")]
     if not values or any(value in ("", None) and isinstance(given, str) for value in values):
         raise UserError(f"{option}: {given!r} is empty or has an empty value; {accepted}")
     return Choices(tuple(None if isinstance(v, str) and v.lower() in {"none", "null"} else v for v in values))
 
 
-def _range(option: str, given: str, kind: Any, accepted: str) -> Range:
+def _range(option: str, given: str, kind: object, accepted: str) -> Range:
     log = given.startswith("log:")
     parts = given.removeprefix("log:").split(":")
     try:
@@ -139,19 +140,19 @@ def _range(option: str, given: str, kind: Any, accepted: str) -> Range:
     return Range(low, high, log, whole)
 
 
-def _kinds(kind: Any) -> set[Any]:
+def _kinds(kind: object) -> set[object]:
     return set(getattr(kind, "__args__", ())) or {kind}
 
 
-def _is_whole(kind: Any) -> bool:
+def _is_whole(kind: object) -> bool:
     return int in _kinds(kind) and float not in _kinds(kind)
 
 
-def _is_number(kind: Any) -> bool:
+def _is_number(kind: object) -> bool:
     return bool({int, float} & _kinds(kind))
 
 
-def with_values(base: M, values: Mapping[str, Any]) -> M:
+def with_values(base: M, values: Mapping[str, object]) -> M:
     """The configuration with some fields, by dotted name, at other values. Raises UserError if one is not accepted."""
     content = base.model_dump()
     for name, value in values.items():
@@ -166,12 +167,13 @@ def with_values(base: M, values: Mapping[str, Any]) -> M:
         raise UserError(explain(error, [name for name, _ in leaves(type(base))]).replace("--", "--sweep.")) from error
 
 
-def value_of(job: BaseModel, name: str) -> Any:
+def value_of(job: BaseModel, name: str) -> JsonValue:
     """A field by its dotted name, ready for JSON."""
-    value: Any = job.model_dump(mode="json")
-    for part in name.split("."):
-        value = value[part]
-    return value
+    *groups, last = name.split(".")
+    content = job.model_dump(mode="json")
+    for group in groups:
+        content = content[group]
+    return content[last]
 
 
 def grid(space: Space) -> list[Point]:
@@ -199,11 +201,11 @@ def draw(space: Space, count: int, seed: int) -> list[Point]:
     return points
 
 
-def short_names(space: Mapping[str, Any]) -> dict[str, str]:
+def short_names(space: Collection[str]) -> dict[str, str]:
     """The last part of each field's name, where that tells it from the others, else the whole."""
     last = [name.rpartition(".")[2] for name in space]
     return {name: short if last.count(short) == 1 else name for name, short in zip(space, last, strict=True)}
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

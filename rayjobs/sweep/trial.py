@@ -4,7 +4,9 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
+
+from pydantic import JsonValue
 
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.records.plan import PLAN_FILE, ReconstructionPlan, fingerprint, read_plan
@@ -17,12 +19,17 @@ from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.reports.parts import spent
 from rayjobs.sweep.config import SweepJob, base_of
+from rayjobs.sweep.records import Figures, Outcome, Status, TrialRecord, Watched
 from rayjobs.sweep.space import Point, short_names, text, with_values
 from rayjobs.train.plan import TrainPlan
 from rayjobs.training.progress import last_logged
 from rayjobs.training.run_files import HISTORY
 from rayjobs.verb.console import summary_json
 from rayjobs.verb.plan import replace_text
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.train import UserCallback
 
 RECORD = "trial.json"
 #: What a trial's record says as long as it is to be run, again or on.
@@ -52,17 +59,17 @@ def folder_of(job: SweepJob, values: Point) -> Path:
     return job.work_dir / "trials" / (readable if exact else f"{readable}-{fingerprint(values)[:6]}")
 
 
-def _is_exact(value: Any) -> bool:
+def _is_exact(value: JsonValue) -> bool:
     """Whether the text of a value tells it from every other."""
     if isinstance(value, float):
         return float(text(value)) == value
     return value is None or isinstance(value, int) or re.fullmatch(r"[\w.+-]+", str(value)) is not None
 
 
-def record_of(job: SweepJob, values: Point) -> dict[str, Any] | None:
+def record_of(job: SweepJob, values: Point) -> TrialRecord | None:
     """What became of a trial, if it is settled."""
     file = folder_of(job, values) / RECORD
-    record = dict(json.loads(file.read_text())) if file.is_file() else None
+    record: TrialRecord | None = json.loads(file.read_text()) if file.is_file() else None
     return None if record is None or record["status"] in UNSETTLED else record
 
 
@@ -72,15 +79,15 @@ def begun_points(job: SweepJob) -> list[Point]:
     return [json.loads(file.read_text())["values"] for file in files][: job.samples]
 
 
-def records_of(job: SweepJob, points: list[Point], wanted: list[Point]) -> list[dict[str, Any]] | None:
+def records_of(job: SweepJob, points: list[Point], wanted: list[Point]) -> list[TrialRecord] | None:
     """The records of all trials, in order, if there are as many as wanted and all are settled."""
     records = [record for record in (record_of(job, values) for values in points) if record is not None]
     return records if len(records) >= len(wanted) and len(records) == len(points) else None
 
 
-def write_record(job: SweepJob, values: Point, status: str, **told: Any) -> dict[str, Any]:
+def write_record(job: SweepJob, values: Point, status: Status, **told: Unpack[Outcome]) -> TrialRecord:
     """Put down how a trial stands, for this run and all that come after it."""
-    record = {"status": status, "values": values, **told}
+    record: TrialRecord = {"status": status, "values": values, **told}
     folder = folder_of(job, values)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / RECORD, summary_json(record))
@@ -113,8 +120,12 @@ def judge_job(job: SweepJob, models: dict[str, Path], out: Path, base_from: Path
 
 
 def run_trial(
-    job: SweepJob, model: ModelFolder, values: Point, e_steps: Any, watch: Callable[[int], Sequence[Any]]
-) -> dict[str, Any]:
+    job: SweepJob,
+    model: ModelFolder,
+    values: Point,
+    e_steps: "ActorHandle",
+    watch: Callable[[int], Sequence["UserCallback"]],
+) -> TrialRecord:
     """E-step, M-step and evaluation at one point; goes on where an earlier run of the same trial was ended.
 
     `e_steps` is the `EStep` actor; `watch` gives Ray Train's callbacks for each cycle. Returns the trial's record.
@@ -176,19 +187,19 @@ def evaluation_of(job: SweepJob) -> Path:
     return job.work_dir / REFERENCES / "evaluation"
 
 
-def figures_of(job: SweepJob) -> dict[str, Any] | None:
+def figures_of(job: SweepJob) -> dict[str, Figures] | None:
     """The figures of the models that trials are compared with, if they are there."""
     there = evaluation_of(job)
     return read_figures(there) if (there / "evaluation.json").is_file() else None
 
 
-def read_figures(evaluation: Path) -> dict[str, Any]:
+def read_figures(evaluation: Path) -> dict[str, Figures]:
     return dict(json.loads((evaluation / "evaluation.json").read_text())["metrics"])
 
 
-def curve_of(cycles: list[dict[str, Any]]) -> list[dict[str, float]]:
+def curve_of(cycles: list[dict[str, Any]]) -> list[Watched]:
     """The held-out error after each epoch, counted over all cycles; empty where nothing was watched."""
-    curve = []
+    curve: list[Watched] = []
     for done, cycle in enumerate(cycles):
         epochs, updates = len(cycle["train"]["epochs"]), cycle["train"]["updates"]
         for entry in cycle["train"]["validations"]:

@@ -10,13 +10,13 @@ import shutil
 import time
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.model_folder import ModelFolder
@@ -24,7 +24,8 @@ from rayjobs.assign import job as assign
 from rayjobs.em import job as em
 from rayjobs.evaluate import job as evaluate
 from rayjobs.sweep.config import SweepJob, points_of
-from rayjobs.sweep.space import Choices, Point, Space
+from rayjobs.sweep.records import Figures, TrialRecord, Watched
+from rayjobs.sweep.space import Choices, Point, Range, Space
 from rayjobs.sweep.trial import (
     REFERENCES,
     EStep,
@@ -45,6 +46,14 @@ from rayjobs.verb.console import say
 from rayjobs.verb.resources import WorkerResources
 from rayjobs.verb.session import innermost
 
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from ray.actor import ActorHandle
+    from ray.train import Checkpoint
+    from ray.train.v2.api.callback import TrainRunContext
+    from ray.tune import Result
+    from ray.tune.experiment import Trial
+
 #: The name under which Tune keeps its own files.
 TUNE = "tune"
 #: What a trial asks of Tune: its work asks for itself, and how many run at once is decided here.
@@ -55,7 +64,7 @@ EVERY_S, SHOWN = 30.0, 4
 MANY = 8
 
 
-def references(job: SweepJob, model: ModelFolder, point: Point) -> dict[str, Any]:
+def references(job: SweepJob, model: ModelFolder, point: Point) -> dict[str, Figures]:
     """The figures of the base model and of direct SFT, which every trial is compared with; and the held-out rows' noise."""
     models = {"base": model}
     beside = em_job(job, point, job.work_dir / REFERENCES)
@@ -115,14 +124,16 @@ class CycleReport(TuneReportCallback):  # type: ignore[misc]
         super().__init__()
         self.epochs_before = epochs_before
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+    def after_report(
+        self, run_context: "TrainRunContext", metrics: list[dict[str, Any]], checkpoint: "Checkpoint | None"
+    ) -> None:
         told = {"epoch": self.epochs_before + round(metrics[0]["epoch"])}
         if "validation" in metrics[0]:
             told["validation_latent"] = metrics[0]["validation"]["latent"]
             super().after_report(run_context, [told], None)
 
 
-def trial(config: dict[str, Any], job: SweepJob, model: ModelFolder, e_steps: Any) -> None:
+def trial(config: dict[str, Any], job: SweepJob, model: ModelFolder, e_steps: "ActorHandle") -> None:
     """What Tune runs: a trial that is settled tells again what it told; any other is run."""
     values: Point = config.get("trial", config)
     record = record_of(job, values)
@@ -133,12 +144,12 @@ def trial(config: dict[str, Any], job: SweepJob, model: ModelFolder, e_steps: An
             return
     else:
         record = run_trial(job, model, values, e_steps, lambda cycle: [CycleReport((cycle - 1) * job.train.epochs)])
-    last = record["curve"][-1] if record["curve"] else {}
+    last = dict(record["curve"][-1]) if record["curve"] else {}
     figures = {name: figure["value"] for name, figure in record["metrics"].items()}
     tune.report({**last, **figures, "epoch": job.epochs + 1, "finished": True})
 
 
-def values_of(trial: Any) -> Point:
+def values_of(trial: "Trial | Result") -> Point:
     """A trial's values, from Tune's view of it or its result: a grid hands over whole points, Optuna single fields."""
     return dict(trial.config.get("trial", trial.config))
 
@@ -148,10 +159,10 @@ class Outcomes(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, job: SweepJob, total: int) -> None:
         self.job, self.total, self.done = job, total, 0
-        self.curves: dict[str, list[dict[str, float]]] = {}
+        self.curves: dict[str, list[Watched]] = {}
         self.told = time.monotonic()
 
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def on_step_end(self, iteration: int, trials: list["Trial"], **info: object) -> None:
         """A line now and then on how the running trials stand."""
         if time.monotonic() - self.told < EVERY_S:
             return
@@ -163,22 +174,22 @@ class Outcomes(tune.Callback):  # type: ignore[misc]
             say(f"sweep: {self.done}/{self.total} trials; now {'; '.join(stages[:SHOWN])}{more}")
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list["Trial"], trial: "Trial", result: dict[str, Any], **info: object
     ) -> None:
         if not result.get("finished"):
-            entry = {name: result[name] for name in ("epoch", "validation_latent")}
+            entry = Watched(epoch=result["epoch"], validation_latent=result["validation_latent"])
             self.curves.setdefault(trial.trial_id, []).append(entry)
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list["Trial"], trial: "Trial", **info: object) -> None:
         values = values_of(trial)
         if not trial.last_result.get("finished") and record_of(self.job, values) is None:
             write_record(self.job, values, "stopped", metrics={}, curve=self.curves[trial.trial_id])
         self._tell(trial, values)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list["Trial"], trial: "Trial", **info: object) -> None:
         self._tell(trial, values_of(trial))
 
-    def _tell(self, trial: Any, values: Point) -> None:
+    def _tell(self, trial: "Trial", values: Point) -> None:
         self.done += 1
         last, name = trial.last_result or {}, folder_of(self.job, values).name
         if last.get("finished"):
@@ -190,7 +201,7 @@ class Outcomes(tune.Callback):  # type: ignore[misc]
         say(f"sweep: {self.done}/{self.total} trials; {name}: {told}")
 
 
-def tune_trials(job: SweepJob, model: ModelFolder, space: Space) -> list[dict[str, Any]]:
+def tune_trials(job: SweepJob, model: ModelFolder, space: Space) -> list[TrialRecord]:
     """Run every trial that is not settled. Returns a record of each, in the order of the plan."""
     points = points_of(job, space)
     at_once = room_for(job)
@@ -220,7 +231,7 @@ def tune_trials(job: SweepJob, model: ModelFolder, space: Space) -> list[dict[st
     return [outcome(job, result) for result in tuner.fit()]
 
 
-def outcome(job: SweepJob, result: Any) -> dict[str, Any]:
+def outcome(job: SweepJob, result: "Result") -> TrialRecord:
     """A trial's record; of one that failed, the reason."""
     values = values_of(result)
     if result.error is not None:
@@ -231,10 +242,10 @@ def outcome(job: SweepJob, result: Any) -> dict[str, Any]:
     return record
 
 
-def search(job: SweepJob, space: Space, points: list[Point]) -> tuple[dict[str, Any], dict[str, Any]]:
+def search(job: SweepJob, space: Space, points: list[Point]) -> tuple[dict[str, object], dict[str, object]]:
     """Tune's settings and its space."""
     asha = job.early_stopping == "asha"
-    scheduler: Any = FIFOScheduler()
+    scheduler: TrialScheduler = FIFOScheduler()
     if asha:
         scheduler = ASHAScheduler(
             time_attr="epoch",
@@ -242,14 +253,14 @@ def search(job: SweepJob, space: Space, points: list[Point]) -> tuple[dict[str, 
             grace_period=job.grace_epochs,
             reduction_factor=job.reduction_factor,
         )
-    single: dict[str, Any] = {"metric": "validation_latent", "mode": "min"} if asha else {}
+    single: dict[str, object] = {"metric": "validation_latent", "mode": "min"} if asha else {}
     if job.search != "optuna":
         return {"scheduler": scheduler, **single}, {"trial": tune.grid_search(points)}
     from ray.tune.search.optuna import OptunaSearch
 
     logging.getLogger("optuna").setLevel(logging.ERROR)
     fit = "min" if job.lower_is_better else "max"
-    objectives: dict[str, Any] = single or {"metric": [job.metric, "drift"], "mode": [fit, "min"]}
+    objectives: dict[str, object] = single or {"metric": [job.metric, "drift"], "mode": [fit, "min"]}
     known = begun_points(job)
     # A sampler that begins anew with the same seed would propose the first trials once more.
     seed = int(np.random.SeedSequence([job.search_seed, len(known)]).generate_state(1)[0])
@@ -257,10 +268,10 @@ def search(job: SweepJob, space: Space, points: list[Point]) -> tuple[dict[str, 
     return {"scheduler": scheduler, "search_alg": searcher, "num_samples": job.samples} | single, {}
 
 
-def distributions(space: Space) -> dict[str, Any]:
+def distributions(space: Space) -> dict[str, "BaseDistribution"]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    def one(spec: Any) -> Any:
+    def one(spec: Choices | Range) -> "BaseDistribution":
         if isinstance(spec, Choices):
             return CategoricalDistribution(spec.values)
         if spec.whole:
@@ -270,13 +281,13 @@ def distributions(space: Space) -> dict[str, Any]:
     return {name: one(spec) for name, spec in space.items()}
 
 
-def trackers(job: SweepJob) -> list[Any]:
+def trackers(job: SweepJob) -> list[tune.Callback]:
     """Tune's own callbacks, for MLflow and W&B."""
     from rayjobs.training.trackers import ENVIRONMENT
 
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    found: list[Any] = []
+    found: list[tune.Callback] = []
     if job.mlflow is not None:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
@@ -288,11 +299,11 @@ def trackers(job: SweepJob) -> list[Any]:
         class Forgiving(WandbLoggerCallback):  # type: ignore[misc]
             """A tracker that could not start (no key, no server) has no queue any more, and must not end the sweep."""
 
-            def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+            def log_trial_result(self, iteration: int, trial: "Trial", result: dict[str, Any]) -> None:
                 with suppress(KeyError):
                     super().log_trial_result(iteration, trial, result)
 
-            def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+            def log_trial_end(self, trial: "Trial", failed: bool = False) -> None:
                 with suppress(KeyError):
                     super().log_trial_end(trial, failed)
 

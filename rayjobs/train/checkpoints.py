@@ -12,6 +12,7 @@ from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import TEACHER, Lora, add_lora, has_lora
 from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.update import MStep
 from ortho_core.storage.folders import link_tree, replace_folder
 from rayjobs.train.config import TrainJob
@@ -61,7 +62,7 @@ class CheckpointFolders:
             return None
         return get_model_state_dict(self.step.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
-    def _plain(self, weights: dict[str, torch.Tensor]) -> Any:
+    def _plain(self, weights: dict[str, torch.Tensor]) -> OneStepGenerator:
         """A generator on the CPU with those weights: a sharded network cannot be saved as it is."""
         job = self.job
         plain = load_generator(self.model, keep_adapter=bool(job.lora_rank))

@@ -1,7 +1,7 @@
 """The options of `ortho train`."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
@@ -14,7 +14,7 @@ from ortho_core.storage.location import LocalPath, Location
 from rayjobs.training.config import TrainingSettings
 
 
-def _names(value: Any) -> Any:
+def _names(value: object) -> object:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ortho_core.errors import UserError
 from ortho_core.marks import decides, settings
@@ -21,6 +21,9 @@ from rayjobs.training import launch
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
 from rayjobs.verb.paths import located
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
 
 def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedData]:
@@ -111,7 +114,7 @@ def images_of(assignments: str, pairs: str | None) -> PairSet:
         raise UserError(f"{assignments}/summary.json does not say where the images are: {error!r}") from error
 
 
-def describe(job: TrainJob) -> dict[str, Any]:
+def describe(job: TrainJob) -> dict[str, object]:
     """What a dry run prints."""
     models = TrainModels.open(job)
     plan, _ = make_plan(job, models)
@@ -122,7 +125,7 @@ def describe(job: TrainJob) -> dict[str, Any]:
     return {**content, "model_folders": kept, "rows_at_once_on_each_worker": job.rows_at_once, "out": str(job.out)}
 
 
-def run(job: TrainJob, callbacks: Sequence[Any] = (), models: TrainModels | None = None) -> int:
+def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainModels | None = None) -> int:
     """Train, or go on training; `callbacks` are Ray Train's, `models` the job's, where the caller has opened them.
 
     Returns 0. Raises UserError or RunFailed.

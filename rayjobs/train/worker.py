@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import ray.train.torch
 import torch
@@ -31,11 +31,18 @@ from rayjobs.training.loop import TrainLoop, Update, work
 QUIET_UPDATES = 50
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+class Skipped(TypedDict):
+    """An update whose gradient was not finite, with rows that may be at fault."""
+
+    update: int
+    rows: list[str]
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, object]:
     """Run on every worker; rank 0 writes. Returns the summary's numbers, or `error` where trying again is of no use."""
     job = TrainJob.model_validate(config["job"])
 
-    def run(rank: int, world: int) -> dict[str, Any]:
+    def run(rank: int, world: int) -> dict[str, object]:
         try:
             return Training(job, config["plan"], config["data"], config["models"], rank, world).run()
         except torch.OutOfMemoryError as error:
@@ -89,8 +96,7 @@ class Training(TrainLoop[Share]):
         self.folders = CheckpointFolders(job, plan, models.model, self.step, rank)
         #: One entry per validation.
         self.validations: list[dict[str, float]] = []
-        #: Updates whose gradient was not finite, with rows that may be at fault.
-        self.skipped: list[dict[str, Any]] = []
+        self.skipped: list[Skipped] = []
 
     def _load(self) -> OneStepGenerator:
         job = self.job
@@ -180,7 +186,7 @@ class Training(TrainLoop[Share]):
         if names:
             self.folders.save(names, self.update, self._card_figures())
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, object]:
         losses = [epoch["loss"] for epoch in self.epochs]
         best = min(range(len(losses)), key=lambda i: losses[i])
         speed = self.updates_per_second
@@ -254,13 +260,13 @@ class Training(TrainLoop[Share]):
         needed = self.data.needs_images or not self.data.assignments.plan.noise.store_latents
         self.generator.park(text=text, autoencoder=autoencoder and not needed and not self.job.preserve_pixel_weight)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {"validations": self.validations, "skipped": self.skipped, **self.step.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.validations, self.skipped = state["validations"], state["skipped"]
         self.step.load_state_dict(state)
 
-    def reported(self) -> dict[str, Any]:
+    def reported(self) -> dict[str, object]:
         fresh = self.validations and self.validations[-1]["update"] == self.update
         return {"validation": self.validations[-1]} if fresh else {}

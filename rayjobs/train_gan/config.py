@@ -1,6 +1,6 @@
 """The options of `ortho train-gan`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
@@ -10,7 +10,7 @@ from ortho_core.storage.location import LocalPath, Location
 from rayjobs.training.config import TrainingSettings
 
 
-def _numbers(value: Any) -> Any:
+def _numbers(value: object) -> object:
     """`4,8,8` or `64` as a tuple."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]

@@ -1,7 +1,5 @@
 """`ortho train-gan`: small one-step generators of labelled images (MNIST, Fashion-MNIST, CIFAR-10, ...), with Ray Train."""
 
-from typing import Any
-
 import numpy as np
 from pydantic import ValidationError
 
@@ -100,7 +98,7 @@ def generator_config(job: TrainGanJob, classes: tuple[str, ...], image_shape: tu
         raise UserError(f"--noise-shape, --widths, --image-size: {message}") from error
 
 
-def describe(job: TrainGanJob) -> dict[str, Any]:
+def describe(job: TrainGanJob) -> dict[str, object]:
     """What a dry run prints."""
     plan, _ = make_plan(job)
     weights = 4 * sum(p.numel() for p in ClassNetwork(plan.generator).parameters())

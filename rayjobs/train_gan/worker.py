@@ -27,11 +27,11 @@ from rayjobs.training.loop import TrainLoop, Update, work
 SHOWN = 10
 
 
-def train_gan_worker(config: dict[str, Any]) -> dict[str, Any]:
+def train_gan_worker(config: dict[str, Any]) -> dict[str, object]:
     """Run on every worker; rank 0 writes. Returns the summary's numbers, or `error` where trying again is of no use."""
     job = TrainGanJob.model_validate(config["job"])
 
-    def run(rank: int, world: int) -> dict[str, Any]:
+    def run(rank: int, world: int) -> dict[str, object]:
         return GanTraining(job, config["plan"], PairSet(config["location"]), rank, world).run()
 
     return work(job, job.out, run)
@@ -92,7 +92,7 @@ class GanTraining(TrainLoop[FitBatch]):
         if epoch_ends and self.rank == 0:
             self._picture()
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, object]:
         measured = self._diversity()
         self.generator.save(self.out / "checkpoint-final", self._card(measured))
         return {
@@ -102,7 +102,7 @@ class GanTraining(TrainLoop[FitBatch]):
             "training_seconds": round(self.seconds, 1),
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {"fit": self.fit.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.records.plan import FINGERPRINT
@@ -19,6 +19,9 @@ from rayjobs.training.run_files import HISTORY, STOPPED, SUMMARY, forget, rescue
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import innermost, ray_session
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
 
 def claimed(out: Path, plan: TrainingPlan) -> bool:
@@ -35,10 +38,10 @@ def train(
     job: TrainingSettings,
     out: Path,
     plan: TrainingPlan,
-    worker: Callable[[dict[str, Any]], dict[str, Any]],
-    config: Mapping[str, Any],
+    worker: Callable[[dict[str, Any]], Mapping[str, object]],
+    config: Mapping[str, object],
     title: str,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence["UserCallback"] = (),
 ) -> dict[str, Any]:
     """Train, or go on training; returns the summary, whose file marks the run as complete. Raises UserError or RunFailed.
 
@@ -68,11 +71,11 @@ def train(
 def run_workers(
     job: TrainingSettings,
     out: Path,
-    worker: Callable[[dict[str, Any]], dict[str, Any]],
-    config: dict[str, Any],
+    worker: Callable[[dict[str, Any]], Mapping[str, object]],
+    config: Mapping[str, object],
     title: str,
     updates: int,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence["UserCallback"] = (),
 ) -> dict[str, Any]:
     """Run workers under Ray Train, which restarts them after a failure, from the last resumable state; rank 0's summary.
 

@@ -93,7 +93,7 @@ class TrainLoop(ABC, Generic[Batch]):
         """Whatever is due now, such as pictures, a validation, model folders; before the resumable state is saved."""
 
     @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The subclass's part of the resumable state. Every worker calls this, rank 0 saves."""
 
     @abstractmethod
@@ -101,17 +101,17 @@ class TrainLoop(ABC, Generic[Batch]):
         """The inverse; every worker gives the whole state."""
 
     @abstractmethod
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, object]:
         """What is left to do after the last update; returns the subclass's part of the summary. Rank 0 alone calls this."""
 
     def before_first_update(self) -> None:  # most runs need nothing
         """What this start needs after resuming, before its first update."""
 
-    def reported(self) -> dict[str, Any]:
+    def reported(self) -> dict[str, object]:
         """What Ray Train's callbacks hear with a state, besides the update and the epoch."""
         return {}
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> dict[str, object]:
         """All updates that are left. Returns the summary on rank 0, nothing elsewhere. Raises UserError or RunFailed."""
         if self._saved is not None:
             self._resume(self._saved)
@@ -235,7 +235,7 @@ class TrainLoop(ABC, Generic[Batch]):
         self.load_state_dict(state)
 
 
-def work(settings: TrainingSettings, out: Path, run: Callable[[int, int], dict[str, Any]]) -> dict[str, Any]:
+def work(settings: TrainingSettings, out: Path, run: Callable[[int, int], dict[str, object]]) -> dict[str, object]:
     """What a worker does: `run` with its rank and the number of workers.
 
     Returns the summary's numbers, or `error` where trying again is of no use: Ray Train would start the workers again after

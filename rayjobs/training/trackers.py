@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from ortho_core.errors import UserError, install
 from ortho_core.marks import conduct
+from ortho_core.records.plan import Settings
 from ortho_core.storage.location import Place
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Trackers:
     """Every tracker that was asked for, as one. Nothing here raises or waits for a server, until `close`."""
 
     def __init__(
-        self, settings: TrackerSettings, out: Path, name: str, config: dict[str, Any], run_id: str, resumed_at: int
+        self, settings: TrackerSettings, out: Path, name: str, config: Settings, run_id: str, resumed_at: int
     ) -> None:
         """`run_id` identifies the run (16 hex digits): with the same one again, MLflow and W&B go on in the same run.
 
@@ -110,7 +111,7 @@ class Trackers:
         if (project := settings.wandb) is not None:
             self._add("Weights & Biases", lambda: _WandB(project, out, name, config, run_id))
 
-    def _add(self, label: str, start: Callable[[], Any]) -> None:
+    def _add(self, label: str, start: Callable[[], "_Tracker"]) -> None:
         self._lanes.append(_Lane(label, start, self.warnings))
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
@@ -145,27 +146,35 @@ class Trackers:
         self._close(kind is None)
 
 
+class _Tracker(Protocol):
+    def log(self, update: int, figures: dict[str, float]) -> None: ...
+
+    def image(self, update: int, name: str, pixels: np.ndarray) -> None: ...
+
+    def close(self, finished: bool) -> None: ...
+
+
 class _Lane:
     """One tracker, on a thread of its own."""
 
-    def __init__(self, label: str, start: Callable[[], Any], warnings: list[str]) -> None:
+    def __init__(self, label: str, start: Callable[[], "_Tracker"], warnings: list[str]) -> None:
         self.label, self.warnings = label, warnings
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=label)
-        self.tracker: Any = None
+        self.tracker: _Tracker | None = None
         #: What the tracker has failed at.
         self.lost: set[str] = set()
         self.thread.submit(self._start, start)
 
-    def put(self, verb: str, *values: Any) -> None:
+    def put(self, verb: str, *values: object) -> None:
         self.thread.submit(self._do, verb, values)
 
-    def _start(self, start: Callable[[], Any]) -> None:
+    def _start(self, start: Callable[[], "_Tracker"]) -> None:
         try:
             self.tracker = start()
         except Exception as error:
             self._warn(error, "it is left out of this run")
 
-    def _do(self, verb: str, values: tuple[Any, ...]) -> None:
+    def _do(self, verb: str, values: tuple[object, ...]) -> None:
         if self.tracker is None or verb in self.lost:
             return
         try:
@@ -183,7 +192,7 @@ class _Lane:
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path, config: dict[str, Any], resumed_at: int) -> None:
+    def __init__(self, folder: Path, config: Settings, resumed_at: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         first = not any(folder.glob("events.*"))
@@ -208,7 +217,7 @@ class _TensorBoard:
 class _MLflow:
     """A run is found again by its tag. MLflow keeps every point it is sent, so what it has is not sent again."""
 
-    def __init__(self, uri: str, name: str, config: dict[str, Any], run_id: str) -> None:
+    def __init__(self, uri: str, name: str, config: Settings, run_id: str) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
@@ -268,7 +277,7 @@ class _MLflow:
 class _WandB:
     """W&B ignores points before the last step that it has of a run, so a resumed run's are not doubled either."""
 
-    def __init__(self, project: str, out: Path, name: str, config: dict[str, Any], run_id: str) -> None:
+    def __init__(self, project: str, out: Path, name: str, config: Settings, run_id: str) -> None:
         import wandb
 
         self.picture = wandb.Image
@@ -305,7 +314,7 @@ def _mlflow_key(name: str) -> str:
     return re.sub(r"[^\w\-. /:]", "_", name, flags=re.ASCII)[:LONGEST_KEY]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every leaf of a nested configuration as MLflow takes it: dotted name, text."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:

@@ -4,8 +4,9 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, TextIO
+from typing import TextIO
 
 from ortho_core import __version__
 
@@ -62,5 +63,5 @@ def versions() -> dict[str, str]:
     return {"ortho": __version__, **{name: version(name) for name in names}, **here}
 
 
-def summary_json(content: dict[str, Any]) -> str:
+def summary_json(content: Mapping[str, object]) -> str:
     return json.dumps({**content, "versions": versions()}, indent=1) + "\n"

@@ -8,7 +8,7 @@ whatever names follow it: `--sweep.train.lr 1e-4,1e-3`. `~` and `$VARIABLES` in 
 import argparse
 import difflib
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -123,11 +123,11 @@ def config_file(given: str) -> Path:
         raise UserError(f"--config: {given!r} is not accepted: {error}") from error
 
 
-def _is(mark: type[Any], field: FieldInfo) -> bool:
+def _is(mark: type, field: FieldInfo) -> bool:
     return any(isinstance(each, mark) for each in field.metadata)
 
 
-def _args(field: FieldInfo) -> tuple[Any, ...]:
+def _args(field: FieldInfo) -> tuple[object, ...]:
     return typing.get_args(field.annotation)
 
 
@@ -185,7 +185,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return _underscore(content)
 
 
-def _underscore(mapping: dict[Any, Any]) -> dict[str, Any]:
+def _underscore(mapping: Mapping[object, object]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in mapping.items():
         value = _underscore(value) if isinstance(value, dict) else value
@@ -193,7 +193,7 @@ def _underscore(mapping: dict[Any, Any]) -> dict[str, Any]:
     return result
 
 
-def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+def _put(values: dict[str, Any], path: list[str], value: object) -> None:
     for part in path[:-1]:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):

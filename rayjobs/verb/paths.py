@@ -61,7 +61,7 @@ def relative_paths(job: BaseModel) -> list[tuple[str, Path]]:
             if isinstance(value, BaseModel):
                 look(value, f"{option}.")
             elif value != field.get_default(call_default_factory=True):
-                places: list[Any] = []
+                places: list[str | Path] = []
                 changed(field.annotation, field.metadata, value, places.append)
                 found.extend((option, Path(place)) for place in places if _is_relative(str(place)))
 
@@ -79,7 +79,7 @@ def _with_places(model: M, change: Callable[[Any], Any]) -> M:
     return model.model_copy(update=values)
 
 
-def changed(kind: Any, metadata: typing.Sequence[Any], value: Any, change: Callable[[Any], Any]) -> Any:
+def changed(kind: object, metadata: typing.Sequence[object], value: Any, change: Callable[[Any], Any]) -> Any:
     """`value`, of an option of the type `kind`, with `change` applied to each place in it."""
     if isinstance(value, BaseModel):
         return _with_places(value, change)

@@ -1,7 +1,7 @@
 """Which verbs there are: one line for each. None of their modules is imported before it is run."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ class Verb:
     job: str
     help: str
 
-    def load(self) -> tuple[type[BaseModel], Callable[[Any], int], Callable[[Any], dict[str, Any]]]:
+    def load(self) -> tuple[type[BaseModel], Callable[[Any], int], Callable[[Any], Mapping[str, object]]]:
         module = importlib.import_module(self.module)
         return getattr(module, self.job), module.run, module.describe
 

@@ -3,8 +3,6 @@
 Axes: B images, c × Y × X, K classes, F features.
 """
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -22,7 +20,7 @@ class Discriminator(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         full, half, quarter = WIDTHS
-        layers: list[Any] = [
+        layers: list[nn.Module] = [
             nn.Conv2d(image_shape[0], full, 3, padding=1),
             nn.Conv2d(full, half, 4, stride=2, padding=1),
             nn.Conv2d(half, half, 3, padding=1),

@@ -5,7 +5,6 @@ Axes: K classes, S images of each, c × Y × X.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ class Diversity:
         """The classes in which the generator ignores its noise."""
         return [name for name, part in self.by_class.items() if not part >= TOO_LITTLE]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         by_class = {name: round(part, 4) for name, part in self.by_class.items()}
         return {"of_the_data's": round(self.mean, 4), "by_class": by_class, "ignores_noise_in": self.too_little}
 

@@ -86,7 +86,7 @@ class Fit(Protocol):
         """Change the weights; the terms are means over this worker's images."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, object]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -125,7 +125,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {k: getattr(self, k).state_dict() for k in ("network", "optimizer", "schedule")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ class NearestFit:
         chosen = torch.cdist(batch.images.flatten(2), made.reshape(G, J, -1)).argmin(2)
         return batch.noise[torch.arange(G, device=chosen.device)[:, None], chosen]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return self.learner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ class AdversarialFit:
         D.network.requires_grad_(True)
         return torch.stack([loss.detach(), told.detach()])
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {"generator": self.generator.state_dict(), "discriminator": self.discriminator.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
