@@ -39,7 +39,7 @@ SHA256, GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 class Meter(Protocol):
     """What huggingface_hub takes in place of tqdm."""
 
-    def __call__(self, **about: Any) -> Any: ...
+    def __call__(self, **about: object) -> object: ...
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -61,7 +62,7 @@ class PoolActor:
         """`place` are the arguments of `RayActor`."""
         self.worker = PoolWorker(search, ledger, RayActor(**place))
 
-    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
         work = Work.of_row({name: value for name, (value,) in batch.items()})
         return {name: [value] for name, value in self.worker.work(work).to_row().items()}
 

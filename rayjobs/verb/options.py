@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -171,7 +171,7 @@ def _cut(argv: list[str], fields: dict[str, FieldInfo]) -> tuple[list[str], list
     return argv[:at], argv[at:]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, object]:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -185,23 +185,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return _underscore(content)
 
 
-def _underscore(mapping: Mapping[object, object]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _underscore(mapping: Mapping[object, object]) -> dict[str, object]:
+    result: dict[str, object] = {}
     for key, value in mapping.items():
         value = _underscore(value) if isinstance(value, dict) else value
         _put(result, str(key).replace("-", "_").split("."), value)
     return result
 
 
-def _put(values: dict[str, Any], path: list[str], value: object) -> None:
+def _put(values: dict[str, object], path: list[str], value: object) -> None:
     for part in path[:-1]:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
             raise UserError(f"{part} is {inner!r}; accepted: a group of options")
         values = inner
-    if isinstance(value, dict) and isinstance(values.get(path[-1]), dict):
+    before = values.get(path[-1])
+    if isinstance(value, dict) and isinstance(before, dict):
         for key, inner in value.items():
-            _put(values[path[-1]], [key], inner)
+            _put(before, [key], inner)
     else:
         values[path[-1]] = value
 

@@ -73,13 +73,13 @@ def _is_relative(place: str) -> bool:
     return "://" not in place and not place.startswith(("/", "~")) and not VARIABLE.match(place)
 
 
-def _with_places(model: M, change: Callable[[Any], Any]) -> M:
+def _with_places(model: M, change: Callable[[Any], object]) -> M:
     fields = type(model).model_fields
     values = {name: changed(f.annotation, f.metadata, getattr(model, name), change) for name, f in fields.items()}
     return model.model_copy(update=values)
 
 
-def changed(kind: object, metadata: typing.Sequence[object], value: Any, change: Callable[[Any], Any]) -> Any:
+def changed(kind: object, metadata: typing.Sequence[object], value: Any, change: Callable[[Any], object]) -> Any:
     """`value`, of an option of the type `kind`, with `change` applied to each place in it."""
     if isinstance(value, BaseModel):
         return _with_places(value, change)
