@@ -62,5 +62,7 @@ class Conclusion(TypedDict):
 
 
 class SweepSummary(Conclusion):
+    """`sweep_summary.json`, which also has the versions of packages."""
+
     seconds_this_run: float
     config: dict[str, JsonValue]

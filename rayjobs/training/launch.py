@@ -72,7 +72,7 @@ def run_workers(
     job: TrainingSettings,
     out: Path,
     worker: Callable[[dict[str, Any]], Mapping[str, object]],
-    config: Mapping[str, object],
+    config: dict[str, object],
     title: str,
     updates: int,
     callbacks: Sequence["UserCallback"] = (),

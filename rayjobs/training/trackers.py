@@ -147,6 +147,8 @@ class Trackers:
 
 
 class _Tracker(Protocol):
+    """A client, called on the thread of its lane."""
+
     def log(self, update: int, figures: dict[str, float]) -> None: ...
 
     def image(self, update: int, name: str, pixels: np.ndarray) -> None: ...
