@@ -27,7 +27,7 @@ class Place:
             lambda given, info: self.read(given, info.context), handler(source)
         )
 
-    def read(self, given: object, context: Mapping[str, Callable[[str], str]] | None) -> Any:
+    def read(self, given: object, context: Mapping[str, Callable[[str], str] | None] | None) -> Any:
         """What an option was given, as a place. Raises PydanticCustomError if it is blank, and what `expand` raises."""
         if not self.is_place(given):
             return given
