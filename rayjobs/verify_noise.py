@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -52,17 +53,17 @@ def run(job: VerifyNoiseJob) -> int:
         noise = seeded_normal([noise_seed(job.seed, "verify", start + i) for i in range(count)], shape)
         base.append(noise)
         rotated.append(random_rotation(noise, job.patch_size, stream).float())
-    result: dict[str, Any] = {}
+    result = {}
     passed = True
     for name, maps in (("base", torch.cat(base)), ("rotated", torch.cat(rotated))):
-        statistics = result[name] = plot_statistics(maps, job.patch_size, f"{name} noise", job.out / f"{name}.png")
-        for test in ("marginal", "patch_norm"):
+        statistics = plot_statistics(maps, job.patch_size, f"{name} noise", job.out / f"{name}.png")
+        for title, test in (("marginal", statistics.marginal), ("patch_norm", statistics.patch_norm)):
             # One true sample in twenty exceeds its 95 % quantile; twice the quantile, hardly any.
-            sound = statistics[test]["ks"] < 2 * statistics[test]["null_95"]
+            sound = test.departure < 2
             passed &= sound
-            distance = f"KS distance {statistics[test]['ks']:.5f}, 95 % of true samples under {statistics[test]['null_95']:.5f}"
-            say(f"{name:8} {test:11} {distance}: {'Gaussian' if sound else 'NOT Gaussian'}")
-        result[name]["departures"] = departures(statistics)
+            distance = f"KS distance {test.ks:.5f}, 95 % of true samples under {test.null_95:.5f}"
+            say(f"{name:8} {title:11} {distance}: {'Gaussian' if sound else 'NOT Gaussian'}")
+        result[name] = {**asdict(statistics), "departures": departures(statistics)}
         say(f"{name:8} {verdict(statistics)}")
     replace_text(job.out / "verify_noise.json", json.dumps(result, indent=1) + "\n")
     return 0 if passed else 1

@@ -8,7 +8,7 @@ Axes: n training rows, B held-out rows, C × H × W noise maps, m = C·H·W numb
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,7 @@ def kids(lab: Laboratory, seed: int, models: Mapping[str, tuple[Path, Path]]) ->
         made = Assignments(assignments)
         assigned = made.noise(range(len(made)), generator.latent_shape)
         found[name] = {
-            law: statistics.kid(features_at(generator, judge, prompts, noise), wanted, weights)
+            law: asdict(statistics.kid(features_at(generator, judge, prompts, noise), wanted, weights))
             for law, noise in laws(plain, assigned, seed).items()
         }
         found[name]["departures"] = departures(noise_statistics(assigned, made.patch_size))

@@ -1,19 +1,36 @@
-"""The figures that models are judged by: their names in files, their titles, which way is better, what they mean.
+"""The figures that models are judged by: their names in files, their titles, which way is better, what they mean."""
 
-A figure is `{"value", "low", "high", "count"}`: the value, the ends of its 95 % bootstrap interval, and how many samples it
-is of.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 #: Before the name of a reward, in the name of its figure.
 REWARD = "reward_"
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A figure of `count` samples, with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        """As a table on a terminal shows it, `0.191 [0.185, 0.197]`."""
+        return f"{self.value:.4g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+#: The figures of one model by their names, and of several models by theirs.
+Figures = Mapping[str, Estimate]
+Metrics = Mapping[str, Figures]
+
+
+@dataclass(frozen=True)
 class Metric:
+    """What a figure measures."""
+
     title: str
     better: Literal["lower", "higher", "neither"]
     about: str
@@ -56,18 +73,12 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def known_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The names of the figures that any of the models (name → figures) has, in the order of tables."""
-    found = {name for figures in metrics.values() for name in figures}
-    return [name for name in METRICS if name in found] + sorted(name for name in found if name.startswith(REWARD))
+def known_metrics(metrics: Mapping[str, Collection[str]]) -> list[str]:
+    """The names of the figures that any of the models has, in the order of tables."""
+    names = {name for figures in metrics.values() for name in figures}
+    return [name for name in METRICS if name in names] + sorted(name for name in names if name.startswith(REWARD))
 
 
-def number(figure: Mapping[str, Any]) -> float:
-    return float(figure["value"])
-
-
-def cell(figure: Mapping[str, Any] | None) -> str:
-    """A figure as a table shows it, `0.191 [0.185, 0.197]`."""
-    if figure is None:
-        return "–"
-    return f"{figure['value']:.4g} [{figure['low']:.3g}, {figure['high']:.3g}]"
+def cell(figures: Figures, name: str) -> str:
+    """A figure as a table on a terminal shows it, or a dash where it was not measured."""
+    return str(figures[name]) if name in figures else "–"

@@ -1,7 +1,7 @@
 """From the figures and features of rows to numbers with 95 % intervals, by resampling the rows.
 
 A resample draws n of the n rows with replacement; here it is n weights, how often each row was drawn. A row brings both of its
-images along, the model's and the target, since both hang on its prompt. The same resamples serve every figure and model.
+images along, the model's and the target, since both depend on its prompt. The same resamples serve every figure and model.
 
 Means, and ratios of means, take the middle 95 % of the resampled ones. A distance between two sets is not a mean: of a
 resample it is larger than of the rows, since a resample has fewer distinct ones. So only the spread is taken from the
@@ -13,22 +13,24 @@ Axes: n rows, D features, R resamples.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ortho_core.evaluation.metrics import Estimate
+
 #: k(a, b) of all pairs of two sets of features: (n, D), (m, D) to (n, m).
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 RESAMPLES = 500
-#: Resamples of the Fréchet distance, each as dear as the distance: at most, at least, and the arithmetic aimed at.
-FRECHET_RESAMPLES, FEWEST, WORK = 200, 20, 4e9
+#: Resamples of the Fréchet distance, each of which costs as much as the distance: at most, at least, and the arithmetic
+#: aimed at.
+FRECHET_RESAMPLES, FEWEST_RESAMPLES, WORK = 200, 20, 4e9
 #: How far the Fréchet distance's weights go to each resample.
 FRECHET_STEP = 0.1
-#: Rows below which no distance between sets is worth its name.
+#: Rows below which no distance between sets is measured.
 FEWEST_ROWS = 8
 #: Neighbours that make a row's ball in precision and recall.
 NEIGHBOURS = 3
@@ -48,20 +50,21 @@ def resamples(rows: int, seed: int, count: int = RESAMPLES) -> Float[np.ndarray,
     return draws.multinomial(rows, np.full(rows, 1 / rows), size=count).astype(np.float32)
 
 
-def figure(value: float, low: float, high: float, count: int) -> dict[str, Any]:
-    return {"value": float(value), "low": float(low), "high": float(high), "count": int(count)}
+def estimate(value: float, low: float, high: float, count: int) -> Estimate:
+    """From numbers of NumPy's, too."""
+    return Estimate(float(value), float(low), float(high), int(count))
 
 
-def mean_figure(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "R n"]) -> dict[str, Any]:
+def mean_figure(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "R n"]) -> Estimate:
     """The mean over rows."""
     values = values.astype(np.float64)
     low, high = np.quantile(weights @ values / len(values), [0.025, 0.975])
-    return figure(values.mean(), low, high, len(values))
+    return estimate(values.mean(), low, high, len(values))
 
 
 def ratio_figure(
     values: Float[np.ndarray, " n"], others: Float[np.ndarray, " n"], weights: Float[np.ndarray, "R n"]
-) -> dict[str, Any] | None:
+) -> Estimate | None:
     """The mean over rows of values over that of the others, none of which is below 0; None where these are all 0, or NaN.
 
     Resamples in which the others are all 0 have no ratio and are left out.
@@ -72,20 +75,20 @@ def ratio_figure(
     above, below = weights @ values, weights @ others
     there = below > 0
     low, high = np.quantile(above[there] / below[there], [0.025, 0.975])
-    return figure(values.sum() / others.sum(), low, high, len(values))
+    return estimate(values.sum() / others.sum(), low, high, len(values))
 
 
 def around(
     value: float, resampled: Float[np.ndarray, " R"], count: int, least: float = -np.inf, most: float = np.inf
-) -> dict[str, Any]:
+) -> Estimate:
     """The value with the spread of its resamples, which may lie elsewhere, around it; cut off at `least` and `most`."""
     reach = 1.96 * float(resampled.std(ddof=1))
-    return figure(value, max(value - reach, least), min(value + reach, most), count)
+    return estimate(value, max(value - reach, least), min(value + reach, most), count)
 
 
 def kid(
     fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
-) -> dict[str, Any]:
+) -> Estimate:
     """KID: MMD² with the kernel (x·y/D + 1)³, unbiased, so it may be below 0 (Bińkowski et al. 2018)."""
     from torch_fidelity.metric_kid import kernel_poly
 
@@ -94,7 +97,7 @@ def kid(
 
 def cmmd(
     fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
-) -> dict[str, Any]:
+) -> Estimate:
     """CMMD: 1000·MMD² of normalised CLIP embeddings, kernel exp(-|x - y|²/200); here the unbiased estimate."""
     from torch_fidelity.metric_kid import kernel_rbf
 
@@ -142,7 +145,7 @@ def resampled_mmd(
 
 def fid(
     fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
-) -> dict[str, Any]:
+) -> Estimate:
     """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) (Heusel et al. 2017), by torch-fidelity; of few rows it is too large."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
@@ -150,7 +153,7 @@ def fid(
     statistics = [fid_features_to_statistics(torch.from_numpy(features)) for features in (x, y)]
     value = max(float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]), 0.0)
     n, D = x.shape
-    most = int(np.clip(WORK / (2 * n * D * min(n, D)), FEWEST, FRECHET_RESAMPLES))
+    most = int(np.clip(WORK / (2 * n * D * min(n, D)), FEWEST_RESAMPLES, FRECHET_RESAMPLES))
     near = 1 + FRECHET_STEP * (weights[:most] - 1)
     return around(value, resampled_frechet(x, y, near) / FRECHET_STEP, len(x), least=0.0)
 
@@ -192,7 +195,7 @@ def resampled_frechet(
 
 def precision_recall(
     fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Estimate, Estimate]:
     """Share of the fakes within the balls around the reals that reach to their third neighbour, and the other way round
     (Kynkäänniemi et al. 2019), by torch-fidelity.
     """

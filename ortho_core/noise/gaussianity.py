@@ -9,8 +9,8 @@ Axes: B maps, N patches per map, d patch dimension, n = B·N patches in all.
 
 import json
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,24 +38,97 @@ def ks_distance(values: Float[Tensor, " n"], cdf: Float[Tensor, " n"]) -> float:
 
 
 #: Spatial shifts (rows, columns) whose autocorrelation is reported.
-LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 3), (3, 0))
+REPORTED_LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 3), (3, 0))
 
 
-def noise_statistics(noise: Float[Tensor, "B C H W"], patch_size: int) -> dict[str, Any]:
-    """Statistics of the maps' patches, each with what N(0, I) would give, as JSON-ready numbers.
+@dataclass(frozen=True)
+class KsTest:
+    """A Kolmogorov-Smirnov distance, and the quantile that 95 % of true samples stay below."""
 
-    - `dimension_mean`, `dimension_variance`: of each of the d entries of a patch, over all patches.
-    - `marginal`: KS distance of all entries to N(0, 1) and its 95 % null quantile.
-    - `patch_norm`: KS distance of the squared norms to chi²(d), likewise.
-    - `covariance`: eigenvalues of the patches' covariance, and Marchenko-Pastur's range (1 ± √(d/n))².
-    - `autocorrelation`: correlation of latent pixels some rows and columns apart, within a channel.
-    - `cross_patch`: correlation of an entry with the same entry of the next patch.
-    - `position`: √B times the mean over maps at each position of the map, squared and averaged. 1 for independent maps;
-      more where the maps of a pooled set lean the same way.
-    - `per_map`: mean square of a map (1 for Gaussian maps), and the share of maps whose own marginal exceeds its null.
+    ks: float
+    null_95: float
 
-    Correlations and means come with their null standard deviation.
+    @property
+    def departure(self) -> float:
+        """In 95 % quantiles."""
+        return self.ks / self.null_95
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A mean product, which is 0 under N(0, I), and its null standard deviation."""
+
+    correlation: float
+    null_std: float
+
+    @property
+    def departure(self) -> float:
+        """In null standard deviations."""
+        return abs(self.correlation) / self.null_std
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """Eigenvalues of the patches' covariance, and Marchenko-Pastur's range (1 ± √(d/n))²."""
+
+    eigenvalues: list[float]
+    marchenko_pastur: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Position:
+    """√B times the mean over maps at each position of the map, squared and averaged.
+
+    1 for independent maps; more where the maps of a pooled set have the same sign at a position.
     """
+
+    mean_square: float
+    null_std: float
+
+
+@dataclass(frozen=True)
+class PerMap:
+    """Mean squares of the maps (1 for Gaussian ones), and the share of maps whose own marginal exceeds its null."""
+
+    mean_square: float
+    lowest: float
+    highest: float
+    null_std: float
+    marginal_over_null_95: float
+
+
+@dataclass(frozen=True)
+class NoiseStatistics:
+    """Statistics of the maps' patches, each with what N(0, I) would give; means come with their null standard deviation."""
+
+    maps: int
+    patch_size: int
+    #: n and d.
+    patches: int
+    dimension: int
+    mean: float
+    mean_null_std: float
+    variance: float
+    variance_null_std: float
+    #: Of each of the d entries of a patch, over all patches.
+    dimension_mean: list[float]
+    dimension_mean_null_std: float
+    dimension_variance: list[float]
+    dimension_variance_null_std: float
+    #: All entries against N(0, 1), and the squared norms of the patches against chi²(d).
+    marginal: KsTest
+    patch_norm: KsTest
+    covariance: Covariance
+    #: Of latent pixels some `rows,columns` apart, within a channel.
+    autocorrelation: dict[str, Correlation]
+    #: Of an entry with the same entry of the next patch.
+    cross_patch: Correlation
+    position: Position
+    per_map: PerMap
+
+
+def noise_statistics(noise: Float[Tensor, "B C H W"], patch_size: int) -> NoiseStatistics:
+    """Measure noise maps of any device and type, in float64."""
     noise = noise.detach().double().cpu()
     B, C, H, W = noise.shape
     patches = patchify(noise, patch_size)
@@ -69,82 +142,75 @@ def noise_statistics(noise: Float[Tensor, "B C H W"], patch_size: int) -> dict[s
     edge = math.sqrt(d / n)
     variance = flat.var(0) if n > 1 else torch.zeros(d)
     cross = (patches[:, 1:] * patches[:, :-1]).mean() if N > 1 else torch.zeros(())
-    own = [_marginal(each.flatten()) for each in noise]
+    marginals = [_marginal(each.flatten()) for each in noise]
     power = noise.square().mean((1, 2, 3))
-    return {
-        "maps": B,
-        "patch_size": patch_size,
-        "patches": n,
-        "dimension": d,
-        "mean": float(noise.mean()),
-        "mean_null_std": 1 / math.sqrt(numbers),
-        "variance": float(noise.var()),
-        "variance_null_std": math.sqrt(2 / numbers),
-        "dimension_mean": [float(m) for m in flat.mean(0)],
-        "dimension_mean_null_std": 1 / math.sqrt(n),
-        "dimension_variance": [float(v) for v in variance],
-        "dimension_variance_null_std": math.sqrt(2 / n),
-        "marginal": _marginal(noise.flatten()),
-        "patch_norm": {"ks": ks_distance(squares, chi2), "null_95": KOLMOGOROV_95 / math.sqrt(n)},
-        "covariance": {
-            "eigenvalues": [float(e) for e in eigenvalues],
-            "marchenko_pastur": [max(0.0, 1 - edge) ** 2, (1 + edge) ** 2],
+    return NoiseStatistics(
+        maps=B,
+        patch_size=patch_size,
+        patches=n,
+        dimension=d,
+        mean=float(noise.mean()),
+        mean_null_std=1 / math.sqrt(numbers),
+        variance=float(noise.var()),
+        variance_null_std=math.sqrt(2 / numbers),
+        dimension_mean=[float(m) for m in flat.mean(0)],
+        dimension_mean_null_std=1 / math.sqrt(n),
+        dimension_variance=[float(v) for v in variance],
+        dimension_variance_null_std=math.sqrt(2 / n),
+        marginal=_marginal(noise.flatten()),
+        patch_norm=KsTest(ks_distance(squares, chi2), KOLMOGOROV_95 / math.sqrt(n)),
+        covariance=Covariance([float(e) for e in eigenvalues], (max(0.0, 1 - edge) ** 2, (1 + edge) ** 2)),
+        autocorrelation={
+            f"{dy},{dx}": _autocorrelation(noise, dy, dx) for dy, dx in REPORTED_LAGS if dy < H and abs(dx) < W
         },
-        "autocorrelation": {f"{dy},{dx}": _autocorrelation(noise, dy, dx) for dy, dx in LAGS if dy < H and abs(dx) < W},
-        "cross_patch": {"correlation": float(cross), "null_std": 1 / math.sqrt(B * max(N - 1, 1) * d)},
-        "position": {
-            "mean_square": float(B * noise.mean(0).square().mean()),
-            "null_std": math.sqrt(2 / (C * H * W)),
-        },
-        "per_map": {
-            "mean_square": float(power.mean()),
-            "lowest": float(power.min()),
-            "highest": float(power.max()),
-            "null_std": math.sqrt(2 / (C * H * W)),
-            "marginal_over_null_95": sum(m["ks"] > m["null_95"] for m in own) / B,
-        },
-    }
+        cross_patch=Correlation(float(cross), 1 / math.sqrt(B * max(N - 1, 1) * d)),
+        position=Position(float(B * noise.mean(0).square().mean()), math.sqrt(2 / (C * H * W))),
+        per_map=PerMap(
+            mean_square=float(power.mean()),
+            lowest=float(power.min()),
+            highest=float(power.max()),
+            null_std=math.sqrt(2 / (C * H * W)),
+            marginal_over_null_95=sum(test.ks > test.null_95 for test in marginals) / B,
+        ),
+    )
 
 
-def _marginal(entries: Float[Tensor, " n"]) -> dict[str, float]:
+def _marginal(entries: Float[Tensor, " n"]) -> KsTest:
     ordered = entries.sort().values
-    return {"ks": ks_distance(ordered, normal_cdf(ordered)), "null_95": KOLMOGOROV_95 / math.sqrt(len(entries))}
+    return KsTest(ks_distance(ordered, normal_cdf(ordered)), KOLMOGOROV_95 / math.sqrt(len(entries)))
 
 
-def _autocorrelation(noise: Float[Tensor, "B C H W"], dy: int, dx: int) -> dict[str, float]:
+def _autocorrelation(noise: Float[Tensor, "B C H W"], dy: int, dx: int) -> Correlation:
     product = lagged_product(noise, dy, dx)
-    return {"correlation": float(product.mean()), "null_std": 1 / math.sqrt(product.numel())}
+    return Correlation(float(product.mean()), 1 / math.sqrt(product.numel()))
 
 
-def departures(statistics: dict[str, Any]) -> dict[str, float]:
+def departures(statistics: NoiseStatistics) -> dict[str, float]:
     """How far each statistic is from N(0, I), in its null standard deviations (KS: in 95 % quantiles), largest first.
 
     Where several numbers are compared, it is the largest, whose own null is about √(2·log count) and not 1.
     """
     s = statistics
-    mean = max(abs(m) for m in s["dimension_mean"]) / s["dimension_mean_null_std"]
-    variance = max(abs(v - 1) for v in s["dimension_variance"]) / s["dimension_variance_null_std"]
-    found = {
-        "mean": abs(s["mean"]) / s["mean_null_std"],
-        "variance": abs(s["variance"] - 1) / s["variance_null_std"],
-        "mean of a patch entry": mean,
-        "variance of a patch entry": variance,
-        "marginal (KS)": s["marginal"]["ks"] / s["marginal"]["null_95"],
-        "patch norms (KS)": s["patch_norm"]["ks"] / s["patch_norm"]["null_95"],
-        "cross-patch correlation": abs(s["cross_patch"]["correlation"]) / s["cross_patch"]["null_std"],
-        "mean at a position of the map": abs(s["position"]["mean_square"] - 1) / s["position"]["null_std"],
-        "power of the maps": abs(s["per_map"]["mean_square"] - 1) / s["per_map"]["null_std"] * math.sqrt(s["maps"]),
+    distances = {
+        "mean": abs(s.mean) / s.mean_null_std,
+        "variance": abs(s.variance - 1) / s.variance_null_std,
+        "mean of a patch entry": max(abs(m) for m in s.dimension_mean) / s.dimension_mean_null_std,
+        "variance of a patch entry": max(abs(v - 1) for v in s.dimension_variance) / s.dimension_variance_null_std,
+        "marginal (KS)": s.marginal.departure,
+        "patch norms (KS)": s.patch_norm.departure,
+        "cross-patch correlation": s.cross_patch.departure,
+        "mean at a position of the map": abs(s.position.mean_square - 1) / s.position.null_std,
+        "power of the maps": abs(s.per_map.mean_square - 1) / s.per_map.null_std * math.sqrt(s.maps),
     }
-    if s["autocorrelation"]:
-        correlations = s["autocorrelation"].values()
-        found["spatial autocorrelation"] = max(abs(c["correlation"]) / c["null_std"] for c in correlations)
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    if s.autocorrelation:
+        distances["spatial autocorrelation"] = max(c.departure for c in s.autocorrelation.values())
+    return dict(sorted(distances.items(), key=lambda item: -item[1]))
 
 
-def verdict(statistics: dict[str, Any]) -> str:
+def verdict(statistics: NoiseStatistics) -> str:
     """One sentence: inside what N(0, I) gives, or by what it departs most."""
     far = {name: value for name, value in departures(statistics).items() if value > NOTABLE}
-    what = f"{statistics['maps']} maps"
+    what = f"{statistics.maps} maps"
     if not far:
         return f"{what}: no departure from N(0, I) beyond {NOTABLE:g} null standard deviations"
     worst = ", ".join(f"{name} by {value:.1f}" for name, value in list(far.items())[:3])
@@ -164,44 +230,43 @@ def random_rotation(noise: Float[Tensor, "B C H W"], patch_size: int, generator:
     return unpatchify(patchify(noise.double(), patch_size) @ Q.mT, patch_size, (C, H, W))
 
 
-def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str, path: Path) -> dict[str, Any]:
+def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str, path: Path) -> NoiseStatistics:
     """Draw the statistics against their theory, as a PNG; returns them."""
     from matplotlib.figure import Figure
 
     statistics = noise_statistics(noise, patch_size)
-    patches = patchify(noise.double().cpu(), patch_size).reshape(-1, statistics["dimension"])
-    d = statistics["dimension"]
+    patches = patchify(noise.double().cpu(), patch_size).reshape(-1, statistics.dimension)
+    d = statistics.dimension
     figure = Figure(figsize=(15, 6.6), layout="constrained")
     (marginal, norms, spectrum, position), (means, variances, correlations, power) = figure.subplots(2, 4)
     marginal.hist(patches.flatten().numpy(), bins=60, density=True, color=BARS)
     x = np.linspace(-4, 4, 200)
     marginal.plot(x, np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), color=NULL, label="N(0, 1)")
-    marginal.set(
-        title=f"entries, KS {statistics['marginal']['ks']:.4f} (95 %: {statistics['marginal']['null_95']:.4f})"
-    )
+    marginal.set(title=f"entries, KS {statistics.marginal.ks:.4f} (95 %: {statistics.marginal.null_95:.4f})")
     radius = patches.norm(dim=1).numpy()
     norms.hist(radius, bins=40, density=True, color=BARS)
     r = np.linspace(max(radius.min() * 0.9, 1e-6), radius.max() * 1.1, 200)
     log_density = (d - 1) * np.log(r) - r**2 / 2 - (d / 2 - 1) * math.log(2) - math.lgamma(d / 2)
     norms.plot(r, np.exp(log_density), color=NULL, label=f"chi({d})")
-    norms.set(
-        title=f"patch norms, KS {statistics['patch_norm']['ks']:.4f} (95 %: {statistics['patch_norm']['null_95']:.4f})"
-    )
-    low, high = statistics["covariance"]["marchenko_pastur"]
-    spectrum.plot(statistics["covariance"]["eigenvalues"], "o", ms=3, color=DOTS)
+    norms.set(title=f"patch norms, KS {statistics.patch_norm.ks:.4f} (95 %: {statistics.patch_norm.null_95:.4f})")
+    low, high = statistics.covariance.marchenko_pastur
+    spectrum.plot(statistics.covariance.eigenvalues, "o", ms=3, color=DOTS)
     spectrum.axhspan(low, high, color=NULL, alpha=0.15, label="Marchenko-Pastur range")
     spectrum.set(title="eigenvalues of the patch covariance")
-    for axes, name, centre in ((means, "mean", 0), (variances, "variance", 1)):
-        spread = 2 * statistics[f"dimension_{name}_null_std"]
-        axes.plot(statistics[f"dimension_{name}"], "o", ms=3, color=DOTS)
+    for axes, name, centre, values, null_std in (
+        (means, "mean", 0, statistics.dimension_mean, statistics.dimension_mean_null_std),
+        (variances, "variance", 1, statistics.dimension_variance, statistics.dimension_variance_null_std),
+    ):
+        spread = 2 * null_std
+        axes.plot(values, "o", ms=3, color=DOTS)
         axes.axhspan(centre - spread, centre + spread, color=NULL, alpha=0.15, label="two null standard deviations")
         axes.set(title=f"{name} of each patch entry")
-    rows = {f"lag {lag}": c for lag, c in statistics["autocorrelation"].items()}
-    rows["next patch"] = statistics["cross_patch"]
+    rows = {f"lag {lag}": c for lag, c in statistics.autocorrelation.items()}
+    rows["next patch"] = statistics.cross_patch
     correlations.errorbar(
         range(len(rows)),
-        [c["correlation"] for c in rows.values()],
-        yerr=[2 * c["null_std"] for c in rows.values()],
+        [c.correlation for c in rows.values()],
+        yerr=[2 * c.null_std for c in rows.values()],
         fmt="o",
         ms=3,
         color=DOTS,
@@ -212,13 +277,13 @@ def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str
     correlations.set_xticks(range(len(rows)), list(rows), rotation=60, fontsize=7)
     correlations.set(title="correlations")
     maps = noise.detach().double().cpu()
-    leaning = maps.mean(0).flatten() * math.sqrt(len(maps))
-    position.hist(leaning.numpy(), bins=40, density=True, color=BARS)
+    pooled = maps.mean(0).flatten() * math.sqrt(len(maps))
+    position.hist(pooled.numpy(), bins=40, density=True, color=BARS)
     position.plot(x, np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), color=NULL, label="N(0, 1)")
     position.set(title=f"√{len(maps)} · mean over maps, each position")
     each = maps.square().mean((1, 2, 3))
     power.hist(each.numpy(), bins=min(40, max(5, len(each) // 4)), density=True, color=BARS)
-    spread = statistics["per_map"]["null_std"]
+    spread = statistics.per_map.null_std
     around = 1 + spread * np.linspace(-4, 4, 200)
     density = np.exp(-(((around - 1) / spread) ** 2) / 2) / (spread * math.sqrt(2 * math.pi))
     power.plot(around, density, color=NULL, label="N(0, I), n large")
@@ -234,9 +299,9 @@ def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str
 BARS, DOTS, NULL = "#8fb8de", "#2c6fad", "#c0392b"
 
 
-def write_diagnostics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str, stem: Path) -> dict[str, Any]:
+def write_diagnostics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str, stem: Path) -> NoiseStatistics:
     """`stem`.json and `stem`.png; returns the statistics."""
     statistics = plot_statistics(noise, patch_size, title, stem.with_suffix(".png"))
-    content = {**statistics, "departures": departures(statistics), "verdict": verdict(statistics)}
+    content = {**asdict(statistics), "departures": departures(statistics), "verdict": verdict(statistics)}
     stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     return statistics

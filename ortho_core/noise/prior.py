@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 #: Spatial shifts whose autocorrelation is looked at; one half-plane, since a shift and its opposite say the same.
-LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
+WHITENESS_LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
 
 
 def lagged_product(noise: Float[Tensor, "B C H W"], dy: int, dx: int) -> Float[Tensor, "B C h w"]:
@@ -29,11 +29,11 @@ def norm_term(noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
 
 
 def whiteness_term(noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
-    """Mean square correlation over `LAGS` within a channel and between channels; about 1/(H·W) for white noise."""
+    """Mean square correlation over `WHITENESS_LAGS` within a channel and between channels; about 1/(H·W) for white noise."""
     B, C, H, W = noise.shape
     power = noise.square().mean((2, 3)).clamp_min(1e-12)
     squares = []
-    for dy, dx in LAGS:
+    for dy, dx in WHITENESS_LAGS:
         if dy < H and abs(dx) < W:
             squares.append((lagged_product(noise, dy, dx).mean((2, 3)) / power).square().mean(1))
     if C > 1:

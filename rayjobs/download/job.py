@@ -35,7 +35,7 @@ from rayjobs.download.catalog import (
     write_record,
 )
 from rayjobs.download.hub import INCOMPLETE, Hub
-from rayjobs.verb.console import Progress, say
+from rayjobs.verb.console import Progress, aligned, say
 
 MB = 1_000_000
 
@@ -301,10 +301,7 @@ def table(catalog: Catalog, names: Iterable[str], root: Path, older: Path) -> st
             )
         size = ("" if all(file.size is not None for file in entry.files) else "~") + amount(entry.bytes_about)
         rows.append((name, entry.title, size, f"{entry.license.id} ({entry.license.commercial})", where))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows
-    )
+    return aligned(rows)
 
 
 def amount(size: int) -> str:

@@ -1,12 +1,11 @@
 """The EM driver: `ortho em` alternates assigning noise (E-step) and fine-tuning on it (M-step), then shows what it gave."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -23,12 +22,29 @@ from rayjobs.em.config import EmJob
 from rayjobs.em.report import write_report
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.pool.run import SUMMARY as ASSIGN_SUMMARY
+from rayjobs.reports.summaries import (
+    EM_SUMMARY,
+    EVALUATION,
+    AssignSummary,
+    Cycle,
+    EmSummary,
+    Evaluation,
+    TrainSummary,
+    cycle_name,
+)
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainModels, TrainSettings, check_lora
+from rayjobs.training.run_files import SUMMARY as TRAIN_SUMMARY
 from rayjobs.training.trackers import check as check_trackers
-from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.console import say
 from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import ray_session
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
+J = TypeVar("J", bound=BaseModel)
 
 
 def check(job: EmJob, model: ModelFolder, rows: int) -> None:
@@ -81,7 +97,7 @@ def make_plan(job: EmJob, model: ModelFolder) -> EmPlan:
     )
 
 
-def describe(job: EmJob) -> dict[str, Any]:
+def describe(job: EmJob) -> dict[str, object]:
     """What a dry run prints."""
     plan = make_plan(job, ModelFolder.open(job.model))
     updates = job.train.epochs * (plan.rows // job.train.batch_size)
@@ -99,7 +115,7 @@ def describe(job: EmJob) -> dict[str, Any]:
 def run(
     job: EmJob,
     e_step: Callable[[AssignJob, ModelFolder], int] = assign.run,
-    watch: Callable[[int], Sequence[Any]] = lambda cycle: (),
+    watch: Callable[[int], Sequence["UserCallback"]] = lambda cycle: (),
     model: ModelFolder | None = None,
 ) -> int:
     """The EM algorithm. Every step resumes by itself and returns at once when done. Returns 0, or 3 with quarantine.
@@ -112,14 +128,14 @@ def run(
     first, place = model or ModelFolder.open(job.model), job.model
     model = first
     claim(job.work_dir, make_plan(job, first))
-    code, cycles, trained = 0, list[dict[str, Any]](), dict[str, ModelFolder]()
+    code, cycles, trained = 0, list[Cycle](), dict[str, ModelFolder]()
     with ray_session(), beside() as background:
         direct = None
         if job.validate_on_heldout:
             say("held-out pairs: the noise that the first model maps closest to each")
             e_step(cached(job, heldout_job(job), first), first)
         for cycle in range(1, job.cycles + 1):
-            folder = job.work_dir / f"cycle_{cycle:02d}"
+            folder = job.work_dir / cycle_name(cycle)
             say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {place} maps closest to each image")
             code = max(code, e_step(cached(job, assign_job(job, cycle, place), model), model))
             if cycle == 1 and job.baseline and room_beside(job):
@@ -130,7 +146,7 @@ def run(
             train.run(train_job(job, place, folder), watch(cycle), TrainModels(model, held))
             place = folder / "train" / "checkpoint-final"
             model = trained[folder.name] = ModelFolder.open(place)
-            cycles.append({"cycle": cycle, **step_summaries(folder)})
+            cycles.append(cycle_of(cycle, folder))
         if job.baseline:
             say(f"baseline: direct SFT on random noise, {job.train.epochs * job.cycles} epochs")
             if direct is None:
@@ -145,15 +161,15 @@ def run(
                 models["direct"] = ModelFolder.open(job.work_dir / "direct" / "train" / "checkpoint-final")
             models |= trained
             evaluate.run(judge_job(job, {name: one.path for name, one in models.items()}), models)
-            metrics = json.loads((job.work_dir / "evaluation" / "evaluation.json").read_text())["metrics"]
-    summary = {
-        "model": str(place),
-        "cycles": cycles,
-        "evaluation": metrics,
-        "seconds_this_run": round(time.monotonic() - started, 1),
-        "config": job.model_dump(mode="json"),
-    }
-    replace_text(job.work_dir / "em_summary.json", summary_json(summary))
+            metrics = Evaluation.read(job.work_dir / "evaluation" / EVALUATION).metrics
+    summary = EmSummary(
+        model=str(place),
+        cycles=cycles,
+        evaluation=metrics,
+        seconds_this_run=round(time.monotonic() - started, 1),
+        config=job.model_dump(mode="json"),
+    )
+    replace_text(job.work_dir / EM_SUMMARY, summary.text())
     write_report(job.work_dir)
     say(f"done: the fine-tuned model is {place}, the report {job.work_dir / 'report.html'}")
     return code
@@ -178,7 +194,7 @@ def room_beside(job: EmJob) -> bool:
 
 
 def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
-    folders = [job.work_dir / f"cycle_{n:02d}" / "assignments" for n in (cycle - 1, cycle)]
+    folders = [job.work_dir / cycle_name(n) / "assignments" for n in (cycle - 1, cycle)]
     before = folders[0] if job.warm_start and cycle > 1 else None
     return build(AssignJob, job.assign, job, pairs=job.pairs, model=model, out=folders[1], warm_start=before)
 
@@ -222,10 +238,9 @@ def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:
     )
 
 
-def train_settings(job: EmJob, own: dict[str, Any]) -> TrainSettings:
-    if job.validate_on_heldout:
-        own["validation"] = str(heldout_assignments(job))
-    return job.train.model_copy(update=own)
+def train_settings(job: EmJob, changes: Settings) -> TrainSettings:
+    watched: Settings = {"validation": str(heldout_assignments(job))} if job.validate_on_heldout else {}
+    return job.train.model_copy(update={**changes, **watched})
 
 
 def baseline_job(job: EmJob) -> TrainJob:
@@ -233,7 +248,7 @@ def baseline_job(job: EmJob) -> TrainJob:
     return build(
         TrainJob,
         train_settings(job, {"noise": "random", "center_noise": False, "epochs": job.train.epochs * job.cycles}),
-        assignments=job.work_dir / "cycle_01" / "assignments",
+        assignments=job.work_dir / cycle_name(1) / "assignments",
         model=job.model,
         pairs=job.pairs,
         out=job.work_dir / "direct" / "train",
@@ -252,17 +267,13 @@ def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:
     )
 
 
-def build(kind: type[Any], settings: BaseModel, pair_fields: PairFields | None = None, **own: Any) -> Any:
-    """A job of one verb from its settings, the fields of the pair set and what is its own."""
+def build(kind: type[J], settings: BaseModel, pair_fields: PairFields | None = None, **others: object) -> J:
+    """A job of one verb from its settings, the fields of the pair set and its other options."""
     named = pair_fields.pair_fields().model_dump() if pair_fields is not None else {}
-    return kind(**settings.model_dump(), **named, **own)
+    return kind.model_validate({**settings.model_dump(), **named, **others})
 
 
-def step_summaries(folder: Path) -> dict[str, Any]:
-    """What the two steps of one cycle said of themselves, without their configurations."""
-    e_step = json.loads((folder / "assignments" / "summary.json").read_text())
-    m_step = json.loads((folder / "train" / "train_summary.json").read_text())
-    for summary in (e_step, m_step):
-        summary.pop("config")
-        summary.pop("versions")
-    return {"assign": e_step, "train": m_step}
+def cycle_of(number: int, folder: Path) -> Cycle:
+    """The summaries of the two steps of a cycle."""
+    e_step = AssignSummary.read(folder / "assignments" / ASSIGN_SUMMARY)
+    return Cycle(cycle=number, assign=e_step, train=TrainSummary.read(folder / "train" / TRAIN_SUMMARY))

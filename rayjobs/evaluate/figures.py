@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ import torch
 
 from ortho_core.errors import RunFailed
 from ortho_core.evaluation import statistics
-from ortho_core.evaluation.metrics import REWARD, cell, known_metrics, metric
+from ortho_core.evaluation.metrics import REWARD, Estimate, Metrics, cell, known_metrics, metric
 from ortho_core.evaluation.rows import FIGURES
 from ortho_core.evaluation.samples import from_png, laplacian_energy, rms_distance
 from ortho_core.pairs.rows import Failure
@@ -28,6 +27,7 @@ from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
 from rayjobs.evaluate.plan import PARTS, EvaluationPlan
 from rayjobs.pool.ledger import Ledger
+from rayjobs.verb.console import aligned
 
 #: Rows whose pictures are shown.
 SHOWN = 64
@@ -108,13 +108,13 @@ def check_judged(parts: Parts, rows: int, quarantined: int) -> None:
         )
 
 
-def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, dict[str, Any]]:
+def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, dict[str, Estimate]]:
     """Each model's figures; writes `evaluation.parquet` on the way. `own_cmmd`: CMMD has features of its own."""
     base, weights = parts.models[0], statistics.resamples(parts.count, seed)
     kinds = ["features", "cmmd_features"] if own_cmmd else ["features"]
     sets = {of: [parts.matrix(base, f"{of}_{kind}") for kind in kinds] for of in ("target", "other")}
     energies = [energies_of(pictures(table["target"])) for table in parts.tables(base, ["target"])]
-    metrics: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, dict[str, Estimate]] = {}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         file, writer = Path(scratch) / "evaluation.parquet", None
         for model in parts.models:
@@ -127,14 +127,14 @@ def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, 
                     if pa.types.is_floating(table.schema.field(name).type):
                         columns.setdefault(name, []).append(table[name].to_numpy())
             values = {name: np.concatenate(chunks) for name, chunks in columns.items()}
-            found = {k: statistics.mean_figure(v, weights) for k, v in values.items() if not np.isnan(v).any()}
-            found |= fidelity([parts.matrix(model, kind) for kind in kinds], sets, weights)
+            figures = {k: statistics.mean_figure(v, weights) for k, v in values.items() if not np.isnan(v).any()}
+            figures |= fidelity([parts.matrix(model, kind) for kind in kinds], sets, weights)
             if sharpness := statistics.ratio_figure(values[SAMPLE_ENERGY], values[TARGET_ENERGY], weights):
-                found["sharpness"] = sharpness
+                figures["sharpness"] = sharpness
             if (spread := parts.spread(model)) is not None:
                 over = statistics.resamples(len(spread), seed)
-                found["diversity"] = statistics.mean_figure(np.array(spread), over)
-            metrics[model] = {name: found[name] for name in known_metrics({model: found})}
+                figures["diversity"] = statistics.mean_figure(np.array(spread), over)
+            metrics[model] = {name: figures[name] for name in known_metrics({model: figures})}
         stack.close()
         out.replace_file(file.name, file)
     return metrics
@@ -142,15 +142,15 @@ def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, 
 
 def fidelity(
     samples: list[np.ndarray], sets: Mapping[str, list[np.ndarray]], weights: np.ndarray
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Estimate]:
     """How far a model's samples are from the targets and from the base model's; features, then those of CMMD if others."""
-    found = {}
+    figures = {}
     for of, suffix in (("target", ""), ("other", "_base")):
-        found[f"kid{suffix}"] = statistics.kid(samples[0], sets[of][0], weights)
-        found[f"fid{suffix}"] = statistics.fid(samples[0], sets[of][0], weights)
-        found[f"cmmd{suffix}"] = statistics.cmmd(samples[-1], sets[of][-1], weights)
-    found["precision"], found["recall"] = statistics.precision_recall(samples[0], sets["target"][0], weights)
-    return found
+        figures[f"kid{suffix}"] = statistics.kid(samples[0], sets[of][0], weights)
+        figures[f"fid{suffix}"] = statistics.fid(samples[0], sets[of][0], weights)
+        figures[f"cmmd{suffix}"] = statistics.cmmd(samples[-1], sets[of][-1], weights)
+    figures["precision"], figures["recall"] = statistics.precision_recall(samples[0], sets["target"][0], weights)
+    return figures
 
 
 def pictures(column: pa.ChunkedArray) -> list[torch.Tensor]:
@@ -201,15 +201,10 @@ def draw(parts: Parts, out: Path) -> None:
             save_png(torch.stack([from_png(picture) for picture in pictures]), out / f"{names[name]}.png")
 
 
-def table_of(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+def table_of(metrics: Metrics) -> str:
     """The figures as an aligned text table, one line per figure and one column per model."""
     rows = [["", *metrics]]
     for name in known_metrics(metrics):
         about = metric(name)
-        rows.append([f"{about.title} {about.arrow}".rstrip(), *(cell(m.get(name)) for m in metrics.values())])
+        rows.append([f"{about.title} {about.arrow}".rstrip(), *(cell(figures, name) for figures in metrics.values())])
     return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows)

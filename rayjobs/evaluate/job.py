@@ -4,7 +4,6 @@ A pool of workers goes through the held-out rows once for each model; what comes
 made from these: `evaluation.json` and `.parquet`, the contact sheets in `pictures/`, and the table that is printed.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,7 +28,8 @@ from rayjobs.evaluate.worker import Judging, judge_models
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
 from rayjobs.pool.run import exit_code
-from rayjobs.verb.console import say, summary_json
+from rayjobs.reports.summaries import EVALUATION, Evaluation, FeatureSource, FeatureSources
+from rayjobs.verb.console import say
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, replace_text
 
@@ -119,7 +119,7 @@ def describe(job: EvaluateJob) -> dict[str, Any]:
         "evaluations": plan.rows * job.steps,
         # Two PNGs a row, the targets once; photographs take about two bytes a pixel.
         "bytes_to_write_at_most_about": (2 * plan.rows + plan.heldout_rows) * (3 * Y * X + 8192),
-        "writes": ["evaluation.json", "evaluation.parquet", "failures.jsonl", "pictures/", f"{PARTS}/"],
+        "writes": [EVALUATION, "evaluation.parquet", "failures.jsonl", "pictures/", f"{PARTS}/"],
         "out": str(job.out),
     }
 
@@ -142,11 +142,11 @@ def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> in
         with here.session():
             work_through(here, ledger, survey, tasks, Judging(here, models, plan, pairs))
         seconds = round(time.monotonic() - started, 2)
-    if survey.todo or not folder.exists("evaluation.json"):
+    if survey.todo or not folder.exists(EVALUATION):
         conclude(here, models[plan.base], ledger, seconds)
-    result = json.loads(folder.read("evaluation.json"))
-    say(table_of(result["metrics"]))
-    return exit_code(result["quarantined"])
+    evaluation = Evaluation.read(here.out / EVALUATION)
+    say(table_of(evaluation.metrics))
+    return exit_code(evaluation.quarantined)
 
 
 def conclude(job: EvaluateJob, base: ModelFolder, ledger: Ledger[EvaluationPlan], seconds: float | None) -> None:
@@ -159,22 +159,19 @@ def conclude(job: EvaluateJob, base: ModelFolder, ledger: Ledger[EvaluationPlan]
     draw(parts, job.out / "pictures")
     ledger.folder.sweep("part-")
     D = parts.matrix(plan.base, "features").shape[1]
-    cmmd = parts.matrix(plan.base, "cmmd_features").shape[1] if plan.own_cmmd else D
-    content = {
-        "base": plan.base,
-        "rows": parts.count,
-        "quarantined": quarantined,
-        "metrics": metrics,
-        "features": {
-            **plan.features.model_dump(),
-            "dimension": D,
-            "cmmd": {**plan.cmmd_features.model_dump(), "dimension": cmmd},
-        },
-        "rewards": plan.rewards,
-        "image_size": list(base.image_size),
-        "evaluations_per_image": job.steps,
-        "seconds_this_run": seconds,
-        "config": job.model_dump(mode="json"),
-    }
-    replace_text(job.out / "evaluation.json", summary_json(content))
+    cmmd_D = parts.matrix(plan.base, "cmmd_features").shape[1] if plan.own_cmmd else D
+    cmmd = FeatureSource(**plan.cmmd_features.model_dump(), dimension=cmmd_D)
+    evaluation = Evaluation(
+        base=plan.base,
+        rows=parts.count,
+        quarantined=quarantined,
+        metrics=metrics,
+        features=FeatureSources(**plan.features.model_dump(), dimension=D, cmmd=cmmd),
+        rewards=plan.rewards,
+        image_size=base.image_size,
+        evaluations_per_image=job.steps,
+        seconds_this_run=seconds,
+        config=job.model_dump(mode="json"),
+    )
+    replace_text(job.out / EVALUATION, evaluation.text())
     write_report(job.out)

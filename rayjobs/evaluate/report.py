@@ -12,17 +12,17 @@ from rayjobs.reports.models import (
     judges_table,
     leaders,
     picture_rows,
-    read_evaluation,
     trade_offs,
 )
 from rayjobs.reports.parts import cost_table, counted, provenance, rows_section
+from rayjobs.reports.summaries import EVALUATION, Evaluation
 from rayjobs.verb.plan import replace_text
 
 
 def write_report(folder: Path) -> None:
     """Write `report.html` into the folder that `ortho evaluate` filled: from evaluation.json, the table and the pictures."""
-    evaluation = read_evaluation(folder)
-    metrics, base, config = evaluation["metrics"], evaluation["base"], evaluation["config"]
+    evaluation = Evaluation.read(folder / EVALUATION)
+    metrics, base = evaluation.metrics, evaluation.base
     labels = {name: name for name in metrics}
     tuned = [name for name in metrics if name != base]
     if len(tuned) == 1:
@@ -36,7 +36,7 @@ def write_report(folder: Path) -> None:
     made: list[Block] = ["What judged:", judges_table(evaluation), "What it cost:", cost]
     account = judged(evaluation, open_store(folder))
     sections = [
-        Section("Pictures", picture_rows(folder, evaluation, labels)),
+        Section("Pictures", picture_rows(folder, evaluation, {name: folder / "pictures" / name for name in labels})),
         Section("Comparison", compared),
         rows_section([account], open_store(folder)),
         provenance("evaluate", evaluation, made),
@@ -44,8 +44,10 @@ def write_report(folder: Path) -> None:
     facts = [
         Fact(f"{len(metrics)}", f"models; base: {base}"),
         Fact(f"{account.used:,} + {account.quarantined:,}", "held-out pairs judged + quarantined"),
-        Fact(str(evaluation["evaluations_per_image"]), "evaluations of noise assignment per image"),
+        Fact(str(evaluation.evaluations_per_image), "evaluations of noise assignment per image"),
     ]
-    subtitle = f"{counted(len(metrics), 'model')} on {counted(account.used, 'held-out pair')} of {config['pairs']}"
+    subtitle = (
+        f"{counted(len(metrics), 'model')} on {counted(account.used, 'held-out pair')} of {evaluation.option('pairs')}"
+    )
     title = f"Evaluation of {tuned[0] if len(tuned) == 1 else base if not tuned else counted(len(tuned), 'model')}"
     replace_text(folder / "report.html", render(title, subtitle, sections, sentences, facts))

@@ -1,27 +1,25 @@
 """Parts of a report about models that were judged: pictures in rows, the table with intervals, fit against drift, sentences.
 
-`metrics` is that of `evaluation.json`, {model: {metric: {"value", "low", "high", "count"}}}; `labels` gives each model the
-name that the report calls it by, and the order; `base` is the model that the others started from.
+`labels` gives each model the name that the report calls it by, and the order; `base` is the model that the others started
+from.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
-from ortho_core.evaluation.metrics import REWARD, known_metrics, metric
+from ortho_core.evaluation.metrics import REWARD, Estimate, Figures, Metrics, known_metrics, metric
 from ortho_core.pictures import load_sheet
 from ortho_core.report.charts import COLOURS, Chart, Series
 from ortho_core.report.page import Cell, PictureRows, Table
 from ortho_core.storage.store import Store
 from rayjobs.reports.parts import Accounted, Phase, counted, listed, quarantine_reasons
-
-Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
+from rayjobs.reports.summaries import Evaluation
 
 #: Groups of the comparison, by what a metric is of; rewards go with the second.
-GROUPS = {
+METRIC_GROUPS = {
     "Closest image to each held-out target, at newly assigned noise": ("latent_mse", "psnr", "ssim", "lpips"),
     "Images at random noise, what a user of the model sees": (
         "kid",
@@ -38,27 +36,26 @@ GROUPS = {
 DISTANCES = ("kid", "cmmd", "fid")
 
 
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    return content
+def picture_rows(folder: Path, evaluation: Evaluation, stems: Mapping[str, Path]) -> list[PictureRows]:
+    """The images at random noise, and the closest ones, under the targets.
 
+    From the contact sheets that evaluations left: `folder` is that of the targets' evaluation, `stems` are paths of sheets by
+    the models' labels, without `-samples.png` and `-closest.png`.
+    """
+    prompts = first_prompts(folder / "evaluation.parquet", evaluation.base)
 
-def picture_rows(folder: Path, evaluation: Mapping[str, Any], labels: Mapping[str, str]) -> list[PictureRows]:
-    """The closest images, and those at random noise, under the targets; from the contact sheets in `folder`/pictures."""
-    size = (int(evaluation["image_size"][0]), int(evaluation["image_size"][1]))
-    shown = int(evaluation["rows"])
-    prompts = first_prompts(folder / "evaluation.parquet", str(evaluation["base"]))
-
-    def rows(kind: str) -> dict[str, Any]:
-        sheets = {"held-out target": "targets"} | {label: f"{name}-{kind}" for name, label in labels.items()}
-        return {label: load_sheet(folder / "pictures" / f"{stem}.png", size)[:shown] for label, stem in sheets.items()}
+    def rows(kind: str, caption: str) -> PictureRows:
+        sheets = {"held-out target": folder / "pictures" / "targets.png"}
+        sheets |= {label: stem.with_name(f"{stem.name}-{kind}.png") for label, stem in stems.items()}
+        images = {label: load_sheet(file, evaluation.image_size)[: evaluation.rows] for label, file in sheets.items()}
+        return PictureRows.of(images, caption, prompts)
 
     near = (
-        f"The closest image that each model can make to a held-out target, {evaluation['evaluations_per_image']} evaluations "
-        "of noise assignment per image."
+        f"The closest image that each model can make to a held-out target, {evaluation.evaluations_per_image} evaluations of "
+        "noise assignment per image."
     )
     fresh = "The same prompts at random noise, one noise per column and the same for each model."
-    return [PictureRows.of(rows("closest"), near, prompts), PictureRows.of(rows("samples"), fresh, prompts)]
+    return [rows("closest", near), rows("samples", fresh)]
 
 
 def first_prompts(table: Path, base: str, count: int = 16) -> list[str]:
@@ -74,25 +71,37 @@ def first_prompts(table: Path, base: str, count: int = 16) -> list[str]:
     return found[:count]
 
 
-def places(figures: Sequence[Mapping[str, float]]) -> int:
+def places(estimates: Sequence[Estimate]) -> int:
     """Decimals that show two digits of a typical interval's width."""
-    widths = [f["high"] - f["low"] for f in figures if f["high"] > f["low"]]
+    widths = [e.high - e.low for e in estimates if e.high > e.low]
     if not widths:
         return 3
     return max(0, min(6, 1 - math.floor(math.log10(median(widths)))))
 
 
-def words(figure: Mapping[str, float], decimals: int | None = None) -> str:
-    return f"{figure['value']:.{places([figure]) if decimals is None else decimals}f}"
+def words(estimate: Estimate, decimals: int | None = None) -> str:
+    return f"{estimate.value:.{places([estimate]) if decimals is None else decimals}f}"
 
 
-def interval(figure: Mapping[str, float], decimals: int) -> str:
-    return f"[{figure['low']:.{decimals}f}, {figure['high']:.{decimals}f}]"
+def interval(estimate: Estimate, decimals: int) -> str:
+    return f"[{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]"
 
 
-def clearly_better(a: Mapping[str, float], b: Mapping[str, float], better: str) -> bool:
+def estimate_cell(figures: Figures, name: str, decimals: int, mark: Literal["", "best", "tied"] = "") -> Cell | str:
+    """A figure and its interval, or a dash where it was not measured."""
+    if name not in figures:
+        return "–"
+    return Cell(words(figures[name], decimals), interval(figures[name], decimals), mark)
+
+
+def decimals_of(models: Sequence[Figures], names: Sequence[str]) -> dict[str, int]:
+    """Decimals of each figure in a table of several models."""
+    return {name: places([figures[name] for figures in models if name in figures]) for name in names}
+
+
+def clearly_better(a: Estimate, b: Estimate, better: str) -> bool:
     """Whether the interval of `a` is beyond that of `b`, on the better side."""
-    return a["high"] < b["low"] if better == "lower" else a["low"] > b["high"]
+    return a.high < b.low if better == "lower" else a.low > b.high
 
 
 def marks(metrics: Metrics, name: str, base: str) -> dict[str, Literal["best", "tied"]]:
@@ -101,7 +110,7 @@ def marks(metrics: Metrics, name: str, base: str) -> dict[str, Literal["best", "
     have = {m: figures[name] for m, figures in metrics.items() if m != base and name in figures}
     if better == "neither" or len(have) < 2:
         return {}
-    first = (min if better == "lower" else max)(have, key=lambda m: have[m]["value"])
+    first = (min if better == "lower" else max)(have, key=lambda m: have[m].value)
     tied = [m for m in have if m != first and not clearly_better(have[first], have[m], better)]
     return dict.fromkeys((first, *tied), "tied") if tied else {first: "best"}
 
@@ -110,8 +119,8 @@ def comparison(metrics: Metrics, base: str, labels: Mapping[str, str]) -> Table:
     """One row per metric, one column per model: value, interval, sample count, and which is best or tied."""
     names = known_metrics(metrics)
     rows: list[Sequence[Cell | str] | str] = []
-    grouped = {name for members in GROUPS.values() for name in members}
-    for group, members in GROUPS.items():
+    grouped = {name for members in METRIC_GROUPS.values() for name in members}
+    for group, members in METRIC_GROUPS.items():
         mine = [n for n in names if n in members]
         if "kid" in members:
             mine += [n for n in names if n not in grouped]
@@ -124,17 +133,18 @@ def comparison(metrics: Metrics, base: str, labels: Mapping[str, str]) -> Table:
 
 
 def comparison_row(metrics: Metrics, name: str, base: str, labels: Mapping[str, str]) -> list[Cell | str]:
-    about, marked = metric(name), marks(metrics, name, base)
-    figures = {m: metrics[m][name] for m in labels if name in metrics[m]}
-    decimals = places(list(figures.values()))
-    row: list[Cell | str] = [Cell(f"{about.title} {about.arrow}".strip(), about=about.about)]
-    for m in labels:
-        if m not in figures:
-            row.append("–")
-            continue
-        row.append(Cell(words(figures[m], decimals), interval(figures[m], decimals), marked.get(m, "")))
-    counts = sorted({int(f["count"]) for f in figures.values()})
-    return [*row, f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"]
+    marked = marks(metrics, name, base)
+    decimals = places([metrics[m][name] for m in labels if name in metrics[m]])
+    cells = [estimate_cell(metrics[m], name, decimals, marked.get(m, "")) for m in labels]
+    counts = sorted({metrics[m][name].count for m in labels if name in metrics[m]})
+    samples = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return [metric_cell(name), *cells, samples]
+
+
+def metric_cell(name: str) -> Cell:
+    """The head of a metric's row or column."""
+    about = metric(name)
+    return Cell(f"{about.title} {about.arrow}".strip(), about=about.about)
 
 
 def colours(labels: Mapping[str, str], base: str) -> dict[str, int]:
@@ -159,24 +169,43 @@ def trade_off(
     have = [m for m in labels if name in metrics[m] and (m == base or "drift" in metrics[m])]
     if len(have) < 2:
         return None
-    series, colour = [], colour or colours(labels, base)
-    for m in have:
-        x, y = metrics[m].get("drift", {"value": 0.0, "low": 0.0, "high": 0.0}), metrics[m][name]
-        ends = [(figure["low"], figure["high"]) for figure in (x, y)]
-        at = [x["value"]], [y["value"]]
-        series.append(Series(labels[m], *at, colour[m], True, False, x_interval=ends[:1], y_interval=ends[1:]))
+    colour = colour or colours(labels, base)
+    return drift_chart(name, [drift_points(labels[m], {labels[m]: metrics[m]}, name, colour[m]) for m in have])
+
+
+def drift_points(label: str, models: Metrics, name: str, colour: int, line: bool = False) -> Series:
+    """Points of a metric against drift with their intervals, one per model; a model without drift is the base."""
+    drift = [figures.get("drift", Estimate(0.0, 0.0, 0.0, 0)) for figures in models.values()]
+    values = [figures[name] for figures in models.values()]
+    title = metric(name).title
+    return Series(
+        label,
+        [e.value for e in drift],
+        [e.value for e in values],
+        colour,
+        points=True,
+        line=line,
+        x_interval=[(e.low, e.high) for e in drift],
+        y_interval=[(e.low, e.high) for e in values],
+        notes=[f"{m}: {title} {words(b)}, drift {words(a)}" for m, a, b in zip(models, drift, values, strict=True)],
+        names=list(models),
+    )
+
+
+def drift_chart(name: str, series: Sequence[Series], note: str = "") -> Chart:
+    """Such points of a metric, and what its axes mean; `note` is added to the caption."""
     where = {"lower": "Lower left is better.", "higher": "Upper left is better.", "neither": ""}[metric(name).better]
-    caption = f"{where} Bars are 95 % intervals.".strip()
+    caption = " ".join(filter(None, (where, "Bars are 95 % intervals.", note)))
     return Chart(f"{metric(name).title} against drift", "drift from the base model", series, caption, x_includes=[0.0])
 
 
-def changed(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+def changed(before: Estimate, after: Estimate) -> str:
     """`fell from 0.390 to 0.130`, or that the two are not told apart, where their intervals overlap."""
     decimals = places([before, after])
     a, b = words(before, decimals), words(after, decimals)
-    if before["low"] <= after["high"] and after["low"] <= before["high"]:
+    if before.low <= after.high and after.low <= before.high:
         return f"is {b}, not told apart from the base model's {a}"
-    return f"{'fell' if after['value'] < before['value'] else 'rose'} from {a} to {b}"
+    return f"{'fell' if after.value < before.value else 'rose'} from {a} to {b}"
 
 
 def worse(metrics: Metrics, model: str, than: str) -> list[str]:
@@ -201,9 +230,9 @@ def findings(
     before, after = metrics[base], metrics[model]
     near = [m for m in ("latent_mse",) if m in before and m in after]
     far = [m for m in DISTANCES if m in before and m in after][:1]
-    told = {"latent_mse": "held-out latent MSE at newly assigned noise"}
+    titles = {"latent_mse": "held-out latent MSE at newly assigned noise"}
     for name in near + far:
-        what = told.get(name, f"{metric(name).title} of images at random noise to the held-out targets")
+        what = titles.get(name, f"{metric(name).title} of images at random noise to the held-out targets")
         others = [f"{labels[r]} reached {words(metrics[r][name])}" for r in rivals if name in metrics[r]]
         opening = "The" if sentences else f"{start} the"
         sentences.append("; ".join([f"{opening} {what} {changed(before[name], after[name])}", *others]) + ".")
@@ -237,7 +266,7 @@ def leaders(metrics: Metrics, base: str, labels: Mapping[str, str]) -> list[str]
         marked = marks(metrics, name, base)
         if not marked:
             continue
-        first = sorted(marked, key=lambda m: metrics[m][name]["value"], reverse=metric(name).better == "higher")
+        first = sorted(marked, key=lambda m: metrics[m][name].value, reverse=metric(name).better == "higher")
         decimals = places([figures[name] for figures in metrics.values() if name in figures])
         who = listed([f"{labels[m]} ({words(metrics[m][name], decimals)})" for m in first])
         tied = ", tied" if len(first) > 1 else ""
@@ -252,25 +281,24 @@ def leaders(metrics: Metrics, base: str, labels: Mapping[str, str]) -> list[str]
     return sentences
 
 
-def judged(evaluation: Mapping[str, Any], folder: Store) -> Accounted:
+def judged(evaluation: Evaluation, folder: Store) -> Accounted:
     """The held-out rows that an evaluation looked at, and why some were not judged, from `failures.jsonl`."""
-    rows, quarantined = evaluation["rows"], evaluation["quarantined"]
+    rows, quarantined = evaluation.rows, evaluation.quarantined
     reasons = quarantine_reasons(folder) if quarantined else {}
     return Accounted("evaluation, held-out pairs", rows + quarantined, rows, reasons)
 
 
-def evaluation_phase(evaluation: Mapping[str, Any]) -> Phase:
-    models = len(evaluation["metrics"])
-    work = evaluation["rows"] * evaluation["evaluations_per_image"] * models
-    said = f"{work:,} evaluations, {counted(models, 'model')}"
-    return Phase.on(evaluation["config"], "evaluation", said, evaluation.get("seconds_this_run"), "")
+def evaluation_phase(evaluation: Evaluation) -> Phase:
+    said = f"{evaluation.evaluations:,} evaluations, {counted(len(evaluation.metrics), 'model')}"
+    return Phase.on(evaluation.config, "evaluation", said, evaluation.seconds_this_run, "")
 
 
-def judges_table(evaluation: Mapping[str, Any]) -> Table:
+def judges_table(evaluation: Evaluation) -> Table:
     """The feature extractors and rewards that judged, with the fingerprints of their weights."""
-    features = evaluation["features"]
-    rows = []
-    for what, about in (("KID, FID, precision, recall", features), ("CMMD", features["cmmd"])):
-        rows.append([what, f"{Path(about['name']).name}, {about['dimension']} dimensions", about["fingerprint"]])
-    rows += [[metric(REWARD + name).title, name, weights] for name, weights in evaluation["rewards"].items()]
+    features = evaluation.features
+    rows = [
+        [what, f"{Path(source.name).name}, {source.dimension} dimensions", source.fingerprint]
+        for what, source in (("KID, FID, precision, recall", features), ("CMMD", features.cmmd))
+    ]
+    rows += [[metric(REWARD + name).title, name, weights] for name, weights in evaluation.rewards.items()]
     return Table(["figure", "judged by", "weights"], rows, text=True)

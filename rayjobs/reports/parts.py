@@ -8,16 +8,16 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
-from typing import Any
 
 import yaml
 
-from ortho_core.estep.config import FORWARDS_PER_EVALUATION
+from ortho_core.pairs.rows import Failure
+from ortho_core.records.plan import Settings
 from ortho_core.report.page import Block, Cell, Figure, Folded, Section, Table
 from ortho_core.storage.store import Store
+from rayjobs.reports.summaries import AssignSummary, GaussianCheck, Made
 
-#: Quarantined rows that are told one by one.
+#: Quarantined rows that are listed one by one.
 FIRST_FAILURES = 8
 
 
@@ -35,11 +35,6 @@ def duration(seconds: float) -> str:
 def counted(count: int, one: str, many: str = "") -> str:
     """`1 cycle`, `1,200 cycles`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def spent(e_step: Mapping[str, Any]) -> int:
-    """Evaluations of an E-step by its summary, with those that the forwards of its candidates count as."""
-    return int(e_step["evaluations"]) + ceil(e_step.get("candidate_forwards", 0) / FORWARDS_PER_EVALUATION)
 
 
 def listed(words: Sequence[str]) -> str:
@@ -61,9 +56,9 @@ class Accounted:
         return self.rows - self.used
 
     @staticmethod
-    def of(step: str, summary: Mapping[str, Any]) -> "Accounted":
+    def of(step: str, summary: AssignSummary) -> "Accounted":
         """From the summary of `assign` or `reward`."""
-        return Accounted(step, summary["rows"], summary["assigned"], summary["quarantined_by_reason"])
+        return Accounted(step, summary.rows, summary.assigned, summary.quarantined_by_reason)
 
 
 def rows_section(steps: Sequence[Accounted], folder: Store | None = None) -> Section:
@@ -85,7 +80,7 @@ def rows_section(steps: Sequence[Accounted], folder: Store | None = None) -> Sec
     failures = first_failures(folder) if folder is not None else []
     if failures:
         total = max(s.quarantined for s in steps)
-        words = [[f["sample_id"], str(f["row"]), f["reason"], f["message"]] for f in failures]
+        words = [[f.sample_id, str(f.row), f.reason, f.message] for f in failures]
         which = "The quarantined rows" if total <= len(failures) else f"The first of {total:,} quarantined rows"
         blocks += [
             f"{which}, as failures.jsonl has them:",
@@ -100,20 +95,22 @@ def quarantine_reasons(folder: Store) -> dict[str, int]:
         return dict(sorted(Counter(json.loads(line)["reason"] for line in stream).items()))
 
 
-def first_failures(folder: Store) -> list[dict[str, Any]]:
+def first_failures(folder: Store) -> list[Failure]:
     """The first lines of `failures.jsonl`; none if there is no such file."""
     try:
         with folder.open("failures.jsonl") as stream:
             lines = [stream.readline() for _ in range(FIRST_FAILURES)]
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines if line.strip()]
+    return [Failure(**json.loads(line)) for line in lines if line.strip()]
 
 
 def gaussian_section(folder: Store, of_what: str) -> Section:
     """The assigned noise against N(0, I), from `orthogonal_gaussian_{init,final}.{json,png}` in `folder`."""
-    base, final = (json.loads(folder.read(f"orthogonal_gaussian_{when}.json")) for when in ("init", "final"))
-    far = [[name, f"{base['departures'][name]:.1f}", f"{value:.1f}"] for name, value in final["departures"].items()]
+    base, final = (
+        GaussianCheck.model_validate_json(folder.read(f"orthogonal_gaussian_{when}.json")) for when in ("init", "final")
+    )
+    far = [[name, f"{base.departures[name]:.1f}", f"{value:.1f}"] for name, value in final.departures.items()]
     table = Table(
         [Cell("distance from N(0, I)", "in null standard deviations"), "base noise", "assigned noise"],
         far,
@@ -127,22 +124,22 @@ def gaussian_section(folder: Store, of_what: str) -> Section:
     return Section(
         "Is the noise still Gaussian?",
         [
-            f"{final['verdict'][:1].upper()}{final['verdict'][1:]}.",
+            f"{final.verdict[:1].upper()}{final.verdict[1:]}.",
             "A fixed rotation leaves N(0, I) as it is. A rotation chosen for its image keeps every patch's norm, not "
-            f"independence. Over {of_what}: KS distance of the entries to N(0, 1) {final['marginal']['ks']:.4f} (true samples "
-            f"stay under {final['marginal']['null_95']:.4f} in 95 % of cases){spectrum(final)}.",
+            f"independence. Over {of_what}: KS distance of the entries to N(0, 1) {final.marginal.ks:.4f} (true samples "
+            f"stay under {final.marginal.null_95:.4f} in 95 % of cases){spectrum(final)}.",
             Figure.plot_of(plots[0], "The assigned noise against theory.", least=900),
             Folded("Each statistic, and the base noise of the same images", blocks=[table, before]),
         ],
     )
 
 
-def spectrum(statistics: Mapping[str, Any]) -> str:
+def spectrum(check: GaussianCheck) -> str:
     """The range of the covariance's eigenvalues, where there are enough patches for one to be expected."""
-    if statistics["patches"] < 2 * statistics["dimension"]:
+    if check.patches < 2 * check.dimension:
         return ""
-    low, high = statistics["covariance"]["marchenko_pastur"]
-    eigenvalues = statistics["covariance"]["eigenvalues"]
+    low, high = check.covariance.marchenko_pastur
+    eigenvalues = check.covariance.eigenvalues
     return (
         f"; covariance eigenvalues {eigenvalues[0]:.3f} to {eigenvalues[-1]:.3f} (Marchenko-Pastur range {low:.3f} to "
         f"{high:.3f})"
@@ -162,11 +159,12 @@ class Phase:
     gpus_each: float | None
 
     @staticmethod
-    def on(settings: Mapping[str, Any], name: str, work: str, seconds: float | None, rate: str) -> "Phase":
+    def on(settings: Settings, name: str, work: str, seconds: float | None, rate: str) -> "Phase":
         """With the workers that the configuration of `assign`, `train`, `reward` or `evaluate` asks for."""
         workers = int(str(settings.get("num_workers", settings.get("workers", 1))).rpartition(":")[2])
-        cpus, gpus = settings.get("cpus_per_worker", 1.0), settings.get("gpus_per_worker")
-        return Phase(name, work, seconds, rate, max(1, workers), cpus, gpus)
+        options = (settings.get(option) for option in ("cpus_per_worker", "gpus_per_worker"))
+        cpus, gpus = (float(value) if isinstance(value, int | float) else None for value in options)
+        return Phase(name, work, seconds, rate, max(1, workers), cpus or 1.0, gpus)
 
     def cells(self) -> list[Cell | str]:
         hours = self.workers * (self.seconds or 0) / 3600
@@ -191,16 +189,16 @@ def cost_table(phases: Sequence[Phase]) -> Table:
     return Table(["step", "work", "time", "rate", "workers", hours], [p.cells() for p in phases], legend)
 
 
-def provenance(verb: str, content: Mapping[str, Any], others: Sequence[Block] = ()) -> Section:
+def provenance(verb: str, made: Made, others: Sequence[Block] = ()) -> Section:
     """Versions and configuration, from the summary of any job; `others` come before the configuration."""
-    versions = [[name, version] for name, version in content["versions"].items()]
+    versions = [[name, version] for name, version in made.versions.items()]
     return Section(
         "How it was made",
         [
             f"To repeat it, save the configuration below and run ortho {verb} --config FILE.yaml. Of the versions, those of "
             "torch, diffusers and transformers decide numbers.",
             *others,
-            Folded("Configuration", text=yaml.safe_dump(dict(content["config"]), sort_keys=False, allow_unicode=True)),
+            Folded("Configuration", text=yaml.safe_dump(made.config, sort_keys=False, allow_unicode=True)),
             Folded("Versions", blocks=[Table(["what", "version"], versions)]),
         ],
     )

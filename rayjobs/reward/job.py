@@ -5,7 +5,7 @@ same slots, ledger, quarantine and resume. What it leaves are assignments whose 
 were found, so `ortho train --noise base` distils them into the model.
 """
 
-from typing import Any
+from pydantic import JsonValue
 
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
@@ -16,6 +16,7 @@ from ortho_core.records.plan import NoiseSettings, RewardPlan
 from ortho_core.rewards import parse_rewards
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.run import ShardedRun
+from rayjobs.reports.summaries import RewardSummary
 from rayjobs.reward.config import RewardJob, check
 from rayjobs.reward.gains import gains
 from rayjobs.reward.pictures import take_pictures
@@ -52,7 +53,7 @@ def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, 
     return plan, rows, shards
 
 
-def describe(job: RewardJob) -> dict[str, Any]:
+def describe(job: RewardJob) -> dict[str, object]:
     """What a dry run prints."""
     model = ModelFolder.open(job.model)
     if job.prompt is not None:
@@ -93,17 +94,15 @@ def run(job: RewardJob) -> int:
         summary = begun.summary(job, rewards=gained(job, plan) if begun.counts.assigned else {}, **noise)
         if begun.counts.assigned:
             take_pictures(job, model)
-            write_report(begun.ledger.folder, summary)
+            write_report(begun.ledger.folder, RewardSummary.model_validate(summary))
     return begun.conclude(summary, "prompts could be used")  # last: what has its summary has its report
 
 
-def gained(job: RewardJob, plan: RewardPlan) -> dict[str, dict[str, Any]]:
-    """What each reward gained over all prompts; prints it."""
+def gained(job: RewardJob, plan: RewardPlan) -> dict[str, dict[str, JsonValue]]:
+    """What each reward gained over all prompts, ready for JSON; prints it."""
     rewards = gains(Assignments(job.out))
-    for name, figures in rewards.items():
+    for name, gain in rewards.items():
         kind = "" if name in plan.rewards else " (not optimised)"
-        say(
-            f"reward: {name}{kind} {figures['before']:.4f} → {figures['after']:.4f}, higher for "
-            f"{figures['improved']:.1%} of the prompts"
-        )
-    return rewards
+        rose = f"higher for {gain.improved:.1%} of the prompts"
+        say(f"reward: {name}{kind} {gain.before:.4f} → {gain.after:.4f}, {rose}")
+    return {name: gain.model_dump(mode="json") for name, gain in rewards.items()}

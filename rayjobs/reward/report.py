@@ -1,10 +1,8 @@
 """The reports of `ortho reward`: over a file of prompts, and of one prompt."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +16,7 @@ from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
 from rayjobs.reports.curves import reward_charts
 from rayjobs.reports.models import interval, places
+from rayjobs.reports.one_search import META
 from rayjobs.reports.parts import (
     Accounted,
     Phase,
@@ -28,7 +27,8 @@ from rayjobs.reports.parts import (
     provenance,
     rows_section,
 )
-from rayjobs.reward.gains import told_rewards
+from rayjobs.reports.summaries import OnePromptSearch, RewardGain, RewardSummary
+from rayjobs.reward.gains import recorded_rewards
 from rayjobs.reward.pictures import AFTER, BEFORE, FOLDER, PICTURED
 
 #: Prompts that the chart of the rewards' distribution is of, at most.
@@ -38,71 +38,64 @@ IN_CHART = 2000
 STEPS = 12
 
 
-def write_report(folder: Store, summary: Mapping[str, Any]) -> None:
+def write_report(folder: Store, summary: RewardSummary) -> None:
     """Write `report.html` into the folder of a run over a file of prompts, of which some were used."""
-    found, config = Assignments(folder.location), summary["config"]
-    optimised = list(parse_rewards(config["reward"]))
+    found, spec = Assignments(folder.location), summary.option("reward")
+    optimised = list(parse_rewards(spec))
     sections = [
-        Section("Rewards", [gains_table(summary["rewards"], optimised), Charts(distributions(found, optimised))]),
+        Section("Rewards", [gains_table(summary.rewards, optimised), Charts(distributions(found, optimised))]),
         gaussian_section(folder, "the prompts' noise maps, pooled"),
         rows_section([Accounted.of("search", summary)], folder),
         provenance("reward", summary, ["What it cost:", cost_table([search(summary)])]),
     ]
     if pictures := before_and_after(found):
         sections.insert(0, Section("Pictures", [pictures]))
-    account = f"{summary['assigned']:,} + {summary['quarantined']:,}"
     html = render(
-        f"Reward optimisation of {Path(config['model']).name}",
-        f"{counted(summary['assigned'], 'prompt')} of {config['prompts']}, rewards {config['reward']}",
+        f"Reward optimisation of {Path(summary.option('model')).name}",
+        f"{counted(summary.assigned, 'prompt')} of {summary.option('prompts')}, rewards {spec}",
         sections,
-        sentences(summary["rewards"], optimised),
-        [Fact(account, "prompts searched + quarantined"), *facts(summary)],
+        sentences(summary.rewards, optimised),
+        [
+            Fact(f"{summary.assigned:,} + {summary.quarantined:,}", "prompts searched + quarantined"),
+            Fact(f"{summary.evaluations:,}", "evaluations (generator and rewards)"),
+            Fact(duration(summary.seconds_this_run), "of search, in the last start"),
+        ],
     )
     folder.replace("report.html", html.encode())
 
 
-def facts(summary: Mapping[str, Any]) -> list[Fact]:
-    return [
-        Fact(f"{summary['evaluations']:,}", "evaluations (generator and rewards)"),
-        Fact(duration(summary["seconds_this_run"]), "of search, in the last start"),
-    ]
-
-
-def search(summary: Mapping[str, Any]) -> Phase:
-    work, seconds = f"{summary['evaluations']:,} evaluations", summary["seconds_this_run"]
-    rows = summary["rows_this_run"]
+def search(summary: RewardSummary) -> Phase:
+    rows, seconds = summary.rows_this_run, summary.seconds_this_run
     rate = f"{rows / seconds:.3g} prompts/s" if rows and seconds else ""
-    return Phase.on(summary["config"], "search", work, seconds, rate)
+    return Phase.on(summary.config, "search", f"{summary.evaluations:,} evaluations", seconds, rate)
 
 
-def sentences(rewards: Mapping[str, Mapping[str, Any]], optimised: Sequence[str]) -> list[str]:
+def sentences(rewards: Mapping[str, RewardGain], optimised: Sequence[str]) -> list[str]:
     """What each reward did, those that were not optimised apart: they are the independent judges."""
     said = []
-    for name, told in sorted(rewards.items(), key=lambda item: item[0] not in optimised):
-        gain = told["gain"]
-        decimals = places([gain])
-        way = "rose" if gain["low"] > 0 else "fell" if gain["high"] < 0 else "did not clearly change"
+    for name, reward in sorted(rewards.items(), key=lambda item: item[0] not in optimised):
+        gain, decimals = reward.gain, places([reward.gain])
+        way = "rose" if gain.low > 0 else "fell" if gain.high < 0 else "did not clearly change"
         kind = "" if name in optimised else ", which was not optimised,"
         said.append(
-            f"The mean {name}{kind} {way}: {told['before']:.{decimals}f} before, {told['after']:.{decimals}f} after; it is "
-            f"higher for {told['improved']:.0%} of the prompts."
+            f"The mean {name}{kind} {way}: {reward.before:.{decimals}f} before, {reward.after:.{decimals}f} after; it is "
+            f"higher for {reward.improved:.0%} of the prompts."
         )
     return said
 
 
-def gains_table(rewards: Mapping[str, Mapping[str, Any]], optimised: Sequence[str]) -> Table:
+def gains_table(rewards: Mapping[str, RewardGain], optimised: Sequence[str]) -> Table:
     rows: list[list[Cell | str]] = []
-    for name, told in rewards.items():
-        gain = told["gain"]
-        decimals = places([gain])
+    for name, reward in rewards.items():
+        gain, decimals = reward.gain, places([reward.gain])
         rows.append(
             [
                 Cell(name, "" if name in optimised else "not optimised"),
-                f"{told['before']:.{decimals}f}",
-                f"{told['after']:.{decimals}f}",
-                Cell(f"{gain['value']:+.{decimals}f}", interval(gain, decimals)),
-                f"{told['improved']:.1%}",
-                f"{gain['count']:,}",
+                f"{reward.before:.{decimals}f}",
+                f"{reward.after:.{decimals}f}",
+                Cell(f"{gain.value:+.{decimals}f}", interval(gain, decimals)),
+                f"{reward.improved:.1%}",
+                f"{gain.count:,}",
             ]
         )
     legend = [
@@ -116,7 +109,7 @@ def gains_table(rewards: Mapping[str, Mapping[str, Any]], optimised: Sequence[st
 def distributions(found: Assignments, optimised: Sequence[str]) -> list[Chart]:
     """For each reward, the share of the prompts that score no more than a value, before and after."""
     apart = -(-len(found) // IN_CHART)
-    kept = [pair for i, pair in enumerate(told_rewards(found)) if i % apart == 0]
+    kept = [pair for i, pair in enumerate(recorded_rewards(found)) if i % apart == 0]
     charts = []
     for name in kept[0][1]:
         series = []
@@ -149,37 +142,35 @@ def before_and_after(found: Assignments) -> PictureRows | None:
 
 def write_report_of_one(folder: Path) -> None:
     """Write `report.html` into the folder of one prompt's search, from meta.json and the pictures."""
-    meta = json.loads((folder / "meta.json").read_text())
-    rewards, optimised = meta["rewards"], list(meta["optimised"])
-    history = {name: meta["history"][name] for name in optimised}
+    search = OnePromptSearch.read(folder / META)
     pictures: list[Block] = [large(folder)]
     if steps := sorted((folder / "steps").glob("*.png")):
         pictures.append(along_the_way(steps))
     rows: list[list[Cell | str]] = []
-    for name, told in rewards.items():
-        gain = told["after"] - told["before"]
-        label = Cell(name, "" if name in optimised else "not optimised")
-        rows.append([label, f"{told['before']:.4f}", f"{told['after']:.4f}", f"{gain:+.4f}"])
+    sentences = []
+    for name, reward in search.rewards.items():
+        before, after, optimised = reward.before, reward.after, name in search.optimised
+        label = Cell(name, "" if optimised else "not optimised")
+        rows.append([label, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"])
+        way = "rose" if after > before else "fell" if after < before else "stayed"
+        kind = "" if optimised else ", which was not optimised,"
+        sentences.append(f"{name}{kind} {way} from {before:.4f} to {after:.4f}.")
     legend = [("before, after", "of the pictures as they are saved, which is what a viewer judges")]
     table = Table(["reward", "before", "after", "gain"], rows, legend)
-    cost = f"{counted(meta['evaluations'], 'evaluation')} in {duration(meta['seconds_this_run'])}, loading included."
+    charts = Charts(reward_charts({name: search.history[name] for name in search.optimised}))
+    cost = f"{counted(search.evaluations, 'evaluation')} in {duration(search.seconds_this_run)}, loading included."
     sections = [
         Section("Pictures", pictures),
-        Section("Rewards", [table, Charts(reward_charts(history))]),
+        Section("Rewards", [table, charts]),
         gaussian_section(open_store(folder), "the one noise map"),
-        provenance("reward", meta, [cost]),
+        provenance("reward", search, [cost]),
     ]
-    said = []
-    for name, told in rewards.items():
-        way = "rose" if told["after"] > told["before"] else "fell" if told["after"] < told["before"] else "stayed"
-        kind = "" if name in optimised else ", which was not optimised,"
-        said.append(f"{name}{kind} {way} from {told['before']:.4f} to {told['after']:.4f}.")
     facts = [
-        Fact(f"{meta['best_evaluation']} of {meta['evaluations']}", "best evaluation"),
-        Fact(duration(meta["seconds_this_run"]), "of search"),
+        Fact(f"{search.best_evaluation} of {search.evaluations}", "best evaluation"),
+        Fact(duration(search.seconds_this_run), "of search"),
     ]
-    subtitle = f"Reward optimisation of {Path(meta['config']['model']).name}, rewards {meta['config']['reward']}"
-    (folder / "report.html").write_text(render(f"“{meta['prompt']}”", subtitle, sections, said, facts))
+    subtitle = f"Reward optimisation of {Path(search.option('model')).name}, rewards {search.option('reward')}"
+    (folder / "report.html").write_text(render(f"“{search.prompt}”", subtitle, sections, sentences, facts))
 
 
 def large(folder: Path) -> PictureRows:

@@ -1,9 +1,9 @@
 """What a sweep is asked for: the configuration of its trials, what varies, how it is searched."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, JsonValue
 
 from ortho_core.errors import UserError
 from ortho_core.evaluation.metrics import metric
@@ -57,7 +57,7 @@ class SweepJob(EmJob, TrackerSettings):
     )
     train: SweepTrainSettings = SweepTrainSettings()
     evaluate: SweepEvaluateSettings = SweepEvaluateSettings()
-    sweep: Annotated[dict[str, Any], Open()] = conduct(
+    sweep: Annotated[dict[str, JsonValue], Open()] = conduct(
         {},
         description="values of any field, A,B,C, or a range, LOW:HIGH or log:LOW:HIGH, e.g. --sweep.assign.patch-size 2,4",
     )

@@ -4,13 +4,12 @@ Every trial is an E-step and an M-step, judged on held-out pairs; what they trad
 set against how far it drifts from the model it started from.
 """
 
-import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal
 
 from ortho_core.errors import UserError, install
-from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric, number
+from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved, settings
 from ortho_core.records.plan import Plan, Settings, fingerprint
@@ -18,14 +17,15 @@ from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
 from rayjobs.evaluate.job import make_plan as evaluation_plan
 from rayjobs.evaluate.plan import EvaluationPlan
+from rayjobs.reports.summaries import SWEEP_SUMMARY, ModelEstimates
 from rayjobs.sweep.config import SweepJob, base_of, points_of, reference_point, space_of
 from rayjobs.sweep.pareto import choose, pareto_front
-from rayjobs.sweep.records import Conclusion, Figures, SweepSummary, TrialRecord
+from rayjobs.sweep.records import SweepSummary, TrialRecord
 from rayjobs.sweep.report import write_report
 from rayjobs.sweep.space import Point, Space, short_names, text, with_values
-from rayjobs.sweep.trial import begun_points, figures_of, folder_of, judge_job, records_of
+from rayjobs.sweep.trial import begun_points, folder_of, judge_job, records_of, references_of
 from rayjobs.training.trackers import check as check_trackers
-from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.console import aligned, say
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import ray_session
@@ -161,15 +161,15 @@ def run(job: SweepJob) -> int:
     """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
     started = time.monotonic()
     model = ModelFolder.open(job.model)
-    plan, given = make_plan(job, model), job
+    plan, requested = make_plan(job, model), job
     job = located(job)
     claim(job.work_dir, plan)
     space = space_of(job)
     points = begun_points(job) if job.search == "optuna" else points_of(job, space)
     outcomes = records_of(job, points, points_of(job, space))
-    compared = figures_of(job)
-    file = job.work_dir / "sweep_summary.json"
-    seconds = json.loads(file.read_text())["seconds_this_run"] if file.is_file() else 0.0
+    compared = references_of(job)
+    file = job.work_dir / SWEEP_SUMMARY
+    seconds = SweepSummary.read(file).seconds_this_run if file.is_file() else 0.0
     if outcomes is None or compared is None:
         # Importing Ray Tune takes seconds, which a refusal and a sweep that is done need not.
         from rayjobs.sweep.tune import references, tune_trials
@@ -178,70 +178,70 @@ def run(job: SweepJob) -> int:
             compared = references(job, model, reference_point(points_of(job, space)))
             outcomes = tune_trials(job, model, space)
         seconds = round(time.monotonic() - started, 1)
-    summary: SweepSummary = {
-        **conclude(job, space, compared, outcomes),
-        "seconds_this_run": seconds,
-        "config": given.model_dump(mode="json"),
-    }
-    replace_text(file, summary_json(summary))
+    summary = summarise(job, space, compared, outcomes, seconds, requested.model_dump(mode="json"))
+    replace_text(file, summary.text())
     write_report(job.work_dir)
     say(table(summary))
     say(f"done: {verdict(summary)}; the report is {job.work_dir / 'report.html'}")
-    if failed := [name for name, trial in summary["trials"].items() if trial["status"] == "failed"]:
-        first = f"{failed[0]}: {summary['trials'][failed[0]]['error']}"
-        total = len(summary["trials"])
-        say(f"sweep: {len(failed)} of {total} trials failed; the same command tries them again; {first}")
+    if failed := {name: trial.error for name, trial in summary.trials.items() if trial.status == "failed"}:
+        name, error = next(iter(failed.items()))
+        total = len(summary.trials)
+        say(f"sweep: {len(failed)} of {total} trials failed; the same command tries them again; {name}: {error}")
         return 1
-    return 3 if any(trial.get("quarantined") for trial in summary["trials"].values()) else 0
+    return 3 if any(trial.quarantined for trial in summary.trials.values()) else 0
 
 
-def conclude(job: SweepJob, space: Space, compared: dict[str, Figures], outcomes: list[TrialRecord]) -> Conclusion:
+def summarise(
+    job: SweepJob,
+    space: Space,
+    compared: ModelEstimates,
+    outcomes: Sequence[TrialRecord],
+    seconds: float,
+    config: Settings,
+) -> SweepSummary:
     """The sweep as a whole: every trial's figures, the front, and the choice under the limit."""
-    trials = {folder_of(job, o["values"]).name: o for o in outcomes}
+    trials = {folder_of(job, record.values).name: record for record in outcomes}
     points = {}
-    for name, outcome in trials.items():
-        if outcome["status"] == "finished":
-            fit = number(outcome["metrics"][job.metric])
-            points[name] = (fit if job.lower_is_better else -fit, number(outcome["metrics"]["drift"]))
-    front = pareto_front(points)
+    for name, record in trials.items():
+        if record.status == "finished":
+            fit = record.metrics[job.metric].value
+            points[name] = (fit if job.lower_is_better else -fit, record.metrics["drift"].value)
     chosen = choose(points, job.max_drift) if job.max_drift is not None else None
-    return {
-        "fields": short_names(space),
-        "metric": job.metric,
-        "max_drift": job.max_drift,
-        "references": compared,
-        "trials": trials,
-        "front": front,
-        "chosen": chosen,
-        "model": str(trials[chosen]["model"]) if chosen else None,
-    }
+    return SweepSummary(
+        fields=short_names(space),
+        metric=job.metric,
+        max_drift=job.max_drift,
+        references=compared,
+        trials=trials,
+        front=pareto_front(points),
+        chosen=chosen,
+        model=trials[chosen].model if chosen else None,
+        seconds_this_run=seconds,
+        config=config,
+    )
 
 
 def verdict(summary: SweepSummary) -> str:
     """What the sweep says, in one sentence."""
-    count = len(summary["front"])
-    front = f"{count} of {len(summary['trials'])} trials are on the Pareto front"
-    if summary["max_drift"] is None:
+    front = f"{len(summary.front)} of {len(summary.trials)} trials are on the Pareto front"
+    if summary.max_drift is None:
         return front
-    if summary["chosen"] is None:
-        return f"{front}; none drifts {summary['max_drift']:g} or less"
-    return f"{front}; the best fit with a drift of {summary['max_drift']:g} or less is {summary['chosen']}: {summary['model']}"
+    if summary.chosen is None:
+        return f"{front}; none drifts {summary.max_drift:g} or less"
+    return f"{front}; the best fit with a drift of {summary.max_drift:g} or less is {summary.chosen}: {summary.model}"
 
 
 def table(summary: SweepSummary) -> str:
     """Fit and drift of every trial, by drift, the references first."""
-    fit = summary["metric"]
+    fit = summary.metric
     rows = [["", "trial", metric(fit).title, "drift", "status"]]
-    for name, figures in summary["references"].items():
-        rows.append(["", name, cell(figures[fit]), cell(figures.get("drift")), ""])
+    for name, figures in summary.references.items():
+        rows.append(["", name, cell(figures, fit), cell(figures, "drift"), ""])
 
     def by_drift(item: tuple[str, TrialRecord]) -> float:
-        return number(item[1]["metrics"]["drift"]) if item[1]["status"] == "finished" else float("inf")
+        return item[1].metrics["drift"].value if item[1].status == "finished" else float("inf")
 
-    for name, trial in sorted(summary["trials"].items(), key=by_drift):
-        mark = "→" if name == summary["chosen"] else "*" if name in summary["front"] else ""
-        figures = trial.get("metrics") or {}
-        rows.append([mark, name, cell(figures.get(fit)), cell(figures.get("drift")), trial["status"]])
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "* on the Pareto front" + ("; → chosen" if summary["chosen"] else "")])
+    for name, trial in sorted(summary.trials.items(), key=by_drift):
+        mark = "→" if name == summary.chosen else "*" if name in summary.front else ""
+        rows.append([mark, name, cell(trial.metrics, fit), cell(trial.metrics, "drift"), trial.status])
+    return aligned(rows) + "\n* on the Pareto front" + ("; → chosen" if summary.chosen else "")

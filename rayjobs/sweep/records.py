@@ -1,68 +1,68 @@
-"""What a sweep keeps in JSON: `trial.json` in the folder of each trial, and `sweep_summary.json`."""
+"""What a sweep keeps: a record of each trial, and the summary of them all."""
 
-from typing import Literal, TypedDict
+from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import Field
 
+from ortho_core.evaluation.metrics import Estimate
+from rayjobs.reports.summaries import Made, ModelEstimates, Record
 from rayjobs.sweep.space import Point
+from rayjobs.verb.console import versions
 
-Status = Literal["running", "stopped", "failed", "finished"]
-#: The figures of one model by name, each with "value", "low", "high" and "count".
-Figures = dict[str, dict[str, float]]
+#: The folder of the models that trials are compared with.
+REFERENCES = "references"
 
 
-class Watched(TypedDict):
-    """The held-out error after so many epochs, counted over all cycles."""
+class CurvePoint(Record):
+    """The held-out error after an epoch, counted over all cycles."""
 
     epoch: float
     validation_latent: float
 
 
-class Outcome(TypedDict, total=False):
-    """What a trial gave."""
+class TrialRecord(Record):
+    """`trial.json`: how a trial stands, and of a finished one what it gave and cost.
 
-    metrics: Figures
-    curve: list[Watched]
-    #: Of a failed trial.
-    error: str
-    #: The rest are of a finished trial.
-    model: str
-    model_fingerprint: str
-    #: The fingerprint of the first cycle's E-step.
-    assignments: str
-    quarantined: int
-    #: By cycle.
-    evaluations: list[int]
-    updates: int
-    train_seconds: float
+    A stopped trial was ended early; `running` and `failed` ones are to be run, again or on.
+    """
 
-
-class TrialRecord(Outcome):
-    """How a trial stands."""
-
-    status: Status
+    status: Literal["running", "finished", "stopped", "failed"]
     values: Point
+    metrics: dict[str, Estimate] = Field(default={})
+    curve: tuple[CurvePoint, ...] = ()
+    #: Of a failed trial, the reason.
+    error: str = ""
+    #: The folder of the fine-tuned model.
+    model: str = ""
+    model_fingerprint: str = ""
+    #: The run that made the assignments of its first cycle, and the rows that it quarantined.
+    assignments: str = ""
+    quarantined: int = 0
+    #: Evaluations of the E-step of each cycle.
+    evaluations: tuple[int, ...] = ()
+    updates: int = 0
+    train_seconds: float = 0.0
+    versions: dict[str, str] = Field(default_factory=versions)
 
 
-class Conclusion(TypedDict):
-    """What the trials gave together."""
+class SweepSummary(Made):
+    """`sweep_summary.json`."""
 
-    #: Short names of the fields that vary.
+    #: The fields that are varied, each with the name that the report calls it by.
     fields: dict[str, str]
-    #: The figure of target fit, and the limit of drift.
+    #: The figure of target fit.
     metric: str
     max_drift: float | None
-    #: The figures of the base model, and of direct SFT.
-    references: dict[str, Figures]
+    #: The base model and direct SFT, which every trial is compared with.
+    references: ModelEstimates
     trials: dict[str, TrialRecord]
-    #: The best fit first.
+    #: Names of the trials on the Pareto front, the best fit first.
     front: list[str]
+    #: The trial with the best fit that drifts no further than `max_drift`, and its model.
     chosen: str | None
     model: str | None
-
-
-class SweepSummary(Conclusion):
-    """`sweep_summary.json`, which also has the versions of packages."""
-
     seconds_this_run: float
-    config: dict[str, JsonValue]
+
+    @property
+    def finished(self) -> dict[str, TrialRecord]:
+        return {name: trial for name, trial in self.trials.items() if trial.status == "finished"}

@@ -1,29 +1,30 @@
 """The report of a sweep: what each trial gained against what it cost, with the front, the choice, and pictures of both."""
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from ortho_core.evaluation.metrics import known_metrics, metric, number
-from ortho_core.pictures import load_sheet
+from ortho_core.evaluation.metrics import Figures, known_metrics, metric
 from ortho_core.report.charts import Chart, Series
 from ortho_core.report.page import Block, Cell, Charts, Fact, Folded, PictureRows, Section, Table, render
 from ortho_core.report.plots import draw_charts
 from rayjobs.reports.models import (
+    decimals_of,
+    drift_chart,
+    drift_points,
+    estimate_cell,
     evaluation_phase,
-    first_prompts,
-    interval,
     judges_table,
-    places,
-    read_evaluation,
+    metric_cell,
+    picture_rows,
     words,
 )
 from rayjobs.reports.parts import counted, duration, listed, provenance
-from rayjobs.sweep.records import Figures, SweepSummary, TrialRecord
+from rayjobs.reports.summaries import EVALUATION, SWEEP_SUMMARY, Evaluation
+from rayjobs.sweep.records import REFERENCES, SweepSummary, TrialRecord
 from rayjobs.sweep.space import text
 from rayjobs.verb.plan import replace_text
 
+#: What the models are called that trials are compared with.
+LABELS = {"base": "base model", "direct": "direct SFT"}
 #: Trials whose pictures are shown: those on the front first.
 MOST_PICTURED = 8
 #: Colours of the charts: the base, direct SFT, the front, other trials.
@@ -31,10 +32,10 @@ BASE, DIRECT, FRONT, OTHER = 0, 2, 1, 3
 
 
 def write_report(work_dir: Path) -> None:
-    """Write `report.html` and `pareto.png` into `work_dir`, from `sweep_summary.json` and what the trials left."""
-    summary: SweepSummary = json.loads((work_dir / "sweep_summary.json").read_text())
-    trials = finished(summary)
-    references = read_evaluation(work_dir / "references" / "evaluation")
+    """Write `report.html` and `pareto.png` into `work_dir`, from the sweep's summary and what the trials left."""
+    summary = SweepSummary.read(work_dir / SWEEP_SUMMARY)
+    trials = summary.finished
+    references = Evaluation.read(work_dir / REFERENCES / "evaluation" / EVALUATION)
     sections = [Section("Fit against drift", front_blocks(summary))]
     if trials:
         sections.append(Section("Pictures", pictures(work_dir, summary, references)))
@@ -42,14 +43,14 @@ def write_report(work_dir: Path) -> None:
     curves = held_out_curves(summary)
     if curves:
         sections.append(Section("While training", [Charts([curves])]))
-    cost: list[Block] = ["What judged:", judges_table(references), "What it cost:", cost_table(summary, references)]
+    cost: list[Block] = ["What judged:", judges_table(references), "What it cost:", work_table(summary, references)]
     sections.append(provenance("sweep", summary, cost))
-    title = f"Sweep over {listed(list(summary['fields'].values()))}"
-    config, count = summary["config"], counted(len(summary["trials"]), "trial")
-    subtitle = f"{count} of {Path(str(config['model'])).name} on {config['pairs']}"
-    replace_text(work_dir / "report.html", render(title, subtitle, sections, findings(summary), facts(summary)))
+    title = f"Sweep over {listed(list(summary.fields.values()))}"
+    model = Path(summary.option("model")).name
+    subtitle = f"{counted(len(summary.trials), 'trial')} of {model} on {summary.option('pairs')}"
+    replace_text(work_dir / "report.html", render(title, subtitle, sections, sentences(summary), facts(summary)))
     if trials:
-        draw_charts([against_drift(summary, summary["metric"])], work_dir / "pareto.png", size=(6.4, 4.4))
+        draw_charts([against_drift(summary, summary.metric)], work_dir / "pareto.png", size=(6.4, 4.4))
 
 
 def spaced(name: str) -> str:
@@ -57,60 +58,49 @@ def spaced(name: str) -> str:
     return name.replace(",", ", ")
 
 
-def finished(summary: SweepSummary) -> dict[str, TrialRecord]:
-    return {name: trial for name, trial in summary["trials"].items() if trial["status"] == "finished"}
+def references_by_label(summary: SweepSummary) -> dict[str, Figures]:
+    return {LABELS[name]: figures for name, figures in summary.references.items()}
 
 
-def compared(summary: SweepSummary) -> dict[str, Figures]:
-    """The figures of the references and of all finished trials, by the name that the report calls them by."""
-    names = {"base": "base model", "direct": "direct SFT"}
-    references = {names[name]: figures for name, figures in summary["references"].items()}
-    return references | {name: trial["metrics"] for name, trial in finished(summary).items()}
-
-
-def findings(summary: SweepSummary) -> list[str]:
-    """What the sweep says, in sentences."""
-    trials, fit, front = finished(summary), summary["metric"], summary["front"]
-    told = []
+def sentences(summary: SweepSummary) -> list[str]:
+    """What the sweep says."""
+    fit, front = summary.metric, summary.front
+    said = []
     if front:
-        best, least = front[0], front[-1]
         title = metric(fit).title
-        base = words(summary["references"]["base"][fit])
         reached = []
-        for name in dict.fromkeys((best, least)):
-            figures = trials[name]["metrics"]
+        for name in dict.fromkeys((front[0], front[-1])):  # the best fit, and the least drift
+            figures = summary.trials[name].metrics
             reached.append(f"{spaced(name)} has {title} {words(figures[fit])} at a drift of {words(figures['drift'])}")
-        on = f"{counted(len(front), 'trial')} of {len(summary['trials'])} on the Pareto front"
-        told.append(f"{on}: {listed(reached)}; the base model has {base}.")
-    if direct := summary["references"].get("direct"):
-        told.append(against_direct(summary, direct))
-    if summary["max_drift"] is not None:
-        limit = f"a drift of {summary['max_drift']:g} or less"
-        told.append(
-            f"The best fit with {limit} is {spaced(summary['chosen'])}."
-            if summary["chosen"]
-            else f"No trial has {limit}."
+        on = f"{counted(len(front), 'trial')} of {len(summary.trials)} on the Pareto front"
+        said.append(f"{on}: {listed(reached)}; the base model has {words(summary.references['base'][fit])}.")
+    if direct := summary.references.get("direct"):
+        said.append(against_direct(summary, direct))
+    if summary.max_drift is not None:
+        limit = f"a drift of {summary.max_drift:g} or less"
+        said.append(
+            f"The best fit with {limit} is {spaced(summary.chosen)}." if summary.chosen else f"No trial has {limit}."
         )
     for status, what in (
         ("stopped", "ended early, for doing worse than others after as many epochs"),
         ("failed", "failed"),
     ):
-        count = sum(trial["status"] == status for trial in summary["trials"].values())
+        count = sum(trial.status == status for trial in summary.trials.values())
         if count:
-            told.append(f"{counted(count, 'trial')} {what}.")
-    return told
+            said.append(f"{counted(count, 'trial')} {what}.")
+    return said
 
 
 def against_direct(summary: SweepSummary, direct: Figures) -> str:
     """How many trials beat direct SFT in both objectives, and whether it beats any."""
-    fit, lower = summary["metric"], metric(summary["metric"]).better == "lower"
-    sign = 1 if lower else -1
+    fit = summary.metric
+    sign = 1 if metric(fit).better == "lower" else -1
 
     def at(figures: Figures) -> tuple[float, float]:
-        return sign * number(figures[fit]), number(figures["drift"])
+        return sign * figures[fit].value, figures["drift"].value
 
     mine = at(direct)
-    points = [at(trial["metrics"]) for trial in finished(summary).values()]
+    points = [at(trial.metrics) for trial in summary.finished.values()]
     beat = sum(p[0] < mine[0] and p[1] < mine[1] for p in points)
     beaten = sum(mine[0] < p[0] and mine[1] < p[1] for p in points)
     place = f"direct SFT ({metric(fit).title} {words(direct[fit])}, drift {words(direct['drift'])})"
@@ -118,194 +108,131 @@ def against_direct(summary: SweepSummary, direct: Figures) -> str:
 
 
 def facts(summary: SweepSummary) -> list[Fact]:
-    statuses = [trial["status"] for trial in summary["trials"].values()]
-    found = [
-        Fact(str(statuses.count("finished")), "trials finished"),
-        Fact(str(len(summary["front"])), "on the Pareto front"),
+    shown = [
+        Fact(str(len(summary.finished)), "trials finished"),
+        Fact(str(len(summary.front)), "on the Pareto front"),
     ]
-    if summary["chosen"]:
-        found.append(Fact(spaced(summary["chosen"]), f"chosen: drift of {summary['max_drift']:g} or less"))
-    found.append(Fact(f"{e_step_evaluations(summary):,}", "evaluations of the E-steps"))
-    return [*found, Fact(duration(summary["seconds_this_run"]), "of the last start")]
+    if summary.chosen:
+        shown.append(Fact(spaced(summary.chosen), f"chosen: drift of {summary.max_drift:g} or less"))
+    shown.append(Fact(f"{e_step_evaluations(summary):,}", "evaluations of the E-steps"))
+    return [*shown, Fact(duration(summary.seconds_this_run), "of the last start")]
 
 
 def e_step_evaluations(summary: SweepSummary) -> int:
     """Those that were made: of the first cycle once for all trials that shared it."""
-    shared = sum(trial["evaluations"][0] for trial in unique_e_steps(summary).values())
-    return int(shared + sum(sum(trial["evaluations"][1:]) for trial in finished(summary).values()))
+    shared = sum(trial.evaluations[0] for trial in unique_e_steps(summary).values())
+    return shared + sum(sum(trial.evaluations[1:]) for trial in summary.finished.values())
 
 
 def unique_e_steps(summary: SweepSummary) -> dict[str, TrialRecord]:
     """One finished trial for each E-step that was made; the others shared it."""
-    return {trial["assignments"]: trial for trial in finished(summary).values()}
+    return {trial.assignments: trial for trial in summary.finished.values()}
 
 
 def front_blocks(summary: SweepSummary) -> list[Block]:
     """The charts of both objectives, and of what else was gained or lost for the drift; the table of the front."""
-    fit = summary["metric"]
-    names = [n for n in dict.fromkeys((fit, "kid", "diversity")) if n in summary["references"]["base"]]
+    names = [n for n in dict.fromkeys((summary.metric, "kid", "diversity")) if n in summary.references["base"]]
     charts = Charts([against_drift(summary, name) for name in names])
-    return [charts, front_table(summary)] if finished(summary) else [charts]
+    return [charts, front_table(summary)] if summary.finished else [charts]
 
 
 def against_drift(summary: SweepSummary, name: str) -> Chart:
     """A figure against drift: trials, the base model and direct SFT; where it is the fit, the front through its trials."""
-    trials, fit = finished(summary), summary["metric"]
-    series = [point_series("base model", [summary["references"]["base"]], ["base model"], name, BASE)]
-    if "direct" in summary["references"]:
-        series.append(point_series("direct SFT", [summary["references"]["direct"]], ["direct SFT"], name, DIRECT))
-    others = [n for n in trials if n not in summary["front"]]
-    if others:
-        series.append(point_series("trial", [trials[n]["metrics"] for n in others], others, name, OTHER))
-    if summary["front"]:
-        on = summary["front"][::-1]
-        series.append(point_series("Pareto front", [trials[n]["metrics"] for n in on], on, name, FRONT, name == fit))
-    limit = ""
-    if summary["max_drift"] is not None:
-        ends = [v for s in series for pair in s.y_interval for v in pair]
-        series.append(Series("limit", [summary["max_drift"]] * 2, [min(ends), max(ends)], BASE, dashed=True))
-        limit = f" The dashed line is the limit, {summary['max_drift']:g}."
-    where = {"lower": "Lower left is better.", "higher": "Upper left is better.", "neither": ""}[metric(name).better]
-    caption = f"{where} Bars are 95 % intervals; a point tells its trial.{limit}".strip()
-    return Chart(f"{metric(name).title} against drift", "drift from the base model", series, caption, x_includes=[0.0])
-
-
-def point_series(
-    label: str, figures: Sequence[Figures], names: Sequence[str], fit: str, colour: int, line: bool = False
-) -> Series:
-    zero = {"value": 0.0, "low": 0.0, "high": 0.0}
-    x, y = [f.get("drift", zero) for f in figures], [f[fit] for f in figures]
-    notes = [
-        f"{name}: {metric(fit).title} {words(b)}, drift {words(a)}" for name, a, b in zip(names, x, y, strict=True)
+    metrics = {trial: record.metrics for trial, record in summary.finished.items()}
+    colours = {"base": BASE, "direct": DIRECT}
+    series = [
+        drift_points(LABELS[model], {LABELS[model]: figures}, name, colours[model])
+        for model, figures in summary.references.items()
     ]
-    return Series(
-        label,
-        [number(v) for v in x],
-        [number(v) for v in y],
-        colour,
-        points=True,
-        line=line,
-        x_interval=[(v["low"], v["high"]) for v in x],
-        y_interval=[(v["low"], v["high"]) for v in y],
-        notes=notes,
-        names=names,
-    )
+    if others := {trial: figures for trial, figures in metrics.items() if trial not in summary.front}:
+        series.append(drift_points("trial", others, name, OTHER))
+    if summary.front:
+        front = {trial: metrics[trial] for trial in reversed(summary.front)}
+        series.append(drift_points("Pareto front", front, name, FRONT, line=name == summary.metric))
+    note = "A point tells its trial."
+    if summary.max_drift is not None:
+        ends = [end for s in series for interval in s.y_interval for end in interval]
+        series.append(Series("limit", [summary.max_drift] * 2, [min(ends), max(ends)], BASE, dashed=True))
+        note += f" The dashed line is the limit, {summary.max_drift:g}."
+    return drift_chart(name, series, note)
 
 
 def front_table(summary: SweepSummary) -> Table:
     """The trials on the front, the best fit first, with the references above them."""
-    fit, trials = summary["metric"], finished(summary)
-    shown: dict[str, Figures] = {
-        label: summary["references"][name]
-        for name, label in (("base", "base model"), ("direct", "direct SFT"))
-        if name in summary["references"]
-    }
-    shown |= {name: trials[name]["metrics"] for name in summary["front"]}
-    decimals = {key: places([f[key] for f in shown.values() if key in f]) for key in (fit, "drift")}
-    rows: list[Sequence[Cell | str]] = []
-    for name, figures in shown.items():
-        chosen = name == summary["chosen"]
-        row: list[Cell | str] = [f"{spaced(name)} (chosen)" if chosen else spaced(name)]
-        for key in (fit, "drift"):
-            known = key in figures
-            row.append(
-                Cell(words(figures[key], decimals[key]), interval(figures[key], decimals[key])) if known else "–"
-            )
-        rows.append(row)
-    return Table(["on the front", metric(fit).title, "drift"], rows)
+    names = (summary.metric, "drift")
+    shown = references_by_label(summary) | {name: summary.trials[name].metrics for name in summary.front}
+    decimals = decimals_of(list(shown.values()), names)
+    rows: list[list[Cell | str]] = []
+    for model, figures in shown.items():
+        label = f"{spaced(model)} (chosen)" if model == summary.chosen else spaced(model)
+        rows.append([label, *(estimate_cell(figures, name, decimals[name]) for name in names)])
+    return Table(["on the front", *(metric(name).title for name in names)], rows)
 
 
 def trials_table(summary: SweepSummary) -> Table:
     """Every trial with its values and both objectives."""
-    fit, short = summary["metric"], summary["fields"]
-    rows: list[Sequence[Cell | str]] = []
-    figures = [t["metrics"] for t in finished(summary).values()]
-    decimals = {key: places([f[key] for f in figures]) for key in (fit, "drift")} if figures else {}
-    for name, trial in summary["trials"].items():
-        where = "chosen" if name == summary["chosen"] else "front" if name in summary["front"] else trial["status"]
-        values = [text(value) for value in trial["values"].values()]
-        both = [
-            words(trial["metrics"][key], decimals[key]) if key in trial["metrics"] else "–" for key in (fit, "drift")
-        ]
-        about = trial.get("error", "")
-        rows.append([*values, *both, Cell(where, about=about)])
-    return Table([*short.values(), metric(fit).title, "drift", ""], rows)
+    names = (summary.metric, "drift")
+    decimals = decimals_of([trial.metrics for trial in summary.finished.values()], names)
+    rows: list[list[Cell | str]] = []
+    for name, trial in summary.trials.items():
+        where = "chosen" if name == summary.chosen else "front" if name in summary.front else trial.status
+        values = [text(value) for value in trial.values.values()]
+        figures = [words(trial.metrics[n], decimals[n]) if n in trial.metrics else "–" for n in names]
+        rows.append([*values, *figures, Cell(where, about=trial.error)])
+    return Table([*summary.fields.values(), *(metric(name).title for name in names), ""], rows)
 
 
 def figures_table(summary: SweepSummary) -> Folded:
     """Everything that was measured, a row per model."""
-    models = compared(summary)
+    models = references_by_label(summary) | {name: trial.metrics for name, trial in summary.finished.items()}
     names = known_metrics(models)
-    decimals = {n: places([f[n] for f in models.values() if n in f]) for n in names}
-    rows: list[Sequence[Cell | str]] = []
-    for model, figures in models.items():
-        row: list[Cell | str] = [model]
-        for n in names:
-            known = n in figures
-            row.append(Cell(words(figures[n], decimals[n]), interval(figures[n], decimals[n])) if known else "–")
-        rows.append(row)
-    header: list[Cell | str] = [
-        "",
-        *(Cell(f"{metric(n).title} {metric(n).arrow}".strip(), about=metric(n).about) for n in names),
+    decimals = decimals_of(list(models.values()), names)
+    rows: list[list[Cell | str]] = [
+        [model, *(estimate_cell(figures, name, decimals[name]) for name in names)] for model, figures in models.items()
     ]
-    legend = [(metric(n).title, metric(n).about) for n in names]
-    return Folded("All figures of all trials", blocks=[Table(header, rows, legend)])
+    legend = [(metric(name).title, metric(name).about) for name in names]
+    return Folded("All figures of all trials", blocks=[Table(["", *map(metric_cell, names)], rows, legend)])
 
 
-def pictures(work_dir: Path, summary: SweepSummary, references: Mapping[str, Any]) -> list[Block]:
+def pictures(work_dir: Path, summary: SweepSummary, references: Evaluation) -> list[PictureRows]:
     """The held-out targets, the references, and the trials on the front from the least drift to the best fit."""
-    folder = work_dir / "references" / "evaluation"
-    size = (int(references["image_size"][0]), int(references["image_size"][1]))
-    shown = int(references["rows"])
-    labels = {"base": "base model", "direct": "direct SFT"}
-    picked = summary["front"][::-1]
-    rest = [name for name in finished(summary) if name not in picked]
-    picked = [*picked, *rest][:MOST_PICTURED]
-    prompts = first_prompts(folder / "evaluation.parquet", "base")
-
-    def rows(kind: str) -> PictureRows:
-        sheets = {"held-out target": folder / "pictures" / "targets.png"}
-        sheets |= {labels[name]: folder / "pictures" / f"{name}-{kind}.png" for name in summary["references"]}
-        sheets |= {spaced(n): work_dir / "trials" / n / "evaluation" / "pictures" / f"trial-{kind}.png" for n in picked}
-        images = {label: load_sheet(file, size)[:shown] for label, file in sheets.items()}
-        return PictureRows.of(images, captions[kind], prompts)
-
-    steps = references["evaluations_per_image"]
-    captions = {
-        "samples": "One random noise per column, the same for each model: what a user of the model sees.",
-        "closest": f"The closest image that each model can make to the target, {steps} evaluations of noise assignment each.",
-    }
-    return [rows("samples"), rows("closest")]
+    folder = work_dir / REFERENCES / "evaluation"
+    front = summary.front[::-1]
+    trials = [*front, *(name for name in summary.finished if name not in front)][:MOST_PICTURED]
+    stems = {LABELS[name]: folder / "pictures" / name for name in summary.references}
+    stems |= {spaced(n): work_dir / "trials" / n / "evaluation" / "pictures" / "trial" for n in trials}
+    return picture_rows(folder, references, stems)
 
 
 def held_out_curves(summary: SweepSummary) -> Chart | None:
     """The held-out error of each trial over its epochs, where trials were watched."""
     series = []
-    for name, trial in summary["trials"].items():
-        if trial["curve"]:
-            x, y = ([entry[key] for entry in trial["curve"]] for key in ("epoch", "validation_latent"))
-            colour = FRONT if name in summary["front"] else OTHER if trial["status"] == "finished" else BASE
-            notes = [f"{name}: epoch {a:g}, {b:.4g}" for a, b in zip(x, y, strict=True)]
-            series.append(Series("", x, y, colour, points=True, notes=notes, dashed=trial["status"] == "stopped"))
+    for name, trial in summary.trials.items():
+        if trial.curve:
+            epochs, errors = [p.epoch for p in trial.curve], [p.validation_latent for p in trial.curve]
+            colour = FRONT if name in summary.front else OTHER if trial.status == "finished" else BASE
+            notes = [f"{name}: epoch {a:g}, {b:.4g}" for a, b in zip(epochs, errors, strict=True)]
+            stopped = trial.status == "stopped"
+            series.append(Series("", epochs, errors, colour, points=True, notes=notes, dashed=stopped))
     if not series:
         return None
     return Chart("held-out latent MSE", "epoch", series, "A line per trial; dashed: ended early.", log_y=True)
 
 
-def cost_table(summary: SweepSummary, references: Mapping[str, Any]) -> Table:
+def work_table(summary: SweepSummary, references: Evaluation) -> Table:
     """Work and time, over all trials."""
-    trials = finished(summary)
+    trials = summary.finished
     made = f"{counted(len(unique_e_steps(summary)), 'set')} of assignments for {counted(len(trials), 'trial')}"
-    train = sum(trial["train_seconds"] for trial in trials.values())
-    updates = sum(trial["updates"] for trial in trials.values())
-    judged = evaluation_phase(references)
-    each = references["rows"] * references["evaluations_per_image"]
+    seconds = sum(trial.train_seconds for trial in trials.values())
+    updates = sum(trial.updates for trial in trials.values())
+    each = references.rows * references.evaluations_per_image
+    judging = f"{evaluation_phase(references).work} of the references; {each:,} evaluations for each trial"
     return Table(
         ["step", "work", "time"],
         [
             ["E-steps", f"{made}, {e_step_evaluations(summary):,} evaluations", "–"],
-            ["M-steps", f"{updates:,} updates", f"{duration(train)} over all trials"],
-            ["evaluation", f"{judged.work} of the references; {each:,} evaluations for each trial", "–"],
+            ["M-steps", f"{updates:,} updates", f"{duration(seconds)} over all trials"],
+            ["evaluation", judging, "–"],
         ],
         text=True,
     )

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -26,6 +26,8 @@ Point = dict[str, JsonValue]
 
 @dataclass(frozen=True)
 class Choices:
+    """A field's values."""
+
     values: tuple[JsonValue, ...]
 
     @property
@@ -38,17 +40,19 @@ class Choices:
 
 @dataclass(frozen=True)
 class Range:
+    """A field's lowest and highest value; `log`: every factor is as likely as another."""
+
     low: float
     high: float
     log: bool = False
     whole: bool = False
 
     @property
-    def extremes(self) -> tuple[float, ...]:
+    def extremes(self) -> tuple[JsonValue, ...]:
         """Values that are accepted where the whole range is."""
         return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
 
-    def draw(self, random: np.random.Generator) -> float:
+    def draw(self, random: np.random.Generator) -> JsonValue:
         """A whole number between both ends, both of them included, or any between."""
         if self.whole and not self.log:
             return int(random.integers(int(self.low), int(self.high) + 1))
@@ -61,7 +65,7 @@ class Range:
 Space = dict[str, Choices | Range]
 
 
-def parse_space(given: Mapping[str, JsonValue], base: BaseModel, fixed: Mapping[str, str]) -> Space:
+def parse_space(requested: Mapping[str, JsonValue], base: BaseModel, fixed: Mapping[str, str]) -> Space:
     """Check a nested or dotted mapping of field to values against the configuration `base`.
 
     Every value becomes what the field makes of it. `fixed` are the fields (or groups of them) that cannot be varied, each
@@ -69,14 +73,14 @@ def parse_space(given: Mapping[str, JsonValue], base: BaseModel, fixed: Mapping[
     """
     fields = dict(leaves(type(base)))
     space: Space = {}
-    for name, values in _flat(given, fields):
+    for name, values in _flat(requested, fields):
         option = f"--sweep.{name.replace('_', '-')}"
         if name not in fields:
             raise UserError(unknown_option(name, list(fields)).replace("--", "--sweep.", 1))
         for held, reason in fixed.items():
             if name == held or name.startswith(f"{held}."):
                 raise UserError(f"{option}: {reason}")
-        spec = _spec(option, values, fields[name].annotation)
+        spec = _spec(option, values, fields[name])
         if isinstance(spec, Choices):
             typed = (value_of(with_values(base, {name: value}), name) for value in spec.values)
             spec = Choices(tuple(_placed(option, value, fields[name]) for value in typed))
@@ -97,9 +101,11 @@ def _placed(option: str, value: JsonValue, field: FieldInfo) -> JsonValue:
         raise UserError(f"{option}: {value!r} is not accepted: {error}") from error
 
 
-def _flat(given: Mapping[str, JsonValue], fields: Collection[str], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
+def _flat(
+    requested: Mapping[str, JsonValue], fields: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, JsonValue]]:
     groups = {name.rpartition(".")[0] for name in fields}
-    for key, value in given.items():
+    for key, value in requested.items():
         name = f"{prefix}{key}".replace("-", "_")
         if isinstance(value, Mapping) and (name in groups or any(group.startswith(f"{name}.") for group in groups)):
             yield from _flat(value, fields, f"{name}.")
@@ -107,52 +113,43 @@ def _flat(given: Mapping[str, JsonValue], fields: Collection[str], prefix: str =
             yield name, value
 
 
-def _spec(option: str, given: JsonValue, kind: object) -> Choices | Range:
+def _spec(option: str, requested: JsonValue, field: FieldInfo) -> Choices | Range:
     accepted = "accepted: values A,B,C, a range LOW:HIGH, or log:LOW:HIGH"
-    if isinstance(given, str) and ":" in given:
-        return _range(option, given, kind, accepted)
-    if isinstance(given, Mapping):
-        raise UserError(f"{option}: {given!r} is not accepted; {accepted}")
-    values: list[JsonValue] = list(given) if isinstance(given, list | tuple) else [given]
-    if isinstance(given, str):
-        values = [part.strip() for part in given.split(",")]
-    if not values or any(value in ("", None) and isinstance(given, str) for value in values):
-        raise UserError(f"{option}: {given!r} is empty or has an empty value; {accepted}")
+    if isinstance(requested, str) and ":" in requested:
+        return _range(option, requested, field, accepted)
+    if isinstance(requested, Mapping):
+        raise UserError(f"{option}: {requested!r} is not accepted; {accepted}")
+    values: list[JsonValue] = [requested]
+    if isinstance(requested, str):
+        values = [part.strip() for part in requested.split(",")]
+    elif isinstance(requested, list | tuple):
+        values = list(requested)
+    if not values or (isinstance(requested, str) and "" in values):
+        raise UserError(f"{option}: {requested!r} is empty or has an empty value; {accepted}")
     return Choices(tuple(None if isinstance(v, str) and v.lower() in {"none", "null"} else v for v in values))
 
 
-def _range(option: str, given: str, kind: object, accepted: str) -> Range:
-    log = given.startswith("log:")
-    parts = given.removeprefix("log:").split(":")
+def _range(option: str, requested: str, field: FieldInfo, accepted: str) -> Range:
+    log = requested.startswith("log:")
+    parts = requested.removeprefix("log:").split(":")
     try:
         low, high = (float(part) for part in parts)
     except ValueError:
-        raise UserError(f"{option}: {given!r} is not accepted; {accepted}") from None
-    whole = _is_whole(kind)
+        raise UserError(f"{option}: {requested!r} is not accepted; {accepted}") from None
+    kinds = set(get_args(field.annotation)) or {field.annotation}
+    whole = int in kinds and float not in kinds
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UserError(f"{option}: the range {given!r} is empty; accepted: LOW below HIGH")
+        raise UserError(f"{option}: the range {requested!r} is empty; accepted: LOW below HIGH")
     if log and low <= 0:
-        raise UserError(f"{option}: {given!r} starts at {low:g}; accepted for log: a LOW above 0")
-    if not whole and not _is_number(kind):
+        raise UserError(f"{option}: {requested!r} starts at {low:g}; accepted for log: a LOW above 0")
+    if not kinds & {int, float}:
         raise UserError(f"{option}: a range is of numbers; accepted here: values A,B,C")
     if whole and not (low.is_integer() and high.is_integer()):
-        raise UserError(f"{option}: {given!r} is of whole numbers; accepted: whole LOW and HIGH")
+        raise UserError(f"{option}: {requested!r} is of whole numbers; accepted: whole LOW and HIGH")
     return Range(low, high, log, whole)
 
 
-def _kinds(kind: object) -> set[object]:
-    return set(getattr(kind, "__args__", ())) or {kind}
-
-
-def _is_whole(kind: object) -> bool:
-    return int in _kinds(kind) and float not in _kinds(kind)
-
-
-def _is_number(kind: object) -> bool:
-    return bool({int, float} & _kinds(kind))
-
-
-def with_values(base: M, values: Mapping[str, object]) -> M:
+def with_values(base: M, values: Mapping[str, JsonValue]) -> M:
     """The configuration with some fields, by dotted name, at other values. Raises UserError if one is not accepted."""
     content = base.model_dump()
     for name, value in values.items():
@@ -169,11 +166,11 @@ def with_values(base: M, values: Mapping[str, object]) -> M:
 
 def value_of(job: BaseModel, name: str) -> JsonValue:
     """A field by its dotted name, ready for JSON."""
-    *groups, last = name.split(".")
-    content = job.model_dump(mode="json")
-    for group in groups:
-        content = content[group]
-    return content[last]
+    value: JsonValue = job.model_dump(mode="json")
+    for part in name.split("."):
+        assert isinstance(value, dict)
+        value = value[part]
+    return value
 
 
 def grid(space: Space) -> list[Point]:
@@ -207,5 +204,5 @@ def short_names(space: Collection[str]) -> dict[str, str]:
     return {name: short if last.count(short) == 1 else name for name, short in zip(space, last, strict=True)}
 
 
-def text(value: object) -> str:
+def text(value: JsonValue) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,10 +1,9 @@
 """One trial of a sweep: EM at one point of the space, judged on the held-out pairs; its folder, its record."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -17,27 +16,25 @@ from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
-from rayjobs.reports.parts import spent
+from rayjobs.reports.summaries import EM_SUMMARY, EVALUATION, Cycle, EmSummary, Evaluation, ModelEstimates
 from rayjobs.sweep.config import SweepJob, base_of
-from rayjobs.sweep.records import Figures, Outcome, Status, TrialRecord, Watched
+from rayjobs.sweep.records import REFERENCES, CurvePoint, TrialRecord
 from rayjobs.sweep.space import Point, short_names, text, with_values
 from rayjobs.train.plan import TrainPlan
 from rayjobs.training.progress import last_logged
 from rayjobs.training.run_files import HISTORY
-from rayjobs.verb.console import summary_json
 from rayjobs.verb.plan import replace_text
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
     from ray.train import UserCallback
 
-RECORD = "trial.json"
+#: The file of a trial's record, in its folder.
+TRIAL_RECORD = "trial.json"
 #: What a trial's record says as long as it is to be run, again or on.
 UNSETTLED = ("running", "failed")
-#: The folder of the models that trials are compared with.
-REFERENCES = "references"
 #: The longest name of a trial's folder, without the fingerprint behind it.
-LONGEST = 80
+LONGEST_NAME = 80
 
 
 class EStep:
@@ -54,8 +51,8 @@ def folder_of(job: SweepJob, values: Point) -> Path:
     """Where a trial is kept: the same values, the same folder, whatever else is tried beside it."""
     short = short_names(values)
     readable = ",".join(f"{short[name]}={text(value)}" for name, value in values.items())
-    readable = re.sub(r"[^\w.,=+-]+", "_", readable)[:LONGEST]
-    exact = len(readable) < LONGEST and all(_is_exact(value) for value in values.values())
+    readable = re.sub(r"[^\w.,=+-]+", "_", readable)[:LONGEST_NAME]
+    exact = len(readable) < LONGEST_NAME and all(_is_exact(value) for value in values.values())
     return job.work_dir / "trials" / (readable if exact else f"{readable}-{fingerprint(values)[:6]}")
 
 
@@ -68,15 +65,15 @@ def _is_exact(value: JsonValue) -> bool:
 
 def record_of(job: SweepJob, values: Point) -> TrialRecord | None:
     """What became of a trial, if it is settled."""
-    file = folder_of(job, values) / RECORD
-    record: TrialRecord | None = json.loads(file.read_text()) if file.is_file() else None
-    return None if record is None or record["status"] in UNSETTLED else record
+    file = folder_of(job, values) / TRIAL_RECORD
+    record = TrialRecord.read(file) if file.is_file() else None
+    return None if record is None or record.status in UNSETTLED else record
 
 
 def begun_points(job: SweepJob) -> list[Point]:
     """The values of the trials that were begun, settled or not, as many as are asked for, the oldest record first."""
-    files = sorted((job.work_dir / "trials").glob(f"*/{RECORD}"), key=lambda file: file.stat().st_mtime)
-    return [json.loads(file.read_text())["values"] for file in files][: job.samples]
+    files = sorted((job.work_dir / "trials").glob(f"*/{TRIAL_RECORD}"), key=lambda file: file.stat().st_mtime)
+    return [TrialRecord.read(file).values for file in files][: job.samples]
 
 
 def records_of(job: SweepJob, points: list[Point], wanted: list[Point]) -> list[TrialRecord] | None:
@@ -85,12 +82,11 @@ def records_of(job: SweepJob, points: list[Point], wanted: list[Point]) -> list[
     return records if len(records) >= len(wanted) and len(records) == len(points) else None
 
 
-def write_record(job: SweepJob, values: Point, status: Status, **told: Unpack[Outcome]) -> TrialRecord:
-    """Put down how a trial stands, for this run and all that come after it."""
-    record: TrialRecord = {"status": status, "values": values, **told}
-    folder = folder_of(job, values)
+def write_record(job: SweepJob, record: TrialRecord) -> TrialRecord:
+    """Put down how a trial stands, for this run and all that come after it; returns the record."""
+    folder = folder_of(job, record.values)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / RECORD, summary_json(record))
+    replace_text(folder / TRIAL_RECORD, record.text())
     return record
 
 
@@ -133,33 +129,35 @@ def run_trial(
     import ray
 
     folder = folder_of(job, values)
-    write_record(job, values, "running")
+    write_record(job, TrialRecord(status="running", values=values))
     trial = em_job(job, values, folder / "em")
 
-    def e_step(step: AssignJob, given: ModelFolder) -> int:
+    def e_step(step: AssignJob, step_model: ModelFolder) -> int:
         """That of the first cycle may be another trial's as well; later ones are of this trial's own model."""
-        return int(ray.get(e_steps.make.remote(step, given))) if given is model else assign.run(step, given)
+        if step_model is not model:
+            return assign.run(step, step_model)
+        return int(ray.get(e_steps.make.remote(step, step_model)))
 
     em.run(trial, e_step, watch, model)
-    steps = json.loads((folder / "em" / "em_summary.json").read_text())
-    trained = ModelFolder.open(steps["model"])
+    summary = EmSummary.read(folder / "em" / EM_SUMMARY)
+    trained = ModelFolder.open(summary.model)
     judge = judge_job(job, {"base": job.model, "trial": trained.path}, folder / "evaluation", evaluation_of(job))
     evaluate.run(judge, {"base": model, "trial": trained})
-    first = steps["cycles"][0]
-    return write_record(
-        job,
-        values,
-        "finished",
-        metrics=read_figures(folder / "evaluation")["trial"],
+    cycles = summary.cycles
+    record = TrialRecord(
+        status="finished",
+        values=values,
+        metrics=Evaluation.read(folder / "evaluation" / EVALUATION).metrics["trial"],
         model=str(trained.path),
         model_fingerprint=trained.fingerprint,
-        assignments=first["assign"]["run_fingerprint"],
-        quarantined=first["assign"]["quarantined"],
-        evaluations=[spent(cycle["assign"]) for cycle in steps["cycles"]],
-        updates=sum(cycle["train"]["updates"] for cycle in steps["cycles"]),
-        train_seconds=sum(cycle["train"]["seconds_this_run"] for cycle in steps["cycles"]),
-        curve=curve_of(steps["cycles"]),
+        assignments=cycles[0].assign.run_fingerprint,
+        quarantined=cycles[0].assign.quarantined,
+        evaluations=tuple(cycle.assign.all_evaluations for cycle in cycles),
+        updates=sum(cycle.train.updates for cycle in cycles),
+        train_seconds=sum(cycle.train.seconds_this_run for cycle in cycles),
+        curve=curve_of(cycles),
     )
+    return write_record(job, record)
 
 
 def stage_of(job: SweepJob, values: Point) -> str:
@@ -187,23 +185,19 @@ def evaluation_of(job: SweepJob) -> Path:
     return job.work_dir / REFERENCES / "evaluation"
 
 
-def figures_of(job: SweepJob) -> dict[str, Figures] | None:
+def references_of(job: SweepJob) -> ModelEstimates | None:
     """The figures of the models that trials are compared with, if they are there."""
-    there = evaluation_of(job)
-    return read_figures(there) if (there / "evaluation.json").is_file() else None
+    file = evaluation_of(job) / EVALUATION
+    return Evaluation.read(file).metrics if file.is_file() else None
 
 
-def read_figures(evaluation: Path) -> dict[str, Figures]:
-    return dict(json.loads((evaluation / "evaluation.json").read_text())["metrics"])
-
-
-def curve_of(cycles: list[dict[str, Any]]) -> list[Watched]:
+def curve_of(cycles: Sequence[Cycle]) -> tuple[CurvePoint, ...]:
     """The held-out error after each epoch, counted over all cycles; empty where nothing was watched."""
-    curve: list[Watched] = []
+    curve = []
     for done, cycle in enumerate(cycles):
-        epochs, updates = len(cycle["train"]["epochs"]), cycle["train"]["updates"]
-        for entry in cycle["train"]["validations"]:
+        epochs, updates = len(cycle.train.epochs), cycle.train.updates
+        for entry in cycle.train.validations:
             if entry["update"]:
                 epoch = done * epochs + entry["update"] / updates * epochs
-                curve.append({"epoch": epoch, "validation_latent": entry["latent"]})
-    return curve
+                curve.append(CurvePoint(epoch=epoch, validation_latent=entry["latent"]))
+    return tuple(curve)

@@ -1,6 +1,6 @@
-"""A sweep's trials under Ray Tune: how many at once, what is searched, when one is ended, who hears of it.
+"""A sweep's trials under Ray Tune: how many at once, what is searched, when one is ended, what is reported where.
 
-A trial's outcome is kept in its own folder, not in Tune's state: a sweep that is run again tells Tune what the finished
+A trial's outcome is kept in its own folder, not in Tune's state: a sweep that is run again reports to Tune what the finished
 trials gave, and Tune makes the rest.
 """
 
@@ -9,32 +9,35 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
+from pydantic import JsonValue
 from ray import tune
+from ray.actor import ActorHandle
+from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.assign import job as assign
 from rayjobs.em import job as em
 from rayjobs.evaluate import job as evaluate
+from rayjobs.reports.summaries import EVALUATION, Evaluation, ModelEstimates
 from rayjobs.sweep.config import SweepJob, points_of
-from rayjobs.sweep.records import Figures, TrialRecord, Watched
+from rayjobs.sweep.records import REFERENCES, CurvePoint, TrialRecord
 from rayjobs.sweep.space import Choices, Point, Range, Space
 from rayjobs.sweep.trial import (
-    REFERENCES,
     EStep,
     begun_points,
     em_job,
     evaluation_of,
     folder_of,
     judge_job,
-    read_figures,
     record_of,
     run_trial,
     stage_of,
@@ -42,29 +45,27 @@ from rayjobs.sweep.trial import (
 )
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainModels
+from rayjobs.training.loop import Report
 from rayjobs.verb.console import say
 from rayjobs.verb.resources import WorkerResources
 from rayjobs.verb.session import innermost
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-    from ray.actor import ActorHandle
-    from ray.train import Checkpoint
-    from ray.train.v2.api.callback import TrainRunContext
-    from ray.tune import Result
-    from ray.tune.experiment import Trial
 
+#: What a trial reported last, with what Tune adds.
+TuneResult = dict[str, JsonValue]
 #: The name under which Tune keeps its own files.
 TUNE = "tune"
 #: What a trial asks of Tune: its work asks for itself, and how many run at once is decided here.
 NEXT_TO_NOTHING = {"memory": 1e6}
 #: Seconds between lines on the running trials, and how many of them are shown.
-EVERY_S, SHOWN = 30.0, 4
+EVERY_S, TRIALS_SHOWN = 30.0, 4
 #: Trials at once where the cluster grows on demand and nothing else is said.
 MANY = 8
 
 
-def references(job: SweepJob, model: ModelFolder, point: Point) -> dict[str, Figures]:
+def references(job: SweepJob, model: ModelFolder, point: Point) -> ModelEstimates:
     """The figures of the base model and of direct SFT, which every trial is compared with; and the held-out rows' noise."""
     models = {"base": model}
     beside = em_job(job, point, job.work_dir / REFERENCES)
@@ -81,7 +82,7 @@ def references(job: SweepJob, model: ModelFolder, point: Point) -> dict[str, Fig
     say("the held-out figures of " + " and ".join(models))
     paths = {name: folder.path for name, folder in models.items()}
     evaluate.run(judge_job(job, paths, evaluation_of(job)), models)
-    return read_figures(evaluation_of(job))
+    return Evaluation.read(evaluation_of(job) / EVALUATION).metrics
 
 
 def room_for(job: SweepJob) -> int:
@@ -118,87 +119,90 @@ def with_decoders(job: SweepJob, at_once: int) -> SweepJob:
 
 
 class CycleReport(TuneReportCallback):  # type: ignore[misc]
-    """Tells Tune of a trial's M-step after each epoch, counted over all cycles."""
+    """Reports a trial's M-step to Tune after each epoch, counted over all cycles."""
 
     def __init__(self, epochs_before: int) -> None:
         super().__init__()
         self.epochs_before = epochs_before
 
-    def after_report(
-        self, run_context: "TrainRunContext", metrics: list[dict[str, Any]], checkpoint: "Checkpoint | None"
-    ) -> None:
-        told = {"epoch": self.epochs_before + round(metrics[0]["epoch"])}
-        if "validation" in metrics[0]:
-            told["validation_latent"] = metrics[0]["validation"]["latent"]
-            super().after_report(run_context, [told], None)
+    def after_report(self, run_context: object, metrics: list[Report], checkpoint: object) -> None:
+        report = metrics[0]
+        if "validation" in report:
+            epoch = self.epochs_before + round(report["epoch"])
+            point = CurvePoint(epoch=epoch, validation_latent=report["validation"]["latent"])
+            super().after_report(run_context, [point.model_dump()], None)
 
 
-def trial(config: dict[str, Any], job: SweepJob, model: ModelFolder, e_steps: "ActorHandle") -> None:
-    """What Tune runs: a trial that is settled tells again what it told; any other is run."""
-    values: Point = config.get("trial", config)
+def trial(config: dict[str, JsonValue], job: SweepJob, model: ModelFolder, e_steps: ActorHandle) -> None:
+    """What Tune runs: a trial that is settled reports once more what it reported; any other is run."""
+    values = values_of(config)
     record = record_of(job, values)
     if record is not None:
-        for entry in record["curve"]:
-            tune.report(entry)
-        if record["status"] == "stopped":
+        for point in record.curve:
+            tune.report(point.model_dump())
+        if record.status == "stopped":
             return
     else:
         record = run_trial(job, model, values, e_steps, lambda cycle: [CycleReport((cycle - 1) * job.train.epochs)])
-    last = dict(record["curve"][-1]) if record["curve"] else {}
-    figures = {name: figure["value"] for name, figure in record["metrics"].items()}
+    last = record.curve[-1].model_dump() if record.curve else {}
+    figures = {name: estimate.value for name, estimate in record.metrics.items()}
     tune.report({**last, **figures, "epoch": job.epochs + 1, "finished": True})
 
 
-def values_of(trial: "Trial | Result") -> Point:
-    """A trial's values, from Tune's view of it or its result: a grid hands over whole points, Optuna single fields."""
-    return dict(trial.config.get("trial", trial.config))
+def values_of(config: dict[str, JsonValue]) -> Point:
+    """A trial's values, from its configuration: a grid hands over whole points, Optuna single fields."""
+    point = config.get("trial", config)
+    assert isinstance(point, dict)
+    return dict(point)
 
 
 class Outcomes(tune.Callback):  # type: ignore[misc]
-    """Hears of every trial in the driver: settles those that were ended early, and tells the person who waits."""
+    """In the driver: records the trials that were ended early, and prints how all of them stand."""
 
     def __init__(self, job: SweepJob, total: int) -> None:
         self.job, self.total, self.done = job, total, 0
-        self.curves: dict[str, list[Watched]] = {}
-        self.told = time.monotonic()
+        self.curves: dict[str, list[CurvePoint]] = {}
+        self.last_line = time.monotonic()
 
-    def on_step_end(self, iteration: int, trials: list["Trial"], **info: object) -> None:
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         """A line now and then on how the running trials stand."""
-        if time.monotonic() - self.told < EVERY_S:
+        if time.monotonic() - self.last_line < EVERY_S:
             return
-        self.told = time.monotonic()
-        running = [values_of(trial) for trial in trials if trial.status == "RUNNING"]
+        self.last_line = time.monotonic()
+        running = [values_of(trial.config) for trial in trials if trial.status == "RUNNING"]
         stages = [f"{folder_of(self.job, v).name}: {stage_of(self.job, v)}" for v in running]
         if stages:
-            more = f" and {len(stages) - SHOWN} more" if len(stages) > SHOWN else ""
-            say(f"sweep: {self.done}/{self.total} trials; now {'; '.join(stages[:SHOWN])}{more}")
+            more = f" and {len(stages) - TRIALS_SHOWN} more" if len(stages) > TRIALS_SHOWN else ""
+            say(f"sweep: {self.done}/{self.total} trials; now {'; '.join(stages[:TRIALS_SHOWN])}{more}")
 
     def on_trial_result(
-        self, iteration: int, trials: list["Trial"], trial: "Trial", result: dict[str, Any], **info: object
+        self, iteration: int, trials: list[Trial], trial: Trial, result: TuneResult, **info: object
     ) -> None:
         if not result.get("finished"):
-            entry = Watched(epoch=result["epoch"], validation_latent=result["validation_latent"])
-            self.curves.setdefault(trial.trial_id, []).append(entry)
+            self.curves.setdefault(trial.trial_id, []).append(CurvePoint.model_validate(result))
 
-    def on_trial_complete(self, iteration: int, trials: list["Trial"], trial: "Trial", **info: object) -> None:
-        values = values_of(trial)
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        values = values_of(trial.config)
         if not trial.last_result.get("finished") and record_of(self.job, values) is None:
-            write_record(self.job, values, "stopped", metrics={}, curve=self.curves[trial.trial_id])
-        self._tell(trial, values)
+            write_record(
+                self.job, TrialRecord(status="stopped", values=values, curve=tuple(self.curves[trial.trial_id]))
+            )
+        self._print(trial, values)
 
-    def on_trial_error(self, iteration: int, trials: list["Trial"], trial: "Trial", **info: object) -> None:
-        self._tell(trial, values_of(trial))
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        self._print(trial, values_of(trial.config))
 
-    def _tell(self, trial: "Trial", values: Point) -> None:
+    def _print(self, trial: Trial, values: Point) -> None:
         self.done += 1
         last, name = trial.last_result or {}, folder_of(self.job, values).name
         if last.get("finished"):
-            told = f"{self.job.metric} {last[self.job.metric]:.4g}, drift {last['drift']:.4g}"
+            status = f"{self.job.metric} {last[self.job.metric]:.4g}, drift {last['drift']:.4g}"
         elif trial.status == "ERROR":
-            told = "failed"
+            status = "failed"
         else:
-            told = f"ended after {last.get('epoch', 0):g} epochs, held-out latent MSE {last.get('validation_latent', 0):.4g}"
-        say(f"sweep: {self.done}/{self.total} trials; {name}: {told}")
+            error = f"held-out latent MSE {last.get('validation_latent', 0):.4g}"
+            status = f"ended after {last.get('epoch', 0):g} epochs, {error}"
+        say(f"sweep: {self.done}/{self.total} trials; {name}: {status}")
 
 
 def tune_trials(job: SweepJob, model: ModelFolder, space: Space) -> list[TrialRecord]:
@@ -210,15 +214,15 @@ def tune_trials(job: SweepJob, model: ModelFolder, space: Space) -> list[TrialRe
     e_steps = ray.remote(num_cpus=0, max_concurrency=1)(EStep).remote()
     quiet()
     shutil.rmtree(job.work_dir / TUNE, ignore_errors=True)  # nothing in it is needed again
-    settings, parameters = search(job, space, points)
     tuner = tune.Tuner(
         tune.with_resources(partial(trial, job=job, model=model, e_steps=e_steps), NEXT_TO_NOTHING),
-        param_space=parameters,
-        tune_config=tune.TuneConfig(
-            **settings,
+        # Optuna's searcher has the space itself.
+        param_space={} if job.search == "optuna" else {"trial": tune.grid_search(points)},
+        tune_config=replace(
+            search(job, space),
             max_concurrent_trials=at_once,
             reuse_actors=True,
-            trial_dirname_creator=lambda t: f"{folder_of(job, values_of(t)).name}-{t.trial_id}",
+            trial_dirname_creator=lambda t: f"{folder_of(job, values_of(t.config)).name}-{t.trial_id}",
         ),
         run_config=tune.RunConfig(
             name=TUNE,
@@ -231,21 +235,20 @@ def tune_trials(job: SweepJob, model: ModelFolder, space: Space) -> list[TrialRe
     return [outcome(job, result) for result in tuner.fit()]
 
 
-def outcome(job: SweepJob, result: "Result") -> TrialRecord:
+def outcome(job: SweepJob, result: tune.Result) -> TrialRecord:
     """A trial's record; of one that failed, the reason."""
-    values = values_of(result)
+    values = values_of(result.config)
     if result.error is not None:
-        return write_record(job, values, "failed", error=innermost(result.error), curve=[], metrics={})
+        return write_record(job, TrialRecord(status="failed", values=values, error=innermost(result.error)))
     record = record_of(job, values)
     if record is None:
         raise RunFailed(f"the trial {folder_of(job, values).name} left no record; run the same command again")
     return record
 
 
-def search(job: SweepJob, space: Space, points: list[Point]) -> tuple[dict[str, object], dict[str, object]]:
-    """Tune's settings and its space."""
+def search(job: SweepJob, space: Space) -> tune.TuneConfig:
+    """How Tune searches: what it optimises, and whether it ends trials early."""
     asha = job.early_stopping == "asha"
-    scheduler: TrialScheduler = FIFOScheduler()
     if asha:
         scheduler = ASHAScheduler(
             time_attr="epoch",
@@ -253,22 +256,29 @@ def search(job: SweepJob, space: Space, points: list[Point]) -> tuple[dict[str, 
             grace_period=job.grace_epochs,
             reduction_factor=job.reduction_factor,
         )
-    single: dict[str, object] = {"metric": "validation_latent", "mode": "min"} if asha else {}
+        config = tune.TuneConfig(scheduler=scheduler, metric="validation_latent", mode="min")
+    else:
+        config = tune.TuneConfig(scheduler=FIFOScheduler())
     if job.search != "optuna":
-        return {"scheduler": scheduler, **single}, {"trial": tune.grid_search(points)}
+        return config
     from ray.tune.search.optuna import OptunaSearch
 
     logging.getLogger("optuna").setLevel(logging.ERROR)
-    fit = "min" if job.lower_is_better else "max"
-    objectives: dict[str, object] = single or {"metric": [job.metric, "drift"], "mode": [fit, "min"]}
+    metrics, modes = [job.metric, "drift"], ["min" if job.lower_is_better else "max", "min"]
     known = begun_points(job)
-    # A sampler that begins anew with the same seed would propose the first trials once more.
-    seed = int(np.random.SeedSequence([job.search_seed, len(known)]).generate_state(1)[0])
-    searcher = OptunaSearch(distributions(space), **objectives, seed=seed, points_to_evaluate=known or None)
-    return {"scheduler": scheduler, "search_alg": searcher, "num_samples": job.samples} | single, {}
+    searcher = OptunaSearch(
+        distributions(space),
+        metric=config.metric if asha else metrics,
+        mode=config.mode if asha else modes,
+        # A sampler that begins anew with the same seed would propose the first trials once more.
+        seed=int(np.random.SeedSequence([job.search_seed, len(known)]).generate_state(1)[0]),
+        points_to_evaluate=known or None,
+    )
+    return replace(config, search_alg=searcher, num_samples=job.samples)
 
 
 def distributions(space: Space) -> dict[str, "BaseDistribution"]:
+    """The space as Optuna has it."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     def one(spec: Choices | Range) -> "BaseDistribution":
@@ -287,35 +297,35 @@ def trackers(job: SweepJob) -> list[tune.Callback]:
 
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    found: list[tune.Callback] = []
+    callbacks: list[tune.Callback] = []
     if job.mlflow is not None:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ortho"
-        found.append(MLflowLoggerCallback(tracking_uri=job.mlflow, experiment_name=name))
+        callbacks.append(MLflowLoggerCallback(tracking_uri=job.mlflow, experiment_name=name))
     if job.wandb is not None:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
         class Forgiving(WandbLoggerCallback):  # type: ignore[misc]
             """A tracker that could not start (no key, no server) has no queue any more, and must not end the sweep."""
 
-            def log_trial_result(self, iteration: int, trial: "Trial", result: dict[str, Any]) -> None:
+            def log_trial_result(self, iteration: int, trial: Trial, result: TuneResult) -> None:
                 with suppress(KeyError):
                     super().log_trial_result(iteration, trial, result)
 
-            def log_trial_end(self, trial: "Trial", failed: bool = False) -> None:
+            def log_trial_end(self, trial: Trial, failed: bool = False) -> None:
                 with suppress(KeyError):
                     super().log_trial_end(trial, failed)
 
         entity, _, project = job.wandb.rpartition("/")
         # The workers of a cluster that runs already do not have this process's environment.
         here = {k: os.environ[f"WANDB_{k.upper()}"] for k in ("mode", "dir") if f"WANDB_{k.upper()}" in os.environ}
-        found.append(Forgiving(project=project, entity=entity or None, group=job.work_dir.name, **here))
-    return found
+        callbacks.append(Forgiving(project=project, entity=entity or None, group=job.work_dir.name, **here))
+    return callbacks
 
 
 def quiet() -> None:
-    """Tune's lines are about itself; what a person wants to know is told here."""
+    """Tune prints about itself alone; `Outcomes` prints what a person wants to know."""
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # which prints even where `verbose` is 0
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep as it ends every job

@@ -267,6 +267,6 @@ class Training(TrainLoop[Share]):
         self.validations, self.skipped = state["validations"], state["skipped"]
         self.step.load_state_dict(state)
 
-    def reported(self) -> dict[str, object]:
+    def validated(self) -> dict[str, float] | None:
         fresh = self.validations and self.validations[-1]["update"] == self.update
-        return {"validation": self.validations[-1]} if fresh else {}
+        return self.validations[-1] if fresh else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import ray.train
@@ -34,6 +34,14 @@ from rayjobs.verb.plan import replace_text
 #: What a subclass takes for one update.
 Batch = TypeVar("Batch")
 T = TypeVar("T")
+
+
+class Report(TypedDict):
+    """What Ray Train's callbacks are given with each state."""
+
+    update: int
+    epoch: float
+    validation: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,9 @@ class TrainLoop(ABC, Generic[Batch]):
     def before_first_update(self) -> None:  # most runs need nothing
         """What this start needs after resuming, before its first update."""
 
-    def reported(self) -> dict[str, object]:
-        """What Ray Train's callbacks hear with a state, besides the update and the epoch."""
-        return {}
+    def validated(self) -> dict[str, float] | None:
+        """The figures of a validation after this update, for Ray Train's callbacks; none where there was none."""
+        return None
 
     def run(self) -> dict[str, object]:
         """All updates that are left. Returns the summary on rank 0, nothing elsewhere. Raises UserError or RunFailed."""
@@ -224,8 +232,10 @@ class TrainLoop(ABC, Generic[Batch]):
                     fresh = self.out / f".{STATE}"
                     torch.save(content, fresh)
                     fresh.replace(self.out / STATE)
-            place = {"update": self.update, "epoch": self.update / self.updates_per_epoch}
-            ray.train.report({**place, **self.reported()}, checkpoint=checkpoint)
+            report: Report = {"update": self.update, "epoch": self.update / self.updates_per_epoch}
+            if (figures := self.validated()) is not None:
+                report["validation"] = figures
+            ray.train.report(report, checkpoint=checkpoint)
 
     def _resume(self, state: dict[str, Any]) -> None:
         """Go to where the last checkpoint was."""

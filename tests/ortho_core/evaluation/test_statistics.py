@@ -54,7 +54,7 @@ def double_loop(x, y, kernel):
 
 @pytest.mark.parametrize(("metric", "kernel"), [(kid, polynomial), (cmmd, gaussian)])
 def test_kid_and_cmmd_are_the_double_loop_over_pairs(metric, kernel):
-    assert metric(X, Y, resamples(40, 0, 3))["value"] == pytest.approx(double_loop(X, Y, kernel), rel=1e-4)
+    assert metric(X, Y, resamples(40, 0, 3)).value == pytest.approx(double_loop(X, Y, kernel), rel=1e-4)
 
 
 def test_kid_of_independent_sets_is_that_of_torch_fidelity_but_for_the_pairs_of_a_row():
@@ -63,7 +63,7 @@ def test_kid_of_independent_sets_is_that_of_torch_fidelity_but_for_the_pairs_of_
     cross = kernel_poly(X.astype(np.float64), Y.astype(np.float64))
     n = len(X)
     apart = 2 * cross.sum() / n**2 - 2 * (cross.sum() - np.trace(cross)) / (n * (n - 1))
-    value = kid(X, Y, resamples(n, 0, 3))["value"]
+    value = kid(X, Y, resamples(n, 0, 3)).value
     assert value == pytest.approx(published["kernel_inception_distance_mean"] + apart, rel=1e-4)
 
 
@@ -71,8 +71,8 @@ def test_fid_is_that_of_the_matrix_square_root():
     x, y = X.astype(np.float64), Y.astype(np.float64)
     a, b = np.cov(x.T), np.cov(y.T)
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * linalg.sqrtm(a @ b).real)
-    assert fid(X, Y, resamples(40, 0, 3))["value"] == pytest.approx(expected, rel=1e-5)
-    assert fid(X, X, resamples(40, 0, 3))["value"] == pytest.approx(0, abs=1e-6)
+    assert fid(X, Y, resamples(40, 0, 3)).value == pytest.approx(expected, rel=1e-5)
+    assert fid(X, X, resamples(40, 0, 3)).value == pytest.approx(0, abs=1e-6)
     # More features than rows: the same number from the span of the rows alone.
     wide = [features(12, 60, shift, seed) for shift, seed in ((0.3, 3), (0.0, 4))]
     x, y = (f.astype(np.float64) for f in wide)
@@ -82,15 +82,15 @@ def test_fid_is_that_of_the_matrix_square_root():
     cross = np.sqrt(np.linalg.eigvalsh(root @ np.cov(y.T) @ root).clip(0)).sum()
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T) + np.cov(y.T)) - 2 * cross
     assert in_their_span(*wide)[0].shape == (12, 24)
-    assert fid(*wide, resamples(12, 0, 3))["value"] == pytest.approx(expected, rel=1e-4)
+    assert fid(*wide, resamples(12, 0, 3)).value == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_resample_that_draws_each_row_once_gives_the_value():
     assert resampled_mmd(X, Y, kernel_poly, ONCE)[0] == pytest.approx(mmd(X, Y, kernel_poly))
     for x, y in ((X, Y), in_their_span(features(12, 60, 0.3), features(12, 60))):
         once = np.ones((1, len(x)), np.float32)
-        assert resampled_frechet(x, y, once)[0] == pytest.approx(fid(x, y, resamples(len(x), 0, 3))["value"], rel=1e-6)
-    shares = [figure["value"] for figure in precision_recall(X, Y, resamples(40, 0, 3))]
+        assert resampled_frechet(x, y, once)[0] == pytest.approx(fid(x, y, resamples(len(x), 0, 3)).value, rel=1e-6)
+    shares = [figure.value for figure in precision_recall(X, Y, resamples(40, 0, 3))]
     x, y, once = torch.from_numpy(X), torch.from_numpy(Y), torch.from_numpy(ONCE)
     assert [resampled_share(x, y, once)[0], resampled_share(y, x, once)[0]] == pytest.approx(shares)
 
@@ -117,12 +117,12 @@ def test_a_resample_is_what_its_rows_would_give_without_their_copies(monkeypatch
 def test_precision_and_recall_of_sets_whose_answer_is_plain():
     w = resamples(40, 0, 20)
     same, far = precision_recall(X, X, w), precision_recall(X, X + 100, w)
-    assert [f["value"] for f in same] == [1, 1]
-    assert [f["value"] for f in far] == [0, 0]
+    assert [f.value for f in same] == [1, 1]
+    assert [f.value for f in far] == [0, 0]
     # All fakes at one spot of the targets: each lies among them, and few targets lie among the fakes.
     precision, recall = precision_recall(Y[:1] + 1e-3 * X, Y, w)
-    assert precision["value"] == 1
-    assert recall["value"] < 0.1
+    assert precision.value == 1
+    assert recall.value < 0.1
 
 
 def test_the_interval_of_a_mean_covers_it():
@@ -130,9 +130,9 @@ def test_the_interval_of_a_mean_covers_it():
     hits = 0
     for i in range(200):
         found = mean_figure(rng.exponential(size=100), resamples(100, i, 200))
-        hits += found["low"] <= 1 <= found["high"]
-        assert found["low"] <= found["value"] <= found["high"]
-        assert found["count"] == 100
+        hits += found.low <= 1 <= found.high
+        assert found.low <= found.value <= found.high
+        assert found.count == 100
     assert 0.88 < hits / 200 < 0.99
 
 
@@ -144,22 +144,22 @@ def test_the_interval_of_a_ratio_covers_it():
         contrast = rng.exponential(size=100)
         values, others = (k * contrast * rng.exponential(size=100) for k in (0.75, 1.0))
         found = ratio_figure(values, others, resamples(100, i, 200))
-        hits += found["low"] <= 0.75 <= found["high"]
-        assert found["value"] == pytest.approx(values.mean() / others.mean())
-        assert found["low"] <= found["value"] <= found["high"]
-        assert found["count"] == 100
+        hits += found.low <= 0.75 <= found.high
+        assert found.value == pytest.approx(values.mean() / others.mean())
+        assert found.low <= found.value <= found.high
+        assert found.count == 100
     assert 0.88 < hits / 200 < 0.99
 
 
 def test_a_resample_brings_both_sides_of_a_row_along():
     others = np.arange(1.0, 41)
     found = ratio_figure(0.5 * others, others, resamples(40, 0, 50))
-    assert (found["low"], found["value"], found["high"]) == pytest.approx((0.5, 0.5, 0.5))
+    assert (found.low, found.value, found.high) == pytest.approx((0.5, 0.5, 0.5))
     values, w = np.arange(40.0)[::-1], resamples(40, 5, 50)
     drawn = [np.repeat(np.arange(40), counts.astype(int)) for counts in w]
     ratios = [values[rows].mean() / others[rows].mean() for rows in drawn]
     found = ratio_figure(values, others, w)
-    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
 
 
 def test_a_ratio_to_nothing_is_no_figure():
@@ -179,8 +179,8 @@ def test_intervals_are_as_wide_as_the_values_scatter(metric):
         metric(features(80, 8, 0.5, seed=2 * i), features(80, 8, seed=2 * i + 1), resamples(80, i, 60))
         for i in range(40)
     ]
-    values = np.array([f["value"] for f in found])
-    reach = np.mean([f["high"] - f["low"] for f in found]) / 2
+    values = np.array([f.value for f in found])
+    reach = np.mean([f.high - f.low for f in found]) / 2
     assert 0.7 < reach / (1.96 * values.std(ddof=1)) < 1.6
 
 
@@ -216,7 +216,7 @@ def test_kid_intervals_cover_the_distance_of_the_distributions():
         rng = np.random.default_rng(i)
         x, y = rng.normal(size=(n, D)) + m, rng.normal(size=(n, D))
         found = kid(x.astype(np.float32), y.astype(np.float32), resamples(n, i, 100))
-        hits += found["low"] <= truth <= found["high"]
+        hits += found.low <= truth <= found.high
     assert hits / 100 >= 0.88
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from rayjobs.em import report as em_report
 from rayjobs.evaluate import report as evaluate_report
+from rayjobs.reports.summaries import EM_SUMMARY, EmSummary
 from tests.chromium import check_in_browser, check_source
 from tests.rayjobs.reports.reported import MODELS, make_em, make_evaluation
 
@@ -44,7 +45,7 @@ def test_an_em_report_says_what_the_figures_say(run):
 
 
 def test_the_cycles_follow_each_other_on_one_axis(run):
-    charts = em_report.curves(run, json.loads((run / "em_summary.json").read_text()))
+    charts = em_report.curves(run, EmSummary.read(run / EM_SUMMARY))
     first, second, direct = charts[0].series
     assert (first.x[0], first.x[-1], second.x[0], second.x[-1]) == (1, 60, 61, 120)
     assert (direct.x[0], direct.x[-1]) == (1, 60)
@@ -52,7 +53,7 @@ def test_the_cycles_follow_each_other_on_one_axis(run):
 
 
 def test_what_a_step_cost_is_its_time_on_its_workers(run):
-    summary = json.loads((run / "em_summary.json").read_text())
+    summary = EmSummary.read(run / EM_SUMMARY)
     steps = em_report.phases(run, summary, None)
     assert [step.name for step in steps][1:] == ["cycle 1, M-step", "cycle 2, E-step", "cycle 2, M-step", "direct SFT"]
     assert steps[1].cells() == ["cycle 1, M-step", "60 updates", "48 s", "75 images/s", "2 × 0.5 CPU", "0.0134"]

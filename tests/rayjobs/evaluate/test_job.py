@@ -24,6 +24,7 @@ from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import table_of
 from rayjobs.evaluate.job import describe, run
 from rayjobs.evaluate.plan import PARTS
+from rayjobs.reports.summaries import Evaluation
 from tests.conftest import ROOT, copy_pairs
 
 ROWS, BAD = 20, 2
@@ -106,7 +107,7 @@ def test_every_figure_has_an_interval_and_a_count(done):
     features = result["features"]
     assert (features["name"], features["dimension"], features["cmmd"]["dimension"]) == ("tiny-clip", 64, 64)
     assert features["fingerprint"] == result["rewards"]["clip"]
-    text = table_of(result["metrics"])
+    text = table_of(Evaluation.read(done / "evaluation.json").metrics)
     assert "KID to base ↓" in text
     assert f"[{base['psnr']['low']:.3g}, {base['psnr']['high']:.3g}]" in text
 

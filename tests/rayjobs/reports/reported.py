@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ortho_core.evaluation.metrics import Estimate
 from ortho_core.pictures import save_png
 from rayjobs.verb.console import versions
 
@@ -20,12 +22,14 @@ FEATURES = {"name": "tiny-clip", "fingerprint": "0123456789abcdef", "dimension":
 MODELS = {"base": BASE, "direct": DIRECT, "cycle_01": FIRST, "cycle_02": SECOND}
 
 
-def figures(values, spread=0.05, count=24):
+def estimates(values, spread=0.05, count=24) -> dict[str, Estimate]:
     """Each value with an interval of `spread` of itself to both sides."""
-    return {
-        name: {"value": v, "low": v * (1 - spread), "high": v * (1 + spread), "count": count}
-        for name, v in values.items()
-    }
+    return {name: Estimate(v, v * (1 - spread), v * (1 + spread), count) for name, v in values.items()}
+
+
+def figures(values, spread=0.05, count=24) -> dict[str, dict[str, float]]:
+    """The same as JSON has it."""
+    return {name: asdict(estimate) for name, estimate in estimates(values, spread, count).items()}
 
 
 def make_evaluation(folder: Path, models=MODELS, rows=24, quarantined=0, size=(32, 32), spread=0.05) -> dict:
@@ -94,13 +98,18 @@ def make_training(folder: Path, validated: bool) -> dict:
     lines = [*log, *({"group": "validation", **entry} for entry in held)]
     (folder / "train_history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {
+        "rows": 24,
         "epochs": [{"loss": 0.5}, {"loss": 0.1}],
+        "best_epoch": 2,
+        "best_loss": 0.1,
         "final_loss": 0.1,
         "validations": held,
         "skipped_updates": [],
+        "tracker_failures": [],
         "images_per_second": 75.0,
         "updates": 60,
         "seconds_this_run": 48.4,
+        "run_fingerprint": "0123456789abcdef",
     }
     (folder / "train_summary.json").write_text(json.dumps(summary))
     return summary

@@ -2,15 +2,16 @@
 
 import pytest
 
+from ortho_core.evaluation.metrics import Estimate
 from rayjobs.reports.models import changed, comparison, findings, leaders, marks, places, trade_off, worse
-from tests.rayjobs.reports.reported import MODELS, figures
+from tests.rayjobs.reports.reported import MODELS, estimates
 
 LABELS = {"base": "base model", "direct": "direct SFT", "cycle_01": "cycle 1", "cycle_02": "cycle 2"}
-METRICS = {name: figures(values) for name, values in MODELS.items()}
+METRICS = {name: estimates(values) for name, values in MODELS.items()}
 
 
 def figure(low, value, high):
-    return {"value": value, "low": low, "high": high, "count": 10}
+    return Estimate(value, low, high, 10)
 
 
 def test_the_best_is_marked_only_where_its_interval_is_beyond_the_next():
@@ -61,14 +62,14 @@ def test_the_findings_say_what_is_better_and_what_is_worse():
     assert "it is 0.0180 under direct SFT" in said[2]
     assert said[3] == "The fine-tuned model is worse than direct SFT, by more than the intervals, in KID."
     assert len(said) == 4
-    harmed = {**METRICS, "cycle_02": figures({**MODELS["cycle_02"], "latent_mse": 0.6})}
+    harmed = {**METRICS, "cycle_02": estimates({**MODELS["cycle_02"], "latent_mse": 0.6})}
     said = findings(harmed, "base", "cycle_02", LABELS, "After 2 cycles")
     assert "rose from 0.390 to 0.600" in said[0]
     assert said[-1] == "The fine-tuned model is worse than base model, by more than the intervals, in latent MSE."
 
 
 def test_the_distance_to_the_base_is_no_reason_to_call_a_model_worse():
-    metrics = {"a": figures({"kid_base": 0.001}), "b": figures({"kid_base": 0.5})}
+    metrics = {"a": estimates({"kid_base": 0.001}), "b": estimates({"kid_base": 0.5})}
     assert worse(metrics, "b", "a") == []
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from ortho_core.errors import UserError
-from ortho_core.evaluation.metrics import number
 from ortho_core.generators import ModelFolder
 from rayjobs.assign.config import AssignSettings
 from rayjobs.sweep.config import SweepEvaluateSettings, SweepJob, SweepTrainSettings
@@ -60,13 +59,13 @@ def test_trials_share_their_e_steps_and_a_preserve_weight_holds_the_drift(
     sweep = job(small_pairs, tiny_turbo, digits, out, max_drift=1.0, sweep=space)
     assert run(sweep) == 0
     told = summary(out)
-    drift = {name: number(trial["metrics"]["drift"]) for name, trial in told["trials"].items()}
+    drift = {name: trial["metrics"]["drift"]["value"] for name, trial in told["trials"].items()}
     assert list(drift) == [f"patch_size={p},preserve_latent_weight={w}" for p in patches for w in (0, 2)]
     for p in patches:
         assert drift[f"patch_size={p},preserve_latent_weight=2"] < drift[f"patch_size={p},preserve_latent_weight=0"]
     assert len(list((out / "assignments").iterdir())) == len(patches)
     assert len({trial["assignments"] for trial in told["trials"].values()}) == len(patches)
-    fit = {name: number(trial["metrics"]["latent_mse"]) for name, trial in told["trials"].items()}
+    fit = {name: trial["metrics"]["latent_mse"]["value"] for name, trial in told["trials"].items()}
     assert told["chosen"] == min(fit, key=fit.get) == told["front"][0]
     assert (Path(told["model"]) / "unet" / "config.json").is_file()
     assert list((out / "tune").glob("*/events.out.tfevents*"))

@@ -1,0 +1,208 @@
+"""What finished runs leave for others to read: their summaries, typed. Fields that no reader needs are left out."""
+
+import json
+from math import ceil
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ortho_core.estep.config import FORWARDS_PER_EVALUATION
+from ortho_core.evaluation.metrics import Estimate
+from ortho_core.noise.gaussianity import Covariance, KsTest
+from ortho_core.records.plan import Settings
+from rayjobs.verb.console import versions
+
+R = TypeVar("R", bound="Record")
+
+#: Names of the files.
+EVALUATION, EM_SUMMARY, SWEEP_SUMMARY = "evaluation.json", "em_summary.json", "sweep_summary.json"
+
+#: By model, then by the metric's name.
+ModelEstimates = dict[str, dict[str, Estimate]]
+
+
+class Record(BaseModel):
+    """The content of a JSON file; what is there besides the fields is passed over."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def read(cls: type[R], file: Path) -> R:
+        return cls.model_validate_json(file.read_bytes())
+
+    def text(self) -> str:
+        """The file's text."""
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+
+class Made(Record):
+    """With how it was made."""
+
+    config: Settings
+    versions: dict[str, str] = Field(default_factory=versions)
+
+    def option(self, name: str) -> str:
+        """An option's value, as a report names it."""
+        return str(self.config[name])
+
+
+class AssignSummary(Record):
+    """`summary.json` of an E-step."""
+
+    rows: int
+    assigned: int
+    quarantined: int
+    quarantined_by_reason: dict[str, int]
+    truncated_prompts: int = 0
+    evaluations: int
+    candidate_forwards: int = 0
+    mean_initial_loss: float | None
+    mean_loss: float | None
+    gaussianity: str = ""
+    rows_this_run: int
+    seconds_this_run: float
+    rows_per_second: float | None
+    run_fingerprint: str
+
+    @property
+    def all_evaluations(self) -> int:
+        """With those that the forwards of its candidates count as."""
+        return self.evaluations + ceil(self.candidate_forwards / FORWARDS_PER_EVALUATION)
+
+
+class GaussianCheck(Record):
+    """`orthogonal_gaussian_init.json` or `_final.json`."""
+
+    patches: int
+    dimension: int
+    marginal: KsTest
+    covariance: Covariance
+    #: In null standard deviations, largest first.
+    departures: dict[str, float]
+    verdict: str
+
+
+class BeforeAfter(Record):
+    """A reward at the base noise, and at the noise that was found."""
+
+    before: float
+    after: float
+
+
+class RewardGain(BeforeAfter):
+    """The means over all prompts, the share of prompts for which the reward rose, and the mean gain."""
+
+    improved: float
+    gain: Estimate
+
+
+class RewardSummary(AssignSummary, Made):
+    """`summary.json` of a search for the highest rewards, over a file of prompts."""
+
+    rewards: dict[str, RewardGain]
+
+
+class OnePromptSearch(Made):
+    """`meta.json` of a search for the highest rewards of one prompt."""
+
+    prompt: str
+    evaluations: int
+    best_evaluation: int
+    rewards: dict[str, BeforeAfter]
+    #: The weights of those that were optimised.
+    optimised: dict[str, float]
+    #: Of each term, its value at every evaluation.
+    history: dict[str, list[float]]
+    seconds_this_run: float
+
+
+class SkippedUpdate(Record):
+    """An update that was not applied, and rows that may be at fault."""
+
+    update: int
+    rows: list[str]
+
+
+class TrainSummary(Record):
+    """`train_summary.json` of an M-step. A loss that was not finite is None."""
+
+    rows: int
+    updates: int
+    #: Of each epoch, the mean of each term of the loss.
+    epochs: list[dict[str, float | None]]
+    best_epoch: int
+    best_loss: float | None
+    final_loss: float | None
+    #: Of each validation, the update and the figures.
+    validations: list[dict[str, float]]
+    skipped_updates: list[SkippedUpdate]
+    tracker_failures: list[str]
+    images_per_second: float | None
+    seconds_this_run: float
+    run_fingerprint: str
+
+
+class Cycle(Record):
+    """The two steps of a cycle of EM."""
+
+    cycle: int
+    assign: AssignSummary
+    train: TrainSummary
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and of its model in the evaluation."""
+        return cycle_name(self.cycle)
+
+
+class EmSummary(Made):
+    """`em_summary.json`."""
+
+    #: The fine-tuned model's folder.
+    model: str
+    cycles: list[Cycle]
+    evaluation: ModelEstimates | None
+    seconds_this_run: float
+
+
+class FeatureSource(Record):
+    """Whose features a figure is made of."""
+
+    name: str
+    fingerprint: str
+    dimension: int
+
+
+class FeatureSources(FeatureSource):
+    """That of most figures, and that of CMMD."""
+
+    cmmd: FeatureSource
+
+
+class Evaluation(Made):
+    """`evaluation.json`."""
+
+    #: The model that the others started from, one of `metrics`.
+    base: str
+    rows: int
+    quarantined: int
+    metrics: ModelEstimates
+    features: FeatureSources
+    #: The fingerprint of each reward's weights, by name.
+    rewards: dict[str, str]
+    #: (Y, X).
+    image_size: tuple[int, int]
+    evaluations_per_image: int
+    #: None where no row was judged in the last start.
+    seconds_this_run: float | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Of all models."""
+        return self.rows * self.evaluations_per_image * len(self.metrics)
+
+
+def cycle_name(cycle: int) -> str:
+    """The folder of a cycle of EM, counted from 1."""
+    return f"cycle_{cycle:02d}"
