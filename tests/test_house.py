@@ -1,9 +1,11 @@
 """Rules of the house that imports and text can be checked for."""
 
+import ast
 import json
 import subprocess
 import sys
 import tomllib
+from collections import Counter, defaultdict
 
 import pytest
 
@@ -123,3 +125,34 @@ def test_the_structure_stays_as_it_is_measured_to_be(tmp_path):
         (tmp_path / package / "b.py").write_text(text + 'plan["rows"]\n')
     counted = figures(tmp_path)
     assert (counted["import circles"], counted["subscripts of a plan"]) == (1, 2)
+
+
+#: Names that mean the same in each module that has them, whatever their values: what every reward's module states of itself.
+PER_MODULE = {"ORIGIN", "WEIGHTS"}
+
+
+def named_twice(root) -> set[str]:
+    """Classes of one name in two modules, and constants of one name with two values."""
+    classes, values = Counter(), defaultdict(set)
+    for file in (file for package in ("ortho_core", "rayjobs") for file in (root / package).rglob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                classes[node.name] += 1
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                values[node.targets[0].id].add(ast.unparse(node.value))
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+                for name, value in zip(node.targets[0].elts, node.value.elts, strict=True):
+                    values[name.id].add(ast.unparse(value))
+    constants = {name for name, found in values.items() if len(found) > 1 and len(name) > 1 and name.isupper()}
+    return {name for name, count in classes.items() if count > 1} | constants - PER_MODULE
+
+
+def test_a_name_means_one_thing(tmp_path):
+    assert named_twice(ROOT) == set()
+    for package, text in (
+        ("ortho_core", "MOST, FEW = 1, 2\nclass A: pass\n"),
+        ("rayjobs", "MOST = 2\nclass A: pass\n"),
+    ):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "b.py").write_text(text)
+    assert named_twice(tmp_path) == {"MOST", "A"}

@@ -11,7 +11,7 @@ from ortho_core.generators.protocol import OneStepGenerator
 #: Without a GPU, more slots than this gain little and take memory that other processes want.
 CPU_SLOTS = 16
 #: Beyond this the device is busy, and a shard's last images would leave most of the slots empty.
-MOST = 64
+MOST_SLOTS = 64
 
 
 def slots_that_fit(generator: OneStepGenerator, config: SearchConfig, objective: Objective, share: float = 0.85) -> int:
@@ -46,6 +46,6 @@ def round_down(slots: int) -> int:
     best = 1
     for power in range(7):
         for value in (2**power, 3 * 2**power):
-            if best < value <= min(slots, MOST):
+            if best < value <= min(slots, MOST_SLOTS):
                 best = value
     return best

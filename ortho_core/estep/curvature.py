@@ -4,7 +4,7 @@ The images of a one-step generator can hang on a few directions of their noise f
 to one of 256 more than a hundred times as strongly as to the mean one. An optimiser that starts from a multiple of the
 identity spends its first evaluations finding that out for every image anew. With J the Jacobian of f at a random noise,
 E[JᵀJ] is measured from J's products with random cotangents; its leading eigenvectors make a low-rank model of the loss's
-Hessian (Gauss-Newton), which `Metric` inverts.
+Hessian (Gauss-Newton), which `CurvatureModel` inverts.
 
 Axes: B images, C × H × W noise maps, n = C·H·W, m parameters, k directions, S samples.
 """
@@ -60,7 +60,7 @@ def measure(generator: OneStepGenerator, rank: int, batch_size: int, samples: in
     )
 
 
-class Metric:
+class CurvatureModel:
     """(Σ_k strength_k·r_k r_kᵀ + λI)⁻¹ up to a factor, per image, with r_k the directions seen from its parameters.
 
     λ is the mean sensitivity of a parameter. By the Woodbury identity it costs k × k inverses. One row per slot.

@@ -20,7 +20,7 @@ from torch import Tensor
 from ortho_core.device import to_device, to_host
 from ortho_core.estep.candidates import best_seeds
 from ortho_core.estep.config import AssignConfig, SearchConfig
-from ortho_core.estep.curvature import Metric, Sensitivity, measure
+from ortho_core.estep.curvature import CurvatureModel, Sensitivity, measure
 from ortho_core.estep.objective import Objective, Reconstruction
 from ortho_core.estep.optimizers import LBFGS, AdamW, Optimizer, identity
 from ortho_core.estep.queue import Request, _Queue, requests_of
@@ -193,7 +193,7 @@ class Engine:
         device, S = self.generator.device, self.slots
         base = self.generator.base_noise([like.seed]).expand(S, -1, -1, -1)
         x = base.new_zeros(S, self.space.parameters)
-        metric: Metric | None = None
+        metric: CurvatureModel | None = None
         optimizer: Optimizer
         if self.config.optimizer == "adamw":
             optimizer = AdamW(x, self.config.lr)
@@ -201,7 +201,7 @@ class Engine:
             if self.config.sensitivity_rank:
                 if self._sensitivity is None:
                     self._sensitivity = measure(self.generator, self.config.sensitivity_rank, S)
-                metric = Metric(self._sensitivity, self.space, S)
+                metric = CurvatureModel(self._sensitivity, self.space, S)
             optimizer = LBFGS(x, metric or identity, first_step=self.space.first_step, max_step=0.8 * self.space.reach)
         inputs = {name: tensor.to(device).expand(S, *(-1,) * tensor.dim()) for name, tensor in like.inputs.items()}
         return Slots(self.space, self.objective, optimizer, metric, self.config, base, inputs)

@@ -61,8 +61,8 @@ class LBFGS:
     A step that lowers the image's loss is kept. One that does not is undone: the next trial goes back to the best point
     and takes at most half of the failed step's length along a direction that has learned from it, so every evaluation is
     either progress or information. The recursion starts from γ·metric, with `metric` the inverse of a first guess of the
-    Hessian up to a factor (`sensitivity.Metric`) and γ from the newest pair. The first step has norm `first_step`; none is
-    longer than `max_step`.
+    Hessian up to a factor (`curvature.CurvatureModel`) and γ from the newest pair. The first step has norm `first_step`; none
+    is longer than `max_step`.
     """
 
     def __init__(

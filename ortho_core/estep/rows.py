@@ -21,7 +21,7 @@ from ortho_core.pairs.decoding import Decode, decode_in_threads, decoded_batches
 from ortho_core.pairs.rows import Failure
 
 #: Rows that are encoded, or scored, together. Filled up where there are fewer, so that a row's numbers do not hang on the rest.
-AT_ONCE = 8
+ROWS_ENCODED_TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ class PairRows:
 
     def batches(self, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[Batch]:
         generator = self.objective.generator
-        batches = decoded_batches(self.pairs, shard, AT_ONCE, generator.image_size, failures, self.decode, only)
+        batches = decoded_batches(
+            self.pairs, shard, ROWS_ENCODED_TOGETHER, generator.image_size, failures, self.decode, only
+        )
         while True:
             began = time.perf_counter()
             batch, images = next(batches, ([], torch.empty(0)))
@@ -87,7 +89,7 @@ class PairRows:
             batch, images = self._meaningful(batch, images, failures)
             if not batch:
                 continue
-            images = torch.cat([images, images[-1:].expand(AT_ONCE - len(batch), -1, -1, -1)])
+            images = torch.cat([images, images[-1:].expand(ROWS_ENCODED_TOGETHER - len(batch), -1, -1, -1)])
             images = to_device(images, generator.device)
             with torch.no_grad():
                 targets = generator.encode_images(images)

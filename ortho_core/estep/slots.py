@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ortho_core.estep.config import SearchConfig
-from ortho_core.estep.curvature import Metric
+from ortho_core.estep.curvature import CurvatureModel
 from ortho_core.estep.objective import Objective
 from ortho_core.estep.optimizers import Optimizer
 from ortho_core.losses import mean_square
@@ -25,7 +25,7 @@ class Slots:
         space: NoiseSpace,
         objective: Objective,
         optimizer: Optimizer,
-        metric: Metric | None,
+        metric: CurvatureModel | None,
         config: SearchConfig,
         base: Float[Tensor, "S C H W"],
         inputs: Mapping[str, Tensor],

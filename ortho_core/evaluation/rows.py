@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ortho_core.estep.engine import Found
 from ortho_core.estep.objective import Reconstruction
-from ortho_core.estep.rows import AT_ONCE, PairRows
+from ortho_core.estep.rows import ROWS_ENCODED_TOGETHER, PairRows
 from ortho_core.evaluation.judge import Judge
 from ortho_core.evaluation.samples import mean_pairwise_distance, sample, to_png
 from ortho_core.generators.prompt_cache import PromptCache
@@ -22,15 +22,15 @@ from ortho_core.pairs import Pair, PairSet
 from ortho_core.pairs.decoding import Decode, decode_in_threads
 from ortho_core.pictures import to_bytes
 
-FIGURES = ("latent_mse", "psnr", "ssim", "lpips")
+ROW_FIGURES = ("latent_mse", "psnr", "ssim", "lpips")
 #: Of each row's images: the sample's, and in the base model's parts the target's and those of a sample at other noise.
 FEATURES = [f"{of}{kind}" for of in ("", "target_", "other_") for kind in ("features", "cmmd_features")]
-SCHEMA = pa.schema(
+EVALUATION_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("prompt", pa.string()),
         ("evaluations", pa.int32()),
-        *((name, pa.float32()) for name in FIGURES),
+        *((name, pa.float32()) for name in ROW_FIGURES),
         ("rewards", pa.map_(pa.string(), pa.float32())),
         *((name, pa.list_(pa.float32())) for name in FEATURES),
         ("closest", pa.binary()),
@@ -69,14 +69,14 @@ class EvaluationRows(PairRows):
     def columns(
         self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
     ) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(pairs), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
+        for start in range(0, len(pairs), ROWS_ENCODED_TOGETHER):
+            part = slice(start, start + ROWS_ENCODED_TOGETHER)
             yield from self._columns(pairs[part], kept[part], noise[part])
 
     @torch.no_grad()
     def _columns(self, pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor) -> Iterator[dict[str, Any]]:
         """The records of a few rows. Everything is filled up to one size, so that a row's numbers do not hang on the rest."""
-        generator, judge, missing = self.objective.generator, self.judge, AT_ONCE - len(pairs)
+        generator, judge, missing = self.objective.generator, self.judge, ROWS_ENCODED_TOGETHER - len(pairs)
         pairs, kept = [*pairs, *[pairs[-1]] * missing], [*kept, *[kept[-1]] * missing]
         noise = torch.cat([noise, noise[-1:].expand(missing, -1, -1, -1)]).to(generator.device)
         texts = [pair.prompt for pair in pairs]
@@ -103,7 +103,9 @@ class EvaluationRows(PairRows):
     def _samples(self, pairs: Sequence[Pair], *names: str) -> Tensor:
         """uint8 images of the rows' prompts at base noises of the rows' own, the same for each model."""
         seeds = [noise_seed(self.seed, *names, pair.sample_id) for pair in pairs]
-        return sample(self.objective.generator, self.prompts, [pair.prompt for pair in pairs], seeds, AT_ONCE)
+        return sample(
+            self.objective.generator, self.prompts, [pair.prompt for pair in pairs], seeds, ROWS_ENCODED_TOGETHER
+        )
 
     def _seen(self, images: Tensor) -> Tensor:
         """uint8 images as the judges see them."""
@@ -113,5 +115,7 @@ class EvaluationRows(PairRows):
         """Of each prompt, how far its samples are apart."""
         seeds = [noise_seed(self.seed, "diversity", i) for i in range(SPREAD_SEEDS)]
         generator = self.objective.generator
-        images = (sample(generator, self.prompts, [text] * SPREAD_SEEDS, seeds, AT_ONCE) for text in texts)
+        images = (
+            sample(generator, self.prompts, [text] * SPREAD_SEEDS, seeds, ROWS_ENCODED_TOGETHER) for text in texts
+        )
         return [mean_pairwise_distance(one) for one in images]

@@ -20,7 +20,7 @@ from ortho_core.noise.seeded import noise_seed
 from ortho_core.records.assignments import Assignments
 
 #: Columns of the table of figures, one row per held-out row.
-FIGURES = ("latent", "drift")
+ERRORS = ("latent", "drift")
 
 
 @dataclass(frozen=True)
@@ -106,4 +106,4 @@ PICTURE = ("held-out targets", "at their matched noise", "random noise, before",
 def figures(tables: list[np.ndarray]) -> dict[str, float]:
     """The mean of each figure over all rows of all workers."""
     means = np.concatenate(tables).mean(0)
-    return {name: float(value) for name, value in zip(FIGURES, means, strict=True)}
+    return {name: float(value) for name, value in zip(ERRORS, means, strict=True)}

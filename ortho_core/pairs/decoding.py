@@ -21,13 +21,13 @@ Decode = Callable[[PairSet, Iterator[list[Pair]], tuple[int, int]], Iterator[lis
 #: Rows that are fetched and decoded together.
 DECODED_AT_ONCE = 16
 #: Chunks on their way while one is used.
-AHEAD = 2
+CHUNKS_DECODED_AHEAD = 2
 
 
 def decode_in_threads(
     pairs: PairSet, chunks: Iterator[list[Pair]], size: tuple[int, int], threads: int = 1
 ) -> Iterator[list[Decoded]]:
-    """Decode in this process, `AHEAD` chunks ahead."""
+    """Decode in this process, `CHUNKS_DECODED_AHEAD` chunks ahead."""
     with ThreadPoolExecutor(threads) as pool:
         underway: deque[tuple[list[Pair], Future[list[np.ndarray | BadRow]]]] = deque()
 
@@ -37,7 +37,7 @@ def decode_in_threads(
 
         for chunk in chunks:
             underway.append((chunk, pool.submit(pairs.images, chunk, size)))
-            if len(underway) > AHEAD:
+            if len(underway) > CHUNKS_DECODED_AHEAD:
                 yield oldest()
         while underway:
             yield oldest()

@@ -18,7 +18,7 @@ from ortho_core.pairs.rows import Pair
 #: More than this many different prompts are no classes.
 MOST_CLASSES = 1000
 #: Images that are decoded together.
-AT_ONCE = 256
+LABELS_READ_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Labelled:
         made = np.empty((len(self.rows), c, Y, X), np.uint8)
         good: list[int] = []
         bad = list(self.bad)
-        for first in range(0, len(self.rows), AT_ONCE):
-            for i, outcome in enumerate(pairs.images(self.rows[first : first + AT_ONCE], (Y, X)), first):
+        for first in range(0, len(self.rows), LABELS_READ_TOGETHER):
+            for i, outcome in enumerate(pairs.images(self.rows[first : first + LABELS_READ_TOGETHER], (Y, X)), first):
                 if isinstance(outcome, BadRow):
                     bad.append(str(outcome))
                     continue

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 #: Hashes that are compared in memory at a time, 16 bytes each.
-AT_ONCE = 1 << 22
+IDS_SORTED_TOGETHER = 1 << 22
 
 
-def repeated(ids: Iterable[tuple[int, str]], at_once: int = AT_ONCE) -> np.ndarray:
+def repeated(ids: Iterable[tuple[int, str]], at_once: int = IDS_SORTED_TOGETHER) -> np.ndarray:
     """Sorted row numbers of all but the first row of each id, int64; `ids` are (row number, id) in order of rows.
 
     Ids are compared by 64 bits of BLAKE2: of 10^8 different ones, two are taken for one with a probability of 3 in 10,000.

@@ -35,7 +35,7 @@ CACHE_BYTES = 2 << 30
 MEAN_OF = 4096
 
 #: Maps that are rebuilt together for it.
-AT_ONCE = 256
+REBUILT_TOGETHER = 256
 
 
 class Start(NamedTuple):
@@ -180,8 +180,8 @@ class Assignments:
         count = min(len(self), most)
         index = [i * len(self) // count for i in range(count)]
         total = torch.zeros(latent_shape, dtype=torch.float64)
-        for start in range(0, count, AT_ONCE):
-            total += self.noise(index[start : start + AT_ONCE], latent_shape).double().sum(0)
+        for start in range(0, count, REBUILT_TOGETHER):
+            total += self.noise(index[start : start + REBUILT_TOGETHER], latent_shape).double().sum(0)
         return (total / count).float()
 
     def row_bytes(self, latent_shape: tuple[int, int, int], target_shape: tuple[int, int, int]) -> int:

@@ -46,7 +46,7 @@ HALF_SCHEMA = SCHEMA.set(SCHEMA.get_field_index("noise"), pa.field("noise", pa.l
 REWARD_FIELDS = [pa.field(name, pa.map_(pa.string(), pa.float32())) for name in ("initial_rewards", "rewards")]
 
 #: Footers that are read side by side: what an object store's latency asks for.
-FOOTERS_AT_ONCE = 16
+PART_FOOTERS_AT_ONCE = 16
 
 #: The key of `PartAbout` in a part file's schema metadata.
 METADATA = b"ortho"
@@ -118,7 +118,7 @@ def read_part(folder: Store, name: str, columns: list[str] | None = None, verb: 
 
 def read_footers(folder: Store, names: Sequence[str]) -> list[Footer]:
     """`read_footer` of many parts."""
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(PART_FOOTERS_AT_ONCE) as pool:
         return list(pool.map(lambda name: read_footer(folder, name), names))
 
 

@@ -54,7 +54,7 @@ NUMBERS = {
     "prior": ("prior",),
 }
 #: Images as the pair set names them, and as copies in the samples folder.
-IMAGES = ("image", "source_rel_image_path", "source.image_rel")
+IMAGE_FIELDS = ("image", "source_rel_image_path", "source.image_rel")
 COPIES = ("target_image_path", "artifacts.reference_image", "image")
 
 
@@ -178,10 +178,12 @@ class SampleReader:
             raise BadRow(
                 "missing-prompt", f"row {row}: neither manifest nor {META} has a prompt, but {repr(prompt)[:60]}"
             )
-        images = [value for name in (COPIES if copies else IMAGES) if isinstance(value := _find(sources, name), str)]
+        images = [
+            value for name in (COPIES if copies else IMAGE_FIELDS) if isinstance(value := _find(sources, name), str)
+        ]
         if not images:
             raise BadRow(
-                "missing-image", f"row {row} names no image; accepted: {', '.join(COPIES if copies else IMAGES)}"
+                "missing-image", f"row {row} names no image; accepted: {', '.join(COPIES if copies else IMAGE_FIELDS)}"
             )
         scale = self.stated_scale or max(0.0, _number(_find([meta, entry], "noise_scale")) or 0.0)
         noise = self._load(noise_name, row, scale)

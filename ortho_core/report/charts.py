@@ -58,7 +58,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Mark:
+class DrawnPoint:
     """A point, with the ends of its intervals: (left, right) and (top, bottom)."""
 
     x: float
@@ -76,7 +76,7 @@ class Drawn:
     dashed: bool
     lines: list[str]
     faint: list[str]
-    marks: list[Mark]
+    marks: list[DrawnPoint]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Chart:
                 pieces.append([])
         return [" ".join(piece) for piece in pieces if piece]
 
-    def _mark(self, series: Series, i: int) -> Mark:
+    def _mark(self, series: Series, i: int) -> DrawnPoint:
         x, y = series.x[i], series.y[i]
         (left, right), (low, high) = (
             ends[i] if ends else (None, None) for ends in (series.x_interval, series.y_interval)
@@ -167,7 +167,7 @@ class Chart:
         across = (self.across(left), self.across(right)) if left is not None and right is not None else None
         upright = (self.down(low), self.down(high)) if low is not None and high is not None else None
         note = series.notes[i] if series.notes else f"{series.label}: {self.x_label} {x:.4g}, {self.title} {y:.4g}"
-        return Mark(self.across(x), self.down(y), across, upright, note)
+        return DrawnPoint(self.across(x), self.down(y), across, upright, note)
 
 
 def limits(values: Sequence[float], log: bool, margin: float) -> tuple[float, float]:

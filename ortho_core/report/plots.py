@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: Charts side by side, and the size of one in inches.
-COLUMNS, SIZE = 4, (4.5, 3.4)
+PANELS_PER_ROW, SIZE = 4, (4.5, 3.4)
 
 
 def draw_charts(charts: Sequence[Chart], path: Path, size: tuple[float, float] = SIZE) -> None:
@@ -22,7 +22,7 @@ def draw_charts(charts: Sequence[Chart], path: Path, size: tuple[float, float] =
 
     if not charts:
         return
-    columns = min(COLUMNS, len(charts))
+    columns = min(PANELS_PER_ROW, len(charts))
     rows = math.ceil(len(charts) / columns)
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     places = np.ravel(figure.subplots(rows, columns))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ortho_core.estep.engine import Found
-from ortho_core.estep.rows import AT_ONCE, Batch
+from ortho_core.estep.rows import ROWS_ENCODED_TOGETHER, Batch
 from ortho_core.generators.prompt_cache import PromptCache, TextCache
 from ortho_core.pairs import Pair, PairSet, Shard
 from ortho_core.pairs.decoding import usable_rows
@@ -26,8 +26,8 @@ class PromptRows:
 
     def batches(self, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[Batch]:
         rows = list(usable_rows(self.rows, shard, failures, only))
-        for start in range(0, len(rows), AT_ONCE):
-            batch = rows[start : start + AT_ONCE]
+        for start in range(0, len(rows), ROWS_ENCODED_TOGETHER):
+            batch = rows[start : start + ROWS_ENCODED_TOGETHER]
             texts = [pair.prompt for pair in batch]
             inputs = self.objective.inputs(self.prompts(texts), self.encoded(texts))
             yield Batch(batch, [None] * len(batch), inputs)
@@ -36,8 +36,8 @@ class PromptRows:
         self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[object], noise: Tensor, base: Tensor
     ) -> Iterator[dict[str, object]]:
         texts = [pair.prompt for pair in pairs]
-        for start in range(0, len(texts), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
+        for start in range(0, len(texts), ROWS_ENCODED_TOGETHER):
+            part = slice(start, start + ROWS_ENCODED_TOGETHER)
             before, _ = self._scores(base[part], texts[part])
             after, latents = self._scores(noise[part], texts[part])
             for i, latent in enumerate(latents):
@@ -50,7 +50,7 @@ class PromptRows:
     @torch.no_grad()
     def _scores(self, noise: Tensor, texts: list[str]) -> tuple[dict[str, Tensor], Tensor]:
         """Every reward of the images as a viewer sees them, and their latents; on the CPU."""
-        generator, missing = self.objective.generator, AT_ONCE - len(texts)
+        generator, missing = self.objective.generator, ROWS_ENCODED_TOGETHER - len(texts)
         noise = torch.cat([noise, noise[-1:].expand(missing, -1, -1, -1)]).to(generator.device)
         filled = texts + texts[-1:] * missing
         latents = generator.denoise(noise, self.prompts(filled))

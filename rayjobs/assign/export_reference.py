@@ -32,9 +32,9 @@ from rayjobs.verb.plan import claim
 #: Of the files; bump when their meaning changes.
 LAYOUT = "reference layout 1"
 #: Rows whose noise is in memory together, and samples that are written side by side (each waits for the disk).
-ROWS_AT_ONCE, WRITERS = 64, 8
+NOISES_AT_ONCE, WRITERS = 64, 8
 #: Parts that stay in memory: rows are taken in order, so the one at hand will do.
-CACHE_BYTES = 1 << 26
+PARTS_CACHE_BYTES = 1 << 26
 
 #: Row number, the record's COLUMNS, and ε as (C, H, W).
 Row = tuple[int, dict[str, Any], Tensor]
@@ -75,7 +75,7 @@ class ExportPlan(Plan):
 def make_plan(job: ExportJob) -> tuple[ExportPlan, Assignments]:
     """What the run will do. Raises UserError for whatever can be found wrong beforehand."""
     model = ModelFolder.open(job.model)
-    assignments = Assignments(job.assignments, CACHE_BYTES)
+    assignments = Assignments(job.assignments, PARTS_CACHE_BYTES)
     assignments.noise([0], model.latent_shape)
     plan = ExportPlan(
         assignments=assignments.plan.run_fingerprint,
@@ -150,7 +150,7 @@ def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> i
 
 def batches(assignments: Assignments, latent_shape: tuple[int, int, int]) -> Iterator[list[Row]]:
     """Every row, some at a time. Raises UserError if a noise fails its checksum."""
-    for start in range(0, len(assignments), ROWS_AT_ONCE):
-        index = range(start, min(start + ROWS_AT_ONCE, len(assignments)))
+    for start in range(0, len(assignments), NOISES_AT_ONCE):
+        index = range(start, min(start + NOISES_AT_ONCE, len(assignments)))
         records = assignments.rows(index, list(COLUMNS))
         yield list(zip(index, records, assignments.noise(index, latent_shape), strict=True))

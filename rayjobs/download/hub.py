@@ -36,7 +36,7 @@ INCOMPLETE = ".incomplete"
 SHA256, GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
-class Meter(Protocol):
+class ByteCounter(Protocol):
     """What huggingface_hub takes in place of tqdm."""
 
     def __call__(self, **about: object) -> object: ...
@@ -85,7 +85,14 @@ class Hub:
         return Revision(info.sha, files)
 
     def fetch(
-        self, repository: str, commit: str, path: str, published: Published, pinned: str | None, to: Path, meter: Meter
+        self,
+        repository: str,
+        commit: str,
+        path: str,
+        published: Published,
+        pinned: str | None,
+        to: Path,
+        meter: ByteCounter,
     ) -> str:
         """Have the file at `to`, its size and checksums compared; returns its SHA-256.
 

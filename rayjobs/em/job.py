@@ -22,7 +22,7 @@ from rayjobs.em.config import EmJob
 from rayjobs.em.report import write_report
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
-from rayjobs.pool.run import SUMMARY as ASSIGN_SUMMARY
+from rayjobs.pool.run import ASSIGN_SUMMARY
 from rayjobs.reports.summaries import (
     EM_SUMMARY,
     EVALUATION,
@@ -35,7 +35,7 @@ from rayjobs.reports.summaries import (
 )
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainModels, TrainSettings, check_lora
-from rayjobs.training.run_files import SUMMARY as TRAIN_SUMMARY
+from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
 from rayjobs.verb.plan import claim, replace_text

@@ -37,11 +37,11 @@ from rayjobs.reports.summaries import (
     Evaluation,
     TrainSummary,
 )
-from rayjobs.training.run_files import HISTORY, SUMMARY
+from rayjobs.training.run_files import HISTORY, TRAIN_SUMMARY
 from rayjobs.verb.plan import replace_text
 
 #: Columns of `comparison.png`.
-SHOWN = 12
+PAIRS_SHOWN = 12
 #: Colours of the charts; the cycles have the others.
 COLOUR = {"base": 0, "direct": 2}
 
@@ -135,7 +135,7 @@ def write_comparison(work_dir: Path, evaluation: Evaluation, labels: Mapping[str
     sheets = {"held-out\ntarget": "targets"}
     sheets |= {label.replace(", ", "\n"): f"{name}-closest" for name, label in labels.items()}
     folder = work_dir / "evaluation" / "pictures"
-    shown = min(SHOWN, evaluation.rows)
+    shown = min(PAIRS_SHOWN, evaluation.rows)
     rows = {label: load_sheet(folder / f"{stem}.png", size)[:shown] for label, stem in sheets.items()}
     labelled_rows(rows, max(1, 64 // size[0])).save(work_dir / "comparison.png")
 
@@ -198,7 +198,7 @@ def phases(work_dir: Path, summary: EmSummary, evaluation: Evaluation | None) ->
         work = f"{e.all_evaluations:,} evaluations"
         steps.append(Phase.on(assign, f"{name}, E-step", work, e.seconds_this_run, speed))
         steps.append(m_step(train, f"{name}, M-step", cycle.train))
-    direct = work_dir / "direct" / "train" / SUMMARY
+    direct = work_dir / "direct" / "train" / TRAIN_SUMMARY
     if direct.is_file():
         steps.append(m_step(train, "direct SFT", TrainSummary.read(direct)))
     if evaluation is not None:

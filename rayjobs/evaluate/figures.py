@@ -17,7 +17,7 @@ import torch
 from ortho_core.errors import RunFailed
 from ortho_core.evaluation import statistics
 from ortho_core.evaluation.metrics import REWARD, Estimate, Metrics, cell, known_metrics, metric
-from ortho_core.evaluation.rows import FIGURES
+from ortho_core.evaluation.rows import ROW_FIGURES
 from ortho_core.evaluation.samples import from_png, laplacian_energy, rms_distance
 from ortho_core.pairs.rows import Failure
 from ortho_core.pictures import save_png
@@ -30,7 +30,7 @@ from rayjobs.pool.ledger import Ledger
 from rayjobs.verb.console import aligned
 
 #: Rows whose pictures are shown.
-SHOWN = 64
+ROWS_SHOWN = 64
 #: Columns of `evaluation.parquet` that sharpness is the ratio of: the Laplacian energy of each row's sample, and of its target.
 SAMPLE_ENERGY, TARGET_ENERGY = "sample_energy", "target_energy"
 
@@ -168,13 +168,13 @@ def per_image(parts: Parts, model: str, target_energies: Sequence[pa.Array]) -> 
     `target_energies` are those of each shard's targets, which only the base model's parts hold.
     """
     base = parts.models[0]
-    mine = parts.tables(model, ["prompt", "evaluations", *FIGURES, "rewards", "sample"])
+    mine = parts.tables(model, ["prompt", "evaluations", *ROW_FIGURES, "rewards", "sample"])
     for table, reference, energies in zip(mine, parts.tables(base, ["sample"]), target_energies, strict=True):
         if not len(table):
             continue
         n, samples = len(table), pictures(table["sample"])
         content = {"model": pa.array([model] * n), "sample_id": table["sample_id"], "prompt": table["prompt"]}
-        content |= {name: table[name] for name in FIGURES}
+        content |= {name: table[name] for name in ROW_FIGURES}
         apart = pa.nulls(n, pa.float32())
         if model != base:
             others = pictures(reference["sample"])
@@ -193,8 +193,8 @@ def draw(parts: Parts, out: Path) -> None:
         shown: dict[str, list[bytes]] = {name: [] for name in columns}
         for table in parts.tables(model, columns):
             for name in columns:
-                shown[name] += table[name][: SHOWN - len(shown[name])].to_pylist()
-            if len(shown["sample"]) == SHOWN:
+                shown[name] += table[name][: ROWS_SHOWN - len(shown[name])].to_pylist()
+            if len(shown["sample"]) == ROWS_SHOWN:
                 break
         names = {"closest": f"{model}-closest", "sample": f"{model}-samples", "target": "targets"}
         for name, pictures in shown.items():

@@ -7,7 +7,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from ortho_core.errors import UserError
-from ortho_core.evaluation.rows import SCHEMA
+from ortho_core.evaluation.rows import EVALUATION_SCHEMA
 from ortho_core.records.plan import Settings, ShardedPlan, differences, read_plan
 from ortho_core.storage.open import open_store
 from rayjobs.pool.ledger import Ledger
@@ -46,7 +46,7 @@ class EvaluationPlan(ShardedPlan):
 
     @property
     def part_schema(self) -> pa.Schema:
-        return SCHEMA
+        return EVALUATION_SCHEMA
 
     @property
     def shards_per_model(self) -> int:

@@ -23,7 +23,7 @@ from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import fingerprint
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.plan import EvaluationPlan
-from rayjobs.pool.protocol import Place, Usage
+from rayjobs.pool.protocol import Usage, WorkerPlace
 
 
 def judge_models(job: EvaluateJob) -> JudgeModels:
@@ -49,7 +49,7 @@ class Judging:
     def passes(self) -> int:
         return self.job.steps * -(-self.plan.rows_per_shard // self.job.batch_size)
 
-    def load(self, place: Place, notes: list[str]) -> "ModelByModel":
+    def load(self, place: WorkerPlace, notes: list[str]) -> "ModelByModel":
         judge = Judge(judge_models(self.job), place.device)
         return ModelByModel(self, judge, place.device, place.decoder(self.pairs), notes)
 

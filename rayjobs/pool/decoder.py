@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: How often a single row may kill the process that decodes it.
 TRIES = 3
 #: Chunks on their way while one is used.
-AHEAD = 3
+CHUNKS_ASKED_AHEAD = 3
 #: Images that a process fetches and decodes side by side: an object store answers late, and decoders leave Python's lock.
 THREADS = 8
 
@@ -60,7 +60,7 @@ class RayDecoder:
         for chunk in chunks:
             process = self._process
             underway.append((chunk, process, process.images.remote(chunk, size)))
-            if len(underway) > AHEAD:
+            if len(underway) > CHUNKS_ASKED_AHEAD:
                 yield self._result(*underway.popleft(), size)
         while underway:
             yield self._result(*underway.popleft(), size)

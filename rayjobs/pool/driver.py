@@ -17,7 +17,7 @@ MANY_ROWS = 100
 
 #: Seconds without a finished shard after which a run is given up, at least; and for each pass of the slots that a shard may
 #: take: a minute is slower than any machine of use.
-PATIENCE_S, PATIENCE_PER_PASS_S = 1800, 60
+NO_PROGRESS_S, PATIENCE_PER_PASS_S = 1800, 60
 
 
 def work_through(
@@ -86,7 +86,7 @@ def receipts(job: PoolJob, ledger: Ledger[ShardedPlan], todo: list[Work], search
         cpus=job.cpus_per_worker,
         gpus=job.gpus(),
         labels=job.node_labels,
-        patience_s=max(PATIENCE_S, PATIENCE_PER_PASS_S * search.passes),
+        patience_s=max(NO_PROGRESS_S, PATIENCE_PER_PASS_S * search.passes),
     )
     yield from map(Receipt.of_row, done)
 

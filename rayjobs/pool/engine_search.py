@@ -19,7 +19,7 @@ from ortho_core.records.assignments import Assignments
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import AssignmentPlan
 from rayjobs.pool.config import PoolSettings
-from rayjobs.pool.protocol import Decoder, Place, Usage
+from rayjobs.pool.protocol import Decoder, Usage, WorkerPlace
 
 #: Images side by side of a worker that counts them itself, as far as is known beforehand: few, as it bounds a time from above.
 FEW_SLOTS = 8
@@ -54,7 +54,7 @@ class EngineSearch:
     def passes(self) -> int:
         return self.goal.config.passes * -(-self.plan.rows_per_shard // (self.settings.slots or FEW_SLOTS))
 
-    def load(self, place: Place, notes: list[str]) -> "EngineSearcher":
+    def load(self, place: WorkerPlace, notes: list[str]) -> "EngineSearcher":
         plan, earlier = self.plan, Assignments(self.warm_start) if self.warm_start else None
         generator = self.generator(place.device)
         rows = self.goal.rows(generator, self.pairs, place.decoder)

@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.records.parts import (
-    FOOTERS_AT_ONCE,
+    PART_FOOTERS_AT_ONCE,
     Footer,
     PartAbout,
     ShardResult,
@@ -125,7 +125,7 @@ class Ledger(Generic[AnyShardedPlan]):
         so are the rows that are quarantined.
         """
         shards = self.plan.parts_by_shard(self.folder.names())
-        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(PART_FOOTERS_AT_ONCE) as pool:
             sound = pool.map(lambda item: self._sound(*item), enumerate(shards))
             todo, rows, quarantined = [], 0, 0
             for shard, (names, footers) in enumerate(zip(shards, sound, strict=True)):

@@ -100,7 +100,7 @@ class Metrics(Protocol):
         ...
 
 
-class Place(Protocol):
+class WorkerPlace(Protocol):
     """Where a worker runs: in the command's own process, or as an actor of Ray."""
 
     @property
@@ -150,7 +150,7 @@ class Search(Protocol):
         """Passes of all slots that a shard takes at most: what bounds the time that a worker may be silent."""
         ...
 
-    def load(self, place: Place, notes: list[str]) -> Searcher:
+    def load(self, place: WorkerPlace, notes: list[str]) -> Searcher:
         """Load what is held from the first shard to the last. What a person should know is appended to `notes`.
 
         Raises UserError.

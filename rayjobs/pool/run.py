@@ -15,7 +15,7 @@ from rayjobs.pool.ledger import AnyShardedPlan, Counts, Ledger
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.plan import claim
 
-SUMMARY = "summary.json"
+ASSIGN_SUMMARY = "summary.json"
 
 
 class ShardedRun(Generic[AnyShardedPlan]):
@@ -30,7 +30,7 @@ class ShardedRun(Generic[AnyShardedPlan]):
 
     def is_complete(self) -> bool:
         """Whether there is nothing left to do; prints that."""
-        complete = not self.survey.todo and self.ledger.folder.exists(SUMMARY)
+        complete = not self.survey.todo and self.ledger.folder.exists(ASSIGN_SUMMARY)
         if complete:
             say(f"{self.plan.verb}: {self.ledger.folder.location} is complete")
         return complete
@@ -78,7 +78,7 @@ class ShardedRun(Generic[AnyShardedPlan]):
         Raises RunFailed, which says `nothing` of all rows, if no row was assigned.
         """
         folder, counts = self.ledger.folder, self.counts
-        folder.replace(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+        folder.replace(ASSIGN_SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
         if not counts.assigned:
             raise RunFailed(f"none of the {counts.rows} {nothing}; see {folder.location}/failures.jsonl")
         return exit_code(counts.quarantined)

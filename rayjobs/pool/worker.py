@@ -12,7 +12,7 @@ from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import ShardedPlan
 from rayjobs.pool.ledger import Ledger, Task
 from rayjobs.pool.messages import Receipt, Work
-from rayjobs.pool.protocol import Place, Search
+from rayjobs.pool.protocol import Search, WorkerPlace
 from rayjobs.pool.turns import Turns
 from rayjobs.verb.session import innermost
 
@@ -50,7 +50,7 @@ class OwnProcess:
 class PoolWorker:
     """One worker of the pool. May be called from several threads at once, each with a shard."""
 
-    def __init__(self, search: Search, ledger: Ledger[ShardedPlan], place: Place) -> None:
+    def __init__(self, search: Search, ledger: Ledger[ShardedPlan], place: WorkerPlace) -> None:
         self.pairs, self.ledger, self.place = search.pairs, ledger, place
         self.turns, self.notes = Turns(), list[str]()
         self.error = ""

@@ -18,7 +18,7 @@ from ortho_core.mstep.data import MatchedData, Share
 #: Blocks of a stream: a block is what Ray Data gives to the reader, and gives again if the reader dies.
 MOST_BLOCKS = 512
 #: Updates that are ready before they are asked for.
-AHEAD = 4
+UPDATES_READ_AHEAD = 4
 #: A block of shares is passed on once it has this many bytes.
 BLOCK_BYTES = 16 << 20
 
@@ -87,7 +87,7 @@ def feed(
         fn_constructor_kwargs={"data": data, "rank": rank, "world": world},
     )
     try:
-        for row in shares.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=AHEAD):
+        for row in shares.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=UPDATES_READ_AHEAD):
             yield Share.of_row(row)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):

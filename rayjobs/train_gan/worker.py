@@ -13,7 +13,7 @@ from ortho_core.errors import RunFailed
 from ortho_core.evaluation import to_bytes
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
 from ortho_core.generators.fitting.class_groups import Groups
-from ortho_core.generators.fitting.diversity import SAMPLES, Diversity, diversity
+from ortho_core.generators.fitting.diversity import SAMPLES_PER_CLASS, Diversity, diversity
 from ortho_core.generators.fitting.fit import FitBatch, make_fit, terms_of
 from ortho_core.generators.model_card import model_card
 from ortho_core.noise.seeded import noise_seed, seeded_normal
@@ -24,7 +24,7 @@ from rayjobs.train_gan.plan import TrainGanPlan
 from rayjobs.training.loop import TrainLoop, Update, work
 
 #: Classes, and images of each, on the picture of an epoch.
-SHOWN = 10
+CLASSES_SHOWN = 10
 
 
 def train_gan_worker(config: dict[str, Any]) -> dict[str, object]:
@@ -111,7 +111,7 @@ class GanTraining(TrainLoop[FitBatch]):
     def _diversity(self) -> Diversity:
         classes = self.generator.config.classes
         device = self.generator.device
-        real = [self._of_class(k, SAMPLES).float().div(127.5).sub(1).to(device) for k in range(len(classes))]
+        real = [self._of_class(k, SAMPLES_PER_CLASS).float().div(127.5).sub(1).to(device) for k in range(len(classes))]
         self.generator.network.eval()
         measured = diversity(self.generator, classes, real)
         self.generator.network.train()
@@ -126,10 +126,10 @@ class GanTraining(TrainLoop[FitBatch]):
         """Each class at the same noises in every epoch, and how far apart its images are."""
         self.write({"of_the_data's": self._diversity().mean}, "diversity")
         generator = self.generator
-        names = generator.config.classes[:SHOWN]
-        noise = generator.base_noise([noise_seed(0, "picture", i) for i in range(SHOWN)])
+        names = generator.config.classes[:CLASSES_SHOWN]
+        noise = generator.base_noise([noise_seed(0, "picture", i) for i in range(CLASSES_SHOWN)])
         generator.network.eval()
-        conditions = {name: generator.encode_prompts([name] * SHOWN) for name in names}
+        conditions = {name: generator.encode_prompts([name] * CLASSES_SHOWN) for name in names}
         rows = {n: to_bytes(generator.decode(generator.denoise(noise, c))) for n, c in conditions.items()}
         generator.network.train()
         self.write_pictures(rows, f"epoch-{len(self.epochs):03d}", "samples", scale=2)

@@ -15,7 +15,7 @@ from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.training.config import TrainingSettings
 from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.progress import follow
-from rayjobs.training.run_files import HISTORY, STOPPED, SUMMARY, forget, rescue
+from rayjobs.training.run_files import HISTORY, STOPPED, TRAIN_SUMMARY, forget, rescue
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import innermost, ray_session
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def claimed(out: Path, plan: TrainingPlan) -> bool:
     """Make `out` the folder of the run; False, after saying so, if the run is complete. Raises UserError."""
     claim(out, plan)
-    if not (out / SUMMARY).is_file():
+    if not (out / TRAIN_SUMMARY).is_file():
         return True
     forget(out)
     say(f"{plan.verb}: {out} is complete")
@@ -63,7 +63,7 @@ def train(
         "config": settings,
         FINGERPRINT: plan.run_fingerprint,
     }
-    replace_text(out / SUMMARY, summary_json(summary))
+    replace_text(out / TRAIN_SUMMARY, summary_json(summary))
     forget(out)
     return summary
 

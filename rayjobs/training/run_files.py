@@ -14,7 +14,7 @@ from rayjobs.verb.plan import replace_text
 HISTORY = "train_history.jsonl"
 
 #: Figures and configuration of a finished run.
-SUMMARY = "train_summary.json"
+TRAIN_SUMMARY = "train_summary.json"
 
 #: Why a run cannot go on. Ray Train would start the workers again after an error; they find this and do not try.
 STOPPED = "stopped.txt"

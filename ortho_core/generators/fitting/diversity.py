@@ -14,7 +14,7 @@ from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.seeded import noise_seed
 
 #: Images of each class that are compared.
-SAMPLES = 32
+SAMPLES_PER_CLASS = 32
 #: Below this part of the data's own distance the noise decides next to nothing, and none can be matched to an image.
 TOO_LITTLE = 0.2
 

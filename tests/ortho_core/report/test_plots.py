@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from ortho_core.report.charts import MANY_POINTS, Chart, Series
-from ortho_core.report.plots import COLUMNS, draw_charts
+from ortho_core.report.plots import PANELS_PER_ROW, draw_charts
 
 
 def picture(tmp_path, *charts):
@@ -19,8 +19,8 @@ def loss(*values, **options):
 def test_charts_stand_side_by_side_and_then_in_rows(tmp_path):
     one = picture(tmp_path, loss(1.0, 0.5))
     assert picture(tmp_path, loss(1.0, 0.5), loss(2.0, 3.0)).shape == (one.shape[0], 2 * one.shape[1], 3)
-    many = picture(tmp_path, *[loss(1.0, 0.5)] * (COLUMNS + 1))
-    assert many.shape == (2 * one.shape[0], COLUMNS * one.shape[1], 3)
+    many = picture(tmp_path, *[loss(1.0, 0.5)] * (PANELS_PER_ROW + 1))
+    assert many.shape == (2 * one.shape[0], PANELS_PER_ROW * one.shape[1], 3)
 
 
 @pytest.mark.parametrize("values", [[1.0, float("nan"), 0.5], [0.0, 0.4, 0.5], [0.3]])
