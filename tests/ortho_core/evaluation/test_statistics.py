@@ -9,6 +9,7 @@ from scipy import linalg
 from torch_fidelity.metric_kid import kernel_poly, kid_features_to_metric
 
 from ortho_core.evaluation import statistics
+from ortho_core.evaluation.metrics import Estimate
 from ortho_core.evaluation.statistics import (
     around,
     cmmd,
@@ -169,7 +170,7 @@ def test_a_ratio_to_nothing_is_no_figure():
     # A third of the resamples lack the only row that has any; the others have a ratio.
     one = np.eye(9)[0]
     assert ((w @ one) == 0).any()
-    assert ratio_figure(one, one, w) == {"value": 1, "low": 1, "high": 1, "count": 9}
+    assert ratio_figure(one, one, w) == Estimate(1.0, 1.0, 1.0, 9)
 
 
 @pytest.mark.parametrize("metric", [kid, fid, lambda *a: precision_recall(*a)[0], lambda *a: precision_recall(*a)[1]])
@@ -222,10 +223,6 @@ def test_kid_intervals_cover_the_distance_of_the_distributions():
 
 def test_a_spread_is_put_around_the_value_and_cut_off():
     spread = np.array([4.0, 5.0, 6.0])
-    assert around(0.5, spread, 9) == {
-        "value": 0.5,
-        "low": pytest.approx(-1.46),
-        "high": pytest.approx(2.46),
-        "count": 9,
-    }
-    assert around(0.5, spread, 9, 0.0, 1.0) == {"value": 0.5, "low": 0.0, "high": 1.0, "count": 9}
+    found = around(0.5, spread, 9)
+    assert (found.value, found.low, found.high, found.count) == pytest.approx((0.5, -1.46, 2.46, 9))
+    assert around(0.5, spread, 9, 0.0, 1.0) == Estimate(0.5, 0.0, 1.0, 9)
