@@ -39,6 +39,7 @@ def make_sweep(work_dir: Path, finished=True, max_drift=0.07) -> None:
         "trials": trials,
         "front": ["w=0", "w=1"] if finished else [],
         "chosen": "w=1" if finished and max_drift else None,
+        "model": "runs/sweep/trials/w=1/model" if finished and max_drift else None,
         "seconds_this_run": 100.0,
         "config": {"model": "models/tiny-turbo", "pairs": "examples/digits"},
         "versions": versions(),
