@@ -16,6 +16,7 @@ from ortho_core.pictures import load_sheet
 from ortho_core.records.assignments import Assignments
 from ortho_core.rewards import load_rewards
 from ortho_core.storage.open import open_store
+from rayjobs.reports.summaries import RewardSummary
 from rayjobs.reward.config import RewardJob
 from rayjobs.reward.job import describe, make_plan, run
 from rayjobs.reward.report import write_report
@@ -96,7 +97,7 @@ def test_the_report_is_the_same_on_an_object_store(done, s3):
         if file.is_file():
             there.replace_file(str(file.relative_to(out)), file)
     there.remove("report.html")
-    write_report(there, json.loads((out / "summary.json").read_text()))
+    write_report(there, RewardSummary.read(out / "summary.json"))
     assert there.read("report.html") == (out / "report.html").read_bytes()
 
 
