@@ -37,7 +37,9 @@ class Record(BaseModel):
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror or error}") from error
         except ValidationError as error:
-            raise UserError(f"{file} is damaged: {one_line(error)}; delete it, and the same command makes it again") from error
+            raise UserError(
+                f"{file} is damaged: {one_line(error)}; delete it, and the same command makes it again"
+            ) from error
 
     def text(self) -> str:
         """The file's text."""
