@@ -6,13 +6,10 @@ Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
