@@ -3,45 +3,74 @@
 Axes: Y × X pixels.
 """
 
+import importlib
 import io
 import warnings
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ortho_core.errors import BadRow
+from ortho_core.pairs.metadata_limits import without_metadata
 
 #: Larger images are refused before they are decoded (a decompression bomb is small on disk).
 MAX_PIXELS = 80_000_000
+#: Packages that teach Pillow further formats where they are installed (HEIC and JPEG XL among them).
+PLUGINS = ("pillow_heif", "pillow_jxl")
+for _plugin in PLUGINS:
+    with suppress(ImportError):
+        getattr(importlib.import_module(_plugin), "register_heif_opener", lambda: None)()
 Image.init()
-#: Formats that are pictures and nothing else: some that Pillow opens (EPS) are programs that another program has to run.
-FORMATS = tuple(
-    name
-    for name in ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "ICO")
-    if name in Image.OPEN
-)
+#: What Pillow opens and is no still picture: programs that another program has to run, films, tables of measurements, and
+#: formats without a signature, for which any bytes pass.
+NO_PICTURES = {
+    *("EPS", "WMF", "FLI", "MPEG", "BUFR", "GRIB", "HDF5", "FITS", "IPTC"),
+    *("MCIDAS", "SPIDER", "IMT", "XVTHUMB"),
+}
+_FIRST = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+FORMATS = tuple(sorted(Image.OPEN.keys() - NO_PICTURES, key=lambda n: (_FIRST.index(n) if n in _FIRST else 99, n)))
+#: The suffixes of image files, in lower case, with their dots: those of the formats that are decoded.
+SUFFIXES = frozenset(e for e, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"})
+#: Formats whose further frames are previews, layers or other views of the one picture, which comes first.
+ONE_PICTURE = {"MPO", "PSD", "HEIF"}
+#: Further pages of a TIFF file that are looked at.
+MOST_PAGES = 64
+
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+#: TIFF tags: what a page is for, bits of a sample, what the bits mean, the least and greatest sample.
+SUBFILE_TYPE, BITS, SAMPLE_FORMAT, LEAST, GREATEST = 254, 258, 339, 340, 341
 
 
 def decode_image(content: bytes, size: tuple[int, int], name: str = "image") -> np.ndarray:
     """Decode a still image to (Y, X, 3) uint8; `size` is (Y, X), `name` is what messages call it.
 
-    EXIF-rotated, converted to RGB with alpha over white, scaled (Lanczos) to cover the size and cropped at the centre.
-    Raises BadRow for anything that is not one decodable image of at most `MAX_PIXELS` pixels.
+    Turned upright by its EXIF orientation, converted to RGB with alpha over white, scaled (Lanczos) to cover the size and
+    cropped at the centre. Raises BadRow for anything that is not one decodable image of at most `MAX_PIXELS` pixels.
     """
     Y, X = size
     if not content:
         raise BadRow("undecodable-image", f"{name} is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the decoders, about what the file holds besides pixels
-            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise BadRow("too-large", f"{name}: {opened.width}×{opened.height} exceeds {MAX_PIXELS} pixels")
-                # A telephone's JPEG may carry a preview or a gain map as further pictures (MPO); the first is the image.
-                frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
-                if frames > 1:
-                    raise BadRow("animated", f"{name} has {frames} frames; a still image is expected")
-                picture = to_rgb(ImageOps.exif_transpose(opened))
+        try:
+            picture = _decode(content, name)
+        except (BadRow, MemoryError, Image.DecompressionBombError):
+            raise
+        except Exception:
+            # What an image says of itself besides its pixels must not cost the pixels.
+            bare = without_metadata(content)
+            if bare is None:
+                raise
+            picture = _decode(bare.content, name, bare.exif)
     except Image.DecompressionBombError as error:
         raise BadRow("too-large", f"{name}: {error}") from error
     except (BadRow, MemoryError):
@@ -55,10 +84,99 @@ def decode_image(content: bytes, size: tuple[int, int], name: str = "image") -> 
     return np.asarray(ImageOps.fit(picture, (X, Y), Image.Resampling.LANCZOS), dtype=np.uint8)
 
 
+def _decode(content: bytes, name: str, exif: bytes | None = None) -> Image.Image:
+    """The upright picture in RGB; `exif` is an EXIF block that the bytes lack. Raises whatever Pillow raises, and BadRow."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the decoders, about what the file holds besides pixels
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise BadRow("too-large", f"{name}: {opened.width}×{opened.height} exceeds {MAX_PIXELS} pixels")
+            frames = 1 if opened.format in ONE_PICTURE else getattr(opened, "n_frames", 1)
+            if frames > 1 and not (opened.format == "TIFF" and _others_are_smaller_copies(opened, frames)):
+                raise BadRow("animated", f"{name} has {frames} frames; a still image is expected")
+            tags = dict(getattr(opened, "tag_v2", {}))
+            opened.load()
+            turn = UPRIGHT.get(_orientation(opened, exif))
+            picture = opened.transpose(turn) if turn is not None else opened.copy()
+            if picture.mode.startswith("I") or picture.mode == "F":
+                picture = _eight_bit(picture, tags, str(opened.format), name)
+            return to_rgb(picture)
+
+
+def _orientation(opened: Image.Image, exif: bytes | None) -> int:
+    """1 to 8 as EXIF has it; 1, which is upright, where the EXIF block is broken or says something else."""
+    try:
+        block = opened.getexif()
+        if exif is not None:
+            block = Image.Exif()
+            block.load(exif)
+        orientation = block.get(ORIENTATION)
+    except Exception:  # whatever damaged bytes lead the parser to
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _others_are_smaller_copies(opened: Image.Image, frames: int) -> bool:
+    """Whether all pages but the first are said to be thumbnails or masks, or are at most half as high and wide."""
+    X, Y = opened.size
+    copies = frames <= MOST_PAGES
+    for page in range(1, frames if copies else 1):
+        opened.seek(page)
+        kind = getattr(opened, "tag_v2", {}).get(SUBFILE_TYPE, 0)
+        said = isinstance(kind, int) and bool(kind & 0b101)
+        copies = copies and (said or (2 * opened.width <= X and 2 * opened.height <= Y))
+    opened.seek(0)
+    return copies
+
+
+def _eight_bit(picture: Image.Image, tags: dict[int, object], form: str, name: str) -> Image.Image:
+    """Grey of more than 8 bits, or of floats, as grey of 8. Raises BadRow where the range of its values is not known."""
+    values = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise BadRow("unknown-range", f"{name} holds values that are not finite")
+    low, high = float(values.min()), float(values.max())
+    limits = _range(picture.mode, values, tags, form)
+    if limits is None or limits[0] > low:
+        raise BadRow(
+            "unknown-range",
+            f"{name} holds {'floats' if picture.mode == 'F' else 'integers'} from {low:g} to {high:g} and does not say what "
+            "is white; accepted: 0 to 1 as floats, 0 to 255, 0 to 65535 as integers, or TIFF's tags 340 and 341",
+        )
+    black, white = limits
+    scaled = (values - black) * (255 / (white - black))
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+
+
+def _range(mode: str, values: np.ndarray, tags: dict[int, object], form: str) -> tuple[float, float] | None:
+    """The values of black and white of an image of one channel; None where nothing tells."""
+    low, high = float(values.min()), float(values.max())
+    bits, kind = _number(tags.get(BITS)), _number(tags.get(SAMPLE_FORMAT))
+    if mode.startswith("I;16"):
+        return 0.0, 2.0**bits - 1 if bits is not None and 8 < bits < 16 else 65535.0
+    if mode == "F" and low >= 0 and high <= 1:
+        return 0.0, 1.0
+    least, greatest = _number(tags.get(LEAST)), _number(tags.get(GREATEST))
+    if least is not None and greatest is not None and least < greatest:
+        return min(least, low), greatest
+    if mode == "F":
+        # Light without an upper end (HDR) has a few values far above 1, and most below.
+        of_bytes = (values == values.round()).all() or (values > 1).mean() > 0.5
+        return (0.0, 255.0) if low >= 0 and high <= 255 and of_bytes else None
+    if low < 0 or high > 65535:
+        return None
+    if bits == 16 and kind == 2:
+        return 0.0, 32767.0
+    return 0.0, 255.0 if high <= 255 and form not in ("PPM", "PNG") else 65535.0
+
+
+def _number(value: object) -> float | None:
+    """The first number of a TIFF tag."""
+    first = value[0] if isinstance(value, tuple) and value else value
+    return float(first) if isinstance(first, int | float) else None
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """RGB, with transparency laid over white and 16-bit grey scaled to 8 (Pillow alone would clip it)."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        picture = Image.fromarray((np.asarray(picture).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    """RGB, with transparency laid over white, of a picture of 8 bits."""
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         paper = Image.new("RGBA", picture.size, (255, 255, 255, 255))

@@ -2,30 +2,30 @@
 
 import errno
 import hashlib
+import itertools
+import re
 import time
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ortho_core.errors import BadRow, NoPairSet, UserError
+from ortho_core.errors import BadRow, UserError
+from ortho_core.pairs.captions import captions_in
+from ortho_core.pairs.every_caption import cut_by_captions
 from ortho_core.pairs.images import decode_image
-from ortho_core.pairs.json_lines import JsonLines
-from ortho_core.pairs.labelled.arrays import ClassArrays
-from ortho_core.pairs.labelled.files import Split, find_class_files
-from ortho_core.pairs.labelled.folders import ClassFolders, class_folders_of
-from ortho_core.pairs.parquet import Parquet
+from ortho_core.pairs.recognise import recognise
+from ortho_core.pairs.recognised import Recognised
 from ortho_core.pairs.repeated_ids import repeated
-from ortho_core.pairs.rows import Format, Pair, PairFields, Row, Shard, own_id
-from ortho_core.pairs.web_dataset import WebDataset
+from ortho_core.pairs.rows import Pair, PairFields, Record, Row, Shard, make_pair, numbered_id
 from ortho_core.storage.open import open_store
-from ortho_core.storage.store import OutsideRoot, Store, one_line
+from ortho_core.storage.store import OutsideRoot, one_line
 
-EXPECTED = (
-    "a folder with pairs.jsonl, metadata.jsonl, .parquet or .tar files, one such file, a pattern such as DIR/*.tar, or "
-    "labelled images (IDX files, CIFAR-10's binary batches or their PNG sheets, one folder per class)"
-)
+T = TypeVar("T")
+WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 #: An image that cannot be read for a reason that may pass is tried again after these seconds.
 RETRIES = (0.2, 1.0, 4.0)
 #: Rows of a shard, where none are asked for: at least, at most, and the number of shards aimed at in between.
@@ -43,24 +43,42 @@ class PairSet:
         store = open_store(location)
         self.location = store.location
         with _told(self.location):
-            self.root, self.format = _recognise(store, str(location), self.fields)
+            opened, recognised = recognise(store, str(location), self.fields)
+        self.root, self.format = opened.root, opened.format
+        #: How it is read and what is left aside; unknown in other processes.
+        self.recognised: Recognised | None = recognised
         #: Sorted numbers of rows whose id an earlier row has; known once the set is cut, where rows bring ids.
         self.repeated: np.ndarray | None = None
         self.image_root = open_store(self.fields.image_root) if self.fields.image_root else self.root
+        self._rows: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "recognised": None, "_rows": None}
 
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) of the rows and the field names; image files count by their names."""
+        # What chooses among several readings or splits is in the signature of what was chosen.
+        options = self.fields.model_dump_json(include={"prompt_field", "image_field", "id_field", "image_root"})
+        if self.fields.caption is not None:
+            options += f"\0{self.fields.caption}"
         with _told(self.location):
-            content = f"{self.format.signature()}\0{self.fields.model_dump_json()}"
+            content = f"{self.format.signature()}\0{options}"
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def rows(self) -> int:
         """How many rows there are. Raises UserError if there are none."""
-        with _told(self.location):
-            rows = self.format.rows()
-        if not rows:
+        if self._rows is None:
+            with _told(self.location):
+                every = self.fields.caption == "all"
+                self._rows = sum(shard.rows for shard in self.shards(MOST)) if every else self.format.rows()
+        if not self._rows:
             raise UserError(f"{self.location} holds no rows")
-        return rows
+        return self._rows
+
+    def line(self) -> str:
+        """What was recognised, in one line."""
+        assert self.recognised is not None
+        return self.recognised.line(self.rows())
 
     def rows_per_shard(self) -> int:
         """A size of shards that suits the set: neither too many files nor too much to do again."""
@@ -71,7 +89,9 @@ class PairSet:
         shards: list[Shard] = []
         first = 0
         with _told(self.location):
-            for cut in self.format.cuts(rows_per_shard):
+            if self.fields.caption == "all":
+                shards = list(cut_by_captions(self.format, rows_per_shard))
+            for cut in self.format.cuts(rows_per_shard) if not shards else ():
                 shards.append(Shard(len(shards), first, cut.rows, cut.file, cut.offset))
                 first += cut.rows
         if not shards:
@@ -83,9 +103,23 @@ class PairSet:
     def _ids(self, shards: list[Shard]) -> Iterator[tuple[int, str]]:
         """The ids that the rows bring, by row number; a row without a usable one is left out."""
         for shard in shards:
-            for number, own in enumerate(self.format.ids(shard), shard.first):
+            prompts = self.format.prompts(shard) if self.fields.caption == "all" else itertools.repeat(None)
+            owns = zip(self.format.ids(shard), prompts, strict=False)
+            for row, (own, _), number in self._numbered(shard, owns, lambda both: both[1]):
                 with suppress(BadRow):
-                    yield number, own_id(number, own, self.fields.id_field)
+                    yield row, numbered_id(row, own, self.fields.id_field, number)
+
+    def _numbered(self, shard: Shard, records: Iterable[T], prompt: Callable[[T], Any]) -> Iterator[tuple[int, T, int]]:
+        """Of each row of the shard its number, its record, and which of the record's captions it has."""
+        row, skip = shard.first, shard.skip
+        for record in records:
+            copies = captions_in(prompt(record)) if self.fields.caption == "all" else 1
+            for number in range(skip, copies):
+                if row == shard.first + shard.rows:
+                    return
+                yield row, record, number
+                row += 1
+            skip = 0
 
     def read(self, shard: Shard) -> Iterator[Row]:
         """Each row of the shard as a Pair, or as (row number, what is wrong with it). Images are not looked at.
@@ -94,14 +128,22 @@ class PairSet:
         """
         count = 0
         with _told(f"{self.root.location}/{shard.file}"):
-            for row in self.format.read(shard):
+            for row, record, number in self._numbered(shard, self.format.read(shard), prompt_of):
                 count += 1
-                yield self._first_of_its_id(row)
+                yield self._first_of_its_id(self._row(row, record, number))
         if count != shard.rows:
             raise UserError(
                 f"{self.root.location}/{shard.file} has changed since the run began: {count} rows from "
                 f"{shard.offset} on, not {shard.rows}"
             )
+
+    def _row(self, row: int, record: Record | BadRow, number: int) -> Row:
+        try:
+            if isinstance(record, BadRow):
+                raise BadRow(record.reason, f"row {row}: {record}")
+            return make_pair(row, record, self.fields.caption, number)
+        except BadRow as bad:
+            return row, bad
 
     def _first_of_its_id(self, row: Row) -> Row:
         """The row, or that an earlier one has its id."""
@@ -125,9 +167,7 @@ class PairSet:
         for wait in (*RETRIES, None):
             try:
                 content = self.format.fetch(image)
-                if content is None:
-                    content = self.image_root.read(self.image_root.contains(self._relative(image)))
-                return content
+                return self._read(image) if content is None else content
             except OutsideRoot:
                 root = self.image_root.location
                 raise BadRow("outside-root", f"{where} lies outside {root} (--image-root names another)") from None
@@ -143,8 +183,21 @@ class PairSet:
             time.sleep(wait)
         raise AssertionError("unreachable")
 
+    def _read(self, image: str) -> bytes:
+        """The file that a path or URL names, as it is written or as other systems write it. Raises OutsideRoot or OSError."""
+        missing: FileNotFoundError | None = None
+        for name in spellings(self._relative(image)):
+            try:
+                return self.image_root.read(self.image_root.contains(name))
+            except FileNotFoundError as error:
+                missing = missing or error
+        assert missing is not None
+        raise missing
+
     def _relative(self, image: str) -> str:
-        """A path as it is; a URL below the root, relative to it. Raises OutsideRoot for another URL."""
+        """A path as it is; a URL below the root, relative to it. Raises OutsideRoot for another URL, or a drive of Windows."""
+        if WINDOWS_DRIVE.match(image):
+            raise OutsideRoot(image)
         if "://" not in image:
             return image
         inside = self.image_root.location + "/"
@@ -164,6 +217,16 @@ class PairSet:
         return done
 
 
+def spellings(path: str) -> list[str]:
+    """A path as it is written, with the separators of Windows turned, and with é composed and decomposed."""
+    forms = [path, path.replace("\\", "/")]
+    return list(dict.fromkeys(forms + [unicodedata.normalize(form, forms[1]) for form in ("NFC", "NFD")]))
+
+
+def prompt_of(record: Record | BadRow) -> Any:
+    return None if isinstance(record, BadRow) else record.prompt
+
+
 @contextmanager
 def _told(place: str) -> Iterator[None]:
     """Turns what goes wrong at a place into a UserError; libraries of object stores raise their own."""
@@ -173,64 +236,3 @@ def _told(place: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"cannot read {place}: {one_line(error) or type(error).__name__}") from error
-
-
-def _recognise(store: Store, given: str, fields: PairFields) -> tuple[Store, Format]:
-    """The folder that names are relative to, and the format. Raises UserError."""
-    head, _, last = store.location.rpartition("/")
-    parent = open_store(head or "/")
-    if any(sign in last for sign in "*?["):
-        import fnmatch
-
-        found = [(name, size) for name, size in parent.find("") if "/" not in name and fnmatch.fnmatchcase(name, last)]
-        return parent, _of_files(parent, found, given, fields)
-    if not fields.with_images and last.endswith(".txt") and parent.exists(last):
-        return parent, JsonLines(parent, last, fields)
-    if last.endswith((".jsonl", ".parquet", ".tar")):
-        if parent.exists(last):
-            return parent, _of_files(parent, [(last, parent.size(last))], given, fields)
-        if last.endswith(".jsonl"):
-            raise NoPairSet(f"no pair set at {given}: it does not exist (expected: {EXPECTED})")
-    for name in ("pairs.jsonl", "metadata.jsonl"):
-        if store.exists(name):
-            return store, JsonLines(store, name, fields)
-    files = [*store.find(".parquet"), *store.find(".tar")]
-    if not files and (labelled := _labelled(store, parent, last, fields)) is not None:
-        return labelled
-    return store, _of_files(store, files, given, fields)
-
-
-def _labelled(store: Store, parent: Store, last: str, fields: PairFields) -> tuple[Store, Format] | None:
-    """Labelled images. A set stands for its training split; `SET/train` and `SET/test` name a split of it."""
-    if not fields.with_images:
-        return None
-    named: Split | None = "train" if last == "train" else "test" if last == "test" else None
-    places: tuple[tuple[Store, Split | None], ...] = ((store, "train"), (parent, named))
-    for root, split in places:
-        if split is not None and (arrays := find_class_files(root, split)) is not None:
-            return root, ClassArrays(root, arrays, fields)
-    if folders := class_folders_of(store):
-        return store, ClassFolders(store, folders, fields)
-    inner = store.child("train")
-    if folders := class_folders_of(inner):
-        return inner, ClassFolders(inner, folders, fields)
-    if named is not None:
-        of_split = [(file, size) for file, size in parent.find(".parquet") if file.rpartition("/")[2].startswith(named)]
-        return (parent, Parquet(parent, of_split, fields)) if of_split else None
-    return None
-
-
-def _of_files(root: Store, files: list[tuple[str, int]], given: str, fields: PairFields) -> Format:
-    kinds = sorted({name.rpartition(".")[2] for name, _ in files})
-    if len(kinds) > 1:
-        raise UserError(
-            f"{given} holds files of several kinds (.{', .'.join(kinds)}); name one, as in {root.location}/*.{kinds[-1]}"
-        )
-    if not kinds or kinds[0] not in ("jsonl", "parquet", "tar"):
-        found = f"; found .{kinds[0]}" if kinds else ""
-        raise NoPairSet(f"no pair set at {given}: expected {EXPECTED}{found}")
-    if kinds == ["jsonl"]:
-        if len(files) > 1:
-            raise UserError(f"{given} matches {len(files)} .jsonl files; one is read at a time")
-        return JsonLines(root, files[0][0], fields)
-    return Parquet(root, files, fields) if kinds == ["parquet"] else WebDataset(root, files, fields)

@@ -2,7 +2,6 @@
 paths and URLs. A column of class numbers is a prompt column: the names are the `datasets` library's, else the numbers."""
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.rows import Cut, Names, Pair, PairFields, Row, Shard, make_pair
+from ortho_core.pairs.columns import METADATA, class_as_text, class_names, columns_of, record_of, value_of
+from ortho_core.pairs.rows import Cut, Names, PairFields, Record, Shard
 from ortho_core.storage.store import Store, one_line, plain_name
 
 #: Footers that are read side by side: what an object store's latency asks for.
@@ -66,21 +66,7 @@ class Parquet:
         return self._footers
 
     def _names(self, schema: pa.Schema, file: str) -> Names:
-        """The columns of prompt, image and id. Raises UserError if there are none of such a name."""
-        fields = self.fields
-
-        def column(given: str | None, usual: tuple[str, ...], what: str) -> str:
-            for name in (given,) if given else usual:
-                if name in schema.names:
-                    return name
-            raise UserError(
-                f"{file} has no column {given or ' or '.join(usual)!r}; it has {', '.join(schema.names)} "
-                f"(--{what}-field names one)"
-            )
-
-        image = column(fields.image_field, ("image", "url", "file_name"), "image") if fields.with_images else None
-        prompt = column(fields.prompt_field, ("prompt", "text", "caption", "label"), "prompt")
-        return prompt, image, column(fields.id_field, (), "id") if fields.id_field else None
+        return columns_of(schema, self.fields, file)
 
     def signature(self) -> str:
         digest = hashlib.sha256()
@@ -96,8 +82,10 @@ class Parquet:
             for offset in range(0, total, rows):
                 yield Cut(file, min(rows, total - offset), offset)
 
-    def read(self, shard: Shard) -> Iterator[Row]:
+    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
         """Reads the row groups that the shard touches, from their start: keep them to a few hundred rows of image bytes."""
+        folder, _, name = shard.file.rpartition("/")
+        base = folder if name == METADATA and self.fields.image_root is None else ""
         with self.root.open(shard.file) as stream:
             parquet = pq.ParquetFile(stream, pre_buffer=False)
             names = self._names(parquet.schema_arrow, shard.file)
@@ -110,44 +98,36 @@ class Parquet:
                 skip = max(0, skip - len(batch))
                 if not len(part):
                     continue
-                number = shard.first + shard.rows - left
+                in_file = shard.offset + shard.rows - left
                 for i in range(len(part)):
-                    in_file = shard.offset + number + i - shard.first
                     try:
-                        values = {name: _value(part[name][i], name, number + i) for name in columns}
-                        values[names[0]] = _named(values[names[0]], classes)
-                        yield self.make(values, names, number + i, f"{shard.file}#{in_file}")
+                        values = {name: value_of(part[name][i], name) for name in columns}
+                        values[names[0]] = class_as_text(values[names[0]], classes)
+                        yield record_of(values, names, f"{shard.file}#{in_file + i}", base)
                     except BadRow as bad:
-                        yield number + i, bad
+                        yield bad
                 left -= len(part)
                 if not left:
                     return
 
+    def prompts(self, shard: Shard) -> Iterator[Any]:
+        return self._column(shard, 0)
+
     def ids(self, shard: Shard) -> Iterator[Any]:
+        return self._column(shard, 2)
+
+    def _column(self, shard: Shard, which: int) -> Iterator[Any]:
+        """The values of one of the columns that `_names` gives."""
         with self.root.open(shard.file) as stream:
             parquet = pq.ParquetFile(stream, pre_buffer=False)
             groups, skip = groups_of(parquet.metadata, shard.offset, shard.rows)
-            column = parquet.read_row_groups(groups, columns=[self.fields.id_field]).column(0)
-            for row, scalar in enumerate(column.slice(skip, shard.rows), shard.first):
+            name = str(self._names(parquet.schema_arrow, shard.file)[which])
+            column = parquet.read_row_groups(groups, columns=[name]).column(0)
+            for scalar in column.slice(skip, shard.rows):
                 try:
-                    yield _value(scalar, str(self.fields.id_field), row)
+                    yield value_of(scalar, name)
                 except BadRow:
                     yield None
-
-    @staticmethod
-    def make(values: dict[str, Any], names: Names, row: int, reference: str) -> Pair:
-        """The pair of one row; `reference` is how a record names image bytes that lie in the row."""
-        image = values.get(names[1]) if names[1] is not None else None
-        if isinstance(image, dict) and names[1] is not None:
-            inner, values["__stem__"] = image.get("bytes"), None
-            if isinstance(inner, bytes):
-                values["__stem__"] = stem_of(image.get("path"))
-                image = inner
-            elif isinstance(image.get("path"), str):
-                image = values[names[1]] = image["path"]
-        if isinstance(image, bytes):
-            return make_pair(row, values, names, reference, image)
-        return make_pair(row, values, names)
 
     def fetch(self, image: str) -> bytes | None:
         """Reads the row group of the row that `FILE#ROW` names, and keeps it for the calls to come."""
@@ -179,13 +159,14 @@ class RowGroup:
     file: str
     first: int
     column: pa.ChunkedArray
-    footer: pq.FileMetaData
+    #: What the file's reader knows of it, for the next group of the same file.
+    footer: Any
 
 
 class RowGroups:
     """The row groups that were asked for last: whoever trains takes rows from several places of a file in turn."""
 
-    def __init__(self, read: Callable[[str, int, pq.FileMetaData | None], RowGroup]) -> None:
+    def __init__(self, read: Callable[[str, int, Any], RowGroup]) -> None:
         self._read = read
         #: The one used last comes last.
         self._kept: list[RowGroup] = []
@@ -218,32 +199,3 @@ def groups_of(footer: pq.FileMetaData, first: int, rows: int) -> tuple[list[int]
             groups.append(group)
         start = end
     return groups, skip
-
-
-def stem_of(path: Any) -> str | None:
-    """The file name of a path without its extension."""
-    return path.replace("\\", "/").rpartition("/")[2].rpartition(".")[0] or None if isinstance(path, str) else None
-
-
-def class_names(schema: pa.Schema, column: str) -> list[str]:
-    """The names by number that the `datasets` library keeps of a column of classes; none of any other column."""
-    try:
-        kept = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
-    except (ValueError, KeyError, TypeError):
-        return []
-    return kept if isinstance(kept, list) and all(isinstance(name, str) for name in kept) else []
-
-
-def _named(prompt: Any, classes: list[str]) -> Any:
-    """A class number as a text; a text as it is."""
-    if isinstance(prompt, bool) or not isinstance(prompt, int):
-        return prompt
-    return classes[prompt] if 0 <= prompt < len(classes) else str(prompt)
-
-
-def _value(scalar: pa.Scalar, name: str, row: int) -> Any:
-    """Raises BadRow for text that is no text: Parquet does not check what a writer says is UTF-8."""
-    try:
-        return scalar.as_py()
-    except (UnicodeDecodeError, pa.ArrowException) as error:
-        raise BadRow("not-text", f"row {row}: column {name!r} is not Unicode text: {error}") from error

@@ -1,14 +1,15 @@
 """One row of a pair set: its fields, what makes it usable, its name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
 from ortho_core.errors import BadRow
 from ortho_core.marks import resolved
+from ortho_core.pairs.captions import CaptionChoice, choose, texts_of
 from ortho_core.storage.location import Location
 
 
@@ -22,6 +23,10 @@ class Failure:
     message: str
 
 
+#: How the rows of a folder are kept; `ortho_core.pairs.layouts` has a module for each.
+LayoutName = Literal["metadata", "parquet", "arrow", "webdataset", "labelled", "captions", "classes", "images"]
+
+
 class PairFields(BaseModel):
     """Which fields (columns, members) of a row hold what."""
 
@@ -31,10 +36,10 @@ class PairFields(BaseModel):
     with_images: ClassVar[bool] = True
 
     prompt_field: str | None = resolved(
-        None, min_length=1, description="field that holds the prompt (none: prompt; text, txt or caption where usual)"
+        None, min_length=1, description="field that holds the prompt (none: prompt, text, caption or another usual name)"
     )
     image_field: str | None = resolved(
-        None, min_length=1, description="field that holds the image or its path (none: image; file_name where usual)"
+        None, min_length=1, description="field that holds the image or its path (none: image, file_name or another usual name)"
     )
     id_field: str | None = resolved(
         None, min_length=1, description="field that holds a row's own unique id (none: row number and image name)"
@@ -42,6 +47,20 @@ class PairFields(BaseModel):
     image_root: Location | None = resolved(
         None, description="folder or URL that image paths start from (none: the pair set's own)"
     )
+
+    layout: LayoutName | None = resolved(
+        None,
+        description="how to read a folder that can be read in several ways (none: the one that nothing speaks against)",
+    )
+    split: str | None = resolved(
+        None, min_length=1, description="split to read, by the names of folders or files: train, test, ... (none: all)"
+    )
+    caption: CaptionChoice | None = resolved(
+        None,
+        description="which of a row's several captions, in a list or as the lines of a text file; all: a row for each "
+        "(none: the first of a list, a text file as one)",
+    )
+    prompt: str | None = resolved(None, min_length=1, description="the prompt of all images, where they have no captions")
 
     def pair_fields(self) -> "PairFields":
         """These fields alone, from a job that has them among its own."""
@@ -72,46 +91,74 @@ class Pair:
 
 @dataclass(frozen=True)
 class Shard:
-    """A run of consecutive rows: rows `first` to `first + rows - 1`, starting at `offset` (a byte or a row) of `file`."""
+    """A run of consecutive rows: rows `first` to `first + rows - 1`, starting at `offset` (a byte or a row) of `file`.
+
+    `skip` captions of the first record belong to the shard before; it is 0 unless every caption is a row.
+    """
 
     index: int
     first: int
     rows: int
     file: str
     offset: int
+    skip: int = 0
 
 
-#: A row as a format reads it: the pair, or (its number, what is wrong with it).
+#: A row as it is read: the pair, or (its number, what is wrong with it).
 Row = Pair | tuple[int, BadRow]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Some rows of one file, before they have a number in the whole set."""
+    """Some records of one file, before they have a number in the whole set."""
 
     file: str
     rows: int
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a format finds in one place: values that may be anything, since nobody has checked them."""
+
+    #: A text, or several to choose from.
+    prompt: Any
+    #: A path or URL, or what `Format.fetch` understands where the image is inside the rows' own files.
+    image: Any
+    #: What the fields are called in messages.
+    names: Names
+    id: Any = None
+    content: bytes | None = None
+    #: Names the row, where the image's file name does not.
+    stem: str | None = None
+    #: All fields that the record has, for messages.
+    fields: Collection[str] = ()
+
+
 @runtime_checkable
 class Format(Protocol):
-    """How rows are kept. What is counted or cut stays in the process that asked; `read` and `fetch` work anywhere."""
+    """How records are kept. What is counted or cut stays in the process that asked; `read` and `fetch` work anywhere."""
 
     def signature(self) -> str:
-        """What changes when the rows change; image files that rows only name count by their names."""
+        """What changes when the records change; image files that records only name count by their names."""
         ...
 
     def rows(self) -> int: ...
 
     def cuts(self, rows: int) -> Iterator[Cut]:
-        """Every row once, in order, at most `rows` to a cut; depends on the input alone."""
+        """Every record once, in order, at most `rows` to a cut; depends on the input alone."""
         ...
 
-    def read(self, shard: Shard) -> Iterator[Row]: ...
+    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+        """The records from the shard's offset on, as many as it has rows; fewer if its file ends."""
+        ...
+
+    def prompts(self, shard: Shard) -> Iterator[Any]:
+        """What each of these records has as its prompt, without its image; one per record."""
+        ...
 
     def ids(self, shard: Shard) -> Iterator[Any]:
-        """What each row's id field holds, as it is; one per row."""
+        """What each of these records has as its id; one per record."""
         ...
 
     def fetch(self, image: str) -> bytes | None:
@@ -122,43 +169,58 @@ class Format(Protocol):
         ...
 
 
-def make_pair(
-    row: int,
-    values: Mapping[str, Any],
-    names: Names,
-    image: str | None = None,
-    content: bytes | None = None,
-) -> Pair:
-    """Validate one row's values. `names` are the fields of prompt, image and id; `image` and `content` are given where
-    the image is not a path in its field. Raises BadRow.
+class RecordsHaveAll:
+    """For formats whose records hold no image: the prompts and ids are read as the records are."""
+
+    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+        raise NotImplementedError
+
+    def prompts(self, shard: Shard) -> Iterator[Any]:
+        for record in self.read(shard):
+            yield None if isinstance(record, BadRow) else record.prompt
+
+    def ids(self, shard: Shard) -> Iterator[Any]:
+        for record in self.read(shard):
+            yield None if isinstance(record, BadRow) else record.id
+
+
+def make_pair(row: int, record: Record, choice: CaptionChoice | None = None, number: int = 0) -> Pair:
+    """The pair of one row; of several captions the one that `choice` takes, where that is all of them the one of this
+    number. Raises BadRow.
     """
-    prompt_field, image_field, id_field = names
-    prompt = values.get(prompt_field)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise BadRow("missing-prompt", f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text")
-    if image_field is None:
-        image = ""
-    elif image is None:
-        image = values.get(image_field)
-        if not isinstance(image, str) or not image:
-            raise BadRow("missing-image", f"row {row}: field {image_field!r} is {_found(image)}, not a path")
-    stem = values.get("__stem__") or PurePosixPath(image).stem
+    prompt_field, image_field, id_field = record.names
+    prompt, image = record.prompt, record.image
+    several = texts_of(prompt) if isinstance(prompt, list | tuple) else []
+    if not several and not (isinstance(prompt, str) and prompt.strip()):
+        message = f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text{_there(record)}"
+        raise BadRow("missing-prompt", message)
+    if image_field is not None and not (isinstance(image, str) and image):
+        message = f"row {row}: field {image_field!r} is {_found(image)}, not a path{_there(record)}"
+        raise BadRow("missing-image", message)
+    image = image or ""
+    stem = record.stem or PurePosixPath(image.replace("\\", "/")).stem
     sample_id = f"{row:06d}_{stem}" if stem else f"{row:06d}"
     if id_field is not None:
-        sample_id = own_id(row, values.get(id_field), id_field)
+        sample_id = numbered_id(row, record.id, id_field, number)
+    if several:
+        prompt = several[number] if choice == "all" else choose(several, choice or "first", sample_id)
     try:
         (prompt + image + sample_id).encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but no text
         raise BadRow("not-text", f"row {row} holds characters that are not Unicode text: {error}") from error
-    return Pair(sample_id, row, prompt, image, content)
+    return Pair(sample_id, row, prompt, image, record.content)
 
 
-def own_id(row: int, own: Any, id_field: str | None) -> str:
-    """The id that a row brings. Raises BadRow if it is none."""
+def numbered_id(row: int, own: Any, id_field: str | None, number: int = 0) -> str:
+    """The id that a record brings, with the number of the caption but for the first. Raises BadRow if it is none."""
     if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
         raise BadRow("missing-id", f"row {row}: field {id_field!r} is {_found(own)}, not a text or number")
-    return str(own)
+    return f"{own}#{number}" if number else str(own)
 
 
 def _found(value: Any) -> str:
     return "missing" if value is None else repr(value)[:60]
+
+
+def _there(record: Record) -> str:
+    return f" (the row has {', '.join(sorted(record.fields))[:200]})" if record.fields else ""

@@ -1,77 +1,93 @@
-"""WebDataset: tar files in which consecutive members of one key make a sample (`0001.jpg`, `0001.txt`, `0001.json`)."""
+"""WebDataset: tar files in which members of one key make a sample (`0001.jpg`, `0001.txt`, `0001.json`).
+
+The members of a sample mostly follow each other, so that a file can be entered in its middle. Of a file in which they do not
+(all images first, then all texts) the index of the whole file is kept by whoever reads it.
+"""
 
 import hashlib
-import io
 import json
 import re
-import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from io import BufferedIOBase
 from typing import Any
 
 import numpy as np
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.rows import Cut, Pair, PairFields, Row, Shard, make_pair
+from ortho_core.pairs.captions import as_captions
+from ortho_core.pairs.images import SUFFIXES
+from ortho_core.pairs.names import PROMPTS, usual
+from ortho_core.pairs.rows import Cut, PairFields, Record, RecordsHaveAll, Shard
+from ortho_core.pairs.tar_samples import Sample, gathered, samples
+from ortho_core.pairs.text_lines import as_text
 from ortho_core.storage.store import Store, one_line, plain_name
 
-PROMPTS = ("txt", "prompt", "caption", "text")
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+TEXTS = ("txt", "prompt", "caption", "text")
+_FIRST = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+IMAGES = (*_FIRST, *sorted({suffix[1:] for suffix in SUFFIXES} - set(_FIRST)))
 #: Tar files whose headers are read side by side.
 FILES_AT_ONCE = 16
 #: A prompt or JSON member beyond this is not read.
 MAX_TEXT = 1 << 20
 
 
-@dataclass
-class _Sample:
-    """The members of one key by extension, each as (offset, size) of its content; `start` is its first header."""
-
-    key: str
-    start: int
-    members: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-
-class WebDataset:
+class WebDataset(RecordsHaveAll):
     """One or many tar files, uncompressed: a compressed one cannot be entered in the middle."""
 
     def __init__(self, root: Store, files: list[tuple[str, int]], fields: PairFields) -> None:
         self.root, self.fields, self.files = root, fields, files
+        #: Files in which samples do not lie in one piece; their offsets are numbers of samples.
+        self.scattered: set[str] = set()
         self._starts: list[tuple[np.ndarray, str]] | None = None
+        self._gathered: tuple[str, list[Sample]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "files": [], "_starts": None}
+        return {**self.__dict__, "files": [], "_starts": None, "_gathered": None}
 
     def _index(self) -> list[tuple[np.ndarray, str]]:
         """Where each sample of each file starts, and a digest of the file's headers and texts. Eight bytes a sample, in this
         process."""
-
-        def read(file: str) -> tuple[np.ndarray, str]:
-            digest, starts = hashlib.sha256(), []
-            try:
-                with self.root.open(file) as stream:
-                    for sample in samples(stream, 0):
-                        digest.update(repr((sample.key, sample.members)).encode())
-                        for name in ("json", *self._prompts()):
-                            offset, size = sample.members.get(name, (0, 0))
-                            if 0 < size <= MAX_TEXT:
-                                stream.seek(offset)
-                                digest.update(stream.read(size))
-                        starts.append(sample.start)
-            except (OSError, tarfile.TarError) as error:
-                raise UserError(
-                    f"{self.root.location}/{file} is not a readable, uncompressed tar file: {one_line(error)}"
-                ) from error
-            return np.array(starts, dtype=np.int64), digest.hexdigest()[:16]
-
         if self._starts is None:
             with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-                self._starts = list(pool.map(read, [file for file, _ in self.files]))
+                self._starts = list(pool.map(self._read_headers, [file for file, _ in self.files]))
         return self._starts
 
+    def _read_headers(self, file: str) -> tuple[np.ndarray, str]:
+        try:
+            with self.root.open(file) as stream:
+                starts, keys, halves, digest = [], [], 0, hashlib.sha256()
+                for sample in samples(stream, 0):
+                    self._digest(stream, sample, digest)
+                    starts.append(sample.start)
+                    keys.append(hash(sample.key))
+                    halves += not self._is_complete(sample)
+                if halves and len(np.unique(np.array(keys))) < len(keys):
+                    self.scattered.add(file)
+                    digest, starts = hashlib.sha256(), []
+                    for number, sample in enumerate(gathered(stream)):
+                        self._digest(stream, sample, digest)
+                        starts.append(number)
+        except OSError as error:
+            raise UserError(
+                f"{self.root.location}/{file} is not a readable, uncompressed tar file: {one_line(error)}"
+            ) from error
+        return np.array(starts, dtype=np.int64), digest.hexdigest()[:16]
+
+    def _digest(self, stream: BufferedIOBase, sample: Sample, digest: Any) -> None:
+        digest.update(repr((sample.key, sample.members)).encode())
+        for name in ("json", *self._prompts()):
+            offset, size = sample.members.get(name, (0, 0))
+            if 0 < size <= MAX_TEXT:
+                stream.seek(offset)
+                digest.update(stream.read(size))
+
+    def _is_complete(self, sample: Sample) -> bool:
+        texts = any(name in sample.members for name in ("json", *self._prompts()))
+        return texts and any(name.rpartition(".")[2] in IMAGES for name in sample.members)
+
     def _prompts(self) -> tuple[str, ...]:
-        return (self.fields.prompt_field,) if self.fields.prompt_field else PROMPTS
+        return (self.fields.prompt_field,) if self.fields.prompt_field else TEXTS
 
     def signature(self) -> str:
         digest = hashlib.sha256()
@@ -87,57 +103,70 @@ class WebDataset:
             for at in range(0, len(starts), rows):
                 yield Cut(file, min(rows, len(starts) - at), int(starts[at]))
 
-    def read(self, shard: Shard) -> Iterator[Row]:
+    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
         with self.root.open(shard.file) as stream:
-            for row, sample in zip(
-                range(shard.first, shard.first + shard.rows), samples(stream, shard.offset), strict=False
-            ):
+            found = samples(stream, shard.offset)
+            if shard.file in self.scattered:
+                if self._gathered is None or self._gathered[0] != shard.file:
+                    self._gathered = shard.file, list(gathered(stream))
+                found = iter(self._gathered[1][shard.offset :])
+            for _, sample in zip(range(shard.rows), found, strict=False):
                 try:
-                    yield self._pair(stream, shard.file, sample, row)
+                    yield self._record(stream, shard.file, sample)
                 except BadRow as bad:
-                    yield row, bad
+                    yield bad
 
-    def ids(self, shard: Shard) -> Iterator[Any]:
-        for row in self.read(shard):
-            yield row.sample_id if isinstance(row, Pair) else None
-
-    def _pair(self, stream: io.BufferedReader, file: str, sample: _Sample, row: int) -> Row:
-        fields = self.fields
-        wanted = (fields.image_field,) if fields.image_field else IMAGES
-        image = next((sample.members[name] for name in wanted if name in sample.members), None)
-        if image is None:
-            raise BadRow("missing-image", f"row {row}: sample {sample.key!r} has no member .{', .'.join(wanted)}")
+    def _record(self, stream: BufferedIOBase, file: str, sample: Sample) -> Record:
+        """Raises BadRow."""
+        fields, members = self.fields, sample.members
+        offset, size = members[self._image_of(sample)]
         values: dict[str, Any] = {}
         position = stream.tell()
-        if "json" in sample.members:
-            record = self._text(stream, sample, "json", row)
+        if "json" in members:
+            record = self._text(stream, sample, "json")
             try:
                 values = json.loads(record)
             except (ValueError, RecursionError) as error:
-                raise BadRow("not-json", f"row {row}: {sample.key}.json is not a JSON object: {error}") from error
+                raise BadRow("not-json", f"{sample.key}.json is not a JSON object: {error}") from error
             if not isinstance(values, dict):
-                raise BadRow(
-                    "not-json", f"row {row}: {sample.key}.json is a JSON {type(values).__name__}, not an object"
-                )
-        values |= {"__key__": sample.key, "__stem__": sample.key.rpartition("/")[2]}
+                raise BadRow("not-json", f"{sample.key}.json is a JSON {type(values).__name__}, not an object")
+        values["__key__"] = sample.key
         prompts = self._prompts()
-        prompt = next((name for name in prompts if name in sample.members or name in values), prompts[0])
-        if prompt in sample.members:
-            values[prompt] = self._text(stream, sample, prompt, row)
+        prompt = next((name for name in prompts if name in members or name in values), prompts[0])
+        if prompt in members:
+            values[prompt] = as_captions(self._text(stream, sample, prompt), fields.caption)
+        elif prompt not in values and fields.prompt_field is None:
+            prompt = next(iter(usual(values, PROMPTS)), prompt)
         stream.seek(position)
-        offset, size = image
-        return make_pair(row, values, (prompt, "", fields.id_field), f"{file}#{offset}+{size}")
+        own = values.get(fields.id_field) if fields.id_field else None
+        stem = sample.key.rpartition("/")[2]
+        names = (prompt, "", fields.id_field)
+        found = [*members, *values]
+        return Record(values.get(prompt), f"{file}#{offset}+{size}", names, own, stem=stem, fields=found)
+
+    def _image_of(self, sample: Sample) -> str:
+        """The member that is the image: of a usual extension, or the only one whose name ends in such. Raises BadRow."""
+        members, wanted = sample.members, self.fields.image_field
+        for name in (wanted,) if wanted else IMAGES:
+            if name in members:
+                return name
+        ending = [name for name in members if name.rpartition(".")[2] in IMAGES] if wanted is None else []
+        if len(ending) == 1:
+            return ending[0]
+        accepted = f".{wanted}" if wanted else ".jpg, .png, .webp, ..."
+        has = f".{', .'.join(members)}"[:200]
+        raise BadRow("missing-image", f"sample {sample.key!r} has no one image, {accepted}; it has {has}")
 
     @staticmethod
-    def _text(stream: io.BufferedReader, sample: _Sample, name: str, row: int) -> str:
+    def _text(stream: BufferedIOBase, sample: Sample, name: str) -> str:
         offset, size = sample.members[name]
         if size > MAX_TEXT:
-            raise BadRow("too-large", f"row {row}: {sample.key}.{name} has {size} bytes; accepted: {MAX_TEXT}")
+            raise BadRow("too-large", f"{sample.key}.{name} has {size} bytes; accepted: {MAX_TEXT}")
         stream.seek(offset)
         try:
-            return stream.read(size).decode("utf-8-sig")
+            return as_text(stream.read(size))
         except UnicodeDecodeError as error:
-            raise BadRow("not-text", f"row {row}: {sample.key}.{name} is not UTF-8: {error}") from error
+            raise BadRow("not-text", f"{sample.key}.{name} is not UTF-8: {error}") from error
 
     def fetch(self, image: str) -> bytes:
         """Reads the bytes that `FILE#OFFSET+SIZE` names."""
@@ -146,33 +175,3 @@ class WebDataset:
             raise BadRow("missing-image", f"image {image[:200]!r} is no member of a tar file, FILE.tar#OFFSET+SIZE")
         file, offset, size = named.groups()
         return self.root.read(plain_name(file), int(offset), int(size))
-
-
-def samples(stream: io.BufferedReader, offset: int) -> Iterator[_Sample]:
-    """The samples of a tar file from the header at `offset`. Only regular files count: links lead nowhere here.
-
-    Raises tarfile.TarError or OSError for a damaged file.
-    """
-    stream.seek(offset)
-    sample: _Sample | None = None
-    with tarfile.open(fileobj=stream, mode="r:") as archive:
-        for member in archive:
-            # The archive would remember every member it has seen.
-            archive.members = []  # type: ignore[attr-defined]
-            folder, slash, base = member.name.removeprefix("./").rpartition("/")
-            stem, dot, extension = base.partition(".")
-            if not member.isreg() or not dot or not stem:
-                continue
-            key = folder + slash + stem
-            if sample is None or sample.key != key:
-                if sample is not None:
-                    yield sample
-                sample = _Sample(key, member.offset)
-            sample.members[extension.lower()] = member.offset_data, member.size
-        # A damaged header looks like the end to tarfile; the true end is a block of zeros, or of the file.
-        end = archive.offset
-        stream.seek(end)
-        if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"damaged header at byte {end}")
-    if sample is not None:
-        yield sample

@@ -4,11 +4,11 @@ import io
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from ortho_core.storage.store import BUFFER, OutsideRoot
+from ortho_core.storage.store import BUFFER, Entries, OutsideRoot
 
 
 class LocalStore:
@@ -54,7 +54,7 @@ class LocalStore:
     def names(self) -> list[str]:
         if not self.path.is_dir():
             return []
-        return sorted(f.name for f in os.scandir(self.path) if f.is_file() and not f.name.startswith("."))
+        return sorted(f.name for f in os.scandir(self.path) if not f.name.startswith(".") and _leads_to(f.is_file))
 
     def entries(self) -> list[str]:
         return sorted(n for n in os.listdir(self.path) if not n.startswith(".")) if self.path.is_dir() else []
@@ -68,6 +68,27 @@ class LocalStore:
                 if name.endswith(suffix) and not name.startswith(".") and file.is_file():  # not a link to nowhere
                     found.append((file.relative_to(self.path).as_posix(), file.stat().st_size))
         return sorted(found)
+
+    def walk(self) -> Iterator[Entries]:
+        waiting = [""]
+        while waiting:
+            entries = Entries(waiting.pop())
+            try:
+                with os.scandir(self.path / entries.path) as found:
+                    for entry in found:
+                        linked = entry.is_symlink()
+                        if _leads_to(entry.is_dir):
+                            (entries.links if linked else entries.folders).append(entry.name)
+                        elif _leads_to(entry.is_file):
+                            entries.files[entry.name] = None
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                entries.unreadable = error.strerror
+            entries.folders.sort()
+            yield entries
+            inside = entries.path + "/" if entries.path else ""
+            waiting += [inside + name for name in reversed(entries.folders)]
 
     def touched(self, name: str, written: float) -> bool:
         # `create` sets the time; one second is what the coarsest file system rounds to.
@@ -105,6 +126,14 @@ class LocalStore:
         for leftover in self.path.glob(f".{prefix}*.partial"):
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """Whether a name of a folder is a file, or a folder; one that leads round in a circle of links is neither."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def _link(source: Path, target: Path) -> None:

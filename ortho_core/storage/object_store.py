@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ortho_core.errors import UserError
-from ortho_core.storage.store import BUFFER, one_line, plain_name
+from ortho_core.storage.store import BUFFER, Entries, one_line, plain_name
 
 #: Bytes that a stream of an object store reads ahead; s3fs by itself reads 50 MiB, several times a shard.
 READ_AHEAD = 4 << 20
@@ -84,13 +84,35 @@ class ObjectStore:
     def find(self, suffix: str) -> list[tuple[str, int]]:
         return sorted((name, size) for name, size in self._listing(depth=None) if name.endswith(suffix))
 
-    def _listing(self, depth: int | None) -> Iterator[tuple[str, int]]:
+    def walk(self) -> Iterator[Entries]:
+        folders: dict[str, Entries] = {"": Entries("")}
+
+        def folder(path: str) -> Entries:
+            if path not in folders:
+                parent, _, name = path.rpartition("/")
+                folders[path] = Entries(path)
+                folder(parent).folders.append(name)
+            return folders[path]
+
+        for name, size in self._listing(depth=None, hidden=True):
+            path, _, base = name.rpartition("/")
+            folder(path).files[base] = size
+        waiting = [""] if len(folders) > 1 or folders[""].files else []
+        while waiting:
+            entries = folders[waiting.pop()]
+            entries.folders.sort()
+            yield entries
+            inside = entries.path + "/" if entries.path else ""
+            waiting += [inside + name for name in reversed(entries.folders)]
+
+    def _listing(self, depth: int | None, hidden: bool = False) -> Iterator[tuple[str, int]]:
         self.filesystem.invalidate_cache()
         with suppress(FileNotFoundError):
             for path, about in self.filesystem.find(self.path, maxdepth=depth, detail=True).items():
                 name = path[len(self.path) :].lstrip("/")
-                hidden = any(part.startswith(".") for part in name.split("/"))
-                if name and not hidden and not name.endswith("/"):  # consoles mark a folder with an empty object
+                if not name or name.endswith("/"):  # consoles mark a folder with an empty object
+                    continue
+                if hidden or not any(part.startswith(".") for part in name.split("/")):
                     yield name, int(about["size"] or 0)
 
     def touched(self, name: str, written: float) -> bool:

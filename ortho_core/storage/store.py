@@ -5,6 +5,8 @@ A name is a path relative to the folder, with forward slashes. What is written a
 
 import io
 import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -29,6 +31,24 @@ def plain_name(name: str) -> str:
     if "\0" in name:
         raise FileNotFoundError(f"{name[:200]!r} holds a null character")
     return plain
+
+
+@dataclass
+class Entries:
+    """What lies directly in one folder below a store's, hidden names included.
+
+    Whoever walks may take names out of `folders` before going on: these are not entered.
+    """
+
+    #: The folder, relative to the store's; empty for that one.
+    path: str
+    #: Files by name, with their bytes where the listing tells them.
+    files: dict[str, int | None] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    #: Folders behind links, which are not entered: they may lead out of the store, or round in a circle.
+    links: list[str] = field(default_factory=list)
+    #: Why the folder could not be read.
+    unreadable: str | None = None
 
 
 @runtime_checkable
@@ -66,6 +86,10 @@ class Store(Protocol):
 
     def find(self, suffix: str) -> list[tuple[str, int]]:
         """Every file below the folder that ends in `suffix`, as (name, bytes), sorted by name."""
+        ...
+
+    def walk(self) -> Iterator[Entries]:
+        """The folder and every folder below, each before those in it, in the order of their names."""
         ...
 
     def touched(self, name: str, written: float) -> bool:

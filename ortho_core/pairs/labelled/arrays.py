@@ -9,21 +9,20 @@ import numpy as np
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.labelled.files import ClassFiles
-from ortho_core.pairs.rows import Cut, Pair, PairFields, Row, Shard
+from ortho_core.pairs.rows import Cut, Record, RecordsHaveAll, Shard
 from ortho_core.storage.store import Store
 
 #: Pixels of files that are kept in memory: whoever trains takes rows from several files in turn.
 KEPT_BYTES = 1 << 29
 
 
-class ClassArrays:
+class ClassArrays(RecordsHaveAll):
     """Files with many images each. A record names an image as `FILE#NUMBER`; it is fetched as a PPM or PGM file.
 
     A file is read whole, by each process that needs an image of it.
     """
 
-    def __init__(self, root: Store, files: ClassFiles, fields: PairFields) -> None:
-        refuse_fields(root, fields)
+    def __init__(self, root: Store, files: ClassFiles) -> None:
         self.root, self.files = root, files
         self._pixels: dict[str, np.ndarray] = {}
         self._labels: dict[str, np.ndarray] = {}
@@ -52,18 +51,12 @@ class ClassArrays:
             for at in mine[::rows]:
                 yield Cut(file, min(rows, mine.stop - at), at)
 
-    def read(self, shard: Shard) -> Iterator[Row]:
+    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
         labels = self._labels_of(shard.file)
-        for i in range(shard.rows):
-            at = shard.offset + i
-            if at >= len(labels):
-                return
-            row, label = shard.first + i, int(labels[at])
+        for at in range(shard.offset, min(shard.offset + shard.rows, len(labels))):
             # Named by the class, which says more than the file: row 7, an eight.
-            yield Pair(f"{row:06d}_{label}", row, self._prompt(label), f"{shard.file}#{at}")
-
-    def ids(self, shard: Shard) -> Iterator[Any]:
-        raise UserError(f"{self.root.location} has no id field")
+            label = int(labels[at])
+            yield Record(self._prompt(label), f"{shard.file}#{at}", ("class", "", None), stem=str(label))
 
     def fetch(self, image: str) -> bytes:
         """The image that `FILE#NUMBER` names. Raises BadRow."""
@@ -107,12 +100,3 @@ def as_netpbm(pixels: np.ndarray) -> bytes:
     Y, X = pixels.shape[:2]
     magic = "P5" if pixels.ndim == 2 else "P6"
     return f"{magic}\n{X} {Y}\n255\n".encode() + np.ascontiguousarray(pixels).tobytes()
-
-
-def refuse_fields(root: Store, fields: PairFields) -> None:
-    """Raises UserError for options that name fields: rows of labelled images have none."""
-    for name in PairFields.model_fields:
-        if getattr(fields, name) is not None:
-            raise UserError(
-                f"--{name.replace('_', '-')}: {root.location} holds labelled images, which have no fields; leave it out"
-            )

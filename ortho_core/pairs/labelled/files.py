@@ -10,6 +10,7 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -46,20 +47,28 @@ class ClassFiles(Protocol):
         ...
 
 
+def names_labelled_files(names: Iterable[str]) -> bool:
+    """Whether one of the names is of a file of labelled images, pickled ones included."""
+    return any(_is_pickled(name) or any(kind.recognises(name) for kind in KINDS) for name in names)
+
+
+def _is_pickled(name: str) -> bool:
+    return name == "batches.meta" or re.fullmatch("data_batch_[0-9]+", name) is not None
+
+
 def find_class_files(root: Store, split: Split) -> ClassFiles | None:
     """The labelled images directly in a folder; None if it holds none of a kind that is known.
 
     Raises UserError where the split is missing, or where the files are pickled.
     """
     names = root.names()
-    kinds: tuple[Any, ...] = (IdxFiles, CifarFiles, SheetFiles, JsonFiles)
-    for kind in kinds:
+    for kind in KINDS:
         if any(kind.recognises(name) for name in names):
             found: ClassFiles = kind(root, names, split)
             if not found.files:
                 raise UserError(f"{root.location} has no {split} split: {kind.missing[split]} is not there")
             return found
-    if "batches.meta" in names or any(re.fullmatch("data_batch_[0-9]+", name) for name in names):
+    if any(map(_is_pickled, names)):
         raise UserError(
             f"{root.location} holds CIFAR's batches for Python, which are pickled and are not read; accepted: the binary "
             "version (data_batch_1.bin, ...) from the same page"
@@ -259,6 +268,9 @@ class JsonFiles:
         if file not in self._counts:
             self.images(file)
         return self._counts[file]
+
+
+KINDS: tuple[Any, ...] = (IdxFiles, CifarFiles, SheetFiles, JsonFiles)
 
 
 def _in_order(names: Any) -> list[str]:

@@ -309,3 +309,53 @@ def test_a_url_that_nothing_opens_is_told_in_one_line(url):
 def test_a_file_url_is_a_local_path(tmp_path):
     assert open_store(f"file://{tmp_path}").location == str(tmp_path)
     assert open_store("a/../b").location == os.path.abspath("b")
+
+
+def test_a_walk_sees_every_folder_before_those_in_it_and_leaves_out_what_is_struck(store):
+    for name in ("a.bin", "sub/b.bin", "sub/deep/c.bin", "other/d.bin", ".hidden/e.bin", "sub-2/f.bin"):
+        store.replace(name, b"x")
+    seen = []
+    for entries in store.walk():
+        seen.append((entries.path, sorted(entries.files)))
+        if entries.path == "sub":
+            entries.folders.remove("deep")
+    assert seen == [
+        ("", ["a.bin"]),
+        (".hidden", ["e.bin"]),
+        ("other", ["d.bin"]),
+        ("sub", ["b.bin"]),
+        ("sub-2", ["f.bin"]),
+    ]
+    assert list(store.child("none").walk()) == []
+
+
+def test_a_walk_enters_no_link_and_goes_round_in_no_circle(tmp_path):
+    (tmp_path / "set" / "sub").mkdir(parents=True)
+    (tmp_path / "set" / "a.bin").touch()
+    (tmp_path / "set" / "file").symlink_to(tmp_path / "set" / "a.bin")
+    (tmp_path / "set" / "sub" / "up").symlink_to(tmp_path / "set", target_is_directory=True)
+    (tmp_path / "set" / "loop").symlink_to(tmp_path / "set" / "loop")
+    (tmp_path / "set" / "nowhere").symlink_to(tmp_path / "none")
+    top, sub = LocalStore(tmp_path / "set").walk()
+    assert (sorted(top.files), top.folders, top.links) == (["a.bin", "file"], ["sub"], [])
+    assert (sub.files, sub.links) == ({}, ["up"])
+    assert LocalStore(tmp_path / "set").names() == ["a.bin", "file"]
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_ends_no_walk(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.bin").touch()
+    scandir = os.scandir
+
+    def refuse(path):
+        if path == tmp_path / "a":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert [(e.path, e.unreadable, sorted(e.files)) for e in LocalStore(tmp_path).walk()] == [
+        ("", None, []),
+        ("a", "Permission denied", []),
+        ("b", None, ["x.bin"]),
+    ]

@@ -1,0 +1,113 @@
+"""CSV and TSV: a header that names the columns, or two columns of which one holds images. Quoted cells may hold line ends."""
+
+import ast
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BufferedIOBase
+from typing import Any
+
+from ortho_core.errors import BadRow
+from ortho_core.pairs.images import SUFFIXES
+from ortho_core.pairs.names import plain
+from ortho_core.pairs.table import Table
+from ortho_core.pairs.text_lines import lines
+
+#: What columns are parted by; programs whose numbers have commas write semicolons.
+DELIMITERS = (",", "\t", ";", "|")
+#: A cell beyond this is no list of captions.
+LONGEST_LIST = 1 << 16
+
+
+class Delimited:
+    """A `Reader` of rows of cells. What `csv` reads as one row is one, whatever lines it takes."""
+
+    def shape(self, stream: BufferedIOBase, table: Table, wanted: set[str]) -> Table | str:
+        delimiters = sorted(DELIMITERS, key=lambda d: d != ("\t" if table.kind == ".tsv" else ","))
+        firsts = [(d, next(_rows(stream, replace(table, form=d), 0), (0, None))[1]) for d in delimiters]
+        headers = [(d, [cell.strip() for cell in row]) for d, row in firsts if isinstance(row, list)]
+        known, delimiter, header = max(
+            ((len({plain(cell) for cell in row} & wanted), d, row) for d, row in headers),
+            key=lambda found: found[0],
+            default=(0, "", []),
+        )
+        if known:
+            return replace(table, form=delimiter, columns=tuple(header))
+        for delimiter, row in headers:
+            images = [number for number, cell in enumerate(row) if _is_image(cell)]
+            if len(row) == 2 and len(images) == 1:
+                columns = ("image", "text") if images == [0] else ("text", "image")
+                return replace(table, form=delimiter, columns=columns, header=False)
+        return f"its first row is {', '.join(headers[0][1])[:200]!r}" if headers else "it has no rows"
+
+    def starts(self, stream: BufferedIOBase, table: Table) -> Iterator[int]:
+        rows = _rows(stream, table, 0)
+        if table.header:
+            next(rows, None)
+        for offset, _ in rows:
+            yield offset
+
+    def values(self, stream: BufferedIOBase, table: Table, offset: int) -> Iterator[dict[str, Any] | BadRow]:
+        rows = _rows(stream, table, offset)
+        if table.header and not offset:
+            next(rows, None)
+        for _, row in rows:
+            yield row if isinstance(row, BadRow) else self._named(row, table)
+
+    @staticmethod
+    def _named(row: list[str], table: Table) -> dict[str, Any] | BadRow:
+        columns = len(table.columns)
+        if len(row) < columns or any(row[columns:]):
+            hint = "; a caption with the sign that parts the columns needs quotes" if len(row) > columns else ""
+            return BadRow("wrong-columns", f"{len(row)} columns, not {columns}{hint}")
+        values: dict[str, Any] = dict(zip(table.columns, row[:columns], strict=True))
+        prompt = table.names[0]
+        try:
+            "".join(row).encode()
+        except UnicodeEncodeError as error:
+            return BadRow("not-text", f"not text in UTF-8: {error}")
+        return {**values, prompt: _captions(values[prompt])} if prompt in values else values
+
+
+def _rows(stream: BufferedIOBase, table: Table, offset: int) -> Iterator[tuple[int, list[str] | BadRow]]:
+    """Where each row starts, and its cells; blank lines are no rows."""
+    pulled: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for at, line in lines(stream, table.encoding, offset):
+            pulled.append(at)
+            text = line.decode("utf-8", "surrogateescape")
+            yield text if at else text.removeprefix("\ufeff")
+
+    reader = csv.reader(texts(), delimiter=table.form)
+    while True:
+        pulled.clear()
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # a quote that is never closed, say
+            yield pulled[0], BadRow("not-csv", f"not a row of cells: {error}")
+            continue
+        if row:
+            yield pulled[0], row
+
+
+def _captions(cell: str) -> str | list[str]:
+    """A cell as it is, or the captions that a program wrote into it as a list."""
+    if not (cell.startswith("[") and cell.endswith("]")) or len(cell) > LONGEST_LIST:
+        return cell
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            texts = parse(cell)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+            return texts
+    return cell
+
+
+def _is_image(cell: str) -> bool:
+    stem, dot, suffix = cell.strip().rpartition(".")
+    return bool(stem) and dot + suffix.lower() in SUFFIXES

@@ -1,0 +1,254 @@
+"""Image files in folders as rows: the prompt is in a text file beside each, is the folder's name, or is one for all."""
+
+import hashlib
+import itertools
+import json
+import re
+import unicodedata
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ortho_core.errors import BadRow
+from ortho_core.pairs.captions import CaptionChoice, as_captions
+from ortho_core.pairs.images import SUFFIXES
+from ortho_core.pairs.names import PROMPTS, usual
+from ortho_core.pairs.rows import Cut, Record, RecordsHaveAll, Shard
+from ortho_core.pairs.text_lines import as_text
+from ortho_core.storage.store import Store
+
+#: A caption file beyond this is not read.
+MAX_TEXT = 1 << 20
+#: Caption files that are read side by side.
+READS = 8
+#: Caption files that one thread reads one after another.
+READ_TOGETHER = 16
+#: Files of captions, the usual first.
+CAPTIONS = (".txt", ".caption", ".prompt", ".text")
+#: Images of this kind belong to the image whose name they begin with: masks and what a control network is fed with.
+BESIDE = re.compile(
+    r"(.+?)[-_. ](mask|masks|masklabel|condlabel|control|cond|conditioning|depth|canny|edges?|pose|openpose|seg|normal|alpha)",
+    re.IGNORECASE,
+)
+
+
+def is_image(name: str) -> bool:
+    return name[name.rfind(".") :].lower() in SUFFIXES and not name.startswith(".")
+
+
+def stem_of(name: str) -> str:
+    """A file's name without its suffix, composed in one way: file systems differ in how they write é."""
+    return unicodedata.normalize("NFC", name[: name.rfind(".")] if "." in name else name)
+
+
+def split_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The images among the names of one folder, in order, and those that only belong to another one (masks)."""
+    images = sorted(filter(is_image, names))
+    suspects = [name for name in images if BESIDE.fullmatch(stem_of(name))]
+    if not suspects:
+        return images, []
+    stems = {stem_of(name) for name in images}
+    beside = {name for name in suspects if (found := BESIDE.fullmatch(stem_of(name))) and found[1] in stems}
+    return [name for name in images if name not in beside], sorted(beside)
+
+
+@runtime_checkable
+class Prompts(Protocol):
+    """Where the prompt of an image in a folder comes from."""
+
+    @property
+    def field(self) -> str:
+        """What messages call the place."""
+        ...
+
+    @property
+    def in_files(self) -> bool:
+        """Whether it is in a file that has to be read."""
+        ...
+
+    def of(self, root: Store, folder: str, name: str) -> Any:
+        """A text or several. Raises BadRow."""
+        ...
+
+    def seal(self) -> str:
+        """What tells these prompts from others, where it is not in files."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderNames:
+    """The class: the name of the folder."""
+
+    field: str = "class"
+    in_files: bool = False
+
+    def of(self, root: Store, folder: str, name: str) -> str:
+        return folder
+
+    def seal(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class OnePrompt:
+    """The same for all."""
+
+    text: str
+    field: str = "prompt"
+    in_files: bool = False
+
+    def of(self, root: Store, folder: str, name: str) -> str:
+        return self.text
+
+    def seal(self) -> str:
+        return f"\0{self.text}"
+
+
+@dataclass(frozen=True)
+class CaptionFiles:
+    """A file of the image's name with another suffix: a text, or JSON with a field of a usual name."""
+
+    #: As they are written, in the order in which they are looked for.
+    suffixes: tuple[str, ...]
+    choice: CaptionChoice | None = None
+    #: Of JSON files; none: the usual ones.
+    json_field: str | None = None
+    in_files: bool = True
+
+    @property
+    def field(self) -> str:
+        return self.suffixes[0]
+
+    def of(self, root: Store, folder: str, name: str) -> Any:
+        for candidate in self.candidates(name):
+            try:
+                content = root.read(f"{folder}/{candidate}" if folder else candidate, 0, MAX_TEXT + 1)
+            except FileNotFoundError:
+                continue
+            return self.parse(content, candidate)
+        return None
+
+    def candidates(self, name: str) -> Iterator[str]:
+        stem = name[: name.rfind(".")]
+        for suffix in self.suffixes:
+            forms = (stem, unicodedata.normalize("NFC", stem), unicodedata.normalize("NFD", stem), name)
+            for form in dict.fromkeys(forms):
+                yield form + suffix
+
+    def parse(self, content: bytes, name: str) -> Any:
+        if len(content) > MAX_TEXT:
+            raise BadRow("too-large", f"{name} has more than {MAX_TEXT} bytes")
+        try:
+            text = as_text(content).strip()
+        except UnicodeDecodeError as error:
+            raise BadRow("not-text", f"{name} is neither UTF-8 nor UTF-16: {error}") from error
+        if not name.lower().endswith(".json"):
+            return as_captions(text, self.choice)
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadRow("not-json", f"{name} is not a JSON object: {error}") from error
+        if not isinstance(values, dict):
+            raise BadRow("not-json", f"{name} is a JSON {type(values).__name__}, not an object")
+        fields = [self.json_field] if self.json_field else usual(values, PROMPTS)
+        return values.get(fields[0]) if fields else None
+
+    def seal(self) -> str:
+        return ""
+
+
+class Names:
+    """The names of a folder's images in little memory, about their own length."""
+
+    def __init__(self, names: list[str]) -> None:
+        encoded = [name.encode(errors="surrogateescape") for name in names]
+        self.ends = np.cumsum([0, *map(len, encoded)])
+        self.joined = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def from_to(self, start: int, end: int) -> Iterator[str]:
+        for i in range(start, min(end, len(self))):
+            yield self.joined[self.ends[i] : self.ends[i + 1]].decode(errors="surrogateescape")
+
+
+class ImageFiles(RecordsHaveAll):
+    """Folders of images, one after another. One folder's names are in memory at a time."""
+
+    def __init__(self, root: Store, folders: list[str], prompts: Prompts) -> None:
+        self.root, self.folders, self.prompts_from = root, folders, prompts
+        self._counted: tuple[str, int] | None = None
+        self._rows: int | None = None
+        self._listed: tuple[str, Names] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "folders": [], "_counted": None, "_rows": None, "_listed": None}
+
+    def names_in(self, folder: str) -> Names:
+        listed = self._listed
+        if listed is None or listed[0] != folder:
+            images, _ = split_images(self.root.child(folder).names() if folder else self.root.names())
+            listed = self._listed = folder, Names(images)
+        return listed[1]
+
+    def signature(self) -> str:
+        digest = hashlib.sha256()
+        for folder in self.folders:
+            names = list(self.names_in(folder).from_to(0, len(self.names_in(folder))))
+            digest.update("\0".join([folder, *names, ""]).encode(errors="surrogateescape"))
+            if self.prompts_from.in_files:
+                for prompt in self._prompts(folder, iter(names)):
+                    digest.update(f"{prompt!r}\0".encode(errors="surrogatepass"))
+        digest.update(self.prompts_from.seal().encode())
+        return digest.hexdigest()
+
+    def rows(self) -> int:
+        if self._rows is None:
+            self._rows = sum(len(self.names_in(folder)) for folder in self.folders)
+        return self._rows
+
+    def cuts(self, rows: int) -> Iterator[Cut]:
+        for folder in self.folders:
+            total = len(self.names_in(folder))
+            for at in range(0, total, rows):
+                yield Cut(folder, min(rows, total - at), at)
+
+    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+        folder = shard.file
+        names = list(self.names_in(folder).from_to(shard.offset, shard.offset + shard.rows))
+        fields = (self.prompts_from.field, "", None)
+        for name, prompt in zip(names, self._prompts(folder, iter(names)), strict=True):
+            path = f"{folder}/{name}" if folder else name
+            yield prompt if isinstance(prompt, BadRow) else Record(prompt, path, fields)
+
+    def _prompts(self, folder: str, names: Iterator[str]) -> Iterator[Any]:
+        """The prompt of each image, or what is wrong with its file."""
+
+        def some(chunk: list[str]) -> list[Any]:
+            return [self.prompt(folder, name) for name in chunk]
+
+        if not self.prompts_from.in_files:
+            yield from (self.prompt(folder, name) for name in names)
+            return
+        with ThreadPoolExecutor(READS) as pool:
+            underway: deque[Future[list[Any]]] = deque()
+            while chunk := list(itertools.islice(names, READ_TOGETHER)):
+                underway.append(pool.submit(some, chunk))
+                if len(underway) > 2 * READS:
+                    yield from underway.popleft().result()
+            while underway:
+                yield from underway.popleft().result()
+
+    def prompt(self, folder: str, name: str) -> Any:
+        try:
+            return self.prompts_from.of(self.root, folder, name)
+        except BadRow as bad:
+            return bad
+
+    def fetch(self, image: str) -> None:
+        return None

@@ -1,0 +1,24 @@
+"""The ways in which people keep pairs: one module for each, and the list of all."""
+
+from ortho_core.pairs.layouts.captions import Captions
+from ortho_core.pairs.layouts.classes import Classes
+from ortho_core.pairs.layouts.column_files import ArrowSets, ParquetSets
+from ortho_core.pairs.layouts.images import Images
+from ortho_core.pairs.layouts.labelled_files import LabelledFiles
+from ortho_core.pairs.layouts.layout import Layout, Opened, Reading
+from ortho_core.pairs.layouts.metadata import Metadata
+from ortho_core.pairs.layouts.tars import Tars
+
+__all__ = ["LAYOUTS", "Layout", "Opened", "Reading"]
+
+#: In the order in which messages name them.
+LAYOUTS: tuple[Layout, ...] = (
+    Metadata(),
+    ParquetSets(),
+    ArrowSets(),
+    Tars(),
+    LabelledFiles(),
+    Captions(),
+    Classes(),
+    Images(),
+)

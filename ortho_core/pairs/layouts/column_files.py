@@ -1,0 +1,132 @@
+"""Parquet files, and the Arrow files in which the `datasets` library keeps a set on a disk."""
+
+import json
+import struct
+from collections.abc import Collection
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ortho_core.errors import UserError
+from ortho_core.pairs.arrow import ArrowFiles, Index
+from ortho_core.pairs.columns import METADATA, columns_of, holds_bytes
+from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
+from ortho_core.pairs.listing import Listing, count
+from ortho_core.pairs.names import PROMPTS, usual
+from ortho_core.pairs.parquet import Parquet
+from ortho_core.pairs.rows import LayoutName, PairFields
+
+OPTIONS = frozenset({"prompt_field", "image_field", "id_field", "image_root", "caption", "split"})
+
+
+class ParquetSets:
+    name: LayoutName = "parquet"
+    what = "Parquet files"
+    options = OPTIONS
+
+    def recognise(self, listing: Listing, fields: PairFields) -> Reading | None:
+        files, _ = _rows_and_lists(listing)
+        return Reading(self.name, count(len(files), ".parquet file")) if files else None
+
+    def open(self, listing: Listing, fields: PairFields) -> Opened:
+        named, lists = _rows_and_lists(listing)
+        sized = [file for file in listing.of(".parquet") if file[0] in named]
+        files, notes = of_split(sized, lambda file: file[0], fields.split, listing.root.location)
+        prompts, more = _columns(_parquet_schema(listing, [file for file, _ in files]), fields)
+        aside = (
+            [f"{count(len(lists), '.parquet file')} (img2dataset's lists of what is in the images' files)"]
+            if lists
+            else []
+        )
+        what = f"Parquet, {count(len(files), 'file')}"
+        return Opened(listing.root, Parquet(listing.root, files, fields), what, prompts, notes + more, aside)
+
+
+class ArrowSets:
+    name: LayoutName = "arrow"
+    what = "Arrow files"
+    options = OPTIONS
+
+    def recognise(self, listing: Listing, fields: PairFields) -> Reading | None:
+        files = _arrow_files(listing)
+        return Reading(self.name, count(len(files), ".arrow file")) if files else None
+
+    def open(self, listing: Listing, fields: PairFields) -> Opened:
+        named = _arrow_files(listing)
+        sized = [file for file in listing.of(".arrow") if file[0] in named]
+        files, notes = of_split(sized, lambda file: file[0], fields.split, listing.root.location)
+        prompts, more = _columns(_arrow_schema(listing, [file for file, _ in files]), fields)
+        rest = len(listing.names_of(".arrow")) - len(named)
+        aside = [f"{count(rest, '.arrow file')} (the `datasets` library's cache)"] if rest else []
+        format = ArrowFiles(listing.root, files, fields, _state(listing, [file for file, _ in files]))
+        what = f"Arrow as the `datasets` library keeps it, {count(len(files), 'file')}"
+        return Opened(listing.root, format, what, prompts, notes + more, aside)
+
+
+def _rows_and_lists(listing: Listing) -> tuple[list[str], list[str]]:
+    """Parquet files of rows, and those that img2dataset leaves beside a folder or tar file of the same name."""
+    files = [name for name in listing.names_of(".parquet") if name.rpartition("/")[2] != METADATA]
+    paired = {name.removesuffix(".tar") for name in listing.names_of(".tar")} | {f.path for f in listing.folders}
+    lists = [name for name in files if name.removesuffix(".parquet") in paired]
+    return [name for name in files if name not in set(lists)], lists
+
+
+def _arrow_files(listing: Listing) -> list[str]:
+    return [name for name in listing.names_of(".arrow") if not name.rpartition("/")[2].startswith(("cache-", "tmp"))]
+
+
+def _state(listing: Listing, files: Collection[str]) -> str:
+    """The fingerprints that the `datasets` library keeps beside the files: they change with the content."""
+    folders = {name.rpartition("/")[0] for name in files}
+    found = []
+    for name in listing.names_of(".json"):
+        folder, _, base = name.rpartition("/")
+        if base == "state.json" and folder in folders:
+            try:
+                found.append(str(json.loads(listing.root.read(name))["_fingerprint"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+    return " ".join(found)
+
+
+def _parquet_schema(listing: Listing, files: list[str]) -> pa.Schema | None:
+    """Of the first file; None where it does not read, which is told when the rows are counted."""
+    try:
+        with listing.root.open(files[0]) as stream:
+            return pq.read_schema(stream)
+    except (OSError, IndexError, pa.ArrowException):
+        return None
+
+
+def _arrow_schema(listing: Listing, files: list[str]) -> pa.Schema | None:
+    try:
+        with listing.root.open(files[0]) as stream:
+            return Index(stream, files[0]).schema
+    except (OSError, IndexError, struct.error, pa.ArrowException, UserError):
+        return None
+
+
+def _columns(schema: pa.Schema | None, fields: PairFields) -> tuple[str, list[str]]:
+    """Where the prompts come from, and what else there is to say of the columns."""
+    if schema is None:
+        return "captions from a column", []
+    try:
+        prompt, image, _ = columns_of(schema, fields, "")
+    except UserError:
+        return "captions from a column", []
+    notes = [] if image is None else [f"images from column {image}"]
+    if image is not None and (others := [n for n in schema.names if n != image and holds_bytes(schema.field(n).type)]):
+        notes.append(f"columns {', '.join(others)} hold images too, and are not read")
+    others = [name for name in usual(schema.names, PROMPTS[:-1]) if name != prompt]
+    if others and fields.prompt_field is None:
+        notes.append(f"there are also {', '.join(others)} (--prompt-field)")
+    kind = schema.field(prompt).type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        notes.append(said_choice(fields))
+    return f"captions from column {prompt}", notes
+
+
+def said_choice(fields: PairFields) -> str:
+    if fields.caption is None:
+        return "of several captions the first is taken (--caption chooses)"
+    return f"of several captions: {fields.caption}"

@@ -1,0 +1,74 @@
+"""An image file without what it says of itself: for files whose metadata is broken, or larger than Pillow reads."""
+
+import struct
+from dataclasses import dataclass
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+#: Chunks of texts, and of the colour profile, which is not applied.
+PNG_METADATA = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
+#: JFIF says nothing that is needed; Adobe's segment says how colours are stored.
+JPEG_KEPT = {0xE0, 0xEE}
+#: Blocks that a TIFF file points to: XMP, Photoshop, ICC, EXIF, GPS, interoperability.
+TIFF_METADATA = {700, 33723, 34377, 34675, 34665, 34853, 40965}
+#: A tag of no meaning, from the range that is anyone's.
+TIFF_UNUSED = 65_000
+
+
+@dataclass(frozen=True)
+class Bare:
+    """The rest of a file, and the EXIF block that it had where the rest has none."""
+
+    content: bytes
+    exif: bytes | None = None
+
+
+def without_metadata(content: bytes) -> Bare | None:
+    """The same picture without texts, profiles and the like; None where there are none, or the format has no such trouble."""
+    bare: Bare | None = None
+    if content.startswith(PNG):
+        bare = Bare(_bare_png(content))
+    elif content.startswith(JPEG):
+        bare = _bare_jpeg(content)
+    elif content[:4] in (b"II*\0", b"MM\0*"):
+        bare = Bare(_bare_tiff(content))
+    return None if bare is None or bare.content == content else bare
+
+
+def _bare_png(content: bytes) -> bytes:
+    kept, at = [PNG], len(PNG)
+    while at + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, at)
+        if content[at + 4 : at + 8] not in PNG_METADATA:
+            kept.append(content[at : at + 12 + length])
+        at += 12 + length
+    return b"".join([*kept, content[at:]])
+
+
+def _bare_jpeg(content: bytes) -> Bare:
+    """Segments up to the first scan are looked at: 0xFF, a marker, the length of what follows, length included."""
+    kept, at, exif = [content[:2]], 2, None
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
+        (length,) = struct.unpack_from(">H", content, at + 2)
+        marker, segment = content[at + 1], content[at : at + 2 + length]
+        if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
+            exif = segment[4:]
+        if not 0xE0 <= marker <= 0xEF or marker in JPEG_KEPT:
+            kept.append(segment)
+        at += 2 + length
+    return Bare(b"".join([*kept, content[at:]]), exif)
+
+
+def _bare_tiff(content: bytes) -> bytes:
+    """The first page's entries for metadata get a number that nobody reads; everything stays where it is."""
+    order = "<" if content[:2] == b"II" else ">"
+    bare = bytearray(content)
+    try:
+        (start,) = struct.unpack_from(f"{order}I", content, 4)
+        (entries,) = struct.unpack_from(f"{order}H", content, start)
+        for at in range(start + 2, start + 2 + 12 * entries, 12):
+            (tag,) = struct.unpack_from(f"{order}H", content, at)
+            if tag in TIFF_METADATA:
+                struct.pack_into(f"{order}H", bare, at, TIFF_UNUSED)
+    except struct.error:
+        return content
+    return bytes(bare)

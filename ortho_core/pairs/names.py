@@ -1,0 +1,52 @@
+"""What people call the fields of a row: one list for every format. Case, spaces, dashes and underscores do not count."""
+
+import re
+from collections.abc import Iterable
+
+from ortho_core.pairs.rows import PairFields
+
+#: The first of these that a set has is the prompt; a label says least.
+PROMPTS = (
+    *("prompt", "text", "caption", "txt", "captions", "prompts", "texts", "description", "sentence", "sentences"),
+    *("alt_text", "comment", "label"),
+)
+#: The first of these that a set has is the image; a URL leads out of most sets.
+IMAGES = (
+    *("image", "file_name", "image_path", "image_file", "image_name", "img", "img_path", "file_path", "path", "file"),
+    *("jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "url", "image_url"),
+)
+
+
+def plain(name: str) -> str:
+    """A name as names are compared."""
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def usual(fields: Iterable[str], names: tuple[str, ...]) -> list[str]:
+    """Those of the fields that are among the usual names, in the order of these."""
+    by_plain: dict[str, str] = {}
+    for field in fields:
+        by_plain.setdefault(plain(field), field)
+    return [by_plain[key] for name in names if (key := plain(name)) in by_plain]
+
+
+def names_of(
+    found: Iterable[str], fields: PairFields, first: tuple[str, ...] = ()
+) -> tuple[str | None, str | None, str | None]:
+    """The fields of prompt, image and id: as the options name them, else the usual ones, those of `first` before the others.
+
+    None where there is none.
+    """
+    found = list(found)
+    prompts, images = (
+        usual(found, (*(name for name in first if name in names), *names)) for names in (PROMPTS, IMAGES)
+    )
+    return (
+        fields.prompt_field or (prompts[0] if prompts else None),
+        (fields.image_field or (images[0] if images else None)) if fields.with_images else None,
+        fields.id_field,
+    )
+
+
+def accepted(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + ", ..."

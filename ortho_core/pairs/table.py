@@ -1,0 +1,58 @@
+"""One file whose rows name their images by paths, and what reads such a file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import PurePosixPath
+from typing import Any, Protocol, runtime_checkable
+
+from ortho_core.errors import BadRow
+from ortho_core.pairs.rows import Names
+from ortho_core.pairs.text_lines import Encoding
+
+#: Whoever asks for the names of a record's fields before they are known.
+UNNAMED: Names = ("prompt", "image", None)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file of rows, and how it is read."""
+
+    file: str
+    names: Names = UNNAMED
+    #: The folder that image paths start from, relative to the pair set's.
+    base: str = ""
+    encoding: Encoding = "utf-8"
+    #: Of a CSV file what parts its columns; of a JSON file the bracket that opens it.
+    form: str = ""
+    #: Of a CSV file, in order.
+    columns: tuple[str, ...] = ()
+    #: Whether its first row names the columns.
+    header: bool = True
+
+    #: Which reader reads it; none: the one of its suffix.
+    reader: str = ""
+
+    @property
+    def kind(self) -> str:
+        return self.reader or PurePosixPath(self.file).suffix.lower()
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """How rows are kept in a file of one kind. Raises UserError for a file that cannot be read on."""
+
+    def shape(self, stream: BufferedIOBase, table: Table, wanted: set[str]) -> Table | str:
+        """The table with what this kind of file needs to know before its rows are read, or why there are none.
+
+        `wanted` are names of fields, as `names.plain` has them, that a header is known by.
+        """
+        ...
+
+    def starts(self, stream: BufferedIOBase, table: Table) -> Iterator[int]:
+        """Where each row starts, from the file's beginning."""
+        ...
+
+    def values(self, stream: BufferedIOBase, table: Table, offset: int) -> Iterator[dict[str, Any] | BadRow]:
+        """The rows from the one that starts at `offset` on; all of them from 0."""
+        ...

@@ -1,0 +1,81 @@
+"""The samples of a tar file: members that share their name up to its first dot."""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BufferedIOBase
+
+#: Bytes that are read at a time in search of a further archive.
+CHUNK = 1 << 16
+
+
+@dataclass
+class Sample:
+    """The members of one key by extension, each as (offset, size) of its content; `start` is its first header."""
+
+    key: str
+    start: int
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def samples(stream: BufferedIOBase, offset: int) -> Iterator[Sample]:
+    """The samples from the header at `offset` on, where each lies in one piece. A second member of one name is of a new sample.
+
+    Raises OSError, of which tarfile's errors are made, for a damaged file.
+    """
+    sample: Sample | None = None
+    for key, extension, member in _members(stream, offset):
+        if sample is None or sample.key != key or extension in sample.members:
+            if sample is not None:
+                yield sample
+            sample = Sample(key, member.offset)
+        sample.members[extension] = member.offset_data, member.size
+    if sample is not None:
+        yield sample
+
+
+def gathered(stream: BufferedIOBase) -> list[Sample]:
+    """All samples of a file by key, wherever their members are; in the order of their first ones."""
+    found: list[Sample] = []
+    latest: dict[str, Sample] = {}
+    for key, extension, member in _members(stream, 0):
+        sample = latest.get(key)
+        if sample is None or extension in sample.members:
+            sample = latest[key] = Sample(key, member.offset)
+            found.append(sample)
+        sample.members[extension] = member.offset_data, member.size
+    return found
+
+
+def _members(stream: BufferedIOBase, offset: int) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Regular files with their key and extension, of all archives that the file is joined from. Links lead nowhere here."""
+    start: int | None = offset
+    while start is not None:
+        stream.seek(start)
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                for member in archive:
+                    # The archive would remember every member it has seen.
+                    archive.members = []  # type: ignore[attr-defined]
+                    folder, slash, base = member.name.removeprefix("./").rpartition("/")
+                    stem, dot, extension = base.partition(".")
+                    if member.isreg() and dot and stem:
+                        yield folder + slash + stem, extension.lower(), member
+                end = archive.offset
+        except tarfile.TarError as error:
+            raise OSError(str(error)) from error
+        # An archive ends with zeros. What comes after these is the next one; a damaged header looks like an end as well.
+        following = _after_zeros(stream, end)
+        if following == start:
+            raise OSError(f"damaged header at byte {end}")
+        start = following
+
+
+def _after_zeros(stream: BufferedIOBase, at: int) -> int | None:
+    """The first block from `at` on that is not zeros; None if there is none."""
+    stream.seek(at)
+    while chunk := stream.read(CHUNK):
+        if rest := chunk.lstrip(b"\0"):
+            return at + (len(chunk) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        at += len(chunk)
+    return None
