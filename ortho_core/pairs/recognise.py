@@ -110,7 +110,8 @@ def _open(layout: Layout, listing: Listing, fields: PairFields) -> tuple[Opened,
     check_options(layout, fields, listing.root.location)
     opened = layout.open(listing, fields)
     aside = (*opened.aside, *left_aside(listing))
-    return opened, Recognised(layout.name, opened.what, opened.prompts, tuple(opened.notes), aside, opened.images)
+    notes, unit = tuple(opened.notes), "row" if fields.caption == "all" else opened.unit
+    return opened, Recognised(layout.name, opened.what, opened.prompts, notes, aside, unit, opened.images)
 
 
 def _files(root: Store, names: dict[str, int | None]) -> Listing:

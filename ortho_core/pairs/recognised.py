@@ -17,15 +17,18 @@ class Recognised:
     notes: tuple[str, ...] = ()
     #: What is not read, each with its number.
     aside: tuple[str, ...] = ()
-    #: Images that lie there, where that is known.
+    #: What a row is: an `image`, or a `row` of a file that names one.
+    unit: str = "row"
+    #: Images that lie there, where that is known and need not be the number of rows.
     images: int | None = None
 
     def line(self, rows: int) -> str:
         notes = list(self.notes)
-        if self.images is not None and self.images != rows:
-            notes.append(f"{self.images} images lie there")
+        if self.images is not None:
+            notes.append(f"{self.images} {'image lies' if self.images == 1 else 'images lie'} there")
         aside = f"left aside: {', '.join(self.aside)}" if self.aside else "nothing left aside"
-        return "; ".join([f"{self.what}: {rows} {'row' if rows == 1 else 'rows'}", self.prompts, *notes, aside])
+        counted = f"{rows} {self.unit}{'' if rows == 1 else 's'}"
+        return "; ".join([f"{self.what}: {counted}", self.prompts, *notes, aside])
 
     def record(self, rows: int) -> dict[str, Any]:
         """The same for a machine."""

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,11 +53,12 @@ class Tables(RecordsHaveAll):
     def _count(self) -> list[tuple[str, int]]:
         """SHA-256 and number of rows of each file, from one pass."""
         if self._counted is None:
-            self._counted = []
+            counted = []
             for table in self.tables.values():
                 with self.root.open(table.file) as stream, hashed(stream) as (copy, digest):
-                    rows = sum(1 for _ in READERS[table.kind].starts(copy, table))
-                self._counted.append((digest.hexdigest(), rows))
+                    rows = _length(READERS[table.kind].starts(copy, table))
+                counted.append((digest.hexdigest(), rows))
+            self._counted = counted
         return self._counted
 
     def signature(self) -> str:
@@ -74,7 +76,7 @@ class Tables(RecordsHaveAll):
             with self.root.open(table.file) as stream:
                 starts = READERS[table.kind].starts(stream, table)
                 while (first := next(starts, None)) is not None:
-                    yield Cut(table.file, 1 + sum(1 for _ in itertools.islice(starts, rows - 1)), first)
+                    yield Cut(table.file, 1 + _length(itertools.islice(starts, rows - 1)), first)
 
     def read(self, shard: Shard) -> Iterator[Record | BadRow]:
         table = self.tables[shard.file]
@@ -111,6 +113,13 @@ def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
             return Looks(table, problem=str(error))
     fields = dict.fromkeys(name for row in good for name in row)
     return Looks(shaped, list(shaped.columns) or list(fields), good)
+
+
+def _length(items: Iterator[int]) -> int:
+    """How many there are, in a loop that is not Python's: this counts the rows of a set."""
+    counter = itertools.count()
+    deque(zip(items, counter, strict=False), maxlen=0)
+    return next(counter)
 
 
 class _Hashing(io.RawIOBase):

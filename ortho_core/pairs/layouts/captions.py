@@ -73,7 +73,7 @@ class Captions:
             f"images with caption files, in {count(len(read), 'folder')}",
             f"captions from {source} beside each image",
             notes,
-            aside + beside(targets) + rows_aside(listing),
+            aside + beside(targets) + rows_aside(listing, captions=False),
         )
 
 

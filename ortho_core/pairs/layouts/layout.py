@@ -38,6 +38,8 @@ class Opened:
     notes: list[str] = field(default_factory=list)
     #: What is not read, as (how many, what, why).
     aside: list[str] = field(default_factory=list)
+    #: What a row is: an `image`, or a `row` of a file that names one.
+    unit: str = "image"
     #: Images that lie there, where that is known and need not be the number of rows.
     images: int | None = None
 
@@ -94,9 +96,11 @@ def check_options(layout: Layout, fields: PairFields, where: str) -> None:
             )
 
 
-def rows_aside(listing: Listing) -> list[str]:
-    """Files of rows, where the rows are not taken from files."""
-    return [f"{len(files)} {suffix}" for suffix, files in sorted(listing.files.items())]
+def rows_aside(listing: Listing, captions: bool = True) -> list[str]:
+    """Files of rows, and of captions, where prompts and images come from elsewhere."""
+    aside = [f"{len(files)} {suffix}" for suffix, files in sorted(listing.files.items())]
+    found = sum(listing.captions.values()) + listing.orphans if captions else 0
+    return [*aside, count(found, "caption file")] if found else aside
 
 
 def left_aside(listing: Listing) -> list[str]:

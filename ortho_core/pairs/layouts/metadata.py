@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 from ortho_core.errors import UserError
 from ortho_core.pairs.columns import METADATA
 from ortho_core.pairs.layouts.column_files import said_choice
+from ortho_core.pairs.layouts.images import not_targets
 from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
 from ortho_core.pairs.listing import TABLES, Listing, count, is_control, some
 from ortho_core.pairs.names import IMAGES, PROMPTS, accepted, names_of, plain
@@ -44,33 +45,47 @@ class Metadata:
         if not chosen or against:
             raise UserError("; ".join(against) or f"--layout metadata: no file in {root.location} has rows of pairs")
         files, notes = of_split(chosen, lambda file: file, fields.split, root.location)
-        images = listing.images if listing.seen else None
         rest = [file for file in _candidates(listing) if file not in set(chosen)]
         aside = [f"{some(rest)} (not the rows)"] if rest else []
         if listing.captions:
             aside.append(count(sum(listing.captions.values()), "caption file"))
+        opened = Opened(
+            root, Tables(root, []), f"rows in {some(files)}", "captions from a column", notes, aside, unit="row"
+        )
         if files[0].rpartition("/")[2] == METADATA:
             sized = [file for file in listing.of(".parquet") if file[0] in set(files)]
-            return Opened(
-                root, Parquet(root, sized, fields), some(files), "captions from a column", notes, aside, images
-            )
+            opened.format = Parquet(root, sized, fields)
+            _count_images(opened, listing, [file.rpartition("/")[0] for file in files])
+            return opened
         looks = [_look(listing, file, fields) for file in files]
         for seen in looks:
             if seen.problem or (text := _lacks(seen, fields)):
                 raise UserError(f"{root.location}/{seen.table.file}: {seen.problem or text}")
         tables = [_named(seen, listing, fields) for seen in looks]
         prompt, image, _ = tables[0].names
+        opened.format, opened.prompts = Tables(root, tables), f"captions from field {prompt}"
         if image is not None:
-            notes.append(f"images from field {image}" + (f", in {tables[0].base}/" if tables[0].base else ""))
+            elsewhere = tables[0].base != tables[0].file.rpartition("/")[0]
+            notes.append(f"images from field {image}" + (f", in {tables[0].base or '.'}/" if elsewhere else ""))
         if not tables[0].header:
             notes.append(
-                "the file names no columns: the one of image names was taken for the images, the other for captions"
+                "the file names no columns: that of image names was taken for the images, the other for captions"
             )
         if any(isinstance(row.get(prompt), list) for row in looks[0].rows):
             notes.append(said_choice(fields))
-        return Opened(
-            root, Tables(root, tables), f"rows in {some(files)}", f"captions from field {prompt}", notes, aside, images
-        )
+        _count_images(opened, listing, [table.base for table in tables])
+        return opened
+
+
+def _count_images(opened: Opened, listing: Listing, bases: list[str]) -> None:
+    """Say how many images lie in the folders that rows name images of, and how many elsewhere."""
+    if listing.seen:
+        named = [
+            f for f in listing.folders if any(f"{f.path}/".startswith(f"{base}/" if base else "") for base in bases)
+        ]
+        opened.images = sum(folder.images for folder in named)
+        read = {folder.path for folder in named}
+        opened.aside += not_targets([f for f in listing.folders if f.path not in read], "no rows are read there")
 
 
 def _candidates(listing: Listing) -> list[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
-from ortho_core.errors import BadRow
+from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs import Pair, PairFields, PairSet
 
 
@@ -48,6 +49,40 @@ def write_tar(file: Path, members: dict[str, bytes | str], form: int = tarfile.U
             about.size = len(encoded)
             archive.addfile(about, io.BytesIO(encoded))
     return file
+
+
+def write_captions(folder: Path, captions: dict[str, str], suffix: str = ".txt") -> Path:
+    """Images of these names, in folders or not, each with its caption beside it."""
+    write_images(folder, *captions)
+    for name, caption in captions.items():
+        (folder / name).with_suffix(suffix).write_text(caption, encoding="utf-8")
+    return folder
+
+
+def line(location: Path | str, **fields: str) -> str:
+    """What is said of a set."""
+    return PairSet(location, PairFields(**fields)).line()
+
+
+def prompts(location: Path | str, rows_per_shard: int = 100, **fields: str) -> dict[str, str]:
+    """The prompt of each image, by what a record calls it; the reason in place of the prompt where a row is bad."""
+    pairs = PairSet(location, PairFields(**fields))
+    found: dict[str, str] = {}
+    for row in read_all(pairs, rows_per_shard):
+        if isinstance(row, tuple):
+            found[f"row {row[0]}"] = row[1].reason
+        else:
+            bad = pairs.images([row], (4, 4))[0]
+            found[row.image] = bad.reason if isinstance(bad, BadRow) else row.prompt
+    return found
+
+
+def refusal(location: Path | str, **fields: str) -> str:
+    """The message that a set is refused with, which is one line."""
+    with pytest.raises(UserError) as raised:
+        PairSet(location, PairFields(**fields)).rows()
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
 
 
 def write_set(kind: str, folder: Path, prompts: list[str]) -> Path:

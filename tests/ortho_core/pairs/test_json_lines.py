@@ -73,9 +73,9 @@ def test_the_imagefolder_layout_has_its_own_field_names(tmp_path):
 
 def test_field_names_can_be_chosen(tmp_path):
     write_images(tmp_path, "a.png")
-    write_lines(tmp_path / "pairs.jsonl", {"caption": "x", "file": "a.png", "key": "k"})
-    chosen = {"prompt_field": "caption", "image_field": "file"}
-    assert outcomes(tmp_path) == ["missing-prompt"]
+    write_lines(tmp_path / "pairs.jsonl", {"prompt": "x", "words": "y", "image": "b.png", "photo": "a.png", "key": "k"})
+    chosen = {"prompt_field": "words", "image_field": "photo"}
+    assert outcomes(tmp_path) == ["missing-image"]
     assert outcomes(tmp_path, **chosen) == ["000000_a"]
     assert outcomes(tmp_path, **chosen, id_field="key") == ["k"]
 

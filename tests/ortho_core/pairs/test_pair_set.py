@@ -99,12 +99,15 @@ def test_a_folder_may_be_named_like_a_file_and_pairs_win_over_metadata(tmp_path)
 def test_files_of_several_kinds_are_refused(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.png": png(), "0.txt": "x"})
     write_parquet(tmp_path / "b.parquet", prompt=["x"], image=[png()])
-    for location in (tmp_path, tmp_path / "*", f"{tmp_path}/"):
+    with pytest.raises(UserError, match=r"several kinds \(.parquet, .tar\).* as in /.*/\*\.tar"):
+        PairSet(tmp_path / "*")
+    for location in (tmp_path, f"{tmp_path}/"):
         with pytest.raises(UserError) as raised:
             PairSet(location)
-        assert "several kinds (.parquet, .tar)" in str(raised.value)
-        assert f"as in {tmp_path}/*.tar" in str(raised.value)
+        assert "can be read in 2 ways: found 1 .tar, 1 .parquet in 1 folder" in str(raised.value)
+        assert "--layout parquet: 1 .parquet file; --layout webdataset: 1 .tar file" in str(raised.value)
     assert PairSet(tmp_path / "*.tar").rows() == 1
+    assert PairSet(tmp_path, PairFields(layout="webdataset")).rows() == 1
     write_lines(tmp_path / "c.jsonl", {})
     write_lines(tmp_path / "d.jsonl", {})
     with pytest.raises(UserError, match=r"matches 2 \.jsonl files"):

@@ -140,7 +140,7 @@ def test_columns_can_be_chosen(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "no column 'prompt or text or caption or label'; it has words, image"),
+        ({}, "no column 'prompt, text, caption, txt, ...'; it has words, image"),
         ({"prompt_field": "tags"}, "no column 'tags'; it has words, image (--prompt-field names one)"),
         ({"prompt_field": "words", "id_field": "key"}, "no column 'key'"),
         ({"prompt_field": "words", "image_field": "photo"}, "--image-field names one"),

@@ -3,54 +3,72 @@ from pydantic import ValidationError
 
 from ortho_core.errors import BadRow
 from ortho_core.pairs import PairFields
-from ortho_core.pairs.rows import make_pair
+from ortho_core.pairs.rows import Record, make_pair
 
 NAMES = ("prompt", "image", None)
+KEYED = ("prompt", "image", "key")
 
 
-def reason(values, names=NAMES) -> str:
+def record(prompt="x", image="a.png", key=None, names=NAMES, **more) -> Record:
+    return Record(prompt, image, names, key, **more)
+
+
+def reason(of: Record) -> str:
     with pytest.raises(BadRow, match=r"^row 7") as raised:
-        make_pair(7, values, names)
+        make_pair(7, of)
     return raised.value.reason
 
 
 def test_a_pair_is_named_by_its_row_and_its_image():
-    values = {"prompt": "x", "image": "images/0008.final.png"}
-    assert make_pair(7, values, NAMES).sample_id == "000007_0008.final"
-    assert make_pair(7, {**values, "image": "s3://bucket/a/cat.jpg"}, NAMES).sample_id == "000007_cat"
-    assert make_pair(1_234_567, values, NAMES).sample_id == "1234567_0008.final"
+    assert make_pair(7, record(image="images/0008.final.png")).sample_id == "000007_0008.final"
+    assert make_pair(7, record(image="s3://bucket/a/cat.jpg")).sample_id == "000007_cat"
+    assert make_pair(7, record(image="images\\cat.jpg")).sample_id == "000007_cat"
+    assert make_pair(7, record(image="a.tar#512+9", stem="0001")).sample_id == "000007_0001"
+    assert make_pair(1_234_567, record(image="images/0008.png")).sample_id == "1234567_0008"
 
 
-@pytest.mark.parametrize("prompt", [None, "", " \n", 7, ["x"], b"x"])
+@pytest.mark.parametrize("prompt", [None, "", " \n", 7, [], ["", None], b"x", {"raw": "x"}])
 def test_a_prompt_is_a_text_that_says_something(prompt):
-    assert reason({"prompt": prompt, "image": "a.png"}) == "missing-prompt"
+    assert reason(record(prompt)) == "missing-prompt"
 
 
 @pytest.mark.parametrize("image", [None, "", 7, {"bytes": None, "path": None}])
 def test_an_image_is_a_path(image):
-    assert reason({"prompt": "x", "image": image}) == "missing-image"
+    assert reason(record(image=image)) == "missing-image"
 
 
 def test_a_row_can_bring_its_own_id():
-    names = ("prompt", "image", "key")
-    values = {"prompt": "x", "image": "a.png"}
-    assert make_pair(7, {**values, "key": "cat-1"}, names).sample_id == "cat-1"
-    assert make_pair(7, {**values, "key": 17}, names).sample_id == "17"
+    assert make_pair(7, record(key="cat-1", names=KEYED)).sample_id == "cat-1"
+    assert make_pair(7, record(key=17, names=KEYED)).sample_id == "17"
     for key in (None, "", True, 1.5, ["a"]):
-        assert reason({**values, "key": key}, names) == "missing-id"
+        assert reason(record(key=key, names=KEYED)) == "missing-id"
 
 
 def test_half_a_character_is_no_text_wherever_it_is():
-    values = {"prompt": "x", "image": "a.png", "key": "k"}
-    for name in values:
-        assert reason({**values, name: "caf\ud83d"}, ("prompt", "image", "key")) == "not-text"
+    for name in ("prompt", "image", "key"):
+        assert reason(record(**{"key": "k", name: "caf\ud83d"}, names=KEYED)) == "not-text"
+
+
+def test_of_several_captions_one_is_the_prompt():
+    captions = ["", "short", "the longest of them", None, "middling"]
+    chosen = {choice: make_pair(7, record(captions), choice).prompt for choice in (None, "first", "longest")}
+    assert chosen == {None: "short", "first": "short", "longest": "the longest of them"}
+    drawn = [make_pair(row, record(captions), "random").prompt for row in range(300)]
+    assert drawn == [make_pair(row, record(captions), "random").prompt for row in range(300)]
+    assert all(70 < drawn.count(text) < 130 for text in ("short", "the longest of them", "middling"))
+    every = [make_pair(row, record(captions, key="k", names=KEYED), "all", row) for row in range(3)]
+    assert [(pair.prompt, pair.sample_id) for pair in every] == [
+        ("short", "k"),
+        ("the longest of them", "k#1"),
+        ("middling", "k#2"),
+    ]
 
 
 def test_messages_say_what_was_found():
-    with pytest.raises(BadRow, match=r"^row 7: field 'prompt' is missing, not a text$"):
-        make_pair(7, {"image": "a.png"}, NAMES)
+    with pytest.raises(BadRow, match=r"^row 7: field 'prompt' is missing, not a text \(the row has image, words\)$"):
+        make_pair(7, record(None, fields=["words", "image"]))
     with pytest.raises(BadRow, match=r"^row 7: field 'prompt' is \[0, 0, 0") as raised:
-        make_pair(7, {"prompt": [0] * 10_000, "image": "a.png"}, NAMES)
+        make_pair(7, record([0] * 10_000))
     assert len(str(raised.value)) < 200
 
 
