@@ -4,11 +4,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ortho_core.pairs.image_files import CAPTIONS, split_images, stem_of
+from ortho_core.pairs.formats.image_files import CAPTIONS, split_images, stem_of
+from ortho_core.pairs.formats.tables import Looks
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.labelled.files import names_labelled_files
 from ortho_core.pairs.own_folders import own_folder
-from ortho_core.pairs.tables import Looks
 from ortho_core.storage.store import Entries, Store
 
 #: Pictures that people have and that nothing here decodes (those with a plugin for Pillow are decoded where it is installed).

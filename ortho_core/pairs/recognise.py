@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ortho_core.errors import NoPairSet, UserError
-from ortho_core.pairs.columns import METADATA
+from ortho_core.pairs.formats.columns import METADATA
 from ortho_core.pairs.layouts import LAYOUTS, Layout, Opened, Reading
 from ortho_core.pairs.layouts.layout import check_options, left_aside
 from ortho_core.pairs.layouts.metadata import PAIRS

@@ -36,10 +36,14 @@ class PairFields(BaseModel):
     with_images: ClassVar[bool] = True
 
     prompt_field: str | None = resolved(
-        None, min_length=1, description="field that holds the prompt (none: prompt, text, caption or another usual name)"
+        None,
+        min_length=1,
+        description="field that holds the prompt (none: prompt, text, caption or another usual name)",
     )
     image_field: str | None = resolved(
-        None, min_length=1, description="field that holds the image or its path (none: image, file_name or another usual name)"
+        None,
+        min_length=1,
+        description="field that holds the image or its path (none: image, file_name or another usual name)",
     )
     id_field: str | None = resolved(
         None, min_length=1, description="field that holds a row's own unique id (none: row number and image name)"
@@ -60,7 +64,9 @@ class PairFields(BaseModel):
         description="which of a row's several captions, in a list or as the lines of a text file; all: a row for each "
         "(none: the first of a list, a text file as one)",
     )
-    prompt: str | None = resolved(None, min_length=1, description="the prompt of all images, where they have no captions")
+    prompt: str | None = resolved(
+        None, min_length=1, description="the prompt of all images, where they have no captions"
+    )
 
     def pair_fields(self) -> "PairFields":
         """These fields alone, from a job that has them among its own."""

@@ -3,7 +3,7 @@
 import re
 
 from ortho_core.errors import UserError
-from ortho_core.pairs.image_files import CAPTIONS, CaptionFiles, ImageFiles
+from ortho_core.pairs.formats.image_files import CAPTIONS, CaptionFiles, ImageFiles
 from ortho_core.pairs.layouts.images import beside, not_targets
 from ortho_core.pairs.layouts.layout import Opened, Reading, of_split, rows_aside
 from ortho_core.pairs.listing import Folder, Listing, count, is_control, some

@@ -2,7 +2,8 @@
 
 import re
 
-from ortho_core.pairs.image_files import FolderNames, ImageFiles
+from ortho_core.errors import NoPairSet
+from ortho_core.pairs.formats.image_files import FolderNames, ImageFiles
 from ortho_core.pairs.layouts.images import beside, not_targets
 from ortho_core.pairs.layouts.layout import Opened, Reading, rows_aside
 from ortho_core.pairs.listing import Folder, Listing, count, is_control, some
@@ -37,9 +38,8 @@ class Classes:
     def open(self, listing: Listing, fields: PairFields) -> Opened:
         split, folders = _classes(listing, fields)
         if not folders:
-            raise UserError(
-                f"--layout classes: {listing.root.location} has no folder of images; found {listing.inventory()}"
-            )
+            what = f"split {fields.split!r} with folders" if fields.split else "folder"
+            raise NoPairSet(f"no {what} of images in {listing.root.location}: found {listing.inventory()}")
         root = listing.root.child(split) if split else listing.root
         names = sorted(folder.path.rpartition("/")[2] for folder in folders)
         read = {folder.path for folder in folders}

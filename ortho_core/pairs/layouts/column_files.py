@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ortho_core.errors import UserError
-from ortho_core.pairs.arrow import ArrowFiles, Index
-from ortho_core.pairs.columns import METADATA, columns_of, holds_bytes
+from ortho_core.pairs.formats.arrow import ArrowFiles, Index
+from ortho_core.pairs.formats.columns import METADATA, columns_of, holds_bytes
+from ortho_core.pairs.formats.parquet import Parquet
 from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
 from ortho_core.pairs.listing import Listing, count
 from ortho_core.pairs.names import PROMPTS, usual
-from ortho_core.pairs.parquet import Parquet
 from ortho_core.pairs.rows import LayoutName, PairFields
 
 OPTIONS = frozenset({"prompt_field", "image_field", "id_field", "image_root", "caption", "split"})

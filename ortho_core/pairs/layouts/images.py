@@ -1,7 +1,7 @@
 """Images alone, which all get the prompt of `--prompt`."""
 
 from ortho_core.errors import UserError
-from ortho_core.pairs.image_files import ImageFiles, OnePrompt
+from ortho_core.pairs.formats.image_files import ImageFiles, OnePrompt
 from ortho_core.pairs.layouts.layout import Opened, Reading, of_split, rows_aside
 from ortho_core.pairs.listing import Folder, Listing, count, is_control, some
 from ortho_core.pairs.rows import LayoutName, PairFields

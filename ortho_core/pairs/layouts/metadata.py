@@ -4,17 +4,17 @@ from dataclasses import replace
 from typing import Any, TypeGuard
 
 from ortho_core.errors import UserError
-from ortho_core.pairs.columns import METADATA
+from ortho_core.pairs.formats.columns import METADATA
+from ortho_core.pairs.formats.parquet import Parquet
+from ortho_core.pairs.formats.table import UNNAMED, Table
+from ortho_core.pairs.formats.tables import Looks, Tables, look
 from ortho_core.pairs.layouts.column_files import said_choice
 from ortho_core.pairs.layouts.images import not_targets
 from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
 from ortho_core.pairs.listing import TABLES, Listing, count, is_control, some
 from ortho_core.pairs.names import IMAGES, PROMPTS, accepted, names_of, plain
-from ortho_core.pairs.parquet import Parquet
 from ortho_core.pairs.rows import LayoutName, Names, PairFields
 from ortho_core.pairs.splits import split_of
-from ortho_core.pairs.table import UNNAMED, Table
-from ortho_core.pairs.tables import Looks, Tables, look
 
 #: Our own file, and what an imagefolder has: these are rows whatever their fields are called.
 PAIRS, IMAGEFOLDER = "pairs.jsonl", ("metadata.jsonl", "metadata.csv", "metadata.tsv", METADATA)

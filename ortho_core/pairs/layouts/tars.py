@@ -1,9 +1,9 @@
 """WebDataset: tar files, with or without the lists that img2dataset leaves beside them."""
 
+from ortho_core.pairs.formats.web_dataset import WebDataset
 from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
 from ortho_core.pairs.listing import Listing, count
 from ortho_core.pairs.rows import LayoutName, PairFields
-from ortho_core.pairs.web_dataset import WebDataset
 
 
 class Tars:

@@ -16,11 +16,11 @@ import numpy as np
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.captions import as_captions
+from ortho_core.pairs.formats.tar_samples import Sample, gathered, samples
+from ortho_core.pairs.formats.text_lines import as_text
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import PROMPTS, usual
 from ortho_core.pairs.rows import Cut, PairFields, Record, RecordsHaveAll, Shard
-from ortho_core.pairs.tar_samples import Sample, gathered, samples
-from ortho_core.pairs.text_lines import as_text
 from ortho_core.storage.store import Store, one_line, plain_name
 
 TEXTS = ("txt", "prompt", "caption", "text")

@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ortho_core.errors import BadRow, UserError
+from ortho_core.pairs.formats.table import Table
+from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.images import SUFFIXES
-from ortho_core.pairs.table import Table
-from ortho_core.pairs.text_lines import lines
 
 CHUNK = 1 << 20
 DECODER = json.JSONDecoder()

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.columns import class_as_text, class_names, columns_of, record_of, value_of
-from ortho_core.pairs.parquet import RowGroup, RowGroups
+from ortho_core.pairs.formats.columns import class_as_text, class_names, columns_of, record_of, value_of
+from ortho_core.pairs.formats.parquet import RowGroup, RowGroups
 from ortho_core.pairs.rows import Cut, Names, PairFields, Record, Shard
 from ortho_core.storage.store import Store, one_line, plain_name
 

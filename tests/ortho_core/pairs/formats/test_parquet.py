@@ -220,7 +220,7 @@ def test_rows_in_turns_from_several_groups_cost_one_read_of_each(tmp_path, monke
     order = [3, 13, 23, 33, 4, 14, 24, 34, 3, 13]
     assert [pairs.fetch_image(f"a.parquet#{i}", "x") for i in order] == [images[i] for i in order]
     assert reads == [3, 13, 23, 33]
-    monkeypatch.setattr("ortho_core.pairs.parquet.GROUPS_BYTES", 2500)
+    monkeypatch.setattr("ortho_core.pairs.formats.parquet.GROUPS_BYTES", 2500)
     for row in (5, 15, 25, 35):  # two groups stay
         pairs.fetch_image(f"a.parquet#{row}", "x")
     reads.clear()

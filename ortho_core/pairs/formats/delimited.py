@@ -9,10 +9,10 @@ from io import BufferedIOBase
 from typing import Any
 
 from ortho_core.errors import BadRow
+from ortho_core.pairs.formats.table import Table
+from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import plain
-from ortho_core.pairs.table import Table
-from ortho_core.pairs.text_lines import lines
 
 #: What columns are parted by; programs whose numbers have commas write semicolons.
 DELIMITERS = (",", "\t", ";", "|")

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 from ortho_core.errors import BadRow
+from ortho_core.pairs.formats.text_lines import Encoding
 from ortho_core.pairs.rows import Names
-from ortho_core.pairs.text_lines import Encoding
 
 #: Whoever asks for the names of a record's fields before they are known.
 UNNAMED: Names = ("prompt", "image", None)

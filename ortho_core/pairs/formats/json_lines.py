@@ -6,9 +6,9 @@ from io import BufferedIOBase
 from typing import Any
 
 from ortho_core.errors import BadRow
+from ortho_core.pairs.formats.table import Table
+from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.rows import Shard
-from ortho_core.pairs.table import Table
-from ortho_core.pairs.text_lines import lines
 from ortho_core.storage.store import Store
 
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from ortho_core.errors import BadRow
 from ortho_core.pairs.captions import CaptionChoice, as_captions
+from ortho_core.pairs.formats.text_lines import as_text
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import PROMPTS, usual
 from ortho_core.pairs.rows import Cut, Record, RecordsHaveAll, Shard
-from ortho_core.pairs.text_lines import as_text
 from ortho_core.storage.store import Store
 
 #: A caption file beyond this is not read.

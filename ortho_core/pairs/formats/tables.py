@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.delimited import Delimited
-from ortho_core.pairs.json_documents import JsonDocuments
-from ortho_core.pairs.json_lines import JsonLines, PromptLines
+from ortho_core.pairs.formats.delimited import Delimited
+from ortho_core.pairs.formats.json_documents import JsonDocuments
+from ortho_core.pairs.formats.json_lines import JsonLines, PromptLines
+from ortho_core.pairs.formats.table import Reader, Table
+from ortho_core.pairs.formats.text_lines import encoding_of
 from ortho_core.pairs.rows import Cut, Record, RecordsHaveAll, Shard
-from ortho_core.pairs.table import Reader, Table
-from ortho_core.pairs.text_lines import encoding_of
 from ortho_core.storage.store import BUFFER, Store
 
 #: By suffix.

@@ -7,7 +7,7 @@ import pytest
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs import PairFields, PairSet
-from ortho_core.pairs.web_dataset import MAX_TEXT
+from ortho_core.pairs.formats.web_dataset import MAX_TEXT
 from tests.ortho_core.pairs.made import outcomes, png, read_all, write_tar
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.columns import METADATA, class_as_text, class_names, columns_of, record_of, value_of
+from ortho_core.pairs.formats.columns import METADATA, class_as_text, class_names, columns_of, record_of, value_of
 from ortho_core.pairs.rows import Cut, Names, PairFields, Record, Shard
 from ortho_core.storage.store import Store, one_line, plain_name
 
