@@ -9,6 +9,7 @@ import yaml
 
 from ortho_core.errors import RunFailed, UserError
 from rayjobs.verb.options import as_yaml, parse
+from rayjobs.verb.paths import check_outputs
 from rayjobs.verb.table import VERBS
 
 
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         if parsed.print_config:
             print(as_yaml(parsed.job), end="")
             return 0
+        check_outputs(parsed.job)
         if parsed.dry_run:
             print(yaml.safe_dump(describe(parsed.job), sort_keys=False), end="")
             return 0

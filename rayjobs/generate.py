@@ -16,7 +16,7 @@ from ortho_core.marks import conduct, decides, resolved
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pictures import grid, to_picture
 from ortho_core.records.assignments import Assignments
-from ortho_core.storage.location import LocalPath, Location
+from ortho_core.storage.location import Location, ModelPath, OutputPath
 from rayjobs.verb.console import say
 
 
@@ -25,9 +25,9 @@ class GenerateJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: LocalPath = resolved(description="model folder (diffusers format)")
+    model: ModelPath = resolved(description="model folder (diffusers format)")
     prompt: str = decides(min_length=1, description="what to make")
-    out: LocalPath = conduct(description="folder for the images, 0000.png and so on, and grid.png")
+    out: OutputPath = conduct(description="folder for the images, 0000.png and so on, and grid.png")
     count: int = decides(16, ge=1, description="how many images")
     seed: int = decides(0, ge=0, description="decides the noises; the first images of a larger count are the same")
     around: Location | None = resolved(

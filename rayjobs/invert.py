@@ -16,7 +16,7 @@ from ortho_core.marks import conduct, decides, resolved
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.decoding import to_images
 from ortho_core.pairs.images import decode_image
-from ortho_core.storage.location import LocalPath
+from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
 from rayjobs.reports import one_search
 from rayjobs.reports.curves import loss_chart
 from rayjobs.verb.console import say
@@ -27,8 +27,10 @@ class InvertJob(AssignConfig):
 
     prompt: str = decides(min_length=1, description="the image's prompt")
     target_image: LocalPath = resolved(description="the image")
-    model: LocalPath = resolved(description="model folder (diffusers format)")
-    out: LocalPath = conduct(description="folder for pictures, curves and the noise; replaced if it was made by invert")
+    model: ModelPath = resolved(description="model folder (diffusers format)")
+    out: OutputPath = conduct(
+        description="folder for pictures, curves and the noise; replaced if it was made by invert"
+    )
     seed: int = decides(0, ge=0, description="decides the base noise")
     # Measuring the generator takes more evaluations than one image does.
     sensitivity_rank: int = decides(

@@ -13,7 +13,7 @@ from ortho_core.marks import conduct, decides
 from ortho_core.noise.gaussianity import departures, plot_statistics, random_rotation, verdict
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.noise.seeded import noise_seed, seeded_normal
-from ortho_core.storage.location import LocalPath
+from ortho_core.storage.location import OutputPath
 from rayjobs.verb.console import say
 from rayjobs.verb.plan import replace_text
 
@@ -23,7 +23,7 @@ class VerifyNoiseJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: LocalPath = conduct(description="folder for verify_noise.json and the figures")
+    out: OutputPath = conduct(description="folder for verify_noise.json and the figures")
     channels: int = decides(4, ge=1, description="channels of the noise map")
     size: int = decides(64, ge=1, description="height and width of the noise map")
     patch_size: int = decides(2, ge=1, description="side of the rotated patches")

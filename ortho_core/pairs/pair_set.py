@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import JsonValue
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.captions import captions_in
@@ -75,10 +76,15 @@ class PairSet:
             raise UserError(f"{self.location} holds no rows")
         return self._rows
 
-    def line(self) -> str:
-        """What was recognised, in one line."""
+    def line(self, count: bool = True) -> str:
+        """What was recognised, in one line; without `count` the rows are not counted, which takes a pass over some sets."""
         assert self.recognised is not None
-        return self.recognised.line(self.rows())
+        return self.recognised.line(self.rows() if count else None)
+
+    def record(self) -> dict[str, JsonValue]:
+        """The same for a machine."""
+        assert self.recognised is not None
+        return self.recognised.record(self.rows())
 
     def rows_per_shard(self) -> int:
         """A size of shards that suits the set: neither too many files nor too much to do again."""

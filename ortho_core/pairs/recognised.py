@@ -1,7 +1,8 @@
 """What was recognised at a place, in one line that says all that was done with what lies there."""
 
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic import JsonValue
 
 from ortho_core.pairs.rows import LayoutName
 
@@ -22,15 +23,15 @@ class Recognised:
     #: Images that lie there, where that is known and need not be the number of rows.
     images: int | None = None
 
-    def line(self, rows: int) -> str:
+    def line(self, rows: int | None) -> str:
         notes = list(self.notes)
         if self.images is not None:
             notes.append(f"{self.images} {'image lies' if self.images == 1 else 'images lie'} there")
         aside = f"left aside: {', '.join(self.aside)}" if self.aside else "nothing left aside"
-        counted = f"{rows} {self.unit}{'' if rows == 1 else 's'}"
-        return "; ".join([f"{self.what}: {counted}", self.prompts, *notes, aside])
+        counted = "" if rows is None else f": {rows} {self.unit}{'' if rows == 1 else 's'}"
+        return "; ".join([self.what + counted, self.prompts, *notes, aside])
 
-    def record(self, rows: int) -> dict[str, Any]:
+    def record(self, rows: int) -> dict[str, JsonValue]:
         """The same for a machine."""
         return {
             "layout": self.layout,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -18,6 +18,8 @@ class Place:
     """
 
     names: str | None = None
+    #: Of a `source`, a pair set or a model, everything in the folder is part of it; an `output` is written.
+    role: Literal["source", "output"] | None = None
 
     def is_place(self, value: object) -> bool:
         return isinstance(value, str | Path) and not (self.names and re.fullmatch(self.names, str(value)))
@@ -42,3 +44,9 @@ class Place:
 LocalPath = Annotated[Path, Place()]
 #: A local path or a URL; always a string.
 Location = Annotated[str, Place()]
+#: The folder of a model, and where a pair set is.
+ModelPath = Annotated[Path, Place(role="source")]
+PairsLocation = Annotated[str, Place(role="source")]
+#: What a run writes.
+OutputPath = Annotated[Path, Place(role="output")]
+OutputLocation = Annotated[str, Place(role="output")]

@@ -3,7 +3,7 @@
 from ortho_core.estep.config import AssignConfig
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs import PairFields
-from ortho_core.storage.location import LocalPath, Location
+from ortho_core.storage.location import Location, ModelPath, OutputLocation, PairsLocation
 from rayjobs.pool.config import PoolSettings
 
 
@@ -16,11 +16,11 @@ class AssignSettings(AssignConfig, PoolSettings):
 class AssignJob(AssignSettings, PairFields):
     """Assign noise to every image of a pair set (the E-step)."""
 
-    pairs: Location = resolved(
+    pairs: PairsLocation = resolved(
         description="pair set: pairs.jsonl, Parquet, WebDataset tars or an imagefolder; path or URL"
     )
-    model: LocalPath = resolved(description="model folder (diffusers format)")
-    out: Location = conduct(description="folder or URL for the assignments; the same command again resumes")
+    model: ModelPath = resolved(description="model folder (diffusers format)")
+    out: OutputLocation = conduct(description="folder or URL for the assignments; the same command again resumes")
     warm_start: Location | None = resolved(
         None, description="finished assignments of the same pairs, e.g. with an earlier model, to start from"
     )

@@ -24,7 +24,7 @@ from ortho_core.records.reference_folder import (
     write_sample,
 )
 from ortho_core.storage.local import LocalStore
-from ortho_core.storage.location import LocalPath, Location
+from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath
 from rayjobs.verb.console import Progress, say
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim
@@ -46,8 +46,8 @@ class ExportJob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     assignments: Location = resolved(description="folder or URL that `ortho assign` wrote to")
-    model: LocalPath = resolved(description="model folder; tells the noise's shape and scale")
-    out: LocalPath = conduct(description="local folder to write; the same command again resumes")
+    model: ModelPath = resolved(description="model folder; tells the noise's shape and scale")
+    out: OutputPath = conduct(description="local folder to write; the same command again resumes")
     noise_scale: float | None = resolved(
         None, gt=0, allow_inf_nan=False, description="multiply the noise by this (none: as the model's scheduler does)"
     )

@@ -18,10 +18,11 @@ from ortho_core.records.reference_folder import (
     parse_entry,
 )
 from ortho_core.storage.local import LocalStore
-from ortho_core.storage.location import LocalPath, Location
+from ortho_core.storage.location import LocalPath, ModelPath, OutputLocation, PairsLocation
 from ortho_core.storage.store import OutsideRoot
 from rayjobs.pool.run import ShardedRun
 from rayjobs.verb.console import Progress, say
+from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 
 #: Rows of a part file.
@@ -37,9 +38,9 @@ class ImportJob(PairFields):
     samples: LocalPath = resolved(
         description="folder with manifest.jsonl and samples/, from the reference or `ortho export`"
     )
-    model: LocalPath = resolved(description="model folder; tells the noise's shape and scale")
-    out: Location = conduct(description="folder or URL for the assignments; the same command again resumes")
-    pairs: Location | None = resolved(
+    model: ModelPath = resolved(description="model folder; tells the noise's shape and scale")
+    out: OutputLocation = conduct(description="folder or URL for the assignments; the same command again resumes")
+    pairs: PairsLocation | None = resolved(
         None, description="pair set that the images are in (none: the copies of them in the samples folder)"
     )
     noise_scale: float | None = decides(
@@ -56,7 +57,7 @@ def make_plan(job: ImportJob) -> tuple[ImportedPlan, PairSet, PairSet]:
     if not (job.samples / MANIFEST).is_file():
         raise UserError(f"--samples {job.samples}: no {MANIFEST} in it (expected: a folder as `ortho export` makes)")
     manifest = PairSet(job.samples / MANIFEST)
-    pairs = PairSet(job.pairs or manifest.location, job.pair_fields())
+    pairs = open_pairs(job.pairs, job.pair_fields()) if job.pairs else PairSet(manifest.location, job.pair_fields())
     plan = ImportedPlan(
         samples_fingerprint=manifest.fingerprint(),
         pairs_fingerprint=pairs.fingerprint(),
@@ -81,6 +82,7 @@ def describe(job: ImportJob) -> dict[str, object]:
     record = 200 + 4 * math.prod(plan.latent_shape)
     return {
         **plan.as_json(),
+        "recognised": pairs.record(),
         "images_in": pairs.location,
         "bytes_to_write_about": plan.rows * record,
         "out": job.out,
@@ -98,7 +100,7 @@ def run(job: ImportJob) -> int:
     counts = begun.finish()
     # What `ortho train` opens the images with.
     recorded = job.model_copy(update={"pairs": pairs.location})
-    code = begun.conclude(begun.summary(recorded, unknown=UNKNOWN), "rows could be imported")
+    code = begun.conclude(begun.summary(recorded, unknown=UNKNOWN, recognised=pairs.record()), "rows could be imported")
     say(f"{counts.assigned} of {counts.rows} rows in {job.out}")
     return code
 

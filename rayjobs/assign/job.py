@@ -15,13 +15,14 @@ from rayjobs.assign.config import AssignJob
 from rayjobs.assign.worker import search_of
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.run import ShardedRun
+from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 
 
 def make_plan(job: AssignJob, model: ModelFolder) -> tuple[ReconstructionPlan, PairSet, list[Shard]]:
     """What the run will do, from the input alone. Raises UserError for whatever can be found wrong beforehand."""
     job.space(model.latent_shape)
-    pairs = PairSet(job.pairs, job.pair_fields())
+    pairs = open_pairs(job.pairs, job.pair_fields())
     rows_per_shard = job.rows_per_shard or pairs.rows_per_shard()
     shards = pairs.shards(rows_per_shard)
     config = settings(job, decides)
@@ -79,6 +80,7 @@ def describe(job: AssignJob) -> dict[str, object]:
     hours = timing.hours(evaluations)
     return {
         **plan.as_json(),
+        "recognised": pairs.record(),
         "evaluations_at_most": evaluations,
         "candidate_forwards": plan.rows * job.candidate_forwards * draws,
         **timing.as_json(),
@@ -107,4 +109,4 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
             work_through(job, begun.ledger, begun.survey, shards, search_of(job, model, plan, pairs))
     begun.finish()
     noise = begun.check_noise(model.latent_shape)
-    return begun.conclude(begun.summary(job, **noise), "rows could be assigned")
+    return begun.conclude(begun.summary(job, recognised=pairs.record(), **noise), "rows could be assigned")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from ortho_core.errors import UserError
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.hashes import content_hash
-from ortho_core.storage.location import LocalPath
+from ortho_core.storage.location import LocalPath, OutputPath
 from ortho_core.storage.store import one_line
 from rayjobs.download.catalog import (
     CATALOG,
@@ -56,7 +56,7 @@ class DownloadJob(BaseModel):
     list: bool = conduct(False, description="print what there is, what for, how large, under which licence, and stop")
     offline: bool = conduct(False, description="ask no server: say which files are missing and where they belong")
     mirror: str | None = conduct(None, pattern=r"^https?://\S+$", description="URL of another server that is a hub")
-    out: LocalPath = conduct(Path("models"), description="root of the models' folders")
+    out: OutputPath = conduct(Path("models"), description="root of the models' folders")
     older: LocalPath = conduct(
         Path("third_party_weights"), description="folder with models from earlier, which are linked"
     )

@@ -6,7 +6,7 @@ from pydantic import ConfigDict
 
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs import PairFields
-from ortho_core.storage.location import LocalPath, Location
+from ortho_core.storage.location import ModelPath, OutputPath, PairsLocation
 from rayjobs.assign.config import AssignSettings
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
@@ -17,15 +17,15 @@ class EmJob(PairFields):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pairs: Location = resolved(
+    pairs: PairsLocation = resolved(
         description="pair set: pairs.jsonl, Parquet, WebDataset tars or an imagefolder; path or URL"
     )
-    heldout: Location | None = resolved(
+    heldout: PairsLocation | None = resolved(
         None, description="held-out pair set for the evaluation (default: no evaluation)"
     )
-    model: LocalPath = resolved(description="model folder to start from")
-    work_dir: LocalPath = conduct(description="folder for everything the run makes; the same command again resumes")
-    assignments_cache: LocalPath | None = conduct(
+    model: ModelPath = resolved(description="model folder to start from")
+    work_dir: OutputPath = conduct(description="folder for everything the run makes; the same command again resumes")
+    assignments_cache: OutputPath | None = conduct(
         None,
         description="folder that keeps assignments for other runs of the same pairs, model and settings (none: work_dir)",
     )
@@ -41,3 +41,7 @@ class EmJob(PairFields):
     assign: AssignSettings = AssignSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    def heldout_fields(self) -> PairFields:
+        """How the held-out set is read, which is at a place of its own: a split is one of the other set."""
+        return self.pair_fields().model_copy(update={"split": None})

@@ -38,6 +38,7 @@ from rayjobs.train.config import TrainJob, TrainModels, TrainSettings, check_lor
 from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
+from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import ray_session
 
@@ -77,32 +78,36 @@ class EmPlan(Plan):
     evaluate: Settings
 
 
-def make_plan(job: EmJob, model: ModelFolder) -> EmPlan:
-    """What identifies the run. Raises UserError for whatever can be found wrong before any work starts."""
-    pairs = PairSet(job.pairs, job.pair_fields())
+def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, dict[str, Settings | None]]:
+    """What identifies the run, and what was recognised. Raises UserError for whatever can be found wrong beforehand."""
+    pairs = open_pairs(job.pairs, job.pair_fields())
     total = pairs.rows()
     check(job, model, total)
+    heldout: PairSet | None = None
     if job.heldout is not None:
         # What is missing there would be found out at the end.
-        evaluate.make_plan(judge_job(job, {"base": job.model}), {"base": model})
+        _, heldout, _ = evaluate.make_plan(judge_job(job, {"base": job.model}), {"base": model})
     steps = ("assign", "train", "evaluate")
-    return EmPlan(
+    recognised = {"recognised": pairs.record(), "recognised_heldout": heldout.record() if heldout is not None else None}
+    plan = EmPlan(
         pairs_fingerprint=pairs.fingerprint(),
-        heldout_fingerprint=PairSet(job.heldout, job.pair_fields()).fingerprint() if job.heldout else None,
+        heldout_fingerprint=heldout.fingerprint() if heldout is not None else None,
         model_fingerprint=model.fingerprint,
         rows=total,
         config={name: value for name, value in settings(job, decides).items() if name not in steps},
         # Each step resolves its own.
         **{step: settings(getattr(job, step), decides, resolved) for step in steps},
     )
+    return plan, recognised
 
 
 def describe(job: EmJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan = make_plan(job, ModelFolder.open(job.model))
+    plan, recognised = make_plan(job, ModelFolder.open(job.model))
     updates = job.train.epochs * (plan.rows // job.train.batch_size)
     return {
         **plan.as_json(),
+        **recognised,
         "evaluations_of_the_e_steps": sum(
             job.assign.evaluations_at_most(plan.rows, draws=int(cycle == 0 or not job.warm_start))
             for cycle in range(job.cycles)
@@ -127,7 +132,8 @@ def run(
     # Folders as the user named them, for messages and records; what is opened knows its absolute path.
     first, place = model or ModelFolder.open(job.model), job.model
     model = first
-    claim(job.work_dir, make_plan(job, first))
+    plan, recognised = make_plan(job, first)
+    claim(job.work_dir, plan)
     code, cycles, trained = 0, list[Cycle](), dict[str, ModelFolder]()
     with ray_session(), beside() as background:
         direct = None
@@ -166,6 +172,7 @@ def run(
         model=str(place),
         cycles=cycles,
         evaluation=metrics,
+        **recognised,
         seconds_this_run=round(time.monotonic() - started, 1),
         config=job.model_dump(mode="json"),
     )
@@ -200,7 +207,14 @@ def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
 
 
 def heldout_job(job: EmJob) -> AssignJob:
-    return build(AssignJob, job.assign, job, pairs=job.heldout, model=job.model, out=heldout_assignments(job))
+    return build(
+        AssignJob,
+        job.assign,
+        job.heldout_fields(),
+        pairs=job.heldout,
+        model=job.model,
+        out=heldout_assignments(job),
+    )
 
 
 def heldout_assignments(job: EmJob) -> Path:
@@ -259,7 +273,7 @@ def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:
     return build(
         EvaluateJob,
         job.evaluate,
-        job,
+        job.heldout_fields(),
         model=models,
         pairs=job.heldout,
         out=job.work_dir / "evaluation",

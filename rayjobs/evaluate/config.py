@@ -9,7 +9,7 @@ from ortho_core.evaluation.features import TINY_CLIP
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs import PairFields
 from ortho_core.rewards.names import parse_rewards
-from ortho_core.storage.location import LocalPath, Location, Place
+from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.pool.config import PoolResources, labels, span
 
 
@@ -66,11 +66,11 @@ class EvaluateSettings(PoolResources):
 class EvaluateJob(EvaluateSettings, PairFields):
     """Judge models on held-out pairs. The first model is the one that drift is measured against."""
 
-    model: Annotated[dict[str, LocalPath], BeforeValidator(_named)] = resolved(
+    model: Annotated[dict[str, ModelPath], BeforeValidator(_named)] = resolved(
         description="model folders as FOLDER,FOLDER or NAME=FOLDER,NAME=FOLDER; the first is the base"
     )
-    pairs: Location = resolved(description="held-out pair set, of any kind that assign reads")
-    out: LocalPath = conduct(description="folder for the figures and pictures; the same command again resumes")
+    pairs: PairsLocation = resolved(description="held-out pair set, of any kind that assign reads")
+    out: OutputPath = conduct(description="folder for the figures and pictures; the same command again resumes")
     patch_size: int = decides(2, ge=1, description="patch size of the E-step")
     base_from: LocalPath | None = conduct(
         None,

@@ -30,6 +30,7 @@ from rayjobs.pool.ledger import Ledger
 from rayjobs.pool.run import exit_code
 from rayjobs.reports.summaries import EVALUATION, Evaluation, FeatureSource, FeatureSources
 from rayjobs.verb.console import say
+from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, replace_text
 
@@ -69,7 +70,7 @@ def make_plan(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> tuple[Eval
     """What the run will do, and its tasks. Raises UserError for whatever can be found wrong beforehand."""
     check(job, models)
     judges = judge_models(job)
-    pairs = PairSet(job.pairs, job.pair_fields())
+    pairs = open_pairs(job.pairs, job.pair_fields(), "held-out pairs")
     shards = heldout_shards(pairs, job.rows, job.rows_per_shard)
     rows = sum(shard.rows for shard in shards)
     cmmd = judges.cmmd or judges.features
@@ -112,10 +113,11 @@ def first_prompts(pairs: PairSet, shards: list[Shard]) -> list[str]:
 def describe(job: EvaluateJob) -> dict[str, Any]:
     """What a dry run prints."""
     models = open_models(job)
-    plan, _, _ = make_plan(job, models)
+    plan, pairs, _ = make_plan(job, models)
     Y, X = models[plan.base].image_size
     return {
         **plan.as_json(),
+        "recognised": pairs.record(),
         "evaluations": plan.rows * job.steps,
         # Two PNGs a row, the targets once; photographs take about two bytes a pixel.
         "bytes_to_write_at_most_about": (2 * plan.rows + plan.heldout_rows) * (3 * Y * X + 8192),
@@ -143,13 +145,19 @@ def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> in
             work_through(here, ledger, survey, tasks, Judging(here, models, plan, pairs))
         seconds = round(time.monotonic() - started, 2)
     if survey.todo or not folder.exists(EVALUATION):
-        conclude(here, models[plan.base], ledger, seconds)
+        conclude(here, models[plan.base], ledger, pairs.record(), seconds)
     evaluation = Evaluation.read(here.out / EVALUATION)
     say(table_of(evaluation.metrics))
     return exit_code(evaluation.quarantined)
 
 
-def conclude(job: EvaluateJob, base: ModelFolder, ledger: Ledger[EvaluationPlan], seconds: float | None) -> None:
+def conclude(
+    job: EvaluateJob,
+    base: ModelFolder,
+    ledger: Ledger[EvaluationPlan],
+    recognised: Settings,
+    seconds: float | None,
+) -> None:
     """Reconcile the rows, make the figures, the table, the pictures and the report. `seconds` of judging, in this run."""
     plan, out = ledger.plan, open_store(job.out)
     parts = Parts(ledger)
@@ -165,6 +173,7 @@ def conclude(job: EvaluateJob, base: ModelFolder, ledger: Ledger[EvaluationPlan]
         base=plan.base,
         rows=parts.count,
         quarantined=quarantined,
+        recognised=recognised,
         metrics=metrics,
         features=FeatureSources(**plan.features.model_dump(), dimension=D, cmmd=cmmd),
         rewards=plan.rewards,

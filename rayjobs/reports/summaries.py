@@ -173,6 +173,9 @@ class EmSummary(Made):
     model: str
     cycles: list[Cycle]
     evaluation: ModelEstimates | None
+    #: How the pairs and the held-out pairs were read, and what was left aside.
+    recognised: Settings | None = None
+    recognised_heldout: Settings | None = None
     seconds_this_run: float
 
 
@@ -197,6 +200,8 @@ class Evaluation(Made):
     base: str
     rows: int
     quarantined: int
+    #: How the held-out pairs were read, and what was left aside.
+    recognised: Settings | None = None
     metrics: ModelEstimates
     features: FeatureSources
     #: The fingerprint of each reward's weights, by name.

@@ -10,18 +10,18 @@ from ortho_core.estep.config import SearchConfig
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.rewards import parse_rewards, reward_fingerprints
-from ortho_core.storage.location import LocalPath, Location
+from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputLocation
 from rayjobs.pool.config import PoolSettings, labels
 
 
 class RewardJob(SearchConfig, PoolSettings):
     """Find the noise whose image scores highest, for one prompt or a file of them."""
 
-    model: LocalPath = resolved(description="model folder (diffusers format)")
+    model: ModelPath = resolved(description="model folder (diffusers format)")
     reward: str = resolved(
         description="clip, aesthetic, hybrid, pickscore, imagereward, hpsv2, or a sum: name:weight,name:weight"
     )
-    out: Location = conduct(description="folder (or, with --prompts, URL); the same command again resumes")
+    out: OutputLocation = conduct(description="folder (or, with --prompts, URL); the same command again resumes")
     prompt: str | None = resolved(None, description="one prompt: worked on in this process, with pictures and curves")
     prompts: Location | None = resolved(
         None, description="prompts: .txt (one a line), .jsonl, Parquet or a pair set; path or URL"

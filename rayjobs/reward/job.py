@@ -23,6 +23,7 @@ from rayjobs.reward.pictures import take_pictures
 from rayjobs.reward.report import write_report
 from rayjobs.reward.worker import search_of
 from rayjobs.verb.console import say
+from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 from rayjobs.verb.session import ray_session
 
@@ -31,7 +32,7 @@ def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, 
     """What the run over a file of prompts will do. Raises UserError."""
     weights = check(job, model)
     assert job.prompts is not None
-    rows = PairSet(job.prompts, PromptFields(prompt_field=job.prompt_field, id_field=job.id_field))
+    rows = open_pairs(job.prompts, PromptFields(prompt_field=job.prompt_field, id_field=job.id_field), "prompts")
     rows_per_shard = job.rows_per_shard or rows.rows_per_shard()
     shards = rows.shards(rows_per_shard)
     config = settings(job, decides)
@@ -66,6 +67,7 @@ def describe(job: RewardJob) -> dict[str, object]:
     least = min(max(1, job.pool_size[1]), plan.shards)
     return {
         **plan.as_json(),
+        "recognised": rows.record(),
         "evaluations_at_most": evaluations,
         **timing.as_json(),
         "hours_at_most": round(timing.hours(evaluations) / least, 3),
@@ -91,7 +93,9 @@ def run(job: RewardJob) -> int:
             work_through(job, begun.ledger, begun.survey, shards, search_of(job, model, plan, rows))
         begun.finish()
         noise = begun.check_noise(model.latent_shape)
-        summary = begun.summary(job, rewards=gained(job, plan) if begun.counts.assigned else {}, **noise)
+        summary = begun.summary(
+            job, recognised=rows.record(), rewards=gained(job, plan) if begun.counts.assigned else {}, **noise
+        )
         if begun.counts.assigned:
             take_pictures(job, model)
             write_report(begun.ledger.folder, RewardSummary.model_validate(summary))

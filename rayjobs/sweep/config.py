@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, JsonValue
 from ortho_core.errors import UserError
 from ortho_core.evaluation.metrics import metric
 from ortho_core.marks import conduct, decides, mark_of
+from ortho_core.pairs import PairFields
 from ortho_core.storage.location import LocalPath
 from rayjobs.em.config import EmJob
 from rayjobs.evaluate.config import EvaluateSettings
@@ -23,7 +24,7 @@ FIXED = {
     **dict.fromkeys(("heldout", "evaluate"), "decides how trials are judged, which must be the same for all"),
     **dict.fromkeys(("work_dir", "assignments_cache", "train.validation"), "is a place that the sweep itself decides"),
     **dict.fromkeys(("baseline", "validate_on_heldout"), "belongs to the sweep as a whole, not to a trial"),
-    **dict.fromkeys(("prompt_field", "image_field", "id_field", "image_root"), "is the same for all trials"),
+    **dict.fromkeys(PairFields.model_fields, "is the same for all trials"),
 }
 #: Why a field that is marked `conduct` cannot be.
 CONDUCT = "decides how fast a trial goes or what it tells, not what comes out of it"

@@ -55,7 +55,7 @@ def make_plan(job: SweepJob, model: ModelFolder) -> SweepPlan:
     check_search(job)
     base, space = base_of(job), space_of(job)
     points = points_of(job, space)
-    trial = em.make_plan(with_values(base, points[0]), model)
+    trial, _ = em.make_plan(with_values(base, points[0]), model)
     for point in [*points[1:], *([reference_point(points)] if job.baseline else [])]:
         em.check(with_values(base, point), model, trial.rows)
     if job.early_stopping == "asha":

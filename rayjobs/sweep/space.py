@@ -96,7 +96,7 @@ def parse_space(requested: Mapping[str, JsonValue], base: BaseModel, fixed: Mapp
 def _placed(option: str, value: JsonValue, field: FieldInfo) -> JsonValue:
     """A path as it is on this machine: trials have another current directory. Raises UserError."""
     try:
-        return changed(field.annotation, field.metadata, value, lambda place: absolute(expand(place)))
+        return changed(field.annotation, field.metadata, value, lambda place, _: absolute(expand(place)))
     except ValueError as error:
         raise UserError(f"{option}: {value!r} is not accepted: {error}") from error
 

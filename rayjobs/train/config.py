@@ -10,7 +10,7 @@ from ortho_core.generators.lora import Lora, lora_of
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.mstep.update import MStepConfig
-from ortho_core.storage.location import LocalPath, Location
+from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation
 from rayjobs.training.config import TrainingSettings
 
 
@@ -105,14 +105,14 @@ class TrainJob(TrainSettings):
     """Fine-tune a model on assigned noise (the M-step)."""
 
     assignments: Location = resolved(description="folder or URL that `ortho assign` wrote to")
-    model: LocalPath = resolved(
+    model: ModelPath = resolved(
         description="model folder to start from; one with a LoRA adapter goes on with that adapter"
     )
-    out: LocalPath = conduct(description="folder for checkpoints and curves; the same command again resumes")
-    pairs: Location | None = conduct(
+    out: OutputPath = conduct(description="folder for checkpoints and curves; the same command again resumes")
+    pairs: PairsLocation | None = conduct(
         None, description="where the images are, if not where the assignments were made from"
     )
-    preserve_model: LocalPath | None = resolved(
+    preserve_model: ModelPath | None = resolved(
         None, description="model f_0 that the preserve terms hold to (default: --model)"
     )
 

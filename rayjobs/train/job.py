@@ -20,6 +20,7 @@ from rayjobs.train.worker import train_worker
 from rayjobs.training import launch
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
+from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def images_of(assignments: str, pairs: str | None) -> PairSet:
     try:
         config = json.loads(open_store(assignments).read("summary.json"))["config"]
         fields = PairFields(**{name: config[name] for name in PairFields.model_fields})
-        return PairSet(pairs or config["pairs"], fields)
+        return open_pairs(pairs or config["pairs"], fields, "images", count=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{assignments}/summary.json does not say where the images are: {error!r}") from error
 

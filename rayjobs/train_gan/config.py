@@ -6,7 +6,7 @@ from pydantic import BeforeValidator
 
 from ortho_core.generators.fitting.fit import FitConfig
 from ortho_core.marks import conduct, decides, resolved
-from ortho_core.storage.location import LocalPath, Location
+from ortho_core.storage.location import OutputPath, PairsLocation
 from rayjobs.training.config import TrainingSettings
 
 
@@ -23,12 +23,12 @@ class TrainGanJob(FitConfig, TrainingSettings):
     data: Literal["mnist", "fashion-mnist", "cifar10", "any"] = decides(
         description="what the images are, which decides classes and size; any: the classes are the prompts of the set"
     )
-    root: Location = resolved(
+    root: PairsLocation = resolved(
         description="folder or URL of the set: IDX files, CIFAR-10's binary batches, PNG sheets, Parquet, one folder per class, "
         "or any pair set"
     )
     test_split: bool = decides(False, description="train on the test split (else on the training split)")
-    out: LocalPath = conduct(
+    out: OutputPath = conduct(
         description="folder for the generator, pictures and curves; the same command again resumes"
     )
     noise_shape: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = decides(

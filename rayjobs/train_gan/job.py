@@ -23,10 +23,12 @@ from rayjobs.verb.paths import located
 def open_data(job: TrainGanJob) -> PairSet:
     """The split that was asked for. Raises UserError, with where the set comes from, if there is none."""
     try:
-        return open_split(job.root, "test" if job.test_split else "train")
+        pairs = open_split(job.root, "test" if job.test_split else "train")
     except NoPairSet as error:
         home = f"; {KNOWN[job.data].home}" if job.data in KNOWN else ""
         raise NoPairSet(f"--root: {error}{home}") from error
+    say(f"data: {pairs.line()}")
+    return pairs
 
 
 def make_plan(job: TrainGanJob) -> tuple[TrainGanPlan, PairSet]:
@@ -100,12 +102,13 @@ def generator_config(job: TrainGanJob, classes: tuple[str, ...], image_shape: tu
 
 def describe(job: TrainGanJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, _ = make_plan(job)
+    plan, pairs = make_plan(job)
     weights = 4 * sum(p.numel() for p in ClassNetwork(plan.generator).parameters())
     images = plan.rows * int(np.prod(plan.generator.image_shape))
     each = job.fit_config().noises + job.group_size
     return {
         **plan.as_json(),
+        "recognised": pairs.record(),
         "generator_evaluations": plan.updates * job.groups_per_update * each,
         "bytes_of_images_in_each_worker": images,
         "bytes_of_the_generator": weights,

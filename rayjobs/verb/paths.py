@@ -3,13 +3,15 @@
 import os
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
+from ortho_core.errors import UserError
 from ortho_core.storage.location import Place
 from ortho_core.storage.open import absolute
 
@@ -45,7 +47,7 @@ def _value(match: re.Match[str]) -> str:
 
 def located(job: M) -> M:
     """The job with every local path absolute, for processes with another current directory; URLs keep their form."""
-    return _with_places(job, lambda place: place.absolute() if isinstance(place, Path) else absolute(place))
+    return _with_places(job, lambda place, _: place.absolute() if isinstance(place, Path) else absolute(place))
 
 
 def relative_paths(job: BaseModel) -> list[tuple[str, Path]]:
@@ -53,39 +55,69 @@ def relative_paths(job: BaseModel) -> list[tuple[str, Path]]:
 
     One that starts with `~` or a variable is not: where that leads is known only where the job runs.
     """
-    found: list[tuple[str, Path]] = []
+    defaults = {option: field.get_default(call_default_factory=True) for option, field, _ in _options(job)}
+    return [
+        (option, Path(place))
+        for option, field, value in _options(job)
+        if value != defaults[option]
+        for place, _ in _places(field, value)
+        if _is_relative(str(place))
+    ]
 
-    def look(model: BaseModel, prefix: str) -> None:
-        for name, field in type(model).model_fields.items():
-            value, option = getattr(model, name), prefix + name.replace("_", "-")
-            if isinstance(value, BaseModel):
-                look(value, f"{option}.")
-            elif value != field.get_default(call_default_factory=True):
-                places: list[str | Path] = []
-                changed(field.annotation, field.metadata, value, places.append)
-                found.extend((option, Path(place)) for place in places if _is_relative(str(place)))
 
-    look(job, "--")
-    return found
+def check_outputs(job: BaseModel) -> None:
+    """Raises UserError for an output inside the folder of a pair set or a model: it would be taken for a part of that."""
+    places = [(option, place, role) for option, field, value in _options(job) for place, role in _places(field, value)]
+    for output, written in ((option, place) for option, place, role in places if role == "output"):
+        for source, read in ((option, place) for option, place, role in places if role == "source"):
+            if _lies_in(str(written), str(read)):
+                raise UserError(
+                    f"{output} {written} lies in {source} {read}: what is written there would be taken for a part of it; choose "
+                    "a folder elsewhere"
+                )
+
+
+def _lies_in(inner: str, outer: str) -> bool:
+    """Whether a place is a folder or lies in it, wherever links lead. A file or a pattern is no folder."""
+    if "://" in outer:
+        return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+    return "://" not in inner and os.path.isdir(outer) and Path(inner).resolve().is_relative_to(Path(outer).resolve())
+
+
+def _options(job: BaseModel, prefix: str = "--") -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Every option with its field and its value; those of groups have the group's name before theirs."""
+    for name, field in type(job).model_fields.items():
+        value, option = getattr(job, name), prefix + name.replace("_", "-")
+        if isinstance(value, BaseModel):
+            yield from _options(value, f"{option}.")
+        else:
+            yield option, field, value
+
+
+def _places(field: FieldInfo, value: Any) -> list[tuple[Any, str | None]]:
+    """The places in a value, and what each is for."""
+    places: list[tuple[Any, str | None]] = []
+    changed(field.annotation, field.metadata, value, lambda place, mark: places.append((place, mark.role)))
+    return places
 
 
 def _is_relative(place: str) -> bool:
     return "://" not in place and not place.startswith(("/", "~")) and not VARIABLE.match(place)
 
 
-def _with_places(model: M, change: Callable[[Any], object]) -> M:
+def _with_places(model: M, change: Callable[[Any, Place], object]) -> M:
     fields = type(model).model_fields
     values = {name: changed(f.annotation, f.metadata, getattr(model, name), change) for name, f in fields.items()}
     return model.model_copy(update=values)
 
 
-def changed(kind: object, metadata: typing.Sequence[object], value: Any, change: Callable[[Any], object]) -> Any:
+def changed(kind: object, metadata: typing.Sequence[object], value: Any, change: Callable[[Any, Place], object]) -> Any:
     """`value`, of an option of the type `kind`, with `change` applied to each place in it."""
     if isinstance(value, BaseModel):
         return _with_places(value, change)
     for mark in metadata:
         if isinstance(mark, Place):
-            return change(value) if mark.is_place(value) else value
+            return change(value, mark) if mark.is_place(value) else value
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return changed(parts[0], parts[1:], value, change)
