@@ -28,6 +28,8 @@ class LocalStore:
         return LocalStore(self.path / name)
 
     def contains(self, name: str) -> str:
+        if self._is_plain(name):
+            return name
         root = self.path.resolve()
         try:
             path = (root / name).resolve()
@@ -36,6 +38,13 @@ class LocalStore:
         if not path.is_relative_to(root):
             raise OutsideRoot(name)
         return path.relative_to(root).as_posix()
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether a name goes straight down, by no link: most do, and that is seen without following the whole path."""
+        parts = name.split("/")
+        if "\0" in name or not name or any(part in ("", ".", "..") for part in parts):
+            return False
+        return not any(os.path.islink(self.path / "/".join(parts[:n])) for n in range(1, len(parts) + 1))
 
     def exists(self, name: str) -> bool:
         return (self.path / name).is_file()

@@ -19,7 +19,7 @@ from ortho_core.pairs.formats.text_lines import as_text
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import PROMPTS, usual
 from ortho_core.pairs.rows import Cut, Record, RecordsHaveAll, Shard
-from ortho_core.storage.store import Store
+from ortho_core.storage.store import OutsideRoot, Store
 
 #: A caption file beyond this is not read.
 MAX_TEXT = 1 << 20
@@ -126,9 +126,11 @@ class CaptionFiles:
     def of(self, root: Store, folder: str, name: str) -> Any:
         for candidate in self.candidates(name):
             try:
-                content = root.read(f"{folder}/{candidate}" if folder else candidate, 0, MAX_TEXT + 1)
+                content = root.read(root.contains(f"{folder}/{candidate}" if folder else candidate), 0, MAX_TEXT + 1)
             except FileNotFoundError:
                 continue
+            except OutsideRoot:
+                raise BadRow("outside-root", f"{candidate} lies outside {root.location}") from None
             return self.parse(content, candidate)
         return None
 

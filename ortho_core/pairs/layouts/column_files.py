@@ -7,7 +7,7 @@ from collections.abc import Collection
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ortho_core.errors import UserError
+from ortho_core.errors import NoPairSet, UserError
 from ortho_core.pairs.formats.arrow import ArrowFiles, Index
 from ortho_core.pairs.formats.columns import METADATA, columns_of, holds_bytes
 from ortho_core.pairs.formats.parquet import Parquet
@@ -31,6 +31,8 @@ class ParquetSets:
     def open(self, listing: Listing, fields: PairFields) -> Opened:
         named, lists = _rows_and_lists(listing)
         sized = [file for file in listing.of(".parquet") if file[0] in named]
+        if not sized:
+            raise NoPairSet(f"no .parquet file of pairs in {listing.root.location}: found {listing.inventory()}")
         files, notes = of_split(sized, lambda file: file[0], fields.split, listing.root.location)
         prompts, more = _columns(_parquet_schema(listing, [file for file, _ in files]), fields)
         aside = (
@@ -54,6 +56,8 @@ class ArrowSets:
     def open(self, listing: Listing, fields: PairFields) -> Opened:
         named = _arrow_files(listing)
         sized = [file for file in listing.of(".arrow") if file[0] in named]
+        if not sized:
+            raise NoPairSet(f"no .arrow file of pairs in {listing.root.location}: found {listing.inventory()}")
         files, notes = of_split(sized, lambda file: file[0], fields.split, listing.root.location)
         prompts, more = _columns(_arrow_schema(listing, [file for file, _ in files]), fields)
         rest = len(listing.names_of(".arrow")) - len(named)

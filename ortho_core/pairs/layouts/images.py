@@ -17,9 +17,7 @@ class Images:
         if not images or not fields.with_images:
             return None
         against = () if fields.prompt is not None else ("they have no prompt; --prompt TEXT gives them all one",)
-        return Reading(
-            self.name, f"{count(images, 'image')} without captions", against, stated=fields.prompt is not None
-        )
+        return Reading(self.name, f"{count(images, 'image')} with one prompt for all", against, stated=False)
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
         if fields.prompt is None:

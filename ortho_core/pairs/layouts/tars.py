@@ -1,5 +1,6 @@
 """WebDataset: tar files, with or without the lists that img2dataset leaves beside them."""
 
+from ortho_core.errors import NoPairSet
 from ortho_core.pairs.formats.web_dataset import WebDataset
 from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
 from ortho_core.pairs.listing import Listing, count
@@ -16,6 +17,8 @@ class Tars:
         return Reading(self.name, count(len(files), ".tar file")) if files else None
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
+        if not listing.names_of(".tar"):
+            raise NoPairSet(f"no .tar file in {listing.root.location}: found {listing.inventory()}")
         files, notes = of_split(listing.of(".tar"), lambda file: file[0], fields.split, listing.root.location)
         source = f".{fields.prompt_field}" if fields.prompt_field else ".txt, or a field of .json, of each sample"
         return Opened(
