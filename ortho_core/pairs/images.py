@@ -159,8 +159,8 @@ def _range(mode: str, values: np.ndarray, tags: dict[int, object], form: str) ->
     if least is not None and greatest is not None and least < greatest:
         return min(least, low), greatest
     if mode == "F":
-        # Light without an upper end (HDR) has a few values far above 1, and most below.
-        of_bytes = (values == values.round()).all() or (values > 1).mean() > 0.5
+        # Light without an upper end (HDR) has a few values far above 1, and most below; a photograph reaches the bright half.
+        of_bytes = (values == values.round()).all() or (high > 127 and (values > 1).mean() > 0.5)
         return (0.0, 255.0) if low >= 0 and high <= 255 and of_bytes else None
     if low < 0 or high > 65535:
         return None

@@ -18,6 +18,7 @@ from ortho_core.marks import decides, settings
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.pairs.decoding import usable_rows
+from ortho_core.records.plan import Settings
 from ortho_core.rewards.names import fingerprint_of, reward_fingerprints
 from ortho_core.storage.open import open_store
 from rayjobs.evaluate.config import EvaluateJob

@@ -1,11 +1,13 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ortho_core.errors import BadRow
-from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.images import SUFFIXES, decode_image
 
 
 def encoded(picture, form="PNG", **options) -> bytes:
@@ -116,3 +118,102 @@ def test_messages_name_the_image_and_what_was_found():
         )
     with pytest.raises(BadRow, match=r"does not decode: it is none of JPEG, .*"):
         decode_image(b"GIF", (8, 8))
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        chunk(b"zTXt", b"workflow\0\0" + zlib.compress(b"x" * 3_000_000)),
+        chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(b"x" * 3_000_000)),
+        chunk(b"iCCP", b"profile\0\0" + zlib.compress(b"x" * 3_000_000)),
+        chunk(b"tEXt", b"key\0" + b"x" * 100)[:-4] + b"\0\0\0\0",
+    ],
+)
+@pytest.mark.parametrize("after_the_pixels", [False, True])
+def test_what_a_png_says_besides_its_pixels_does_not_cost_them(metadata, after_the_pixels):
+    plain = encoded(square(colour=(250, 10, 0)))
+    at = len(plain) - 12 if after_the_pixels else 33
+    content = plain[:at] + metadata + plain[at:]
+    assert np.array_equal(decode_image(content, (8, 8)), decode_image(plain, (8, 8)))
+
+
+def broken_exif(orientation: int) -> bytes:
+    """An orientation, and a resolution whose denominator is zero."""
+    tag = struct.pack("<HHI", 0x112, 3, 1) + struct.pack("<HH", orientation, 0)
+    bad = struct.pack("<HHI", 0x11A, 10, 1) + struct.pack("<I", 38)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + tag + bad + b"\0\0\0\0" + struct.pack("<ii", -1, 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_alone_is_taken_from_exif_and_the_rest_may_be_broken(orientation):
+    corner = Image.new("RGB", (16, 16), "black")
+    corner.paste("white", (0, 0, 8, 8))
+    sound = Image.Exif()
+    sound[0x112] = orientation
+    expected = decode_image(encoded(corner, "JPEG", quality=95, exif=sound), (16, 16))
+    assert np.array_equal(
+        decode_image(encoded(corner, "JPEG", quality=95, exif=broken_exif(orientation)), (16, 16)), expected
+    )
+
+
+def test_an_orientation_that_is_none_turns_nothing():
+    picture = encoded(square(colour=(250, 0, 0)), "JPEG", exif=broken_exif(77))
+    assert np.array_equal(
+        decode_image(picture, (8, 8)), decode_image(encoded(square(colour=(250, 0, 0)), "JPEG"), (8, 8))
+    )
+
+
+def deep(values, **options) -> bytes:
+    return encoded(Image.fromarray(np.asarray(values)), "TIFF", **options)
+
+
+RAMP = np.linspace(0, 1, 64).reshape(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (deep(RAMP.astype(np.float32)), RAMP * 255),
+        (deep((RAMP * 255).round().astype(np.float32)), RAMP * 255),
+        (deep((RAMP * 255).round().astype(np.int32)), RAMP * 255),
+        (deep((RAMP * 65535).round().astype(np.int32)), RAMP * 255),
+        (deep((RAMP * 65535).round().astype(np.uint16)), RAMP * 255),
+        (deep((RAMP * 4000).astype(np.float32), tiffinfo={340: 0.0, 341: 4000.0}), RAMP * 255),
+    ],
+)
+def test_grey_of_more_than_eight_bits_is_scaled_by_its_range(content, expected):
+    assert np.abs(decode_image(content, (8, 8))[..., 0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        RAMP * 37.5,
+        RAMP - 0.5,
+        RAMP * 70_000,
+        np.where(RAMP > 0.5, np.nan, RAMP),
+        (RAMP * 1e8).astype(np.int32),
+        (RAMP * 9 - 4).astype(np.int32),
+    ],
+)
+def test_a_range_that_is_not_known_is_refused(values):
+    values = np.asarray(values)
+    content = deep(values if values.dtype == np.int32 else values.astype(np.float32))
+    assert reason(content) == "unknown-range"
+
+
+def test_of_a_tiff_with_thumbnails_the_first_page_is_the_image():
+    page, small = square(size=(64, 64), colour=(200, 0, 0)), square(size=(32, 32), colour=0)
+    pyramid = encoded(page, "TIFF", save_all=True, append_images=[small, square(size=(16, 16), colour=0)])
+    assert decode_image(pyramid, (8, 8))[4, 4].tolist() == [200, 0, 0]
+    pages = encoded(page, "TIFF", save_all=True, append_images=[square(size=(64, 64), colour=0)])
+    assert reason(pages) == "animated"
+
+
+def test_every_format_that_is_decoded_has_its_suffixes_in_the_one_list():
+    assert {".png", ".jpg", ".jfif", ".avif", ".jp2", ".webp", ".tif", ".pgm", ".tga"} <= SUFFIXES
+    assert not {".pdf", ".eps", ".mpg", ".h5", ".txt", ""} & SUFFIXES

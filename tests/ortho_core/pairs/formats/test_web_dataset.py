@@ -221,3 +221,70 @@ def test_a_reference_that_names_no_member_is_a_bad_row(tmp_path):
         with pytest.raises(BadRow) as raised:
             pairs.fetch_image(image, "row 0")
         assert (image, raised.value.reason) == (image, reason)
+
+
+def joined(folder, *names):
+    """One file of several archives, one after another with the zeros that end each."""
+    content = b"".join((folder / name).read_bytes() for name in names)
+    for name in names:
+        (folder / name).unlink()
+    (folder / "joined.tar").write_bytes(content)
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 2, 100])
+def test_archives_that_were_joined_are_read_to_the_end_though_their_keys_repeat(tmp_path, rows_per_shard):
+    for name in ("a.tar", "b.tar", "c.tar"):
+        members = {f"{i}.{kind}": what for i in range(2) for kind, what in (("png", png(i)), ("txt", f"{name} {i}"))}
+        write_tar(tmp_path / name, members)
+    joined(tmp_path, "a.tar", "b.tar", "c.tar")
+    pairs = PairSet(tmp_path)
+    rows = read_all(pairs, rows_per_shard)
+    assert [row.prompt for row in rows] == [f"{name} {i}" for name in ("a.tar", "b.tar", "c.tar") for i in range(2)]
+    assert [pairs.fetch(row) for row in rows] == [png(0), png(1)] * 3
+
+
+def test_samples_with_the_same_key_side_by_side_stay_two(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        write_tar(tmp_path / name, {"0.png": png(), "0.txt": name})
+    joined(tmp_path, "a.tar", "b.tar")
+    assert prompts(tmp_path) == ["a.tar", "b.tar"]
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 3, 100])
+def test_members_in_any_order_are_gathered_by_their_key(tmp_path, rows_per_shard):
+    import pickle
+
+    images = {f"{i}.png": png(i) for i in range(7)}
+    texts = {f"{i}.txt": f"prompt {i}" for i in range(7)}
+    write_tar(tmp_path / "a.tar", images | texts)
+    write_tar(tmp_path / "b.tar", {"x.png": png(9), "x.txt": "in order"})
+    pairs = PairSet(tmp_path)
+    assert pairs.rows() == 8
+    shards = pairs.shards(rows_per_shard)
+    for one in (pairs, pickle.loads(pickle.dumps(pairs))):
+        rows = [row for shard in shards for row in one.read(shard)]
+        assert [row.prompt for row in rows] == [*(f"prompt {i}" for i in range(7)), "in order"]
+        assert [one.fetch(row) for row in rows] == [*(png(i) for i in range(7)), png(9)]
+
+
+def test_a_member_whose_name_has_more_dots_is_still_an_image_where_it_is_the_only_one(tmp_path):
+    write_tar(
+        tmp_path / "a.tar",
+        {"0.target.png": png(1), "0.txt": "x", "1.source.png": png(), "1.target.png": png(), "1.txt": "y"},
+    )
+    assert outcomes(tmp_path) == ["000000_0", "missing-image"]
+
+
+def test_json_members_may_call_their_text_what_people_call_it(tmp_path):
+    write_tar(tmp_path / "a.tar", {"0.jpg": png(), "0.json": '{"Description": "x", "url": "u"}'})
+    assert prompts(tmp_path) == ["x"]
+
+
+def test_lists_and_lines_of_captions_are_a_choice(tmp_path):
+    write_tar(
+        tmp_path / "a.tar",
+        {"0.png": png(), "0.json": '{"caption": ["one", "longer"]}', "1.png": png(), "1.txt": "a\nbb"},
+    )
+    assert prompts(tmp_path) == ["one", "a\nbb"]
+    assert prompts(tmp_path, caption="longest") == ["longer", "bb"]
+    assert prompts(tmp_path, caption="all") == ["one", "longer", "a", "bb"]
