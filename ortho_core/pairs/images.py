@@ -28,8 +28,8 @@ NO_PICTURES = {
     *("EPS", "WMF", "FLI", "MPEG", "BUFR", "GRIB", "HDF5", "FITS", "IPTC"),
     *("MCIDAS", "SPIDER", "IMT", "XVTHUMB"),
 }
-_FIRST = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-FORMATS = tuple(sorted(Image.OPEN.keys() - NO_PICTURES, key=lambda n: (_FIRST.index(n) if n in _FIRST else 99, n)))
+_USUAL = {name: at for at, name in enumerate(("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000"))}
+FORMATS = tuple(sorted(Image.OPEN.keys() - NO_PICTURES, key=lambda name: (_USUAL.get(name, len(_USUAL)), name)))
 #: The suffixes of image files, in lower case, with their dots: those of the formats that are decoded.
 SUFFIXES = frozenset(e for e, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"})
 #: Formats whose further frames are previews, layers or other views of the one picture, which comes first.

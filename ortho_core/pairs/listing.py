@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ortho_core.pairs.formats.image_files import CAPTIONS, split_images, stem_of
-from ortho_core.pairs.formats.tables import Looks
+from ortho_core.pairs.formats.row_files import Looks
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.labelled.files import names_labelled_files
 from ortho_core.pairs.own_folders import own_folder
@@ -19,8 +19,8 @@ PICTURES = (
 #: Pictures that no decoder here reads.
 UNDECODED = frozenset(PICTURES) - SUFFIXES
 #: Files of many rows, by suffix.
-TABLES = (".jsonl", ".ndjson", ".jsonlines", ".csv", ".tsv", ".json")
-COLUMNS = (".parquet", ".arrow", ".tar")
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".csv", ".tsv", ".json")
+COLUMN_SUFFIXES = (".parquet", ".arrow", ".tar")
 #: What a tar file is called that has been compressed.
 COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2", ".zip", ".7z", ".rar")
 #: Folders of what a control network is fed with, and of masks: never targets. `no_mask` is a class that people have.
@@ -132,7 +132,7 @@ def _add(listing: Listing, entries: Entries) -> None:
         suffixes[suffix] += 1
         if suffix in CAPTIONS or suffix == ".json":
             texts.setdefault(written, []).append(name)
-        elif suffix in TABLES or suffix in COLUMNS:
+        elif suffix in TABLE_SUFFIXES or suffix in COLUMN_SUFFIXES:
             candidates.append(name)
         elif suffix in UNDECODED:
             listing.undecoded[suffix] += 1

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from ortho_core.pairs.rows import PairFields
 
 #: The first of these that a set has is the prompt; a label says least.
-PROMPTS = (
+USUAL_PROMPTS = (
     *("prompt", "text", "caption", "txt", "captions", "prompts", "texts", "description", "sentence", "sentences"),
     *("alt_text", "comment", "label"),
 )
 #: The first of these that a set has is the image; a URL leads out of most sets.
-IMAGES = (
+USUAL_IMAGES = (
     *("image", "file_name", "image_path", "image_file", "image_name", "img", "img_path", "file_path", "path", "file"),
     *("jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "url", "image_url"),
 )
@@ -39,7 +39,7 @@ def names_of(
     """
     found = list(found)
     prompts, images = (
-        usual(found, (*(name for name in first if name in names), *names)) for names in (PROMPTS, IMAGES)
+        usual(found, (*(name for name in first if name in names), *names)) for names in (USUAL_PROMPTS, USUAL_IMAGES)
     )
     return (
         fields.prompt_field or (prompts[0] if prompts else None),

@@ -16,7 +16,7 @@ def _is_ours(content: Any) -> bool:
 
 
 #: By a file that such a folder has: what its content has to say, and what the folder is.
-MARKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+OWN_MARKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "plan.json": (_is_run, "the output of `ortho`"),
     "meta.json": (_is_ours, "the output of `ortho`"),
     "verify_noise.json": (lambda content: True, "the output of `ortho`"),
@@ -28,8 +28,8 @@ MARKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def own_folder(root: Store, folder: str, names: Collection[str]) -> str | None:
     """What the folder is, if it is none of pairs; `names` are those of its files."""
-    for name in MARKS.keys() & names:
-        says, what = MARKS[name]
+    for name in OWN_MARKS.keys() & names:
+        says, what = OWN_MARKS[name]
         try:
             content = json.loads(root.read(f"{folder}/{name}" if folder else name, 0, 1 << 22))
         except (OSError, ValueError, RecursionError):

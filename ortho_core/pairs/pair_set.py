@@ -21,7 +21,7 @@ from ortho_core.pairs.images import decode_image
 from ortho_core.pairs.recognise import recognise
 from ortho_core.pairs.recognised import Recognised
 from ortho_core.pairs.repeated_ids import repeated
-from ortho_core.pairs.rows import Pair, PairFields, Record, Row, Shard, make_pair, numbered_id
+from ortho_core.pairs.rows import Pair, PairFields, PairRecord, Row, Shard, make_pair, numbered_id
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import OutsideRoot, one_line
 
@@ -143,7 +143,7 @@ class PairSet:
                 f"{shard.offset} on, not {shard.rows}"
             )
 
-    def _row(self, row: int, record: Record | BadRow, number: int) -> Row:
+    def _row(self, row: int, record: PairRecord | BadRow, number: int) -> Row:
         try:
             if isinstance(record, BadRow):
                 raise BadRow(record.reason, f"row {row}: {record}")
@@ -229,7 +229,7 @@ def spellings(path: str) -> list[str]:
     return list(dict.fromkeys(forms + [unicodedata.normalize(form, forms[1]) for form in ("NFC", "NFD")]))
 
 
-def prompt_of(record: Record | BadRow) -> Any:
+def prompt_of(record: PairRecord | BadRow) -> Any:
     return None if isinstance(record, BadRow) else record.prompt
 
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ortho_core.errors import NoPairSet, UserError
-from ortho_core.pairs.formats.columns import METADATA
+from ortho_core.pairs.formats.columns import METADATA_PARQUET
 from ortho_core.pairs.layouts import LAYOUTS, Layout, Opened, Reading
 from ortho_core.pairs.layouts.layout import check_options, left_aside
 from ortho_core.pairs.layouts.metadata import PAIRS
-from ortho_core.pairs.listing import COLUMNS, COMPRESSED, TABLES, Listing, scan
+from ortho_core.pairs.listing import COLUMN_SUFFIXES, COMPRESSED, TABLE_SUFFIXES, Listing, scan
 from ortho_core.pairs.own_folders import own_folder
 from ortho_core.pairs.recognised import Recognised
 from ortho_core.pairs.rows import LayoutName, PairFields
@@ -29,7 +29,7 @@ EXPECTED = (
 BY_NAME: dict[LayoutName, Layout] = {layout.name: layout for layout in LAYOUTS}
 #: Which layout reads a file that is named.
 BY_SUFFIX: dict[str, LayoutName] = {
-    **dict.fromkeys(TABLES, "metadata"),
+    **dict.fromkeys(TABLE_SUFFIXES, "metadata"),
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".tar": "webdataset",
@@ -131,7 +131,7 @@ def _layout_of_file(name: str, given: str, fields: PairFields) -> Layout:
     suffix = PurePosixPath(name).suffix.lower()
     if name.lower().endswith(COMPRESSED):
         raise NoPairSet(f"no pair set at {given}: unpack it first, a compressed file cannot be entered in the middle")
-    if name == METADATA or (suffix == ".txt" and not fields.with_images):
+    if name == METADATA_PARQUET or (suffix == ".txt" and not fields.with_images):
         return BY_NAME["metadata"]
     if suffix not in BY_SUFFIX:
         raise NoPairSet(
@@ -147,7 +147,7 @@ def _layout_of_files(names: dict[str, int | None], root: Store, given: str) -> L
         raise UserError(
             f"{given} holds files of several kinds ({', '.join(kinds)}); name one, as in {root.location}/*{kinds[-1]}"
         )
-    if not kinds or kinds[0] not in (*TABLES, *COLUMNS):
+    if not kinds or kinds[0] not in (*TABLE_SUFFIXES, *COLUMN_SUFFIXES):
         found = f"; found {kinds[0]}" if kinds else ""
         raise NoPairSet(f"no pair set at {given}: expected {EXPECTED}{found}")
     if BY_SUFFIX[kinds[0]] == "metadata" and len(names) > 1:

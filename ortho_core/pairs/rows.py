@@ -124,7 +124,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class PairRecord:
     """What a format finds in one place: values that may be anything, since nobody has checked them."""
 
     #: A text, or several to choose from.
@@ -155,7 +155,7 @@ class Format(Protocol):
         """Every record once, in order, at most `rows` to a cut; depends on the input alone."""
         ...
 
-    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+    def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         """The records from the shard's offset on, as many as it has rows; fewer if its file ends."""
         ...
 
@@ -178,7 +178,7 @@ class Format(Protocol):
 class RecordsHaveAll:
     """For formats whose records hold no image: the prompts and ids are read as the records are."""
 
-    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+    def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         raise NotImplementedError
 
     def prompts(self, shard: Shard) -> Iterator[Any]:
@@ -190,7 +190,7 @@ class RecordsHaveAll:
             yield None if isinstance(record, BadRow) else record.id
 
 
-def make_pair(row: int, record: Record, choice: CaptionChoice | None = None, number: int = 0) -> Pair:
+def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None, number: int = 0) -> Pair:
     """The pair of one row; of several captions the one that `choice` takes, where that is all of them the one of this
     number. Raises BadRow.
     """
@@ -228,5 +228,5 @@ def _found(value: Any) -> str:
     return "missing" if value is None else repr(value)[:60]
 
 
-def _there(record: Record) -> str:
+def _there(record: PairRecord) -> str:
     return f" (the row has {', '.join(sorted(record.fields))[:200]})" if record.fields else ""

@@ -15,14 +15,14 @@ import pyarrow as pa
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.columns import class_as_text, class_names, columns_of, record_of, value_of
 from ortho_core.pairs.formats.parquet import RowGroup, RowGroups
-from ortho_core.pairs.rows import Cut, Names, PairFields, Record, Shard
+from ortho_core.pairs.rows import Cut, Names, PairFields, PairRecord, Shard
 from ortho_core.storage.store import Store, one_line, plain_name
 
 #: What a file begins with that has its index at its end, and how long that is with its padding.
 MAGIC, MAGIC_BYTES = b"ARROW1", 8
 CONTINUED = 0xFFFFFFFF
 #: Kinds of messages.
-SCHEMA, DICTIONARY, BATCH = 1, 2, 3
+SCHEMA_MESSAGE, DICTIONARY_MESSAGE, BATCH_MESSAGE = 1, 2, 3
 
 
 class Index:
@@ -38,13 +38,15 @@ class Index:
         while (head := _head(stream, at)) is not None:
             start, metadata = head
             kind, body, rows = _message(metadata)
-            if start + len(metadata) + body > size or kind == DICTIONARY:
-                said = "holds columns of dictionaries, which are not read" if kind == DICTIONARY else "is cut off"
+            if start + len(metadata) + body > size or kind == DICTIONARY_MESSAGE:
+                said = (
+                    "holds columns of dictionaries, which are not read" if kind == DICTIONARY_MESSAGE else "is cut off"
+                )
                 raise UserError(f"{file} {said}")
-            if kind == SCHEMA:
+            if kind == SCHEMA_MESSAGE:
                 stream.seek(at)
                 self.schema = pa.ipc.read_schema(pa.BufferReader(stream.read(start - at + len(metadata))))
-            elif kind == BATCH:
+            elif kind == BATCH_MESSAGE:
                 self.offsets.append(at)
                 self.firsts.append(self.rows)
                 self.rows += rows
@@ -108,7 +110,7 @@ class ArrowFiles:
             for offset in range(0, total, rows):
                 yield Cut(file, min(rows, total - offset), offset)
 
-    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+    def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         self._index(shard.file)
         names = self._names(shard.file)
         classes = class_names(self._indices[shard.file].schema, names[0])
@@ -193,7 +195,7 @@ def _message(metadata: bytes) -> tuple[int, int, int]:
         return 0, 0, 0
     (length,) = struct.unpack_from("<q", metadata, body) if body is not None else (0,)
     batch = header + struct.unpack_from("<I", metadata, header)[0]
-    rows = _field(metadata, batch, 0) if metadata[kind] == BATCH else None
+    rows = _field(metadata, batch, 0) if metadata[kind] == BATCH_MESSAGE else None
     return metadata[kind], length, struct.unpack_from("<q", metadata, rows)[0] if rows is not None else 0
 
 

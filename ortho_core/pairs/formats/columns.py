@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow as pa
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.names import IMAGES, PROMPTS, accepted, usual
-from ortho_core.pairs.rows import Names, PairFields, Record
+from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, accepted, usual
+from ortho_core.pairs.rows import Names, PairFields, PairRecord
 
 #: The file whose image paths start from its own folder, as those of metadata.jsonl do.
-METADATA = "metadata.parquet"
+METADATA_PARQUET = "metadata.parquet"
 
 
 def columns_of(schema: pa.Schema, fields: PairFields, file: str) -> Names:
@@ -27,8 +27,8 @@ def columns_of(schema: pa.Schema, fields: PairFields, file: str) -> Names:
             )
         return next((name for name in found if what == "image" and holds_bytes(schema.field(name).type)), found[0])
 
-    image = column(fields.image_field, IMAGES, "image") if fields.with_images else None
-    prompt = column(fields.prompt_field, PROMPTS, "prompt")
+    image = column(fields.image_field, USUAL_IMAGES, "image") if fields.with_images else None
+    prompt = column(fields.prompt_field, USUAL_PROMPTS, "prompt")
     return prompt, image, column(fields.id_field, (), "id") if fields.id_field else None
 
 
@@ -39,7 +39,7 @@ def holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def record_of(values: dict[str, Any], names: Names, reference: str, base: str = "") -> Record:
+def record_of(values: dict[str, Any], names: Names, reference: str, base: str = "") -> PairRecord:
     """The record of one row; `reference` is how a record names image bytes that lie in the row, `base` the folder that
     paths start from."""
     prompt, image, own = names
@@ -53,10 +53,10 @@ def record_of(values: dict[str, Any], names: Names, reference: str, base: str = 
             found = path
     identity = values.get(own) if own is not None else None
     if isinstance(found, bytes):
-        return Record(values.get(prompt), reference, names, identity, found, stem)
+        return PairRecord(values.get(prompt), reference, names, identity, found, stem)
     if base and isinstance(found, str) and found and not found.startswith("/") and "://" not in found:
         found = f"{base}/{found}"
-    return Record(values.get(prompt), found, names, identity)
+    return PairRecord(values.get(prompt), found, names, identity)
 
 
 def stem_of(path: Any) -> str | None:

@@ -9,7 +9,7 @@ from io import BufferedIOBase
 from typing import Any
 
 from ortho_core.errors import BadRow
-from ortho_core.pairs.formats.table import Table
+from ortho_core.pairs.formats.row_file import RowFile
 from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import plain
@@ -23,7 +23,7 @@ LONGEST_LIST = 1 << 16
 class Delimited:
     """A `Reader` of rows of cells. What `csv` reads as one row is one, whatever lines it takes."""
 
-    def shape(self, stream: BufferedIOBase, table: Table, wanted: set[str]) -> Table | str:
+    def shape(self, stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
         delimiters = sorted(DELIMITERS, key=lambda d: d != ("\t" if table.kind == ".tsv" else ","))
         firsts = [(d, next(_rows(stream, replace(table, form=d), 0), (0, None))[1]) for d in delimiters]
         headers = [(d, [cell.strip() for cell in row]) for d, row in firsts if isinstance(row, list)]
@@ -41,14 +41,14 @@ class Delimited:
                 return replace(table, form=delimiter, columns=columns, header=False)
         return f"its first row is {', '.join(headers[0][1])[:200]!r}" if headers else "it has no rows"
 
-    def starts(self, stream: BufferedIOBase, table: Table) -> Iterator[int]:
+    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
         rows = _rows(stream, table, 0)
         if table.header:
             next(rows, None)
         for offset, _ in rows:
             yield offset
 
-    def values(self, stream: BufferedIOBase, table: Table, offset: int) -> Iterator[dict[str, Any] | BadRow]:
+    def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         rows = _rows(stream, table, offset)
         if table.header and not offset:
             next(rows, None)
@@ -56,7 +56,7 @@ class Delimited:
             yield row if isinstance(row, BadRow) else self._named(row, table)
 
     @staticmethod
-    def _named(row: list[str], table: Table) -> dict[str, Any] | BadRow:
+    def _named(row: list[str], table: RowFile) -> dict[str, Any] | BadRow:
         columns = len(table.columns)
         if len(row) < columns or any(row[columns:]):
             hint = "; a caption with the sign that parts the columns needs quotes" if len(row) > columns else ""
@@ -70,7 +70,7 @@ class Delimited:
         return {**values, prompt: _captions(values[prompt])} if prompt in values else values
 
 
-def _rows(stream: BufferedIOBase, table: Table, offset: int) -> Iterator[tuple[int, list[str] | BadRow]]:
+def _rows(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple[int, list[str] | BadRow]]:
     """Where each row starts, and its cells; blank lines are no rows."""
     pulled: list[int] = []
 

@@ -17,8 +17,8 @@ from ortho_core.errors import BadRow
 from ortho_core.pairs.captions import CaptionChoice, as_captions
 from ortho_core.pairs.formats.text_lines import as_text
 from ortho_core.pairs.images import SUFFIXES
-from ortho_core.pairs.names import PROMPTS, usual
-from ortho_core.pairs.rows import Cut, Record, RecordsHaveAll, Shard
+from ortho_core.pairs.names import USUAL_PROMPTS, usual
+from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import OutsideRoot, Store
 
 #: A caption file beyond this is not read.
@@ -156,7 +156,7 @@ class CaptionFiles:
             raise BadRow("not-json", f"{name} is not a JSON object: {error}") from error
         if not isinstance(values, dict):
             raise BadRow("not-json", f"{name} is a JSON {type(values).__name__}, not an object")
-        fields = [self.json_field] if self.json_field else usual(values, PROMPTS)
+        fields = [self.json_field] if self.json_field else usual(values, USUAL_PROMPTS)
         return values.get(fields[0]) if fields else None
 
     def seal(self) -> str:
@@ -220,13 +220,13 @@ class ImageFiles(RecordsHaveAll):
             for at in range(0, total, rows):
                 yield Cut(folder, min(rows, total - at), at)
 
-    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+    def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         folder = shard.file
         names = list(self.names_in(folder).from_to(shard.offset, shard.offset + shard.rows))
         fields = (self.prompts_from.field, "", None)
         for name, prompt in zip(names, self._prompts(folder, iter(names)), strict=True):
             path = f"{folder}/{name}" if folder else name
-            yield prompt if isinstance(prompt, BadRow) else Record(prompt, path, fields)
+            yield prompt if isinstance(prompt, BadRow) else PairRecord(prompt, path, fields)
 
     def _prompts(self, folder: str, names: Iterator[str]) -> Iterator[Any]:
         """The prompt of each image, or what is wrong with its file."""

@@ -9,22 +9,21 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.formats.table import Table
-from ortho_core.pairs.formats.text_lines import lines
+from ortho_core.pairs.formats.row_file import RowFile
+from ortho_core.pairs.formats.text_lines import CHUNK, lines
 from ortho_core.pairs.images import SUFFIXES
 
-CHUNK = 1 << 20
 DECODER = json.JSONDecoder()
 #: A row beyond this is taken for a file that is not JSON.
 LONGEST_ROW = 1 << 24
 #: What rows of an object of image names are called.
-KEY, VALUE = "file_name", "text"
+IMAGE_KEY, CAPTION_KEY = "file_name", "text"
 
 
 class JsonDocuments:
     """A `Reader` of `[{...}, ...]`, of `{"0.png": "a caption", ...}` and of `{"0.png": {...}, ...}`."""
 
-    def shape(self, stream: BufferedIOBase, table: Table, wanted: set[str]) -> Table | str:
+    def shape(self, stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
         text = _Text(stream, table, 0)
         bracket = text.peek()
         if bracket not in ("[", "{"):
@@ -43,22 +42,22 @@ class JsonDocuments:
             return table
         return f"it is an object whose first key is {key[:60]!r}, not a list of objects nor an object of image names"
 
-    def starts(self, stream: BufferedIOBase, table: Table) -> Iterator[int]:
+    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
         for offset, _ in _items(stream, table, 0):
             yield offset
 
-    def values(self, stream: BufferedIOBase, table: Table, offset: int) -> Iterator[dict[str, Any] | BadRow]:
+    def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         for _, item in _items(stream, table, offset):
             if table.form == "{":
                 key, value = item
-                item = {KEY: key, **(value if isinstance(value, dict) else {VALUE: value})}
+                item = {IMAGE_KEY: key, **(value if isinstance(value, dict) else {CAPTION_KEY: value})}
             if isinstance(item, dict):
                 yield item
             else:
                 yield BadRow("not-json", f"a JSON {type(item).__name__}, not an object")
 
 
-def _is_lines(stream: BufferedIOBase, table: Table) -> bool:
+def _is_lines(stream: BufferedIOBase, table: RowFile) -> bool:
     """Whether the first line that is not blank is an object by itself and not the last one: JSON lines under another name."""
     stream.seek(0)
     head = BytesIO(stream.read(CHUNK))
@@ -72,7 +71,7 @@ def _is_lines(stream: BufferedIOBase, table: Table) -> bool:
 class _Text:
     """The characters of a file from a byte on, as many as are needed."""
 
-    def __init__(self, stream: BufferedIOBase, table: Table, offset: int) -> None:
+    def __init__(self, stream: BufferedIOBase, table: RowFile, offset: int) -> None:
         self.stream, self.table, self.offset = stream, table, offset
         self.decoder = codecs.getincrementaldecoder(table.encoding)("surrogateescape")
         self.text, self.at, self.ended = "", 0, False
@@ -130,7 +129,7 @@ class _Text:
         return UserError(f"{self.table.file} is not JSON from byte {self.offset} on: {message}")
 
 
-def _items(stream: BufferedIOBase, table: Table, offset: int) -> Iterator[tuple[int, Any]]:
+def _items(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple[int, Any]]:
     """Every item from the one at `offset` on: where it starts, and the value, of an object (key, value)."""
     text = _Text(stream, table, offset)
     close = "]" if table.form == "[" else "}"

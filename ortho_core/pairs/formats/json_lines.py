@@ -6,7 +6,7 @@ from io import BufferedIOBase
 from typing import Any
 
 from ortho_core.errors import BadRow
-from ortho_core.pairs.formats.table import Table
+from ortho_core.pairs.formats.row_file import RowFile
 from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.rows import Shard
 from ortho_core.storage.store import Store
@@ -15,10 +15,10 @@ from ortho_core.storage.store import Store
 class JsonLines:
     """A `Reader` of JSON objects."""
 
-    def shape(self, stream: BufferedIOBase, table: Table, wanted: set[str]) -> Table | str:
+    def shape(self, stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
         return table
 
-    def starts(self, stream: BufferedIOBase, table: Table) -> Iterator[int]:
+    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
         if table.encoding != "utf-8":
             yield from (offset for offset, line in lines(stream, table.encoding) if line.strip())
             return
@@ -28,7 +28,7 @@ class JsonLines:
                 yield offset
             offset += len(line)
 
-    def values(self, stream: BufferedIOBase, table: Table, offset: int) -> Iterator[dict[str, Any] | BadRow]:
+    def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         for _, line in lines(stream, table.encoding, offset):
             if line.strip():
                 try:
@@ -36,7 +36,7 @@ class JsonLines:
                 except BadRow as bad:
                     yield bad
 
-    def parse(self, line: bytes, table: Table) -> dict[str, Any]:
+    def parse(self, line: bytes, table: RowFile) -> dict[str, Any]:
         """Raises BadRow."""
         try:
             # Byte-order marks are what Windows editors put before the first row.
@@ -51,7 +51,7 @@ class JsonLines:
 class PromptLines(JsonLines):
     """A `Reader` of prompts alone."""
 
-    def parse(self, line: bytes, table: Table) -> dict[str, Any]:
+    def parse(self, line: bytes, table: RowFile) -> dict[str, Any]:
         try:
             return {table.names[0]: line.decode("utf-8-sig").strip()}
         except UnicodeDecodeError as error:

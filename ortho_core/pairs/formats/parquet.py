@@ -13,8 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.formats.columns import METADATA, class_as_text, class_names, columns_of, record_of, value_of
-from ortho_core.pairs.rows import Cut, Names, PairFields, Record, Shard
+from ortho_core.pairs.formats.columns import (
+    METADATA_PARQUET,
+    class_as_text,
+    class_names,
+    columns_of,
+    record_of,
+    value_of,
+)
+from ortho_core.pairs.rows import Cut, Names, PairFields, PairRecord, Shard
 from ortho_core.storage.store import Store, one_line, plain_name
 
 #: Footers that are read side by side: what an object store's latency asks for.
@@ -82,10 +89,10 @@ class Parquet:
             for offset in range(0, total, rows):
                 yield Cut(file, min(rows, total - offset), offset)
 
-    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+    def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         """Reads the row groups that the shard touches, from their start: keep them to a few hundred rows of image bytes."""
         folder, _, name = shard.file.rpartition("/")
-        base = folder if name == METADATA and self.fields.image_root is None else ""
+        base = folder if name == METADATA_PARQUET and self.fields.image_root is None else ""
         with self.root.open(shard.file) as stream:
             parquet = pq.ParquetFile(stream, pre_buffer=False)
             names = self._names(parquet.schema_arrow, shard.file)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from io import BufferedIOBase
 
 #: Bytes that are read at a time in search of a further archive.
-CHUNK = 1 << 16
+ZEROS_AT_ONCE = 1 << 16
 
 
 @dataclass
-class Sample:
+class TarSample:
     """The members of one key by extension, each as (offset, size) of its content; `start` is its first header."""
 
     key: str
@@ -18,30 +18,30 @@ class Sample:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def samples(stream: BufferedIOBase, offset: int) -> Iterator[Sample]:
+def samples(stream: BufferedIOBase, offset: int) -> Iterator[TarSample]:
     """The samples from the header at `offset` on, where each lies in one piece. A second member of one name is of a new sample.
 
     Raises OSError, of which tarfile's errors are made, for a damaged file.
     """
-    sample: Sample | None = None
+    sample: TarSample | None = None
     for key, extension, member in _members(stream, offset):
         if sample is None or sample.key != key or extension in sample.members:
             if sample is not None:
                 yield sample
-            sample = Sample(key, member.offset)
+            sample = TarSample(key, member.offset)
         sample.members[extension] = member.offset_data, member.size
     if sample is not None:
         yield sample
 
 
-def gathered(stream: BufferedIOBase) -> list[Sample]:
+def gathered(stream: BufferedIOBase) -> list[TarSample]:
     """All samples of a file by key, wherever their members are; in the order of their first ones."""
-    found: list[Sample] = []
-    latest: dict[str, Sample] = {}
+    found: list[TarSample] = []
+    latest: dict[str, TarSample] = {}
     for key, extension, member in _members(stream, 0):
         sample = latest.get(key)
         if sample is None or extension in sample.members:
-            sample = latest[key] = Sample(key, member.offset)
+            sample = latest[key] = TarSample(key, member.offset)
             found.append(sample)
         sample.members[extension] = member.offset_data, member.size
     return found
@@ -74,7 +74,7 @@ def _members(stream: BufferedIOBase, offset: int) -> Iterator[tuple[str, str, ta
 def _after_zeros(stream: BufferedIOBase, at: int) -> int | None:
     """The first block from `at` on that is not zeros; None if there is none."""
     stream.seek(at)
-    while chunk := stream.read(CHUNK):
+    while chunk := stream.read(ZEROS_AT_ONCE):
         if rest := chunk.lstrip(b"\0"):
             return at + (len(chunk) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
         at += len(chunk)

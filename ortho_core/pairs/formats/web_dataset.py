@@ -16,16 +16,16 @@ import numpy as np
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.captions import as_captions
-from ortho_core.pairs.formats.tar_samples import Sample, gathered, samples
+from ortho_core.pairs.formats.tar_samples import TarSample, gathered, samples
 from ortho_core.pairs.formats.text_lines import as_text
 from ortho_core.pairs.images import SUFFIXES
-from ortho_core.pairs.names import PROMPTS, usual
-from ortho_core.pairs.rows import Cut, PairFields, Record, RecordsHaveAll, Shard
+from ortho_core.pairs.names import USUAL_PROMPTS, usual
+from ortho_core.pairs.rows import Cut, PairFields, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import Store, one_line, plain_name
 
 TEXTS = ("txt", "prompt", "caption", "text")
-_FIRST = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
-IMAGES = (*_FIRST, *sorted({suffix[1:] for suffix in SUFFIXES} - set(_FIRST)))
+_USUAL_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+IMAGE_MEMBERS = (*_USUAL_MEMBERS, *sorted({suffix[1:] for suffix in SUFFIXES} - set(_USUAL_MEMBERS)))
 #: Tar files whose headers are read side by side.
 FILES_AT_ONCE = 16
 #: A prompt or JSON member beyond this is not read.
@@ -40,7 +40,7 @@ class WebDataset(RecordsHaveAll):
         #: Files in which samples do not lie in one piece; their offsets are numbers of samples.
         self.scattered: set[str] = set()
         self._starts: list[tuple[np.ndarray, str]] | None = None
-        self._gathered: tuple[str, list[Sample]] | None = None
+        self._gathered: tuple[str, list[TarSample]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "files": [], "_starts": None, "_gathered": None}
@@ -74,7 +74,7 @@ class WebDataset(RecordsHaveAll):
             ) from error
         return np.array(starts, dtype=np.int64), digest.hexdigest()[:16]
 
-    def _digest(self, stream: BufferedIOBase, sample: Sample, digest: Any) -> None:
+    def _digest(self, stream: BufferedIOBase, sample: TarSample, digest: Any) -> None:
         digest.update(repr((sample.key, sample.members)).encode())
         for name in ("json", *self._prompts()):
             offset, size = sample.members.get(name, (0, 0))
@@ -82,9 +82,9 @@ class WebDataset(RecordsHaveAll):
                 stream.seek(offset)
                 digest.update(stream.read(size))
 
-    def _is_complete(self, sample: Sample) -> bool:
+    def _is_complete(self, sample: TarSample) -> bool:
         texts = any(name in sample.members for name in ("json", *self._prompts()))
-        return texts and any(name.rpartition(".")[2] in IMAGES for name in sample.members)
+        return texts and any(name.rpartition(".")[2] in IMAGE_MEMBERS for name in sample.members)
 
     def _prompts(self) -> tuple[str, ...]:
         return (self.fields.prompt_field,) if self.fields.prompt_field else TEXTS
@@ -103,7 +103,7 @@ class WebDataset(RecordsHaveAll):
             for at in range(0, len(starts), rows):
                 yield Cut(file, min(rows, len(starts) - at), int(starts[at]))
 
-    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+    def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         with self.root.open(shard.file) as stream:
             found = samples(stream, shard.offset)
             if shard.file in self.scattered:
@@ -116,7 +116,7 @@ class WebDataset(RecordsHaveAll):
                 except BadRow as bad:
                     yield bad
 
-    def _record(self, stream: BufferedIOBase, file: str, sample: Sample) -> Record:
+    def _record(self, stream: BufferedIOBase, file: str, sample: TarSample) -> PairRecord:
         """Raises BadRow."""
         fields, members = self.fields, sample.members
         offset, size = members[self._image_of(sample)]
@@ -136,21 +136,21 @@ class WebDataset(RecordsHaveAll):
         if prompt in members:
             values[prompt] = as_captions(self._text(stream, sample, prompt), fields.caption)
         elif prompt not in values and fields.prompt_field is None:
-            prompt = next(iter(usual(values, PROMPTS)), prompt)
+            prompt = next(iter(usual(values, USUAL_PROMPTS)), prompt)
         stream.seek(position)
         own = values.get(fields.id_field) if fields.id_field else None
         stem = sample.key.rpartition("/")[2]
         names = (prompt, "", fields.id_field)
         found = [*members, *values]
-        return Record(values.get(prompt), f"{file}#{offset}+{size}", names, own, stem=stem, fields=found)
+        return PairRecord(values.get(prompt), f"{file}#{offset}+{size}", names, own, stem=stem, fields=found)
 
-    def _image_of(self, sample: Sample) -> str:
+    def _image_of(self, sample: TarSample) -> str:
         """The member that is the image: of a usual extension, or the only one whose name ends in such. Raises BadRow."""
         members, wanted = sample.members, self.fields.image_field
-        for name in (wanted,) if wanted else IMAGES:
+        for name in (wanted,) if wanted else IMAGE_MEMBERS:
             if name in members:
                 return name
-        ending = [name for name in members if name.rpartition(".")[2] in IMAGES] if wanted is None else []
+        ending = [name for name in members if name.rpartition(".")[2] in IMAGE_MEMBERS] if wanted is None else []
         if len(ending) == 1:
             return ending[0]
         accepted = f".{wanted}" if wanted else ".jpg, .png, .webp, ..."
@@ -158,7 +158,7 @@ class WebDataset(RecordsHaveAll):
         raise BadRow("missing-image", f"sample {sample.key!r} has no one image, {accepted}; it has {has}")
 
     @staticmethod
-    def _text(stream: BufferedIOBase, sample: Sample, name: str) -> str:
+    def _text(stream: BufferedIOBase, sample: TarSample, name: str) -> str:
         offset, size = sample.members[name]
         if size > MAX_TEXT:
             raise BadRow("too-large", f"{sample.key}.{name} has {size} bytes; accepted: {MAX_TEXT}")

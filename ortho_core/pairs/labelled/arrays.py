@@ -9,7 +9,7 @@ import numpy as np
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.labelled.files import ClassFiles
-from ortho_core.pairs.rows import Cut, Record, RecordsHaveAll, Shard
+from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import Store
 
 #: Pixels of files that are kept in memory: whoever trains takes rows from several files in turn.
@@ -51,12 +51,12 @@ class ClassArrays(RecordsHaveAll):
             for at in mine[::rows]:
                 yield Cut(file, min(rows, mine.stop - at), at)
 
-    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+    def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         labels = self._labels_of(shard.file)
         for at in range(shard.offset, min(shard.offset + shard.rows, len(labels))):
             # Named by the class, which says more than the file: row 7, an eight.
             label = int(labels[at])
-            yield Record(self._prompt(label), f"{shard.file}#{at}", ("class", "", None), stem=str(label))
+            yield PairRecord(self._prompt(label), f"{shard.file}#{at}", ("class", "", None), stem=str(label))
 
     def fetch(self, image: str) -> bytes:
         """The image that `FILE#NUMBER` names. Raises BadRow."""

@@ -49,7 +49,7 @@ class ClassFiles(Protocol):
 
 def names_labelled_files(names: Iterable[str]) -> bool:
     """Whether one of the names is of a file of labelled images, pickled ones included."""
-    return any(_is_pickled(name) or any(kind.recognises(name) for kind in KINDS) for name in names)
+    return any(_is_pickled(name) or any(kind.recognises(name) for kind in LABELLED_KINDS) for name in names)
 
 
 def _is_pickled(name: str) -> bool:
@@ -62,7 +62,7 @@ def find_class_files(root: Store, split: Split) -> ClassFiles | None:
     Raises UserError where the split is missing, or where the files are pickled.
     """
     names = root.names()
-    for kind in KINDS:
+    for kind in LABELLED_KINDS:
         if any(kind.recognises(name) for name in names):
             found: ClassFiles = kind(root, names, split)
             if not found.files:
@@ -270,7 +270,7 @@ class JsonFiles:
         return self._counts[file]
 
 
-KINDS: tuple[Any, ...] = (IdxFiles, CifarFiles, SheetFiles, JsonFiles)
+LABELLED_KINDS: tuple[Any, ...] = (IdxFiles, CifarFiles, SheetFiles, JsonFiles)
 
 
 def _in_order(names: Any) -> list[str]:

@@ -1,16 +1,12 @@
 """Images with a caption file of the same name: in one folder, nested, or as kohya's trainer has them (`REPEATS_name`)."""
 
-import re
-
 from ortho_core.errors import UserError
 from ortho_core.pairs.formats.image_files import CAPTIONS, CaptionFiles, ImageFiles
 from ortho_core.pairs.layouts.images import beside, not_targets
-from ortho_core.pairs.layouts.layout import Opened, Reading, of_split, rows_aside
+from ortho_core.pairs.layouts.layout import REPEATS, Opened, Reading, of_split, rows_aside
 from ortho_core.pairs.listing import Folder, Listing, count, is_control, some
 from ortho_core.pairs.rows import LayoutName, PairFields
 
-#: How often kohya's trainer repeats a folder's images in an epoch, and what it calls them.
-REPEATS = re.compile(r"(?:.*/)?[0-9]+_[^/]+")
 #: Folders that trainers keep beside their images: images without captions there are no loss.
 BESIDE_TRAINING = {"reg", "regularization", "class_images", "sample", "samples", "preview", "previews", "log", "logs"}
 

@@ -5,7 +5,7 @@ import re
 from ortho_core.errors import NoPairSet
 from ortho_core.pairs.formats.image_files import FolderNames, ImageFiles
 from ortho_core.pairs.layouts.images import beside, not_targets
-from ortho_core.pairs.layouts.layout import Opened, Reading, rows_aside
+from ortho_core.pairs.layouts.layout import REPEATS, Opened, Reading, rows_aside
 from ortho_core.pairs.listing import Folder, Listing, count, is_control, some
 from ortho_core.pairs.rows import LayoutName, PairFields
 from ortho_core.pairs.splits import split_named, wanted
@@ -16,8 +16,6 @@ PURPOSES = re.compile(
     r"regularization|depth|canny|pose|openpose|seg|edges?|normals?|originals?|raw|tmp|thumbs?|thumbnails?|grids?",
     re.IGNORECASE,
 )
-#: What kohya's trainer calls its folders: how often, and of what.
-REPEATS = re.compile(r"[0-9]+_.+")
 
 
 class Classes:

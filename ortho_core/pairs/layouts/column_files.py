@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 
 from ortho_core.errors import NoPairSet, UserError
 from ortho_core.pairs.formats.arrow import ArrowFiles, Index
-from ortho_core.pairs.formats.columns import METADATA, columns_of, holds_bytes
+from ortho_core.pairs.formats.columns import METADATA_PARQUET, columns_of, holds_bytes
 from ortho_core.pairs.formats.parquet import Parquet
 from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
 from ortho_core.pairs.listing import Listing, count
-from ortho_core.pairs.names import PROMPTS, usual
+from ortho_core.pairs.names import USUAL_PROMPTS, usual
 from ortho_core.pairs.rows import LayoutName, PairFields
 
 OPTIONS = frozenset({"prompt_field", "image_field", "id_field", "image_root", "caption", "split"})
@@ -69,7 +69,7 @@ class ArrowSets:
 
 def _rows_and_lists(listing: Listing) -> tuple[list[str], list[str]]:
     """Parquet files of rows, and those that img2dataset leaves beside a folder or tar file of the same name."""
-    files = [name for name in listing.names_of(".parquet") if name.rpartition("/")[2] != METADATA]
+    files = [name for name in listing.names_of(".parquet") if name.rpartition("/")[2] != METADATA_PARQUET]
     paired = {name.removesuffix(".tar") for name in listing.names_of(".tar")} | {f.path for f in listing.folders}
     lists = [name for name in files if name.removesuffix(".parquet") in paired]
     return [name for name in files if name not in set(lists)], lists
@@ -121,7 +121,7 @@ def _columns(schema: pa.Schema | None, fields: PairFields) -> tuple[str, list[st
     notes = [] if image is None else [f"images from column {image}"]
     if image is not None and (others := [n for n in schema.names if n != image and holds_bytes(schema.field(n).type)]):
         notes.append(f"columns {', '.join(others)} hold images too, and are not read")
-    others = [name for name in usual(schema.names, PROMPTS[:-1]) if name != prompt]
+    others = [name for name in usual(schema.names, USUAL_PROMPTS[:-1]) if name != prompt]
     if others and fields.prompt_field is None:
         notes.append(f"there are also {', '.join(others)} (--prompt-field)")
     kind = schema.field(prompt).type

@@ -1,5 +1,6 @@
 """What a layout is: how it is recognised in a folder, and what it opens."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
@@ -11,6 +12,8 @@ from ortho_core.pairs.splits import split_of, wanted
 from ortho_core.storage.store import Store
 
 T = TypeVar("T")
+#: Folders as kohya's trainer names them: how often it repeats the images in an epoch, and what they are of.
+REPEATS = re.compile(r"(?:.*/)?[0-9]+_[^/]+")
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,20 @@ from dataclasses import replace
 from typing import Any, TypeGuard
 
 from ortho_core.errors import UserError
-from ortho_core.pairs.formats.columns import METADATA
+from ortho_core.pairs.formats.columns import METADATA_PARQUET
 from ortho_core.pairs.formats.parquet import Parquet
-from ortho_core.pairs.formats.table import UNNAMED, Table
-from ortho_core.pairs.formats.tables import Looks, Tables, look
+from ortho_core.pairs.formats.row_file import UNNAMED, RowFile
+from ortho_core.pairs.formats.row_files import Looks, RowFiles, look
 from ortho_core.pairs.layouts.column_files import said_choice
 from ortho_core.pairs.layouts.images import not_targets
 from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
-from ortho_core.pairs.listing import TABLES, Listing, count, is_control, some
-from ortho_core.pairs.names import IMAGES, PROMPTS, accepted, names_of, plain
+from ortho_core.pairs.listing import TABLE_SUFFIXES, Listing, count, is_control, some
+from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, accepted, names_of, plain
 from ortho_core.pairs.rows import LayoutName, Names, PairFields
 from ortho_core.pairs.splits import split_of
 
 #: Our own file, and what an imagefolder has: these are rows whatever their fields are called.
-PAIRS, IMAGEFOLDER = "pairs.jsonl", ("metadata.jsonl", "metadata.csv", "metadata.tsv", METADATA)
+PAIRS, IMAGEFOLDER = "pairs.jsonl", ("metadata.jsonl", "metadata.csv", "metadata.tsv", METADATA_PARQUET)
 #: Other files of rows whose heads are read to see whether they name images and prompts.
 MOST_LOOKS = 40
 #: Images of the first rows that are looked for.
@@ -33,7 +33,7 @@ class Metadata:
         files, against = _choose(listing, fields)
         if not files:
             return None
-        if not against and files[0].rpartition("/")[2] != METADATA:
+        if not against and files[0].rpartition("/")[2] != METADATA_PARQUET:
             against = [text for file in files[:3] if (text := _lacks(_look(listing, file, fields), fields))]
         if fields.prompt is not None:
             against.append(f"--prompt is given, and {some(files)} has captions")
@@ -50,9 +50,9 @@ class Metadata:
         if listing.captions:
             aside.append(count(sum(listing.captions.values()), "caption file"))
         opened = Opened(
-            root, Tables(root, []), f"rows in {some(files)}", "captions from a column", notes, aside, unit="row"
+            root, RowFiles(root, []), f"rows in {some(files)}", "captions from a column", notes, aside, unit="row"
         )
-        if files[0].rpartition("/")[2] == METADATA:
+        if files[0].rpartition("/")[2] == METADATA_PARQUET:
             sized = [file for file in listing.of(".parquet") if file[0] in set(files)]
             opened.format = Parquet(root, sized, fields)
             _count_images(opened, listing, [file.rpartition("/")[0] for file in files])
@@ -63,7 +63,7 @@ class Metadata:
                 raise UserError(f"{root.location}/{seen.table.file}: {seen.problem or text}")
         tables = [_named(seen, listing, fields) for seen in looks]
         prompt, image, _ = tables[0].names
-        opened.format, opened.prompts = Tables(root, tables), f"captions from field {prompt}"
+        opened.format, opened.prompts = RowFiles(root, tables), f"captions from field {prompt}"
         if image is not None:
             elsewhere = tables[0].base != tables[0].file.rpartition("/")[0]
             notes.append(f"images from field {image}" + (f", in {tables[0].base or '.'}/" if elsewhere else ""))
@@ -89,8 +89,8 @@ def _count_images(opened: Opened, listing: Listing, bases: list[str]) -> None:
 
 
 def _candidates(listing: Listing) -> list[str]:
-    files = listing.names_of(*TABLES, ".txt")
-    return files + [file for file in listing.names_of(".parquet") if file.rpartition("/")[2] == METADATA]
+    files = listing.names_of(*TABLE_SUFFIXES, ".txt")
+    return files + [file for file in listing.names_of(".parquet") if file.rpartition("/")[2] == METADATA_PARQUET]
 
 
 def _choose(listing: Listing, fields: PairFields) -> tuple[list[str], list[str]]:
@@ -104,7 +104,7 @@ def _choose(listing: Listing, fields: PairFields) -> tuple[list[str], list[str]]
             return group[:1], _side_by_side(group)
     known = [file for file in files if file.rpartition("/")[2] in (PAIRS, *IMAGEFOLDER)]
     if known:
-        kinds = {file.rpartition("/")[2] == METADATA for file in known}
+        kinds = {file.rpartition("/")[2] == METADATA_PARQUET for file in known}
         mixed = ["metadata.parquet lies beside metadata of other kinds"] if len(kinds) > 1 else []
         folders = [file.rpartition("/")[0] for file in known]
         twice = [file for file in known if folders.count(file.rpartition("/")[0]) > 1]
@@ -123,7 +123,7 @@ def _side_by_side(files: list[str]) -> list[str]:
 
 def _wanted(fields: PairFields) -> set[str]:
     own = (fields.prompt_field, fields.image_field, fields.id_field)
-    return {plain(name) for name in (*PROMPTS, *IMAGES, *filter(None, own))}
+    return {plain(name) for name in (*USUAL_PROMPTS, *USUAL_IMAGES, *filter(None, own))}
 
 
 def _look(listing: Listing, file: str, fields: PairFields) -> Looks:
@@ -131,7 +131,7 @@ def _look(listing: Listing, file: str, fields: PairFields) -> Looks:
         try:
             listing.looks[file] = look(listing.root, file, _wanted(fields))
         except OSError as error:
-            listing.looks[file] = Looks(Table(file), problem=str(error))
+            listing.looks[file] = Looks(RowFile(file), problem=str(error))
     return listing.looks[file]
 
 
@@ -156,7 +156,7 @@ def _lacks(seen: Looks, fields: PairFields) -> str | None:
     prompt, image, _ = _names(seen, fields)
     missing = [
         f"{what} ({accepted(names)}; --{what}-field names one)"
-        for what, name, names in (("prompt", prompt, PROMPTS), ("image", image, IMAGES))
+        for what, name, names in (("prompt", prompt, USUAL_PROMPTS), ("image", image, USUAL_IMAGES))
         if name is None and (what == "prompt" or fields.with_images)
     ]
     if not missing or not seen.fields or seen.table.kind == ".txt":
@@ -166,7 +166,7 @@ def _lacks(seen: Looks, fields: PairFields) -> str | None:
     )
 
 
-def _named(seen: Looks, listing: Listing, fields: PairFields) -> Table:
+def _named(seen: Looks, listing: Listing, fields: PairFields) -> RowFile:
     """The table with the names of its fields and the folder that its images start from."""
     prompt, image, own = _names(seen, fields)
     names: Names = (prompt or UNNAMED[0], (image or UNNAMED[1]) if fields.with_images else None, own)
@@ -176,7 +176,7 @@ def _named(seen: Looks, listing: Listing, fields: PairFields) -> Table:
     )
 
 
-def _base(seen: Looks, table: Table, listing: Listing) -> str:
+def _base(seen: Looks, table: RowFile, listing: Listing) -> str:
     """The folder in which the images of the first rows are found: the file's own, the set's, or one of images in these."""
     folder = table.file.rpartition("/")[0]
     paths = [path for row in seen.rows[:PROBED] if _is_relative(path := row.get(str(table.names[1])))]

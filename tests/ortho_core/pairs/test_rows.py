@@ -3,17 +3,17 @@ from pydantic import ValidationError
 
 from ortho_core.errors import BadRow
 from ortho_core.pairs import PairFields
-from ortho_core.pairs.rows import Record, make_pair
+from ortho_core.pairs.rows import PairRecord, make_pair
 
 NAMES = ("prompt", "image", None)
 KEYED = ("prompt", "image", "key")
 
 
-def record(prompt="x", image="a.png", key=None, names=NAMES, **more) -> Record:
-    return Record(prompt, image, names, key, **more)
+def record(prompt="x", image="a.png", key=None, names=NAMES, **more) -> PairRecord:
+    return PairRecord(prompt, image, names, key, **more)
 
 
-def reason(of: Record) -> str:
+def reason(of: PairRecord) -> str:
     with pytest.raises(BadRow, match=r"^row 7") as raised:
         make_pair(7, of)
     return raised.value.reason

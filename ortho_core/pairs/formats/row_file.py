@@ -15,7 +15,7 @@ UNNAMED: Names = ("prompt", "image", None)
 
 
 @dataclass(frozen=True)
-class Table:
+class RowFile:
     """One file of rows, and how it is read."""
 
     file: str
@@ -42,17 +42,17 @@ class Table:
 class Reader(Protocol):
     """How rows are kept in a file of one kind. Raises UserError for a file that cannot be read on."""
 
-    def shape(self, stream: BufferedIOBase, table: Table, wanted: set[str]) -> Table | str:
+    def shape(self, stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
         """The table with what this kind of file needs to know before its rows are read, or why there are none.
 
         `wanted` are names of fields, as `names.plain` has them, that a header is known by.
         """
         ...
 
-    def starts(self, stream: BufferedIOBase, table: Table) -> Iterator[int]:
+    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
         """Where each row starts, from the file's beginning."""
         ...
 
-    def values(self, stream: BufferedIOBase, table: Table, offset: int) -> Iterator[dict[str, Any] | BadRow]:
+    def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         """The rows from the one that starts at `offset` on; all of them from 0."""
         ...

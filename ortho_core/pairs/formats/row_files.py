@@ -13,9 +13,9 @@ from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.delimited import Delimited
 from ortho_core.pairs.formats.json_documents import JsonDocuments
 from ortho_core.pairs.formats.json_lines import JsonLines, PromptLines
-from ortho_core.pairs.formats.table import Reader, Table
+from ortho_core.pairs.formats.row_file import Reader, RowFile
 from ortho_core.pairs.formats.text_lines import encoding_of
-from ortho_core.pairs.rows import Cut, Record, RecordsHaveAll, Shard
+from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import BUFFER, Store
 
 #: By suffix.
@@ -31,7 +31,7 @@ READERS: dict[str, Reader] = {
 class Looks:
     """What the first rows of a file say of it."""
 
-    table: Table
+    table: RowFile
     #: All fields of these rows, in the order in which they were met.
     fields: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -39,10 +39,10 @@ class Looks:
     problem: str | None = None
 
 
-class Tables(RecordsHaveAll):
-    """Tables of the same kind of rows, in order."""
+class RowFiles(RecordsHaveAll):
+    """RowFiles of the same kind of rows, in order."""
 
-    def __init__(self, root: Store, tables: list[Table]) -> None:
+    def __init__(self, root: Store, tables: list[RowFile]) -> None:
         self.root = root
         self.tables = {table.file: table for table in tables}
         self._counted: list[tuple[str, int]] | None = None
@@ -78,7 +78,7 @@ class Tables(RecordsHaveAll):
                 while (first := next(starts, None)) is not None:
                     yield Cut(table.file, 1 + _length(itertools.islice(starts, rows - 1)), first)
 
-    def read(self, shard: Shard) -> Iterator[Record | BadRow]:
+    def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         table = self.tables[shard.file]
         with self.root.open(shard.file) as stream:
             values = READERS[table.kind].values(stream, table, shard.offset)
@@ -89,20 +89,20 @@ class Tables(RecordsHaveAll):
         return None
 
 
-def record_of(values: dict[str, Any], table: Table) -> Record:
+def record_of(values: dict[str, Any], table: RowFile) -> PairRecord:
     prompt, image, own = table.names
     path = values.get(image) if image is not None else None
     if isinstance(path, dict):  # {"path": ..., "bytes": null}, as the `datasets` library has it
         path = path.get("path")
     if table.base and isinstance(path, str) and path and not path.startswith("/") and "://" not in path:
         path = f"{table.base}/{path}"
-    return Record(values.get(prompt), path, table.names, values.get(own) if own else None, fields=values.keys())
+    return PairRecord(values.get(prompt), path, table.names, values.get(own) if own else None, fields=values.keys())
 
 
 def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
     """Read a file's first rows; `wanted` as of `Reader.shape`. Raises OSError."""
     with root.open(file) as stream:
-        table = Table(file, encoding=encoding_of(stream.read(4)))
+        table = RowFile(file, encoding=encoding_of(stream.read(4)))
         try:
             shaped = READERS[table.kind].shape(stream, table, wanted)
             if isinstance(shaped, str):
