@@ -17,7 +17,7 @@ class AssignJob(AssignSettings, PairFields):
     """Assign noise to every image of a pair set (the E-step)."""
 
     pairs: PairsLocation = resolved(
-        description="pair set: pairs.jsonl, Parquet, WebDataset tars or an imagefolder; path or URL"
+        description="pair set: a folder of images with captions, or files of rows (docs/pair-sets.md); path or URL"
     )
     model: ModelPath = resolved(description="model folder (diffusers format)")
     out: OutputLocation = conduct(description="folder or URL for the assignments; the same command again resumes")

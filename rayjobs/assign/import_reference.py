@@ -25,6 +25,8 @@ from rayjobs.verb.console import Progress, say
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 
+#: What a manifest's fields are taken to be called: the reference's own has others, which are looked for where they are read.
+MANIFEST_NAMES = {"prompt_field": "prompt", "image_field": "image"}
 #: Rows of a part file.
 ROWS_PER_SHARD = 1024
 
@@ -56,8 +58,12 @@ def make_plan(job: ImportJob) -> tuple[ImportedPlan, PairSet, PairSet]:
     model = ModelFolder.open(job.model)
     if not (job.samples / MANIFEST).is_file():
         raise UserError(f"--samples {job.samples}: no {MANIFEST} in it (expected: a folder as `ortho export` makes)")
-    manifest = PairSet(job.samples / MANIFEST)
-    pairs = open_pairs(job.pairs, job.pair_fields()) if job.pairs else PairSet(manifest.location, job.pair_fields())
+    manifest = PairSet(job.samples / MANIFEST, PairFields(**MANIFEST_NAMES))
+    pairs = (
+        open_pairs(job.pairs, job.pair_fields())
+        if job.pairs
+        else PairSet(manifest.location, job.pair_fields().model_copy(update=MANIFEST_NAMES))
+    )
     plan = ImportedPlan(
         samples_fingerprint=manifest.fingerprint(),
         pairs_fingerprint=pairs.fingerprint(),
@@ -99,7 +105,7 @@ def run(job: ImportJob) -> int:
     import_shards(job, begun, manifest, pairs)
     counts = begun.finish()
     # What `ortho train` opens the images with.
-    recorded = job.model_copy(update={"pairs": pairs.location})
+    recorded = job.model_copy(update={"pairs": pairs.location, **pairs.fields.model_dump()})
     code = begun.conclude(begun.summary(recorded, unknown=UNKNOWN, recognised=pairs.record()), "rows could be imported")
     say(f"{counts.assigned} of {counts.rows} rows in {job.out}")
     return code

@@ -18,7 +18,7 @@ class EmJob(PairFields):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pairs: PairsLocation = resolved(
-        description="pair set: pairs.jsonl, Parquet, WebDataset tars or an imagefolder; path or URL"
+        description="pair set: a folder of images with captions, or files of rows (docs/pair-sets.md); path or URL"
     )
     heldout: PairsLocation | None = resolved(
         None, description="held-out pair set for the evaluation (default: no evaluation)"
