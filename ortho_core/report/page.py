@@ -1,7 +1,8 @@
 """The report: one HTML file that carries its pictures with it and needs no script and no network.
 
 A report is a title, what was found, and sections; a section is a list of blocks, drawn one under the other: a paragraph (a
-plain string), `Heading`, `Facts`, `PictureRows`, `Gallery`, `Figure`, `Charts`, `Table` or `Folded`. Everything that is text is escaped.
+plain string), `Heading`, `Facts`, `PictureRows`, `Gallery`, `Figure`, `Charts`, `Table` or `Folded`. Everything that is text
+is escaped.
 """
 
 import base64

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -33,8 +34,8 @@ def clip_tokens() -> Callable[[str], int] | None:
     vocabulary = next((path for place in places if (path := Path(place) / file).is_file()), None)
     if vocabulary is None:
         return None
-    lines = gzip.decompress(vocabulary.read_bytes()).decode().splitlines()[1 : 1 + MERGES]
-    merges = [(left, right) for left, right in map(str.split, lines)]
+    with gzip.open(vocabulary, "rt", encoding="utf-8") as lines:
+        merges = [(left, right) for left, right in map(str.split, itertools.islice(lines, 1, 1 + MERGES))]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(left + right for left, right in merges)]
     # The numbers of the tokens are not CLIP's: they are only counted.
@@ -52,4 +53,6 @@ def is_file_name(prompt: str, image: str = "") -> bool:
     path = PurePosixPath(image.replace("\\", "/"))
     if PurePosixPath(text).suffix.lower() in SUFFIXES and " " not in text:
         return True
-    return bool(FILE_NAME.fullmatch(text)) or (text in (path.stem, path.name) and any(c.isdigit() or c in "_-" for c in text))
+    return bool(FILE_NAME.fullmatch(text)) or (
+        text in (path.stem, path.name) and any(c.isdigit() or c in "_-" for c in text)
+    )

@@ -83,7 +83,7 @@ def see(pairs: PairSet, pair: Pair) -> Seen | Failure:
         return Failure(pair.sample_id, pair.row, bad.reason, str(bad))
     digest = hashlib.blake2b(f"{picture.size}".encode(), digest_size=16)
     digest.update(picture.tobytes())
-    small = picture.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    small = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     kind, mode = told_by(content)
     return Seen(
         replace(pair, content=None), *picture.size, kind, mode, digest.digest(), np.asarray(small, np.uint8).reshape(-1)
@@ -110,7 +110,13 @@ def mode_in_words(opened: Image.Image) -> str:
     if mode.startswith("I;16"):
         return "grey of 16 bits"
     usual = {
-        **{"RGB": "colour", "L": "grey", "P": "colour with a palette", "CMYK": "CMYK", "1": "black and white"},
-        **{"I": "grey of 32 bits", "F": "grey as floats", "YCbCr": "colour"},
+        "RGB": "colour",
+        "L": "grey",
+        "P": "colour with a palette",
+        "CMYK": "CMYK",
+        "1": "black and white",
+        "I": "grey of 32 bits",
+        "F": "grey as floats",
+        "YCbCr": "colour",
     }
     return usual.get(mode, mode)
