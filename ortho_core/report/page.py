@@ -1,7 +1,8 @@
 """The report: one HTML file that carries its pictures with it and needs no script and no network.
 
 A report is a title, what was found, and sections; a section is a list of blocks, drawn one under the other: a paragraph (a
-plain string), `Heading`, `Facts`, `PictureRows`, `Figure`, `Charts`, `Table` or `Folded`. Everything that is text is escaped.
+plain string), `Heading`, `Facts`, `PictureRows`, `Gallery`, `Figure`, `Charts`, `Table` or `Folded`. Everything that is text
+is escaped.
 """
 
 import base64
@@ -10,14 +11,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import jinja2
 from PIL import Image
-from torch import Tensor
 
-from ortho_core.pictures import to_picture
 from ortho_core.report.charts import COLOURS, Chart
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Images up to this size (pixels) are in the report as they are; larger ones are scaled down to `PREVIEW`.
 EXACT = 96
@@ -127,8 +129,10 @@ class PictureRows:
         return width < self.cell and self.cell % width == 0
 
     @staticmethod
-    def of(rows: Mapping[str, Tensor], caption: str, prompts: Sequence[str] = ()) -> "PictureRows":
+    def of(rows: Mapping[str, "Tensor"], caption: str, prompts: Sequence[str] = ()) -> "PictureRows":
         """From uint8 images (B, 3, Y, X) by label, as many columns of them as keep the report small."""
+        from ortho_core.pictures import to_picture  # a report without tensors needs no torch, which takes seconds
+
         Y, X = next(iter(rows.values())).shape[-2:]
         most = MOST_COLUMNS if max(Y, X) <= EXACT else MOST_COLUMNS * 2 // 3
         count = max(4, min(most, MOST_IMAGES // len(rows)))
@@ -143,6 +147,28 @@ class PictureRows:
     def alt(self, row: PictureRow, column: int) -> str:
         what = self.prompts[column] if column < len(self.prompts) else f"image {column + 1}"
         return f"{row.label}: {what}" if row.label else what
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture with what it is called and, small, where it is from."""
+
+    image: Embedded
+    text: str
+    detail: str = ""
+
+    @property
+    def pixelated(self) -> bool:
+        return max(self.image.width, self.image.height) <= EXACT
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Cards side by side, as many as the screen has room for, each picture whole in a square."""
+
+    cards: Sequence[Card]
+    caption: str
+    kind: ClassVar = "gallery"
 
 
 @dataclass(frozen=True)
@@ -186,7 +212,7 @@ class Folded:
     kind: ClassVar = "folded"
 
 
-Block = str | Heading | Facts | Table | PictureRows | Figure | Charts | Folded
+Block = str | Heading | Facts | Table | PictureRows | Gallery | Figure | Charts | Folded
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,7 @@ from rayjobs.reports.models import (
     trade_offs,
     words,
 )
-from rayjobs.reports.parts import (
-    Accounted,
-    Phase,
-    cost_table,
-    counted,
-    duration,
-    gaussian_section,
-    provenance,
-    rows_section,
-)
+from rayjobs.reports.parts import Accounted, Phase, cost_table, gaussian_section, provenance, rows_section
 from rayjobs.reports.summaries import (
     EM_SUMMARY,
     EVALUATION,
@@ -37,6 +28,7 @@ from rayjobs.reports.summaries import (
     Evaluation,
     TrainSummary,
 )
+from rayjobs.reports.words import counted, duration
 from rayjobs.training.run_files import HISTORY, TRAIN_SUMMARY
 from rayjobs.verb.plan import replace_text
 

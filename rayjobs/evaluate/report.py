@@ -14,8 +14,9 @@ from rayjobs.reports.models import (
     picture_rows,
     trade_offs,
 )
-from rayjobs.reports.parts import cost_table, counted, provenance, rows_section
+from rayjobs.reports.parts import cost_table, provenance, rows_section
 from rayjobs.reports.summaries import EVALUATION, Evaluation
+from rayjobs.reports.words import counted
 from rayjobs.verb.plan import replace_text
 
 

@@ -15,8 +15,9 @@ from ortho_core.pictures import load_sheet
 from ortho_core.report.charts import COLOURS, Chart, Series
 from ortho_core.report.page import Cell, PictureRows, Table
 from ortho_core.storage.store import Store
-from rayjobs.reports.parts import Accounted, Phase, counted, listed, quarantine_reasons
+from rayjobs.reports.parts import Accounted, Phase, quarantine_reasons
 from rayjobs.reports.summaries import Evaluation
+from rayjobs.reports.words import counted, listed
 
 #: Groups of the comparison, by what a metric is of; rewards go with the second.
 METRIC_GROUPS = {
