@@ -1,7 +1,8 @@
 """The report: one HTML file that carries its pictures with it and needs no script and no network.
 
 A report is a title, what was found, and sections; a section is a list of blocks, drawn one under the other: a paragraph (a
-plain string), `Heading`, `Facts`, `PictureRows`, `Figure`, `Charts`, `Table` or `Folded`. Everything that is text is escaped.
+plain string), `Heading`, `Facts`, `PictureRows`, `Cards`, `Links`, `Figure`, `Charts`, `Table` or `Folded`. Everything that
+is text is escaped.
 """
 
 import base64
@@ -146,6 +147,44 @@ class PictureRows:
 
 
 @dataclass(frozen=True)
+class Card:
+    """Pictures of one thing side by side, and what is said of it. Where there is no picture, a text says why."""
+
+    pictures: Sequence[Embedded | str]
+    title: str
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Cards side by side as far as there is room; `labels` stand over the pictures of each."""
+
+    labels: Sequence[str]
+    cards: Sequence[Card]
+    caption: str = ""
+    kind: ClassVar = "cards"
+
+    @property
+    def cell(self) -> int:
+        """Width of a picture in CSS pixels: small ones are enlarged by whole pixels."""
+        widths = [p.width for card in self.cards for p in card.pictures if isinstance(p, Embedded)]
+        width = widths[0] if widths else PREVIEW
+        return width * max(1, round(96 / width)) if width <= EXACT else 104
+
+    def pixelated(self, picture: Embedded) -> bool:
+        return picture.width < self.cell and self.cell % picture.width == 0
+
+
+@dataclass(frozen=True)
+class Links:
+    """A sentence and, after it, links to files beside the report: (text, relative path)."""
+
+    text: str
+    links: Sequence[tuple[str, str]]
+    kind: ClassVar = "links"
+
+
+@dataclass(frozen=True)
 class Figure:
     """One picture and the sentence under it. A `plot` is dark on white, and inverted where the page is dark."""
 
@@ -186,7 +225,7 @@ class Folded:
     kind: ClassVar = "folded"
 
 
-Block = str | Heading | Facts | Table | PictureRows | Figure | Charts | Folded
+Block = str | Heading | Facts | Table | PictureRows | Cards | Links | Figure | Charts | Folded
 
 
 @dataclass(frozen=True)
