@@ -108,7 +108,7 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
     begun = ShardedRun(job.out, plan, job.retry_failures)
     folder = begun.ledger.folder
     if begun.is_complete():
-        if job.report and not folder.exists(REPORT):
+        if job.report and begun.survey.rows > begun.survey.quarantined and not folder.exists(REPORT):
             with job.session():
                 leave_report(job, model, pairs, folder)
         return begun.exit_code

@@ -34,13 +34,11 @@ Pictures = dict[SampledRecord, RowPictures]
 
 
 def write_report(job: AssignJob, model: ModelFolder, pairs: PairSet, folder: Store) -> None:
-    """Write `report.html` into the folder of a finished run; without an assigned row there is none.
+    """Write `report.html` into the folder of a finished run that has assigned rows.
 
     Raises whatever keeps it from being made: parts that are damaged, a worker that fails.
     """
     summary = AssignmentRun.model_validate_json(folder.read(ASSIGN_SUMMARY))
-    if not summary.assigned:
-        return
     found = Assignments(folder.location)
     records = sampled_records(found)
     chosen = choose(records, job.seed)
@@ -207,6 +205,7 @@ def read_as(summary: AssignmentRun) -> Iterator[Block]:
     """What was recognised at the place of the pairs."""
     said = summary.recognised
     lines = [
+        ["place", summary.option("pairs")],
         ["read as", str(said["what"])],
         ["layout", str(said["layout"])],
         ["rows", f"{summary.rows:,}"],
@@ -216,7 +215,7 @@ def read_as(summary: AssignmentRun) -> Iterator[Block]:
         *(["left aside", str(aside)] for aside in entries(said["left_aside"]) or ["nothing"]),
     ]
     yield "What was recognised at the place of the pairs:"
-    yield Table(["", summary.option("pairs")], lines, text=True)
+    yield Table(["", "pairs"], lines, text=True)
 
 
 def entries(value: object) -> list[object]:
