@@ -6,7 +6,7 @@ its schema metadata carries the rows that failed and the run's fingerprint.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,6 +135,11 @@ class Assignments:
             found.append({c: self._value(table[c], row) for c in columns})
         return found
 
+    def part_rows(self, part: str, rows: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
+        """Rows of a part by their numbers in it: reads these columns alone, past the cache. Raises UserError if it is damaged."""
+        table = read_part(self.folder, part, columns, self.plan.verb)
+        return [{c: self._value(table[c], row) for c in columns} for row in rows]
+
     @staticmethod
     def _value(column: pa.ChunkedArray, row: int) -> object:
         scalar = column[row]
@@ -150,11 +155,21 @@ class Assignments:
         self._cache.move_to_end(name)
         return self._cache[name]
 
+    @property
+    def noise_columns(self) -> list[str]:
+        """What a record rebuilds its noise from."""
+        return ["sample_id", "noise_seed", "noise" if self.plan.noise.is_kept else "skew", "noise_checksum"]
+
     def noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """Qε of the rows at `index`. Raises UserError if it does not fit the shape or its checksum."""
+        return self.noise_of(self.rows(index, self.noise_columns), latent_shape)
+
+    def noise_of(
+        self, rows: Sequence[Mapping[str, Any]], latent_shape: tuple[int, int, int]
+    ) -> Float[Tensor, "B C H W"]:
+        """Qε of records that have the `noise_columns`. Raises UserError as `noise` does."""
         settings = self.plan.noise
         column = "noise" if settings.is_kept else "skew"
-        rows = self.rows(index, ["sample_id", "noise_seed", column, "noise_checksum"])
         m = int(np.prod(latent_shape)) if settings.is_kept else self._skew_parameters(latent_shape)
         for row in rows:
             if len(row[column]) != m:

@@ -1,8 +1,8 @@
 """The report: one HTML file that carries its pictures with it and needs no script and no network.
 
 A report is a title, what was found, and sections; a section is a list of blocks, drawn one under the other: a paragraph (a
-plain string), `Heading`, `Facts`, `PictureRows`, `Gallery`, `Figure`, `Charts`, `Table` or `Folded`. Everything that is text
-is escaped.
+plain string), `Heading`, `Facts`, `PictureRows`, `Cards`, `Links`, `Figure`, `Charts`, `Table` or `Folded`. Everything that
+is text is escaped.
 """
 
 import base64
@@ -151,24 +151,47 @@ class PictureRows:
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with what it is called and, small, where it is from."""
+    """Pictures of one thing side by side, and what is said of it. Where there is no picture, a text says why."""
 
-    image: Embedded
-    text: str
-    detail: str = ""
-
-    @property
-    def pixelated(self) -> bool:
-        return max(self.image.width, self.image.height) <= EXACT
+    pictures: Sequence[Embedded | str]
+    title: str
+    lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Cards side by side, as many as the screen has room for, each picture whole in a square."""
+class Cards:
+    """Cards side by side as far as there is room; `labels` stand over the pictures of each.
 
+    Without labels each card has one picture, shown whole in a square.
+    """
+
+    labels: Sequence[str]
     cards: Sequence[Card]
-    caption: str
-    kind: ClassVar = "gallery"
+    caption: str = ""
+    kind: ClassVar = "cards"
+
+    @property
+    def cell(self) -> int:
+        """Width of a picture in CSS pixels: small ones are enlarged by whole pixels."""
+        if not self.labels:
+            return 112
+        widths = [p.width for card in self.cards for p in card.pictures if isinstance(p, Embedded)]
+        width = widths[0] if widths else PREVIEW
+        return width * max(1, round(96 / width)) if width <= EXACT else 104
+
+    def pixelated(self, picture: Embedded) -> bool:
+        if not self.labels:
+            return max(picture.width, picture.height) <= EXACT
+        return picture.width < self.cell and self.cell % picture.width == 0
+
+
+@dataclass(frozen=True)
+class Links:
+    """A sentence and, after it, links to files beside the report: (text, relative path)."""
+
+    text: str
+    links: Sequence[tuple[str, str]]
+    kind: ClassVar = "links"
 
 
 @dataclass(frozen=True)
@@ -212,7 +235,7 @@ class Folded:
     kind: ClassVar = "folded"
 
 
-Block = str | Heading | Facts | Table | PictureRows | Gallery | Figure | Charts | Folded
+Block = str | Heading | Facts | Table | PictureRows | Cards | Links | Figure | Charts | Folded
 
 
 @dataclass(frozen=True)

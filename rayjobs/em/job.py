@@ -203,7 +203,10 @@ def room_beside(job: EmJob) -> bool:
 def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
     folders = [job.work_dir / cycle_name(n) / "assignments" for n in (cycle - 1, cycle)]
     before = folders[0] if job.warm_start and cycle > 1 else None
-    return build(AssignJob, job.assign, job, pairs=job.pairs, model=model, out=folders[1], warm_start=before)
+    # A report takes a process that loads the model once more: of all cycles the last one has it.
+    report = job.assign.report and cycle == job.cycles
+    others = {"pairs": job.pairs, "model": model, "out": folders[1], "warm_start": before, "report": report}
+    return build(AssignJob, job.assign, job, **others)
 
 
 def heldout_job(job: EmJob) -> AssignJob:
@@ -214,6 +217,7 @@ def heldout_job(job: EmJob) -> AssignJob:
         pairs=job.heldout,
         model=job.model,
         out=heldout_assignments(job),
+        report=False,
     )
 
 

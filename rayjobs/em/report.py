@@ -6,8 +6,9 @@ from pathlib import Path
 from ortho_core.pictures import labelled_rows, load_sheet
 from ortho_core.records.plan import Settings
 from ortho_core.report.charts import COLOURS, Chart
-from ortho_core.report.page import Block, Charts, Fact, Section, Table, render
+from ortho_core.report.page import Block, Charts, Fact, Links, Section, Table, render
 from ortho_core.storage.open import open_store
+from rayjobs.assign.report import REPORT
 from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.reports.models import (
     comparison,
@@ -153,6 +154,9 @@ def training(work_dir: Path, summary: EmSummary) -> list[Block]:
     ]
     if skipped:
         blocks.append(f"{counted(skipped, 'update')} had a gradient that was not finite, and were skipped.")
+    pages = [(f"cycle {c.cycle}", f"{c.name}/assignments/{REPORT}") for c in summary.cycles]
+    if there := [(text, page) for text, page in pages if (work_dir / page).is_file()]:
+        blocks.append(Links("What the E-step found for each image, in pictures:", there))
     if charts := curves(work_dir, summary):
         blocks.append(Charts(charts))
     return blocks

@@ -17,10 +17,10 @@ from ortho_core.report.page import (
     PREVIEW,
     Block,
     Card,
+    Cards,
     Embedded,
     Fact,
     Folded,
-    Gallery,
     Heading,
     Section,
     Table,
@@ -45,7 +45,7 @@ class Shown:
         with suppress(BadRow):
             picture = picture_of(self.pairs, one.pair)
             picture = framed(picture, PREVIEW) if frame else picture
-            yield Card(small(picture), one.pair.prompt, detail or f"{file_of(one)}, {one.width}×{one.height}")
+            yield Card([small(picture)], one.pair.prompt, [detail or f"{file_of(one)}, {one.width}×{one.height}"])
 
 
 def small(picture: Image.Image) -> Embedded:
@@ -93,11 +93,12 @@ def read(findings: Findings) -> list[Block]:
     return [Table(["what", ""], lines, text=True)]
 
 
-def contacts(shown: Shown, seen: Sequence[Seen], findings: Findings) -> Gallery:
+def contacts(shown: Shown, seen: Sequence[Seen], findings: Findings) -> Cards:
     chosen = [seen[i * len(seen) // min(CONTACTS, len(seen))] for i in range(min(CONTACTS, len(seen)))]
     whole = len(chosen) == findings.rows
     which = "Every image" if whole else f"{counted(len(chosen), 'image')}, spread over the whole set"
-    return Gallery(
+    return Cards(
+        (),
         [card for one in chosen for card in shown.card(one)],
         f"{which}, each with its prompt, its file and its size; whole, as the crop has not touched it yet.",
     )
@@ -167,7 +168,7 @@ def sizes(shown: Shown, sizes: Sizes, seen: Sequence[Seen], size: int) -> list[B
         caption = (
             "Those that lose most to a square centre crop: what is inside the frame stays, what is faded is cut off."
         )
-        blocks.append(Gallery(cards, caption))
+        blocks.append(Cards((), cards, caption))
     return blocks
 
 
@@ -186,7 +187,7 @@ def copies(shown: Shown, copies: Copies, looked: Looked) -> list[Block]:
         for group in groups[:GROUPS]:
             cards = [card for one in group[:OF_A_GROUP] for card in shown.card(one)]
             prompts = len(prompts_of(group))
-            blocks.append(Gallery(cards, f"{counted(len(group), 'row')}, {counted(prompts, 'prompt')}"))
+            blocks.append(Cards((), cards, f"{counted(len(group), 'row')}, {counted(prompts, 'prompt')}"))
     return [*(blocks or ["None."]), compared]
 
 

@@ -81,6 +81,12 @@ class AssignSummary(Record):
         return self.evaluations + ceil(self.candidate_forwards / FORWARDS_PER_EVALUATION)
 
 
+class AssignmentRun(AssignSummary, Made):
+    """The same with how it was made, and how the pairs were read and what was left aside."""
+
+    recognised: Settings
+
+
 class GaussianCheck(Record):
     """`orthogonal_gaussian_init.json` or `_final.json`."""
 

@@ -10,17 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
+from ortho_core.pictures import to_picture
 from ortho_core.report.charts import Chart, Series
 from ortho_core.report.page import (
     EXACT,
     MOST_IMAGES,
     PREVIEW,
+    Card,
+    Cards,
     Cell,
     Charts,
+    Embedded,
     Fact,
     Figure,
     Folded,
     Heading,
+    Links,
     PictureRows,
     Section,
     Table,
@@ -139,3 +144,19 @@ def test_the_browser_notices_a_fault(tmp_path, fault):
     (tmp_path / "report.html").write_text(page().replace("</main>", f"{fault}</main>"))
     with pytest.raises(AssertionError):
         check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=25 + fault.count("<img"))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (300, 400)])
+def test_cards_have_their_pictures_side_by_side_and_say_where_one_is_missing(size, tmp_path):
+    first, second = (Embedded.of(to_picture(image)) for image in images(2, size))
+    cards = Cards(["target", NASTY], [Card([first, second], NASTY, [NASTY]), Card([NASTY, second], "gone")], NASTY)
+    assert cards.cell == (96 if size == (32, 32) else 104)
+    assert cards.pixelated(first) == (size == (32, 32))
+    links = Links(NASTY, [(NASTY, "cycle_01/assignments/report.html"), ("two", "b.html")])
+    text = render("a", "b", [Section("One", [cards, links]), Section("Two", [Cards(["x"], [Card(["none"], "y")])])])
+    (tmp_path / "report.html").write_text(text)
+    assert check_source(tmp_path / "report.html") == 3
+    assert NASTY not in text
+    assert text.count('<span class="none">') == 2
+    assert '<a href="cycle_01/assignments/report.html">' in text
+    check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=3)
