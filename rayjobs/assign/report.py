@@ -21,8 +21,9 @@ from rayjobs.assign.chosen import ChosenRows, HardPrompt, choose
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.pictures import RowPictures, take_pictures
 from rayjobs.pool.run import ASSIGN_SUMMARY
-from rayjobs.reports.parts import Phase, cost_table, counted, duration, gaussian_section, listed, provenance
+from rayjobs.reports.parts import Phase, cost_table, gaussian_section, provenance
 from rayjobs.reports.summaries import AssignmentRun, GaussianCheck
+from rayjobs.reports.words import counted, duration, listed
 
 REPORT = "report.html"
 #: Bars of the histogram, and the share of the losses that its axis reaches to: a few rows far out would squeeze the others.
