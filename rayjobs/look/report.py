@@ -99,7 +99,7 @@ def contacts(shown: Shown, seen: Sequence[Seen], findings: Findings) -> Gallery:
     which = "Every image" if whole else f"{counted(len(chosen), 'image')}, spread over the whole set"
     return Gallery(
         [card for one in chosen for card in shown.card(one)],
-        f"{which}, each with its prompt, its file and its size; whole, as the crop has not touched it yet.",
+        f"{which}, each with its prompt, its file and its size, before any crop.",
     )
 
 

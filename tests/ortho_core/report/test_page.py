@@ -15,11 +15,14 @@ from ortho_core.report.page import (
     EXACT,
     MOST_IMAGES,
     PREVIEW,
+    Card,
     Cell,
     Charts,
+    Embedded,
     Fact,
     Figure,
     Folded,
+    Gallery,
     Heading,
     PictureRows,
     Section,
@@ -48,9 +51,11 @@ def page(size=(32, 32), columns=12):
     wide = Table(
         [Cell(NASTY, "d"), *["a long title"] * 30], [NASTY, [Cell(NASTY, mark="best", about=NASTY)] + ["1"] * 30]
     )
+    picture = Embedded.of(Image.new("RGB", (64, 20), "red"))
+    gallery = Gallery([Card(picture, NASTY, NASTY), Card(picture, "")], NASTY)
     plot = Figure.plot_of(png(Image.new("RGB", (1600, 400), "white")), NASTY)
     sections = [
-        Section("One", [NASTY, Heading(NASTY), rows, Charts([chart]), wide]),
+        Section("One", [NASTY, Heading(NASTY), rows, gallery, Charts([chart]), wide]),
         Section(
             "Two", [plot, Folded(NASTY, text=NASTY + " x" * 400, blocks=[Table(["a"], [["b"]], [(NASTY, NASTY)])])]
         ),
