@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ortho_core.errors import RunFailed, UserError
@@ -100,4 +101,4 @@ def target_of(pairs: PairSet, record: SampledRecord, size: tuple[int, int]) -> E
         pixels = decode_image(pairs.fetch_image(record.image, record.sample_id), size, record.sample_id)
     except UserError as gone:
         return str(gone)
-    return Embedded.of(to_picture(torch.from_numpy(pixels).permute(2, 0, 1)))
+    return Embedded.of(Image.fromarray(pixels))

@@ -254,7 +254,7 @@ def copies_in_words(copies: Copies) -> str:
         said.append(f"{counted(copies.nearly_alike, 'image looks', 'images look')} nearly like another")
     text = "; ".join(said) + "."
     if copies.other_prompts:
-        text += f" {counted(copies.other_prompts, 'image has', 'images have')} different prompts in different rows."
+        text += f" Of {counted(copies.other_prompts, 'image')} the copies have different prompts."
     return text
 
 

@@ -100,7 +100,7 @@ def contacts(shown: Shown, seen: Sequence[Seen], findings: Findings) -> Cards:
     return Cards(
         (),
         [card for one in chosen for card in shown.card(one)],
-        f"{which}, each with its prompt, its file and its size; whole, as the crop has not touched it yet.",
+        f"{which}, each with its prompt, its file and its size, before any crop.",
     )
 
 
