@@ -222,7 +222,7 @@ class ImageFiles(RecordsHaveAll):
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         folder = shard.file
-        names = list(self.names_in(folder).from_to(shard.offset, shard.offset + shard.rows))
+        names = list(self.names_in(folder).from_to(shard.offset, shard.offset + shard.span))
         fields = (self.prompts_from.field, "", None)
         for name, prompt in zip(names, self._prompts(folder, iter(names)), strict=True):
             path = f"{folder}/{name}" if folder else name
