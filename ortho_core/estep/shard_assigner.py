@@ -183,6 +183,7 @@ class ShardAssigner:
                     "sample_id": pair.sample_id,
                     "prompt": pair.prompt,
                     "image": pair.image,
+                    "pixels": pair.pixels,
                     "noise_seed": one.seed,
                     "patch_size": config.patch_size,
                     "regions": 0 if free else config.regions,

@@ -76,8 +76,7 @@ class PairSet:
     def part(self) -> Part | None:
         """The part of the records that is read; None: all. Raises UserError if there are too few for it."""
         if self.fields.part is not None and self._part is None:
-            with _told(self.location):
-                self._part = Part.of(self.fields.part, self.format.rows())
+            self._part = Part.of(self.fields.part, self.records())
         return self._part
 
     def part_named(self, name: str | None) -> "PairSet":
@@ -96,6 +95,11 @@ class PairSet:
         other._part = replace(part, taken=records)
         return other
 
+    def records(self) -> int:
+        """How many records the whole set has, of which each is a row unless every caption is one."""
+        with _told(self.location):
+            return self.format.rows()
+
     def rows(self) -> int:
         """How many rows there are. Raises UserError if there are none."""
         if self._rows is None:
@@ -113,10 +117,10 @@ class PairSet:
         assert self.recognised is not None
         if self.fields.part is None:
             return self.recognised.line(self.rows() if count else None)
-        counted = f": {self._counted()}" if count else ""
+        counted = f": {self.counted()}" if count else ""
         return f"part {self.fields.part}{counted}; {self.recognised.line(None)}"
 
-    def _counted(self) -> str:
+    def counted(self) -> str:
         """Of a part how many rows it has, and of how many."""
         assert self.part is not None
         rows, records, total = self.rows(), self.part.records, self.part.total

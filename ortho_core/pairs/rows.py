@@ -100,6 +100,8 @@ class Pair:
     prompt: str
     image: str
     content: bytes | None = field(default=None, repr=False)
+    #: 64 bits of a hash of the image's pixels, once it is decoded.
+    pixels: int | None = None
 
 
 @dataclass(frozen=True)
