@@ -63,7 +63,7 @@ def decoded_batches(
     for chunk in decode(pairs, _chunks(usable_rows(pairs, shard, failures, only)), size):
         for pair, outcome in chunk:
             if isinstance(outcome, BadRow):
-                failures.append(Failure(pair.sample_id, pair.row, outcome.reason, str(outcome)))
+                failures.append(Failure(pair.sample_id, pair.row, outcome.reason, str(outcome), pair.image))
             else:
                 good.append(replace(pair, pixels=hash_of(outcome)))
                 pixels.append(outcome)
@@ -94,7 +94,7 @@ def usable_rows(
         if only is not None and number not in only:
             continue
         if isinstance(row, tuple):
-            failures.append(Failure(f"{number:06d}", number, row[1].reason, str(row[1])))
+            failures.append(Failure(f"{number:06d}", number, row[1].reason, str(row[1]), row[1].image))
         else:
             yield row
 

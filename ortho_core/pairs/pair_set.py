@@ -24,7 +24,7 @@ from ortho_core.pairs.images import decode_image
 from ortho_core.pairs.recognise import recognise
 from ortho_core.pairs.recognised import Recognised
 from ortho_core.pairs.repeated_ids import repeated
-from ortho_core.pairs.rows import Pair, PairFields, PairRecord, Row, Shard, make_pair, numbered_id
+from ortho_core.pairs.rows import Pair, PairFields, PairRecord, Row, Shard, make_pair, numbered_id, row_name
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import OutsideRoot, one_line
 
@@ -182,20 +182,21 @@ class PairSet:
             with _told(f"{self.root.location}/{run.file}"):
                 for row, record, number in self._numbered(run, self.format.read(run), prompt_of):
                     count += 1
-                    yield self._first_of_its_id(self._row(row, record, number))
+                    yield self._first_of_its_id(self._row(row, record, number, run.file))
             if count != run.rows:
                 raise UserError(
                     f"{self.root.location}/{run.file} has changed since the run began: {count} rows from "
                     f"{run.offset} on, not {run.rows}"
                 )
 
-    def _row(self, row: int, record: PairRecord | BadRow, number: int) -> Row:
+    def _row(self, row: int, record: PairRecord | BadRow, number: int, file: str) -> Row:
         try:
             if isinstance(record, BadRow):
-                raise BadRow(record.reason, f"row {row}: {record}")
+                raise BadRow(record.reason, f"row {row}: {record}", record.image)
             return make_pair(row, record, self.fields.caption, number)
         except BadRow as bad:
-            return row, bad
+            named = record.image if isinstance(record.image, str) else ""
+            return row, BadRow(bad.reason, str(bad), named or file)
 
     def _first_of_its_id(self, row: Row) -> Row:
         """The row, or that an earlier one has its id."""
@@ -204,7 +205,8 @@ class PairSet:
         at = int(np.searchsorted(self.repeated, row.row))
         if at == len(self.repeated) or self.repeated[at] != row.row:
             return row
-        return row.row, BadRow("duplicate-id", f"row {row.row}: an earlier row has the id {row.sample_id!r}")
+        message = f"row {row.row}: an earlier row has the id {row.sample_id!r}"
+        return row.row, BadRow("duplicate-id", message, row.image)
 
     def fetch(self, pair: Pair) -> bytes:
         """The bytes of a pair's image. Raises BadRow as `fetch_image`."""
@@ -262,7 +264,7 @@ class PairSet:
         done: list[np.ndarray | BadRow] = []
         for pair in chunk:
             try:
-                name = f"row {pair.row}: {pair.image.rpartition('/')[2]}"
+                name = f"row {pair.row}: {row_name(pair.image, pair.sample_id)}"
                 done.append(decode_image(self.fetch(pair), size, name))
             except BadRow as bad:
                 done.append(bad)

@@ -22,6 +22,8 @@ class Failure:
     row: int
     reason: str
     message: str
+    #: What the row calls its image, or the file that the row is in; relative to the pair set.
+    image: str = ""
 
 
 #: How the rows of a folder are kept; `ortho_core.pairs.layouts` has a module for each.
@@ -246,7 +248,8 @@ def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None,
     prompt, image = record.prompt, record.image
     several = texts_of(prompt) if isinstance(prompt, list | tuple) else []
     if not several and not (isinstance(prompt, str) and prompt.strip()):
-        message = f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text{_there(record)}"
+        of = f", of {image}" if isinstance(image, str) and image else ""
+        message = f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text{of}{_there(record)}"
         raise BadRow("missing-prompt", message)
     if image_field is not None and not (isinstance(image, str) and image):
         message = f"row {row}: field {image_field!r} is {_found(image)}, not a path{_there(record)}"
@@ -263,6 +266,15 @@ def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None,
     except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but no text
         raise BadRow("not-text", f"row {row} holds characters that are not Unicode text: {error}") from error
     return Pair(sample_id, row, prompt, image, record.content)
+
+
+def row_name(image: str, sample_id: str) -> str:
+    """A row as its owner knows it: the image's path or URL, or the file of rows and its number in that.
+
+    Of a tar file the sample id, which has the sample's key; a row without an image has no other name.
+    """
+    tar, sign, _ = image.rpartition(".tar#")
+    return f"{tar}.tar, {sample_id}" if sign else image or sample_id
 
 
 def numbered_id(row: int, own: Any, id_field: str | None, number: int = 0) -> str:

@@ -183,12 +183,13 @@ def per_image(parts: Parts, model: str, target_energies: Sequence[pa.Array]) -> 
     `target_energies` are those of each shard's targets, which only the base model's parts hold.
     """
     base = parts.models[0]
-    mine = parts.tables(model, ["prompt", "evaluations", *ROW_FIGURES, "rewards", "sample"])
+    mine = parts.tables(model, ["prompt", "image", "evaluations", *ROW_FIGURES, "rewards", "sample"])
     for table, reference, energies in zip(mine, parts.tables(base, ["sample"]), target_energies, strict=True):
         if not len(table):
             continue
         n, samples = len(table), pictures(table["sample"])
         content = {"model": pa.array([model] * n), "sample_id": table["sample_id"], "prompt": table["prompt"]}
+        content["image"] = table["image"]
         content |= {name: table[name] for name in ROW_FIGURES}
         apart = pa.nulls(n, pa.float32())
         if model != base:

@@ -137,8 +137,6 @@ def test_train_gan(tmp_path):
     check_marks("train-gan", [job], lambda job: train_gan.make_plan(job)[0].run_fingerprint, tmp_path)
 
 
-
-
 def em_options(small_pairs, tiny_turbo, digits, tmp_path):
     places = {"pairs": small_pairs, "model": tiny_turbo, "work_dir": tmp_path / "out"}
     return {**places, "heldout": digits / "heldout.jsonl", "train": {"batch_size": 8}, "evaluate": {"rows": 16}}
