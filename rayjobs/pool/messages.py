@@ -28,8 +28,8 @@ class Work:
     @staticmethod
     def of_row(row: Mapping[str, str]) -> "Work":
         content = json.loads(row["work"])
-        rest = tuple(Shard(**run) for run in content["shard"].pop("rest"))
-        shard = Shard(**content["shard"], rest=rest)
+        rest = tuple(Shard(**{**run, "rest": ()}) for run in content["shard"]["rest"])
+        shard = Shard(**{**content["shard"], "rest": rest})
         only = None if content["only"] is None else frozenset(content["only"])
         return Work(Task(shard.index, content["revision"], only), shard)
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from ortho_core.errors import UserError
+from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators import ModelFolder
 from ortho_core.generators.lora import lora_of
 from ortho_core.pairs.hold_out import Part
@@ -137,6 +137,22 @@ def test_pairs_are_held_out_of_both_steps_and_those_that_are_trained_on_all_the_
     assert "1 of the 9 held-out images is also a training image" in (out / "report.html").read_text()
     assert f"images/{held[0]:04d}.png" in (out / "report.html").read_text()
     assert describe(one)["heldout"] == "9"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_that_cut_its_own_pairs_goes_on_without_figures_where_too_few_can_be_judged(
+    tiny_turbo, digits, tmp_path, capsys
+):
+    pairs = copy_pairs(digits, tmp_path / "pairs", 40)
+    within = Part.of("heldout:8", 40).within(0, 40)
+    (pairs / "images" / f"{next(filter(within, range(40))):04d}.png").unlink()
+    options = {"cycles": 1, "baseline": False, "train": HERE}
+    assert run(job(pairs, tiny_turbo, digits, tmp_path / "run", heldout=None, **options)) == 0
+    assert "no evaluation: 7 of 8 held-out rows were judged" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "em_summary.json").read_text())["evaluation"] is None
+    with pytest.raises(RunFailed, match="7 of 8 held-out rows were judged"):
+        run(job(pairs, tiny_turbo, digits, tmp_path / "asked", heldout="8", **options))
 
 
 def test_what_is_held_out_by_itself_depends_on_the_number_of_rows(small_pairs, tiny_turbo, digits, tmp_path, capsys):
