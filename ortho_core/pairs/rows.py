@@ -1,5 +1,6 @@
 """One row of a pair set: its fields, what makes it usable, its name."""
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -269,12 +270,13 @@ def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None,
 
 
 def row_name(image: str, sample_id: str) -> str:
-    """A row as its owner knows it: the image's path or URL, or the file of rows and its number in that.
-
-    Of a tar file the sample id, which has the sample's key; a row without an image has no other name.
-    """
-    tar, sign, _ = image.rpartition(".tar#")
-    return f"{tar}.tar, {sample_id}" if sign else image or sample_id
+    """A row as its owner finds it again: the image's path or URL, or the file of rows and its place in that."""
+    file, sign, place = image.rpartition("#")
+    if not image:
+        return sample_id
+    if sign and re.fullmatch(r"\d+\+\d+", place):  # bytes of a tar file
+        return f"{file}, sample {sample_id}"
+    return f"{file}, row {place}" if sign and place.isdecimal() else image
 
 
 def numbered_id(row: int, own: Any, id_field: str | None, number: int = 0) -> str:
