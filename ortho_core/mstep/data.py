@@ -22,6 +22,7 @@ from ortho_core.mstep.row_order import Order
 from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.rows import row_name
 from ortho_core.records.assignments import Assignments
 
 #: Images that are fetched and decoded side by side.
@@ -32,7 +33,8 @@ THREADS = 8
 class Share:
     """One worker's share of an update, in host memory."""
 
-    sample_ids: list[str]
+    #: For messages.
+    row_names: list[str]
     prompts: list[str]
     noise: np.ndarray
     #: Target latents, where they were stored; else None, and the images are there to be encoded.
@@ -44,14 +46,14 @@ class Share:
 
     def as_row(self) -> dict[str, np.ndarray]:
         """For a table of one row: arrays with a first axis of 1, texts as JSON."""
-        texts = {k: json.dumps(getattr(self, k)) for k in ("sample_ids", "prompts", "preserve_prompts")}
+        texts = {k: json.dumps(getattr(self, k)) for k in ("row_names", "prompts", "preserve_prompts")}
         arrays = {k: getattr(self, k) for k in ("noise", "targets", "images", "preserve_noise")}
         return {k: np.array([v]) for k, v in texts.items()} | {k: v[None] for k, v in arrays.items() if v is not None}
 
     @staticmethod
     def of_row(row: Mapping[str, np.ndarray]) -> "Share":
         """The inverse of `as_row`. The arrays are copies: those of a table may not be written to."""
-        parts: dict[str, Any] = {k: json.loads(row[k][0]) for k in ("sample_ids", "prompts", "preserve_prompts")}
+        parts: dict[str, Any] = {k: json.loads(row[k][0]) for k in ("row_names", "prompts", "preserve_prompts")}
         for name in ("noise", "targets", "images", "preserve_noise"):
             parts[name] = row[name][0].copy() if name in row else None
         return Share(**parts)
@@ -99,7 +101,8 @@ class MatchedData:
         if self.needs_images or targets is None:
             images = self._images(rows)
         texts, fresh = self._preserve(epoch, step, rank, world, prompts)
-        return Share(names, prompts, noise.numpy(), targets, images, texts, fresh)
+        called = [row_name(row["image"], row["sample_id"]) for row in rows]
+        return Share(called, prompts, noise.numpy(), targets, images, texts, fresh)
 
     def _images(self, rows: list[dict[str, Any]]) -> np.ndarray:
         if self.pairs is None:

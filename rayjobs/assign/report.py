@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +10,7 @@ import numpy as np
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.gaussianity import NOTABLE
 from ortho_core.pairs import PairSet
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.rows import Failure, row_name
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.sampled import SampledRecord, noise_of, sampled_records
 from ortho_core.report.charts import Chart, histogram
@@ -157,17 +156,9 @@ def prompt_table(prompts: Sequence[HardPrompt]) -> Table:
 
 def card(record: SampledRecord, taken: RowPictures) -> Card:
     change = f"loss {record.initial_loss:.3g} → {record.loss:.3g}, {0.0 - record.fall:+.0%}"
-    return Card([taken.target, taken.base, taken.matched], record.prompt, [change, file_of(record)])
-
-
-def file_of(record: SampledRecord) -> str:
-    """The file of a row's image, as a person finds it again."""
-    file, sign, place = record.image.rpartition("#")
-    if not record.image:
-        return record.sample_id
-    if sign and re.fullmatch(r"\d+\+\d+", place):  # bytes of a tar file
-        return f"{file}, sample {record.sample_id}"
-    return f"{file}, row {place}" if sign and place.isdecimal() else record.image
+    return Card(
+        [taken.target, taken.base, taken.matched], record.prompt, [change, row_name(record.image, record.sample_id)]
+    )
 
 
 def losses(records: Sequence[SampledRecord], summary: AssignmentRun) -> list[Block]:
@@ -239,8 +230,8 @@ def quarantine(summary: AssignmentRun, folder: Store) -> Iterator[Block]:
         shown = examples[reason]
         some = f", {len(shown)} of them" if 0 < len(shown) < count else ""
         rows.append(f"{reason}: {counted(count, 'row')}{some}")
-        rows += [[failure.sample_id, f"{failure.row:,}", failure.message] for failure in shown]
-    yield Table(["sample", "row", "what is wrong"], rows, text=True)
+        rows += [[row_name(f.image, f.sample_id), f"{f.row:,}", f.message] for f in shown]
+    yield Table(["image, or file of the row", "row", "what is wrong"], rows, text=True)
 
 
 def first_of_each_reason(folder: Store) -> dict[str, list[Failure]]:

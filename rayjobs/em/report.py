@@ -66,7 +66,7 @@ def write_report(work_dir: Path) -> None:
         f"EM fine-tuning of {Path(summary.option('model')).name}",
         f"{counted(len(cycles), 'cycle')} over {counted(cycles[0].assign.rows, 'pair')} of {summary.option('pairs')}",
         sections,
-        headline(summary, names),
+        headline(summary, names) + ([f"{evaluation.flattery()}."] if evaluation and evaluation.flattery() else []),
         facts(summary),
     )
     replace_text(work_dir / "report.html", html)
@@ -86,7 +86,7 @@ def headline(summary: EmSummary, names: Mapping[str, str]) -> list[str]:
     return [
         f"In {counted(len(cycles), 'cycle')} the loss of the assigned noise went from {loss(first.mean_initial_loss)} (base "
         f"noise, first model) to {loss(last.assign.mean_loss)}, and the last M-step ended at "
-        f"{loss(last.train.final_loss)}. These are of the training pairs: without --heldout nothing was judged on others."
+        f"{loss(last.train.final_loss)}. These are of the training pairs: no pairs were held out to judge on."
     ]
 
 

@@ -30,6 +30,8 @@ def write_report(folder: Path) -> None:
         sentences = findings(metrics, base, tuned[0], labels, f"With {tuned[0]}")
     else:
         sentences = leaders(metrics, base, labels)
+    if flattery := evaluation.flattery():
+        sentences.append(f"{flattery}.")
     compared: list[Block] = [comparison(metrics, base, labels)]
     if charts := trade_offs(metrics, base, labels):
         compared.append(Charts(charts))

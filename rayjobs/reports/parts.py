@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.rows import Failure, row_name
 from ortho_core.records.plan import Settings
 from ortho_core.report.page import Block, Cell, Figure, Folded, Section, Table
 from ortho_core.storage.store import Store
@@ -60,11 +60,11 @@ def rows_section(steps: Sequence[Accounted], folder: Store | None = None) -> Sec
     failures = first_failures(folder) if folder is not None else []
     if failures:
         total = max(s.quarantined for s in steps)
-        words = [[f.sample_id, str(f.row), f.reason, f.message] for f in failures]
+        words = [[row_name(f.image, f.sample_id), str(f.row), f.reason, f.message] for f in failures]
         which = "The quarantined rows" if total <= len(failures) else f"The first of {total:,} quarantined rows"
         blocks += [
             f"{which}, as failures.jsonl has them:",
-            Table(["sample", "row", "reason", "what"], words, text=True),
+            Table(["image, or file of the row", "row", "reason", "what"], words, text=True),
         ]
     return Section("Rows", blocks)
 

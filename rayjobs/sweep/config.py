@@ -134,7 +134,8 @@ def fixed_fields() -> dict[str, str]:
 
 def base_of(job: SweepJob) -> EmJob:
     """The configuration that the space is laid over."""
-    return EmJob(**{name: value for name, value in job.model_dump().items() if name in EmJob.model_fields})
+    base = EmJob(**{name: value for name, value in job.model_dump().items() if name in EmJob.model_fields})
+    return base.model_copy(update={"heldout": job.heldout})  # which is read already
 
 
 def points_of(job: SweepJob, space: Space) -> list[Point]:

@@ -201,7 +201,7 @@ class Training(TrainLoop[Share]):
 
     def _skip(self, share: Share, outcome: Outcome) -> None:
         """Count an update that was not applied. Raises RunFailed once there were too many, with the rows at fault."""
-        mine = [n for n, v in zip(share.sample_ids, outcome.rows.tolist(), strict=True) if not math.isfinite(v)]
+        mine = [n for n, v in zip(share.row_names, outcome.rows.tolist(), strict=True) if not math.isfinite(v)]
         rows = sorted({name for names in self.from_all(mine) for name in names})
         number = self.update + 1
         self.skipped.append({"update": number, "rows": rows[:20]})

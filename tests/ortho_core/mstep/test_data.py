@@ -26,7 +26,7 @@ def test_workers_share_the_updates(assigned, options):
     shares = [data(assigned, 6, **options).share(1, 2, rank, 2) for rank in range(2)]
     for name in ("noise", "targets", "preserve_noise"):
         np.testing.assert_array_equal(np.concatenate([getattr(s, name) for s in shares]), getattr(whole, name))
-    for name in ("sample_ids", "prompts", "preserve_prompts"):
+    for name in ("row_names", "prompts", "preserve_prompts"):
         assert [x for s in shares for x in getattr(s, name)] == getattr(whole, name)
     assert len(whole.preserve_noise) == len(whole.preserve_prompts) == options["preserve_rows"]
 

@@ -71,7 +71,7 @@ def test_without_held_out_pairs_the_report_says_so(assigned, tmp_path):
     em_report.write_report(tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert check_source(tmp_path / "report.html") == 2
-    assert "without --heldout nothing was judged on others" in text
+    assert "no pairs were held out to judge on" in text
     assert not (tmp_path / "comparison.png").exists()
 
 
