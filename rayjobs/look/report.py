@@ -9,6 +9,7 @@ from PIL import Image
 
 from ortho_core.errors import BadRow, install
 from ortho_core.pairs import PairSet
+from ortho_core.pairs.rows import row_name
 from ortho_core.pairs.survey.alike import ALIKE, prompts_of
 from ortho_core.pairs.survey.caption_texts import WINDOW
 from ortho_core.pairs.survey.crop import framed, lost
@@ -45,16 +46,15 @@ class Shown:
         with suppress(BadRow):
             picture = picture_of(self.pairs, one.pair)
             picture = framed(picture, PREVIEW) if frame else picture
-            yield Card([small(picture)], one.pair.prompt, [detail or f"{file_of(one)}, {one.width}×{one.height}"])
+            yield Card(
+                [small(picture)],
+                one.pair.prompt,
+                [detail or f"{row_name(one.pair.image, one.pair.sample_id)}, {one.width}×{one.height}"],
+            )
 
 
 def small(picture: Image.Image) -> Embedded:
     return Embedded.of(picture.convert("RGB"))
-
-
-def file_of(one: Seen) -> str:
-    """The image as the user knows it: its path from the set's folder; where it has none, the row."""
-    return one.pair.image or f"row {one.pair.row}"
 
 
 def html_of(job: LookJob, pairs: PairSet, findings: Findings, looked: Looked) -> str:
@@ -130,11 +130,15 @@ def captions(captions: Captions, looked: Looked, usable: int) -> list[Block]:
         )
     if looked.too_long:
         longest = [
-            [file_of(one), str(tokens), shortened(one.pair.prompt)] for tokens, one in looked.too_long[:EXAMPLES]
+            [row_name(one.pair.image, one.pair.sample_id), str(tokens), shortened(one.pair.prompt)]
+            for tokens, one in looked.too_long[:EXAMPLES]
         ]
         blocks += [Heading("The longest"), Table(["file", "tokens", "prompt"], longest, text=True)]
     if looked.like_file_names:
-        names = [[file_of(one), shortened(one.pair.prompt)] for one in looked.like_file_names[:EXAMPLES]]
+        names = [
+            [row_name(one.pair.image, one.pair.sample_id), shortened(one.pair.prompt)]
+            for one in looked.like_file_names[:EXAMPLES]
+        ]
         blocks += [
             Heading("Prompts that look like names of files"),
             Table(["file", "prompt"], names, text=True),
@@ -163,7 +167,11 @@ def sizes(shown: Shown, sizes: Sizes, seen: Sequence[Seen], size: int) -> list[B
         cards = [
             card
             for one in cut[:CROPS]
-            for card in shown.card(one, f"{lost(one.width, one.height):.0%} cut off; {file_of(one)}", frame=True)
+            for card in shown.card(
+                one,
+                f"{lost(one.width, one.height):.0%} cut off; {row_name(one.pair.image, one.pair.sample_id)}",
+                frame=True,
+            )
         ]
         caption = (
             "Those that lose most to a square centre crop: what is inside the frame stays, what is faded is cut off."
