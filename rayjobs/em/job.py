@@ -59,8 +59,14 @@ def check(job: EmJob, model: ModelFolder, rows: int) -> None:
     job.train.check_shares(rows, f"rows of {job.pairs}", "train.")
     if job.validate_on_heldout and (job.heldout_place is None or not job.assign.store_latents):
         raise UserError("--validate-on-heldout needs --heldout and --assign.store-latents")
-    if job.train.noise != "matched":
-        raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
+    if job.train.noise not in ("matched", "online"):
+        raise UserError(
+            "--train.noise: EM trains on matched noise, or on noise that is matched on while training (online); --baseline adds "
+            "direct SFT beside it"
+        )
+    job.train.check_noise("train.")
+    if job.train.noise == "online":
+        job.train.match_search(job.train, job.assign).space(model.latent_shape)
     check_trackers(job.train)
     check_lora(job.train, model)
     if job.train.preserve_prompts is not None:
@@ -144,6 +150,7 @@ def describe(job: EmJob) -> dict[str, object]:
     """What a dry run prints."""
     plan, job, recognised = make_plan(job, ModelFolder.open(job.model))
     updates = job.train.epochs * (plan.rows // job.train.batch_size)
+    matching = job.train.match_evaluations(updates, job.train.batch_size) if job.train.noise == "online" else 0
     return {
         **plan.as_json(),
         **recognised,
@@ -152,6 +159,7 @@ def describe(job: EmJob) -> dict[str, object]:
             job.assign.evaluations_at_most(plan.rows, draws=int(cycle == 0 or not job.warm_start))
             for cycle in range(job.cycles)
         ),
+        "evaluations_of_matching": matching * job.cycles,
         "updates": updates * job.cycles * (2 if job.baseline else 1),
         "work_dir": str(job.work_dir),
     }

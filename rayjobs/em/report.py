@@ -108,6 +108,8 @@ def facts(summary: EmSummary) -> list[Fact]:
     first = cycles[0].assign
     listed.append(Fact(f"{first.assigned:,} + {first.quarantined:,}", "pairs assigned + quarantined"))
     listed.append(Fact(f"{sum(c.assign.all_evaluations for c in cycles):,}", "evaluations of the E-steps"))
+    if matching := sum(c.train.match_evaluations for c in cycles):
+        listed.append(Fact(f"{matching:,}", "evaluations of matching while training"))
     seconds = sum(step.seconds_this_run for c in cycles for step in (c.assign, c.train))
     return [*listed, Fact(duration(seconds), "E-steps and M-steps")]
 
@@ -204,7 +206,10 @@ def phases(work_dir: Path, summary: EmSummary, evaluation: Evaluation | None) ->
 
 def m_step(settings: Settings, name: str, summary: TrainSummary) -> Phase:
     rate = f"{summary.images_per_second:.3g} images/s" if summary.images_per_second else ""
-    return Phase.on(settings, name, f"{summary.updates:,} updates", summary.seconds_this_run, rate)
+    work = f"{summary.updates:,} updates"
+    if summary.match_evaluations:
+        work += f", {summary.match_evaluations:,} evaluations of matching"
+    return Phase.on(settings, name, work, summary.seconds_this_run, rate)
 
 
 def group(settings: Settings, name: str) -> Settings:

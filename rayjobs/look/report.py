@@ -9,7 +9,6 @@ from PIL import Image
 
 from ortho_core.errors import BadRow, install
 from ortho_core.pairs import PairSet
-from ortho_core.pairs.rows import row_name
 from ortho_core.pairs.survey.alike import ALIKE, prompts_of
 from ortho_core.pairs.survey.caption_texts import WINDOW
 from ortho_core.pairs.survey.crop import framed, lost
@@ -49,7 +48,7 @@ class Shown:
             yield Card(
                 [small(picture)],
                 one.pair.prompt,
-                [detail or f"{row_name(one.pair.image, one.pair.sample_id)}, {one.width}×{one.height}"],
+                [detail or f"{one.name}, {one.width}×{one.height}"],
             )
 
 
@@ -129,16 +128,10 @@ def captions(captions: Captions, looked: Looked, usable: int) -> list[Block]:
             f"{counted(captions.too_long or 0, 'prompt')} here the end is cut off."
         )
     if looked.too_long:
-        longest = [
-            [row_name(one.pair.image, one.pair.sample_id), str(tokens), shortened(one.pair.prompt)]
-            for tokens, one in looked.too_long[:EXAMPLES]
-        ]
+        longest = [[one.name, str(tokens), shortened(one.pair.prompt)] for tokens, one in looked.too_long[:EXAMPLES]]
         blocks += [Heading("The longest"), Table(["file", "tokens", "prompt"], longest, text=True)]
     if looked.like_file_names:
-        names = [
-            [row_name(one.pair.image, one.pair.sample_id), shortened(one.pair.prompt)]
-            for one in looked.like_file_names[:EXAMPLES]
-        ]
+        names = [[one.name, shortened(one.pair.prompt)] for one in looked.like_file_names[:EXAMPLES]]
         blocks += [
             Heading("Prompts that look like names of files"),
             Table(["file", "prompt"], names, text=True),
@@ -169,7 +162,7 @@ def sizes(shown: Shown, sizes: Sizes, seen: Sequence[Seen], size: int) -> list[B
             for one in cut[:CROPS]
             for card in shown.card(
                 one,
-                f"{lost(one.width, one.height):.0%} cut off; {row_name(one.pair.image, one.pair.sample_id)}",
+                f"{lost(one.width, one.height):.0%} cut off; {one.name}",
                 frame=True,
             )
         ]

@@ -9,7 +9,10 @@ from ortho_core.errors import UserError
 from ortho_core.generators.lora import Lora, lora_of
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from ortho_core.marks import conduct, decides, resolved
+from ortho_core.mstep.data import NoiseKind
+from ortho_core.mstep.matching import MatchingConfig
 from ortho_core.mstep.update import MStepConfig
+from ortho_core.pairs import PairFields
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation
 from rayjobs.training.config import TrainingSettings
 
@@ -18,13 +21,13 @@ def _names(value: object) -> object:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-class TrainSettings(MStepConfig, TrainingSettings):
+class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     """How the M-step runs; `em` has these under `train.`."""
 
-    noise: Literal["matched", "random", "base"] = decides(
+    noise: NoiseKind = decides(
         "matched",
-        description="matched: the assigned noise; random: direct SFT; base: what the search began from, to distil the "
-        "images that `ortho reward` found",
+        description="matched: the assigned noise; online: matched anew before each update (--match-steps); random: direct SFT; "
+        "base: what the search began from, to distil the images that `ortho reward` found",
     )
     center_noise: bool = decides(
         False,
@@ -79,6 +82,11 @@ class TrainSettings(MStepConfig, TrainingSettings):
         return tuple(self.lora_targets)
 
     @property
+    def keeps_noise(self) -> bool:
+        """Whether the rows' noise is refreshed from some that is kept."""
+        return self.noise == "online" and self.match_refresh < 1
+
+    @property
     def preserve_rows(self) -> int:
         """Rows of the preserve terms in one update, over all workers."""
         return (self.preserve_batch_size or self.batch_size) if self.preserves else 0
@@ -87,6 +95,14 @@ class TrainSettings(MStepConfig, TrainingSettings):
     def rows_at_once(self) -> int:
         """Rows of the reconstruction term that one worker computes with at once."""
         return self.batch_size // (self.world * self.gradient_accumulation_steps)
+
+    def check_noise(self, group: str = "") -> None:
+        """Raises UserError for options that have nothing to say of this noise."""
+        centred = self.noise == "matched" or (self.keeps_noise and self.match_keep == "assigned")
+        if self.center_noise and not centred:
+            raise UserError(
+                f"--{group}center-noise is of assigned noise; --noise {self.noise} has a mean of zero as it is: leave one out"
+            )
 
     def check_shares(self, rows: int, where: str, group: str = "") -> None:
         """Raises UserError where a batch is too large for the data or does not divide among workers and micro-batches."""
@@ -101,16 +117,20 @@ class TrainSettings(MStepConfig, TrainingSettings):
                 raise UserError(f"--{group}{name}: {size} does not divide among {among}")
 
 
-class TrainJob(TrainSettings):
+class TrainJob(TrainSettings, PairFields):
     """Fine-tune a model on assigned noise (the M-step)."""
 
-    assignments: Location = resolved(description="folder or URL that `ortho assign` wrote to")
+    assignments: Location | None = resolved(
+        None,
+        description="folder or URL that `ortho assign` wrote to (none: train on --pairs, --noise online or random)",
+    )
     model: ModelPath = resolved(
         description="model folder to start from; one with a LoRA adapter goes on with that adapter"
     )
     out: OutputPath = conduct(description="folder for checkpoints and curves; the same command again resumes")
-    pairs: PairsLocation | None = conduct(
-        None, description="where the images are, if not where the assignments were made from"
+    pairs: PairsLocation | None = resolved(
+        None,
+        description="pair set, where there are no assignments; with them, where the images are, if not where they were made from",
     )
     preserve_model: ModelPath | None = resolved(
         None, description="model f_0 that the preserve terms hold to (default: --model)"

@@ -32,8 +32,8 @@ from tests.ortho_core.pairs.labelled.class_sets import write_idx
 
 #: Values of options that take no other value of their type.
 VALUES = {"metric": ["psnr"], "sweep": [{"train.lr": "1e-4,1e-3,1e-2"}], "data": ["fashion-mnist"]}
-#: Options of which the jobs here accept one value alone: others need weights that are not shipped, or do not go with EM.
-SETTLED = {"reward.save_steps", "reward.report_rewards", "em.train.noise", "sweep.train.noise"}
+#: Options of which the jobs here accept one value alone: others need weights that are not shipped.
+SETTLED = {"reward.save_steps", "reward.report_rewards"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -15,7 +15,7 @@ from PIL import Image
 from ortho_core.errors import BadRow
 from ortho_core.pairs.images import FORMATS, decode_picture
 from ortho_core.pairs.pair_set import PairSet
-from ortho_core.pairs.rows import Failure, Pair, Shard
+from ortho_core.pairs.rows import Failure, Pair, Shard, row_name
 
 #: Consecutive rows of a place. Places are read from their start, and of Parquet the whole row group: many are slow.
 ROWS_OF_A_PLACE = 32
@@ -40,6 +40,11 @@ class Seen:
     digest: bytes = field(repr=False)
     #: (SIDE * SIDE * 3,) uint8: the picture, very small.
     small: np.ndarray = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What its owner calls the row."""
+        return row_name(self.pair.image, self.pair.sample_id)
 
 
 def spread(shards: list[Shard], rows: int) -> list[Shard]:

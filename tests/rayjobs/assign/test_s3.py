@@ -63,7 +63,7 @@ def test_a_bucket_gives_the_rows_of_a_disk_and_goes_on_where_it_was(bucket, assi
     training = TrainJob(assignments=there, model=tiny_turbo, out=tmp_path / "train", pixel_l1_weight=1.0)
     plan, data = make_plan(training, TrainModels.open(training))
     images = data.pairs
-    assert plan.rows == len(data.assignments) == 24
+    assert plan.rows == len(data.source) == 24
     (name,) = (row["image"] for row in Assignments(there).rows([13], ["image"]))
     assert isinstance(images, PairSet)
     assert images.fetch_image(name, "a row") == (pairs / name).read_bytes()

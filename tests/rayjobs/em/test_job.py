@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ortho_core.errors import RunFailed, UserError
+from ortho_core.estep.curvature import MEASURED_WITH
 from ortho_core.generators import ModelFolder
 from ortho_core.generators.lora import lora_of
 from ortho_core.pairs.hold_out import Part
@@ -217,6 +218,10 @@ def test_the_plan_counts_the_work_and_writes_nothing(small_pairs, tiny_turbo, di
     for warm_start, draws in ((True, 1), (False, 2)):
         again = describe(job(small_pairs, tiny_turbo, digits, tmp_path / "run", warm_start=warm_start, **choosing))
         assert again["evaluations_of_the_e_steps"] == 2 * 24 * 2 + draws * 24 * 4 // 3
+    assert said["evaluations_of_matching"] == 0
+    online = {"train": TRAIN.model_copy(update={"noise": "online", "match_steps": "4"})}
+    again = describe(job(small_pairs, tiny_turbo, digits, tmp_path / "run", **online))
+    assert again["evaluations_of_matching"] == 2 * (2 * 12 * 4 + MEASURED_WITH)
     assert not (tmp_path / "run").exists()
 
 
