@@ -5,10 +5,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import yaml
-from PIL import Image
-
 from ortho_core.errors import BadRow, install
 from ortho_core.pairs import PairSet
+from ortho_core.pairs.rows import row_name
 from ortho_core.pairs.survey.alike import ALIKE, prompts_of
 from ortho_core.pairs.survey.caption_texts import WINDOW
 from ortho_core.pairs.survey.crop import framed, lost
@@ -45,16 +44,12 @@ class Shown:
         with suppress(BadRow):
             picture = picture_of(self.pairs, one.pair)
             picture = framed(picture, PREVIEW) if frame else picture
-            yield Card([small(picture)], one.pair.prompt, [detail or f"{file_of(one)}, {one.width}×{one.height}"])
-
-
-def small(picture: Image.Image) -> Embedded:
-    return Embedded.of(picture.convert("RGB"))
+            yield Card([Embedded.of(picture)], one.pair.prompt, [detail or f"{file_of(one)}, {one.width}×{one.height}"])
 
 
 def file_of(one: Seen) -> str:
-    """The image as the user knows it: its path from the set's folder; where it has none, the row."""
-    return one.pair.image or f"row {one.pair.row}"
+    """The image as the user knows it."""
+    return row_name(one.pair.image, one.pair.sample_id)
 
 
 def html_of(job: LookJob, pairs: PairSet, findings: Findings, looked: Looked) -> str:
