@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import yaml
+
 from ortho_core.errors import BadRow, install
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.rows import row_name
