@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import yaml
-from PIL import Image
 
 from ortho_core.errors import BadRow, install
 from ortho_core.pairs import PairSet
@@ -45,15 +44,7 @@ class Shown:
         with suppress(BadRow):
             picture = picture_of(self.pairs, one.pair)
             picture = framed(picture, PREVIEW) if frame else picture
-            yield Card(
-                [small(picture)],
-                one.pair.prompt,
-                [detail or f"{one.name}, {one.width}×{one.height}"],
-            )
-
-
-def small(picture: Image.Image) -> Embedded:
-    return Embedded.of(picture.convert("RGB"))
+            yield Card([Embedded.of(picture)], one.pair.prompt, [detail or f"{one.name}, {one.width}×{one.height}"])
 
 
 def html_of(job: LookJob, pairs: PairSet, findings: Findings, looked: Looked) -> str:
