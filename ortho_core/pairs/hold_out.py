@@ -21,9 +21,7 @@ PART = re.compile(rf"(training|heldout):({SHARE})")
 def check_part(text: object) -> object:
     """What an option was given, if it names a part. Raises ValueError."""
     if isinstance(text, str) and not PART.fullmatch(text):
-        raise ValueError(
-            f"{text!r} names no part of a pair set; accepted: training:5% or heldout:5%, or a number of rows for 5%"
-        )
+        raise ValueError("no part of a pair set; accepted: training:5% or heldout:5%, or a number of rows for 5%")
     return text
 
 
