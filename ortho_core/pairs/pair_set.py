@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import re
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import JsonValue
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.captions import captions_in
 from ortho_core.pairs.every_caption import cut_by_captions
+from ortho_core.pairs.formats.places import spellings
 from ortho_core.pairs.images import decode_image
 from ortho_core.pairs.recognise import recognise
 from ortho_core.pairs.recognised import Recognised
@@ -221,12 +221,6 @@ class PairSet:
             except BadRow as bad:
                 done.append(bad)
         return done
-
-
-def spellings(path: str) -> list[str]:
-    """A path as it is written, with the separators of Windows turned, and with é composed and decomposed."""
-    forms = [path, path.replace("\\", "/")]
-    return list(dict.fromkeys(forms + [unicodedata.normalize(form, forms[1]) for form in ("NFC", "NFD")]))
 
 
 def prompt_of(record: PairRecord | BadRow) -> Any:
