@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import re
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pydantic import JsonValue
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.captions import captions_in
 from ortho_core.pairs.cutting import cut
+from ortho_core.pairs.formats.places import spellings
 from ortho_core.pairs.hold_out import Part
 from ortho_core.pairs.images import decode_image
 from ortho_core.pairs.recognise import recognise
@@ -270,12 +270,6 @@ class PairSet:
             except BadRow as bad:
                 done.append(bad)
         return done
-
-
-def spellings(path: str) -> list[str]:
-    """A path as it is written, with the separators of Windows turned, and with é composed and decomposed."""
-    forms = [path, path.replace("\\", "/")]
-    return list(dict.fromkeys(forms + [unicodedata.normalize(form, forms[1]) for form in ("NFC", "NFD")]))
 
 
 def prompt_of(record: PairRecord | BadRow) -> Any:

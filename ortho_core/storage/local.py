@@ -90,6 +90,8 @@ class LocalStore:
                             (entries.links if linked else entries.folders).append(entry.name)
                         elif _leads_to(entry.is_file):
                             entries.files[entry.name] = None
+                        else:
+                            entries.nowhere.append(entry.name)
             except FileNotFoundError:
                 continue
             except OSError as error:

@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BufferedIOBase
@@ -16,6 +17,8 @@ from ortho_core.pairs.names import plain
 
 #: What columns are parted by; programs whose numbers have commas write semicolons.
 DELIMITERS = (",", "\t", ";", "|")
+#: What Excel writes before the header.
+SEPARATOR = re.compile(r'"?sep=."?\s*')
 #: A cell beyond this is no list of captions.
 LONGEST_LIST = 1 << 16
 
@@ -61,7 +64,7 @@ class Delimited:
         if len(row) < columns or any(row[columns:]):
             hint = "; a caption with the sign that parts the columns needs quotes" if len(row) > columns else ""
             return BadRow("wrong-columns", f"{len(row)} columns, not {columns}{hint}")
-        values: dict[str, Any] = dict(zip(table.columns, row[:columns], strict=True))
+        values: dict[str, Any] = dict(zip(table.columns, map(str.strip, row), strict=False))
         prompt = table.names[0]
         try:
             "".join(row).encode()
@@ -78,7 +81,11 @@ def _rows(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple
         for at, line in lines(stream, table.encoding, offset):
             pulled.append(at)
             text = line.decode("utf-8", "surrogateescape")
-            yield text if at else text.removeprefix("\ufeff")
+            if not at:
+                text = text.removeprefix("\ufeff")
+                if SEPARATOR.fullmatch(text):
+                    continue
+            yield text
 
     reader = csv.reader(texts(), delimiter=table.form)
     while True:

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BufferedIOBase
 from typing import Any
 
 from ortho_core.errors import BadRow
+from ortho_core.pairs.formats.delimited import Delimited
 from ortho_core.pairs.formats.row_file import RowFile
 from ortho_core.pairs.formats.text_lines import lines
+from ortho_core.pairs.names import plain
 from ortho_core.pairs.rows import Shard
 from ortho_core.storage.store import Store
 
@@ -49,7 +52,12 @@ class JsonLines:
 
 
 class PromptLines(JsonLines):
-    """A `Reader` of prompts alone."""
+    """A `Reader` of prompts alone, or of rows of cells if that is what they are."""
+
+    def shape(self, stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
+        cells = Delimited().shape(stream, replace(table, reader=".csv"), wanted)
+        known = isinstance(cells, RowFile) and len({plain(column) for column in cells.columns} & wanted) > 1
+        return cells if known else table
 
     def parse(self, line: bytes, table: RowFile) -> dict[str, Any]:
         try:

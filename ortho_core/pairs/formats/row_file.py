@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 from ortho_core.errors import BadRow
+from ortho_core.pairs.formats.places import AS_WRITTEN, Places
 from ortho_core.pairs.formats.text_lines import Encoding
 from ortho_core.pairs.rows import Names
 
@@ -20,16 +21,18 @@ class RowFile:
 
     file: str
     names: Names = UNNAMED
-    #: The folder that image paths start from, relative to the pair set's.
-    base: str = ""
+    #: Where the images are.
+    places: Places = AS_WRITTEN
     encoding: Encoding = "utf-8"
-    #: Of a CSV file what parts its columns; of a JSON file the bracket that opens it.
+    #: Of a CSV file what parts its columns; of a JSON file the bracket that opens its rows.
     form: str = ""
+    #: Of a JSON file the byte where that bracket is, and the one of a list of captions by the images' ids, if there is one.
+    start: int = 0
+    captions: int | None = None
     #: Of a CSV file, in order.
     columns: tuple[str, ...] = ()
     #: Whether its first row names the columns.
     header: bool = True
-
     #: Which reader reads it; none: the one of its suffix.
     reader: str = ""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.delimited import Delimited
-from ortho_core.pairs.formats.json_documents import JsonDocuments
+from ortho_core.pairs.formats.json_documents import CAPTIONS_KEY, ID_KEY, JsonDocuments, captions_by_image
 from ortho_core.pairs.formats.json_lines import JsonLines, PromptLines
 from ortho_core.pairs.formats.row_file import Reader, RowFile
 from ortho_core.pairs.formats.text_lines import encoding_of
@@ -46,9 +46,10 @@ class RowFiles(RecordsHaveAll):
         self.root = root
         self.tables = {table.file: table for table in tables}
         self._counted: list[tuple[str, int]] | None = None
+        self._captions: tuple[str, dict[str, list[Any]]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_counted": None}
+        return {**self.__dict__, "_counted": None, "_captions": None}
 
     def _count(self) -> list[tuple[str, int]]:
         """SHA-256 and number of rows of each file, from one pass."""
@@ -82,21 +83,33 @@ class RowFiles(RecordsHaveAll):
         table = self.tables[shard.file]
         with self.root.open(shard.file) as stream:
             values = READERS[table.kind].values(stream, table, shard.offset)
+            if table.captions is not None:
+                values = self._with_captions(table, values)
             for row in itertools.islice(values, shard.span):
-                yield row if isinstance(row, BadRow) else record_of(row, table)
+                yield row if isinstance(row, BadRow) else record_of(row, table, self.root)
+
+    def _with_captions(
+        self, table: RowFile, values: Iterator[dict[str, Any] | BadRow]
+    ) -> Iterator[dict[str, Any] | BadRow]:
+        """The rows with the captions that the file has in another list, which is kept."""
+        if self._captions is None or self._captions[0] != table.file:
+            with self.root.open(table.file) as stream:
+                self._captions = table.file, captions_by_image(stream, table)
+        found = self._captions[1]
+        for row in values:
+            yield row if isinstance(row, BadRow) else {**row, CAPTIONS_KEY: found.get(str(row.get(ID_KEY)), [])}
 
     def fetch(self, image: str) -> None:
         return None
 
 
-def record_of(values: dict[str, Any], table: RowFile) -> PairRecord:
+def record_of(values: dict[str, Any], table: RowFile, root: Store) -> PairRecord:
     prompt, image, own = table.names
     path = values.get(image) if image is not None else None
     if isinstance(path, dict):  # {"path": ..., "bytes": null}, as the `datasets` library has it
         path = path.get("path")
-    if table.base and isinstance(path, str) and path and not path.startswith("/") and "://" not in path:
-        path = f"{table.base}/{path}"
-    return PairRecord(values.get(prompt), path, table.names, values.get(own) if own else None, fields=values.keys())
+    path, own_id = table.places.path(root, path), values.get(own) if own else None
+    return PairRecord(values.get(prompt), path, table.names, own_id, fields=values.keys())
 
 
 def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
@@ -107,10 +120,14 @@ def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
             shaped = READERS[table.kind].shape(stream, table, wanted)
             if isinstance(shaped, str):
                 return Looks(table, problem=shaped)
-            first = itertools.islice(READERS[shaped.kind].values(stream, shaped, 0), rows)
-            good = [row for row in first if isinstance(row, dict)]
+            first = list(itertools.islice(READERS[shaped.kind].values(stream, shaped, 0), rows))
         except UserError as error:
             return Looks(table, problem=str(error))
+    # Captions of a list of their own are not looked for here.
+    apart: dict[str, Any] = {} if shaped.captions is None else {CAPTIONS_KEY: []}
+    good = [{**row, **apart} for row in first if isinstance(row, dict)]
+    if first and not good:
+        return Looks(shaped, problem=f"none of its first rows can be read: {first[0]}")
     fields = dict.fromkeys(name for row in good for name in row)
     return Looks(shaped, list(shaped.columns) or list(fields), good)
 
@@ -135,9 +152,11 @@ class _Hashing(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        if offset != self.stream.tell() or whence:
+        if offset < self.stream.tell() or whence:
             raise io.UnsupportedOperation("what is hashed is read from start to end")
-        return offset
+        while (left := offset - self.stream.tell()) > 0 and self.read(min(left, BUFFER)):
+            pass
+        return self.stream.tell()
 
     def tell(self) -> int:
         return self.stream.tell()

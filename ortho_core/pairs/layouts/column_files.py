@@ -2,7 +2,8 @@
 
 import json
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,9 +12,10 @@ from ortho_core.errors import NoPairSet, UserError
 from ortho_core.pairs.formats.arrow import ArrowFiles, Index
 from ortho_core.pairs.formats.columns import METADATA_PARQUET, columns_of, holds_bytes
 from ortho_core.pairs.formats.parquet import Parquet
-from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
+from ortho_core.pairs.formats.places import PROBED, Places
+from ortho_core.pairs.layouts.layout import Opened, Reading, no_images_found, of_split, own_places, places_in
 from ortho_core.pairs.listing import Listing, count
-from ortho_core.pairs.names import USUAL_PROMPTS, usual
+from ortho_core.pairs.names import CLASS_NAMES, USUAL_PROMPTS, plain, usual
 from ortho_core.pairs.rows import LayoutName, PairFields
 
 OPTIONS = frozenset({"prompt_field", "image_field", "id_field", "image_root", "caption", "split"})
@@ -34,14 +36,14 @@ class ParquetSets:
         if not sized:
             raise NoPairSet(f"no .parquet file of pairs in {listing.root.location}: found {listing.inventory()}")
         files, notes = of_split(sized, lambda file: file[0], fields.split, listing.root.location)
-        prompts, more = _columns(_parquet_schema(listing, [file for file, _ in files]), fields)
+        format, prompts, more = open_parquet(listing, files, fields)
         aside = (
             [f"{count(len(lists), '.parquet file')} (img2dataset's lists of what is in the images' files)"]
             if lists
             else []
         )
         what = f"Parquet, {count(len(files), 'file')}"
-        return Opened(listing.root, Parquet(listing.root, files, fields), what, prompts, notes + more, aside)
+        return Opened(listing.root, format, what, prompts, notes + more, aside)
 
 
 class ArrowSets:
@@ -65,6 +67,38 @@ class ArrowSets:
         format = ArrowFiles(listing.root, files, fields, _state(listing, [file for file, _ in files]))
         what = f"Arrow as the `datasets` library keeps it, {count(len(files), 'file')}"
         return Opened(listing.root, format, what, prompts, notes + more, aside)
+
+
+def open_parquet(listing: Listing, files: list[tuple[str, int]], fields: PairFields) -> tuple[Parquet, str, list[str]]:
+    """The files as a format, where the prompts come from, and what else there is to say."""
+    schema = _parquet_schema(listing, [file for file, _ in files])
+    prompts, notes = _columns(schema, fields)
+    places: dict[str, Places] = {}
+    more: list[str] = []
+    for folder, file in {file.rpartition("/")[0]: file for file, _ in reversed(files)}.items():
+        if fields.image_root is not None or schema is None or (paths := _first_paths(listing, file, fields)) is None:
+            continue
+        found = places_in(listing, file, paths)
+        if found is None:
+            more.append(no_images_found(file, paths))
+        elif found.base != folder:
+            more.append(f"these in {found.base or '.'}/")
+        places[folder] = found or own_places(file if file.endswith(METADATA_PARQUET) else "")
+    return Parquet(listing.root, files, fields, places), prompts, notes + more[:1]
+
+
+def _first_paths(listing: Listing, file: str, fields: PairFields) -> list[Any] | None:
+    """Of the first rows, where a column has them; None where it has the images, or the file does not read."""
+    try:
+        with listing.root.open(file) as stream:
+            parquet = pq.ParquetFile(stream)
+            image = columns_of(parquet.schema_arrow, fields, file)[1]
+            if image is None or holds_bytes(parquet.schema_arrow.field(image).type):
+                return None
+            first = next(parquet.iter_batches(PROBED, columns=[image]), None)
+            return None if first is None else first.column(0).to_pylist()
+    except (OSError, IndexError, ValueError, pa.ArrowException, UserError):
+        return None
 
 
 def _rows_and_lists(listing: Listing) -> tuple[list[str], list[str]]:
@@ -121,13 +155,20 @@ def _columns(schema: pa.Schema | None, fields: PairFields) -> tuple[str, list[st
     notes = [] if image is None else [f"images from column {image}"]
     if image is not None and (others := [n for n in schema.names if n != image and holds_bytes(schema.field(n).type)]):
         notes.append(f"columns {', '.join(others)} hold images too, and are not read")
-    others = [name for name in usual(schema.names, USUAL_PROMPTS[:-1]) if name != prompt]
-    if others and fields.prompt_field is None:
-        notes.append(f"there are also {', '.join(others)} (--prompt-field)")
+    notes += other_prompts(schema.names, prompt, fields)
     kind = schema.field(prompt).type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         notes.append(said_choice(fields))
     return f"captions from column {prompt}", notes
+
+
+def other_prompts(names: Iterable[str], prompt: str, fields: PairFields) -> list[str]:
+    """A word on fields that might be the prompt as well."""
+    others = [
+        name for name in usual(names, (*USUAL_PROMPTS, "tags")) if name != prompt and plain(name) not in CLASS_NAMES
+    ]
+    verb = "is" if len(others) == 1 else "are"
+    return [f"there {verb} also {', '.join(others)} (--prompt-field)"] if others and fields.prompt_field is None else []
 
 
 def said_choice(fields: PairFields) -> str:

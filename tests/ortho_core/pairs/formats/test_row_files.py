@@ -112,7 +112,7 @@ def test_other_columns_and_spaces_in_the_header_do_not_matter(folder):
     ("content", "says"),
     [
         ("[1, 2]", "a list, but not of objects"),
-        ('{"images": [], "annotations": []}', "first key is 'images'"),
+        ('{"images": [], "annotations": []}', "an object of images, annotations, and neither"),
         ('"text"', "begins with"),
         ("", "begins with"),
         ("[", "is not JSON from byte 1 on"),

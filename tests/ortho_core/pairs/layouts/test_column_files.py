@@ -92,7 +92,7 @@ def test_other_columns_of_images_and_captions_are_named(tmp_path):
     said = line(tmp_path)
     assert "images from column image; columns conditioning_image hold images too, and are not read" in said
     assert "captions from column text" in said
-    assert "there are also caption (--prompt-field)" in said
+    assert "there is also caption (--prompt-field)" in said
 
 
 def test_splits_go_by_the_names_of_files_and_folders(tmp_path):
