@@ -249,8 +249,7 @@ def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None,
     prompt, image = record.prompt, record.image
     several = texts_of(prompt) if isinstance(prompt, list | tuple) else []
     if not several and not (isinstance(prompt, str) and prompt.strip()):
-        of = f", of {image}" if isinstance(image, str) and image else ""
-        message = f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text{of}{_there(record)}"
+        message = f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text{_there(record)}"
         raise BadRow("missing-prompt", message)
     if image_field is not None and not (isinstance(image, str) and image):
         message = f"row {row}: field {image_field!r} is {_found(image)}, not a path{_there(record)}"

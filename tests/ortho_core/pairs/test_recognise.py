@@ -125,8 +125,9 @@ def test_what_lies_there_is_said_where_nothing_is_read(tmp_path):
     ):
         PairSet(tmp_path)
     write_images(tmp_path, "x.png")
-    assert "found 2 .doc, 1 .xyz, 1 .png in 2 folders. It could be 1 image with one prompt for all, but" in refusal(
-        tmp_path
+    assert (
+        "found 2 .doc, 1 .xyz, 1 .png in 2 folders, 1 hidden name. It could be 1 image with one prompt for all"
+        in refusal(tmp_path)
     )
     for archive in ("images.zip", "more.tar.gz"):
         (tmp_path / archive).touch()
@@ -201,6 +202,7 @@ def test_what_was_recognised_is_kept_for_machines_too(tmp_path):
     assert record == {
         "layout": "captions",
         "what": "images with caption files, in 1 folder",
+        "part": None,
         "rows": 1,
         "images": None,
         "prompts": "captions from .txt beside each image",
