@@ -159,6 +159,9 @@ class PairSet:
 
     def _numbered(self, run: Shard, records: Iterable[T], prompt: Callable[[T], Any]) -> Iterator[tuple[int, T, int]]:
         """Of each row of a piece its number, its record, and which of the record's captions it has."""
+        if self.part is None and self.fields.caption != "all":
+            yield from zip(range(run.first, run.first + run.rows), records, itertools.repeat(0), strict=False)
+            return
         row, skip, left, first = run.first, run.skip, run.rows, run.first_record
         wanted = self.part.within(first, first + run.span) if self.part is not None else None
         for number, record in enumerate(records, first):
@@ -183,7 +186,8 @@ class PairSet:
             with _told(f"{self.root.location}/{run.file}"):
                 for row, record, number in self._numbered(run, self.format.read(run), prompt_of):
                     count += 1
-                    yield self._first_of_its_id(self._row(row, record, number, run.file))
+                    found = self._row(row, record, number, run.file)
+                    yield found if self.repeated is None else self._first_of_its_id(found)
             if count != run.rows:
                 raise UserError(
                     f"{self.root.location}/{run.file} has changed since the run began: {count} rows from "
@@ -201,7 +205,8 @@ class PairSet:
 
     def _first_of_its_id(self, row: Row) -> Row:
         """The row, or that an earlier one has its id."""
-        if isinstance(row, tuple) or self.repeated is None:
+        assert self.repeated is not None
+        if isinstance(row, tuple):
             return row
         at = int(np.searchsorted(self.repeated, row.row))
         if at == len(self.repeated) or self.repeated[at] != row.row:

@@ -10,7 +10,7 @@ from io import BufferedIOBase
 from typing import Any
 
 from ortho_core.errors import BadRow
-from ortho_core.pairs.formats.row_file import RowFile
+from ortho_core.pairs.formats.row_file import RowFile, length
 from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import plain
@@ -50,6 +50,9 @@ class Delimited:
             next(rows, None)
         for offset, _ in rows:
             yield offset
+
+    def count(self, stream: BufferedIOBase, table: RowFile) -> int:
+        return length(self.starts(stream, table))
 
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         rows = _rows(stream, table, offset)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.image_files import is_image
-from ortho_core.pairs.formats.row_file import RowFile
+from ortho_core.pairs.formats.row_file import RowFile, length
 from ortho_core.pairs.formats.text_lines import CHUNK, lines
 from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, plain, usual
 
@@ -49,6 +49,9 @@ class JsonDocuments:
     def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
         for offset, _ in _items(stream, table, 0):
             yield offset
+
+    def count(self, stream: BufferedIOBase, table: RowFile) -> int:
+        return length(self.starts(stream, table))
 
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         for _, item in _items(stream, table, offset):

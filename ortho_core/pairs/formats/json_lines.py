@@ -1,6 +1,9 @@
 """JSON lines: one JSON object per line; and text files of one prompt per line. Blank lines do not count."""
 
+import itertools
 import json
+import operator
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BufferedIOBase
@@ -8,7 +11,7 @@ from typing import Any
 
 from ortho_core.errors import BadRow
 from ortho_core.pairs.formats.delimited import Delimited
-from ortho_core.pairs.formats.row_file import RowFile
+from ortho_core.pairs.formats.row_file import RowFile, length
 from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.names import plain
 from ortho_core.pairs.rows import Shard
@@ -23,13 +26,16 @@ class JsonLines:
 
     def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
         if table.encoding != "utf-8":
-            yield from (offset for offset, line in lines(stream, table.encoding) if line.strip())
-            return
-        offset = 0
-        for line in stream:  # a set of millions is counted and cut here
-            if not line.isspace():
-                yield offset
-            offset += len(line)
+            return (offset for offset, line in lines(stream, table.encoding) if line.strip())
+        # A set of millions is counted and cut here, in loops that are not Python's.
+        measured, looked_at = itertools.tee(stream)
+        offsets = itertools.accumulate(map(len, measured), initial=0)
+        return itertools.compress(offsets, map(operator.not_, map(bytes.isspace, looked_at)))
+
+    def count(self, stream: BufferedIOBase, table: RowFile) -> int:
+        if table.encoding != "utf-8":
+            return length(self.starts(stream, table))
+        return Counter(map(bytes.isspace, stream))[False]
 
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         for _, line in lines(stream, table.encoding, offset):

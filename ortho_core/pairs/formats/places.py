@@ -24,7 +24,7 @@ class Places:
     suffixes: tuple[str, ...] = ()
 
     def path(self, root: Store, written: Any) -> Any:
-        if not is_relative(written):
+        if not (self.base or self.suffixes) or not is_relative(written):
             return written
         path = f"{self.base}/{written}" if self.base else written
         if self.suffixes and not is_image(path):

@@ -1,5 +1,7 @@
 """One file whose rows name their images by paths, and what reads such a file."""
 
+import itertools
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
@@ -56,6 +58,17 @@ class Reader(Protocol):
         """Where each row starts, from the file's beginning."""
         ...
 
+    def count(self, stream: BufferedIOBase, table: RowFile) -> int:
+        """How many rows there are: as many as `starts` gives."""
+        ...
+
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         """The rows from the one that starts at `offset` on; all of them from 0."""
         ...
+
+
+def length(items: Iterator[int]) -> int:
+    """How many there are, in a loop that is not Python's: this counts the rows of a set."""
+    counter = itertools.count()
+    deque(zip(items, counter, strict=False), maxlen=0)
+    return next(counter)

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import itertools
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.delimited import Delimited
 from ortho_core.pairs.formats.json_documents import CAPTIONS_KEY, ID_KEY, JsonDocuments, captions_by_image
 from ortho_core.pairs.formats.json_lines import JsonLines, PromptLines
-from ortho_core.pairs.formats.row_file import Reader, RowFile
+from ortho_core.pairs.formats.row_file import Reader, RowFile, length
 from ortho_core.pairs.formats.text_lines import encoding_of
 from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import BUFFER, Store
@@ -57,7 +56,7 @@ class RowFiles(RecordsHaveAll):
             counted = []
             for table in self.tables.values():
                 with self.root.open(table.file) as stream, hashed(stream) as (copy, digest):
-                    rows = _length(READERS[table.kind].starts(copy, table))
+                    rows = READERS[table.kind].count(copy, table)
                 counted.append((digest.hexdigest(), rows))
             self._counted = counted
         return self._counted
@@ -77,7 +76,7 @@ class RowFiles(RecordsHaveAll):
             with self.root.open(table.file) as stream:
                 starts = READERS[table.kind].starts(stream, table)
                 while (first := next(starts, None)) is not None:
-                    yield Cut(table.file, 1 + _length(itertools.islice(starts, rows - 1)), first)
+                    yield Cut(table.file, 1 + length(itertools.islice(starts, rows - 1)), first)
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         table = self.tables[shard.file]
@@ -132,13 +131,6 @@ def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
     return Looks(shaped, list(shaped.columns) or list(fields), good)
 
 
-def _length(items: Iterator[int]) -> int:
-    """How many there are, in a loop that is not Python's: this counts the rows of a set."""
-    counter = itertools.count()
-    deque(zip(items, counter, strict=False), maxlen=0)
-    return next(counter)
-
-
 class _Hashing(io.RawIOBase):
     """Bytes of a stream, hashed as they pass."""
 
@@ -162,10 +154,9 @@ class _Hashing(io.RawIOBase):
         return self.stream.tell()
 
     def readinto(self, buffer: Any) -> int:
-        content = self.stream.read(len(buffer))
-        self.digest.update(content)
-        buffer[: len(content)] = content
-        return len(content)
+        count = self.stream.readinto(buffer)
+        self.digest.update(memoryview(buffer)[:count])
+        return count
 
 
 @contextmanager
