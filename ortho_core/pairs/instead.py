@@ -1,5 +1,9 @@
 """What a file holds that is not what its name says, for messages: downloads leave pages and pointers in the place of files."""
 
+from contextlib import suppress
+
+from ortho_core.storage.store import Store, one_line
+
 #: By how a file begins, in lower case.
 BEGINNINGS = {
     b"version https://git-lfs.github.com/spec/": "the pointer that git-lfs puts in a file's place: run `git lfs pull`",
@@ -30,3 +34,11 @@ def instead(content: bytes) -> str | None:
     head = content[:TELLING].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     known = next((what for beginning, what in BEGINNINGS.items() if head.startswith(beginning)), None)
     return known or (BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None)
+
+
+def said_of(root: Store, file: str, error: Exception) -> str:
+    """Why a file cannot be read: what it is, where that is known, else what its reader says."""
+    with suppress(OSError):
+        if (what := instead(root.read(file, 0, TELLING))) is not None:
+            return f"it is {what}"
+    return one_line(error)

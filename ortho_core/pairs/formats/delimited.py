@@ -76,8 +76,10 @@ class Delimited:
 def _rows(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple[int, list[str] | BadRow]]:
     """Where each row starts, and its cells; blank lines are no rows."""
     pulled: list[int] = []
+    ended = False
 
     def texts() -> Iterator[str]:
+        nonlocal ended
         for at, line in lines(stream, table.encoding, offset):
             pulled.append(at)
             text = line.decode("utf-8", "surrogateescape")
@@ -86,6 +88,7 @@ def _rows(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple
                 if SEPARATOR.fullmatch(text):
                     continue
             yield text
+        ended = True
 
     reader = csv.reader(texts(), delimiter=table.form)
     while True:
@@ -98,7 +101,7 @@ def _rows(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple
             yield pulled[0], BadRow("not-csv", f"not a row of cells: {error}")
             continue
         if row:
-            yield pulled[0], row
+            yield pulled[0], BadRow("not-csv", "a quote is never closed") if ended else row
 
 
 def _captions(cell: str) -> str | list[str]:

@@ -15,6 +15,7 @@ from ortho_core.pairs.formats.json_documents import CAPTIONS_KEY, ID_KEY, JsonDo
 from ortho_core.pairs.formats.json_lines import JsonLines, PromptLines
 from ortho_core.pairs.formats.row_file import Reader, RowFile
 from ortho_core.pairs.formats.text_lines import encoding_of
+from ortho_core.pairs.instead import TELLING, instead
 from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import BUFFER, Store
 
@@ -115,7 +116,10 @@ def record_of(values: dict[str, Any], table: RowFile, root: Store) -> PairRecord
 def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
     """Read a file's first rows; `wanted` as of `Reader.shape`. Raises OSError."""
     with root.open(file) as stream:
-        table = RowFile(file, encoding=encoding_of(stream.read(4)))
+        head = stream.read(TELLING)
+        if not head.startswith(b"{") and (what := instead(head)) is not None:
+            return Looks(RowFile(file), problem=f"it is {what}")
+        table = RowFile(file, encoding=encoding_of(head[:4]))
         try:
             shaped = READERS[table.kind].shape(stream, table, wanted)
             if isinstance(shaped, str):
