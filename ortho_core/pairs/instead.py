@@ -12,7 +12,6 @@ BEGINNINGS = {
     b"<?xml": "XML, such as a server sends in a file's place",
     b"<svg": "SVG, which nothing here draws",
     b"%pdf": "a PDF",
-    b"{": "JSON",
     b"pk\x03\x04": "a ZIP archive: unpack it",
     b"\x1f\x8b": "compressed with gzip: unpack it",
     b"\xff\x0a": "JPEG XL, which pillow-jxl-plugin reads where it is installed",

@@ -117,7 +117,7 @@ def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
     """Read a file's first rows; `wanted` as of `Reader.shape`. Raises OSError."""
     with root.open(file) as stream:
         head = stream.read(TELLING)
-        if not head.startswith(b"{") and (what := instead(head)) is not None:
+        if (what := instead(head)) is not None:
             return Looks(RowFile(file), problem=f"it is {what}")
         table = RowFile(file, encoding=encoding_of(head[:4]))
         try:

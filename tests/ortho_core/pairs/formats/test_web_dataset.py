@@ -144,7 +144,7 @@ def test_links_and_folders_inside_a_tar_are_passed_over(tmp_path):
             about = tarfile.TarInfo(name.replace("png", "txt"))
             about.size = 1
             archive.addfile(about, io.BytesIO(b"x"))
-    assert outcomes(tmp_path) == ["missing-image"] * 4
+    assert outcomes(tmp_path, layout="webdataset") == ["missing-image"] * 4
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
@@ -311,7 +311,7 @@ def test_a_class_is_a_prompt_where_there_is_no_other(tmp_path):
 @pytest.mark.parametrize(
     ("members", "says"),
     [
-        ({"cat/0.jpg": png(), "dog/1.jpg": png()}, "no sample of a.tar has an image and a prompt"),
+        ({"cat/0.jpg": png(), "dog/1.jpg": png()}, "no sample of a.tar has both an image and a prompt"),
         ({"images/0.jpg": png(), "captions/0.txt": "x"}, "it has .jpg, .txt"),
         ({"0.input.png": png(), "0.target.png": png(), "0.txt": "x"}, "--image-field input.png or target.png chooses"),
     ],
