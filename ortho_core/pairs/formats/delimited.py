@@ -9,8 +9,10 @@ from dataclasses import replace
 from io import BufferedIOBase
 from typing import Any
 
+import numpy as np
+
 from ortho_core.errors import BadRow
-from ortho_core.pairs.formats.row_file import RowFile
+from ortho_core.pairs.formats.row_file import RowFile, in_blocks
 from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import plain
@@ -44,12 +46,11 @@ class Delimited:
                 return replace(table, form=delimiter, columns=columns, header=False)
         return f"its first row is {', '.join(headers[0][1])[:200]!r}" if headers else "it has no rows"
 
-    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
+    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[np.ndarray]:
         rows = _rows(stream, table, 0)
         if table.header:
             next(rows, None)
-        for offset, _ in rows:
-            yield offset
+        return in_blocks(offset for offset, _ in rows)
 
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         rows = _rows(stream, table, offset)

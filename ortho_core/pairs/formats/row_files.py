@@ -3,7 +3,6 @@
 import hashlib
 import io
 import itertools
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,7 +57,7 @@ class RowFiles(RecordsHaveAll):
             counted = []
             for table in self.tables.values():
                 with self.root.open(table.file) as stream, hashed(stream) as (copy, digest):
-                    rows = _length(READERS[table.kind].starts(copy, table))
+                    rows = sum(map(len, READERS[table.kind].starts(copy, table)))
                 counted.append((digest.hexdigest(), rows))
             self._counted = counted
         return self._counted
@@ -75,10 +74,16 @@ class RowFiles(RecordsHaveAll):
 
     def cuts(self, rows: int) -> Iterator[Cut]:
         for table in self.tables.values():
+            start, first, seen = None, 0, 0
             with self.root.open(table.file) as stream:
-                starts = READERS[table.kind].starts(stream, table)
-                while (first := next(starts, None)) is not None:
-                    yield Cut(table.file, 1 + _length(itertools.islice(starts, rows - 1)), first)
+                for starts in READERS[table.kind].starts(stream, table):
+                    for at in range(-seen % rows, len(starts), rows):
+                        if start is not None:
+                            yield Cut(table.file, rows, start)
+                        start, first = int(starts[at]), seen + at
+                    seen += len(starts)
+            if start is not None:
+                yield Cut(table.file, seen - first, start)
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         table = self.tables[shard.file]
@@ -134,13 +139,6 @@ def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
         return Looks(shaped, problem=f"none of its first rows can be read: {first[0]}")
     fields = dict.fromkeys(name for row in good for name in row)
     return Looks(shaped, list(shaped.columns) or list(fields), good)
-
-
-def _length(items: Iterator[int]) -> int:
-    """How many there are, in a loop that is not Python's: this counts the rows of a set."""
-    counter = itertools.count()
-    deque(zip(items, counter, strict=False), maxlen=0)
-    return next(counter)
 
 
 class _Hashing(io.RawIOBase):
