@@ -1,5 +1,9 @@
 """What a file holds that is not what its name says, for messages: downloads leave pages and pointers in the place of files."""
 
+from contextlib import suppress
+
+from ortho_core.storage.store import Store, one_line
+
 #: By how a file begins, in lower case.
 BEGINNINGS = {
     b"version https://git-lfs.github.com/spec/": "the pointer that git-lfs puts in a file's place: run `git lfs pull`",
@@ -8,7 +12,6 @@ BEGINNINGS = {
     b"<?xml": "XML, such as a server sends in a file's place",
     b"<svg": "SVG, which nothing here draws",
     b"%pdf": "a PDF",
-    b"{": "JSON",
     b"pk\x03\x04": "a ZIP archive: unpack it",
     b"\x1f\x8b": "compressed with gzip: unpack it",
     b"\xff\x0a": "JPEG XL, which pillow-jxl-plugin reads where it is installed",
@@ -30,3 +33,11 @@ def instead(content: bytes) -> str | None:
     head = content[:TELLING].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     known = next((what for beginning, what in BEGINNINGS.items() if head.startswith(beginning)), None)
     return known or (BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None)
+
+
+def said_of(root: Store, file: str, error: Exception) -> str:
+    """Why a file cannot be read: what it is, where that is known, else what its reader says."""
+    with suppress(OSError):
+        if (what := instead(root.read(file, 0, TELLING))) is not None:
+            return f"it is {what}"
+    return one_line(error)

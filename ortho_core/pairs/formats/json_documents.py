@@ -10,9 +10,11 @@ from dataclasses import replace
 from io import BufferedIOBase, BytesIO
 from typing import Any
 
+import numpy as np
+
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.image_files import is_image
-from ortho_core.pairs.formats.row_file import RowFile, length
+from ortho_core.pairs.formats.row_file import RowFile, in_blocks
 from ortho_core.pairs.formats.text_lines import CHUNK, lines
 from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, plain, usual
 
@@ -46,12 +48,8 @@ class JsonDocuments:
             return str(error)
         return table if first is None or isinstance(first[1], dict) else "it is a list, but not of objects"
 
-    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
-        for offset, _ in _items(stream, table, 0):
-            yield offset
-
-    def count(self, stream: BufferedIOBase, table: RowFile) -> int:
-        return length(self.starts(stream, table))
+    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[np.ndarray]:
+        return in_blocks(offset for offset, _ in _items(stream, table, 0))
 
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         for _, item in _items(stream, table, offset):

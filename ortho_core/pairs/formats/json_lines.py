@@ -1,21 +1,24 @@
 """JSON lines: one JSON object per line; and text files of one prompt per line. Blank lines do not count."""
 
-import itertools
 import json
-import operator
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BufferedIOBase
 from typing import Any
 
+import numpy as np
+
 from ortho_core.errors import BadRow
 from ortho_core.pairs.formats.delimited import Delimited
-from ortho_core.pairs.formats.row_file import RowFile, length
+from ortho_core.pairs.formats.row_file import RowFile, in_blocks
 from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.names import plain
 from ortho_core.pairs.rows import Shard
 from ortho_core.storage.store import Store
+
+NEWLINE, SPACE = b"\n "
+#: Bytes whose lines are told together: more, and the allocator gives each piece back to the system.
+READ_AT_ONCE = 1 << 18
 
 
 class JsonLines:
@@ -24,18 +27,16 @@ class JsonLines:
     def shape(self, stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
         return table
 
-    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
+    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[np.ndarray]:
         if table.encoding != "utf-8":
-            return (offset for offset, line in lines(stream, table.encoding) if line.strip())
-        # A set of millions is counted and cut here, in loops that are not Python's.
-        measured, looked_at = itertools.tee(stream)
-        offsets = itertools.accumulate(map(len, measured), initial=0)
-        return itertools.compress(offsets, map(operator.not_, map(bytes.isspace, looked_at)))
-
-    def count(self, stream: BufferedIOBase, table: RowFile) -> int:
-        if table.encoding != "utf-8":
-            return length(self.starts(stream, table))
-        return Counter(map(bytes.isspace, stream))[False]
+            yield from in_blocks(offset for offset, line in lines(stream, table.encoding) if line.strip())
+            return
+        offset = 0
+        while content := stream.read(READ_AT_ONCE):  # a set of millions is counted and cut here
+            if content[-1] != NEWLINE:
+                content += stream.readline()
+            yield offset + _line_starts(content)
+            offset += len(content)
 
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         for _, line in lines(stream, table.encoding, offset):
@@ -55,6 +56,17 @@ class JsonLines:
         if not isinstance(record, dict):
             raise BadRow("not-json", f"a JSON {type(record).__name__}, not an object")
         return record
+
+
+def _line_starts(content: bytes) -> np.ndarray:
+    """Where the lines start that are not blank; there is one at least."""
+    characters = np.frombuffer(content, np.uint8)
+    starts = np.concatenate([[0], np.flatnonzero(characters[:-1] == NEWLINE) + 1])
+    suspects = np.flatnonzero(characters[starts] <= SPACE)
+    if not len(suspects):
+        return starts
+    ends = np.append(starts[1:], len(content))
+    return np.delete(starts, [i for i in suspects if content[starts[i] : ends[i]].isspace()])
 
 
 class PromptLines(JsonLines):

@@ -22,8 +22,9 @@ from ortho_core.pairs.formats.columns import (
     value_of,
 )
 from ortho_core.pairs.formats.places import AS_WRITTEN, Places
+from ortho_core.pairs.instead import said_of
 from ortho_core.pairs.rows import Cut, Names, PairFields, PairRecord, Shard
-from ortho_core.storage.store import Store, one_line, plain_name
+from ortho_core.storage.store import Store, plain_name
 
 #: Footers that are read side by side: what an object store's latency asks for.
 FOOTERS_AT_ONCE = 32
@@ -65,7 +66,7 @@ class Parquet:
                     digest = hashlib.sha256(stream.read()).hexdigest()[:16]
             except (OSError, pa.ArrowException) as error:
                 raise UserError(
-                    f"{self.root.location}/{file} is not a readable Parquet file: {one_line(error)}"
+                    f"{self.root.location}/{file} is not a readable Parquet file: {said_of(self.root, file, error)}"
                 ) from error
             self._names(footer.schema.to_arrow_schema(), file)
             return footer.num_rows, digest

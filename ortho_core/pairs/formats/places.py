@@ -47,14 +47,18 @@ def spellings(path: str) -> list[str]:
 
 
 def find_places(root: Store, written: Iterable[Any], bases: Iterable[str], suffixes: Sequence[str]) -> Places | None:
-    """The first of `bases` in which one of the first paths leads to a file, with a suffix or without; None if none does."""
+    """The first of `bases` in which one of the first paths leads to a file, or most do if the suffixes are left out.
+
+    None if there is none.
+    """
     texts = (path.removeprefix(f"{root.location}/") for path in written if isinstance(path, str))
     paths = list(itertools.islice(filter(is_relative, texts), PROBED))
     bare = [path for path in paths if not is_image(path)]
-    for probed, ends in ((paths, ()), (bare, tuple(suffixes))):
+    for probed, ends, needed in ((paths, (), 1), (bare, tuple(suffixes), len(bare) // 2 + 1)):
         for base in dict.fromkeys(bases):
             places = Places(base, ends)
-            if any(_exists(root, places.path(root, form)) for path in probed for form in spellings(path)):
+            found = (any(_exists(root, places.path(root, form)) for form in spellings(path)) for path in probed)
+            if sum(itertools.islice(filter(None, found), needed)) == needed:
                 return places
     return None
 

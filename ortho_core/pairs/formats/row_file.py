@@ -1,12 +1,13 @@
 """One file whose rows name their images by paths, and what reads such a file."""
 
 import itertools
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import PurePosixPath
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from ortho_core.errors import BadRow
 from ortho_core.pairs.formats.places import AS_WRITTEN, Places
@@ -15,6 +16,10 @@ from ortho_core.pairs.rows import Names
 
 #: Whoever asks for the names of a record's fields before they are known.
 UNNAMED: Names = ("prompt", "image", None)
+
+
+#: Rows whose starts are told together.
+BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,8 @@ class Reader(Protocol):
         """
         ...
 
-    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
-        """Where each row starts, from the file's beginning."""
-        ...
-
-    def count(self, stream: BufferedIOBase, table: RowFile) -> int:
-        """How many rows there are: as many as `starts` gives."""
+    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[np.ndarray]:
+        """Where each row starts, from the file's beginning, in order: int64, many at a time."""
         ...
 
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
@@ -67,8 +68,7 @@ class Reader(Protocol):
         ...
 
 
-def length(items: Iterator[int]) -> int:
-    """How many there are, in a loop that is not Python's: this counts the rows of a set."""
-    counter = itertools.count()
-    deque(zip(items, counter, strict=False), maxlen=0)
-    return next(counter)
+def in_blocks(starts: Iterator[int]) -> Iterator[np.ndarray]:
+    """What `Reader.starts` gives, of one number after another."""
+    while len(block := np.fromiter(itertools.islice(starts, BLOCK), np.int64)):
+        yield block

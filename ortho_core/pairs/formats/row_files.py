@@ -12,8 +12,9 @@ from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.delimited import Delimited
 from ortho_core.pairs.formats.json_documents import CAPTIONS_KEY, ID_KEY, JsonDocuments, captions_by_image
 from ortho_core.pairs.formats.json_lines import JsonLines, PromptLines
-from ortho_core.pairs.formats.row_file import Reader, RowFile, length
+from ortho_core.pairs.formats.row_file import Reader, RowFile
 from ortho_core.pairs.formats.text_lines import encoding_of
+from ortho_core.pairs.instead import TELLING, instead
 from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import BUFFER, Store
 
@@ -56,7 +57,7 @@ class RowFiles(RecordsHaveAll):
             counted = []
             for table in self.tables.values():
                 with self.root.open(table.file) as stream, hashed(stream) as (copy, digest):
-                    rows = READERS[table.kind].count(copy, table)
+                    rows = sum(map(len, READERS[table.kind].starts(copy, table)))
                 counted.append((digest.hexdigest(), rows))
             self._counted = counted
         return self._counted
@@ -73,10 +74,16 @@ class RowFiles(RecordsHaveAll):
 
     def cuts(self, rows: int) -> Iterator[Cut]:
         for table in self.tables.values():
+            start, first, seen = None, 0, 0
             with self.root.open(table.file) as stream:
-                starts = READERS[table.kind].starts(stream, table)
-                while (first := next(starts, None)) is not None:
-                    yield Cut(table.file, 1 + length(itertools.islice(starts, rows - 1)), first)
+                for starts in READERS[table.kind].starts(stream, table):
+                    for at in range(-seen % rows, len(starts), rows):
+                        if start is not None:
+                            yield Cut(table.file, rows, start)
+                        start, first = int(starts[at]), seen + at
+                    seen += len(starts)
+            if start is not None:
+                yield Cut(table.file, seen - first, start)
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         table = self.tables[shard.file]
@@ -114,7 +121,10 @@ def record_of(values: dict[str, Any], table: RowFile, root: Store) -> PairRecord
 def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
     """Read a file's first rows; `wanted` as of `Reader.shape`. Raises OSError."""
     with root.open(file) as stream:
-        table = RowFile(file, encoding=encoding_of(stream.read(4)))
+        head = stream.read(TELLING)
+        if (what := instead(head)) is not None:
+            return Looks(RowFile(file), problem=f"it is {what}")
+        table = RowFile(file, encoding=encoding_of(head[:4]))
         try:
             shaped = READERS[table.kind].shape(stream, table, wanted)
             if isinstance(shaped, str):

@@ -42,8 +42,11 @@ class Captions:
             texts = [suffix[1:] for suffix in suffixes if suffix != ".json"]
             against.append(f"{listing.doubles} images have several; --prompt-field {' or '.join(texts)} chooses")
         with suppress(UserError):  # told when the set is opened
-            if not against and _are_boxes(_first_captions(captioned.format(listing, fields))):
+            first = [] if against else _first_captions(captioned.format(listing, fields))
+            if _are_boxes(first):
                 against.append("the first of them hold numbers alone, as the boxes of objects do")
+            elif first and all(text is None for text in first):
+                against.append("the first of them have no caption in a usual field (--prompt-field names one)")
         return Reading(self.name, what, tuple(against))
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:

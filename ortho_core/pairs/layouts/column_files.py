@@ -1,6 +1,7 @@
 """Parquet files, and the Arrow files in which the `datasets` library keeps a set on a disk."""
 
 import json
+import re
 import struct
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -14,9 +15,10 @@ from ortho_core.pairs.formats.columns import METADATA_PARQUET, columns_of, holds
 from ortho_core.pairs.formats.parquet import Parquet
 from ortho_core.pairs.formats.places import PROBED, Places
 from ortho_core.pairs.layouts.layout import Opened, Reading, no_images_found, of_split, own_places, places_in
-from ortho_core.pairs.listing import Listing, count
+from ortho_core.pairs.listing import Listing, count, some
 from ortho_core.pairs.names import CLASS_NAMES, USUAL_PROMPTS, plain, usual
 from ortho_core.pairs.rows import LayoutName, PairFields
+from ortho_core.pairs.splits import split_of
 
 OPTIONS = frozenset({"prompt_field", "image_field", "id_field", "image_root", "caption", "split"})
 
@@ -28,7 +30,7 @@ class ParquetSets:
 
     def recognise(self, listing: Listing, fields: PairFields) -> Reading | None:
         files, _ = _rows_and_lists(listing)
-        return Reading(self.name, count(len(files), ".parquet file")) if files else None
+        return Reading(self.name, count(len(files), ".parquet file"), _several_sets(files, fields)) if files else None
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
         named, lists = _rows_and_lists(listing)
@@ -42,7 +44,7 @@ class ParquetSets:
             if lists
             else []
         )
-        what = f"Parquet, {count(len(files), 'file')}"
+        what = f"Parquet, {_counted(files)}"
         return Opened(listing.root, format, what, prompts, notes + more, aside)
 
 
@@ -53,7 +55,7 @@ class ArrowSets:
 
     def recognise(self, listing: Listing, fields: PairFields) -> Reading | None:
         files = _arrow_files(listing)
-        return Reading(self.name, count(len(files), ".arrow file")) if files else None
+        return Reading(self.name, count(len(files), ".arrow file"), _several_sets(files, fields)) if files else None
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
         named = _arrow_files(listing)
@@ -65,8 +67,13 @@ class ArrowSets:
         rest = len(listing.names_of(".arrow")) - len(named)
         aside = [f"{count(rest, '.arrow file')} (the `datasets` library's cache)"] if rest else []
         format = ArrowFiles(listing.root, files, fields, _state(listing, [file for file, _ in files]))
-        what = f"Arrow as the `datasets` library keeps it, {count(len(files), 'file')}"
+        what = f"Arrow as the `datasets` library keeps it, {_counted(files)}"
         return Opened(listing.root, format, what, prompts, notes + more, aside)
+
+
+def _counted(files: list[tuple[str, int]]) -> str:
+    folders = len({name.rpartition("/")[0] for name, _ in files})
+    return count(len(files), "file") + (f" in {folders} folders" if folders > 1 else "")
 
 
 def open_parquet(listing: Listing, files: list[tuple[str, int]], fields: PairFields) -> tuple[Parquet, str, list[str]]:
@@ -99,6 +106,19 @@ def _first_paths(listing: Listing, file: str, fields: PairFields) -> list[Any] |
             return None if first is None else first.column(0).to_pylist()
     except (OSError, IndexError, ValueError, pa.ArrowException, UserError):
         return None
+
+
+def _several_sets(files: list[str], fields: PairFields) -> tuple[str, ...]:
+    """Against reading all: several folders have the first part of a whole split, `train-00000-of-00002`, as configurations do."""
+    by_split: dict[str | None, list[str]] = {}
+    for name in files:
+        if re.search(r"-0+-of-[0-9]+[^/]*$", name):
+            by_split.setdefault(split_of(name), []).append(name.rpartition("/")[0] or ".")
+    several = next((folders for folders in by_split.values() if len(set(folders)) > 1), None)
+    if several is None or fields.split is not None:
+        return ()
+    where = some([f"{folder}/" for folder in several])
+    return (f"{where} each have a whole set: name one, as in --pairs .../{several[0]}",)
 
 
 def _rows_and_lists(listing: Listing) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from ortho_core.errors import UserError
 from ortho_core.pairs.formats.columns import METADATA_PARQUET
 from ortho_core.pairs.formats.image_files import is_image
+from ortho_core.pairs.formats.json_documents import IMAGE_KEY
 from ortho_core.pairs.formats.places import AS_WRITTEN, Places
 from ortho_core.pairs.formats.row_file import UNNAMED, RowFile
 from ortho_core.pairs.formats.row_files import Looks, RowFiles, look
@@ -63,12 +64,9 @@ class Metadata:
         looks = [_look(listing, file, fields) for file in files]
         for seen in looks:
             problem = seen.problem or _lacks(seen, fields)
-            if (
-                problem is None
-                and seen.table.form == "{"
-                and not is_image(str(next(iter((seen.rows or [{"": ""}])[0].values()))))
-            ):
-                problem = _not_found(seen, listing, fields)  # an object of whatever, perhaps
+            if problem is None and seen.table.form == "{":
+                named = any(is_image(str(row.get(IMAGE_KEY))) for row in seen.rows)
+                problem = None if named else _not_found(seen, listing, fields)  # an object of whatever, perhaps
             if problem is not None:
                 raise UserError(f"{root.location}/{seen.table.file}: {problem}")
         tables = [_named(seen, listing, fields) for seen in looks]
@@ -175,7 +173,7 @@ def _has(seen: Looks, fields: PairFields) -> bool:
 def _lacks(seen: Looks, fields: PairFields) -> str | None:
     """What the rows have no field for; None if they have all, or if there are no rows to judge by."""
     if seen.problem is not None:
-        return f"{seen.table.file}: {seen.problem}"
+        return seen.problem if seen.problem.startswith(seen.table.file) else f"{seen.table.file}: {seen.problem}"
     prompt, image, _ = _names(seen, fields)
     missing = [
         f"{what} ({accepted(names)}; --{what}-field names one)"
