@@ -98,8 +98,7 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
 
     def check_noise(self, group: str = "") -> None:
         """Raises UserError for options that have nothing to say of this noise."""
-        centred = self.noise == "matched" or (self.keeps_noise and self.match_keep == "assigned")
-        if self.center_noise and not centred:
+        if self.center_noise and not (self.noise == "matched" or self.keeps_noise):
             raise UserError(
                 f"--{group}center-noise is of assigned noise; --noise {self.noise} has a mean of zero as it is: leave one out"
             )

@@ -112,6 +112,8 @@ def unassigned(job: TrainJob, model: ModelFolder) -> UnassignedRows:
         raise UserError(
             f"--noise {job.noise} is of assignments: give --assignments; on pairs alone online and random go"
         )
+    if job.center_noise:
+        raise UserError("--center-noise is of assigned noise: give --assignments")
     return UnassignedRows(open_pairs(job.pairs, job.pair_fields()), model.image_size, model.classes)
 
 

@@ -118,6 +118,10 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(assigned, tiny_turbo, tmp_p
         ({"noise": "online", "center_noise": True}, "--center-noise is of assigned noise; --noise online has"),
         ({"noise": "online", "match_patch_size": 3}, "patch_size 3 does not divide the latent"),
         ({"assignments": None}, "nothing to train on: give --assignments, or with --noise online or random --pairs"),
+        (
+            {"assignments": None, "noise": "online", "match_refresh": 0.2, "center_noise": True, "pairs": "nowhere"},
+            "--center-noise is of assigned noise: give --assignments",
+        ),
         ({"assignments": None, "pairs": "nowhere"}, "--noise matched is of assignments: give --assignments"),
         ({"prompt_field": "text"}, "how pairs are read was said when they were assigned"),
         ({"preserve_prompts": "nowhere.txt"}, r"prompts file nowhere\.txt: No such file"),
