@@ -249,7 +249,12 @@ def beside() -> Iterator[ThreadPoolExecutor]:
 
 
 def room_beside(job: EmJob) -> bool:
-    """Whether the cluster holds the baseline's workers and those of a step of EM at once, so that none has to wait."""
+    """Whether the cluster holds the baseline's workers and those of a step of EM at once, so that none has to wait.
+
+    Never where the command's own process trains: two models are not loaded in two threads of one process.
+    """
+    if not job.train.num_workers:
+        return False
     workers = 2 * job.train.world
     enough = job.train.fitting(workers) == workers
     fits = job.assign.cpus_per_worker <= job.train.cpus_per_worker and job.assign.gpus() <= job.train.gpus()
