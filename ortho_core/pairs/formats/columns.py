@@ -41,7 +41,7 @@ def holds_bytes(kind: pa.DataType) -> bool:
 
 
 def record_of(
-    values: dict[str, Any], names: Names, reference: str, path_of: Callable[[Any], Any] = lambda written: written
+    values: dict[str, Any], names: Names, reference: str, path_of: Callable[[Any], Any] | None = None
 ) -> PairRecord:
     """The record of one row; `reference` is how a record names image bytes that lie in the row, `path_of` makes a path that
     starts from the set's folder of one that is written."""
@@ -57,7 +57,7 @@ def record_of(
     identity = values.get(own) if own is not None else None
     if isinstance(found, bytes):
         return PairRecord(values.get(prompt), reference, names, identity, found, stem)
-    return PairRecord(values.get(prompt), path_of(found), names, identity)
+    return PairRecord(values.get(prompt), found if path_of is None else path_of(found), names, identity)
 
 
 def stem_of(path: Any) -> str | None:
@@ -87,3 +87,18 @@ def value_of(scalar: pa.Scalar, name: str) -> Any:
         return scalar.as_py()
     except (UnicodeDecodeError, pa.ArrowException) as error:
         raise BadRow("not-text", f"column {name!r} is not Unicode text: {error}") from error
+
+
+def values_of(column: pa.Array, name: str) -> list[Any]:
+    """The values of a column, and a BadRow in the place of what is no text."""
+    try:
+        return list(column.to_pylist())
+    except (UnicodeDecodeError, pa.ArrowException):
+        return [_value_or_bad(scalar, name) for scalar in column]
+
+
+def _value_or_bad(scalar: pa.Scalar, name: str) -> Any:
+    try:
+        return value_of(scalar, name)
+    except BadRow as bad:
+        return bad

@@ -185,8 +185,11 @@ class _Text:
                 return ""
 
     def advance(self, to: int) -> None:
-        self.offset += len(self.text[self.at : to].encode(self.table.encoding, "surrogateescape"))
-        self.at = to
+        if to > self.at:
+            passed = self.text[self.at : to]
+            plain = self.table.encoding == "utf-8" and passed.isascii()
+            self.offset += len(passed if plain else passed.encode(self.table.encoding, "surrogateescape"))
+            self.at = to
 
     def take(self) -> Any:
         """The value that begins here. Raises UserError if there is none."""

@@ -20,6 +20,7 @@ from ortho_core.pairs.formats.columns import (
     columns_of,
     record_of,
     value_of,
+    values_of,
 )
 from ortho_core.pairs.formats.places import AS_WRITTEN, Places
 from ortho_core.pairs.instead import said_of
@@ -96,26 +97,26 @@ class Parquet:
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         """Reads the row groups that the shard touches, from their start: keep them to a few hundred rows of image bytes."""
         places = self.places.get(shard.file.rpartition("/")[0], AS_WRITTEN)
+        path_of = partial(places.path, self.root) if places != AS_WRITTEN else None
         with self.root.open(shard.file) as stream:
             parquet = pq.ParquetFile(stream, pre_buffer=False)
             names = self._names(parquet.schema_arrow, shard.file)
             groups, skip = groups_of(parquet.metadata, shard.offset, shard.span)
             columns = [name for name in names if name is not None]
             classes = class_names(parquet.schema_arrow, names[0])
-            left, path_of = shard.span, partial(places.path, self.root)
+            left = shard.span
             for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
                 part = batch.slice(skip, left)
                 skip = max(0, skip - len(batch))
                 if not len(part):
                     continue
                 in_file = shard.offset + shard.span - left
-                for i in range(len(part)):
-                    try:
-                        values = {name: value_of(part[name][i], name) for name in columns}
-                        values[names[0]] = class_as_text(values[names[0]], classes)
-                        yield record_of(values, names, f"{shard.file}#{in_file + i}", path_of)
-                    except BadRow as bad:
-                        yield bad
+                rows = zip(*(values_of(part[name], name) for name in columns), strict=True)
+                for number, row in enumerate(rows, in_file):
+                    bad = next((value for value in row if isinstance(value, BadRow)), None)
+                    values = dict(zip(columns, row, strict=True))
+                    values[names[0]] = class_as_text(values[names[0]], classes)
+                    yield bad or record_of(values, names, f"{shard.file}#{number}", path_of)
                 left -= len(part)
                 if not left:
                     return

@@ -19,7 +19,7 @@ UNNAMED: Names = ("prompt", "image", None)
 
 
 #: Rows whose starts are told together.
-BLOCK = 4096
+STARTS_TOGETHER = 4096
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,5 @@ class Reader(Protocol):
 
 def in_blocks(starts: Iterator[int]) -> Iterator[np.ndarray]:
     """What `Reader.starts` gives, of one number after another."""
-    while len(block := np.fromiter(itertools.islice(starts, BLOCK), np.int64)):
+    while len(block := np.fromiter(itertools.islice(starts, STARTS_TOGETHER), np.int64)):
         yield block

@@ -41,8 +41,9 @@ def samples(stream: BufferedIOBase, offset: int) -> Iterator[TarSample]:
 
 def _middle(sample: TarSample) -> str:
     """What the names of all members have between key and extension, where there are several; else nothing."""
-    middles = {extension.rpartition(".")[0] for extension in sample.members}
-    return middles.pop() if len(middles) == 1 and len(sample.members) > 1 else ""
+    first = next(iter(sample.members)).rpartition(".")[0]
+    agree = first and all(extension.rpartition(".")[0] == first for extension in sample.members)
+    return first if agree and len(sample.members) > 1 else ""
 
 
 def _with_dotted_key(sample: TarSample) -> TarSample:

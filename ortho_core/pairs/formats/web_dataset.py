@@ -152,9 +152,10 @@ class WebDataset(RecordsHaveAll):
     def images_of(self, sample: TarSample) -> list[str]:
         """The member that is the image: of a usual extension, or all whose names end in such."""
         members, wanted = sample.members, self.fields.image_field
-        usual_one = [name for name in ((wanted,) if wanted else IMAGE_MEMBERS) if name in members][:1]
-        ending = [name for name in members if name.rpartition(".")[2] in IMAGE_MEMBERS] if wanted is None else []
-        return usual_one or ending
+        for name in (wanted,) if wanted else IMAGE_MEMBERS:
+            if name in members:
+                return [name]
+        return [] if wanted else [name for name in members if name.rpartition(".")[2] in IMAGE_MEMBERS]
 
     def _image_of(self, sample: TarSample) -> str:
         """The one member that is the image. Raises BadRow."""
