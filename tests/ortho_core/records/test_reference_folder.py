@@ -349,7 +349,7 @@ def test_a_stated_scale_is_taken_at_its_word(root):
 
 
 def test_the_manifest_is_read_shard_by_shard(root):
-    root.put(b"".join(b'{"id": %d}\n\n' % i for i in range(5)), "manifest.jsonl")
+    root.put(b"".join(b'{"id": %d, "prompt": "x", "image": "a.png"}\n\n' % i for i in range(5)), "manifest.jsonl")
     shards = PairSet(root.path / "manifest.jsonl").shards(2)
     rows = [(row, json.loads(line)["id"]) for shard in shards for row, line in manifest_lines(root, shard)]
     assert rows == [(i, i) for i in range(5)]
