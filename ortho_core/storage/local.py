@@ -1,8 +1,10 @@
 """A folder on a local or shared disk."""
 
+import errno
 import io
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,7 +62,11 @@ class LocalStore:
             return stream.read(-1 if length is None else length)
 
     def open(self, name: str) -> io.BufferedReader:
-        return (self.path / name).open("rb")
+        stream = open(self.path / name, "rb", opener=_without_waiting)  # noqa: SIM115
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            stream.close()
+            raise FileNotFoundError(errno.ENOENT, "not a file", name)
+        return stream
 
     def names(self) -> list[str]:
         if not self.path.is_dir():
@@ -152,6 +158,11 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
 def _blobs(root: Path) -> Path | None:
     """Where the files lie that the links of a repository's snapshot in the Hugging Face hub's cache lead to."""
     return next((p.parents[1] / "blobs" for p in (root, *root.parents) if p.parent.name == "snapshots"), None)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe without waiting for somebody who writes into it; of files it makes no difference."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _link(source: Path, target: Path) -> None:

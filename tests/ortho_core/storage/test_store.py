@@ -124,6 +124,12 @@ def test_a_folder_is_no_file(store):
     assert not store.exists("sub/b.txt")
 
 
+def test_a_pipe_is_no_file_and_nothing_waits_for_its_writer(local):
+    os.mkfifo(local.path / "pipe")
+    with pytest.raises(FileNotFoundError, match="not a file"):
+        local.read("pipe")
+
+
 def test_what_another_writes_or_removes_is_seen(store):
     other = pickle.loads(pickle.dumps(store))
     assert not store.exists("a.txt")
