@@ -20,8 +20,8 @@ class Verb:
 
 
 VERBS = {
-    "look": Verb("rayjobs.look.job", "LookJob", "see a pair set before anything is trained: pictures, captions, sizes"),
     "assign": Verb("rayjobs.assign.job", "AssignJob", "E-step: find each image's noise, over a pair set"),
+    "look": Verb("rayjobs.look.job", "LookJob", "see a pair set before anything is trained: pictures, captions, sizes"),
     "invert": Verb("rayjobs.invert", "InvertJob", "E-step for one image, with pictures and curves"),
     "train": Verb("rayjobs.train.job", "TrainJob", "M-step: fine-tune on matched (or random) noise"),
     "em": Verb("rayjobs.em.job", "EmJob", "alternate E-step and M-step, evaluate, report"),
