@@ -48,6 +48,11 @@ class SearchConfig(BaseModel):
     prior_weight: float = decides(0.5, ge=0, description="free: weight of the Gaussian prior (norm and whiteness)")
 
     @property
+    def measures(self) -> bool:
+        """Whether the search wants to know what the generator answers to."""
+        return self.optimizer == "lbfgs" and self.sensitivity_rank > 0
+
+    @property
     def passes(self) -> int:
         """Passes of the generator, forward alone or with backward, that an image may take."""
         return self.steps

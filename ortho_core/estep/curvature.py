@@ -29,7 +29,11 @@ class Sensitivity:
     floor: float
 
 
-def measure(generator: OneStepGenerator, rank: int, batch_size: int, samples: int = 32) -> Sensitivity:
+#: Evaluations that a measurement takes.
+MEASURED_WITH = 32
+
+
+def measure(generator: OneStepGenerator, rank: int, batch_size: int, samples: int = MEASURED_WITH) -> Sensitivity:
     """Estimate from `samples` evaluations at fixed seeds and the empty prompt: the same numbers in every worker.
 
     With v ~ N(0, I), E[(Jᵀv)(Jᵀv)ᵀ] = E[JᵀJ].

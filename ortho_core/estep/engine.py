@@ -20,11 +20,10 @@ from torch import Tensor
 from ortho_core.device import to_device, to_host
 from ortho_core.estep.candidates import best_seeds
 from ortho_core.estep.config import AssignConfig, SearchConfig
-from ortho_core.estep.curvature import CurvatureModel, Sensitivity, measure
+from ortho_core.estep.curvature import Sensitivity, measure
 from ortho_core.estep.objective import Objective, Reconstruction
-from ortho_core.estep.optimizers import LBFGS, AdamW, Optimizer, identity
 from ortho_core.estep.queue import Request, _Queue, requests_of
-from ortho_core.estep.slots import Slots, stack_rows
+from ortho_core.estep.slots import Slots, empty_slots, stack_rows
 from ortho_core.generators.protocol import Condition, OneStepGenerator
 
 __all__ = ["AssignConfig", "Engine", "Found", "Request", "assign_noise", "requests_of"]
@@ -190,21 +189,12 @@ class Engine:
                     owners[i] = None
 
     def _empty_slots(self, like: Request) -> Slots:
-        device, S = self.generator.device, self.slots
+        device, S, config = self.generator.device, self.slots, self.config
+        if config.measures and self._sensitivity is None:
+            self._sensitivity = measure(self.generator, config.sensitivity_rank, S)
         base = self.generator.base_noise([like.seed]).expand(S, -1, -1, -1)
-        x = base.new_zeros(S, self.space.parameters)
-        metric: CurvatureModel | None = None
-        optimizer: Optimizer
-        if self.config.optimizer == "adamw":
-            optimizer = AdamW(x, self.config.lr)
-        else:
-            if self.config.sensitivity_rank:
-                if self._sensitivity is None:
-                    self._sensitivity = measure(self.generator, self.config.sensitivity_rank, S)
-                metric = CurvatureModel(self._sensitivity, self.space, S)
-            optimizer = LBFGS(x, metric or identity, first_step=self.space.first_step, max_step=0.8 * self.space.reach)
         inputs = {name: tensor.to(device).expand(S, *(-1,) * tensor.dim()) for name, tensor in like.inputs.items()}
-        return Slots(self.space, self.objective, optimizer, metric, self.config, base, inputs)
+        return empty_slots(self.space, self.objective, config, self._sensitivity, base, inputs)
 
     def _fill(self, slots: Slots, owners: list[Request | None], spent: list[int], waiting: "_Queue") -> None:
         """Give the free slots to the images that wait, in order."""

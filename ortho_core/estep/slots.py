@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ortho_core.estep.config import SearchConfig
-from ortho_core.estep.curvature import CurvatureModel
+from ortho_core.estep.curvature import CurvatureModel, Sensitivity
 from ortho_core.estep.objective import Objective
-from ortho_core.estep.optimizers import Optimizer
+from ortho_core.estep.optimizers import LBFGS, AdamW, Optimizer, identity
 from ortho_core.losses import mean_square
 from ortho_core.noise.spaces import NoiseSpace
 
@@ -116,6 +116,26 @@ class Slots:
             "failed": self.failed[slots],
             "history": self.history[:, slots].transpose(0, 1).contiguous(),
         }
+
+
+def empty_slots(
+    space: NoiseSpace,
+    objective: Objective,
+    config: SearchConfig,
+    sensitivity: Sensitivity | None,
+    base: Float[Tensor, "S C H W"],
+    inputs: Mapping[str, Tensor],
+) -> Slots:
+    """S empty slots with the optimiser of the configuration, which for L-BFGS starts from the sensitivity, if there is one.
+
+    `base` and `inputs` give shapes, as for `Slots`.
+    """
+    x = base.new_zeros(len(base), space.parameters)
+    if config.optimizer == "adamw":
+        return Slots(space, objective, AdamW(x, config.lr), None, config, base, inputs)
+    metric = CurvatureModel(sensitivity, space, len(base)) if sensitivity is not None else None
+    optimizer = LBFGS(x, metric or identity, first_step=space.first_step, max_step=0.8 * space.reach)
+    return Slots(space, objective, optimizer, metric, config, base, inputs)
 
 
 def loss_terms(

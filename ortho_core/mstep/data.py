@@ -27,14 +27,26 @@ from ortho_core.records.assignments import Assignments
 #: Images that are fetched and decoded side by side.
 THREADS = 8
 
+#: What a row trains at: the assigned noise, random noise, the noise its search began from, or what is found before the update.
+NoiseKind = Literal["matched", "random", "base", "online"]
+
+
+#: The fields of a share by what they are.
+LISTS = ("rows", "sample_ids", "prompts", "preserve_prompts")
+ARRAYS = ("noise", "kept", "targets", "images", "preserve_noise")
+
 
 @dataclass(frozen=True)
 class Share:
     """One worker's share of an update, in host memory."""
 
+    #: Numbers of the rows in the set.
+    rows: list[int]
     sample_ids: list[str]
     prompts: list[str]
     noise: np.ndarray
+    #: What the noise of a row is refreshed from, where it is matched while training and not all fresh.
+    kept: np.ndarray | None
     #: Target latents, where they were stored; else None, and the images are there to be encoded.
     targets: np.ndarray | None
     #: (B, Y, X, 3) uint8.
@@ -44,15 +56,15 @@ class Share:
 
     def as_row(self) -> dict[str, np.ndarray]:
         """For a table of one row: arrays with a first axis of 1, texts as JSON."""
-        texts = {k: json.dumps(getattr(self, k)) for k in ("sample_ids", "prompts", "preserve_prompts")}
-        arrays = {k: getattr(self, k) for k in ("noise", "targets", "images", "preserve_noise")}
+        texts = {k: json.dumps(getattr(self, k)) for k in LISTS}
+        arrays = {k: getattr(self, k) for k in ARRAYS}
         return {k: np.array([v]) for k, v in texts.items()} | {k: v[None] for k, v in arrays.items() if v is not None}
 
     @staticmethod
     def of_row(row: Mapping[str, np.ndarray]) -> "Share":
         """The inverse of `as_row`. The arrays are copies: those of a table may not be written to."""
-        parts: dict[str, Any] = {k: json.loads(row[k][0]) for k in ("sample_ids", "prompts", "preserve_prompts")}
-        for name in ("noise", "targets", "images", "preserve_noise"):
+        parts: dict[str, Any] = {k: json.loads(row[k][0]) for k in LISTS}
+        for name in ARRAYS:
             parts[name] = row[name][0].copy() if name in row else None
         return Share(**parts)
 
@@ -60,14 +72,15 @@ class Share:
 @dataclass(frozen=True)
 class MatchedData:
     """Turns the numbers of updates into shares. `noise` is the one difference between matched and direct SFT; `base`, the
-    noise that each row's search began from, moves what was found at another noise to where it is drawn.
+    noise that each row's search began from, moves what was found at another noise to where it is drawn. `online` gives fresh
+    noise, which the trainer matches, and with `keeps` the assigned noise beside it.
     """
 
     assignments: Assignments
     order: Order
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
-    noise: Literal["matched", "random", "base"]
+    noise: NoiseKind
     seed: int
     #: Where the images are; needed for a pixel term, or where no target latents were stored.
     pairs: PairSet | None = None
@@ -77,29 +90,35 @@ class MatchedData:
     preserve_prompts: tuple[str, ...] = ()
     #: Of the target latents; none: as the noise map.
     target_shape: tuple[int, int, int] | None = None
-    #: (C, H, W) that is taken off every matched noise; none: nothing.
+    #: (C, H, W) that is taken off every assigned noise; none: nothing.
     center: np.ndarray | None = None
+    keeps: bool = False
 
     def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Share:
         """Read what a worker needs for one update. Raises UserError if an assignment is damaged or an image is gone."""
         index = [int(i) for i in self.order.share(epoch, step, rank, world)]
         rows = self.assignments.rows(index, ["sample_id", "prompt", "image"])
         names, prompts = [row["sample_id"] for row in rows], [row["prompt"] for row in rows]
+        kept = None
         if self.noise == "matched":
-            noise = self.assignments.noise(index, self.latent_shape)
-            if self.center is not None:
-                noise = noise - torch.from_numpy(self.center)
+            noise = self._assigned(index)
         elif self.noise == "base":
             noise = self.assignments.base_noise(index, self.latent_shape)
         else:
-            noise = seeded_normal([noise_seed(self.seed, "train", epoch, n) for n in names], self.latent_shape)
+            name = "match" if self.noise == "online" else "train"
+            noise = seeded_normal([noise_seed(self.seed, name, epoch, n) for n in names], self.latent_shape)
+            kept = self._assigned(index).numpy() if self.keeps else None
         targets = images = None
         if self.assignments.plan.noise.store_latents:
             targets = self.assignments.targets(index, self.target_shape or self.latent_shape).numpy()
         if self.needs_images or targets is None:
             images = self._images(rows)
         texts, fresh = self._preserve(epoch, step, rank, world, prompts)
-        return Share(names, prompts, noise.numpy(), targets, images, texts, fresh)
+        return Share(index, names, prompts, noise.numpy(), kept, targets, images, texts, fresh)
+
+    def _assigned(self, index: list[int]) -> torch.Tensor:
+        noise = self.assignments.noise(index, self.latent_shape)
+        return noise if self.center is None else noise - torch.from_numpy(self.center)
 
     def _images(self, rows: list[dict[str, Any]]) -> np.ndarray:
         if self.pairs is None:

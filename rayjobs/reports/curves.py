@@ -19,6 +19,8 @@ TITLES = {
         "pixel": "pixel L1",
         "preserve_latent": "latent drift at random noise",
         "preserve_pixel": "pixel drift at random noise",
+        "match_initial": "loss before matching",
+        "match_final": "loss after matching",
         "discriminator": "loss of the discriminator",
     },
     "validation": {

@@ -148,6 +148,8 @@ class TrainSummary(Record):
     validations: list[dict[str, float]]
     skipped_updates: list[SkippedUpdate]
     tracker_failures: list[str]
+    #: Of the search for noise between the updates.
+    match_evaluations: int = 0
     images_per_second: float | None
     seconds_this_run: float
     run_fingerprint: str

@@ -75,6 +75,7 @@ class CheckpointFolders:
         plan, job = self.plan, self.job
         kinds = {
             "matched": "latent-matched SFT",
+            "online": "SFT on noise that is matched while training",
             "random": "direct SFT",
             "base": "distillation of what was searched for",
         }

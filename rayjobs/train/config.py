@@ -9,6 +9,8 @@ from ortho_core.errors import UserError
 from ortho_core.generators.lora import Lora, lora_of
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from ortho_core.marks import conduct, decides, resolved
+from ortho_core.mstep.data import NoiseKind
+from ortho_core.mstep.matching import MatchingConfig
 from ortho_core.mstep.update import MStepConfig
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation
 from rayjobs.training.config import TrainingSettings
@@ -18,13 +20,13 @@ def _names(value: object) -> object:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-class TrainSettings(MStepConfig, TrainingSettings):
+class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     """How the M-step runs; `em` has these under `train.`."""
 
-    noise: Literal["matched", "random", "base"] = decides(
+    noise: NoiseKind = decides(
         "matched",
-        description="matched: the assigned noise; random: direct SFT; base: what the search began from, to distil the "
-        "images that `ortho reward` found",
+        description="matched: the assigned noise; online: matched anew before each update (--match-steps); random: direct SFT; "
+        "base: what the search began from, to distil the images that `ortho reward` found",
     )
     center_noise: bool = decides(
         False,
@@ -77,6 +79,11 @@ class TrainSettings(MStepConfig, TrainingSettings):
     @property
     def targets(self) -> tuple[str, ...]:
         return tuple(self.lora_targets)
+
+    @property
+    def keeps_noise(self) -> bool:
+        """Whether the rows' noise is refreshed from some that is kept."""
+        return self.noise == "online" and self.match_refresh < 1
 
     @property
     def preserve_rows(self) -> int:

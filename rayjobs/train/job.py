@@ -39,10 +39,12 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
             f"the assignments in {job.assignments} were made with another model (fingerprint {made_with}) than --model "
             f"{job.model} ({model.fingerprint}): assign again with this model, or say --allow-stale"
         )
-    if job.center_noise and job.noise != "matched":
+    if job.center_noise and job.noise != "matched" and not (job.keeps_noise and job.match_keep == "assigned"):
         raise UserError(
-            f"--center-noise is of matched noise; --noise {job.noise} has a mean of zero as it is: leave one out"
+            f"--center-noise is of assigned noise; --noise {job.noise} has a mean of zero as it is: leave one out"
         )
+    if job.noise == "online":
+        job.match_search(job, assignments.plan.noise).space(shape)
     if job.noise == "matched" and assignments.of_rewards:
         raise UserError(
             f"{job.assignments} holds what `ortho reward` found: the model makes these images at that noise already; "
@@ -65,6 +67,7 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         preserve_rows=job.preserve_rows,
         preserve_prompts=read_prompts(job.preserve_prompts) if job.preserve_prompts and job.preserves else (),
         target_shape=model.target_shape,
+        keeps=job.keeps_noise,
     )
     if data.needs_images and assignments.of_rewards:
         raise UserError(
@@ -123,6 +126,8 @@ def describe(job: TrainJob) -> dict[str, object]:
     kept = (2 + (job.epochs // job.save_every if job.save_every else 0)) * (2 if job.ema else 1)
     if not job.lora_rank or job.lora_merge:  # adapters are small beside these
         content["bytes_of_checkpoints_about"] = models.model.base.weight_bytes * kept
+    if job.noise == "online":
+        content["evaluations_of_matching"] = job.match_evaluations(plan.updates, job.batch_size)
     return {**content, "model_folders": kept, "rows_at_once_on_each_worker": job.rows_at_once, "out": str(job.out)}
 
 
@@ -139,7 +144,7 @@ def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainMo
     if job.center_noise:
         mean = data.assignments.mean_noise(data.latent_shape)
         data = replace(data, center=mean.numpy())
-        say(f"train: the mean of the matched noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
+        say(f"train: the mean of the assigned noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
     title = f"train on {job.noise} noise"
     config = {"data": data, "models": models}
     launch.train(job, job.out, plan, train_worker, config, title, callbacks)

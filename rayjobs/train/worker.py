@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import ray.train.torch
@@ -15,7 +16,9 @@ from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.data import MatchedData, Share, to_batch
 from ortho_core.mstep.fsdp import shard_weights
+from ortho_core.mstep.kept_noise import LatestNoise, refreshed
 from ortho_core.mstep.loss import TERMS
+from ortho_core.mstep.matching import MATCH_TERMS, OnlineMatching
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher, Teacher
 from ortho_core.mstep.update import MStep, Outcome, autocast
 from ortho_core.mstep.validation import PICTURE, Validation, figures
@@ -57,6 +60,7 @@ def out_of_memory(job: TrainJob) -> str:
         "raise --gradient-accumulation-steps" if job.rows_at_once > 1 else "",
         "" if job.gradient_checkpointing else "set --gradient-checkpointing",
         "" if job.mixed_precision == "bf16" else "set --mixed-precision bf16",
+        "set --match-dtype bfloat16" if job.noise == "online" and job.match_dtype == "float32" else "",
         "" if job.lora_rank else "train an adapter (--lora-rank 16)",
         "" if job.optimizer == "adafactor" or job.lora_rank else "set --optimizer adafactor",
         "" if job.parallel == "fsdp" else "shard over several GPUs (--parallel fsdp --num-workers N)",
@@ -75,7 +79,8 @@ class Training(TrainLoop[Share]):
         self, job: TrainJob, plan: TrainPlan, data: MatchedData, models: TrainModels, rank: int, world: int
     ) -> None:
         epoch = data.order.updates
-        super().__init__(job, job.out, job.title, plan, TERMS, epoch, job.epochs * epoch, rank, world)
+        terms = (*TERMS, *MATCH_TERMS) if job.noise == "online" else TERMS
+        super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world)
         self.job, self.data, self.models = job, data, models
         # Before the model is loaded: both take seconds, in different processes.
         self.shares: Iterator[Share] = iter(())
@@ -93,19 +98,26 @@ class Training(TrainLoop[Share]):
         self.prompts = PromptCache(self.generator)
         self.validation = self._validation()
         self.step = MStep(self.generator, self.teacher, job, self.updates, self._wrap)
+        self.matching = self._matching() if job.noise == "online" else None
+        rows = (data.order.rows, data.latent_shape)
+        self.latest = LatestNoise(*rows) if job.keeps_noise and job.match_keep == "latest" else None
         self.folders = CheckpointFolders(job, plan, models.model, self.step, rank)
         #: One entry per validation.
         self.validations: list[dict[str, float]] = []
         self.skipped: list[Skipped] = []
 
+    @property
+    def _halved(self) -> bool:
+        """Whether the frozen weights are bf16; sharding takes weights of one type alone."""
+        job = self.job
+        return bool(job.lora_rank) and job.mixed_precision == "bf16" and job.parallel == "ddp"
+
     def _load(self) -> OneStepGenerator:
         job = self.job
-        # Sharding takes weights of one type alone.
-        halved = job.lora_rank and job.mixed_precision == "bf16" and job.parallel == "ddp"
         generator = load_generator(
             self.models.model,
             ray.train.torch.get_device(),
-            "bfloat16" if halved else "float32",
+            "bfloat16" if self._halved else "float32",
             gradient_checkpointing=job.gradient_checkpointing,
             keep_adapter=bool(job.lora_rank),
         )
@@ -126,6 +138,12 @@ class Training(TrainLoop[Share]):
         if start:
             return FrozenTeacher.copy_of(network)
         return FrozenTeacher(load_generator(held, self.generator.device).trainable)
+
+    def _matching(self) -> OnlineMatching:
+        job = self.job
+        search = job.match_search(job, self.data.assignments.plan.noise)
+        bf16 = self._halved or job.match_dtype == "bfloat16"
+        return OnlineMatching(self.generator, self.step.parameters, search, job.gradient_accumulation_steps, bf16=bf16)
 
     def _wrap(self, network: nn.Module) -> nn.Module:
         job = self.job
@@ -167,10 +185,30 @@ class Training(TrainLoop[Share]):
     def one_update(self, batch: Share) -> Update:
         # Of a network with dropout; like all else, it depends on the position alone.
         torch.manual_seed(noise_seed(self.job.seed, "update", self.update, self.rank))
-        outcome = self.step.update(to_batch(batch, self.generator, self.prompts, self.data.needs_images))
+        ready = to_batch(self._refreshed(batch), self.generator, self.prompts, self.data.needs_images)
+        matched: list[torch.Tensor] = []
+        if self.matching is not None:
+            steps = self.job.match_steps_at(self.update, self.updates)
+            ready, totals = self.matching(ready, steps, self.job.match_measures_at(self.update))
+            matched.append(totals)
+            if self.latest is not None:
+                rows = self.all_rows(torch.tensor(batch.rows, device=totals.device))
+                self.latest.remember(rows.tolist(), self.all_rows(ready.noise.half()))
+        outcome = self.step.update(ready)
         if not outcome.applied:
             self._skip(batch, outcome)
-        return Update(outcome.terms, outcome.applied, {"grad_norm": outcome.grad_norm, "lr": self.step.lr})
+        terms = torch.cat([outcome.terms, *matched])
+        return Update(terms, outcome.applied, {"grad_norm": outcome.grad_norm, "lr": self.step.lr})
+
+    def _refreshed(self, share: Share) -> Share:
+        """With the noise that the search is to begin from."""
+        kept = share.kept
+        if self.latest is not None:
+            assert kept is not None
+            kept = self.latest.recall(share.rows, kept)
+        if kept is None:
+            return share
+        return replace(share, noise=refreshed(kept, share.noise, self.job.match_refresh))
 
     def after_update(self, epoch_ends: bool) -> None:
         """Validation, and the model folders that are due: a run that goes on from the state need not write them again."""
@@ -187,7 +225,7 @@ class Training(TrainLoop[Share]):
             self.folders.save(names, self.update, self._card_figures())
 
     def finish(self) -> dict[str, object]:
-        losses = [epoch["loss"] for epoch in self.epochs]
+        job, losses = self.job, [epoch["loss"] for epoch in self.epochs]
         best = min(range(len(losses)), key=lambda i: losses[i])
         speed = self.updates_per_second
         return {
@@ -196,7 +234,10 @@ class Training(TrainLoop[Share]):
             "final_loss": losses[-1] if math.isfinite(losses[-1]) else None,
             "validations": self.validations,
             "skipped_updates": self.skipped,
-            "images_per_second": self.job.batch_size * speed if speed is not None else None,
+            "match_evaluations": job.match_evaluations(self.updates, job.batch_size)
+            if self.matching is not None
+            else 0,
+            "images_per_second": job.batch_size * speed if speed is not None else None,
         }
 
     def _skip(self, share: Share, outcome: Outcome) -> None:
@@ -261,11 +302,17 @@ class Training(TrainLoop[Share]):
         self.generator.park(text=text, autoencoder=autoencoder and not needed and not self.job.preserve_pixel_weight)
 
     def state_dict(self) -> dict[str, object]:
-        return {"validations": self.validations, "skipped": self.skipped, **self.step.state_dict()}
+        state = {"validations": self.validations, "skipped": self.skipped, **self.step.state_dict()}
+        parts = {"matching": self.matching, "latest": self.latest}
+        return state | {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.validations, self.skipped = state["validations"], state["skipped"]
         self.step.load_state_dict(state)
+        if self.matching is not None:
+            self.matching.load_state_dict(state["matching"])
+        if self.latest is not None:
+            self.latest.load_state_dict(state["latest"])
 
     def validated(self) -> dict[str, float] | None:
         fresh = self.validations and self.validations[-1]["update"] == self.update

@@ -176,6 +176,14 @@ class TrainLoop(ABC, Generic[Batch]):
             terms = terms / self.world
         return terms
 
+    def all_rows(self, mine: Tensor) -> Tensor:
+        """The rows of all workers, which have equally many, in the order of their ranks."""
+        if self.world == 1:
+            return mine
+        parts = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(parts, mine.contiguous())
+        return torch.cat(parts)
+
     def from_all(self, mine: T) -> list[T]:
         """What each worker gives, on every worker."""
         if self.world == 1:

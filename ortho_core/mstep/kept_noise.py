@@ -1,0 +1,49 @@
+"""Noise that rows keep from one matching to the next, and how it is refreshed.
+
+Axes: N rows of the set, B rows of an update, C × H × W noise maps.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16
+from torch import Tensor
+
+
+def refreshed(
+    kept: Float[np.ndarray, "B C H W"], fresh: Float[np.ndarray, "B C H W"], part: float
+) -> Float[np.ndarray, "B C H W"]:
+    """√(1-r)·kept + √r·fresh with r = `part`: where both are N(0, I), so is the mixture, and r of its variance is fresh."""
+    return (np.sqrt(1 - part) * kept + np.sqrt(part) * fresh).astype(np.float32)
+
+
+class LatestNoise:
+    """The noise found last for each row of a set, in half precision, in a file of the temporary folder that has no name.
+
+    The file takes 2·C·H·W bytes for each row that was trained on; it goes with the process, whatever ends that.
+    """
+
+    def __init__(self, rows: int, latent_shape: tuple[int, int, int]) -> None:
+        with tempfile.TemporaryFile() as file:
+            self.maps = np.memmap(file, np.float16, "w+", shape=(rows, *latent_shape))
+        self.known = np.zeros(rows, dtype=bool)
+
+    def recall(self, rows: Sequence[int], otherwise: Float[np.ndarray, "B C H W"]) -> Float[np.ndarray, "B C H W"]:
+        """What was found last for these rows; `otherwise` for those that were not trained on yet."""
+        known = self.known[rows][:, None, None, None]
+        return np.where(known, self.maps[rows].astype(np.float32), otherwise)
+
+    def remember(self, rows: Sequence[int], maps: Float16[Tensor, "B C H W"]) -> None:
+        self.maps[rows] = maps.cpu().numpy()
+        self.known[rows] = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The maps of all rows and which of them are known; not copies."""
+        return {"maps": torch.from_numpy(self.maps), "known": torch.from_numpy(self.known)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.maps[:] = state["maps"].numpy()
+        self.known[:] = state["known"].numpy()
