@@ -6,7 +6,7 @@ the drift at prompts that no pair has.
 Axes: n rows, R resamples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,10 +124,3 @@ def _closed(model: np.ndarray, base: np.ndarray, targets: np.ndarray, weights: n
     moved, way = weights @ (model - base), weights @ (targets - base)
     value = float((model.mean() - base.mean()) / (targets.mean() - base.mean()))
     return statistics.around(value, moved / way, len(model))
-
-
-def shown(found: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]], hand: Sequence[str]) -> list[str]:
-    """The columns of a table, of all that were measured."""
-    each = [f"{name}{of}" for of in ("", "_spread", "_closed", "_heldout", "_training", "_tilt") for name in hand]
-    there = {name for one in found for figures in one.values() for name in figures}
-    return [name for name in [*each, "drift_others"] if name in there]

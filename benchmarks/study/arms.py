@@ -75,7 +75,9 @@ ARMS: dict[str, Arm] = {
     "kept_02": Arm("online from kept noise, 2 evaluations, r = 0.2", _online("2", 0.2)),
     "kept_05": Arm("online from kept noise, 2 evaluations, r = 0.5", _online("2", 0.5)),
     "assigned_05": Arm("online from assigned noise, 2 evaluations, r = 0.5", _online("2", 0.5, "assigned")),
-    "online_preserve": Arm("online, 4 evaluations, preserve 0.1", {**_online("4"), "preserve_latent_weight": 0.1}, cycles=0),
+    "online_preserve": Arm(
+        "online, 4 evaluations, preserve 0.1", {**_online("4"), "preserve_latent_weight": 0.1}, cycles=0
+    ),
 }
 
 
@@ -174,16 +176,18 @@ class Runs:
             train=settings,
         )
 
-    def judge(self, names: list[str]) -> Path:
-        """The evaluation of arms, which are trained where they are not."""
+    def judged(self, name: str) -> Path:
+        """Where an arm's evaluation is."""
+        return self.folder / name / "evaluation"
+
+    def judge(self, name: str) -> dict[str, Path]:
+        """Train an arm and judge its models; returns them, the base first."""
+        base = {"base": self.lab.base()}
         first = self.lab.work / "judged-base"
-        judge(self.lab, self.protocol, {"base": self.lab.base()}, first)
-        models = {"base": self.lab.base()}
-        for name in names:
-            models |= self.run(name)
-        out = self.folder / "evaluation"
-        judge(self.lab, self.protocol, models, out, base_from=first)
-        return out
+        judge(self.lab, self.protocol, base, first)
+        models = base | self.run(name)
+        judge(self.lab, self.protocol, models, self.judged(name), base_from=first)
+        return models
 
 
 def at(run: Path, epoch: int) -> Path:
