@@ -1,7 +1,9 @@
-"""The M-step's cost: `python -m benchmarks.mstep --out runs/mstep.json`. Four tables, each a ratio within one run.
+"""The M-step's cost: `python -m benchmarks.mstep --out runs/mstep.json`. Five tables, each a ratio within one run.
 
 parts: an update (share to device, prompts from the cache, loss, backward, clipping, optimiser) over the bare sum of its parts, a
 forward, backward and optimiser step of the student and a forward of the teacher, at the same batch.
+matching: an update whose noise is searched for by 2, 4 and 6 evaluations over one at the noise as it is, and a search by 6 over
+its bare evaluations, a forward and a backward pass each.
 reference: updates per second over a loop that encodes the batch's prompts and images at every step, calls the student once for
 the matched and once for the preserve noise, and has a second pipeline for the teacher.
 workers: `ortho train` with two workers of one thread over one, same total batch, and how far their losses are apart.
@@ -38,8 +40,10 @@ from ortho_core.generators.lora import Lora, add_lora
 from ortho_core.generators.one_step import OneStep
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import Condition
+from ortho_core.losses import mean_square
 from ortho_core.mstep.data import MatchedData, to_batch
 from ortho_core.mstep.loss import SftBatch, SftConfig, sft_loss
+from ortho_core.mstep.matching import MatchingConfig, OnlineMatching
 from ortho_core.mstep.row_order import Order
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher
 from ortho_core.mstep.update import MStep, MStepConfig, make_optimizer
@@ -117,6 +121,32 @@ def parts(data: MatchedData, rounds: int) -> dict[str, float]:
 
     seconds = in_turns({"update": once, "bare": bare}, rounds)
     return {**seconds, "over_bare": seconds["update"] / seconds["bare"]}
+
+
+def matching(data: MatchedData, rounds: int) -> dict[str, float]:
+    """Updates with a search before them over those without."""
+    step, _ = our_step(data)
+    generator, search = step.generator, MatchingConfig(match_steps="6").match_search(step.config, None)
+    batch = to_batch(data.share(0, 0), generator, PromptCache(generator), False)
+    online = OnlineMatching(generator, step.parameters, search)
+    online(batch, 1)  # measures what the generator answers to
+    frozen = load_generator(ModelFolder.open(MODEL))
+
+    def bare() -> None:
+        for _ in range(6):
+            noise = batch.noise.clone().requires_grad_(True)
+            total = mean_square(frozen.denoise(noise, batch.condition), batch.target_latents).sum()
+            torch.autograd.grad(total, noise)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "matched": lambda: step.update(batch),
+        **{str(n): lambda n=n: step.update(online(batch, n)[0]) for n in (2, 4, 6)},
+        "search": lambda: online(batch, 6),
+        "bare": bare,
+    }
+    seconds = in_turns(calls, rounds)
+    over = {f"{n}_over_matched": seconds[n] / seconds["matched"] for n in ("2", "4", "6")}
+    return {**seconds, **over, "search_over_bare": seconds["search"] / seconds["bare"]}
 
 
 def reference_step(data: MatchedData) -> Callable[[], None]:
@@ -302,9 +332,9 @@ def memory(rows: int, rank: int, small: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=("parts", "reference", "workers", "memory"), nargs="+")
+    parser.add_argument("--only", choices=("parts", "matching", "reference", "workers", "memory"), nargs="+")
     parser.add_argument("--batch-size", type=int, default=16, help="of the workers table")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16], help="of the first two tables")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16], help="of the first three tables")
     parser.add_argument("--epochs", type=int, default=6, help="of the runs of the workers table")
     parser.add_argument("--rounds", type=int, default=30, help="updates of each kind (the workers table: a tenth)")
     parser.add_argument("--rank", type=int, default=16, help="of the adapter in the memory table")
@@ -313,13 +343,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = args.only or ["parts", "reference", "workers", "memory"]
+    chosen = args.only or ["parts", "matching", "reference", "workers", "memory"]
     found: dict[str, Any] = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if set(chosen) - {"memory"}:
             assignments = assigned(folder)
-        for name, measure in (("parts", parts), ("reference", reference)):
+        for name, measure in (("parts", parts), ("matching", matching), ("reference", reference)):
             if name in chosen:
                 found[name] = {B: measure(data_of(assignments, B), args.rounds) for B in args.batch_sizes}
         if "workers" in chosen:

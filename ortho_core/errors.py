@@ -20,13 +20,15 @@ class NoPairSet(UserError):
 class BadRow(UserError):
     """One row of a pair set cannot be used; it is quarantined and the run goes on."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, image: str = "") -> None:
         super().__init__(message)
         #: Short class of the fault, e.g. `missing-prompt` or `undecodable-image`.
         self.reason = reason
+        #: What the row calls its image, or the file that the row is in; where that is known.
+        self.image = image
 
-    def __reduce__(self) -> tuple[type["BadRow"], tuple[str, str]]:
-        return BadRow, (self.reason, str(self))
+    def __reduce__(self) -> tuple[type["BadRow"], tuple[str, str, str]]:
+        return BadRow, (self.reason, str(self), self.image)
 
 
 class RunFailed(Exception):

@@ -102,9 +102,30 @@ def test_memory_counted_without_numbers_is_that_of_real_tensors():
 
 @pytest.mark.slow
 def test_the_training_program_compares_with_what_it_says(tmp_path):
-    argv = ["--only", "parts", "reference", "--batch-sizes", "2", "--rounds", "1", "--out", str(tmp_path / "x.json")]
+    argv = [
+        "--only",
+        "parts",
+        "matching",
+        "reference",
+        "--batch-sizes",
+        "2",
+        "--rounds",
+        "1",
+        "--out",
+        str(tmp_path / "x.json"),
+    ]
     run("mstep", *argv)
     found = json.loads((tmp_path / "x.json").read_text())
     assert found["parts"]["2"]["over_bare"] > 0
+    table = found["matching"]["2"]
+    assert table["6_over_matched"] == pytest.approx(table["6"] / table["matched"])
     table = found["reference"]["2"]
     assert table["over_reference"] == pytest.approx(table["images_per_second"] / table["reference_images_per_second"])
+
+
+def test_the_program_of_the_look_counts_what_was_looked_at(tmp_path):
+    argv = ["--rows", "1500", "--files", "40", "--photographs", "3"]
+    run("look", *argv, "--out", str(tmp_path / "x.json"))
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert [(f["rows"], f["looked_at"]) for f in figures.values()] == [(1500, 1000), (20, 20), (3, 3)]
+    assert all(figure["seconds"] > 0 for figure in figures.values())

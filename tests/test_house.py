@@ -91,6 +91,7 @@ WHOLE_VERB = {
     "rayjobs/test_marks.py": "the marks on the options of every verb, against the plans made from them",
     "rayjobs/train/test_faults.py": "processes, memory and gradients fail while the M-step runs",
     "rayjobs/train/test_lora.py": "an M-step of an adapter, from its configuration to diffusers",
+    "rayjobs/train/test_online.py": "an M-step that matches while it trains",
     "rayjobs/train/test_several_workers.py": "several workers against one",
 }
 

@@ -18,7 +18,7 @@ from ortho_core.estep.objective import Objective, Reconstruction
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.pairs import Pair, PairSet, Shard
 from ortho_core.pairs.decoding import Decode, decode_in_threads, decoded_batches
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.rows import Failure, row_name
 
 #: Rows that are encoded, or scored, together. Filled up where there are fewer, so that a row's numbers do not hang on the rest.
 ROWS_ENCODED_TOGETHER = 8
@@ -114,7 +114,8 @@ class PairRows:
                 self.prompts([pair.prompt])
                 good.append(i)
             except BadRow as bad:
-                failures.append(Failure(pair.sample_id, pair.row, bad.reason, f"row {pair.row}: {bad}"))
+                message = f"row {pair.row}: {row_name(pair.image, pair.sample_id)}: {bad}"
+                failures.append(Failure(pair.sample_id, pair.row, bad.reason, message, pair.image))
         return [batch[i] for i in good], images[good]
 
     def columns(

@@ -15,7 +15,7 @@ from ortho_core.estep.queue import Request, requests_of
 from ortho_core.estep.rows import Rows
 from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.pairs import Pair, Shard
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.rows import Failure, row_name
 from ortho_core.records.assignments import Start, noise_checksum, rebuild_noise
 from ortho_core.records.parts import ShardResult
 
@@ -146,8 +146,8 @@ class ShardAssigner:
         for one in found:
             if one.failed:
                 pair = one.key.pair
-                message = f"row {pair.row}: {one.failure}"
-                result.failures.append(Failure(pair.sample_id, pair.row, "non-finite-loss", message))
+                message = f"row {pair.row}: {row_name(pair.image, pair.sample_id)}: {one.failure}"
+                result.failures.append(Failure(pair.sample_id, pair.row, "non-finite-loss", message, pair.image))
         sound = [one for one in found if not one.failed]
         for start in range(0, len(sound), RECORDS_AT_ONCE):
             result.rows += self._records(sound[start : start + RECORDS_AT_ONCE])
@@ -183,6 +183,7 @@ class ShardAssigner:
                     "sample_id": pair.sample_id,
                     "prompt": pair.prompt,
                     "image": pair.image,
+                    "pixels": pair.pixels,
                     "noise_seed": one.seed,
                     "patch_size": config.patch_size,
                     "regions": 0 if free else config.regions,

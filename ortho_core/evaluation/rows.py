@@ -29,6 +29,8 @@ EVALUATION_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("prompt", pa.string()),
+        ("image", pa.string()),
+        ("pixels", pa.uint64()),
         ("evaluations", pa.int32()),
         *((name, pa.float32()) for name in ROW_FIGURES),
         ("rewards", pa.map_(pa.string(), pa.float32())),

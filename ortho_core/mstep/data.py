@@ -6,7 +6,7 @@ Axes: B rows of one worker's share of an update, P of its preserve term, C × H 
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,20 +19,20 @@ from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.loss import SftBatch
 from ortho_core.mstep.row_order import Order
+from ortho_core.mstep.unassigned import DECODING_THREADS, UnassignedRows
 from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.rows import row_name
 from ortho_core.records.assignments import Assignments
-
-#: Images that are fetched and decoded side by side.
-THREADS = 8
+from ortho_core.records.plan import NoiseSettings
 
 #: What a row trains at: the assigned noise, random noise, the noise its search began from, or what is found before the update.
 NoiseKind = Literal["matched", "random", "base", "online"]
 
 
 #: The fields of a share by what they are.
-LISTS = ("rows", "sample_ids", "prompts", "preserve_prompts")
+LISTS = ("rows", "row_names", "prompts", "preserve_prompts", "unusable")
 ARRAYS = ("noise", "kept", "targets", "images", "preserve_noise")
 
 
@@ -42,7 +42,8 @@ class Share:
 
     #: Numbers of the rows in the set.
     rows: list[int]
-    sample_ids: list[str]
+    #: For messages.
+    row_names: list[str]
     prompts: list[str]
     noise: np.ndarray
     #: What the noise of a row is refreshed from, where it is matched while training and not all fresh.
@@ -53,6 +54,8 @@ class Share:
     images: np.ndarray | None
     preserve_prompts: list[str]
     preserve_noise: np.ndarray | None
+    #: What is wrong with rows that gave their place to others, as far as it was not told before.
+    unusable: list[str] = field(default_factory=list)
 
     def as_row(self) -> dict[str, np.ndarray]:
         """For a table of one row: arrays with a first axis of 1, texts as JSON."""
@@ -76,7 +79,8 @@ class MatchedData:
     noise, which the trainer matches, and with `keeps` the assigned noise beside it.
     """
 
-    assignments: Assignments
+    #: Where the rows come from: these, or those of a pair set to which no noise was assigned.
+    source: Assignments | UnassignedRows
     order: Order
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
@@ -94,31 +98,60 @@ class MatchedData:
     center: np.ndarray | None = None
     keeps: bool = False
 
+    @property
+    def encodes(self) -> bool:
+        """Whether targets are made from images, since none were stored."""
+        return isinstance(self.source, UnassignedRows) or not self.source.plan.noise.store_latents
+
+    @property
+    def noise_settings(self) -> NoiseSettings | None:
+        """How the noise of the rows was assigned, if it was."""
+        return None if isinstance(self.source, UnassignedRows) else self.source.plan.noise
+
     def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Share:
         """Read what a worker needs for one update. Raises UserError if an assignment is damaged or an image is gone."""
         index = [int(i) for i in self.order.share(epoch, step, rank, world)]
-        rows = self.assignments.rows(index, ["sample_id", "prompt", "image"])
-        names, prompts = [row["sample_id"] for row in rows], [row["prompt"] for row in rows]
-        kept = None
-        if self.noise == "matched":
-            noise = self._assigned(index)
-        elif self.noise == "base":
-            noise = self.assignments.base_noise(index, self.latent_shape)
+        source, targets, images = self.source, None, None
+        unusable: list[str] = []
+        if isinstance(source, UnassignedRows):
+            before = set(source.unusable)
+            read = source.read(index)
+            named = [(pair.sample_id, pair.image) for pair, _ in read]
+            prompts = [pair.prompt for pair, _ in read]
+            images = np.stack([image for _, image in read])
+            unusable = [said for row, said in source.unusable.items() if row not in before]
         else:
-            name = "match" if self.noise == "online" else "train"
-            noise = seeded_normal([noise_seed(self.seed, name, epoch, n) for n in names], self.latent_shape)
-            kept = self._assigned(index).numpy() if self.keeps else None
-        targets = images = None
-        if self.assignments.plan.noise.store_latents:
-            targets = self.assignments.targets(index, self.target_shape or self.latent_shape).numpy()
-        if self.needs_images or targets is None:
-            images = self._images(rows)
+            rows = source.rows(index, ["sample_id", "prompt", "image"])
+            named = [(row["sample_id"], row["image"]) for row in rows]
+            prompts = [row["prompt"] for row in rows]
+            if not self.encodes:
+                targets = source.targets(index, self.target_shape or self.latent_shape).numpy()
+            if self.needs_images or self.encodes:
+                images = self._images(rows)
+        noise, kept = self._noise(epoch, index, [name for name, _ in named])
+        called = [row_name(image, name) for name, image in named]
         texts, fresh = self._preserve(epoch, step, rank, world, prompts)
-        return Share(index, names, prompts, noise.numpy(), kept, targets, images, texts, fresh)
+        return Share(index, called, prompts, noise, kept, targets, images, texts, fresh, unusable)
 
-    def _assigned(self, index: list[int]) -> torch.Tensor:
-        noise = self.assignments.noise(index, self.latent_shape)
-        return noise if self.center is None else noise - torch.from_numpy(self.center)
+    def _noise(self, epoch: int, index: list[int], names: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+        """The noise of some rows, and what it is to be refreshed from."""
+        if self.noise == "matched":
+            return self._assigned(index, names), None
+        if self.noise == "base":
+            assert isinstance(self.source, Assignments)
+            return self.source.base_noise(index, self.latent_shape).numpy(), None
+        name = "match" if self.noise == "online" else "train"
+        return self._drawn(name, epoch, names), self._assigned(index, names) if self.keeps else None
+
+    def _assigned(self, index: list[int], names: list[str]) -> np.ndarray:
+        """The assigned noise of some rows; without assignments each has one noise of its own, the same in every epoch."""
+        if isinstance(self.source, UnassignedRows):
+            return self._drawn("kept", 0, names)
+        noise = self.source.noise(index, self.latent_shape).numpy()
+        return noise if self.center is None else noise - self.center
+
+    def _drawn(self, name: str, epoch: int, names: list[str]) -> np.ndarray:
+        return seeded_normal([noise_seed(self.seed, name, epoch, n) for n in names], self.latent_shape).numpy()
 
     def _images(self, rows: list[dict[str, Any]]) -> np.ndarray:
         if self.pairs is None:
@@ -128,7 +161,7 @@ class MatchedData:
         def image(row: dict[str, Any]) -> np.ndarray:
             return decode_image(pairs.fetch_image(row["image"], row["sample_id"]), self.image_size, row["sample_id"])
 
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(DECODING_THREADS) as pool:
             return np.stack(list(pool.map(image, rows)))
 
     def _preserve(

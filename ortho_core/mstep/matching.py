@@ -30,14 +30,24 @@ from ortho_core.records.plan import NoiseSettings
 MATCH_TERMS = ("match_initial", "match_final")
 
 
+def schedule(given: object) -> object:
+    """`6`, or `8:2` from the first update to the last."""
+    if isinstance(given, bool) or not isinstance(given, int | str):
+        return given
+    first, colon, last = str(given).partition(":")
+    ends = [first, last] if colon else [first]
+    if not all(end.isascii() and end.isdecimal() and int(end) for end in ends):
+        raise ValueError("a number of evaluations, or FIRST:LAST, none of them 0")
+    return ":".join(str(int(end)) for end in ends)
+
+
 class MatchingConfig(BaseModel):
     """How noise is matched while training; for `--noise online`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    match_steps: Annotated[str, BeforeValidator(str)] = decides(
+    match_steps: Annotated[str, BeforeValidator(schedule)] = decides(
         "6",
-        pattern=r"^[1-9]\d*(:[1-9]\d*)?$",
         description="online: evaluations (generator forward + backward) of each row before each update; FIRST:LAST goes evenly "
         "from one to the other over the updates",
     )
@@ -87,7 +97,7 @@ class MatchingConfig(BaseModel):
         measured = -(-updates // self.match_sensitivity_every) if self.match_sensitivity_every else 1
         return batch_size * steps + MEASURED_WITH * measured
 
-    def match_search(self, weights: ReconstructionWeights, noise: NoiseSettings | None) -> AssignConfig:
+    def match_search(self, weights: ReconstructionWeights, noise: NoiseSettings | AssignConfig | None) -> AssignConfig:
         """Where assignments of these settings looked, for the terms that the training lowers, no row leaving early."""
         where = noise.model_dump(include={"transform", "patch_size", "regions"}) if noise is not None else {}
         if self.match_patch_size is not None:

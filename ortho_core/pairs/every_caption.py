@@ -4,21 +4,29 @@ from collections.abc import Iterator
 
 from ortho_core.errors import UserError
 from ortho_core.pairs.captions import captions_in
+from ortho_core.pairs.hold_out import Part
 from ortho_core.pairs.rows import Format, Shard
 
 
-def cut_by_captions(format: Format, rows: int) -> Iterator[Shard]:
-    """Every row once, in order, at most `rows` to a shard. A record may be in several: `Shard.skip` of its captions are in
-    the shards before."""
-    index = first = 0
+def cut_by_captions(format: Format, rows: int, part: Part | None) -> Iterator[Shard]:
+    """Every row of the part once, in order, at most `rows` to a piece; a part has all captions of a record or none.
+
+    A record may be in several pieces: `Shard.skip` of its captions are in those before.
+    """
+    row = record = 0
     singly = format.cuts(1)
     for cut in format.cuts(rows):
         prompts = format.prompts(Shard(0, 0, cut.rows, cut.file, cut.offset))
         records = [(next(singly).offset, captions_in(prompt)) for prompt in prompts]
         if len(records) != cut.rows:
             raise UserError(f"{cut.file} has changed while it was read")
-        captions = [(offset, number) for offset, copies in records for number in range(copies)]
+        wanted = part.within(record, record + cut.rows) if part is not None else None
+        captions = []
+        for offset, copies in records:
+            if wanted is None or wanted(record):
+                captions += [(row + number, record, offset, number) for number in range(copies)]
+            row, record = row + copies, record + 1
         for at in range(0, len(captions), rows):
-            (offset, skip), mine = captions[at], min(rows, len(captions) - at)
-            yield Shard(index, first, mine, cut.file, offset, skip)
-            index, first = index + 1, first + mine
+            (first, of, offset, skip), last = captions[at], captions[min(at + rows, len(captions)) - 1]
+            over = last[1] + 1 - of
+            yield Shard(0, first, min(rows, len(captions) - at), cut.file, offset, skip, over, of)

@@ -54,15 +54,22 @@ SUBFILE_TYPE, BITS, SAMPLE_FORMAT, LEAST, GREATEST = 254, 258, 339, 340, 341
 def decode_image(content: bytes, size: tuple[int, int], name: str = "image") -> np.ndarray:
     """Decode a still image to (Y, X, 3) uint8; `size` is (Y, X), `name` is what messages call it.
 
-    Turned upright by its EXIF orientation, converted to RGB with alpha over white, scaled (Lanczos) to cover the size and
-    cropped at the centre. Raises BadRow for anything that is not one decodable image of at most `MAX_PIXELS` pixels.
+    The picture of `decode_picture`, scaled (Lanczos) to cover the size and cropped at the centre. Raises BadRow as that.
     """
     Y, X = size
+    return np.asarray(ImageOps.fit(decode_picture(content, name), (X, Y), Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
+def decode_picture(content: bytes, name: str = "image") -> Image.Image:
+    """Decode a still image at its own size: turned upright by its EXIF orientation, converted to RGB with alpha over white.
+
+    Raises BadRow for anything that is not one decodable image of at most `MAX_PIXELS` pixels.
+    """
     if not content:
         raise BadRow("undecodable-image", f"{name} is empty")
     try:
         try:
-            picture = _decode(content, name)
+            return _decode(content, name)
         except (BadRow, MemoryError, Image.DecompressionBombError):
             raise
         except Exception:
@@ -70,7 +77,7 @@ def decode_image(content: bytes, size: tuple[int, int], name: str = "image") -> 
             bare = without_metadata(content)
             if bare is None:
                 raise
-            picture = _decode(bare.content, name, bare.exif)
+            return _decode(bare.content, name, bare.exif)
     except Image.DecompressionBombError as error:
         raise BadRow("too-large", f"{name}: {error}") from error
     except (BadRow, MemoryError):
@@ -81,7 +88,6 @@ def decode_image(content: bytes, size: tuple[int, int], name: str = "image") -> 
             f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
         )
         raise BadRow("undecodable-image", f"{name} does not decode: {reason}") from error
-    return np.asarray(ImageOps.fit(picture, (X, Y), Image.Resampling.LANCZOS), dtype=np.uint8)
 
 
 def _decode(content: bytes, name: str, exif: bytes | None = None) -> Image.Image:

@@ -1,5 +1,6 @@
 """A pair set of any format, anywhere: which one it is, how it is cut into shards, how its images are fetched."""
 
+import copy
 import errno
 import hashlib
 import itertools
@@ -8,6 +9,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +18,13 @@ from pydantic import JsonValue
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.captions import captions_in
-from ortho_core.pairs.every_caption import cut_by_captions
+from ortho_core.pairs.cutting import cut
+from ortho_core.pairs.hold_out import Part
 from ortho_core.pairs.images import decode_image
 from ortho_core.pairs.recognise import recognise
 from ortho_core.pairs.recognised import Recognised
 from ortho_core.pairs.repeated_ids import repeated
-from ortho_core.pairs.rows import Pair, PairFields, PairRecord, Row, Shard, make_pair, numbered_id
+from ortho_core.pairs.rows import Pair, PairFields, PairRecord, Row, Shard, make_pair, numbered_id, row_name
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import OutsideRoot, one_line
 
@@ -52,6 +55,7 @@ class PairSet:
         self.repeated: np.ndarray | None = None
         self.image_root = open_store(self.fields.image_root) if self.fields.image_root else self.root
         self._rows: int | None = None
+        self._part: Part | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "recognised": None, "_rows": None}
@@ -62,16 +66,48 @@ class PairSet:
         options = self.fields.model_dump_json(include={"prompt_field", "image_field", "id_field", "image_root"})
         if self.fields.caption is not None:
             options += f"\0{self.fields.caption}"
+        if (part := self.part) is not None:
+            options += f"\0{'training' if part.training else 'heldout'} {part.held}"
         with _told(self.location):
             content = f"{self.format.signature()}\0{options}"
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def part(self) -> Part | None:
+        """The part of the records that is read; None: all. Raises UserError if there are too few for it."""
+        if self.fields.part is not None and self._part is None:
+            self._part = Part.of(self.fields.part, self.records())
+        return self._part
+
+    def part_named(self, name: str | None) -> "PairSet":
+        """A part of the same set, or all of it."""
+        other = copy.copy(self)
+        other.fields = self.fields.model_copy(update={"part": name})
+        other.repeated = other._rows = other._part = None
+        return other
+
+    def spread(self, records: int) -> "PairSet":
+        """Of a held-out part at most so many records, from all over it. Of others nothing is left out."""
+        part = self.part
+        if part is None or part.training or part.taken <= records:
+            return self
+        other = self.part_named(self.fields.part)
+        other._part = replace(part, taken=records)
+        return other
+
+    def records(self) -> int:
+        """How many records the whole set has, of which each is a row unless every caption is one."""
+        with _told(self.location):
+            return self.format.rows()
 
     def rows(self) -> int:
         """How many rows there are. Raises UserError if there are none."""
         if self._rows is None:
             with _told(self.location):
-                every = self.fields.caption == "all"
-                self._rows = sum(shard.rows for shard in self.shards(MOST)) if every else self.format.rows()
+                if self.fields.caption == "all":
+                    self._rows = sum(shard.rows for shard in self.shards(MOST))
+                else:
+                    self._rows = self.part.records if self.part is not None else self.format.rows()
         if not self._rows:
             raise UserError(f"{self.location} holds no rows")
         return self._rows
@@ -79,12 +115,23 @@ class PairSet:
     def line(self, count: bool = True) -> str:
         """What was recognised, in one line; without `count` the rows are not counted, which takes a pass over some sets."""
         assert self.recognised is not None
-        return self.recognised.line(self.rows() if count else None)
+        if self.fields.part is None:
+            return self.recognised.line(self.rows() if count else None)
+        counted = f": {self.counted()}" if count else ""
+        return f"part {self.fields.part}{counted}; {self.recognised.line(None)}"
+
+    def counted(self) -> str:
+        """Of a part how many rows it has, and of how many."""
+        assert self.part is not None
+        rows, records, total = self.rows(), self.part.records, self.part.total
+        if self.fields.caption == "all":
+            return f"{rows} row{'' if rows == 1 else 's'}, the captions of {records} of {total} images"
+        return f"{rows} of {total} rows"
 
     def record(self) -> dict[str, JsonValue]:
         """The same for a machine."""
         assert self.recognised is not None
-        return self.recognised.record(self.rows())
+        return {**self.recognised.record(self.rows()), "part": self.fields.part}
 
     def rows_per_shard(self) -> int:
         """A size of shards that suits the set: neither too many files nor too much to do again."""
@@ -92,14 +139,8 @@ class PairSet:
 
     def shards(self, rows_per_shard: int) -> list[Shard]:
         """Cut the set into shards; depends on the input alone, memory grows with the shards, not the rows."""
-        shards: list[Shard] = []
-        first = 0
         with _told(self.location):
-            if self.fields.caption == "all":
-                shards = list(cut_by_captions(self.format, rows_per_shard))
-            for cut in self.format.cuts(rows_per_shard) if not shards else ():
-                shards.append(Shard(len(shards), first, cut.rows, cut.file, cut.offset))
-                first += cut.rows
+            shards = cut(self.format, rows_per_shard, self.part, self.fields.caption == "all")
         if not shards:
             raise UserError(f"{self.location} holds no rows")
         if self.fields.id_field is not None and self.repeated is None:
@@ -108,23 +149,27 @@ class PairSet:
 
     def _ids(self, shards: list[Shard]) -> Iterator[tuple[int, str]]:
         """The ids that the rows bring, by row number; a row without a usable one is left out."""
-        for shard in shards:
-            prompts = self.format.prompts(shard) if self.fields.caption == "all" else itertools.repeat(None)
-            owns = zip(self.format.ids(shard), prompts, strict=False)
-            for row, (own, _), number in self._numbered(shard, owns, lambda both: both[1]):
+        for run in itertools.chain.from_iterable(shard.runs for shard in shards):
+            prompts = self.format.prompts(run) if self.fields.caption == "all" else itertools.repeat(None)
+            owns = zip(self.format.ids(run), prompts, strict=False)
+            for row, (own, _), number in self._numbered(run, owns, lambda both: both[1]):
                 with suppress(BadRow):
                     yield row, numbered_id(row, own, self.fields.id_field, number)
 
-    def _numbered(self, shard: Shard, records: Iterable[T], prompt: Callable[[T], Any]) -> Iterator[tuple[int, T, int]]:
-        """Of each row of the shard its number, its record, and which of the record's captions it has."""
-        row, skip = shard.first, shard.skip
-        for record in records:
+    def _numbered(self, run: Shard, records: Iterable[T], prompt: Callable[[T], Any]) -> Iterator[tuple[int, T, int]]:
+        """Of each row of a piece its number, its record, and which of the record's captions it has."""
+        row, skip, left, first = run.first, run.skip, run.rows, run.first_record
+        wanted = self.part.within(first, first + run.span) if self.part is not None else None
+        for number, record in enumerate(records, first):
             copies = captions_in(prompt(record)) if self.fields.caption == "all" else 1
-            for number in range(skip, copies):
-                if row == shard.first + shard.rows:
+            if wanted is not None and not wanted(number):
+                row += copies
+                continue
+            for caption in range(skip, copies):
+                yield row, record, caption
+                row, left = row + 1, left - 1
+                if not left:
                     return
-                yield row, record, number
-                row += 1
             skip = 0
 
     def read(self, shard: Shard) -> Iterator[Row]:
@@ -132,24 +177,26 @@ class PairSet:
 
         Raises UserError if the shard's file has gone or has changed.
         """
-        count = 0
-        with _told(f"{self.root.location}/{shard.file}"):
-            for row, record, number in self._numbered(shard, self.format.read(shard), prompt_of):
-                count += 1
-                yield self._first_of_its_id(self._row(row, record, number))
-        if count != shard.rows:
-            raise UserError(
-                f"{self.root.location}/{shard.file} has changed since the run began: {count} rows from "
-                f"{shard.offset} on, not {shard.rows}"
-            )
+        for run in shard.runs:
+            count = 0
+            with _told(f"{self.root.location}/{run.file}"):
+                for row, record, number in self._numbered(run, self.format.read(run), prompt_of):
+                    count += 1
+                    yield self._first_of_its_id(self._row(row, record, number, run.file))
+            if count != run.rows:
+                raise UserError(
+                    f"{self.root.location}/{run.file} has changed since the run began: {count} rows from "
+                    f"{run.offset} on, not {run.rows}"
+                )
 
-    def _row(self, row: int, record: PairRecord | BadRow, number: int) -> Row:
+    def _row(self, row: int, record: PairRecord | BadRow, number: int, file: str) -> Row:
         try:
             if isinstance(record, BadRow):
-                raise BadRow(record.reason, f"row {row}: {record}")
+                raise BadRow(record.reason, f"row {row}: {record}", record.image)
             return make_pair(row, record, self.fields.caption, number)
         except BadRow as bad:
-            return row, bad
+            named = record.image if isinstance(record.image, str) else ""
+            return row, BadRow(bad.reason, str(bad), named or file)
 
     def _first_of_its_id(self, row: Row) -> Row:
         """The row, or that an earlier one has its id."""
@@ -158,7 +205,8 @@ class PairSet:
         at = int(np.searchsorted(self.repeated, row.row))
         if at == len(self.repeated) or self.repeated[at] != row.row:
             return row
-        return row.row, BadRow("duplicate-id", f"row {row.row}: an earlier row has the id {row.sample_id!r}")
+        message = f"row {row.row}: an earlier row has the id {row.sample_id!r}"
+        return row.row, BadRow("duplicate-id", message, row.image)
 
     def fetch(self, pair: Pair) -> bytes:
         """The bytes of a pair's image. Raises BadRow as `fetch_image`."""
@@ -216,7 +264,7 @@ class PairSet:
         done: list[np.ndarray | BadRow] = []
         for pair in chunk:
             try:
-                name = f"row {pair.row}: {pair.image.rpartition('/')[2]}"
+                name = f"row {pair.row}: {row_name(pair.image, pair.sample_id)}"
                 done.append(decode_image(self.fetch(pair), size, name))
             except BadRow as bad:
                 done.append(bad)

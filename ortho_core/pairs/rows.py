@@ -1,15 +1,17 @@
 """One row of a pair set: its fields, what makes it usable, its name."""
 
+import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ortho_core.errors import BadRow
 from ortho_core.marks import resolved
 from ortho_core.pairs.captions import CaptionChoice, choose, texts_of
+from ortho_core.pairs.hold_out import check_part
 from ortho_core.storage.location import Location
 
 
@@ -21,6 +23,8 @@ class Failure:
     row: int
     reason: str
     message: str
+    #: What the row calls its image, or the file that the row is in; relative to the pair set.
+    image: str = ""
 
 
 #: How the rows of a folder are kept; `ortho_core.pairs.layouts` has a module for each.
@@ -68,6 +72,12 @@ class PairFields(BaseModel):
         None, min_length=1, description="the prompt of all images, where they have no captions"
     )
 
+    part: Annotated[str | None, BeforeValidator(check_part)] = resolved(
+        None,
+        description="part of the rows, which goes by their numbers: heldout:5% or heldout:200, rows from all over the set; "
+        "training:5% or training:200, all but those (none: every row)",
+    )
+
     def pair_fields(self) -> "PairFields":
         """These fields alone, from a job that has them among its own."""
         return PairFields(**{name: getattr(self, name) for name in PairFields.model_fields})
@@ -93,21 +103,62 @@ class Pair:
     prompt: str
     image: str
     content: bytes | None = field(default=None, repr=False)
+    #: 64 bits of a hash of the image's pixels, once it is decoded.
+    pixels: int | None = None
 
 
 @dataclass(frozen=True)
 class Shard:
     """A run of consecutive rows: rows `first` to `first + rows - 1`, starting at `offset` (a byte or a row) of `file`.
 
-    `skip` captions of the first record belong to the shard before; it is 0 unless every caption is a row.
+    `skip` captions of the first record belong to the shard before; it is 0 unless every caption is a row. Of a part of a set, a
+    shard runs over more rows than it has, and goes on elsewhere where they lie far apart.
     """
 
     index: int
     first: int
+    #: Rows of it, those elsewhere included.
     rows: int
     file: str
     offset: int
     skip: int = 0
+    #: Records that it runs over, where some of them are of another part; none: as many as it has rows.
+    over: int | None = None
+    #: Number of its first record; none: that of its first row.
+    record: int | None = None
+    #: Where it goes on; each has its own rows.
+    rest: tuple["Shard", ...] = ()
+
+    @property
+    def span(self) -> int:
+        """Records that are read of it, at most."""
+        return self.rows if self.over is None else self.over
+
+    @property
+    def first_record(self) -> int:
+        return self.first if self.record is None else self.record
+
+    @property
+    def runs(self) -> tuple["Shard", ...]:
+        """Its consecutive pieces, each with its own rows."""
+        if not self.rest:
+            return (self,)
+        return replace(self, rows=self.rows - sum(run.rows for run in self.rest), rest=()), *self.rest
+
+    @staticmethod
+    def joined(index: int, runs: Collection["Shard"]) -> "Shard":
+        """One shard of several pieces."""
+        first, *rest = runs
+        return replace(first, index=index, rows=sum(run.rows for run in runs), rest=tuple(rest))
+
+    def shortened(self, rows: int) -> "Shard":
+        """Its first rows, at most so many."""
+        runs = []
+        for run in self.runs:
+            if rows > 0:
+                runs.append(replace(run, rows=min(run.rows, rows)))
+                rows -= run.rows
+        return Shard.joined(self.index, runs)
 
 
 #: A row as it is read: the pair, or (its number, what is wrong with it).
@@ -156,7 +207,7 @@ class Format(Protocol):
         ...
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
-        """The records from the shard's offset on, as many as it has rows; fewer if its file ends."""
+        """The records from the shard's offset on, as many as its span; fewer if its file ends."""
         ...
 
     def prompts(self, shard: Shard) -> Iterator[Any]:
@@ -198,7 +249,8 @@ def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None,
     prompt, image = record.prompt, record.image
     several = texts_of(prompt) if isinstance(prompt, list | tuple) else []
     if not several and not (isinstance(prompt, str) and prompt.strip()):
-        message = f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text{_there(record)}"
+        of = f", of {image}" if isinstance(image, str) and image else ""
+        message = f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text{of}{_there(record)}"
         raise BadRow("missing-prompt", message)
     if image_field is not None and not (isinstance(image, str) and image):
         message = f"row {row}: field {image_field!r} is {_found(image)}, not a path{_there(record)}"
@@ -215,6 +267,16 @@ def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None,
     except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but no text
         raise BadRow("not-text", f"row {row} holds characters that are not Unicode text: {error}") from error
     return Pair(sample_id, row, prompt, image, record.content)
+
+
+def row_name(image: str, sample_id: str) -> str:
+    """A row as its owner finds it again: the image's path or URL, or the file of rows and its place in that."""
+    file, sign, place = image.rpartition("#")
+    if not image:
+        return sample_id
+    if sign and re.fullmatch(r"\d+\+\d+", place):  # bytes of a tar file
+        return f"{file}, sample {sample_id}"
+    return f"{file}, row {place}" if sign and place.isdecimal() else image
 
 
 def numbered_id(row: int, own: Any, id_field: str | None, number: int = 0) -> str:

@@ -6,13 +6,15 @@ its schema metadata carries the rows that failed and the run's fingerprint.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +22,7 @@ from torch import Tensor
 from ortho_core.errors import UserError
 from ortho_core.noise.rotation import block_dimension, rotate, skew_parameters
 from ortho_core.noise.seeded import seeded_normal
-from ortho_core.records.parts import read_footers, read_part
+from ortho_core.records.parts import PART_FOOTERS_AT_ONCE, read_footers, read_part
 from ortho_core.records.plan import ASSIGNMENT_PLANS, PLAN_FILE, AssignmentPlan, RewardPlan, read_plan
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import one_line
@@ -135,6 +137,11 @@ class Assignments:
             found.append({c: self._value(table[c], row) for c in columns})
         return found
 
+    def part_rows(self, part: str, rows: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
+        """Rows of a part by their numbers in it: reads these columns alone, past the cache. Raises UserError if it is damaged."""
+        table = read_part(self.folder, part, columns, self.plan.verb)
+        return [{c: self._value(table[c], row) for c in columns} for row in rows]
+
     @staticmethod
     def _value(column: pa.ChunkedArray, row: int) -> object:
         scalar = column[row]
@@ -150,11 +157,21 @@ class Assignments:
         self._cache.move_to_end(name)
         return self._cache[name]
 
+    @property
+    def noise_columns(self) -> list[str]:
+        """What a record rebuilds its noise from."""
+        return ["sample_id", "noise_seed", "noise" if self.plan.noise.is_kept else "skew", "noise_checksum"]
+
     def noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
         """Qε of the rows at `index`. Raises UserError if it does not fit the shape or its checksum."""
+        return self.noise_of(self.rows(index, self.noise_columns), latent_shape)
+
+    def noise_of(
+        self, rows: Sequence[Mapping[str, Any]], latent_shape: tuple[int, int, int]
+    ) -> Float[Tensor, "B C H W"]:
+        """Qε of records that have the `noise_columns`. Raises UserError as `noise` does."""
         settings = self.plan.noise
         column = "noise" if settings.is_kept else "skew"
-        rows = self.rows(index, ["sample_id", "noise_seed", column, "noise_checksum"])
         m = int(np.prod(latent_shape)) if settings.is_kept else self._skew_parameters(latent_shape)
         for row in rows:
             if len(row[column]) != m:
@@ -214,6 +231,17 @@ class Assignments:
                     value -= seeded_normal([row["noise_seed"]], latent_shape).flatten()
                 kept[row["sample_id"]] = Start(row["noise_seed"], value)
         return kept
+
+    def with_pixels(self, wanted: Collection[int]) -> set[int]:
+        """Those of some hashes of images (`Pair.pixels`) that rows have; reads one column of every part."""
+
+        def of_part(name: str) -> set[int]:
+            column = read_part(self.folder, name, ["pixels"])["pixels"]
+            return set(column.filter(pc.is_in(column, values)).to_pylist())
+
+        values = pa.array(sorted(wanted), pa.uint64())
+        with ThreadPoolExecutor(PART_FOOTERS_AT_ONCE) as pool:
+            return set().union(*pool.map(of_part, self.parts))
 
     def targets(self, index: Sequence[int], target_shape: tuple[int, int, int]) -> Float[Tensor, "B c h w"]:
         """The stored target latents of the rows at `index`."""

@@ -20,6 +20,7 @@ SCHEMA = pa.schema(
         ("sample_id", pa.string()),
         ("prompt", pa.string()),
         ("image", pa.string()),
+        ("pixels", pa.uint64()),
         ("noise_seed", pa.int64()),
         ("patch_size", pa.int32()),
         ("regions", pa.int32()),

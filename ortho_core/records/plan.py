@@ -17,7 +17,7 @@ from ortho_core.records.parts import HALF_SCHEMA, PART, REWARD_FIELDS, SCHEMA, p
 from ortho_core.storage.store import Store
 
 #: Bump when the meaning of a plan or of the files it describes changes.
-FORMAT = 4
+FORMAT = 5
 
 PLAN_FILE = "plan.json"
 

@@ -45,6 +45,8 @@ class Series:
     points: bool = False
     line: bool = True
     dashed: bool = False
+    #: Of a histogram's outline: filled down to the axis, and drawn as it is however many points it has.
+    area: bool = False
     x_interval: Sequence[tuple[float, float]] = ()
     y_interval: Sequence[tuple[float, float]] = ()
     notes: Sequence[str] = ()
@@ -77,6 +79,7 @@ class Drawn:
     lines: list[str]
     faint: list[str]
     marks: list[DrawnPoint]
+    area: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,12 @@ class Chart:
         x, y = np.asarray(series.x, float), np.asarray(series.y, float)
         faint, lines = [], []
         if series.line and len(x):
-            mean = smoothed(y)
+            mean = None if series.area else smoothed(y)
             lines = self._points(x, y if mean is None else mean)
             faint = [] if mean is None else self._points(x, y)
         pointed = series.points or len(x) == 1  # a line through one point is none
         marks = [self._mark(series, i) for i in range(len(x)) if self._shown(x[i], y[i])] if pointed else []
-        return Drawn(series.colour, series.dashed, lines, faint, marks)
+        return Drawn(series.colour, series.dashed, lines, faint, marks, series.area)
 
     def _shown(self, x: float, y: float) -> bool:
         return math.isfinite(x) and math.isfinite(y) and bool(y > 0 or not self.log_y)
@@ -168,6 +171,14 @@ class Chart:
         upright = (self.down(low), self.down(high)) if low is not None and high is not None else None
         note = series.notes[i] if series.notes else f"{series.label}: {self.x_label} {x:.4g}, {self.title} {y:.4g}"
         return DrawnPoint(self.across(x), self.down(y), across, upright, note)
+
+
+def histogram(label: str, values: Sequence[float], edges: Sequence[float], colour: int) -> Series:
+    """The share of the values (in percent) between each two edges; values beyond the ends count at the ends."""
+    inside = np.clip(np.asarray(values, float), edges[0], edges[-1])
+    share = 100 * np.histogram(inside, np.asarray(edges))[0] / len(values)
+    outline = np.concatenate([[0.0], np.repeat(share, 2), [0.0]])
+    return Series(label, np.repeat(edges, 2).tolist(), outline.tolist(), colour, area=True)
 
 
 def limits(values: Sequence[float], log: bool, margin: float) -> tuple[float, float]:

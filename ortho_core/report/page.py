@@ -1,7 +1,8 @@
 """The report: one HTML file that carries its pictures with it and needs no script and no network.
 
 A report is a title, what was found, and sections; a section is a list of blocks, drawn one under the other: a paragraph (a
-plain string), `Heading`, `Facts`, `PictureRows`, `Figure`, `Charts`, `Table` or `Folded`. Everything that is text is escaped.
+plain string), `Heading`, `Facts`, `PictureRows`, `Cards`, `Links`, `Figure`, `Charts`, `Table` or `Folded`. Everything that
+is text is escaped.
 """
 
 import base64
@@ -10,14 +11,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import jinja2
 from PIL import Image
-from torch import Tensor
 
-from ortho_core.pictures import to_picture
 from ortho_core.report.charts import COLOURS, Chart
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Images up to this size (pixels) are in the report as they are; larger ones are scaled down to `PREVIEW`.
 EXACT = 96
@@ -127,8 +129,10 @@ class PictureRows:
         return width < self.cell and self.cell % width == 0
 
     @staticmethod
-    def of(rows: Mapping[str, Tensor], caption: str, prompts: Sequence[str] = ()) -> "PictureRows":
+    def of(rows: Mapping[str, "Tensor"], caption: str, prompts: Sequence[str] = ()) -> "PictureRows":
         """From uint8 images (B, 3, Y, X) by label, as many columns of them as keep the report small."""
+        from ortho_core.pictures import to_picture  # a report without tensors needs no torch, which takes seconds
+
         Y, X = next(iter(rows.values())).shape[-2:]
         most = MOST_COLUMNS if max(Y, X) <= EXACT else MOST_COLUMNS * 2 // 3
         count = max(4, min(most, MOST_IMAGES // len(rows)))
@@ -143,6 +147,51 @@ class PictureRows:
     def alt(self, row: PictureRow, column: int) -> str:
         what = self.prompts[column] if column < len(self.prompts) else f"image {column + 1}"
         return f"{row.label}: {what}" if row.label else what
+
+
+@dataclass(frozen=True)
+class Card:
+    """Pictures of one thing side by side, and what is said of it. Where there is no picture, a text says why."""
+
+    pictures: Sequence[Embedded | str]
+    title: str
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Cards side by side as far as there is room; `labels` stand over the pictures of each.
+
+    Without labels each card has one picture, shown whole in a square.
+    """
+
+    labels: Sequence[str]
+    cards: Sequence[Card]
+    caption: str = ""
+    kind: ClassVar = "cards"
+
+    @property
+    def cell(self) -> int:
+        """Width of a picture in CSS pixels: small ones are enlarged by whole pixels."""
+        if not self.labels:
+            return 112
+        widths = [p.width for card in self.cards for p in card.pictures if isinstance(p, Embedded)]
+        width = widths[0] if widths else PREVIEW
+        return width * max(1, round(96 / width)) if width <= EXACT else 104
+
+    def pixelated(self, picture: Embedded) -> bool:
+        if not self.labels:
+            return max(picture.width, picture.height) <= EXACT
+        return picture.width < self.cell and self.cell % picture.width == 0
+
+
+@dataclass(frozen=True)
+class Links:
+    """A sentence and, after it, links to files beside the report: (text, relative path)."""
+
+    text: str
+    links: Sequence[tuple[str, str]]
+    kind: ClassVar = "links"
 
 
 @dataclass(frozen=True)
@@ -186,7 +235,7 @@ class Folded:
     kind: ClassVar = "folded"
 
 
-Block = str | Heading | Facts | Table | PictureRows | Figure | Charts | Folded
+Block = str | Heading | Facts | Table | PictureRows | Cards | Links | Figure | Charts | Folded
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,14 @@ def draw_charts(charts: Sequence[Chart], path: Path, size: tuple[float, float] =
 
 def _draw(axes: "Axes", series: Series, log_y: bool) -> None:
     x, y, label = np.asarray(series.x, float), np.asarray(series.y, float), series.label or None
-    colour, mean = COLOURS[series.colour][0], smoothed(y) if series.line else None
+    colour, mean = COLOURS[series.colour][0], smoothed(y) if series.line and not series.area else None
     if log_y:  # where there is no logarithm, matplotlib would draw a line down to the axis
         y = np.where(y > 0, y, np.nan)
         mean = None if mean is None else np.where(mean > 0, mean, np.nan)
     if series.line and len(x):
         axes.plot(x, y if mean is None else mean, "--" if series.dashed else "-", color=colour, label=label)
+        if series.area:
+            axes.fill_between(x, y, color=colour, alpha=0.2, linewidth=0)
         if mean is not None:
             axes.plot(x, y, color=colour, alpha=0.35, linewidth=0.8)
     if series.points or len(x) == 1:

@@ -1,5 +1,6 @@
 """Types of options whose values are places: local paths and URLs."""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ class Place:
     names: str | None = None
     #: Of a `source`, a pair set or a model, everything in the folder is part of it; an `output` is written.
     role: Literal["source", "output"] | None = None
+    #: Whether a path that exists is a place though it looks like one of the names; it is read as `./PATH`.
+    existing_first: bool = False
 
     def is_place(self, value: object) -> bool:
         return isinstance(value, str | Path) and not (self.names and re.fullmatch(self.names, str(value)))
@@ -32,7 +35,8 @@ class Place:
     def read(self, given: object, context: Mapping[str, Callable[[str], str] | None] | None) -> Any:
         """What an option was given, as a place. Raises PydanticCustomError if it is blank, and what `expand` raises."""
         if not self.is_place(given):
-            return given
+            is_path = self.existing_first and isinstance(given, str) and os.path.lexists(given)
+            return f"./{given}" if is_path else given
         text = str(given)
         if not text.strip():
             raise PydanticCustomError("empty_path", "an empty path is not accepted")

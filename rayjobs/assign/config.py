@@ -11,6 +11,9 @@ class AssignSettings(AssignConfig, PoolSettings):
     """How the E-step runs; `em` has these under `assign.`."""
 
     store_latents: bool = decides(True, description="keep E(x) in the record, so that training need not encode again")
+    report: bool = conduct(
+        True, description="leave report.html: pictures of some rows, the losses, what was quarantined"
+    )
 
 
 class AssignJob(AssignSettings, PairFields):

@@ -4,6 +4,7 @@ A Ray Data actor pool works through shards of rows; each actor holds the model, 
 """
 
 import math
+from contextlib import nullcontext
 
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import ModelFolder
@@ -11,10 +12,13 @@ from ortho_core.marks import decides, settings
 from ortho_core.pairs import PairSet, Shard
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import AssignmentPlan, NoiseSettings, ReconstructionPlan, differences
+from ortho_core.storage.store import Store
 from rayjobs.assign.config import AssignJob
+from rayjobs.assign.report import REPORT, write_report
 from rayjobs.assign.worker import search_of
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.run import ShardedRun
+from rayjobs.verb.console import say
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 
@@ -102,11 +106,30 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
     job = located(job)
     plan, pairs, shards = make_plan(job, model)
     begun = ShardedRun(job.out, plan, job.retry_failures)
+    folder = begun.ledger.folder
     if begun.is_complete():
+        if job.report and begun.survey.rows > begun.survey.quarantined and not folder.exists(REPORT):
+            with job.session():
+                leave_report(job, model, pairs, folder)
         return begun.exit_code
-    if begun.survey.todo:
-        with job.session():
+    with job.session() if begun.survey.todo or job.report else nullcontext():
+        if begun.survey.todo:
             work_through(job, begun.ledger, begun.survey, shards, search_of(job, model, plan, pairs))
-    begun.finish()
-    noise = begun.check_noise(model.latent_shape)
-    return begun.conclude(begun.summary(job, recognised=pairs.record(), **noise), "rows could be assigned")
+        begun.finish()
+        noise = begun.check_noise(model.latent_shape)
+        folder.remove(REPORT)  # of an earlier start, whose rows may have been others
+        code = begun.conclude(begun.summary(job, recognised=pairs.record(), **noise), "rows could be assigned")
+        if job.report:
+            leave_report(job, model, pairs, folder)
+    return code
+
+
+def leave_report(job: AssignJob, model: ModelFolder, pairs: PairSet, folder: Store) -> None:
+    """Write the report of a finished run; one that cannot be made is said, and leaves the run finished."""
+    try:
+        write_report(job, model, pairs, folder)
+    except Exception as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        say(f"assign: no {REPORT} could be made ({why}); the run is complete, and the same command again makes it")
+    else:
+        say(f"assign: the report is {folder.location}/{REPORT}")

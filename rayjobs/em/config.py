@@ -1,15 +1,30 @@
 """The options of `ortho em`."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs import PairFields
-from ortho_core.storage.location import ModelPath, OutputPath, PairsLocation
+from ortho_core.pairs.hold_out import SHARE
+from ortho_core.storage.location import ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.assign.config import AssignSettings
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
+
+NO_HELDOUT = "none"
+
+
+def _as_text(value: object) -> object:
+    """A number of rows as YAML has it."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+#: A pair set of its own, a share of the pairs, or none.
+Heldout = Annotated[
+    str, Place(names=f"{NO_HELDOUT}|{SHARE}", role="source", existing_first=True), BeforeValidator(_as_text)
+]
 
 
 class EmJob(PairFields):
@@ -20,8 +35,10 @@ class EmJob(PairFields):
     pairs: PairsLocation = resolved(
         description="pair set: a folder of images with captions, or files of rows (docs/pair-sets.md); path or URL"
     )
-    heldout: PairsLocation | None = resolved(
-        None, description="held-out pair set for the evaluation (default: no evaluation)"
+    heldout: Heldout | None = resolved(
+        None,
+        description="what to judge on and not to train on: a share of the pairs, 5%, or a number of rows; another pair set, "
+        "path or URL; none (default: 5% of the pairs, at least 16 and at most --evaluate.rows rows, never more than a fifth)",
     )
     model: ModelPath = resolved(description="model folder to start from")
     work_dir: OutputPath = conduct(description="folder for everything the run makes; the same command again resumes")
@@ -42,6 +59,25 @@ class EmJob(PairFields):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
+    @property
+    def share(self) -> str | None:
+        """The share of the pairs that is held out."""
+        return self.heldout if self.heldout is not None and re.fullmatch(SHARE, self.heldout) else None
+
+    @property
+    def heldout_place(self) -> str | None:
+        """Where the held-out pairs are; None: there are none, or how many is not worked out yet."""
+        if self.share is not None:
+            return self.pairs
+        return None if self.heldout == NO_HELDOUT else self.heldout
+
+    def training_fields(self) -> PairFields:
+        """How the pairs are read that are trained on."""
+        part = self.part if self.share is None else f"training:{self.share}"
+        return self.pair_fields().model_copy(update={"part": part})
+
     def heldout_fields(self) -> PairFields:
-        """How the held-out set is read, which is at a place of its own: a split is one of the other set."""
-        return self.pair_fields().model_copy(update={"split": None})
+        """How the held-out pairs are read. At a place of their own, a split or a part is one of the other set."""
+        if self.share is not None:
+            return self.pair_fields().model_copy(update={"part": f"heldout:{self.share}"})
+        return self.pair_fields().model_copy(update={"split": None, "part": None})

@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 from pydantic import BaseModel
 
 from ortho_core.errors import UserError
+from ortho_core.evaluation.statistics import FEWEST_ROWS
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved, settings
 from ortho_core.mstep.data import read_prompts
 from ortho_core.noise.seeded import noise_seed
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs import PairFields
+from ortho_core.pairs.hold_out import held_out_of
 from ortho_core.records.plan import Plan, Settings
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob
-from rayjobs.em.config import EmJob
+from rayjobs.em.config import NO_HELDOUT, EmJob
 from rayjobs.em.report import write_report
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.evaluate.figures import TooFewJudged
 from rayjobs.pool.run import ASSIGN_SUMMARY
 from rayjobs.reports.summaries import (
     EM_SUMMARY,
@@ -46,16 +49,24 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 J = TypeVar("J", bound=BaseModel)
+#: What is held out where nothing is said: this share, but so many rows at least, and never more than this share.
+USUAL_SHARE, USUAL_LEAST, MOST_SHARE = 20, 16, 5
 
 
 def check(job: EmJob, model: ModelFolder, rows: int) -> None:
     """Raises UserError for settings that do not fit each other, the model, or a pair set of so many rows."""
     job.assign.space(model.latent_shape)
     job.train.check_shares(rows, f"rows of {job.pairs}", "train.")
-    if job.validate_on_heldout and (job.heldout is None or not job.assign.store_latents):
+    if job.validate_on_heldout and (job.heldout_place is None or not job.assign.store_latents):
         raise UserError("--validate-on-heldout needs --heldout and --assign.store-latents")
-    if job.train.noise != "matched":
-        raise UserError("--train.noise: EM trains on matched noise; --baseline adds direct SFT beside it")
+    if job.train.noise not in ("matched", "online"):
+        raise UserError(
+            "--train.noise: EM trains on matched noise, or on noise that is matched on while training (online); --baseline adds "
+            "direct SFT beside it"
+        )
+    job.train.check_noise("train.")
+    if job.train.noise == "online":
+        job.train.match_search(job.train, job.assign).space(model.latent_shape)
     check_trackers(job.train)
     check_lora(job.train, model)
     if job.train.preserve_prompts is not None:
@@ -78,15 +89,49 @@ class EmPlan(Plan):
     evaluate: Settings
 
 
-def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, dict[str, Settings | None]]:
-    """What identifies the run, and what was recognised. Raises UserError for whatever can be found wrong beforehand."""
+def settled(job: EmJob, records: int) -> EmJob:
+    """The job with what it holds out of so many records worked out. Raises UserError for a share that cannot be."""
+    if job.part is not None and (job.heldout is None or job.share is not None):
+        raise UserError(
+            "--part: em cuts the pairs by --heldout; give that alone, or with --heldout none or other pairs"
+        )
+    if job.share is not None and held_out_of(job.share, records) < FEWEST_ROWS:
+        raise UserError(
+            f"--heldout {job.share} of {records} rows: figures need {FEWEST_ROWS} rows; accepted: {FEWEST_ROWS} or more, a pair "
+            "set's path, or none"
+        )
+    if job.heldout is not None:
+        return job
+    usual = max(USUAL_LEAST, (records + USUAL_SHARE // 2) // USUAL_SHARE)
+    rows = min(usual, job.evaluate.rows, records // MOST_SHARE)
+    if rows < FEWEST_ROWS:
+        say(
+            f"held-out pairs: none, and no evaluation: {records} rows are too few to hold out {FEWEST_ROWS}, a fifth at most "
+            f"(--heldout {FEWEST_ROWS} does it all the same)"
+        )
+        return job.model_copy(update={"heldout": NO_HELDOUT})
+    return job.model_copy(update={"heldout": str(rows)})
+
+
+def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, EmJob, dict[str, Settings | None]]:
+    """What identifies the run, the job with its held-out pairs settled, and what was recognised.
+
+    Raises UserError for whatever can be found wrong beforehand.
+    """
     pairs = open_pairs(job.pairs, job.pair_fields())
+    asked, job = job, settled(job, pairs.records())
+    whole, heldout = pairs, None
+    if job.share is not None:
+        pairs, heldout = (whole.part_named(f.part) for f in (job.training_fields(), job.heldout_fields()))
+        usual = "" if asked.heldout else "; --heldout none keeps them in"
+        say(f"held-out pairs: {heldout.counted()}, for the evaluation alone{usual}")
     total = pairs.rows()
     check(job, model, total)
-    heldout: PairSet | None = None
-    if job.heldout is not None:
+    if job.heldout_place is not None:
         # What is missing there would be found out at the end.
-        _, heldout, _ = evaluate.make_plan(judge_job(job, {"base": job.model}), {"base": model})
+        _, heldout, _ = evaluate.make_plan(judge_job(job, {"base": job.model}), {"base": model}, heldout)
+        if heldout.fingerprint() == pairs.fingerprint():
+            say("held-out pairs: they are the pairs that are trained on; figures on them flatter")
     steps = ("assign", "train", "evaluate")
     recognised = {"recognised": pairs.record(), "recognised_heldout": heldout.record() if heldout is not None else None}
     plan = EmPlan(
@@ -98,20 +143,23 @@ def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, dict[str, Setting
         # Each step resolves its own.
         **{step: settings(getattr(job, step), decides, resolved) for step in steps},
     )
-    return plan, recognised
+    return plan, job, recognised
 
 
 def describe(job: EmJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, recognised = make_plan(job, ModelFolder.open(job.model))
+    plan, job, recognised = make_plan(job, ModelFolder.open(job.model))
     updates = job.train.epochs * (plan.rows // job.train.batch_size)
+    matching = job.train.match_evaluations(updates, job.train.batch_size) if job.train.noise == "online" else 0
     return {
         **plan.as_json(),
         **recognised,
+        "heldout": job.heldout,
         "evaluations_of_the_e_steps": sum(
             job.assign.evaluations_at_most(plan.rows, draws=int(cycle == 0 or not job.warm_start))
             for cycle in range(job.cycles)
         ),
+        "evaluations_of_matching": matching * job.cycles,
         "updates": updates * job.cycles * (2 if job.baseline else 1),
         "work_dir": str(job.work_dir),
     }
@@ -132,7 +180,8 @@ def run(
     # Folders as the user named them, for messages and records; what is opened knows its absolute path.
     first, place = model or ModelFolder.open(job.model), job.model
     model = first
-    plan, recognised = make_plan(job, first)
+    requested = job
+    plan, job, recognised = make_plan(job, first)
     claim(job.work_dir, plan)
     code, cycles, trained = 0, list[Cycle](), dict[str, ModelFolder]()
     with ray_session(), beside() as background:
@@ -159,22 +208,28 @@ def run(
                 train.run(baseline_job(job), models=TrainModels(first, first))
             else:
                 direct.result()
-        metrics = None
-        if job.heldout is not None:
+        evaluation = None
+        if job.heldout_place is not None:
             say("evaluation on held-out pairs")
             models = {"base": first}
             if job.baseline:
                 models["direct"] = ModelFolder.open(job.work_dir / "direct" / "train" / "checkpoint-final")
             models |= trained
-            evaluate.run(judge_job(job, {name: one.path for name, one in models.items()}), models)
-            metrics = Evaluation.read(job.work_dir / "evaluation" / EVALUATION).metrics
+            try:
+                evaluate.run(judge_job(job, {name: one.path for name, one in models.items()}), models)
+                evaluation = Evaluation.read(job.work_dir / "evaluation" / EVALUATION)
+            except TooFewJudged as error:
+                if requested.heldout is not None:
+                    raise
+                say(f"no evaluation: {error}")
     summary = EmSummary(
         model=str(place),
         cycles=cycles,
-        evaluation=metrics,
+        evaluation=evaluation.metrics if evaluation is not None else None,
+        heldout_in_training=evaluation.in_training if evaluation is not None else None,
         **recognised,
         seconds_this_run=round(time.monotonic() - started, 1),
-        config=job.model_dump(mode="json"),
+        config=requested.model_dump(mode="json"),
     )
     replace_text(job.work_dir / EM_SUMMARY, summary.text())
     write_report(job.work_dir)
@@ -203,7 +258,10 @@ def room_beside(job: EmJob) -> bool:
 def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
     folders = [job.work_dir / cycle_name(n) / "assignments" for n in (cycle - 1, cycle)]
     before = folders[0] if job.warm_start and cycle > 1 else None
-    return build(AssignJob, job.assign, job, pairs=job.pairs, model=model, out=folders[1], warm_start=before)
+    # A report takes a process that loads the model once more: of all cycles the last one has it.
+    report = job.assign.report and cycle == job.cycles
+    others = {"pairs": job.pairs, "model": model, "out": folders[1], "warm_start": before, "report": report}
+    return build(AssignJob, job.assign, job.training_fields(), **others)
 
 
 def heldout_job(job: EmJob) -> AssignJob:
@@ -211,9 +269,10 @@ def heldout_job(job: EmJob) -> AssignJob:
         AssignJob,
         job.assign,
         job.heldout_fields(),
-        pairs=job.heldout,
+        pairs=job.heldout_place,
         model=job.model,
         out=heldout_assignments(job),
+        report=False,
     )
 
 
@@ -275,7 +334,8 @@ def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:
         job.evaluate,
         job.heldout_fields(),
         model=models,
-        pairs=job.heldout,
+        pairs=job.heldout_place,
+        trained_on=job.work_dir / cycle_name(1) / "assignments",
         out=job.work_dir / "evaluation",
         patch_size=job.assign.patch_size,
     )

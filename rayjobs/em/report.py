@@ -6,8 +6,9 @@ from pathlib import Path
 from ortho_core.pictures import labelled_rows, load_sheet
 from ortho_core.records.plan import Settings
 from ortho_core.report.charts import COLOURS, Chart
-from ortho_core.report.page import Block, Charts, Fact, Section, Table, render
+from ortho_core.report.page import Block, Charts, Fact, Links, Section, Table, render
 from ortho_core.storage.open import open_store
+from rayjobs.assign.report import REPORT
 from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.reports.models import (
     comparison,
@@ -19,16 +20,7 @@ from rayjobs.reports.models import (
     trade_offs,
     words,
 )
-from rayjobs.reports.parts import (
-    Accounted,
-    Phase,
-    cost_table,
-    counted,
-    duration,
-    gaussian_section,
-    provenance,
-    rows_section,
-)
+from rayjobs.reports.parts import Accounted, Phase, cost_table, gaussian_section, provenance, rows_section
 from rayjobs.reports.summaries import (
     EM_SUMMARY,
     EVALUATION,
@@ -37,6 +29,7 @@ from rayjobs.reports.summaries import (
     Evaluation,
     TrainSummary,
 )
+from rayjobs.reports.words import counted, duration
 from rayjobs.training.run_files import HISTORY, TRAIN_SUMMARY
 from rayjobs.verb.plan import replace_text
 
@@ -73,7 +66,7 @@ def write_report(work_dir: Path) -> None:
         f"EM fine-tuning of {Path(summary.option('model')).name}",
         f"{counted(len(cycles), 'cycle')} over {counted(cycles[0].assign.rows, 'pair')} of {summary.option('pairs')}",
         sections,
-        headline(summary, names),
+        headline(summary, names) + ([f"{evaluation.flattery()}."] if evaluation and evaluation.flattery() else []),
         facts(summary),
     )
     replace_text(work_dir / "report.html", html)
@@ -93,7 +86,7 @@ def headline(summary: EmSummary, names: Mapping[str, str]) -> list[str]:
     return [
         f"In {counted(len(cycles), 'cycle')} the loss of the assigned noise went from {loss(first.mean_initial_loss)} (base "
         f"noise, first model) to {loss(last.assign.mean_loss)}, and the last M-step ended at "
-        f"{loss(last.train.final_loss)}. These are of the training pairs: without --heldout nothing was judged on others."
+        f"{loss(last.train.final_loss)}. These are of the training pairs: no pairs were held out to judge on."
     ]
 
 
@@ -115,6 +108,8 @@ def facts(summary: EmSummary) -> list[Fact]:
     first = cycles[0].assign
     listed.append(Fact(f"{first.assigned:,} + {first.quarantined:,}", "pairs assigned + quarantined"))
     listed.append(Fact(f"{sum(c.assign.all_evaluations for c in cycles):,}", "evaluations of the E-steps"))
+    if matching := sum(c.train.match_evaluations for c in cycles):
+        listed.append(Fact(f"{matching:,}", "evaluations of matching while training"))
     seconds = sum(step.seconds_this_run for c in cycles for step in (c.assign, c.train))
     return [*listed, Fact(duration(seconds), "E-steps and M-steps")]
 
@@ -161,6 +156,9 @@ def training(work_dir: Path, summary: EmSummary) -> list[Block]:
     ]
     if skipped:
         blocks.append(f"{counted(skipped, 'update')} had a gradient that was not finite, and were skipped.")
+    pages = [(f"cycle {c.cycle}", f"{c.name}/assignments/{REPORT}") for c in summary.cycles]
+    if there := [(text, page) for text, page in pages if (work_dir / page).is_file()]:
+        blocks.append(Links("What the E-step found for each image, in pictures:", there))
     if charts := curves(work_dir, summary):
         blocks.append(Charts(charts))
     return blocks
@@ -208,7 +206,10 @@ def phases(work_dir: Path, summary: EmSummary, evaluation: Evaluation | None) ->
 
 def m_step(settings: Settings, name: str, summary: TrainSummary) -> Phase:
     rate = f"{summary.images_per_second:.3g} images/s" if summary.images_per_second else ""
-    return Phase.on(settings, name, f"{summary.updates:,} updates", summary.seconds_this_run, rate)
+    work = f"{summary.updates:,} updates"
+    if summary.match_evaluations:
+        work += f", {summary.match_evaluations:,} evaluations of matching"
+    return Phase.on(settings, name, work, summary.seconds_this_run, rate)
 
 
 def group(settings: Settings, name: str) -> Settings:

@@ -34,7 +34,9 @@ FeatureModel = Annotated[str, Place(names="tiny-clip|inception")]
 class EvaluateSettings(PoolResources):
     """How models are judged; `em` has these under `evaluate.`."""
 
-    rows: int = resolved(128, ge=8, description="held-out rows used, from the first")
+    rows: int = resolved(
+        128, ge=8, description="held-out rows used, from the first; of a part of a set, from all over it"
+    )
     steps: int = decides(20, ge=1, description="evaluations of the E-step that looks for each row's closest image")
     batch_size: int = conduct(32, ge=1, description="images side by side in that E-step")
     seed: int = decides(0, ge=0, description="decides the noises and the resamples")
@@ -72,6 +74,9 @@ class EvaluateJob(EvaluateSettings, PairFields):
     pairs: PairsLocation = resolved(description="held-out pair set, of any kind that assign reads")
     out: OutputPath = conduct(description="folder for the figures and pictures; the same command again resumes")
     patch_size: int = decides(2, ge=1, description="patch size of the E-step")
+    trained_on: Location | None = conduct(
+        None, description="assignments that a model was trained on: held-out images that are among them are counted"
+    )
     base_from: LocalPath | None = conduct(
         None,
         description="finished evaluation by the same settings, whose figures of the same base model are taken over",

@@ -21,6 +21,7 @@ from ortho_core.evaluation.rows import ROW_FIGURES
 from ortho_core.evaluation.samples import from_png, laplacian_energy, rms_distance
 from ortho_core.pairs.rows import Failure
 from ortho_core.pictures import save_png
+from ortho_core.records.assignments import Assignments
 from ortho_core.records.parts import read_footer, read_footers, read_part
 from ortho_core.records.plan import read_plan
 from ortho_core.storage.open import open_store
@@ -33,6 +34,10 @@ from rayjobs.verb.console import aligned
 ROWS_SHOWN = 64
 #: Columns of `evaluation.parquet` that sharpness is the ratio of: the Laplacian energy of each row's sample, and of its target.
 SAMPLE_ENERGY, TARGET_ENERGY = "sample_energy", "target_energy"
+
+
+class TooFewJudged(RunFailed):
+    """Too few rows were judged for statistics."""
 
 
 class Parts:
@@ -97,15 +102,25 @@ def write_failures(parts: Parts, folder: Store) -> int:
 
 
 def check_judged(parts: Parts, rows: int, quarantined: int) -> None:
-    """Raises RunFailed if the rows do not add up, or are too few for statistics."""
+    """Raises TooFewJudged if the rows are too few for statistics."""
     if parts.count + quarantined != rows:
         raise RuntimeError(f"{parts.count} judged + {quarantined} quarantined is not {rows} rows")
     if parts.count < statistics.FEWEST_ROWS:
         failed = ", ".join(f"{name} {len(failures)}" for name, failures in parts.failures().items())
-        raise RunFailed(
+        raise TooFewJudged(
             f"{parts.count} of {rows} held-out rows were judged with every model, and {statistics.FEWEST_ROWS} are the "
             f"least; rows that failed, by model: {failed}; see failures.jsonl"
         )
+
+
+def count_in_training(parts: Parts, assignments: str) -> int:
+    """How many of the judged rows show an image that assignments were made for: the same pixels at the models' size.
+
+    Raises UserError if the assignments cannot be read.
+    """
+    judged = [n for t in parts.tables(parts.models[0], ["pixels"]) for n in t["pixels"].to_pylist() if n is not None]
+    trained = Assignments(assignments).with_pixels(judged)
+    return sum(pixels in trained for pixels in judged)
 
 
 def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, dict[str, Estimate]]:
@@ -168,12 +183,13 @@ def per_image(parts: Parts, model: str, target_energies: Sequence[pa.Array]) -> 
     `target_energies` are those of each shard's targets, which only the base model's parts hold.
     """
     base = parts.models[0]
-    mine = parts.tables(model, ["prompt", "evaluations", *ROW_FIGURES, "rewards", "sample"])
+    mine = parts.tables(model, ["prompt", "image", "evaluations", *ROW_FIGURES, "rewards", "sample"])
     for table, reference, energies in zip(mine, parts.tables(base, ["sample"]), target_energies, strict=True):
         if not len(table):
             continue
         n, samples = len(table), pictures(table["sample"])
         content = {"model": pa.array([model] * n), "sample_id": table["sample_id"], "prompt": table["prompt"]}
+        content["image"] = table["image"]
         content |= {name: table[name] for name in ROW_FIGURES}
         apart = pa.nulls(n, pa.float32())
         if model != base:

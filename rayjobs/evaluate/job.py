@@ -22,7 +22,7 @@ from ortho_core.records.plan import Settings
 from ortho_core.rewards.names import fingerprint_of, reward_fingerprints
 from ortho_core.storage.open import open_store
 from rayjobs.evaluate.config import EvaluateJob
-from rayjobs.evaluate.figures import Parts, check_judged, draw, judge_all, table_of, write_failures
+from rayjobs.evaluate.figures import Parts, check_judged, count_in_training, draw, judge_all, table_of, write_failures
 from rayjobs.evaluate.plan import PARTS, EvaluationPlan, ExtractorUsed, take_base_from
 from rayjobs.evaluate.report import write_report
 from rayjobs.evaluate.worker import Judging, judge_models
@@ -67,11 +67,17 @@ def _used(job: EvaluateJob) -> set[str]:
     return names | ({"clip"} if "aesthetic" in names else set())
 
 
-def make_plan(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> tuple[EvaluationPlan, PairSet, list[Shard]]:
-    """What the run will do, and its tasks. Raises UserError for whatever can be found wrong beforehand."""
+def make_plan(
+    job: EvaluateJob, models: Mapping[str, ModelFolder], pairs: PairSet | None = None
+) -> tuple[EvaluationPlan, PairSet, list[Shard]]:
+    """What the run will do, and its tasks; `pairs` are the job's, where the caller has opened them.
+
+    Raises UserError for whatever can be found wrong beforehand.
+    """
     check(job, models)
     judges = judge_models(job)
-    pairs = open_pairs(job.pairs, job.pair_fields(), "held-out pairs")
+    pairs = pairs or open_pairs(job.pairs, job.pair_fields(), "held-out pairs")
+    pairs = pairs.spread(job.rows)
     shards = heldout_shards(pairs, job.rows, job.rows_per_shard)
     rows = sum(shard.rows for shard in shards)
     cmmd = judges.cmmd or judges.features
@@ -96,8 +102,13 @@ def make_plan(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> tuple[Eval
 
 def heldout_shards(pairs: PairSet, rows: int, rows_per_shard: int) -> list[Shard]:
     """The first `rows` rows, in shards."""
-    shards = [shard for shard in pairs.shards(rows_per_shard) if shard.first < rows]
-    return [replace(shard, rows=min(shard.rows, rows - shard.first)) for shard in shards]
+    shards = []
+    for shard in pairs.shards(rows_per_shard):
+        if rows <= 0:
+            break
+        shards.append(shard.shortened(rows))
+        rows -= shard.rows
+    return shards
 
 
 def first_prompts(pairs: PairSet, shards: list[Shard]) -> list[str]:
@@ -149,6 +160,8 @@ def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> in
         conclude(here, models[plan.base], ledger, pairs.record(), seconds)
     evaluation = Evaluation.read(here.out / EVALUATION)
     say(table_of(evaluation.metrics))
+    if flattery := evaluation.flattery():
+        say(f"evaluate: {flattery}")
     return exit_code(evaluation.quarantined)
 
 
@@ -164,6 +177,7 @@ def conclude(
     parts = Parts(ledger)
     quarantined = write_failures(parts, out)
     check_judged(parts, plan.heldout_rows, quarantined)
+    in_training = count_in_training(parts, job.trained_on) if job.trained_on is not None else None
     metrics = judge_all(parts, out, job.seed, plan.own_cmmd)
     draw(parts, job.out / "pictures")
     ledger.folder.sweep("part-")
@@ -175,6 +189,7 @@ def conclude(
         rows=parts.count,
         quarantined=quarantined,
         recognised=recognised,
+        in_training=in_training,
         metrics=metrics,
         features=FeatureSources(**plan.features.model_dump(), dimension=D, cmmd=cmmd),
         rewards=plan.rewards,

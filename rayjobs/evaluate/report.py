@@ -14,8 +14,9 @@ from rayjobs.reports.models import (
     picture_rows,
     trade_offs,
 )
-from rayjobs.reports.parts import cost_table, counted, provenance, rows_section
+from rayjobs.reports.parts import cost_table, provenance, rows_section
 from rayjobs.reports.summaries import EVALUATION, Evaluation
+from rayjobs.reports.words import counted
 from rayjobs.verb.plan import replace_text
 
 
@@ -29,6 +30,8 @@ def write_report(folder: Path) -> None:
         sentences = findings(metrics, base, tuned[0], labels, f"With {tuned[0]}")
     else:
         sentences = leaders(metrics, base, labels)
+    if flattery := evaluation.flattery():
+        sentences.append(f"{flattery}.")
     compared: list[Block] = [comparison(metrics, base, labels)]
     if charts := trade_offs(metrics, base, labels):
         compared.append(Charts(charts))

@@ -23,12 +23,13 @@ class Work:
 
     def to_row(self) -> dict[str, str]:
         only = None if self.task.only is None else sorted(self.task.only)
-        return {"work": json.dumps({"revision": self.task.revision, "only": only, "shard": vars(self.shard)})}
+        return {"work": json.dumps({"revision": self.task.revision, "only": only, "shard": asdict(self.shard)})}
 
     @staticmethod
     def of_row(row: Mapping[str, str]) -> "Work":
         content = json.loads(row["work"])
-        shard = Shard(**content["shard"])
+        rest = tuple(Shard(**{**run, "rest": ()}) for run in content["shard"]["rest"])
+        shard = Shard(**{**content["shard"], "rest": rest})
         only = None if content["only"] is None else frozenset(content["only"])
         return Work(Task(shard.index, content["revision"], only), shard)
 

@@ -90,7 +90,7 @@ class PoolWorker:
         result = ShardResult()
         for pair in usable_rows(self.pairs, shard, result.failures, task.only):
             message = f"row {pair.row}: its worker died {DEATHS} times while the shard of this row was under way"
-            result.failures.append(Failure(pair.sample_id, pair.row, "worker-died", message))
+            result.failures.append(Failure(pair.sample_id, pair.row, "worker-died", message, pair.image))
         return result
 
     def _publish(self, task: Task, result: ShardResult) -> Receipt:

@@ -11,12 +11,14 @@ from statistics import median
 from typing import Literal
 
 from ortho_core.evaluation.metrics import REWARD, Estimate, Figures, Metrics, known_metrics, metric
+from ortho_core.pairs.rows import row_name
 from ortho_core.pictures import load_sheet
 from ortho_core.report.charts import COLOURS, Chart, Series
 from ortho_core.report.page import Cell, PictureRows, Table
 from ortho_core.storage.store import Store
-from rayjobs.reports.parts import Accounted, Phase, counted, listed, quarantine_reasons
+from rayjobs.reports.parts import Accounted, Phase, quarantine_reasons
 from rayjobs.reports.summaries import Evaluation
+from rayjobs.reports.words import counted, listed
 
 #: Groups of the comparison, by what a metric is of; rewards go with the second.
 METRIC_GROUPS = {
@@ -42,7 +44,7 @@ def picture_rows(folder: Path, evaluation: Evaluation, stems: Mapping[str, Path]
     From the contact sheets that evaluations left: `folder` is that of the targets' evaluation, `stems` are paths of sheets by
     the models' labels, without `-samples.png` and `-closest.png`.
     """
-    prompts = first_prompts(folder / "evaluation.parquet", evaluation.base)
+    prompts = first_rows(folder / "evaluation.parquet", evaluation.base)
 
     def rows(kind: str, caption: str) -> PictureRows:
         sheets = {"held-out target": folder / "pictures" / "targets.png"}
@@ -58,14 +60,15 @@ def picture_rows(folder: Path, evaluation: Evaluation, stems: Mapping[str, Path]
     return [rows("closest", near), rows("samples", fresh)]
 
 
-def first_prompts(table: Path, base: str, count: int = 16) -> list[str]:
-    """Prompts of the first rows that were judged; none if the table is not there."""
+def first_rows(table: Path, base: str, count: int = 16) -> list[str]:
+    """Prompt and image of the first rows that were judged; none if the table is not there."""
     import pyarrow.parquet as pq
 
     found: list[str] = []
     if table.is_file():
-        for batch in pq.ParquetFile(table).iter_batches(columns=["model", "prompt"]):
-            found += [row["prompt"] for row in batch.to_pylist() if row["model"] == base]
+        for batch in pq.ParquetFile(table).iter_batches(columns=["model", "sample_id", "prompt", "image"]):
+            mine = (row for row in batch.to_pylist() if row["model"] == base)
+            found += [f"{row['prompt']} · {row_name(row['image'], row['sample_id'])}" for row in mine]
             if len(found) >= count:
                 break
     return found[:count]

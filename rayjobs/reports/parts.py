@@ -11,35 +11,15 @@ from dataclasses import dataclass
 
 import yaml
 
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.rows import Failure, row_name
 from ortho_core.records.plan import Settings
 from ortho_core.report.page import Block, Cell, Figure, Folded, Section, Table
 from ortho_core.storage.store import Store
 from rayjobs.reports.summaries import AssignSummary, GaussianCheck, Made
+from rayjobs.reports.words import duration
 
 #: Quarantined rows that are listed one by one.
 FIRST_FAILURES = 8
-
-
-def duration(seconds: float) -> str:
-    """`48 s`, `2 min 37 s`, `3 h 05 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """`1 cycle`, `1,200 cycles`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 @dataclass(frozen=True)
@@ -80,11 +60,11 @@ def rows_section(steps: Sequence[Accounted], folder: Store | None = None) -> Sec
     failures = first_failures(folder) if folder is not None else []
     if failures:
         total = max(s.quarantined for s in steps)
-        words = [[f.sample_id, str(f.row), f.reason, f.message] for f in failures]
+        words = [[row_name(f.image, f.sample_id), str(f.row), f.reason, f.message] for f in failures]
         which = "The quarantined rows" if total <= len(failures) else f"The first of {total:,} quarantined rows"
         blocks += [
             f"{which}, as failures.jsonl has them:",
-            Table(["sample", "row", "reason", "what"], words, text=True),
+            Table(["image, or file of the row", "row", "reason", "what"], words, text=True),
         ]
     return Section("Rows", blocks)
 

@@ -81,6 +81,12 @@ class AssignSummary(Record):
         return self.evaluations + ceil(self.candidate_forwards / FORWARDS_PER_EVALUATION)
 
 
+class AssignmentRun(AssignSummary, Made):
+    """The same with how it was made, and how the pairs were read and what was left aside."""
+
+    recognised: Settings
+
+
 class GaussianCheck(Record):
     """`orthogonal_gaussian_init.json` or `_final.json`."""
 
@@ -175,6 +181,8 @@ class EmSummary(Made):
     model: str
     cycles: list[Cycle]
     evaluation: ModelEstimates | None
+    #: Of the held-out images that were judged, those that are training images too.
+    heldout_in_training: int | None = None
     #: How the pairs and the held-out pairs were read, and what was left aside.
     recognised: Settings | None = None
     recognised_heldout: Settings | None = None
@@ -204,6 +212,8 @@ class Evaluation(Made):
     quarantined: int
     #: How the held-out pairs were read, and what was left aside.
     recognised: Settings | None = None
+    #: Of the rows, those whose image is a training image too; None: not counted.
+    in_training: int | None = None
     metrics: ModelEstimates
     features: FeatureSources
     #: The fingerprint of each reward's weights, by name.
@@ -213,6 +223,13 @@ class Evaluation(Made):
     evaluations_per_image: int
     #: None where no row was judged in the last start.
     seconds_this_run: float | None = None
+
+    def flattery(self) -> str:
+        """That figures are of images that were trained on, where some are."""
+        if not self.in_training:
+            return ""
+        are = "is also a training image" if self.in_training == 1 else "are also training images"
+        return f"{self.in_training} of the {self.rows} held-out images {are}; figures on them flatter"
 
     @property
     def evaluations(self) -> int:

@@ -17,17 +17,9 @@ from ortho_core.storage.store import Store
 from rayjobs.reports.curves import reward_charts
 from rayjobs.reports.models import interval, places
 from rayjobs.reports.one_search import META
-from rayjobs.reports.parts import (
-    Accounted,
-    Phase,
-    cost_table,
-    counted,
-    duration,
-    gaussian_section,
-    provenance,
-    rows_section,
-)
+from rayjobs.reports.parts import Accounted, Phase, cost_table, gaussian_section, provenance, rows_section
 from rayjobs.reports.summaries import OnePromptSearch, RewardGain, RewardSummary
+from rayjobs.reports.words import counted, duration
 from rayjobs.reward.gains import recorded_rewards
 from rayjobs.reward.pictures import AFTER, BEFORE, FOLDER, PICTURED
 

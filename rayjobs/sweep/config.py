@@ -10,6 +10,7 @@ from ortho_core.evaluation.metrics import metric
 from ortho_core.marks import conduct, decides, mark_of
 from ortho_core.pairs import PairFields
 from ortho_core.storage.location import LocalPath
+from rayjobs.assign.config import AssignSettings
 from rayjobs.em.config import EmJob
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.pool.config import span
@@ -28,6 +29,14 @@ FIXED = {
 }
 #: Why a field that is marked `conduct` cannot be.
 CONDUCT = "decides how fast a trial goes or what it tells, not what comes out of it"
+
+
+class SweepAssignSettings(AssignSettings):
+    """The E-step of a trial, one of many."""
+
+    report: bool = conduct(
+        False, description="leave report.html beside the assignments of each trial's last cycle: pictures, losses"
+    )
 
 
 class SweepTrainSettings(TrainSettings):
@@ -56,6 +65,7 @@ class SweepJob(EmJob, TrackerSettings):
     validate_on_heldout: bool = conduct(
         False, description="assign the held-out pairs with the first model too, and watch every M-step on them"
     )
+    assign: SweepAssignSettings = SweepAssignSettings()
     train: SweepTrainSettings = SweepTrainSettings()
     evaluate: SweepEvaluateSettings = SweepEvaluateSettings()
     sweep: Annotated[dict[str, JsonValue], Open()] = conduct(
@@ -124,7 +134,8 @@ def fixed_fields() -> dict[str, str]:
 
 def base_of(job: SweepJob) -> EmJob:
     """The configuration that the space is laid over."""
-    return EmJob(**{name: value for name, value in job.model_dump().items() if name in EmJob.model_fields})
+    base = EmJob(**{name: value for name, value in job.model_dump().items() if name in EmJob.model_fields})
+    return base.model_copy(update={"heldout": job.heldout})  # which is read already
 
 
 def points_of(job: SweepJob, space: Space) -> list[Point]:

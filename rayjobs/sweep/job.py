@@ -50,12 +50,21 @@ class SweepPlan(Plan):
     judge: Settings
 
 
-def make_plan(job: SweepJob, model: ModelFolder) -> SweepPlan:
-    """What identifies the sweep. Raises UserError for whatever can be found wrong before any work starts."""
+def make_plan(job: SweepJob, model: ModelFolder) -> tuple[SweepPlan, SweepJob]:
+    """What identifies the sweep, and the job with its held-out pairs settled.
+
+    Raises UserError for whatever can be found wrong before any work starts.
+    """
     check_search(job)
     base, space = base_of(job), space_of(job)
     points = points_of(job, space)
-    trial, _ = em.make_plan(with_values(base, points[0]), model)
+    trial, settled, _ = em.make_plan(with_values(base, points[0]), model)
+    if settled.heldout_place is None:
+        raise UserError(
+            "--heldout: trials are judged on pairs that none of them was trained on; give other pairs or a share"
+        )
+    job = job.model_copy(update={"heldout": settled.heldout})
+    base = base_of(job)
     for point in [*points[1:], *([reference_point(points)] if job.baseline else [])]:
         em.check(with_values(base, point), model, trial.rows)
     if job.early_stopping == "asha":
@@ -66,7 +75,7 @@ def make_plan(job: SweepJob, model: ModelFolder) -> SweepPlan:
     del own["assign"], own["train"], own["evaluate"]
     if job.early_stopping == "none":
         del own["grace_epochs"], own["reduction_factor"]
-    return SweepPlan(
+    plan = SweepPlan(
         pairs_fingerprint=trial.pairs_fingerprint,
         heldout_fingerprint=trial.heldout_fingerprint,
         model_fingerprint=trial.model_fingerprint,
@@ -76,6 +85,7 @@ def make_plan(job: SweepJob, model: ModelFolder) -> SweepPlan:
         train=unvaried(settings(job.train, decides, resolved), () if job.baseline else space, "train."),
         judge=judged.judging(),
     )
+    return plan, job
 
 
 def unvaried(values: Settings, space: Collection[str], group: str = "") -> Settings:
@@ -85,8 +95,6 @@ def unvaried(values: Settings, space: Collection[str], group: str = "") -> Setti
 
 def check_search(job: SweepJob) -> None:
     """Raises UserError for settings that do not fit each other."""
-    if job.heldout is None:
-        raise UserError("--heldout is required: trials are judged on pairs that none of them was trained on")
     if job.train.num_workers == 0:
         raise UserError("--train.num-workers: 0 trains in the driver's process; accepted in a sweep: 1 or more")
     for group, pool in (("assign", job.assign), ("evaluate", job.evaluate)):
@@ -131,7 +139,7 @@ def check_metric(job: SweepJob, judged: EvaluationPlan) -> None:
 
 def describe(job: SweepJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan = make_plan(job, ModelFolder.open(job.model))
+    plan, job = make_plan(job, ModelFolder.open(job.model))
     space = space_of(job)
     points = points_of(job, space)
     steps = {assign_key(with_values(base_of(job), p)) for p in points}
@@ -161,7 +169,8 @@ def run(job: SweepJob) -> int:
     """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
     started = time.monotonic()
     model = ModelFolder.open(job.model)
-    plan, requested = make_plan(job, model), job
+    requested = job
+    plan, job = make_plan(job, model)
     job = located(job)
     claim(job.work_dir, plan)
     space = space_of(job)

@@ -17,8 +17,9 @@ from rayjobs.reports.models import (
     picture_rows,
     words,
 )
-from rayjobs.reports.parts import counted, duration, listed, provenance
+from rayjobs.reports.parts import provenance
 from rayjobs.reports.summaries import EVALUATION, SWEEP_SUMMARY, Evaluation
+from rayjobs.reports.words import counted, duration, listed
 from rayjobs.sweep.records import REFERENCES, SweepSummary, TrialRecord
 from rayjobs.sweep.space import text
 from rayjobs.verb.plan import replace_text

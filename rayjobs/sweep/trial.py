@@ -13,10 +13,10 @@ from ortho_core.storage.open import open_store
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob
 from rayjobs.em import job as em
-from rayjobs.em.config import EmJob
+from rayjobs.em.config import NO_HELDOUT, EmJob
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
-from rayjobs.reports.summaries import EM_SUMMARY, EVALUATION, Cycle, EmSummary, Evaluation, ModelEstimates
+from rayjobs.reports.summaries import EM_SUMMARY, EVALUATION, Cycle, EmSummary, Evaluation, ModelEstimates, cycle_name
 from rayjobs.sweep.config import SweepJob, base_of
 from rayjobs.sweep.records import REFERENCES, CurvePoint, TrialRecord
 from rayjobs.sweep.space import Point, short_names, text, with_values
@@ -92,7 +92,8 @@ def write_record(job: SweepJob, record: TrialRecord) -> TrialRecord:
 
 def em_job(job: SweepJob, values: Point, work_dir: Path) -> EmJob:
     """The EM run of a trial: without what the sweep does for all trials together."""
-    shared = {"heldout": None, "baseline": False, "validate_on_heldout": False, "work_dir": work_dir}
+    shared = {"heldout": NO_HELDOUT, "baseline": False, "validate_on_heldout": False, "work_dir": work_dir}
+    shared["part"] = job.training_fields().part
     cache = job.assignments_cache or job.work_dir / "assignments"
     settled = with_values(base_of(job), values).model_copy(update={**shared, "assignments_cache": cache})
     if not job.watched:
@@ -101,14 +102,21 @@ def em_job(job: SweepJob, values: Point, work_dir: Path) -> EmJob:
     return settled.model_copy(update={"train": watched})
 
 
-def judge_job(job: SweepJob, models: dict[str, Path], out: Path, base_from: Path | None = None) -> EvaluateJob:
+def judge_job(
+    job: SweepJob,
+    models: dict[str, Path],
+    out: Path,
+    base_from: Path | None = None,
+    trained_on: Path | None = None,
+) -> EvaluateJob:
     """The evaluation of some models: the same noise search for every trial, whatever its own E-step is."""
     settings = job.evaluate.model_dump()
     return EvaluateJob(
         **settings,
-        **job.pair_fields().model_dump(),
+        **job.heldout_fields().model_dump(),
         model=models,
-        pairs=job.heldout,
+        pairs=job.heldout_place,
+        trained_on=trained_on,
         out=out,
         patch_size=job.assign.patch_size,
         base_from=base_from,
@@ -141,7 +149,9 @@ def run_trial(
     em.run(trial, e_step, watch, model)
     summary = EmSummary.read(folder / "em" / EM_SUMMARY)
     trained = ModelFolder.open(summary.model)
-    judge = judge_job(job, {"base": job.model, "trial": trained.path}, folder / "evaluation", evaluation_of(job))
+    models = {"base": job.model, "trial": trained.path}
+    assigned = folder / "em" / cycle_name(1) / "assignments"
+    judge = judge_job(job, models, folder / "evaluation", evaluation_of(job), assigned)
     evaluate.run(judge, {"base": model, "trial": trained})
     cycles = summary.cycles
     record = TrialRecord(

@@ -79,12 +79,15 @@ class CheckpointFolders:
             "random": "direct SFT",
             "base": "distillation of what was searched for",
         }
+        rows, source = "pairs", {"pairs": str(job.pairs)}
+        if plan.assignments is not None:
+            rows, source = "assignments", {"assignments": f"{job.assignments} (run {plan.assignments})"}
         return model_card(
             f"{job.title} {name}",
             base=str(self.model.base.path),
             facts={
-                "trained on": f"{plan.rows} assignments, {job.noise} noise ({kinds[job.noise]})",
-                "assignments": f"{job.assignments} (run {plan.assignments})",
+                "trained on": f"{plan.rows} {rows}, {job.noise} noise ({kinds[job.noise]})",
+                **source,
                 "pairs fingerprint": plan.pairs_fingerprint,
                 "started from": f"{job.model} (fingerprint {plan.model_fingerprint})",
                 "held to": f"{job.preserve_model or job.model} (fingerprint {plan.preserve_fingerprint})",

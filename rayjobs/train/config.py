@@ -12,6 +12,7 @@ from ortho_core.marks import conduct, decides, resolved
 from ortho_core.mstep.data import NoiseKind
 from ortho_core.mstep.matching import MatchingConfig
 from ortho_core.mstep.update import MStepConfig
+from ortho_core.pairs import PairFields
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation
 from rayjobs.training.config import TrainingSettings
 
@@ -95,6 +96,14 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         """Rows of the reconstruction term that one worker computes with at once."""
         return self.batch_size // (self.world * self.gradient_accumulation_steps)
 
+    def check_noise(self, group: str = "") -> None:
+        """Raises UserError for options that have nothing to say of this noise."""
+        centred = self.noise == "matched" or (self.keeps_noise and self.match_keep == "assigned")
+        if self.center_noise and not centred:
+            raise UserError(
+                f"--{group}center-noise is of assigned noise; --noise {self.noise} has a mean of zero as it is: leave one out"
+            )
+
     def check_shares(self, rows: int, where: str, group: str = "") -> None:
         """Raises UserError where a batch is too large for the data or does not divide among workers and micro-batches."""
         if self.batch_size > rows:
@@ -108,16 +117,20 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
                 raise UserError(f"--{group}{name}: {size} does not divide among {among}")
 
 
-class TrainJob(TrainSettings):
+class TrainJob(TrainSettings, PairFields):
     """Fine-tune a model on assigned noise (the M-step)."""
 
-    assignments: Location = resolved(description="folder or URL that `ortho assign` wrote to")
+    assignments: Location | None = resolved(
+        None,
+        description="folder or URL that `ortho assign` wrote to (none: train on --pairs, --noise online or random)",
+    )
     model: ModelPath = resolved(
         description="model folder to start from; one with a LoRA adapter goes on with that adapter"
     )
     out: OutputPath = conduct(description="folder for checkpoints and curves; the same command again resumes")
-    pairs: PairsLocation | None = conduct(
-        None, description="where the images are, if not where the assignments were made from"
+    pairs: PairsLocation | None = resolved(
+        None,
+        description="pair set, where there are no assignments; with them, where the images are, if not where they were made from",
     )
     preserve_model: ModelPath | None = resolved(
         None, description="model f_0 that the preserve terms hold to (default: --model)"

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ortho_core.errors import UserError
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.mstep.data import MatchedData, read_prompts
 from ortho_core.mstep.row_order import Order
+from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
@@ -30,35 +32,24 @@ if TYPE_CHECKING:
 def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedData]:
     """What the run will do, and on what. Raises UserError for whatever can be found wrong beforehand."""
     check_trackers(job)
-    assignments, model = Assignments(job.assignments), models.model
+    job.check_noise()
+    model = models.model
     shape = model.latent_shape
-    check_assignments(assignments, shape)
-    made_with = assignments.plan.model_fingerprint
-    if job.noise == "matched" and made_with != model.fingerprint and not job.allow_stale:
-        raise UserError(
-            f"the assignments in {job.assignments} were made with another model (fingerprint {made_with}) than --model "
-            f"{job.model} ({model.fingerprint}): assign again with this model, or say --allow-stale"
-        )
-    if job.center_noise and job.noise != "matched" and not (job.keeps_noise and job.match_keep == "assigned"):
-        raise UserError(
-            f"--center-noise is of assigned noise; --noise {job.noise} has a mean of zero as it is: leave one out"
-        )
-    if job.noise == "online":
-        job.match_search(job, assignments.plan.noise).space(shape)
-    if job.noise == "matched" and assignments.of_rewards:
-        raise UserError(
-            f"{job.assignments} holds what `ortho reward` found: the model makes these images at that noise already; "
-            "--noise base distils them to the noise that the search began from, --noise random to any"
-        )
     if models.held.latent_shape != shape:
         raise UserError(f"--preserve-model {job.preserve_model} has another latent shape than --model {job.model}")
-    job.check_shares(len(assignments), "assigned rows")
+    source = unassigned(job, model) if job.assignments is None else fitting(job, model)
+    if isinstance(source, UnassignedRows):
+        row_bytes, pairs_fingerprint, assigned_by = source.row_bytes, source.pairs.fingerprint(), None
+    else:
+        row_bytes = source.row_bytes(shape, model.target_shape)
+        pairs_fingerprint, assigned_by = source.plan.pairs_fingerprint, source.plan.run_fingerprint
+    job.check_shares(len(source), "assigned rows" if assigned_by is not None else f"rows of {job.pairs}")
     check_lora(job, model)
     # As many rows as half of what a reader keeps in memory holds, so that it reads no part twice.
-    window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // assignments.row_bytes(shape, model.target_shape)))
+    window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // row_bytes))
     data = MatchedData(
-        assignments,
-        Order(assignments.starts, job.batch_size, job.seed, window),
+        source,
+        Order(source.starts, job.batch_size, job.seed, window),
         shape,
         model.image_size,
         job.noise,
@@ -69,24 +60,58 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         target_shape=model.target_shape,
         keeps=job.keeps_noise,
     )
-    if data.needs_images and assignments.of_rewards:
-        raise UserError(
-            f"--pixel-l1-weight: {job.assignments} holds what `ortho reward` found, latents without images; accepted: 0"
-        )
-    if data.needs_images or not assignments.plan.noise.store_latents:
+    if job.noise == "online":
+        job.match_search(job, data.noise_settings).space(shape)
+    if job.assignments is not None and (data.needs_images or data.encodes):
         data = replace(data, pairs=images_of(job.assignments, job.pairs))
     plan = TrainPlan(
-        assignments=assignments.plan.run_fingerprint,
-        pairs_fingerprint=assignments.plan.pairs_fingerprint,
+        assignments=assigned_by,
+        pairs_fingerprint=pairs_fingerprint,
         model_fingerprint=model.fingerprint,
         preserve_fingerprint=models.held.fingerprint,
         preserve_prompts=fingerprint(data.preserve_prompts),
         validation=validation_of(job, shape),
         config=settings(job, decides),
-        rows=len(assignments),
+        rows=len(source),
         updates=job.epochs * data.order.updates,
     )
     return plan, data
+
+
+def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
+    """The job's assignments. Raises UserError if they do not fit the model or what is to be done with them."""
+    assert job.assignments is not None
+    assignments = Assignments(job.assignments)
+    check_assignments(assignments, model.latent_shape)
+    made_with = assignments.plan.model_fingerprint
+    if job.noise == "matched" and made_with != model.fingerprint and not job.allow_stale:
+        raise UserError(
+            f"the assignments in {job.assignments} were made with another model (fingerprint {made_with}) than --model "
+            f"{job.model} ({model.fingerprint}): assign again with this model, or say --allow-stale"
+        )
+    if job.noise == "matched" and assignments.of_rewards:
+        raise UserError(
+            f"{job.assignments} holds what `ortho reward` found: the model makes these images at that noise already; "
+            "--noise base distils them to the noise that the search began from, --noise random to any"
+        )
+    if job.pixel_l1_weight and assignments.of_rewards:
+        raise UserError(
+            f"--pixel-l1-weight: {job.assignments} holds what `ortho reward` found, latents without images; accepted: 0"
+        )
+    if job.pair_fields() != PairFields():
+        raise UserError("how pairs are read was said when they were assigned: leave the options of pairs out")
+    return assignments
+
+
+def unassigned(job: TrainJob, model: ModelFolder) -> UnassignedRows:
+    """The rows of the job's pair set. Raises UserError."""
+    if job.pairs is None:
+        raise UserError("nothing to train on: give --assignments, or with --noise online or random --pairs")
+    if job.noise not in ("online", "random"):
+        raise UserError(
+            f"--noise {job.noise} is of assignments: give --assignments; on pairs alone online and random go"
+        )
+    return UnassignedRows(open_pairs(job.pairs, job.pair_fields()), model.image_size, model.classes)
 
 
 def check_assignments(assignments: Assignments, shape: tuple[int, int, int]) -> None:
@@ -121,8 +146,10 @@ def images_of(assignments: str, pairs: str | None) -> PairSet:
 def describe(job: TrainJob) -> dict[str, object]:
     """What a dry run prints."""
     models = TrainModels.open(job)
-    plan, _ = make_plan(job, models)
-    content = plan.as_json()
+    plan, data = make_plan(job, models)
+    content: dict[str, object] = dict(plan.as_json())
+    if isinstance(data.source, UnassignedRows):
+        content["recognised"] = data.source.pairs.record()
     kept = (2 + (job.epochs // job.save_every if job.save_every else 0)) * (2 if job.ema else 1)
     if not job.lora_rank or job.lora_merge:  # adapters are small beside these
         content["bytes_of_checkpoints_about"] = models.model.base.weight_bytes * kept
@@ -138,11 +165,12 @@ def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainMo
     """
     models = models or TrainModels.open(job)
     plan, data = make_plan(job, models)
-    job = located(job).model_copy(update={"pairs": data.pairs.location if data.pairs is not None else None})
+    job = located(job)
     if not launch.claimed(job.out, plan):
         return 0
     if job.center_noise:
-        mean = data.assignments.mean_noise(data.latent_shape)
+        assert isinstance(data.source, Assignments)
+        mean = data.source.mean_noise(data.latent_shape)
         data = replace(data, center=mean.numpy())
         say(f"train: the mean of the assigned noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
     title = f"train on {job.noise} noise"

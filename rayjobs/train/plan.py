@@ -6,13 +6,13 @@ from rayjobs.training.plan import TrainingPlan
 
 
 class TrainPlan(TrainingPlan):
-    """A model fine-tuned on assignments."""
+    """A model fine-tuned on assignments, or on pairs."""
 
     verb: ClassVar[str] = "train"
 
     kind: Literal["train"] = "train"
-    #: Fingerprint of the run that made them.
-    assignments: str
+    #: Fingerprint of the run that made them; none: trained on pairs alone.
+    assignments: str | None
     model_fingerprint: str
     #: Of the model that the preserve terms hold to.
     preserve_fingerprint: str

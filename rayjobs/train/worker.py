@@ -20,6 +20,7 @@ from ortho_core.mstep.kept_noise import LatestNoise, refreshed
 from ortho_core.mstep.loss import TERMS
 from ortho_core.mstep.matching import MATCH_TERMS, OnlineMatching
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher, Teacher
+from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.mstep.update import MStep, Outcome, autocast
 from ortho_core.mstep.validation import PICTURE, Validation, figures
 from ortho_core.noise.seeded import noise_seed
@@ -105,6 +106,8 @@ class Training(TrainLoop[Share]):
         #: One entry per validation.
         self.validations: list[dict[str, float]] = []
         self.skipped: list[Skipped] = []
+        #: What is wrong with rows that gave their place to others; of all workers whenever there is a state.
+        self.unusable: dict[str, None] = {}
 
     @property
     def _halved(self) -> bool:
@@ -141,7 +144,7 @@ class Training(TrainLoop[Share]):
 
     def _matching(self) -> OnlineMatching:
         job = self.job
-        search = job.match_search(job, self.data.assignments.plan.noise)
+        search = job.match_search(job, self.data.noise_settings)
         bf16 = self._halved or job.match_dtype == "bfloat16"
         return OnlineMatching(self.generator, self.step.parameters, search, job.gradient_accumulation_steps, bf16=bf16)
 
@@ -186,6 +189,7 @@ class Training(TrainLoop[Share]):
         # Of a network with dropout; like all else, it depends on the position alone.
         torch.manual_seed(noise_seed(self.job.seed, "update", self.update, self.rank))
         ready = to_batch(self._refreshed(batch), self.generator, self.prompts, self.data.needs_images)
+        self.unusable |= dict.fromkeys(batch.unusable)
         matched: list[torch.Tensor] = []
         if self.matching is not None:
             steps = self.job.match_steps_at(self.update, self.updates)
@@ -234,6 +238,8 @@ class Training(TrainLoop[Share]):
             "final_loss": losses[-1] if math.isfinite(losses[-1]) else None,
             "validations": self.validations,
             "skipped_updates": self.skipped,
+            "unusable_rows": len(self.unusable),
+            "unusable": list(self.unusable)[:20],
             "match_evaluations": job.match_evaluations(self.updates, job.batch_size)
             if self.matching is not None
             else 0,
@@ -242,7 +248,7 @@ class Training(TrainLoop[Share]):
 
     def _skip(self, share: Share, outcome: Outcome) -> None:
         """Count an update that was not applied. Raises RunFailed once there were too many, with the rows at fault."""
-        mine = [n for n, v in zip(share.sample_ids, outcome.rows.tolist(), strict=True) if not math.isfinite(v)]
+        mine = [n for n, v in zip(share.row_names, outcome.rows.tolist(), strict=True) if not math.isfinite(v)]
         rows = sorted({name for names in self.from_all(mine) for name in names})
         number = self.update + 1
         self.skipped.append({"update": number, "rows": rows[:20]})
@@ -298,16 +304,24 @@ class Training(TrainLoop[Share]):
 
     def _rest(self, *, text: bool = False, autoencoder: bool = False) -> None:
         """Take frozen parts that the coming updates do not need off the GPU."""
-        needed = self.data.needs_images or not self.data.assignments.plan.noise.store_latents
+        needed = self.data.needs_images or self.data.encodes
         self.generator.park(text=text, autoencoder=autoencoder and not needed and not self.job.preserve_pixel_weight)
 
     def state_dict(self) -> dict[str, object]:
-        state = {"validations": self.validations, "skipped": self.skipped, **self.step.state_dict()}
+        if isinstance(self.data.source, UnassignedRows):
+            self.unusable = {said: None for each in self.from_all(list(self.unusable)) for said in each}
+        state = {
+            "validations": self.validations,
+            "skipped": self.skipped,
+            "unusable": list(self.unusable),
+            **self.step.state_dict(),
+        }
         parts = {"matching": self.matching, "latest": self.latest}
         return state | {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.validations, self.skipped = state["validations"], state["skipped"]
+        self.unusable = dict.fromkeys(state["unusable"])
         self.step.load_state_dict(state)
         if self.matching is not None:
             self.matching.load_state_dict(state["matching"])

@@ -27,6 +27,10 @@ class Open:
     """Marks a field whose names are checked by the job itself."""
 
 
+class Nameless:
+    """Marks the one field of a verb whose value may stand without the option's name: `ortho look PAIRS`."""
+
+
 class Rest:
     """Marks the field of a verb that runs another: it takes that one's name and options, all that follows its own."""
 
@@ -87,6 +91,9 @@ def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], st
             parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, metavar=metavar, help=text)
     given, unknown = parser.parse_known_args([_normalise(a) for a in argv])
     opened, unknown = _opened(unknown, open_groups)
+    nameless = next((name for name, field in fields.items() if _is(Nameless, field)), None)
+    if nameless is not None and nameless not in given and unknown and not unknown[0].startswith("-"):
+        setattr(given, nameless, unknown.pop(0))
     if unknown:
         raise UserError(unknown_option(unknown[0], [*fields, "config", "print_config", "dry_run"]))
     options = vars(given)

@@ -20,6 +20,7 @@ class Verb:
 
 
 VERBS = {
+    "look": Verb("rayjobs.look.job", "LookJob", "see a pair set before anything is trained: pictures, captions, sizes"),
     "assign": Verb("rayjobs.assign.job", "AssignJob", "E-step: find each image's noise, over a pair set"),
     "invert": Verb("rayjobs.invert", "InvertJob", "E-step for one image, with pictures and curves"),
     "train": Verb("rayjobs.train.job", "TrainJob", "M-step: fine-tune on matched (or random) noise"),

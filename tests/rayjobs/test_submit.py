@@ -53,6 +53,8 @@ def test_what_would_be_sent_is_the_code_and_the_named_files_and_no_value_of_the_
         assert "hush" not in str(said)
     theirs = ["--work-dir", "~/w", "--heldout", "$NOT_SET_ANYWHERE/h", "--evaluate.lpips", "${NOT_SET_ANYWHERE}.pth"]
     assert dry(capsys, *EM, *theirs)["own_files"] == []
+    for share in ("5%", "200", "none"):
+        assert dry(capsys, *EM, "--heldout", share)["entrypoint"].endswith(f"--heldout {share}")
     bare = dry(capsys, "--no-upload", "--metadata", "team=a", "em", "--config", "/etc/of-the-image.yaml")
     assert (bare["files_sent"], bare["metadata"]) == (0, {"team": "a"})
     assert bare["entrypoint"] == "python -m rayjobs em --config /etc/of-the-image.yaml"

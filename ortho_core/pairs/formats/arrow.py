@@ -141,7 +141,7 @@ class ArrowFiles:
     def _rows(self, shard: Shard) -> Iterator[tuple[int, pa.RecordBatch, int]]:
         """Of each of the shard's rows its number in the file, its batch, and its number in that. One batch is in memory."""
         index, row = self._index(shard.file), shard.offset
-        end = min(shard.offset + shard.rows, index.rows)
+        end = min(shard.offset + shard.span, index.rows)
         with self.root.open(shard.file) as stream:
             while row < end:
                 number = index.batch_of(row)

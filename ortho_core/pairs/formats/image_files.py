@@ -222,11 +222,12 @@ class ImageFiles(RecordsHaveAll):
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         folder = shard.file
-        names = list(self.names_in(folder).from_to(shard.offset, shard.offset + shard.rows))
+        names = list(self.names_in(folder).from_to(shard.offset, shard.offset + shard.span))
         fields = (self.prompts_from.field, "", None)
         for name, prompt in zip(names, self._prompts(folder, iter(names)), strict=True):
             path = f"{folder}/{name}" if folder else name
-            yield prompt if isinstance(prompt, BadRow) else PairRecord(prompt, path, fields)
+            bad = BadRow(prompt.reason, str(prompt), path) if isinstance(prompt, BadRow) else None
+            yield bad or PairRecord(prompt, path, fields)
 
     def _prompts(self, folder: str, names: Iterator[str]) -> Iterator[Any]:
         """The prompt of each image, or what is wrong with its file."""

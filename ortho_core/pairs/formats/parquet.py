@@ -96,16 +96,16 @@ class Parquet:
         with self.root.open(shard.file) as stream:
             parquet = pq.ParquetFile(stream, pre_buffer=False)
             names = self._names(parquet.schema_arrow, shard.file)
-            groups, skip = groups_of(parquet.metadata, shard.offset, shard.rows)
+            groups, skip = groups_of(parquet.metadata, shard.offset, shard.span)
             columns = [name for name in names if name is not None]
             classes = class_names(parquet.schema_arrow, names[0])
-            left = shard.rows
+            left = shard.span
             for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
                 part = batch.slice(skip, left)
                 skip = max(0, skip - len(batch))
                 if not len(part):
                     continue
-                in_file = shard.offset + shard.rows - left
+                in_file = shard.offset + shard.span - left
                 for i in range(len(part)):
                     try:
                         values = {name: value_of(part[name][i], name) for name in columns}
@@ -127,10 +127,10 @@ class Parquet:
         """The values of one of the columns that `_names` gives."""
         with self.root.open(shard.file) as stream:
             parquet = pq.ParquetFile(stream, pre_buffer=False)
-            groups, skip = groups_of(parquet.metadata, shard.offset, shard.rows)
+            groups, skip = groups_of(parquet.metadata, shard.offset, shard.span)
             name = str(self._names(parquet.schema_arrow, shard.file)[which])
             column = parquet.read_row_groups(groups, columns=[name]).column(0)
-            for scalar in column.slice(skip, shard.rows):
+            for scalar in column.slice(skip, shard.span):
                 try:
                     yield value_of(scalar, name)
                 except BadRow:

@@ -82,7 +82,7 @@ class RowFiles(RecordsHaveAll):
         table = self.tables[shard.file]
         with self.root.open(shard.file) as stream:
             values = READERS[table.kind].values(stream, table, shard.offset)
-            for row in itertools.islice(values, shard.rows):
+            for row in itertools.islice(values, shard.span):
                 yield row if isinstance(row, BadRow) else record_of(row, table)
 
     def fetch(self, image: str) -> None:

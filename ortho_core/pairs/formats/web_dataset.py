@@ -110,7 +110,7 @@ class WebDataset(RecordsHaveAll):
                 if self._gathered is None or self._gathered[0] != shard.file:
                     self._gathered = shard.file, list(gathered(stream))
                 found = iter(self._gathered[1][shard.offset :])
-            for _, sample in zip(range(shard.rows), found, strict=False):
+            for _, sample in zip(range(shard.span), found, strict=False):
                 try:
                     yield self._record(stream, shard.file, sample)
                 except BadRow as bad:

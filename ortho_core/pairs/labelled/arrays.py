@@ -53,7 +53,7 @@ class ClassArrays(RecordsHaveAll):
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         labels = self._labels_of(shard.file)
-        for at in range(shard.offset, min(shard.offset + shard.rows, len(labels))):
+        for at in range(shard.offset, min(shard.offset + shard.span, len(labels))):
             # Named by the class, which says more than the file: row 7, an eight.
             label = int(labels[at])
             yield PairRecord(self._prompt(label), f"{shard.file}#{at}", ("class", "", None), stem=str(label))

@@ -92,7 +92,7 @@ def check_options(layout: Layout, fields: PairFields, where: str) -> None:
     """Raises UserError for an option that says nothing of such a pair set."""
     lacking = {"caption": "no choice of captions", "prompt": "prompts of their own", "split": "no splits"}
     for name in PairFields.model_fields:
-        if name != "layout" and getattr(fields, name) is not None and name not in layout.options:
+        if name not in ("layout", "part") and getattr(fields, name) is not None and name not in layout.options:
             raise UserError(
                 f"--{name.replace('_', '-')}: {where} holds {layout.what}, which have {lacking.get(name, 'no fields')}; "
                 "leave it out"

@@ -8,6 +8,7 @@ from ortho_core.errors import UserError
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.mstep.data import MatchedData, Share, read_prompts, to_batch
 from ortho_core.mstep.row_order import Order
+from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.pairs import PairSet
 from ortho_core.records.assignments import Assignments
 
@@ -26,7 +27,7 @@ def test_workers_share_the_updates(assigned, options):
     shares = [data(assigned, 6, **options).share(1, 2, rank, 2) for rank in range(2)]
     for name in ("noise", "targets", "preserve_noise"):
         np.testing.assert_array_equal(np.concatenate([getattr(s, name) for s in shares]), getattr(whole, name))
-    for name in ("sample_ids", "prompts", "preserve_prompts"):
+    for name in ("row_names", "prompts", "preserve_prompts"):
         assert [x for s in shares for x in getattr(s, name)] == getattr(whole, name)
     assert len(whole.preserve_noise) == len(whole.preserve_prompts) == options["preserve_rows"]
 
@@ -64,6 +65,36 @@ def test_matched_and_random_differ_in_the_noise_alone(assigned):
     np.testing.assert_array_equal(matched.targets, random.targets)
     np.testing.assert_array_equal(matched.preserve_noise, random.preserve_noise)
     assert not np.isclose(matched.noise, random.noise, atol=1e-3).reshape(8, -1).all(1).any()
+
+
+def test_noise_to_be_matched_is_fresh_in_every_epoch_and_what_is_kept_is_the_assigned_noise(assigned):
+    fresh = [data(assigned, 24, noise="online").share(epoch, 0) for epoch in (0, 1)]
+    assert all(share.kept is None for share in fresh)
+    by_name = [dict(zip(share.row_names, share.noise, strict=True)) for share in fresh]
+    assert len({float(maps[name][0, 0, 0]) for maps in by_name for name in maps}) == 48
+    keeps = data(assigned, 8, noise="online", keeps=True).share(1, 2)
+    np.testing.assert_array_equal(keeps.kept, data(assigned, 8).share(1, 2).noise)
+    np.testing.assert_array_equal(keeps.noise[0], by_name[1][keeps.row_names[0]])
+
+
+def test_pairs_to_which_nothing_was_assigned_have_images_and_keep_a_noise_of_their_own(assigned):
+    pairs = UnassignedRows(PairSet(assigned[0]), (32, 32))
+    order = Order(pairs.starts, 8, 0)
+    source = MatchedData(pairs, order, (4, 8, 8), (32, 32), "online", 3, preserve_rows=8, keeps=True)
+    share, like = source.share(0, 1), data(assigned, 8, preserve_rows=8, needs_images=True, noise="online").share(0, 1)
+    assert source.encodes
+    assert share.targets is None
+    for name in ("rows", "row_names", "prompts", "preserve_prompts", "unusable"):
+        assert getattr(share, name) == getattr(like, name)
+    for name in ("noise", "images", "preserve_noise"):
+        np.testing.assert_array_equal(getattr(share, name), getattr(like, name))
+    again = {n: k for step in range(3) for n, k in zip(*kept(source.share(1, step)), strict=True)}
+    for name, own in zip(*kept(share), strict=True):
+        np.testing.assert_array_equal(again[name], own)
+
+
+def kept(share):
+    return share.row_names, share.kept
 
 
 def test_matched_noise_is_the_assigned_one_and_lies_closer(assigned, generator):

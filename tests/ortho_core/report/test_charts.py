@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ortho_core.report.charts import MANY_POINTS, MOST_POINTS, Chart, Series, running_mean, thinned, ticks
+from ortho_core.report.charts import MANY_POINTS, MOST_POINTS, Chart, Series, histogram, running_mean, thinned, ticks
 
 
 def points(text):
@@ -77,3 +77,20 @@ def test_intervals_span_their_ends():
     assert mark.across == pytest.approx((chart.across(0.0), chart.across(3.0)))
     assert mark.upright == pytest.approx((chart.down(1.0), chart.down(4.0)))
     assert chart.left <= mark.across[0] < mark.x < mark.across[1] <= chart.right
+
+
+def test_a_histogram_is_an_outline_of_shares_that_ends_on_the_axis():
+    edges = np.linspace(0, 1, 31).tolist()
+    values = [0.01, 0.01, 0.5, 0.99, 7.0, -3.0]  # those beyond the ends count at the ends
+    series = histogram("loss", values, edges, 2)
+    chart = Chart("rows, %", "loss", [series], y_includes=[0.0])
+    (drawn,) = chart.drawn()
+    assert drawn.area
+    assert drawn.faint == []  # more points than a line has that is drawn as it is
+    ends = points(drawn.lines[0])
+    assert len(ends) == 62 > MANY_POINTS
+    share = 100 / len(values)
+    heights = {round((chart.down(0) - y) / (chart.down(0) - chart.down(share))) for _, y in ends}
+    assert heights == {0, 1, 2, 3}
+    assert ends[0][1] == ends[-1][1] == pytest.approx(chart.down(0), abs=0.1)
+    assert sum(series.y[1:-1:2]) == pytest.approx(100)

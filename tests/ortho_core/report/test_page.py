@@ -10,17 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
+from ortho_core.pictures import to_picture
 from ortho_core.report.charts import Chart, Series
 from ortho_core.report.page import (
     EXACT,
     MOST_IMAGES,
     PREVIEW,
+    Card,
+    Cards,
     Cell,
     Charts,
+    Embedded,
     Fact,
     Figure,
     Folded,
     Heading,
+    Links,
     PictureRows,
     Section,
     Table,
@@ -48,9 +53,11 @@ def page(size=(32, 32), columns=12):
     wide = Table(
         [Cell(NASTY, "d"), *["a long title"] * 30], [NASTY, [Cell(NASTY, mark="best", about=NASTY)] + ["1"] * 30]
     )
+    picture = Embedded.of(Image.new("RGB", (64, 20), "red"))
+    gallery = Cards((), [Card([picture], NASTY, [NASTY]), Card([picture], "")], NASTY)
     plot = Figure.plot_of(png(Image.new("RGB", (1600, 400), "white")), NASTY)
     sections = [
-        Section("One", [NASTY, Heading(NASTY), rows, Charts([chart]), wide]),
+        Section("One", [NASTY, Heading(NASTY), rows, gallery, Charts([chart]), wide]),
         Section(
             "Two", [plot, Folded(NASTY, text=NASTY + " x" * 400, blocks=[Table(["a"], [["b"]], [(NASTY, NASTY)])])]
         ),
@@ -66,7 +73,7 @@ def png(picture):
 
 def test_all_text_is_escaped(tmp_path):
     (tmp_path / "report.html").write_text(page())
-    assert check_source(tmp_path / "report.html") == 25
+    assert check_source(tmp_path / "report.html") == 27
     assert "<script" not in page()
     assert '"quotes"' not in page()  # in an attribute it would end it
 
@@ -118,12 +125,12 @@ def test_sections_are_linked_by_their_titles():
 
 def test_a_browser_shows_it_on_a_phone_and_on_a_desktop(tmp_path):
     (tmp_path / "report.html").write_text(page())
-    check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=25)
+    check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=27)
 
 
 def test_a_browser_shows_images_that_were_scaled_down(tmp_path):
     (tmp_path / "report.html").write_text(page(size=(300, 400)))
-    check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=17)
+    check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=19)
 
 
 @pytest.mark.parametrize(
@@ -138,4 +145,20 @@ def test_a_browser_shows_images_that_were_scaled_down(tmp_path):
 def test_the_browser_notices_a_fault(tmp_path, fault):
     (tmp_path / "report.html").write_text(page().replace("</main>", f"{fault}</main>"))
     with pytest.raises(AssertionError):
-        check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=25 + fault.count("<img"))
+        check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=27 + fault.count("<img"))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (300, 400)])
+def test_cards_have_their_pictures_side_by_side_and_say_where_one_is_missing(size, tmp_path):
+    first, second = (Embedded.of(to_picture(image)) for image in images(2, size))
+    cards = Cards(["target", NASTY], [Card([first, second], NASTY, [NASTY]), Card([NASTY, second], "gone")], NASTY)
+    assert cards.cell == (96 if size == (32, 32) else 104)
+    assert cards.pixelated(first) == (size == (32, 32))
+    links = Links(NASTY, [(NASTY, "cycle_01/assignments/report.html"), ("two", "b.html")])
+    text = render("a", "b", [Section("One", [cards, links]), Section("Two", [Cards(["x"], [Card(["none"], "y")])])])
+    (tmp_path / "report.html").write_text(text)
+    assert check_source(tmp_path / "report.html") == 3
+    assert NASTY not in text
+    assert text.count('<span class="none">') == 2
+    assert '<a href="cycle_01/assignments/report.html">' in text
+    check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=3)

@@ -124,7 +124,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(digits, tiny_tur
     samples, out = reference_folder(tmp_path / "r", digits, 2), tmp_path / "out"
     for argv, says in (
         ((tmp_path, tiny_turbo, out), "no manifest.jsonl in it"),
-        ((samples, tmp_path, out), "is not a model folder"),
+        ((samples, samples, out), "is not a model folder"),
         ((samples, tiny_turbo, out, "--pairs", "nowhere"), "no pair set at "),
         ((samples, tiny_turbo, out, "--noise-scale", "0"), "--noise-scale: '0' is not accepted"),
         ((samples, tiny_turbo, out, "--noise-scale", "inf"), "--noise-scale: 'inf' is not accepted"),

@@ -16,11 +16,12 @@ from ortho_core.errors import RunFailed, UserError
 from ortho_core.records.assignments import Assignments
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import describe, run
+from tests.chromium import check_source
 from tests.conftest import ROOT, copy_pairs
 from tests.rayjobs.same import assert_same, rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-SETTINGS = {"steps": 4, "rows_per_shard": 4, "slots": 4, "cpus_per_worker": 0.5}
+SETTINGS = {"steps": 4, "rows_per_shard": 4, "slots": 4, "cpus_per_worker": 0.5, "report": False}
 
 
 def job(pairs, model, out, **options):
@@ -32,7 +33,7 @@ def undisturbed(tiny_turbo, digits, tmp_path_factory):
     """Twenty-four rows assigned by one worker, in one go."""
     folder = tmp_path_factory.mktemp("undisturbed")
     pairs = copy_pairs(digits, folder / "pairs", 24)
-    assert run(job(pairs, tiny_turbo, folder / "out")) == 0
+    assert run(job(pairs, tiny_turbo, folder / "out", report=True)) == 0
     return pairs, folder / "out"
 
 
@@ -42,7 +43,9 @@ def test_the_output_is_complete_and_reconciled(undisturbed):
     parts = [name for name in names if name.startswith("part-")]
     assert [name[:12] for name in parts] == [f"part-{i:06d}-" for i in range(6)]
     diagnostics = {f"orthogonal_gaussian_{when}.{kind}" for when in ("init", "final") for kind in ("json", "png")}
-    assert set(names) - set(parts) == {"failures.jsonl", "plan.json", "summary.json"} | diagnostics
+    assert set(names) - set(parts) == {"failures.jsonl", "plan.json", "report.html", "summary.json"} | diagnostics
+    # Best, worst, a sample and the hardest of the 24 rows, rendered by a worker; the Gaussian check, twice.
+    assert check_source(out / "report.html") == 3 * (6 + 9 + 9 + 6) + 2
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["rows"], summary["assigned"], summary["quarantined"]) == (24, 24, 0)
     assert summary["evaluations"] == 24 * 4

@@ -15,6 +15,7 @@ from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import run
 from rayjobs.train.config import TrainJob, TrainModels
 from rayjobs.train.job import make_plan
+from tests.chromium import check_source
 from tests.conftest import copy_pairs
 from tests.rayjobs.same import assert_same, rows
 
@@ -39,7 +40,7 @@ def test_a_bucket_gives_the_rows_of_a_disk_and_goes_on_where_it_was(bucket, assi
     pairs, out = assigned
     upload(copy_pairs(digits, tmp_path / "pairs", 24), f"{bucket}/pairs")
     there = f"{bucket}/out"
-    job = AssignJob(pairs=f"{bucket}/pairs", model=tiny_turbo, out=there, **SETTINGS)
+    job = AssignJob(pairs=f"{bucket}/pairs", model=tiny_turbo, out=there, report=False, **SETTINGS)
     store = open_store(there)
     missing = open_store(f"{bucket}/pairs")
     missing.remove("images/0013.png")
@@ -51,8 +52,10 @@ def test_a_bucket_gives_the_rows_of_a_disk_and_goes_on_where_it_was(bucket, assi
     first, _, last = (name for name in store.names() if name.startswith("part-"))
     store.remove(first)
     store.replace(last, store.read(last)[:500])
-    assert run(job.model_copy(update={"retry_failures": True})) == 0
+    assert run(job.model_copy(update={"retry_failures": True, "report": True})) == 0
     assert_same(rows(there), rows(out), loss=0, skew=0)
+    (tmp_path / "report.html").write_bytes(store.read("report.html"))
+    assert check_source(tmp_path / "report.html") == 3 * (6 + 9 + 9 + 6) + 2
     assert json.loads(store.read("orthogonal_gaussian_final.json"))["maps"] == 24
     with pytest.raises(UserError, match=r"holds the output of another run.*config\.steps was 4, now 5"):
         run(job.model_copy(update={"steps": 5}))
@@ -60,7 +63,7 @@ def test_a_bucket_gives_the_rows_of_a_disk_and_goes_on_where_it_was(bucket, assi
     training = TrainJob(assignments=there, model=tiny_turbo, out=tmp_path / "train", pixel_l1_weight=1.0)
     plan, data = make_plan(training, TrainModels.open(training))
     images = data.pairs
-    assert plan.rows == len(data.assignments) == 24
+    assert plan.rows == len(data.source) == 24
     (name,) = (row["image"] for row in Assignments(there).rows([13], ["image"]))
     assert isinstance(images, PairSet)
     assert images.fetch_image(name, "a row") == (pairs / name).read_bytes()

@@ -5,17 +5,21 @@ import shutil
 import sys
 from collections import Counter
 
+import pyarrow.parquet as pq
 import pytest
 
-from ortho_core.errors import UserError
+from ortho_core.errors import RunFailed, UserError
+from ortho_core.estep.curvature import MEASURED_WITH
 from ortho_core.generators import ModelFolder
 from ortho_core.generators.lora import lora_of
+from ortho_core.pairs.hold_out import Part
+from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import ReconstructionPlan, read_plan
 from ortho_core.storage import hashes
 from ortho_core.storage.open import open_store
 from rayjobs.assign.config import AssignSettings
 from rayjobs.em.config import EmJob
-from rayjobs.em.job import describe, run
+from rayjobs.em.job import describe, run, settled
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
 from rayjobs.train.plan import TrainPlan
@@ -109,6 +113,71 @@ def test_assignments_in_a_cache_are_made_once_for_all_runs(small_pairs, tiny_tur
     assert summaries[0]["cycles"][0]["assign"] == summaries[1]["cycles"][0]["assign"]
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_pairs_are_held_out_of_both_steps_and_those_that_are_trained_on_all_the_same_are_counted(
+    tiny_turbo, digits, tmp_path, capsys
+):
+    out, pairs = tmp_path / "run", copy_pairs(digits, tmp_path / "pairs", 48)
+    part = Part.of("heldout:9", 48)
+    held = list(filter(part.within(0, 48), range(48)))
+    again = next(i for i in range(48) if i not in held)
+    shutil.copy(pairs / "images" / f"{held[0]:04d}.png", pairs / "images" / f"{again:04d}.png")
+    one = job(pairs, tiny_turbo, digits, out, heldout=None, cycles=1, baseline=False, train=HERE)
+    assert run(one) == 0
+    said = capsys.readouterr().err
+    assert "held-out pairs: 9 of 48 rows, for the evaluation alone; --heldout none keeps them in" in said
+    assert said.count("1 of the 9 held-out images is also a training image; figures on them flatter") == 1
+    trained = Assignments(out / "cycle_01" / "assignments")
+    rows = trained.rows(range(len(trained)), ["image", "sample_id"])
+    assert [row["image"] for row in rows] == [f"images/{i:04d}.png" for i in range(48) if i not in held]
+    assert [int(row["sample_id"][:6]) for row in rows] == [i for i in range(48) if i not in held]
+    judged = pq.read_table(out / "evaluation" / "evaluation.parquet", filters=[("model", "==", "base")])
+    assert judged["image"].to_pylist() == [f"images/{i:04d}.png" for i in held]
+    summary = json.loads((out / "em_summary.json").read_text())
+    assert (summary["heldout_in_training"], summary["recognised_heldout"]["part"]) == (1, "heldout:9")
+    assert "1 of the 9 held-out images is also a training image" in (out / "report.html").read_text()
+    assert f"images/{held[0]:04d}.png" in (out / "report.html").read_text()
+    assert describe(one)["heldout"] == "9"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_that_cut_its_own_pairs_goes_on_without_figures_where_too_few_can_be_judged(
+    tiny_turbo, digits, tmp_path, capsys
+):
+    pairs = copy_pairs(digits, tmp_path / "pairs", 40)
+    within = Part.of("heldout:8", 40).within(0, 40)
+    (pairs / "images" / f"{next(filter(within, range(40))):04d}.png").unlink()
+    options = {"cycles": 1, "baseline": False, "train": HERE}
+    assert run(job(pairs, tiny_turbo, digits, tmp_path / "run", heldout=None, **options)) == 0
+    assert "no evaluation: 7 of 8 held-out rows were judged" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "em_summary.json").read_text())["evaluation"] is None
+    with pytest.raises(RunFailed, match="7 of 8 held-out rows were judged"):
+        run(job(pairs, tiny_turbo, digits, tmp_path / "asked", heldout="8", **options))
+
+
+def test_what_is_held_out_by_itself_depends_on_the_number_of_rows(small_pairs, tiny_turbo, digits, tmp_path, capsys):
+    one = job(small_pairs, tiny_turbo, digits, tmp_path, heldout=None, evaluate=EvaluateSettings())
+    numbers = {24: "none", 39: "none", 40: "8", 100: "16", 512: "26", 10**8: "128"}
+    assert {rows: settled(one, rows).heldout for rows in numbers} == numbers
+    assert (
+        "24 rows are too few to hold out 8, a fifth at most (--heldout 8 does it all the same)"
+        in capsys.readouterr().err
+    )
+    for share, rows in (("5%", 100), ("7", 100), ("24", 24)):
+        with pytest.raises(UserError, match=r"figures need 8 rows|cannot hold out 24 of 24"):
+            settled(one.model_copy(update={"heldout": share}), rows)
+    with pytest.raises(UserError, match="em cuts the pairs by --heldout"):
+        settled(one.model_copy(update={"part": "training:5%"}), 100)
+
+
+def test_held_out_pairs_that_are_the_training_pairs_are_said_before_any_work(
+    small_pairs, tiny_turbo, digits, tmp_path, capsys
+):
+    describe(job(small_pairs, tiny_turbo, digits, tmp_path / "run", heldout=small_pairs))
+    assert "held-out pairs: they are the pairs that are trained on" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_cycles_go_on_with_one_adapter_held_to_the_last_and_watched_on_the_held_out_pairs(
@@ -149,6 +218,10 @@ def test_the_plan_counts_the_work_and_writes_nothing(small_pairs, tiny_turbo, di
     for warm_start, draws in ((True, 1), (False, 2)):
         again = describe(job(small_pairs, tiny_turbo, digits, tmp_path / "run", warm_start=warm_start, **choosing))
         assert again["evaluations_of_the_e_steps"] == 2 * 24 * 2 + draws * 24 * 4 // 3
+    assert said["evaluations_of_matching"] == 0
+    online = {"train": TRAIN.model_copy(update={"noise": "online", "match_steps": "4"})}
+    again = describe(job(small_pairs, tiny_turbo, digits, tmp_path / "run", **online))
+    assert again["evaluations_of_matching"] == 2 * (2 * 12 * 4 + MEASURED_WITH)
     assert not (tmp_path / "run").exists()
 
 

@@ -34,6 +34,8 @@ def test_an_em_report_says_what_the_figures_say(run):
     assert "After 2 cycles of EM the held-out latent MSE at newly assigned noise fell from 0.390 to 0.130" in text
     assert "worse than direct SFT, by more than the intervals, in KID" in text
     assert "a &lt;b&gt;red&lt;/b&gt; digit, number 3" in text
+    for cycle in (1, 2):
+        assert f'<a href="cycle_0{cycle}/assignments/report.html">cycle {cycle}</a>' in text
     titles = re.findall(r"<h3>(.+?)</h3>", text)
     assert titles[-5:] == [
         "training loss",
@@ -69,7 +71,7 @@ def test_without_held_out_pairs_the_report_says_so(assigned, tmp_path):
     em_report.write_report(tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert check_source(tmp_path / "report.html") == 2
-    assert "without --heldout nothing was judged on others" in text
+    assert "no pairs were held out to judge on" in text
     assert not (tmp_path / "comparison.png").exists()
 
 

@@ -8,7 +8,8 @@ from rayjobs.pool.messages import Receipt, Work
 
 @pytest.mark.parametrize("task", [Task(1), Task(1, 2, frozenset({70, 64}))])
 def test_work_and_receipt_survive_the_way_through_a_table(task):
-    work = Work(task, Shard(1, 64, 64, "a.parquet", 3))
+    far = Shard(0, 900, 2, "b.parquet", 0, over=64)
+    work = Work(task, Shard(1, 64, 64, "a.parquet", 3, over=70, rest=(far,)))
     assert Work.of_row(work.to_row()) == work
     assert work.rows == (64 if task.only is None else 2)
     failures = (Failure("a ↯", 70, "missing-image", "gone"),)

@@ -41,7 +41,8 @@ def make_evaluation(folder: Path, models=MODELS, rows=24, quarantined=0, size=(3
     prompts = [f"a <b>red</b> digit, number {i}" for i in range(rows)]
     names = [name for name in models for _ in prompts]
     ids = [f"{i:06d}" for i in range(rows)] * len(models)
-    table = pa.table({"model": names, "sample_id": ids, "prompt": prompts * len(models)})
+    images = [f"images/{i:04d}.png" for i in range(rows)] * len(models)
+    table = pa.table({"model": names, "sample_id": ids, "prompt": prompts * len(models), "image": images})
     pq.write_table(table, folder / "evaluation.parquet")
     content = {
         "base": next(iter(models)),

@@ -13,15 +13,14 @@ import pytest
 
 from ortho_core.errors import UserError
 from ortho_core.generators import ModelFolder
-from rayjobs.assign.config import AssignSettings
-from rayjobs.sweep.config import SweepEvaluateSettings, SweepJob, SweepTrainSettings
+from rayjobs.sweep.config import SweepAssignSettings, SweepEvaluateSettings, SweepJob, SweepTrainSettings
 from rayjobs.sweep.job import describe, run
 from rayjobs.sweep.trial import EStep, em_job, folder_of
 from rayjobs.sweep.tune import room_for, with_decoders
 from tests.chromium import check_in_browser
 from tests.conftest import ROOT
 
-ASSIGN = AssignSettings(steps=2, rows_per_shard=12, cpus_per_worker=0.5)
+ASSIGN = SweepAssignSettings(steps=2, rows_per_shard=12, cpus_per_worker=0.5)
 TRAIN = SweepTrainSettings(epochs=4, batch_size=12, lr=3e-4, cpus_per_worker=0.5)
 EVALUATE = SweepEvaluateSettings(rows=16, steps=2, cpus_per_worker=0.5)
 SPACE = {"assign.patch_size": "2,4", "train.preserve_latent_weight": "0,2"}
@@ -95,7 +94,8 @@ def test_trials_share_their_e_steps_and_a_preserve_weight_holds_the_drift(
         ({"metric": "sharpness"}, "'sharpness' is not a figure of target fit"),
         ({"metric": "lpips"}, "needs its weights: --evaluate.lpips"),
         ({"metric": "reward_pickscore"}, "rewards measured here: clip"),
-        ({"heldout": None}, "--heldout is required"),
+        ({"heldout": None}, "judged on pairs that none of them was trained on"),
+        ({"heldout": "none"}, "judged on pairs that none of them was trained on"),
         ({"heldout": "nowhere"}, "no pair set at nowhere"),
         ({"train": TRAIN.model_copy(update={"num_workers": 0})}, "accepted in a sweep: 1 or more"),
         ({"space": "nowhere.yaml"}, "--space nowhere.yaml: No such file"),

@@ -4,6 +4,7 @@ import yaml
 from ortho_core.errors import UserError
 from rayjobs.em.config import EmJob
 from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.look.config import LookJob
 from rayjobs.train.config import TrainJob
 from rayjobs.verb.options import as_yaml, parse
 
@@ -126,3 +127,18 @@ def test_a_bad_file_is_refused(tmp_path, content, says):
 
 def test_yaml_that_came_out_is_plain():
     assert yaml.safe_load(as_yaml(em()))["pairs"] == "p"
+
+
+def test_the_pairs_of_a_look_need_no_name_and_what_is_too_much_is_refused():
+    jobs = [
+        parse(LookJob, argv, "look").job
+        for argv in (["p", "--rows", "3"], ["--rows", "3", "p"], ["--rows=3", "--pairs", "p"])
+    ]
+    assert [(job.pairs, job.rows) for job in jobs] == [("p", 3)] * 3
+    for argv, says in (
+        (["p", "q"], "unknown option 'q'"),
+        (["q", "--pairs", "p"], "unknown option 'q'"),
+        (["--row", "3"], "rows"),
+    ):
+        with pytest.raises(UserError, match=says):
+            parse(LookJob, argv, "look")

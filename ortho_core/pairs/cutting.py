@@ -1,0 +1,61 @@
+"""How a set, or a part of one, is cut into shards."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from ortho_core.pairs.every_caption import cut_by_captions
+from ortho_core.pairs.hold_out import Part
+from ortho_core.pairs.rows import Format, Shard
+
+#: Records among which a held-out one is looked for once its shard is read.
+GRAIN = 64
+#: Records of another part that are read past, which costs less than to open the file again.
+GAP = 128
+
+
+def cut(format: Format, rows: int, part: Part | None = None, every_caption: bool = False) -> list[Shard]:
+    """Every row of the part once, in order, at most `rows` to a shard; depends on the input alone.
+
+    Memory grows with the shards, and with the held-out rows where these lie far apart.
+    """
+    sparse = part is not None and not part.training
+    records = min(rows, GRAIN) if sparse else rows
+    pieces = cut_by_captions(format, rows, part) if every_caption else _pieces(format, records, part)
+    if sparse:
+        pieces = _gathered(pieces, rows)
+    return [replace(piece, index=i) for i, piece in enumerate(pieces)]
+
+
+def _pieces(format: Format, records: int, part: Part | None) -> Iterator[Shard]:
+    """The rows of the part among every so many records; those that have none of it are left out."""
+    first = 0
+    for cut in format.cuts(records):
+        if part is None:
+            yield Shard(0, first, cut.rows, cut.file, cut.offset)
+        elif count := part.count(first, first + cut.rows):
+            yield Shard(0, first, count, cut.file, cut.offset, over=cut.rows)
+        first += cut.rows
+
+
+def _gathered(pieces: Iterable[Shard], rows: int) -> Iterator[Shard]:
+    """Shards of several pieces, at most `rows` rows to each; pieces that are near each other become one."""
+    runs: list[Shard] = []
+    count = 0
+    for piece in pieces:
+        if runs and count + piece.rows > rows:
+            yield Shard.joined(0, runs)
+            runs, count = [], 0
+        count += piece.rows
+        last = runs[-1] if runs else None
+        if last is not None and _follows(piece, last):
+            over = piece.first_record + piece.span - last.first_record
+            runs[-1] = replace(last, rows=last.rows + piece.rows, over=over)
+        else:
+            runs.append(piece)
+    if runs:
+        yield Shard.joined(0, runs)
+
+
+def _follows(piece: Shard, last: Shard) -> bool:
+    gap = piece.first_record - last.first_record - last.span
+    return piece.file == last.file and not piece.skip and gap <= GAP

@@ -1,0 +1,59 @@
+"""Images that occur more than once: the same pixels, or nearly the same picture."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from ortho_core.pairs.survey.sample import Seen
+
+#: Two pictures look the same where their small ones differ by at most this share of their own contrast. Another quality or
+#: size of a file differs by a few hundredths, another picture of the same thing by several tenths.
+ALIKE = 0.1
+#: Images that are compared with one another for looking alike, at most.
+MOST_COMPARED = 5_000
+
+
+def identical(seen: Sequence[Seen]) -> list[list[Seen]]:
+    """Groups of two or more rows with the same pixels."""
+    groups: dict[bytes, list[Seen]] = defaultdict(list)
+    for one in seen:
+        groups[one.digest].append(one)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def nearly_alike(seen: Sequence[Seen], most: int = MOST_COMPARED) -> list[list[Seen]]:
+    """Groups of two or more rows whose pixels differ and whose pictures look the same, among the first `most` pictures.
+
+    With small pictures a and b and their deviations a', b' from their own means, |a - b| <= ALIKE * min(|a'|, |b'|). What is
+    alike by way of a third is in one group.
+    """
+    first = list({one.digest: one for one in reversed(seen)}.values())[::-1][:most]
+    if len(first) < 2:
+        return []
+    small = np.stack([one.small for one in first]).astype(np.float32)
+    square = (small**2).sum(1)
+    contrast = ((small - small.mean(1, keepdims=True)) ** 2).sum(1)
+    head = list(range(len(first)))
+
+    def head_of(i: int) -> int:
+        while head[i] != i:
+            i = head[i]
+        return i
+
+    for start in range(0, len(first), 512):
+        rows = slice(start, start + 512)
+        distance = square[rows, None] + square - 2 * small[rows] @ small.T
+        limit = ALIKE**2 * np.minimum(contrast[rows, None], contrast)
+        for i, j in np.argwhere((distance <= limit) & (limit > 0)):
+            a, b = sorted((head_of(start + int(i)), head_of(int(j))))
+            head[b] = a
+    groups: dict[int, list[Seen]] = defaultdict(list)
+    for i, one in enumerate(first):
+        groups[head_of(i)].append(one)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def prompts_of(group: Sequence[Seen]) -> list[str]:
+    """The different prompts of a group, in order."""
+    return list(dict.fromkeys(one.pair.prompt for one in group))

@@ -1,0 +1,41 @@
+"""What becomes of a picture that is scaled to cover a square and cropped at its centre."""
+
+import math
+
+from PIL import Image, ImageDraw
+
+#: (width, height) of the shapes that pictures are sorted into.
+SHAPES = ((9, 16), (2, 3), (3, 4), (4, 5), (1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (1, 2))
+
+
+def lost(width: int, height: int) -> float:
+    """The share of the picture that the crop cuts off."""
+    return 1 - min(width, height) / max(width, height)
+
+
+def enlarged(width: int, height: int, size: int) -> float:
+    """How many times longer a side becomes at a square of `size` pixels; below 1 the picture is made smaller."""
+    return size / min(width, height)
+
+
+def shape(width: int, height: int) -> str:
+    """The nearest usual shape: `3:2`. What is longer than twice its width has none."""
+    ratio = width / height
+    if not 0.45 <= ratio <= 2.2:
+        return "longer than 2:1" if ratio > 1 else "longer than 1:2"
+    x, y = min(SHAPES, key=lambda pair: abs(math.log(ratio * pair[1] / pair[0])))
+    return f"{x}:{y}"
+
+
+def framed(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with its longer side scaled to at most `side`, what the crop cuts off faded, and the crop's frame."""
+    small = picture.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    width, height = small.size
+    kept = min(width, height)
+    left, top = (width - kept) // 2, (height - kept) // 2
+    box = (left, top, left + kept, top + kept)
+    faded = Image.blend(small, Image.new("RGB", small.size, "white"), 0.65)
+    faded.paste(small.crop(box), box[:2])
+    ImageDraw.Draw(faded).rectangle((left, top, left + kept - 1, top + kept - 1), outline=(216, 27, 96), width=2)
+    return faded

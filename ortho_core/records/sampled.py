@@ -1,0 +1,81 @@
+"""A fixed sample of a run's records: what can be looked at in seconds, however many rows there are."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ortho_core.noise.seeded import seeded_normal
+from ortho_core.records.assignments import Assignments
+from ortho_core.records.parts import PART_FOOTERS_AT_ONCE, read_part
+
+#: Rows that are looked at, at most; a smaller set is looked at as a whole.
+LOOKED_AT = 4096
+#: Shards that they are taken from: at least, where there are so many, and at most.
+FEWEST_SHARDS, MOST_SHARDS = 64, 1024
+COLUMNS = ["sample_id", "prompt", "image", "initial_loss", "loss", "evaluations"]
+
+
+@dataclass(frozen=True)
+class SampledRecord:
+    """What the search of one row came to, and where its record is: row number `row` of the part file `part`."""
+
+    part: str
+    row: int
+    sample_id: str
+    prompt: str
+    image: str
+    #: Where the search began, and the lowest.
+    initial_loss: float
+    loss: float
+    evaluations: int
+
+    @property
+    def fall(self) -> float:
+        """The part of its first loss that the search took off."""
+        return 1 - self.loss / self.initial_loss if self.initial_loss else 0.0
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, the same distance apart."""
+    taken = min(count, most)
+    return [i * count // taken for i in range(taken)]
+
+
+def sampled_records(found: Assignments, rows: int = LOOKED_AT) -> list[SampledRecord]:
+    """About `rows` records from all over the run, in its order: the same at every call, and all where there are no more.
+
+    Raises UserError if a part is damaged.
+    """
+    wanted = max(FEWEST_SHARDS, -(-rows // found.plan.rows_per_shard))
+    shards = spread(len(found.shards), min(MOST_SHARDS, wanted))
+    each = -(-rows // max(1, len(shards)))
+
+    def read(shard: int) -> list[SampledRecord]:
+        records = []
+        for part in found.shards[shard]:
+            table = read_part(found.folder, part, COLUMNS, found.plan.verb)
+            taken = spread(table.num_rows, each)
+            columns = table.take(taken).to_pylist() if taken else []
+            records += [SampledRecord(part, row, **values) for row, values in zip(taken, columns, strict=True)]
+        return records
+
+    with ThreadPoolExecutor(PART_FOOTERS_AT_ONCE) as pool:
+        return [record for records in pool.map(read, shards) for record in records]
+
+
+def noise_of(
+    found: Assignments, records: Sequence[SampledRecord], latent_shape: tuple[int, int, int]
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
+    """ε and Qε of some records. Raises UserError if a part is damaged, or the noise does not fit the shape or its checksum."""
+    kept: dict[tuple[str, int], dict[str, Any]] = {}
+    for part in dict.fromkeys(record.part for record in records):
+        rows = sorted({record.row for record in records if record.part == part})
+        values = found.part_rows(part, rows, found.noise_columns)
+        kept |= {(part, row): value for row, value in zip(rows, values, strict=True)}
+    values = [kept[record.part, record.row] for record in records]
+    base = seeded_normal([value["noise_seed"] for value in values], latent_shape)
+    return base, found.noise_of(values, latent_shape)

@@ -1,0 +1,104 @@
+"""Pictures of some rows of an E-step: the target, and the images at the base noise and at the noise that was found.
+
+The driver may be a machine without a GPU, or without room for the model: what held the model in the search holds it here.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ortho_core.errors import RunFailed, UserError
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.pairs import PairSet
+from ortho_core.pairs.images import decode_image
+from ortho_core.pictures import to_bytes, to_picture
+from ortho_core.records.sampled import SampledRecord
+from ortho_core.report.page import Embedded
+from rayjobs.assign.config import AssignJob
+from rayjobs.verb.session import innermost
+
+#: Rows that are rendered together: few beside the slots of the search, which kept gradients as well.
+RENDERED_TOGETHER = 4
+#: Targets that are fetched side by side.
+FETCHED_AT_ONCE = 8
+#: Seconds after which the pictures are given up: the cluster has no room, or a node is lost.
+PATIENCE_S = 1800
+
+
+@dataclass(frozen=True)
+class RowPictures:
+    """What a report shows of one row; of a target that cannot be read any more, why."""
+
+    target: Embedded | str
+    base: Embedded
+    matched: Embedded
+
+
+def take_pictures(
+    job: AssignJob,
+    model: ModelFolder,
+    pairs: PairSet,
+    records: Sequence[SampledRecord],
+    noise: tuple[Tensor, Tensor],
+) -> list[RowPictures]:
+    """The pictures of some records, whose ε and Qε are `noise`, made where the pool's workers run. Raises RunFailed."""
+    threads = max(1, int(job.cpus_per_worker))
+    if not job.pool_size[1]:
+        return draw(job, model, pairs, records, noise, "cuda" if job.own_gpus() else "cpu", threads)
+    import ray
+
+    gpus = job.gpus()
+    task = ray.remote(
+        num_cpus=job.cpus_per_worker, num_gpus=gpus or None, label_selector=job.node_labels, max_retries=1
+    )(draw)
+    pending = task.remote(job, model, pairs, records, noise, "cuda" if gpus else "cpu", threads)
+    try:
+        return list(ray.get(pending, timeout=PATIENCE_S))
+    except ray.exceptions.RayError as failure:
+        ray.cancel(pending, force=True)
+        raise RunFailed(innermost(failure)) from failure
+
+
+@torch.no_grad()
+def draw(
+    job: AssignJob,
+    model: ModelFolder,
+    pairs: PairSet,
+    records: Sequence[SampledRecord],
+    noise: tuple[Tensor, Tensor],
+    device: str,
+    threads: int,
+) -> list[RowPictures]:
+    """On a worker: fetch the targets, load the model and render."""
+    torch.set_num_threads(threads)
+    generator = load_generator(model, device, job.dtype)
+
+    def target(record: SampledRecord) -> Embedded | str:
+        return target_of(pairs, record, generator.image_size)
+
+    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+        targets = list(pool.map(target, records))
+    prompts = PromptCache(generator)
+    images: list[list[Embedded]] = [[], []]
+    for start in range(0, len(records), RENDERED_TOGETHER):
+        some = slice(start, start + RENDERED_TOGETHER)
+        condition = prompts([record.prompt for record in records[some]])
+        for rendered, maps in zip(images, noise, strict=True):
+            latents = generator.denoise(maps[some].to(generator.device), condition)
+            rendered += [Embedded.of(to_picture(image)) for image in to_bytes(generator.decode(latents))]
+    return [RowPictures(*row) for row in zip(targets, *images, strict=True)]
+
+
+def target_of(pairs: PairSet, record: SampledRecord, size: tuple[int, int]) -> Embedded | str:
+    """The image of a row as the search saw it, or why it cannot be read."""
+    try:
+        pixels = decode_image(pairs.fetch_image(record.image, record.sample_id), size, record.sample_id)
+    except UserError as gone:
+        return str(gone)
+    return Embedded.of(Image.fromarray(pixels))

@@ -1,0 +1,1 @@
+"""`ortho look`: a pair set before anything is trained on it."""

@@ -1,0 +1,282 @@
+"""What `ortho look` finds: the content of its `summary.json`, and the sentences that say it."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ortho_core.errors import install
+from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.survey.alike import MOST_COMPARED, identical, nearly_alike, prompts_of
+from ortho_core.pairs.survey.caption_texts import WINDOW, clip_tokens, is_file_name
+from ortho_core.pairs.survey.crop import enlarged, lost, shape
+from ortho_core.pairs.survey.sample import Seen
+from rayjobs.reports.words import counted, listed
+
+#: Sizes, prompts and the like that are named, the most frequent ones.
+NAMED = 8
+#: A crop that cuts more than this share of a picture is spoken of.
+MUCH_LOST = 1 / 3
+#: Layouts whose prompts are classes: a number, or a folder's name.
+CLASSES = ("classes", "labelled")
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Sizes(Frozen):
+    """Of the upright pictures, in pixels."""
+
+    #: (width, height); by area.
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    different: int
+    #: The shorter side's least value, 5 %, median, 95 %, and greatest value.
+    shorter_side: tuple[int, int, int, int, int]
+    most_common: dict[str, int]
+    shapes: dict[str, int]
+    modes: dict[str, int]
+    file_types: dict[str, int]
+    #: Images whose shorter side is below `--size`, and how many times the side of the smallest becomes longer.
+    enlarged: int
+    most_enlarged: float
+    #: Shares of the picture that a square centre crop cuts off.
+    mean_lost: float
+    most_lost: float
+    much_lost: int
+
+
+class Captions(Frozen):
+    #: Rows whose caption is missing or blank; they are among the unusable ones.
+    empty: int
+    different: int
+    characters: tuple[int, int, int]
+    #: In CLIP's tokens, start and end included: least, median, most. None where nothing here counts them.
+    tokens: tuple[int, int, int] | None
+    too_long: int | None
+    like_file_names: int
+    most_common: dict[str, int]
+
+
+class Copies(Frozen):
+    """Images that are there more than once, among the rows looked at."""
+
+    #: Images beyond the first of each.
+    identical: int
+    identical_groups: int
+    #: Groups of the same image that have different prompts.
+    other_prompts: int
+    nearly_alike: int
+    nearly_alike_groups: int
+    #: Images that were compared for looking nearly alike.
+    compared: int
+
+
+class Findings(Frozen):
+    """`summary.json`, but for configuration and versions."""
+
+    recognised: dict[str, Any]
+    rows: int
+    looked_at: int
+    usable: int
+    unusable: int
+    unusable_by_reason: dict[str, int]
+    #: None where no row can be used.
+    sizes: Sizes | None
+    captions: Captions
+    copies: Copies
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The rows behind the findings, for whoever shows some of them."""
+
+    seen: Sequence[Seen]
+    failures: Sequence[Failure]
+    identical: Sequence[Sequence[Seen]]
+    nearly_alike: Sequence[Sequence[Seen]]
+    #: Rows with a caption that is too long and their tokens, the longest first.
+    too_long: Sequence[tuple[int, Seen]]
+    like_file_names: Sequence[Seen]
+
+
+def most_frequent(counts: Counter[str], most: int = NAMED) -> dict[str, int]:
+    """The most frequent ones, in that order; of equals the first in the alphabet."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
+
+
+def find(
+    recognised: dict[str, Any], outcomes: Sequence[Seen | Failure], size: int, seconds: float
+) -> tuple[Findings, Looked]:
+    """What there is to say of these rows of a set that was `recognised`."""
+    seen = [one for one in outcomes if isinstance(one, Seen)]
+    failures = [one for one in outcomes if isinstance(one, Failure)]
+    tokens = clip_tokens()
+    lengths = [tokens(one.pair.prompt) for one in seen] if tokens else None
+    pairs = zip(lengths or (), seen, strict=bool(lengths))
+    too_long = sorted(((n, one) for n, one in pairs if n > WINDOW), key=lambda each: -each[0])
+    named = recognised["layout"] not in CLASSES
+    looked = Looked(
+        seen,
+        failures,
+        identical(seen),
+        nearly_alike(seen),
+        too_long,
+        [one for one in seen if named and is_file_name(one.pair.prompt, one.pair.image)],
+    )
+    findings = Findings(
+        recognised=recognised,
+        rows=recognised["rows"],
+        looked_at=len(outcomes),
+        usable=len(seen),
+        unusable=len(failures),
+        unusable_by_reason=most_frequent(Counter(failure.reason for failure in failures), len(failures)),
+        sizes=sizes_of(seen, size) if seen else None,
+        captions=Captions(
+            empty=sum(failure.reason == "missing-prompt" for failure in failures),
+            different=len({one.pair.prompt for one in seen}),
+            characters=spread_of([len(one.pair.prompt) for one in seen]),
+            tokens=spread_of(lengths) if lengths else None,
+            too_long=None if lengths is None else len(too_long),
+            like_file_names=len(looked.like_file_names),
+            most_common=most_frequent(Counter(one.pair.prompt for one in seen)),
+        ),
+        copies=Copies(
+            identical=sum(len(group) - 1 for group in looked.identical),
+            identical_groups=len(looked.identical),
+            other_prompts=sum(len(prompts_of(group)) > 1 for group in looked.identical),
+            nearly_alike=sum(len(group) - 1 for group in looked.nearly_alike),
+            nearly_alike_groups=len(looked.nearly_alike),
+            compared=min(len({one.digest for one in seen}), MOST_COMPARED),
+        ),
+        seconds=round(seconds, 2),
+    )
+    return findings, looked
+
+
+def spread_of(values: Sequence[int]) -> tuple[int, int, int]:
+    """Least, median and most; zeros of nothing."""
+    return (min(values), round(statistics.median(values)), max(values)) if values else (0, 0, 0)
+
+
+def sizes_of(seen: Sequence[Seen], size: int) -> Sizes:
+    """Of at least one image."""
+    areas = sorted((one.width * one.height, one.width, one.height) for one in seen)
+    sides = sorted(min(one.width, one.height) for one in seen)
+    cut = [lost(one.width, one.height) for one in seen]
+    at = [sides[round(share * (len(sides) - 1))] for share in (0, 0.05, 0.5, 0.95, 1)]
+    all_sizes = Counter(f"{one.width}×{one.height}" for one in seen)
+    return Sizes(
+        smallest=areas[0][1:],
+        largest=areas[-1][1:],
+        different=len(all_sizes),
+        shorter_side=(at[0], at[1], at[2], at[3], at[4]),
+        most_common=most_frequent(all_sizes),
+        shapes=most_frequent(Counter(shape(one.width, one.height) for one in seen), len(seen)),
+        modes=most_frequent(Counter(one.mode for one in seen), len(seen)),
+        file_types=most_frequent(Counter(one.kind for one in seen), len(seen)),
+        enlarged=sum(side < size for side in sides),
+        most_enlarged=round(max(1.0, enlarged(sides[0], sides[0], size)), 2),
+        mean_lost=round(statistics.fmean(cut), 4),
+        most_lost=round(max(cut), 4),
+        much_lost=sum(share > MUCH_LOST for share in cut),
+    )
+
+
+def share(count: int, total: int) -> str:
+    """`3%`; `under 1%` where rounding would make it none."""
+    part = count / total
+    return "under 1%" if 0 < part < 0.01 else "over 99%" if 0.99 < part < 1 else f"{part:.0%}"
+
+
+def sentences(findings: Findings, size: int) -> list[str]:
+    """The findings in words, what costs most first."""
+    said = [coverage(findings)]
+    if findings.sizes is not None:
+        sizes = findings.sizes
+        said += [
+            captions_in_words(findings.captions, findings.usable),
+            copies_in_words(findings.copies),
+            sizes_in_words(sizes, findings.usable, size),
+            crop_in_words(sizes),
+        ]
+        if others := {mode: count for mode, count in sizes.modes.items() if mode != "colour"}:
+            kept = listed([f"{count:,} {mode}" for mode, count in others.items()])
+            laid = "; transparency is laid over white" if "with transparency" in others else ""
+            said.append(f"Not plain colour: {kept}. They are converted to RGB{laid}.")
+    return said
+
+
+def coverage(findings: Findings) -> str:
+    rows, looked_at = findings.rows, findings.looked_at
+    looked = (
+        f"Looked at {'all ' if looked_at > 1 else ''}{counted(rows, 'row')}"
+        if looked_at == rows
+        else f"Looked at {looked_at:,} of {counted(rows, 'row')}, spread over the whole set"
+    )
+    if not findings.unusable:
+        return f"{looked}: all can be used."
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in findings.unusable_by_reason.items())
+    return f"{looked}: {findings.usable:,} can be used, {findings.unusable:,} cannot ({reasons})."
+
+
+def captions_in_words(captions: Captions, usable: int) -> str:
+    if captions.different == 1 and usable > 1:
+        said = f"All images have one prompt: “{next(iter(captions.most_common))[:80]}”."
+    else:
+        said = f"{counted(captions.different, 'different prompt')} for {counted(usable, 'image')}."
+    if captions.tokens is None:
+        said += f" How many tokens they have was not counted: that needs open_clip ({install('rewards')})."
+    elif captions.too_long:
+        said += (
+            f" {counted(captions.too_long, 'prompt is', 'prompts are')} longer than CLIP's {WINDOW} tokens and lose their end "
+            f"({captions.tokens[2]} at most)."
+        )
+    else:
+        said += f" None is longer than CLIP's {WINDOW} tokens ({captions.tokens[1]} in the median, {captions.tokens[2]} at most)."
+    if captions.like_file_names:
+        said += f" {counted(captions.like_file_names, 'prompt looks', 'prompts look')} like the name of a file."
+    return said
+
+
+def copies_in_words(copies: Copies) -> str:
+    if not copies.identical and not copies.nearly_alike:
+        return "No image was met twice."
+    said = []
+    if copies.identical:
+        said.append(f"{counted(copies.identical, 'image is a copy', 'images are copies')} of another, pixel for pixel")
+    if copies.nearly_alike:
+        said.append(f"{counted(copies.nearly_alike, 'image looks', 'images look')} nearly like another")
+    text = "; ".join(said) + "."
+    if copies.other_prompts:
+        text += f" Of {counted(copies.other_prompts, 'image')} the copies have different prompts."
+    return text
+
+
+def sizes_in_words(sizes: Sizes, usable: int, size: int) -> str:
+    (name, count), *_ = sizes.most_common.items()
+    if sizes.different == 1:
+        said = f"All are {name}."
+    else:
+        small, large = ("×".join(map(str, each)) for each in (sizes.smallest, sizes.largest))
+        said = f"Sizes from {small} to {large}, most often {name} ({share(count, usable)} of them)."
+    if not sizes.enlarged:
+        return f"{said} None is smaller than {size}."
+    which = (
+        "All" if sizes.enlarged == usable else f"{counted(sizes.enlarged, 'image')} ({share(sizes.enlarged, usable)})"
+    )
+    return f"{said} {which} would be enlarged to reach {size} pixels, up to {sizes.most_enlarged:.1f} times."
+
+
+def crop_in_words(sizes: Sizes) -> str:
+    if not sizes.most_lost:
+        return "All are square, so that a centre crop cuts nothing off."
+    said = f"A square centre crop cuts off {sizes.mean_lost:.0%} of a picture on average, {sizes.most_lost:.0%} at most"
+    if sizes.much_lost:
+        return f"{said}; {counted(sizes.much_lost, 'picture loses', 'pictures lose')} more than a third."
+    return f"{said}."

@@ -1,0 +1,205 @@
+"""The report of `ortho look`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import yaml
+from PIL import Image
+
+from ortho_core.errors import BadRow, install
+from ortho_core.pairs import PairSet
+from ortho_core.pairs.survey.alike import ALIKE, prompts_of
+from ortho_core.pairs.survey.caption_texts import WINDOW
+from ortho_core.pairs.survey.crop import framed, lost
+from ortho_core.pairs.survey.sample import Seen, picture_of
+from ortho_core.report.page import (
+    PREVIEW,
+    Block,
+    Card,
+    Cards,
+    Embedded,
+    Fact,
+    Folded,
+    Heading,
+    Section,
+    Table,
+    render,
+)
+from rayjobs.look.config import LookJob
+from rayjobs.look.findings import Captions, Copies, Findings, Looked, Sizes, sentences, share
+from rayjobs.reports.words import counted, duration
+
+#: Pictures of the contact sheet, crops, groups of copies and pictures of each, examples of a caption or a reason.
+CONTACTS, CROPS, GROUPS, OF_A_GROUP, EXAMPLES = 48, 12, 6, 4, 5
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Makes cards of rows; their images are fetched and decoded once more, so that those of all rows need not be kept."""
+
+    pairs: PairSet
+
+    def card(self, one: Seen, detail: str = "", frame: bool = False) -> Iterator[Card]:
+        """One card; none where the image has gone meanwhile."""
+        with suppress(BadRow):
+            picture = picture_of(self.pairs, one.pair)
+            picture = framed(picture, PREVIEW) if frame else picture
+            yield Card(
+                [small(picture)],
+                one.pair.prompt,
+                [detail or f"{one.name}, {one.width}×{one.height}"],
+            )
+
+
+def small(picture: Image.Image) -> Embedded:
+    return Embedded.of(picture.convert("RGB"))
+
+
+def html_of(job: LookJob, pairs: PairSet, findings: Findings, looked: Looked) -> str:
+    """The whole report."""
+    shown = Shown(pairs)
+    sections = [Section("What was read", read(findings))]
+    if findings.sizes is not None:
+        sections = [
+            Section("Contact sheet", [contacts(shown, looked.seen, findings)]),
+            *sections,
+            Section("Captions", captions(findings.captions, looked, findings.usable)),
+            Section("Sizes and crops", sizes(shown, findings.sizes, looked.seen, job.size)),
+            Section("The same image twice", copies(shown, findings.copies, looked)),
+        ]
+    if looked.failures:
+        sections.append(Section("Cannot be used", unusable(findings.unusable_by_reason, looked)))
+    config = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    how = f"Looked at in {duration(findings.seconds)}. The same again: ortho look --config FILE.yaml, with this configuration."
+    sections.append(Section("How it was made", [how, Folded("Configuration", text=config)]))
+    facts = [
+        Fact(f"{findings.looked_at:,} of {findings.rows:,}", "rows looked at"),
+        Fact(f"{findings.usable:,} + {findings.unusable:,}", "can be used + cannot"),
+        Fact(f"{findings.captions.different:,}", "different prompts among them"),
+    ]
+    title = f"A look at {pairs.location.rstrip('/').rpartition('/')[2] or pairs.location}"
+    return render(title, pairs.location, sections, sentences(findings, job.size), facts)
+
+
+def read(findings: Findings) -> list[Block]:
+    """What the first line of a verb says, in a table."""
+    recognised = findings.recognised
+    lines = [["layout", str(recognised["layout"])], ["read as", str(recognised["what"])]]
+    lines += [["rows", f"{findings.rows:,}"], ["captions", str(recognised["prompts"])]]
+    lines += [["note", note] for note in recognised["notes"]]
+    lines += [["left aside", aside] for aside in recognised["left_aside"] or ["nothing"]]
+    return [Table(["what", ""], lines, text=True)]
+
+
+def contacts(shown: Shown, seen: Sequence[Seen], findings: Findings) -> Cards:
+    chosen = [seen[i * len(seen) // min(CONTACTS, len(seen))] for i in range(min(CONTACTS, len(seen)))]
+    whole = len(chosen) == findings.rows
+    which = "Every image" if whole else f"{counted(len(chosen), 'image')}, spread over the whole set"
+    return Cards(
+        (),
+        [card for one in chosen for card in shown.card(one)],
+        f"{which}, each with its prompt, its file and its size, before any crop.",
+    )
+
+
+def shares(groups: Mapping[str, Mapping[str, int]], total: int) -> Table:
+    """How many images are what, one group under the other."""
+    rows: list[list[str] | str] = []
+    for title, counts in groups.items():
+        rows += [title, *([name, f"{count:,}", share(count, total)] for name, count in counts.items())]
+    return Table(["", "images", "share"], rows)
+
+
+def shortened(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def captions(captions: Captions, looked: Looked, usable: int) -> list[Block]:
+    rows = [["characters", *(f"{value:,}" for value in captions.characters)]]
+    if captions.tokens is not None:
+        rows.append(["CLIP tokens", *(f"{value:,}" for value in captions.tokens)])
+    blocks: list[Block] = [Table(["length", "least", "median", "most"], rows)]
+    if captions.tokens is None:
+        blocks.append(f"Tokens are counted with open_clip's vocabulary, which is not installed: {install('rewards')}.")
+    else:
+        blocks.append(
+            f"CLIP's text encoders read {WINDOW} tokens, start and end included; of "
+            f"{counted(captions.too_long or 0, 'prompt')} here the end is cut off."
+        )
+    if looked.too_long:
+        longest = [[one.name, str(tokens), shortened(one.pair.prompt)] for tokens, one in looked.too_long[:EXAMPLES]]
+        blocks += [Heading("The longest"), Table(["file", "tokens", "prompt"], longest, text=True)]
+    if looked.like_file_names:
+        names = [[one.name, shortened(one.pair.prompt)] for one in looked.like_file_names[:EXAMPLES]]
+        blocks += [
+            Heading("Prompts that look like names of files"),
+            Table(["file", "prompt"], names, text=True),
+        ]
+    repeated = {prompt: count for prompt, count in captions.most_common.items() if count > 1}
+    if repeated:
+        common = [[shortened(prompt), f"{count:,}", share(count, usable)] for prompt, count in repeated.items()]
+        blocks += [Heading("The most frequent"), Table(["prompt", "images", "share"], common, text=True)]
+    if captions.empty:
+        blocks.append(f"{counted(captions.empty, 'row has', 'rows have')} no prompt, and cannot be used.")
+    return blocks
+
+
+def sizes(shown: Shown, sizes: Sizes, seen: Sequence[Seen], size: int) -> list[Block]:
+    header = ["", "least", "5 %", "median", "95 %", "most"]
+    usable = len(seen)
+    blocks: list[Block] = [
+        Table(header, [["shorter side, pixels", *(f"{value:,}" for value in sizes.shorter_side)]]),
+        f"{counted(sizes.enlarged, 'image')} of {usable:,} would be enlarged to reach {size} pixels, without gaining detail.",
+        shares(
+            {"size": sizes.most_common, "shape": sizes.shapes, "pixels": sizes.modes, "file": sizes.file_types}, usable
+        ),
+    ]
+    cut = sorted((one for one in seen if lost(one.width, one.height) > 0), key=lambda one: -lost(one.width, one.height))
+    if cut:
+        cards = [
+            card
+            for one in cut[:CROPS]
+            for card in shown.card(
+                one,
+                f"{lost(one.width, one.height):.0%} cut off; {one.name}",
+                frame=True,
+            )
+        ]
+        caption = (
+            "Those that lose most to a square centre crop: what is inside the frame stays, what is faded is cut off."
+        )
+        blocks.append(Cards((), cards, caption))
+    return blocks
+
+
+def copies(shown: Shown, copies: Copies, looked: Looked) -> list[Block]:
+    compared = (
+        f"Only rows that were looked at are compared. Nearly alike means that two pictures of 16×16 pixels differ "
+        f"by at most {ALIKE:.0%} of their contrast; {counted(copies.compared, 'image was', 'images were')} compared so."
+    )
+    blocks: list[Block] = []
+    # Groups whose prompts differ come first: of those at least one is wrong or incomplete.
+    same = sorted(looked.identical, key=lambda group: len(prompts_of(group)) < 2)
+    for title, groups in (("The same pixels", same), ("Nearly alike", looked.nearly_alike)):
+        if groups:
+            more = f" (the first {GROUPS} of {len(groups):,} groups)" if len(groups) > GROUPS else ""
+            blocks.append(Heading(title + more))
+        for group in groups[:GROUPS]:
+            cards = [card for one in group[:OF_A_GROUP] for card in shown.card(one)]
+            prompts = len(prompts_of(group))
+            blocks.append(Cards((), cards, f"{counted(len(group), 'row')}, {counted(prompts, 'prompt')}"))
+    return [*(blocks or ["None."]), compared]
+
+
+def unusable(reasons: Mapping[str, int], looked: Looked) -> list[Block]:
+    """By reason, as `ortho assign` would put them into quarantine."""
+    rows: list[list[str] | str] = []
+    for reason, count in reasons.items():
+        rows.append(f"{reason}: {counted(count, 'row')}")
+        examples = [failure for failure in looked.failures if failure.reason == reason][:EXAMPLES]
+        rows += [[str(failure.row), failure.message] for failure in examples]
+    return [
+        "ortho assign puts such rows into quarantine with the same reasons and goes on.",
+        Table(["row", "what is wrong"], rows, text=True),
+    ]

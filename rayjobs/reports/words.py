@@ -1,0 +1,24 @@
+"""Numbers and lists in sentences. Imports nothing, so that a verb which needs no model starts at once."""
+
+from collections.abc import Sequence
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `2 min 37 s`, `3 h 05 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 cycle`, `1,200 cycles`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
