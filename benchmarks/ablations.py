@@ -121,6 +121,7 @@ class Trial:
         job = EmJob(
             pairs=str(self.lab.pairs(self.seed)),
             model=base,
+            heldout="none",
             work_dir=self.folder,
             assignments_cache=self.lab.work / "assignments",
             cycles=self.cycles,

@@ -37,46 +37,49 @@ class Arm:
     #: E-steps, each before as many updates; none: direct SFT.
     cycles: int = 1
     warm: bool = True
+    #: Evaluations of an image in an E-step; none: the protocol's.
+    steps: int | None = None
 
     @property
     def each(self) -> float:
         """Evaluations of a row in one update."""
         settings = TrainSettings(**self.train)
         preserved = PRESERVE_COST if settings.preserves else 0.0
-        steps = [int(n) for n in settings.match_steps.split(":")] if settings.noise == "online" else [0]
-        return 1 + preserved + fmean(steps)
+        return 1 + preserved + (int(settings.match_steps) if settings.noise == "online" else 0)
 
     def epochs(self, evaluations: float, steps: int) -> int:
         """Epochs of one cycle: what is left of the evaluations after the E-steps, of at most `steps` each."""
-        left = evaluations - self.cycles * steps
+        left = evaluations - self.cycles * (steps if self.steps is None else self.steps)
         return max(1, math.floor(left / self.each / max(1, self.cycles)))
 
 
 NO_PRESERVE = {"preserve_latent_weight": 0.0}
 RANDOM = {"noise": "random"}
-ONLINE = {"noise": "online", **NO_PRESERVE}
 
 
-def _online(steps: str, refresh: float = 1.0, keep: str = "latest", **others: Any) -> dict[str, Any]:
-    return {**ONLINE, "match_steps": steps, "match_refresh": refresh, "match_keep": keep, **others}
+def _online(steps: int, refresh: float = 1.0, keep: str = "latest", **others: Any) -> dict[str, Any]:
+    given = {"noise": "online", "match_steps": str(steps), "match_refresh": refresh, "match_keep": keep}
+    return {**NO_PRESERVE, **given, **others}
 
 
 ARMS: dict[str, Arm] = {
     "direct": Arm("direct SFT", {**RANDOM, **NO_PRESERVE}, cycles=0),
     "direct_preserve": Arm("direct SFT, preserve 0.1", RANDOM, cycles=0),
     "matched": Arm("matched SFT", NO_PRESERVE),
-    "matched_preserve": Arm("matched SFT, preserve 0.1 (the default before)"),
-    "centered": Arm("matched SFT on centred noise", {**NO_PRESERVE, "center_noise": True}),
+    "matched_preserve": Arm("matched SFT, preserve 0.1"),
+    "centered": Arm("matched SFT, centred", {**NO_PRESERVE, "center_noise": True}),
     "em_warm": Arm("EM, 4 cycles, warm", NO_PRESERVE, cycles=4),
     "em_cold": Arm("EM, 4 cycles, cold", NO_PRESERVE, cycles=4, warm=False),
-    "online_2": Arm("online, 2 evaluations, fresh", _online("2"), cycles=0),
-    "online_4": Arm("online, 4 evaluations, fresh", _online("4"), cycles=0),
-    "online_8": Arm("online, 8 evaluations, fresh", _online("8"), cycles=0),
-    "kept_02": Arm("online from kept noise, 2 evaluations, r = 0.2", _online("2", 0.2)),
-    "kept_05": Arm("online from kept noise, 2 evaluations, r = 0.5", _online("2", 0.5)),
-    "assigned_05": Arm("online from assigned noise, 2 evaluations, r = 0.5", _online("2", 0.5, "assigned")),
-    "online_preserve": Arm(
-        "online, 4 evaluations, preserve 0.1", {**_online("4"), "preserve_latent_weight": 0.1}, cycles=0
+    "online_2": Arm("online, fresh, 2 evaluations", _online(2), cycles=0),
+    "online_4": Arm("online, fresh, 4 evaluations", _online(4), cycles=0),
+    "online_8": Arm("online, fresh, 8 evaluations", _online(8), cycles=0),
+    "kept_02": Arm("online, kept, r = 0.2, 2 evaluations", _online(2, 0.2), cycles=0),
+    "kept_05": Arm("online, kept, r = 0.5, 2 evaluations", _online(2, 0.5), cycles=0),
+    "kept_after_2": Arm("the same, r = 0.2, after an E-step of 2", _online(2, 0.2), steps=2),
+    "kept_after_8": Arm("the same, r = 0.2, after an E-step of 8", _online(2, 0.2), steps=8),
+    "assigned_05": Arm("online, assigned noise, r = 0.5, 2 evaluations", _online(2, 0.5, "assigned")),
+    "kept_preserve": Arm(
+        "online, kept, r = 0.2, preserve 0.1", {**_online(2, 0.2), "preserve_latent_weight": 0.1}, cycles=0
     ),
 }
 
@@ -106,6 +109,7 @@ class Protocol:
             "slots": 32,
             "rows_per_shard": PAIRS,
             "workers": "0",
+            "report": False,
         }
         return AssignSettings(**(given | others))
 
@@ -139,40 +143,34 @@ class Runs:
         epochs = arm.epochs(protocol.evaluations, protocol.steps)
         settings = protocol.train(self.seed, **arm.train, epochs=epochs)
         if arm.cycles > 1:
-            em.run(self._em(out, settings, arm.cycles, arm.warm))
+            em.run(self._em(arm, out, settings))
             return {name: last_of(out, arm.cycles)}
         settings = settings.model_copy(update={"save_every": protocol.fewest})
         if arm.cycles:
-            em.run(self._em(out, settings))
+            em.run(self._em(arm, out, settings))
             trained = out / "cycle_01" / "train"
         else:
-            # Its targets are those that an E-step stored; the noise found there is not looked at.
-            job = em.build(TrainJob, settings, assignments=str(self.assigned()), model=self.lab.base(), out=out)
-            train.run(job)
+            train.run(
+                em.build(TrainJob, settings, pairs=str(self.lab.pairs(self.seed)), model=self.lab.base(), out=out)
+            )
             trained = out
         return {name: trained / "checkpoint-final", f"{name}_equal": at(trained, protocol.fewest)}
 
-    def assigned(self) -> Path:
-        """The first E-step, which arms share."""
-        work = self.folder / "matched"
-        if not (work / "em_summary.json").exists():
-            self.run("matched")
-        return work / "cycle_01" / "assignments"
-
     def assignments(self, name: str) -> Path:
-        """The last E-step of an arm that has one, else the first."""
-        cycles = ARMS[name].cycles
-        return self.folder / name / f"cycle_{cycles:02d}" / "assignments" if cycles else self.assigned()
+        """The last E-step of an arm that has one."""
+        return self.folder / name / f"cycle_{ARMS[name].cycles:02d}" / "assignments"
 
-    def _em(self, out: Path, settings: TrainSettings, cycles: int = 1, warm: bool = True) -> EmJob:
+    def _em(self, arm: Arm, out: Path, settings: TrainSettings) -> EmJob:
+        searched = {} if arm.steps is None else {"steps": arm.steps}
         return EmJob(
             pairs=str(self.lab.pairs(self.seed)),
             model=self.lab.base(),
             work_dir=out,
             assignments_cache=self.lab.work / "assignments",
-            cycles=cycles,
-            warm_start=warm,
-            assign=self.protocol.assign(self.seed),
+            heldout="none",
+            cycles=arm.cycles,
+            warm_start=arm.warm,
+            assign=self.protocol.assign(self.seed, **searched),
             train=settings,
         )
 
