@@ -92,6 +92,8 @@ class MatchedData:
     #: P over all workers, and the prompts it draws from; without any, those of the update's own rows.
     preserve_rows: int = 0
     preserve_prompts: tuple[str, ...] = ()
+    #: Two rows of the preserve term, one after the other, have the same prompt.
+    preserve_differences: bool = False
     #: Of the target latents; none: as the noise map.
     target_shape: tuple[int, int, int] | None = None
     #: (C, H, W) that is taken off every assigned noise; none: nothing.
@@ -173,12 +175,14 @@ class MatchedData:
             return [], None
         mine = range(rank * P // world, (rank + 1) * P // world)
         seeds = [noise_seed(self.seed, "preserve", epoch, step, i) for i in mine]
+        # Of which row each has its prompt.
+        asks = [i - i % 2 if self.preserve_differences else i for i in mine]
         if self.preserve_prompts:
-            drawn = [noise_seed(self.seed, "preserve-prompt", epoch, step, i) for i in mine]
+            drawn = [noise_seed(self.seed, "preserve-prompt", epoch, step, i) for i in asks]
             texts = [self.preserve_prompts[k % len(self.preserve_prompts)] for k in drawn]
         else:  # spread over the update's rows, so that a worker needs the prompts of its own rows alone
             B = self.order.batch_size
-            texts = [prompts[i * B // P - rank * B // world] for i in mine]
+            texts = [prompts[i * B // P - rank * B // world] for i in asks]
         return texts, seeded_normal(seeds, self.latent_shape).numpy()
 
 

@@ -25,6 +25,11 @@ class SftConfig(ReconstructionWeights):
         0.1, ge=0, description="weight of mean((f_θ(ε',c) - f_0(ε',c))²) at fresh ε'"
     )
     preserve_pixel_weight: float = decides(0.0, ge=0, description="weight of mean|D f_θ(ε',c) - D f_0(ε',c)|; decodes")
+    preserve_differences: bool = decides(
+        False,
+        description="the preserve terms hold the difference between the outputs at two noises of a prompt, not each: what the "
+        "prompt's images have in common is free to change",
+    )
 
     @property
     def preserves(self) -> bool:
@@ -67,7 +72,8 @@ def sft_loss(
     """The M-step objective and its terms as scalars: `loss`, `latent`, `pixel`, `preserve_latent`, `preserve_pixel`.
 
     loss = w_lat·mean((f_θ(ε̂,c) - E(x))²) + w_pix·mean|D f_θ(ε̂,c) - x| + w_pl·mean((f_θ(ε',c) - f_0(ε',c))²)
-    + w_pp·mean|D f_θ(ε',c) - D f_0(ε',c)|, with ε̂ = `batch.noise`. Both noises ride in one call of the network.
+    + w_pp·mean|D f_θ(ε',c) - D f_0(ε',c)|, with ε̂ = `batch.noise`. Both noises ride in one call of the network. With
+    `preserve_differences` f(ε',c) stands for f(ε',c) - f(ε'',c), of preserve rows 2i and 2i + 1, which have one prompt; D f too.
     `rows` are the reconstruction terms of each row, (B,), for telling which row is at fault.
     """
     B = len(batch.noise)
@@ -93,11 +99,12 @@ def sft_loss(
         terms["pixel"] = pixel.mean()
         rows = rows + pixel
     if preserve:
-        terms["preserve_latent"] = mean_square(fresh, before).mean()
+        held = _differences if config.preserve_differences else _themselves
+        terms["preserve_latent"] = mean_square(held(fresh), held(before)).mean()
         if config.preserve_pixel_weight:
             with torch.no_grad():
                 images_before = generator.decode(before)
-            terms["preserve_pixel"] = mean_absolute(generator.decode(fresh), images_before).mean()
+            terms["preserve_pixel"] = mean_absolute(held(generator.decode(fresh)), held(images_before)).mean()
     terms["loss"] = (
         config.latent_loss_weight * terms["latent"]
         + config.pixel_l1_weight * terms["pixel"]
@@ -105,3 +112,11 @@ def sft_loss(
         + config.preserve_pixel_weight * terms["preserve_pixel"]
     )
     return {**terms, "rows": rows.detach()}
+
+
+def _themselves(outputs: Float[Tensor, "P ..."]) -> Float[Tensor, "P ..."]:
+    return outputs
+
+
+def _differences(outputs: Float[Tensor, "P ..."]) -> Float[Tensor, "P/2 ..."]:
+    return outputs[0::2] - outputs[1::2]

@@ -34,7 +34,7 @@ class UnassignedRows:
         self,
         pairs: PairSet,
         image_size: tuple[int, int],
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """`classes` are those that prompts have to name, where there are any. Raises UserError if there are no rows."""
@@ -95,7 +95,7 @@ class UnassignedRows:
         """Raises BadRow."""
         if isinstance(row, tuple):
             raise row[1]
-        if self.classes is not None:
+        if self.classes:
             class_number(row.prompt, self.classes)
         (image,) = self.pairs.images([row], self.image_size)
         if isinstance(image, BadRow):

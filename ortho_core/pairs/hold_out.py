@@ -15,15 +15,13 @@ from ortho_core.errors import UserError
 
 #: How much is held out: a percentage, or a number of rows.
 SHARE = r"[0-9]+(\.[0-9]+)?%|[0-9]+"
-PART = re.compile(rf"(training|heldout):({SHARE})")
+PART_SPELLING = re.compile(rf"(training|heldout):({SHARE})")
 
 
 def check_part(text: object) -> object:
     """What an option was given, if it names a part. Raises ValueError."""
-    if isinstance(text, str) and not PART.fullmatch(text):
-        raise ValueError(
-            f"{text!r} names no part of a pair set; accepted: training:5% or heldout:5%, or a number of rows for 5%"
-        )
+    if isinstance(text, str) and not PART_SPELLING.fullmatch(text):
+        raise ValueError("no part of a pair set; accepted: training:5% or heldout:5%, or a number of rows for 5%")
     return text
 
 
@@ -55,7 +53,7 @@ class Part:
     @staticmethod
     def of(text: str, total: int) -> "Part":
         """The part that an option names, of a set of so many records. Raises UserError."""
-        named = PART.fullmatch(text)
+        named = PART_SPELLING.fullmatch(text)
         assert named is not None
         held = held_out_of(named[2], total)
         return Part(named[1] == "training", total, held, held)

@@ -82,6 +82,7 @@ class PairSet:
     def part_named(self, name: str | None) -> "PairSet":
         """A part of the same set, or all of it."""
         other = copy.copy(self)
+        other.recognised = self.recognised  # which a copy for another process leaves behind
         other.fields = self.fields.model_copy(update={"part": name})
         other.repeated = other._rows = other._part = None
         return other

@@ -16,7 +16,7 @@ from ortho_core.records.parts import PART_FOOTERS_AT_ONCE, read_part
 LOOKED_AT = 4096
 #: Shards that they are taken from: at least, where there are so many, and at most.
 FEWEST_SHARDS, MOST_SHARDS = 64, 1024
-COLUMNS = ["sample_id", "prompt", "image", "initial_loss", "loss", "evaluations"]
+SAMPLED_COLUMNS = ["sample_id", "prompt", "image", "initial_loss", "loss", "evaluations"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def sampled_records(found: Assignments, rows: int = LOOKED_AT) -> list[SampledRe
     def read(shard: int) -> list[SampledRecord]:
         records = []
         for part in found.shards[shard]:
-            table = read_part(found.folder, part, COLUMNS, found.plan.verb)
+            table = read_part(found.folder, part, SAMPLED_COLUMNS, found.plan.verb)
             taken = spread(table.num_rows, each)
             columns = table.take(taken).to_pylist() if taken else []
             records += [SampledRecord(part, row, **values) for row, values in zip(taken, columns, strict=True)]

@@ -28,7 +28,7 @@ RENDERED_TOGETHER = 4
 #: Targets that are fetched side by side.
 FETCHED_AT_ONCE = 8
 #: Seconds after which the pictures are given up: the cluster has no room, or a node is lost.
-PATIENCE_S = 1800
+PICTURES_PATIENCE_S = 1800
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def take_pictures(
     )(draw)
     pending = task.remote(job, model, pairs, records, noise, "cuda" if gpus else "cpu", threads)
     try:
-        return list(ray.get(pending, timeout=PATIENCE_S))
+        return list(ray.get(pending, timeout=PICTURES_PATIENCE_S))
     except ray.exceptions.RayError as failure:
         ray.cancel(pending, force=True)
         raise RunFailed(innermost(failure)) from failure

@@ -28,7 +28,7 @@ REPORT = "report.html"
 #: Bars of the histogram, and the share of the losses that its axis reaches to: a few rows far out would squeeze the others.
 BARS_SHOWN, SHOWN_TO = 30, 0.995
 #: Quarantined rows that are shown of each reason, and the lines of `failures.jsonl` that they are looked for in.
-EXAMPLES, EXAMPLES_FROM = 3, 20_000
+EXAMPLES_SHOWN, EXAMPLES_FROM = 3, 20_000
 
 Pictures = dict[SampledRecord, RowPictures]
 
@@ -240,6 +240,6 @@ def first_of_each_reason(folder: Store) -> dict[str, list[Failure]]:
     with folder.open("failures.jsonl") as stream:
         for line in itertools.islice(stream, EXAMPLES_FROM):
             failure = Failure(**json.loads(line))
-            if len(found[failure.reason]) < EXAMPLES:
+            if len(found[failure.reason]) < EXAMPLES_SHOWN:
                 found[failure.reason].append(failure)
     return found

@@ -13,17 +13,22 @@ from rayjobs.assign.config import AssignSettings
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
 
-NO_HELDOUT = "none"
+#: Values of `--heldout`: no pairs, and as many of the pairs as is usual.
+NO_HELDOUT, USUAL_HELDOUT = "none", "auto"
 
 
 def _as_text(value: object) -> object:
-    """A number of rows as YAML has it."""
+    """A number of rows, or nothing, as YAML has it."""
+    if value is None:
+        return NO_HELDOUT
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 #: A pair set of its own, a share of the pairs, or none.
 Heldout = Annotated[
-    str, Place(names=f"{NO_HELDOUT}|{SHARE}", role="source", existing_first=True), BeforeValidator(_as_text)
+    str,
+    Place(names=f"{NO_HELDOUT}|{USUAL_HELDOUT}|{SHARE}", role="source", existing_first=True),
+    BeforeValidator(_as_text),
 ]
 
 
@@ -35,10 +40,10 @@ class EmJob(PairFields):
     pairs: PairsLocation = resolved(
         description="pair set: a folder of images with captions, or files of rows (docs/pair-sets.md); path or URL"
     )
-    heldout: Heldout | None = resolved(
-        None,
+    heldout: Heldout = resolved(
+        USUAL_HELDOUT,
         description="what to judge on and not to train on: a share of the pairs, 5%, or a number of rows; another pair set, "
-        "path or URL; none (default: 5% of the pairs, at least 16 and at most --evaluate.rows rows, never more than a fifth)",
+        "path or URL; none; auto: 5% of the pairs, at least 16 and at most --evaluate.rows rows, never more than a fifth",
     )
     model: ModelPath = resolved(description="model folder to start from")
     work_dir: OutputPath = conduct(description="folder for everything the run makes; the same command again resumes")
@@ -62,14 +67,14 @@ class EmJob(PairFields):
     @property
     def share(self) -> str | None:
         """The share of the pairs that is held out."""
-        return self.heldout if self.heldout is not None and re.fullmatch(SHARE, self.heldout) else None
+        return self.heldout if re.fullmatch(SHARE, self.heldout) else None
 
     @property
     def heldout_place(self) -> str | None:
         """Where the held-out pairs are; None: there are none, or how many is not worked out yet."""
         if self.share is not None:
             return self.pairs
-        return None if self.heldout == NO_HELDOUT else self.heldout
+        return None if self.heldout in (NO_HELDOUT, USUAL_HELDOUT) else self.heldout
 
     def training_fields(self) -> PairFields:
         """How the pairs are read that are trained on."""

@@ -20,7 +20,7 @@ from ortho_core.pairs.hold_out import held_out_of
 from ortho_core.records.plan import Plan, Settings
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob
-from rayjobs.em.config import NO_HELDOUT, EmJob
+from rayjobs.em.config import NO_HELDOUT, USUAL_HELDOUT, EmJob
 from rayjobs.em.report import write_report
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
@@ -91,7 +91,7 @@ class EmPlan(Plan):
 
 def settled(job: EmJob, records: int) -> EmJob:
     """The job with what it holds out of so many records worked out. Raises UserError for a share that cannot be."""
-    if job.part is not None and (job.heldout is None or job.share is not None):
+    if job.part is not None and (job.heldout == USUAL_HELDOUT or job.share is not None):
         raise UserError(
             "--part: em cuts the pairs by --heldout; give that alone, or with --heldout none or other pairs"
         )
@@ -100,7 +100,7 @@ def settled(job: EmJob, records: int) -> EmJob:
             f"--heldout {job.share} of {records} rows: figures need {FEWEST_ROWS} rows; accepted: {FEWEST_ROWS} or more, a pair "
             "set's path, or none"
         )
-    if job.heldout is not None:
+    if job.heldout != USUAL_HELDOUT:
         return job
     usual = max(USUAL_LEAST, (records + USUAL_SHARE // 2) // USUAL_SHARE)
     rows = min(usual, job.evaluate.rows, records // MOST_SHARE)
@@ -123,13 +123,14 @@ def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, EmJob, dict[str, 
     whole, heldout = pairs, None
     if job.share is not None:
         pairs, heldout = (whole.part_named(f.part) for f in (job.training_fields(), job.heldout_fields()))
-        usual = "" if asked.heldout else "; --heldout none keeps them in"
+        usual = "" if asked.share else "; --heldout none keeps them in"
         say(f"held-out pairs: {heldout.counted()}, for the evaluation alone{usual}")
     total = pairs.rows()
     check(job, model, total)
     if job.heldout_place is not None:
         # What is missing there would be found out at the end.
-        _, heldout, _ = evaluate.make_plan(judge_job(job, {"base": job.model}), {"base": model}, heldout)
+        _, judged, _ = evaluate.make_plan(judge_job(job, {"base": job.model}), {"base": model}, heldout)
+        heldout = heldout or judged
         if heldout.fingerprint() == pairs.fingerprint():
             say("held-out pairs: they are the pairs that are trained on; figures on them flatter")
     steps = ("assign", "train", "evaluate")
@@ -219,7 +220,7 @@ def run(
                 evaluate.run(judge_job(job, {name: one.path for name, one in models.items()}), models)
                 evaluation = Evaluation.read(job.work_dir / "evaluation" / EVALUATION)
             except TooFewJudged as error:
-                if requested.heldout is not None:
+                if requested.heldout != USUAL_HELDOUT:
                     raise
                 say(f"no evaluation: {error}")
     summary = EmSummary(

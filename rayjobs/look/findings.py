@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from ortho_core.errors import install
 from ortho_core.pairs.rows import Failure
 from ortho_core.pairs.survey.alike import MOST_COMPARED, identical, nearly_alike, prompts_of
-from ortho_core.pairs.survey.caption_texts import WINDOW, clip_tokens, is_file_name
+from ortho_core.pairs.survey.caption_texts import CLIP_WINDOW, clip_tokens, is_file_name
 from ortho_core.pairs.survey.crop import enlarged, lost, shape
-from ortho_core.pairs.survey.sample import Seen
+from ortho_core.pairs.survey.sample import SeenRow
 from rayjobs.reports.words import counted, listed
 
 #: Sizes, prompts and the like that are named, the most frequent ones.
@@ -50,7 +50,7 @@ class Sizes(Frozen):
     much_lost: int
 
 
-class Captions(Frozen):
+class CaptionFindings(Frozen):
     #: Rows whose caption is missing or blank; they are among the unusable ones.
     empty: int
     different: int
@@ -87,7 +87,7 @@ class Findings(Frozen):
     unusable_by_reason: dict[str, int]
     #: None where no row can be used.
     sizes: Sizes | None
-    captions: Captions
+    captions: CaptionFindings
     copies: Copies
     seconds: float
 
@@ -96,13 +96,13 @@ class Findings(Frozen):
 class Looked:
     """The rows behind the findings, for whoever shows some of them."""
 
-    seen: Sequence[Seen]
+    seen: Sequence[SeenRow]
     failures: Sequence[Failure]
-    identical: Sequence[Sequence[Seen]]
-    nearly_alike: Sequence[Sequence[Seen]]
+    identical: Sequence[Sequence[SeenRow]]
+    nearly_alike: Sequence[Sequence[SeenRow]]
     #: Rows with a caption that is too long and their tokens, the longest first.
-    too_long: Sequence[tuple[int, Seen]]
-    like_file_names: Sequence[Seen]
+    too_long: Sequence[tuple[int, SeenRow]]
+    like_file_names: Sequence[SeenRow]
 
 
 def most_frequent(counts: Counter[str], most: int = NAMED) -> dict[str, int]:
@@ -111,15 +111,15 @@ def most_frequent(counts: Counter[str], most: int = NAMED) -> dict[str, int]:
 
 
 def find(
-    recognised: dict[str, Any], outcomes: Sequence[Seen | Failure], size: int, seconds: float
+    recognised: dict[str, Any], outcomes: Sequence[SeenRow | Failure], size: int, seconds: float
 ) -> tuple[Findings, Looked]:
     """What there is to say of these rows of a set that was `recognised`."""
-    seen = [one for one in outcomes if isinstance(one, Seen)]
+    seen = [one for one in outcomes if isinstance(one, SeenRow)]
     failures = [one for one in outcomes if isinstance(one, Failure)]
     tokens = clip_tokens()
     lengths = [tokens(one.pair.prompt) for one in seen] if tokens else None
     pairs = zip(lengths or (), seen, strict=bool(lengths))
-    too_long = sorted(((n, one) for n, one in pairs if n > WINDOW), key=lambda each: -each[0])
+    too_long = sorted(((n, one) for n, one in pairs if n > CLIP_WINDOW), key=lambda each: -each[0])
     named = recognised["layout"] not in CLASSES
     looked = Looked(
         seen,
@@ -137,7 +137,7 @@ def find(
         unusable=len(failures),
         unusable_by_reason=most_frequent(Counter(failure.reason for failure in failures), len(failures)),
         sizes=sizes_of(seen, size) if seen else None,
-        captions=Captions(
+        captions=CaptionFindings(
             empty=sum(failure.reason == "missing-prompt" for failure in failures),
             different=len({one.pair.prompt for one in seen}),
             characters=spread_of([len(one.pair.prompt) for one in seen]),
@@ -164,7 +164,7 @@ def spread_of(values: Sequence[int]) -> tuple[int, int, int]:
     return (min(values), round(statistics.median(values)), max(values)) if values else (0, 0, 0)
 
 
-def sizes_of(seen: Sequence[Seen], size: int) -> Sizes:
+def sizes_of(seen: Sequence[SeenRow], size: int) -> Sizes:
     """Of at least one image."""
     areas = sorted((one.width * one.height, one.width, one.height) for one in seen)
     sides = sorted(min(one.width, one.height) for one in seen)
@@ -225,7 +225,7 @@ def coverage(findings: Findings) -> str:
     return f"{looked}: {findings.usable:,} can be used, {findings.unusable:,} cannot ({reasons})."
 
 
-def captions_in_words(captions: Captions, usable: int) -> str:
+def captions_in_words(captions: CaptionFindings, usable: int) -> str:
     if captions.different == 1 and usable > 1:
         said = f"All images have one prompt: “{next(iter(captions.most_common))[:80]}”."
     else:
@@ -234,11 +234,12 @@ def captions_in_words(captions: Captions, usable: int) -> str:
         said += f" How many tokens they have was not counted: that needs open_clip ({install('rewards')})."
     elif captions.too_long:
         said += (
-            f" {counted(captions.too_long, 'prompt is', 'prompts are')} longer than CLIP's {WINDOW} tokens and lose their end "
-            f"({captions.tokens[2]} at most)."
+            f" {counted(captions.too_long, 'prompt is', 'prompts are')} longer than CLIP's {CLIP_WINDOW} tokens and lose their "
+            f"end ({captions.tokens[2]} at most)."
         )
     else:
-        said += f" None is longer than CLIP's {WINDOW} tokens ({captions.tokens[1]} in the median, {captions.tokens[2]} at most)."
+        _, median, most = captions.tokens
+        said += f" None is longer than CLIP's {CLIP_WINDOW} tokens ({median} in the median, {most} at most)."
     if captions.like_file_names:
         said += f" {counted(captions.like_file_names, 'prompt looks', 'prompts look')} like the name of a file."
     return said

@@ -5,14 +5,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import yaml
-from PIL import Image
 
 from ortho_core.errors import BadRow, install
 from ortho_core.pairs import PairSet
 from ortho_core.pairs.survey.alike import ALIKE, prompts_of
-from ortho_core.pairs.survey.caption_texts import WINDOW
+from ortho_core.pairs.survey.caption_texts import CLIP_WINDOW
 from ortho_core.pairs.survey.crop import framed, lost
-from ortho_core.pairs.survey.sample import Seen, picture_of
+from ortho_core.pairs.survey.sample import SeenRow, picture_of
 from ortho_core.report.page import (
     PREVIEW,
     Block,
@@ -27,11 +26,11 @@ from ortho_core.report.page import (
     render,
 )
 from rayjobs.look.config import LookJob
-from rayjobs.look.findings import Captions, Copies, Findings, Looked, Sizes, sentences, share
+from rayjobs.look.findings import CaptionFindings, Copies, Findings, Looked, Sizes, sentences, share
 from rayjobs.reports.words import counted, duration
 
 #: Pictures of the contact sheet, crops, groups of copies and pictures of each, examples of a caption or a reason.
-CONTACTS, CROPS, GROUPS, OF_A_GROUP, EXAMPLES = 48, 12, 6, 4, 5
+CONTACTS, CROPS, COPY_GROUPS, OF_A_GROUP, EXAMPLES = 48, 12, 6, 4, 5
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,12 @@ class Shown:
 
     pairs: PairSet
 
-    def card(self, one: Seen, detail: str = "", frame: bool = False) -> Iterator[Card]:
+    def card(self, one: SeenRow, detail: str = "", frame: bool = False) -> Iterator[Card]:
         """One card; none where the image has gone meanwhile."""
         with suppress(BadRow):
             picture = picture_of(self.pairs, one.pair)
             picture = framed(picture, PREVIEW) if frame else picture
-            yield Card(
-                [small(picture)],
-                one.pair.prompt,
-                [detail or f"{one.name}, {one.width}×{one.height}"],
-            )
-
-
-def small(picture: Image.Image) -> Embedded:
-    return Embedded.of(picture.convert("RGB"))
+            yield Card([Embedded.of(picture)], one.pair.prompt, [detail or f"{one.name}, {one.width}×{one.height}"])
 
 
 def html_of(job: LookJob, pairs: PairSet, findings: Findings, looked: Looked) -> str:
@@ -92,7 +83,7 @@ def read(findings: Findings) -> list[Block]:
     return [Table(["what", ""], lines, text=True)]
 
 
-def contacts(shown: Shown, seen: Sequence[Seen], findings: Findings) -> Cards:
+def contacts(shown: Shown, seen: Sequence[SeenRow], findings: Findings) -> Cards:
     chosen = [seen[i * len(seen) // min(CONTACTS, len(seen))] for i in range(min(CONTACTS, len(seen)))]
     whole = len(chosen) == findings.rows
     which = "Every image" if whole else f"{counted(len(chosen), 'image')}, spread over the whole set"
@@ -115,7 +106,7 @@ def shortened(text: str, most: int = 300) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def captions(captions: Captions, looked: Looked, usable: int) -> list[Block]:
+def captions(captions: CaptionFindings, looked: Looked, usable: int) -> list[Block]:
     rows = [["characters", *(f"{value:,}" for value in captions.characters)]]
     if captions.tokens is not None:
         rows.append(["CLIP tokens", *(f"{value:,}" for value in captions.tokens)])
@@ -124,7 +115,7 @@ def captions(captions: Captions, looked: Looked, usable: int) -> list[Block]:
         blocks.append(f"Tokens are counted with open_clip's vocabulary, which is not installed: {install('rewards')}.")
     else:
         blocks.append(
-            f"CLIP's text encoders read {WINDOW} tokens, start and end included; of "
+            f"CLIP's text encoders read {CLIP_WINDOW} tokens, start and end included; of "
             f"{counted(captions.too_long or 0, 'prompt')} here the end is cut off."
         )
     if looked.too_long:
@@ -145,7 +136,7 @@ def captions(captions: Captions, looked: Looked, usable: int) -> list[Block]:
     return blocks
 
 
-def sizes(shown: Shown, sizes: Sizes, seen: Sequence[Seen], size: int) -> list[Block]:
+def sizes(shown: Shown, sizes: Sizes, seen: Sequence[SeenRow], size: int) -> list[Block]:
     header = ["", "least", "5 %", "median", "95 %", "most"]
     usable = len(seen)
     blocks: list[Block] = [
@@ -183,9 +174,9 @@ def copies(shown: Shown, copies: Copies, looked: Looked) -> list[Block]:
     same = sorted(looked.identical, key=lambda group: len(prompts_of(group)) < 2)
     for title, groups in (("The same pixels", same), ("Nearly alike", looked.nearly_alike)):
         if groups:
-            more = f" (the first {GROUPS} of {len(groups):,} groups)" if len(groups) > GROUPS else ""
+            more = f" (the first {COPY_GROUPS} of {len(groups):,} groups)" if len(groups) > COPY_GROUPS else ""
             blocks.append(Heading(title + more))
-        for group in groups[:GROUPS]:
+        for group in groups[:COPY_GROUPS]:
             cards = [card for one in group[:OF_A_GROUP] for card in shown.card(one)]
             prompts = len(prompts_of(group))
             blocks.append(Cards((), cards, f"{counted(len(group), 'row')}, {counted(prompts, 'prompt')}"))

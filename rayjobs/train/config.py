@@ -115,6 +115,11 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         for name, size in (("batch-size", self.batch_size), ("preserve-batch-size", self.preserve_rows)):
             if size % parts:
                 raise UserError(f"--{group}{name}: {size} does not divide among {among}")
+        if self.preserve_differences and (self.preserve_rows // parts) % 2:
+            raise UserError(
+                f"--{group}preserve-differences is of two rows each: --{group}preserve-batch-size {self.preserve_rows} gives "
+                f"{among} an odd number of {self.preserve_rows // parts}"
+            )
 
 
 class TrainJob(TrainSettings, PairFields):

@@ -57,6 +57,7 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         needs_images=bool(job.pixel_l1_weight),
         preserve_rows=job.preserve_rows,
         preserve_prompts=read_prompts(job.preserve_prompts) if job.preserve_prompts and job.preserves else (),
+        preserve_differences=job.preserve_differences,
         target_shape=model.target_shape,
         keeps=job.keeps_noise,
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ortho_core.pairs.survey.sample import Seen
+from ortho_core.pairs.survey.sample import SeenRow
 
 #: Two pictures look the same where their small ones differ by at most this share of their own contrast. Another quality or
 #: size of a file differs by a few hundredths, another picture of the same thing by several tenths.
@@ -14,15 +14,15 @@ ALIKE = 0.1
 MOST_COMPARED = 5_000
 
 
-def identical(seen: Sequence[Seen]) -> list[list[Seen]]:
+def identical(seen: Sequence[SeenRow]) -> list[list[SeenRow]]:
     """Groups of two or more rows with the same pixels."""
-    groups: dict[bytes, list[Seen]] = defaultdict(list)
+    groups: dict[bytes, list[SeenRow]] = defaultdict(list)
     for one in seen:
         groups[one.digest].append(one)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def nearly_alike(seen: Sequence[Seen], most: int = MOST_COMPARED) -> list[list[Seen]]:
+def nearly_alike(seen: Sequence[SeenRow], most: int = MOST_COMPARED) -> list[list[SeenRow]]:
     """Groups of two or more rows whose pixels differ and whose pictures look the same, among the first `most` pictures.
 
     With small pictures a and b and their deviations a', b' from their own means, |a - b| <= ALIKE * min(|a'|, |b'|). What is
@@ -48,12 +48,12 @@ def nearly_alike(seen: Sequence[Seen], most: int = MOST_COMPARED) -> list[list[S
         for i, j in np.argwhere((distance <= limit) & (limit > 0)):
             a, b = sorted((head_of(start + int(i)), head_of(int(j))))
             head[b] = a
-    groups: dict[int, list[Seen]] = defaultdict(list)
+    groups: dict[int, list[SeenRow]] = defaultdict(list)
     for i, one in enumerate(first):
         groups[head_of(i)].append(one)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def prompts_of(group: Sequence[Seen]) -> list[str]:
+def prompts_of(group: Sequence[SeenRow]) -> list[str]:
     """The different prompts of a group, in order."""
     return list(dict.fromkeys(one.pair.prompt for one in group))

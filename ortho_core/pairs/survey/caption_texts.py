@@ -12,9 +12,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from ortho_core.pairs.images import SUFFIXES
 
 #: Tokens that CLIP's text encoders see, the first and the last of which mark start and end.
-WINDOW = 77
+CLIP_WINDOW = 77
 #: The package whose file of merges is read, and the merges of it that CLIP uses.
-VOCABULARY, MERGES = ("open_clip", "bpe_simple_vocab_16e6.txt.gz"), 49_152 - 256 - 2
+CLIP_VOCABULARY, MERGES = ("open_clip", "bpe_simple_vocab_16e6.txt.gz"), 49_152 - 256 - 2
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 #: `IMG_2044`, `DSC01234`, `image (3)`, `0001`, `photo-12`, `a3f09c...`: what cameras, phones and programs call a file.
 FILE_NAME = re.compile(
@@ -28,7 +28,7 @@ def clip_tokens() -> Callable[[str], int] | None:
     """Counts the tokens of a text, start and end included, as CLIP's tokenizer does; None where open_clip, which brings the
     vocabulary, is not installed.
     """
-    package, file = VOCABULARY
+    package, file = CLIP_VOCABULARY
     spec = importlib.util.find_spec(package)  # imports nothing: the package itself takes seconds
     places = (spec.submodule_search_locations or []) if spec else []
     vocabulary = next((path for place in places if (path := Path(place) / file).is_file()), None)

@@ -26,7 +26,7 @@ SIDE = 16
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenRow:
     """A usable row as it was looked at. The size is that of the upright picture, in pixels."""
 
     pair: Pair
@@ -53,7 +53,7 @@ def spread(shards: list[Shard], rows: int) -> list[Shard]:
     return [shards[i * len(shards) // places] for i in range(places)]
 
 
-def look_at(pairs: PairSet, rows: int) -> Iterator[Seen | Failure]:
+def look_at(pairs: PairSet, rows: int) -> Iterator[SeenRow | Failure]:
     """At most so many rows of the set, in order: each as it was seen, or why it cannot be used.
 
     Which rows depends on the set and on the number alone; every row where the set has no more. Raises UserError where the set
@@ -62,7 +62,7 @@ def look_at(pairs: PairSet, rows: int) -> Iterator[Seen | Failure]:
     places = spread(pairs.shards(min(ROWS_OF_A_PLACE, rows)), rows)
     wanted = itertools.islice((row for place in places for row in pairs.read(place)), rows)
     with ThreadPoolExecutor(PICTURES_AT_ONCE) as pool:
-        underway: deque[Failure | Future[Seen | Failure]] = deque()
+        underway: deque[Failure | Future[SeenRow | Failure]] = deque()
         for row in wanted:
             if isinstance(row, tuple):
                 number, bad = row
@@ -75,22 +75,22 @@ def look_at(pairs: PairSet, rows: int) -> Iterator[Seen | Failure]:
             yield _outcome(underway.popleft())
 
 
-def _outcome(one: Failure | Future[Seen | Failure]) -> Seen | Failure:
+def _outcome(one: Failure | Future[SeenRow | Failure]) -> SeenRow | Failure:
     return one if isinstance(one, Failure) else one.result()
 
 
-def see(pairs: PairSet, pair: Pair) -> Seen | Failure:
+def see(pairs: PairSet, pair: Pair) -> SeenRow | Failure:
     """Fetch and decode the image of one row."""
     try:
         content = pairs.fetch(pair)
         picture = picture_of(pairs, pair, content)
     except BadRow as bad:
         return Failure(pair.sample_id, pair.row, bad.reason, str(bad))
-    digest = hashlib.blake2b(f"{picture.size}".encode(), digest_size=16)
+    digest = hashlib.sha256(f"{picture.size}".encode())
     digest.update(picture.tobytes())
     small = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     kind, mode = told_by(content)
-    return Seen(
+    return SeenRow(
         replace(pair, content=None), *picture.size, kind, mode, digest.digest(), np.asarray(small, np.uint8).reshape(-1)
     )
 

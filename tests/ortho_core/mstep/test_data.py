@@ -21,7 +21,14 @@ def data(assigned, batch_size, **options):
     return MatchedData(assignments, order, (4, 8, 8), (32, 32), **settings)
 
 
-@pytest.mark.parametrize("options", [{"preserve_rows": 12}, {"preserve_rows": 2, "preserve_prompts": ("one", "two")}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preserve_rows": 12},
+        {"preserve_rows": 4, "preserve_differences": True},
+        {"preserve_rows": 2, "preserve_prompts": ("one", "two")},
+    ],
+)
 def test_workers_share_the_updates(assigned, options):
     whole = data(assigned, 6, **options).share(1, 2)
     shares = [data(assigned, 6, **options).share(1, 2, rank, 2) for rank in range(2)]
@@ -40,6 +47,14 @@ def test_preserve_prompts_are_the_rows_own_spread_over_them(assigned):
     # Their noise is new in every update and every epoch.
     noises = [data(assigned, 6, preserve_rows=6).share(e, s).preserve_noise for e, s in ((0, 0), (0, 1), (1, 0))]
     assert len(np.unique(np.concatenate(noises).reshape(18, -1)[:, 0])) == 18
+
+
+@pytest.mark.parametrize("options", [{}, {"preserve_prompts": ("one", "two", "three")}])
+def test_where_differences_are_preserved_two_rows_have_a_prompt_and_two_noises(assigned, options):
+    source = data(assigned, 6, preserve_rows=6, preserve_differences=True, **options)
+    for share in (source.share(0, 0), source.share(0, 1)):
+        assert share.preserve_prompts[::2] == share.preserve_prompts[1::2]
+        assert len(np.unique(share.preserve_noise.reshape(6, -1)[:, 0])) == 6
 
 
 def test_preserve_prompts_of_a_file_are_drawn_all_alike(assigned):

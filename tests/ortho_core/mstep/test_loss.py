@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,28 @@ def test_the_loss_is_the_formula(step):
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-6)
     total = sum(w * expected[n] for w, n in zip((0.7, 0.3, 0.2, 0.4), expected, strict=True))
     torch.testing.assert_close(terms["loss"], total, rtol=1e-4, atol=1e-6)
+
+
+def test_differences_between_two_noises_of_a_prompt_are_held(step):
+    generator, teacher, _, batch = step
+    two = replace(batch, preserve_noise=batch.preserve_noise[:4], preserve_condition=batch.condition[[0, 0, 1, 1]])
+    terms = sft_loss(
+        generator,
+        teacher,
+        two,
+        SftConfig(preserve_latent_weight=0.2, preserve_pixel_weight=0.4, preserve_differences=True),
+    )
+
+    @torch.no_grad()
+    def apart(decode=lambda latents: latents):
+        each = decode(generator.denoise(two.preserve_noise, two.preserve_condition))
+        return torch.stack([each[0] - each[1], each[2] - each[3]])
+
+    after, images = apart(), apart(generator.decode)
+    with teacher.standing_in(generator):
+        before, images_before = apart(), apart(generator.decode)
+    torch.testing.assert_close(terms["preserve_latent"], ((after - before) ** 2).mean(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(terms["preserve_pixel"], (images - images_before).abs().mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_only_the_student_gets_gradients(step):

@@ -80,6 +80,9 @@ def test_a_part_is_said_and_changed_rows_are_noticed(tmp_path):
     assert pairs.line().startswith("part training:10%: 36 of 40 rows; rows in pairs.jsonl")
     assert pairs.line(count=False).startswith("part training:10%; rows in pairs.jsonl")
     assert (pairs.record()["rows"], pairs.record()["part"]) == (36, "training:10%")
+    named = PairSet(file.parent).part_named("training:10%")
+    assert (named.line(), named.fingerprint()) == (pairs.line(), pairs.fingerprint())
+    assert named.part_named("heldout:10%").spread(3).record()["rows"] == 3
     (shard,) = pairs.shards(100)
     file.write_text("".join(json.dumps(line) + "\n" for line in lines[:30]))
     with pytest.raises(UserError, match="has changed since the run began"):

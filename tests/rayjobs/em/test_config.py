@@ -14,18 +14,18 @@ def job(**options) -> EmJob:
     return EmJob(pairs="pairs", model="/m", work_dir="/w", **options)
 
 
-@pytest.mark.parametrize("given", ["5%", "2.5%", "200", "none", None])
+@pytest.mark.parametrize("given", ["5%", "2.5%", "200", "none", "auto"])
 def test_a_share_is_no_path(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = job(heldout=given)
     assert located(one).heldout == one.heldout == given
     assert [option for option, _ in relative_paths(one)] == ["--pairs"]
-    assert one.heldout_place == ("pairs" if given and given != "none" else None)
+    assert one.heldout_place == ("pairs" if given[0].isdigit() else None)
 
 
 def test_a_path_that_exists_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("5%", "200", "none"):
+    for name in ("5%", "200", "none", "auto"):
         Path(name).mkdir()
         one = job(heldout=name)
         assert (one.share, one.heldout_place) == (None, f"./{name}")
@@ -47,5 +47,8 @@ def test_a_number_may_be_one_in_a_file_and_a_part_is_checked_at_the_edge(tmp_pat
     (tmp_path / "job.yaml").write_text("pairs: p\nmodel: /m\nwork_dir: /w\nheldout: 200\n")
     assert main(["em", "--config", f"{tmp_path}/job.yaml", "--print-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["heldout"] == "200"
+    assert main(["em", "--config", f"{tmp_path}/job.yaml", "--heldout", "none", "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["heldout"] == "none"
+    assert (job().heldout, job(heldout=None).heldout) == ("auto", "none")
     assert main(["assign", "--pairs", "p", "--model", "/m", "--out", "/w", "--part", "test"]) == 1
-    assert "--part: 'test' names no part of a pair set; accepted: training:5%" in capsys.readouterr().err
+    assert "--part: 'test' is not accepted: no part of a pair set; accepted: training:5%" in capsys.readouterr().err

@@ -31,6 +31,11 @@ TRAIN = TrainSettings(epochs=1, batch_size=12, cpus_per_worker=0.5, save_every=0
 #: In this process.
 HERE = TRAIN.model_copy(update={"num_workers": 0})
 EVALUATE = EvaluateSettings(rows=16, steps=2, cpus_per_worker=0.5)
+ALL_HERE = {
+    "assign": ASSIGN.model_copy(update={"workers": "0"}),
+    "train": HERE,
+    "evaluate": EVALUATE.model_copy(update={"workers": "0"}),
+}
 
 
 def job(small_pairs, model, digits, out, **options):
@@ -122,7 +127,7 @@ def test_pairs_are_held_out_of_both_steps_and_those_that_are_trained_on_all_the_
     held = list(filter(part.within(0, 48), range(48)))
     again = next(i for i in range(48) if i not in held)
     shutil.copy(pairs / "images" / f"{held[0]:04d}.png", pairs / "images" / f"{again:04d}.png")
-    one = job(pairs, tiny_turbo, digits, out, heldout=None, cycles=1, baseline=False, train=HERE)
+    one = job(pairs, tiny_turbo, digits, out, heldout="auto", cycles=1, baseline=False, **ALL_HERE)
     assert run(one) == 0
     said = capsys.readouterr().err
     assert "held-out pairs: 9 of 48 rows, for the evaluation alone; --heldout none keeps them in" in said
@@ -148,8 +153,8 @@ def test_a_run_that_cut_its_own_pairs_goes_on_without_figures_where_too_few_can_
     pairs = copy_pairs(digits, tmp_path / "pairs", 40)
     within = Part.of("heldout:8", 40).within(0, 40)
     (pairs / "images" / f"{next(filter(within, range(40))):04d}.png").unlink()
-    options = {"cycles": 1, "baseline": False, "train": HERE}
-    assert run(job(pairs, tiny_turbo, digits, tmp_path / "run", heldout=None, **options)) == 0
+    options = {"cycles": 1, "baseline": False, **ALL_HERE}
+    assert run(job(pairs, tiny_turbo, digits, tmp_path / "run", heldout="auto", **options)) == 0
     assert "no evaluation: 7 of 8 held-out rows were judged" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "em_summary.json").read_text())["evaluation"] is None
     with pytest.raises(RunFailed, match="7 of 8 held-out rows were judged"):
@@ -157,7 +162,7 @@ def test_a_run_that_cut_its_own_pairs_goes_on_without_figures_where_too_few_can_
 
 
 def test_what_is_held_out_by_itself_depends_on_the_number_of_rows(small_pairs, tiny_turbo, digits, tmp_path, capsys):
-    one = job(small_pairs, tiny_turbo, digits, tmp_path, heldout=None, evaluate=EvaluateSettings())
+    one = job(small_pairs, tiny_turbo, digits, tmp_path, heldout="auto", evaluate=EvaluateSettings())
     numbers = {24: "none", 39: "none", 40: "8", 100: "16", 512: "26", 10**8: "128"}
     assert {rows: settled(one, rows).heldout for rows in numbers} == numbers
     assert (

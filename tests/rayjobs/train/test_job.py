@@ -106,6 +106,10 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(assigned, tiny_turbo, tmp_p
             {"gradient_accumulation_steps": 4, "preserve_batch_size": 6},
             "--preserve-batch-size: 6 does not divide among 1 workers × 4 micro-batches",
         ),
+        (
+            {"preserve_differences": True, "preserve_batch_size": 6, "gradient_accumulation_steps": 2},
+            "--preserve-differences is of two rows each: --preserve-batch-size 6 gives .* an odd number of 3",
+        ),
         ({"assignments": "nowhere"}, "nowhere holds no assignments"),
         (
             {"noise": "random", "center_noise": True},

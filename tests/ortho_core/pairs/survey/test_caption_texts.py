@@ -2,11 +2,11 @@
 
 import pytest
 
-from ortho_core.pairs.survey.caption_texts import WINDOW, clip_tokens, is_file_name
+from ortho_core.pairs.survey.caption_texts import CLIP_WINDOW, clip_tokens, is_file_name
 
 
 def test_tokens_are_counted_as_open_clip_counts_them():
-    tokenizer = pytest.importorskip("open_clip.tokenizer").SimpleTokenizer(context_length=WINDOW)
+    tokenizer = pytest.importorskip("open_clip.tokenizer").SimpleTokenizer(context_length=CLIP_WINDOW)
     count = clip_tokens()
     for text in (
         "a photo of a cat",
@@ -18,11 +18,11 @@ def test_tokens_are_counted_as_open_clip_counts_them():
     ):
         assert count(text) == len(tokenizer.encode(text)) + 2
     # What does not fit is cut off, and a text of exactly the window is not too long.
-    assert count("cat " * 75) == WINDOW
+    assert count("cat " * 75) == CLIP_WINDOW
 
 
 def test_without_the_vocabulary_nothing_is_counted(monkeypatch):
-    monkeypatch.setattr("ortho_core.pairs.survey.caption_texts.VOCABULARY", ("no_such_package", "x.gz"))
+    monkeypatch.setattr("ortho_core.pairs.survey.caption_texts.CLIP_VOCABULARY", ("no_such_package", "x.gz"))
     assert clip_tokens() is None
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from ortho_core.errors import BadRow
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.pairs.rows import Failure
-from ortho_core.pairs.survey.sample import ROWS_OF_A_PLACE, Seen, look_at, picture_of, spread
+from ortho_core.pairs.survey.sample import ROWS_OF_A_PLACE, SeenRow, look_at, picture_of, spread
 from tests.ortho_core.pairs.made import KINDS, read_all, write_images, write_lines, write_set
 
 
@@ -70,7 +70,7 @@ def test_size_and_kind_are_those_of_the_upright_picture_and_of_its_file(tmp_path
     palette, stream = picture.quantize(4), io.BytesIO()
     palette.save(stream, "GIF", transparency=0)
     (tmp_path / "5.gif").write_bytes(stream.getvalue())
-    seen = [one for one in look_at(PairSet(tmp_path, PairFields(prompt="x")), 10) if isinstance(one, Seen)]
+    seen = [one for one in look_at(PairSet(tmp_path, PairFields(prompt="x")), 10) if isinstance(one, SeenRow)]
     assert [(one.width, one.height) for one in seen] == [(20, 30), *[(30, 20)] * 5]
     assert [(one.kind, one.mode) for one in seen] == [
         ("JPEG", "colour"),
