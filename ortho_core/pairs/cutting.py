@@ -23,15 +23,15 @@ def cut(format: Format, rows: int, part: Part | None = None, every_caption: bool
     pieces = cut_by_captions(format, rows, part) if every_caption else _pieces(format, records, part)
     if sparse:
         pieces = _gathered(pieces, rows)
-    return [replace(piece, index=i) for i, piece in enumerate(pieces)]
+    return [piece if piece.index == i else replace(piece, index=i) for i, piece in enumerate(pieces)]
 
 
 def _pieces(format: Format, records: int, part: Part | None) -> Iterator[Shard]:
     """The rows of the part among every so many records; those that have none of it are left out."""
     first = 0
-    for cut in format.cuts(records):
+    for index, cut in enumerate(format.cuts(records)):
         if part is None:
-            yield Shard(0, first, cut.rows, cut.file, cut.offset)
+            yield Shard(index, first, cut.rows, cut.file, cut.offset)
         elif count := part.count(first, first + cut.rows):
             yield Shard(0, first, count, cut.file, cut.offset, over=cut.rows)
         first += cut.rows

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ortho_core.errors import BadRow
+from ortho_core.pairs.instead import instead
 from ortho_core.pairs.metadata_limits import without_metadata
 
 #: Larger images are refused before they are decoded (a decompression bomb is small on disk).
@@ -84,9 +85,10 @@ def decode_picture(content: bytes, name: str = "image") -> Image.Image:
         raise
     # Pillow's decoders raise whatever damaged bytes lead them to, struct.error and TypeError too.
     except Exception as error:
-        reason = (
-            f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
-        )
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is " + (instead(content) or f"none of {', '.join(FORMATS)}")
+        else:
+            reason = str(error)[:200]
         raise BadRow("undecodable-image", f"{name} does not decode: {reason}") from error
 
 

@@ -4,7 +4,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ortho_core.pairs.formats.image_files import CAPTIONS, split_images, stem_of
+from ortho_core.pairs.formats.image_files import CAPTIONS, CONDITIONS, split_images, stem_of
+from ortho_core.pairs.formats.places import Places
 from ortho_core.pairs.formats.row_files import Looks
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.labelled.files import names_labelled_files
@@ -23,11 +24,14 @@ TABLE_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".csv", ".tsv", ".json")
 COLUMN_SUFFIXES = (".parquet", ".arrow", ".tar")
 #: What a tar file is called that has been compressed.
 COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2", ".zip", ".7z", ".rar")
-#: Folders of what a control network is fed with, and of masks: never targets. `no_mask` is a class that people have.
+#: Folders of what a control network is fed with, and of masks: never targets. `no_mask` and `normal` are classes.
 CONTROL = re.compile(
-    r"(?:(?!with|without|no).*[-_ ])?(?:control|conditioning|condition|mask)(?:s|[-_ ]?images?|[-_ ]?maps?)?|control[-_ ]?net",
+    r"(?:(?!with|without|no).*[-_ ])?(?:control|conditioning|condition|mask)(?:s|[-_ ]?images?|[-_ ]?maps?)?|control[-_ ]?net|"
+    rf"(?:{CONDITIONS})(?:[-_ ]?(?:images?|maps?))?|normal[-_ ]?(?:images?|maps?)",
     re.IGNORECASE,
 )
+#: Text files of no image that may be files of rows: so many are kept by name.
+MOST_TEXTS = 20
 #: Files of one kind that are kept by name.
 MOST_FILES = 100_000
 
@@ -56,8 +60,10 @@ class Listing:
     suffixes: Counter[str] = field(default_factory=Counter)
     #: Caption files with an image, by suffix as it is written.
     captions: Counter[str] = field(default_factory=Counter)
-    #: Caption files without an image.
-    orphans: int = 0
+    #: Caption files without an image of their name beside them, by folder and suffix as it is written.
+    texts: dict[str, Counter[str]] = field(default_factory=dict)
+    #: The first of them, by name.
+    first_texts: list[str] = field(default_factory=list)
     #: Images with text files of several suffixes.
     doubles: int = 0
     hidden: int = 0
@@ -68,16 +74,24 @@ class Listing:
     #: Folders that cannot be read, and why.
     unreadable: dict[str, str] = field(default_factory=dict)
     links: list[str] = field(default_factory=list)
+    #: Names that lead to no file: links to nowhere, pipes.
+    nowhere: list[str] = field(default_factory=list)
     #: Whether the folder itself has files of labelled images, such as MNIST's.
     labelled: bool = False
     #: Folders seen, the folder itself included; none where a file was named.
     seen: int = 0
     #: What the first rows of files say, once it was looked at.
     looks: dict[str, Looks] = field(default_factory=dict)
+    #: Where the images are that a field of a file names, once they were looked for; None: nowhere.
+    places: dict[tuple[str, str], Places | None] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
         return sum(folder.images for folder in self.folders)
+
+    @property
+    def orphans(self) -> int:
+        return sum(map(Counter.total, self.texts.values()))
 
     def of(self, *suffixes: str) -> list[tuple[str, int]]:
         """Files of rows with these suffixes, as (name, bytes), sorted by name."""
@@ -90,11 +104,13 @@ class Listing:
     def inventory(self) -> str:
         """What lies there, in a few words: `40 .jpg, 40 .txt in 2 folders`."""
         if not self.suffixes:
-            return "nothing" + (f" but {count(self.hidden, 'hidden file')}" if self.hidden else "")
+            return "nothing"
         most = self.suffixes.most_common(5)
         rest = sum(self.suffixes.values()) - sum(number for _, number in most)
         words = [f"{number} {suffix or 'without a suffix'}" for suffix, number in most]
-        return ", ".join([*words, f"{rest} others"] if rest else words) + f" in {count(self.seen, 'folder')}"
+        lies = ", ".join([*words, f"{rest} others"] if rest else words) + f" in {count(self.seen, 'folder')}"
+        alone = self.orphans if self.images and not self.captions else 0
+        return lies + (f" ({count(alone, 'text file')} of no image's name)" if alone else "")
 
 
 def scan(root: Store) -> Listing:
@@ -118,6 +134,7 @@ def _prune(listing: Listing, entries: Entries) -> None:
     listing.hidden += sum(name.startswith(".") for name in (*entries.files, *entries.folders))
     entries.folders[:] = [name for name in entries.folders if not name.startswith(".") and name != "__MACOSX"]
     listing.links += [_join(entries.path, name) for name in entries.links if not name.startswith(".")]
+    listing.nowhere += [_join(entries.path, name) for name in entries.nowhere if not name.startswith(".")]
 
 
 def _add(listing: Listing, entries: Entries) -> None:
@@ -144,7 +161,7 @@ def _add(listing: Listing, entries: Entries) -> None:
     if images:
         folder = Folder(entries.path, len(images), beside=len(beside))
         listing.folders.append(folder)
-    folder_captions = _match(listing, images, texts, candidates)
+    folder_captions = _match(listing, entries.path, images, texts, candidates)
     if images:
         folder.captioned = folder_captions
     for name in candidates:
@@ -154,7 +171,7 @@ def _add(listing: Listing, entries: Entries) -> None:
             kept.append((_join(entries.path, name), entries.files[name]))
 
 
-def _match(listing: Listing, images: list[str], texts: dict[str, list[str]], candidates: list[str]) -> int:
+def _match(listing: Listing, path: str, images: list[str], texts: dict[str, list[str]], candidates: list[str]) -> int:
     """Give each image its caption files; JSON files of no image may be files of rows. Returns how many images have one."""
     if not texts:
         return 0
@@ -171,7 +188,9 @@ def _match(listing: Listing, images: list[str], texts: dict[str, list[str]], can
                 if written.lower() == ".json":
                     candidates.append(name)
                 else:
-                    listing.orphans += 1
+                    listing.texts.setdefault(path, Counter())[written] += 1
+                    if len(listing.first_texts) < MOST_TEXTS:
+                        listing.first_texts.append(_join(path, name))
                 continue
             matched += 1
             if written.lower() == ".json":

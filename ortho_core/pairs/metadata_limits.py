@@ -4,8 +4,8 @@ import struct
 from dataclasses import dataclass
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-#: Chunks of texts, and of the colour profile, which is not applied.
-PNG_METADATA = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
+#: Chunks beside the critical ones that decide pixels: transparency, the frames of an animation, the orientation.
+PNG_KEPT = {b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf"}
 #: JFIF says nothing that is needed; Adobe's segment says how colours are stored.
 JPEG_KEPT = {0xE0, 0xEE}
 #: Blocks that a TIFF file points to: XMP, Photoshop, ICC, EXIF, GPS, interoperability.
@@ -38,16 +38,23 @@ def _bare_png(content: bytes) -> bytes:
     kept, at = [PNG], len(PNG)
     while at + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, at)
-        if content[at + 4 : at + 8] not in PNG_METADATA:
+        kind = content[at + 4 : at + 8]
+        if kind[:1].isupper() or kind in PNG_KEPT:
             kept.append(content[at : at + 12 + length])
         at += 12 + length
     return b"".join([*kept, content[at:]])
 
 
 def _bare_jpeg(content: bytes) -> Bare:
-    """Segments up to the first scan are looked at: 0xFF, a marker, the length of what follows, length included."""
+    """Segments up to the first scan are looked at: 0xFF, a marker, the length of what follows, length included.
+
+    Bytes between two segments belong to none: the length of one was wrong.
+    """
     kept, at, exif = [content[:2]], 2, None
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
+    while (at := content.find(b"\xff", at)) >= 0 and at + 4 <= len(content) and content[at + 1] != 0xDA:
+        if content[at + 1] in (0x00, 0xFF):  # no marker
+            at += 1
+            continue
         (length,) = struct.unpack_from(">H", content, at + 2)
         marker, segment = content[at + 1], content[at : at + 2 + length]
         if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
@@ -55,7 +62,7 @@ def _bare_jpeg(content: bytes) -> Bare:
         if not 0xE0 <= marker <= 0xEF or marker in JPEG_KEPT:
             kept.append(segment)
         at += 2 + length
-    return Bare(b"".join([*kept, content[at:]]), exif)
+    return Bare(b"".join([*kept, content[at:] if at >= 0 else b""]), exif)
 
 
 def _bare_tiff(content: bytes) -> bytes:

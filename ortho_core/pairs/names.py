@@ -5,10 +5,12 @@ from collections.abc import Iterable
 
 from ortho_core.pairs.rows import PairFields
 
-#: The first of these that a set has is the prompt; a label says least.
+#: Classes, which say least.
+CLASS_NAMES = ("label", "cls")
+#: The first of these that a set has is the prompt.
 USUAL_PROMPTS = (
     *("prompt", "text", "caption", "txt", "captions", "prompts", "texts", "description", "sentence", "sentences"),
-    *("alt_text", "comment", "label"),
+    *("alt_text", "comment", *CLASS_NAMES),
 )
 #: The first of these that a set has is the image; a URL leads out of most sets.
 USUAL_IMAGES = (

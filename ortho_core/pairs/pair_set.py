@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import re
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pydantic import JsonValue
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.captions import captions_in
 from ortho_core.pairs.cutting import cut
+from ortho_core.pairs.formats.places import spellings
 from ortho_core.pairs.hold_out import Part
 from ortho_core.pairs.images import decode_image
 from ortho_core.pairs.recognise import recognise
@@ -159,6 +159,9 @@ class PairSet:
 
     def _numbered(self, run: Shard, records: Iterable[T], prompt: Callable[[T], Any]) -> Iterator[tuple[int, T, int]]:
         """Of each row of a piece its number, its record, and which of the record's captions it has."""
+        if self.part is None and self.fields.caption != "all":
+            yield from zip(range(run.first, run.first + run.rows), records, itertools.repeat(0), strict=False)
+            return
         row, skip, left, first = run.first, run.skip, run.rows, run.first_record
         wanted = self.part.within(first, first + run.span) if self.part is not None else None
         for number, record in enumerate(records, first):
@@ -183,7 +186,8 @@ class PairSet:
             with _told(f"{self.root.location}/{run.file}"):
                 for row, record, number in self._numbered(run, self.format.read(run), prompt_of):
                     count += 1
-                    yield self._first_of_its_id(self._row(row, record, number, run.file))
+                    found = self._row(row, record, number, run.file)
+                    yield found if self.repeated is None else self._first_of_its_id(found)
             if count != run.rows:
                 raise UserError(
                     f"{self.root.location}/{run.file} has changed since the run began: {count} rows from "
@@ -201,7 +205,8 @@ class PairSet:
 
     def _first_of_its_id(self, row: Row) -> Row:
         """The row, or that an earlier one has its id."""
-        if isinstance(row, tuple) or self.repeated is None:
+        assert self.repeated is not None
+        if isinstance(row, tuple):
             return row
         at = int(np.searchsorted(self.repeated, row.row))
         if at == len(self.repeated) or self.repeated[at] != row.row:
@@ -270,12 +275,6 @@ class PairSet:
             except BadRow as bad:
                 done.append(bad)
         return done
-
-
-def spellings(path: str) -> list[str]:
-    """A path as it is written, with the separators of Windows turned, and with é composed and decomposed."""
-    forms = [path, path.replace("\\", "/")]
-    return list(dict.fromkeys(forms + [unicodedata.normalize(form, forms[1]) for form in ("NFC", "NFD")]))
 
 
 def prompt_of(record: PairRecord | BadRow) -> Any:

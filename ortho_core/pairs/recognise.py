@@ -12,12 +12,12 @@ from ortho_core.errors import NoPairSet, UserError
 from ortho_core.pairs.formats.columns import METADATA_PARQUET
 from ortho_core.pairs.layouts import LAYOUTS, Layout, Opened, Reading
 from ortho_core.pairs.layouts.layout import check_options, left_aside
-from ortho_core.pairs.layouts.metadata import PAIRS
+from ortho_core.pairs.layouts.metadata import PAIRS, why_not
 from ortho_core.pairs.listing import COLUMN_SUFFIXES, COMPRESSED, TABLE_SUFFIXES, Listing, scan
 from ortho_core.pairs.own_folders import own_folder
 from ortho_core.pairs.recognised import Recognised
 from ortho_core.pairs.rows import LayoutName, PairFields
-from ortho_core.pairs.splits import split_named
+from ortho_core.pairs.splits import SPLITS, wanted
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
 
@@ -59,7 +59,7 @@ def recognise(store: Store, given: str, fields: PairFields) -> tuple[Opened, Rec
         files = {} if top is None else top.files
         matching = {name: files[name] for name in files if fnmatch.fnmatchcase(name, last) and not name.startswith(".")}
         return _open(_layout_of_files(matching, parent, given), _files(parent, matching), fields)
-    if fields.split is None and split_named(last) is not None and fields.layout is None:
+    if fields.split is None and wanted(last) in SPLITS and fields.layout is None:
         # Not a folder: the files of a split, where the set has them all in one folder.
         above = scan(parent)
         if above.labelled or above.files:
@@ -78,8 +78,11 @@ def decide(listing: Listing, given: str, fields: PairFields) -> Layout:
     free = [reading for reading in readings if not reading.against]
     if len(free) == 1:
         return BY_NAME[free[0].layout]
-    lies = f"found {listing.inventory()}"
+    lies = ", ".join([f"found {listing.inventory()}", *left_aside(listing)])
     archives = sorted(suffix for suffix in listing.suffixes if suffix in COMPRESSED)
+    said = {text for reading in readings for text in reading.against}
+    if why := [text for text in why_not(listing, fields) if text not in said]:
+        lies += f"; {'; '.join(why)}"
     if archives:
         lies += f" ({', '.join(archives)} have to be unpacked: a compressed file cannot be entered in the middle)"
     if not readings:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -174,8 +174,7 @@ class Cut:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class PairRecord:
+class PairRecord(NamedTuple):
     """What a format finds in one place: values that may be anything, since nobody has checked them."""
 
     #: A text, or several to choose from.
@@ -247,16 +246,15 @@ def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None,
     """
     prompt_field, image_field, id_field = record.names
     prompt, image = record.prompt, record.image
-    several = texts_of(prompt) if isinstance(prompt, list | tuple) else []
+    several = [] if isinstance(prompt, str) or not isinstance(prompt, list | tuple) else texts_of(prompt)
     if not several and not (isinstance(prompt, str) and prompt.strip()):
-        of = f", of {image}" if isinstance(image, str) and image else ""
-        message = f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text{of}{_there(record)}"
+        message = f"row {row}: field {prompt_field!r} is {_found(prompt)}, not a text{_there(record)}"
         raise BadRow("missing-prompt", message)
     if image_field is not None and not (isinstance(image, str) and image):
         message = f"row {row}: field {image_field!r} is {_found(image)}, not a path{_there(record)}"
         raise BadRow("missing-image", message)
     image = image or ""
-    stem = record.stem or PurePosixPath(image.replace("\\", "/")).stem
+    stem = record.stem or stem_of(image)
     sample_id = f"{row:06d}_{stem}" if stem else f"{row:06d}"
     if id_field is not None:
         sample_id = numbered_id(row, record.id, id_field, number)
@@ -267,6 +265,15 @@ def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None,
     except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but no text
         raise BadRow("not-text", f"row {row} holds characters that are not Unicode text: {error}") from error
     return Pair(sample_id, row, prompt, image, record.content)
+
+
+def stem_of(path: str) -> str:
+    """The name of a path's file without its suffix, as `pathlib` has it, whose objects take longer than all else of a row."""
+    name = path.replace("\\", "/").rpartition("/")[2]
+    if name in ("", "."):
+        return PurePosixPath(path.replace("\\", "/")).stem
+    dot = name.rfind(".")
+    return name[:dot] if 0 < dot < len(name) - 1 else name
 
 
 def row_name(image: str, sample_id: str) -> str:

@@ -1,7 +1,6 @@
 """Splits: parts of a set by the names of its folders or files."""
 
 import re
-from collections.abc import Iterable
 
 #: What people call them.
 SPLITS = {
@@ -10,28 +9,23 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation", "heldout"),
 }
 _BY_NAME = {name: split for split, names in SPLITS.items() for name in names}
+#: A word of a name, as in `val`, `train2017`, `test_set`, `training set`, `seg_train`, `split=test`, `trainA`.
+_WORD = re.compile(rf"({'|'.join(_BY_NAME)})(?: ?(?:sets?|data|split|images?|imgs?|[AB]))?", re.IGNORECASE)
 
 
 def split_named(name: str) -> str | None:
-    """The split that a word names: `val` is validation."""
-    return _BY_NAME.get(name.lower())
+    """The split that a word of a name says: `val` is validation. A blank parts no words: a bullet train is none."""
+    found = (_WORD.fullmatch(word) for word in re.split(r"[^A-Za-z ]+", name))
+    return next((_BY_NAME[match[1].lower()] for match in found if match), None)
 
 
 def split_of(path: str) -> str | None:
-    """The split that a file belongs to: by a folder on its way, else by a word of its name (`train-00000-of-00002.parquet`)."""
+    """The split that a file belongs to: by a folder on its way, else by its own name (`train-00000-of-00002.parquet`)."""
     *folders, file = path.split("/")
-    words = re.split(r"[^A-Za-z]+", file.rpartition(".")[0] or file)
-    return next((split for word in (*folders, *words) if (split := split_named(word)) is not None), None)
+    found = map(split_named, (*folders, file.rpartition(".")[0] or file))
+    return next((split for split in found if split is not None), None)
 
 
 def wanted(split: str) -> str:
     """What `--split` asks for; a name that is no usual one stands for itself."""
-    return split_named(split) or split
-
-
-def count_by_split(paths: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for path in paths:
-        if (split := split_of(path)) is not None:
-            counts[split] = counts.get(split, 0) + 1
-    return dict(sorted(counts.items()))
+    return _BY_NAME.get(split.lower(), split)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from ortho_core.storage.store import BUFFER, Entries, OutsideRoot
+from ortho_core.storage.store import BUFFER, Entries, OutsideRoot, plain_name
 
 
 class LocalStore:
@@ -35,9 +35,11 @@ class LocalStore:
             path = (root / name).resolve()
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null character
             raise FileNotFoundError(f"{name[:200]!r}: {error}") from error
-        if not path.is_relative_to(root):
-            raise OutsideRoot(name)
-        return path.relative_to(root).as_posix()
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+        if path.parent == _blobs(root):
+            return plain_name(name)
+        raise OutsideRoot(name)
 
     def _is_plain(self, name: str) -> bool:
         """Whether a name goes straight down, by no link: most do, and that is seen without following the whole path."""
@@ -90,6 +92,8 @@ class LocalStore:
                             (entries.links if linked else entries.folders).append(entry.name)
                         elif _leads_to(entry.is_file):
                             entries.files[entry.name] = None
+                        else:
+                            entries.nowhere.append(entry.name)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -143,6 +147,11 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
         return kind()
     except OSError:
         return False
+
+
+def _blobs(root: Path) -> Path | None:
+    """Where the files lie that the links of a repository's snapshot in the Hugging Face hub's cache lead to."""
+    return next((p.parents[1] / "blobs" for p in (root, *root.parents) if p.parent.name == "snapshots"), None)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -47,6 +47,8 @@ class Entries:
     folders: list[str] = field(default_factory=list)
     #: Folders behind links, which are not entered: they may lead out of the store, or round in a circle.
     links: list[str] = field(default_factory=list)
+    #: Names that lead to no file and no folder: links to nowhere, pipes.
+    nowhere: list[str] = field(default_factory=list)
     #: Why the folder could not be read.
     unreadable: str | None = None
 

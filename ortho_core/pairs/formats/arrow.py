@@ -15,8 +15,9 @@ import pyarrow as pa
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.columns import class_as_text, class_names, columns_of, record_of, value_of
 from ortho_core.pairs.formats.parquet import RowGroup, RowGroups
+from ortho_core.pairs.instead import said_of
 from ortho_core.pairs.rows import Cut, Names, PairFields, PairRecord, Shard
-from ortho_core.storage.store import Store, one_line, plain_name
+from ortho_core.storage.store import Store, plain_name
 
 #: What a file begins with that has its index at its end, and how long that is with its padding.
 MAGIC, MAGIC_BYTES = b"ARROW1", 8
@@ -88,7 +89,7 @@ class ArrowFiles:
                 with self.root.open(file) as stream:
                     self._indices[file] = Index(stream, where)
             except (OSError, struct.error, pa.ArrowException) as error:
-                raise UserError(f"{where} is not a readable Arrow file: {one_line(error)}") from error
+                raise UserError(f"{where} is not a readable Arrow file: {said_of(self.root, file, error)}") from error
             self._names(file)
         return self._indices[file]
 

@@ -1,6 +1,7 @@
 """Files of columns (Parquet, Arrow): which column holds what, and a row of them as a record."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -39,9 +40,11 @@ def holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def record_of(values: dict[str, Any], names: Names, reference: str, base: str = "") -> PairRecord:
-    """The record of one row; `reference` is how a record names image bytes that lie in the row, `base` the folder that
-    paths start from."""
+def record_of(
+    values: dict[str, Any], names: Names, reference: str, path_of: Callable[[Any], Any] = lambda written: written
+) -> PairRecord:
+    """The record of one row; `reference` is how a record names image bytes that lie in the row, `path_of` makes a path that
+    starts from the set's folder of one that is written."""
     prompt, image, own = names
     found = values.get(image) if image is not None else None
     stem = None
@@ -54,9 +57,7 @@ def record_of(values: dict[str, Any], names: Names, reference: str, base: str = 
     identity = values.get(own) if own is not None else None
     if isinstance(found, bytes):
         return PairRecord(values.get(prompt), reference, names, identity, found, stem)
-    if base and isinstance(found, str) and found and not found.startswith("/") and "://" not in found:
-        found = f"{base}/{found}"
-    return PairRecord(values.get(prompt), found, names, identity)
+    return PairRecord(values.get(prompt), path_of(found), names, identity)
 
 
 def stem_of(path: Any) -> str | None:

@@ -3,19 +3,24 @@
 import ast
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BufferedIOBase
 from typing import Any
 
+import numpy as np
+
 from ortho_core.errors import BadRow
-from ortho_core.pairs.formats.row_file import RowFile
+from ortho_core.pairs.formats.row_file import RowFile, in_blocks
 from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import plain
 
 #: What columns are parted by; programs whose numbers have commas write semicolons.
 DELIMITERS = (",", "\t", ";", "|")
+#: What Excel writes before the header.
+SEPARATOR = re.compile(r'"?sep=."?\s*')
 #: A cell beyond this is no list of captions.
 LONGEST_LIST = 1 << 16
 
@@ -41,12 +46,11 @@ class Delimited:
                 return replace(table, form=delimiter, columns=columns, header=False)
         return f"its first row is {', '.join(headers[0][1])[:200]!r}" if headers else "it has no rows"
 
-    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
+    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[np.ndarray]:
         rows = _rows(stream, table, 0)
         if table.header:
             next(rows, None)
-        for offset, _ in rows:
-            yield offset
+        return in_blocks(offset for offset, _ in rows)
 
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         rows = _rows(stream, table, offset)
@@ -61,7 +65,7 @@ class Delimited:
         if len(row) < columns or any(row[columns:]):
             hint = "; a caption with the sign that parts the columns needs quotes" if len(row) > columns else ""
             return BadRow("wrong-columns", f"{len(row)} columns, not {columns}{hint}")
-        values: dict[str, Any] = dict(zip(table.columns, row[:columns], strict=True))
+        values: dict[str, Any] = dict(zip(table.columns, map(str.strip, row), strict=False))
         prompt = table.names[0]
         try:
             "".join(row).encode()
@@ -73,12 +77,19 @@ class Delimited:
 def _rows(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple[int, list[str] | BadRow]]:
     """Where each row starts, and its cells; blank lines are no rows."""
     pulled: list[int] = []
+    ended = False
 
     def texts() -> Iterator[str]:
+        nonlocal ended
         for at, line in lines(stream, table.encoding, offset):
             pulled.append(at)
             text = line.decode("utf-8", "surrogateescape")
-            yield text if at else text.removeprefix("\ufeff")
+            if not at:
+                text = text.removeprefix("\ufeff")
+                if SEPARATOR.fullmatch(text):
+                    continue
+            yield text
+        ended = True
 
     reader = csv.reader(texts(), delimiter=table.form)
     while True:
@@ -91,7 +102,7 @@ def _rows(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple
             yield pulled[0], BadRow("not-csv", f"not a row of cells: {error}")
             continue
         if row:
-            yield pulled[0], row
+            yield pulled[0], BadRow("not-csv", "a quote is never closed") if ended else row
 
 
 def _captions(cell: str) -> str | list[str]:

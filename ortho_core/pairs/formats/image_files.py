@@ -6,9 +6,9 @@ import json
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -29,10 +29,11 @@ READS = 8
 READ_TOGETHER = 16
 #: Files of captions, the usual first.
 CAPTIONS = (".txt", ".caption", ".prompt", ".text")
-#: Images of this kind belong to the image whose name they begin with: masks and what a control network is fed with.
+#: What a control network is fed with, by name.
+CONDITIONS = "depth|canny|edges?|hed|lineart|scribbles?|poses?|openpose|seg|segmentation|normals|alpha"
+#: Images of this kind belong to the image whose name they begin with.
 BESIDE = re.compile(
-    r"(.+?)[-_. ](mask|masks|masklabel|condlabel|control|cond|conditioning|depth|canny|edges?|pose|openpose|seg|normal|alpha)",
-    re.IGNORECASE,
+    rf"(.+?)[-_. ](masks?|masklabel|condlabel|control|cond|conditioning|normal|{CONDITIONS})", re.IGNORECASE
 )
 
 
@@ -117,6 +118,8 @@ class CaptionFiles:
     choice: CaptionChoice | None = None
     #: Of JSON files; none: the usual ones.
     json_field: str | None = None
+    #: Of folders of images whose captions lie in another one, that one.
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
     in_files: bool = True
 
     @property
@@ -124,6 +127,7 @@ class CaptionFiles:
         return self.suffixes[0]
 
     def of(self, root: Store, folder: str, name: str) -> Any:
+        folder = self.elsewhere.get(folder, folder)
         for candidate in self.candidates(name):
             try:
                 content = root.read(root.contains(f"{folder}/{candidate}" if folder else candidate), 0, MAX_TEXT + 1)

@@ -1,27 +1,36 @@
-"""JSON files of one document: a list of objects, or an object of image names. A piece at a time is in memory."""
+"""JSON files of one document: a list of objects, by itself or under a key, or an object of image names. A piece at a time is
+in memory."""
 
 import codecs
+import itertools
 import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BufferedIOBase, BytesIO
-from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs.formats.row_file import RowFile
+from ortho_core.pairs.formats.image_files import is_image
+from ortho_core.pairs.formats.row_file import RowFile, in_blocks
 from ortho_core.pairs.formats.text_lines import CHUNK, lines
-from ortho_core.pairs.images import SUFFIXES
+from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, plain, usual
 
 DECODER = json.JSONDecoder()
 #: A row beyond this is taken for a file that is not JSON.
 LONGEST_ROW = 1 << 24
 #: What rows of an object of image names are called.
 IMAGE_KEY, CAPTION_KEY = "file_name", "text"
+#: COCO's way: images with an id, and captions of their own that name it.
+ID_KEY, REFERENCE_KEY, CAPTIONS_KEY = "id", "image_id", "caption"
+#: Members of an object that are looked at for a list of rows.
+MOST_MEMBERS = 64
 
 
 class JsonDocuments:
-    """A `Reader` of `[{...}, ...]`, of `{"0.png": "a caption", ...}` and of `{"0.png": {...}, ...}`."""
+    """A `Reader` of `[{...}, ...]`, `{"data": [{...}, ...]}`, `{"0.png": "a caption", ...}` and `{"0.png": {...}, ...}`."""
 
     def shape(self, stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
         text = _Text(stream, table, 0)
@@ -32,19 +41,15 @@ class JsonDocuments:
             return replace(table, reader=".jsonl")
         table = replace(table, form=bracket)
         try:
+            if bracket == "{":
+                return _shape_of_object(stream, table, wanted)
             first = next(_items(stream, table, 0), None)
         except UserError as error:
             return str(error)
-        if bracket == "[":
-            return table if first is None or isinstance(first[1], dict) else "it is a list, but not of objects"
-        key, value = first[1] if first is not None else ("", None)
-        if PurePosixPath(key.replace("\\", "/")).suffix.lower() in SUFFIXES and isinstance(value, str | list | dict):
-            return table
-        return f"it is an object whose first key is {key[:60]!r}, not a list of objects nor an object of image names"
+        return table if first is None or isinstance(first[1], dict) else "it is a list, but not of objects"
 
-    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[int]:
-        for offset, _ in _items(stream, table, 0):
-            yield offset
+    def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[np.ndarray]:
+        return in_blocks(offset for offset, _ in _items(stream, table, 0))
 
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
         for _, item in _items(stream, table, offset):
@@ -55,6 +60,85 @@ class JsonDocuments:
                 yield item
             else:
                 yield BadRow("not-json", f"a JSON {type(item).__name__}, not an object")
+
+
+def _shape_of_object(stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
+    """The table of an object of image names, or of the list of rows that is among its members. Raises UserError."""
+    lists: dict[str, tuple[int, dict[str, Any]]] = {}
+    keys: list[str] = []
+    texts = True
+    for key, start, value in itertools.islice(_members(stream, table), MOST_MEMBERS):
+        named = not keys and is_image(key.replace("\\", "/").rpartition("/")[2])
+        if named or (not keys and isinstance(value, dict) and start is None and {*map(plain, value)} & wanted):
+            return table
+        keys.append(key)
+        several = value if isinstance(value, list) else [value]
+        texts = texts and bool(several) and all(isinstance(text, str) for text in several)
+        if start is None:
+            continue
+        lists[key] = start, value
+        if _is_row(value, wanted):
+            return replace(table, form="[", start=start)
+    images = [start for start, item in lists.values() if ID_KEY in item and usual(item, USUAL_IMAGES)]
+    captions = [start for start, item in lists.values() if REFERENCE_KEY in item and usual(item, USUAL_PROMPTS)]
+    if images and captions:
+        return replace(table, form="[", start=images[0], captions=captions[0])
+    if texts and keys:  # names without suffixes, perhaps: whoever looks for the images will see
+        return table
+    has = ", ".join(keys)[:200]
+    return f"it is an object of {has or 'nothing'}, and neither a list of objects with an image and a caption nor by image names"
+
+
+def _is_row(item: dict[str, Any], wanted: set[str]) -> bool:
+    """Whether an object has a caption and an image, by a usual name or one that was asked for."""
+    others = {*map(plain, item)} & (wanted - {*map(plain, (*USUAL_PROMPTS, *USUAL_IMAGES))})
+    return len(others) + bool(usual(item, USUAL_PROMPTS)) + bool(usual(item, USUAL_IMAGES)) > 1
+
+
+def _members(stream: BufferedIOBase, table: RowFile) -> Iterator[tuple[str, int | None, Any]]:
+    """Each member of the object: its key, and its value; of a list of objects where it starts, and its first object."""
+    text = _Text(stream, table, 0)
+    text.expect("{")
+    if text.peek() == "}":
+        return
+    while True:
+        key = str(text.take())
+        text.expect(":")
+        if text.peek() != "[":
+            yield key, None, text.take()
+        else:
+            start = text.offset
+            text.expect("[")
+            items = _rest_of_list(text)
+            first = list(itertools.islice(items, 1))
+            if first and isinstance(first[0], dict):
+                yield key, start, first[0]
+                deque(items, maxlen=0)
+            else:
+                yield key, None, [*first, *items]
+        if text.expect(",}") == "}":
+            return
+        text.peek()
+
+
+def _rest_of_list(text: "_Text") -> Iterator[Any]:
+    """The items of a list whose bracket was taken; its closing one is taken too."""
+    while text.peek() != "]":
+        yield text.take()
+        if text.peek() != "]":
+            text.expect(",")
+    text.expect("]")
+
+
+def captions_by_image(stream: BufferedIOBase, table: RowFile) -> dict[str, list[Any]]:
+    """The captions that lie apart from their images, by the image's id. All are in memory."""
+    assert table.captions is not None
+    found: dict[str, list[Any]] = {}
+    for _, item in _items(stream, replace(table, form="[", start=table.captions), 0):
+        if isinstance(item, dict) and REFERENCE_KEY in item:
+            caption = CAPTIONS_KEY if CAPTIONS_KEY in item else next(iter(usual(item, USUAL_PROMPTS)), CAPTIONS_KEY)
+            found.setdefault(str(item[REFERENCE_KEY]), []).append(item.get(caption))
+    return found
 
 
 def _is_lines(stream: BufferedIOBase, table: RowFile) -> bool:
@@ -131,7 +215,7 @@ class _Text:
 
 def _items(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple[int, Any]]:
     """Every item from the one at `offset` on: where it starts, and the value, of an object (key, value)."""
-    text = _Text(stream, table, offset)
+    text = _Text(stream, table, offset or table.start)
     close = "]" if table.form == "[" else "}"
     if not offset:
         text.expect(table.form)

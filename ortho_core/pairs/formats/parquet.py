@@ -4,9 +4,10 @@ paths and URLs. A column of class numbers is a prompt column: the names are the 
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -14,15 +15,16 @@ import pyarrow.parquet as pq
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.columns import (
-    METADATA_PARQUET,
     class_as_text,
     class_names,
     columns_of,
     record_of,
     value_of,
 )
+from ortho_core.pairs.formats.places import AS_WRITTEN, Places
+from ortho_core.pairs.instead import said_of
 from ortho_core.pairs.rows import Cut, Names, PairFields, PairRecord, Shard
-from ortho_core.storage.store import Store, one_line, plain_name
+from ortho_core.storage.store import Store, plain_name
 
 #: Footers that are read side by side: what an object store's latency asks for.
 FOOTERS_AT_ONCE = 32
@@ -35,9 +37,11 @@ GROUPS_BYTES = 1 << 30
 class Parquet:
     """One or many files of the same columns."""
 
-    def __init__(self, root: Store, files: list[tuple[str, int]], fields: PairFields) -> None:
-        """`files` are names and sizes in bytes, in order."""
-        self.root, self.fields = root, fields
+    def __init__(
+        self, root: Store, files: list[tuple[str, int]], fields: PairFields, places: Mapping[str, Places] | None = None
+    ) -> None:
+        """`files` are names and sizes in bytes, in order; `places` where the images are, by the files' folder."""
+        self.root, self.fields, self.places = root, fields, places or {}
         self.files: list[tuple[str, int]] = files
         self._footers: list[tuple[int, str]] | None = None
         self._groups = RowGroups(self._read_images)
@@ -62,7 +66,7 @@ class Parquet:
                     digest = hashlib.sha256(stream.read()).hexdigest()[:16]
             except (OSError, pa.ArrowException) as error:
                 raise UserError(
-                    f"{self.root.location}/{file} is not a readable Parquet file: {one_line(error)}"
+                    f"{self.root.location}/{file} is not a readable Parquet file: {said_of(self.root, file, error)}"
                 ) from error
             self._names(footer.schema.to_arrow_schema(), file)
             return footer.num_rows, digest
@@ -91,15 +95,14 @@ class Parquet:
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         """Reads the row groups that the shard touches, from their start: keep them to a few hundred rows of image bytes."""
-        folder, _, name = shard.file.rpartition("/")
-        base = folder if name == METADATA_PARQUET and self.fields.image_root is None else ""
+        places = self.places.get(shard.file.rpartition("/")[0], AS_WRITTEN)
         with self.root.open(shard.file) as stream:
             parquet = pq.ParquetFile(stream, pre_buffer=False)
             names = self._names(parquet.schema_arrow, shard.file)
             groups, skip = groups_of(parquet.metadata, shard.offset, shard.span)
             columns = [name for name in names if name is not None]
             classes = class_names(parquet.schema_arrow, names[0])
-            left = shard.span
+            left, path_of = shard.span, partial(places.path, self.root)
             for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
                 part = batch.slice(skip, left)
                 skip = max(0, skip - len(batch))
@@ -110,7 +113,7 @@ class Parquet:
                     try:
                         values = {name: value_of(part[name][i], name) for name in columns}
                         values[names[0]] = class_as_text(values[names[0]], classes)
-                        yield record_of(values, names, f"{shard.file}#{in_file + i}", base)
+                        yield record_of(values, names, f"{shard.file}#{in_file + i}", path_of)
                     except BadRow as bad:
                         yield bad
                 left -= len(part)

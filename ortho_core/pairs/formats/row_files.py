@@ -3,7 +3,6 @@
 import hashlib
 import io
 import itertools
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +10,11 @@ from typing import Any
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.delimited import Delimited
-from ortho_core.pairs.formats.json_documents import JsonDocuments
+from ortho_core.pairs.formats.json_documents import CAPTIONS_KEY, ID_KEY, JsonDocuments, captions_by_image
 from ortho_core.pairs.formats.json_lines import JsonLines, PromptLines
 from ortho_core.pairs.formats.row_file import Reader, RowFile
 from ortho_core.pairs.formats.text_lines import encoding_of
+from ortho_core.pairs.instead import TELLING, instead
 from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import BUFFER, Store
 
@@ -46,9 +46,10 @@ class RowFiles(RecordsHaveAll):
         self.root = root
         self.tables = {table.file: table for table in tables}
         self._counted: list[tuple[str, int]] | None = None
+        self._captions: tuple[str, dict[str, list[Any]]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_counted": None}
+        return {**self.__dict__, "_counted": None, "_captions": None}
 
     def _count(self) -> list[tuple[str, int]]:
         """SHA-256 and number of rows of each file, from one pass."""
@@ -56,7 +57,7 @@ class RowFiles(RecordsHaveAll):
             counted = []
             for table in self.tables.values():
                 with self.root.open(table.file) as stream, hashed(stream) as (copy, digest):
-                    rows = _length(READERS[table.kind].starts(copy, table))
+                    rows = sum(map(len, READERS[table.kind].starts(copy, table)))
                 counted.append((digest.hexdigest(), rows))
             self._counted = counted
         return self._counted
@@ -73,53 +74,71 @@ class RowFiles(RecordsHaveAll):
 
     def cuts(self, rows: int) -> Iterator[Cut]:
         for table in self.tables.values():
+            start, first, seen = None, 0, 0
             with self.root.open(table.file) as stream:
-                starts = READERS[table.kind].starts(stream, table)
-                while (first := next(starts, None)) is not None:
-                    yield Cut(table.file, 1 + _length(itertools.islice(starts, rows - 1)), first)
+                for starts in READERS[table.kind].starts(stream, table):
+                    for at in range(-seen % rows, len(starts), rows):
+                        if start is not None:
+                            yield Cut(table.file, rows, start)
+                        start, first = int(starts[at]), seen + at
+                    seen += len(starts)
+            if start is not None:
+                yield Cut(table.file, seen - first, start)
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         table = self.tables[shard.file]
         with self.root.open(shard.file) as stream:
             values = READERS[table.kind].values(stream, table, shard.offset)
+            if table.captions is not None:
+                values = self._with_captions(table, values)
             for row in itertools.islice(values, shard.span):
-                yield row if isinstance(row, BadRow) else record_of(row, table)
+                yield row if isinstance(row, BadRow) else record_of(row, table, self.root)
+
+    def _with_captions(
+        self, table: RowFile, values: Iterator[dict[str, Any] | BadRow]
+    ) -> Iterator[dict[str, Any] | BadRow]:
+        """The rows with the captions that the file has in another list, which is kept."""
+        if self._captions is None or self._captions[0] != table.file:
+            with self.root.open(table.file) as stream:
+                self._captions = table.file, captions_by_image(stream, table)
+        found = self._captions[1]
+        for row in values:
+            yield row if isinstance(row, BadRow) else {**row, CAPTIONS_KEY: found.get(str(row.get(ID_KEY)), [])}
 
     def fetch(self, image: str) -> None:
         return None
 
 
-def record_of(values: dict[str, Any], table: RowFile) -> PairRecord:
+def record_of(values: dict[str, Any], table: RowFile, root: Store) -> PairRecord:
     prompt, image, own = table.names
     path = values.get(image) if image is not None else None
     if isinstance(path, dict):  # {"path": ..., "bytes": null}, as the `datasets` library has it
         path = path.get("path")
-    if table.base and isinstance(path, str) and path and not path.startswith("/") and "://" not in path:
-        path = f"{table.base}/{path}"
-    return PairRecord(values.get(prompt), path, table.names, values.get(own) if own else None, fields=values.keys())
+    path, own_id = table.places.path(root, path), values.get(own) if own else None
+    return PairRecord(values.get(prompt), path, table.names, own_id, fields=values.keys())
 
 
 def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
     """Read a file's first rows; `wanted` as of `Reader.shape`. Raises OSError."""
     with root.open(file) as stream:
-        table = RowFile(file, encoding=encoding_of(stream.read(4)))
+        head = stream.read(TELLING)
+        if (what := instead(head)) is not None:
+            return Looks(RowFile(file), problem=f"it is {what}")
+        table = RowFile(file, encoding=encoding_of(head[:4]))
         try:
             shaped = READERS[table.kind].shape(stream, table, wanted)
             if isinstance(shaped, str):
                 return Looks(table, problem=shaped)
-            first = itertools.islice(READERS[shaped.kind].values(stream, shaped, 0), rows)
-            good = [row for row in first if isinstance(row, dict)]
+            first = list(itertools.islice(READERS[shaped.kind].values(stream, shaped, 0), rows))
         except UserError as error:
             return Looks(table, problem=str(error))
+    # Captions of a list of their own are not looked for here.
+    apart: dict[str, Any] = {} if shaped.captions is None else {CAPTIONS_KEY: []}
+    good = [{**row, **apart} for row in first if isinstance(row, dict)]
+    if first and not good:
+        return Looks(shaped, problem=f"none of its first rows can be read: {first[0]}")
     fields = dict.fromkeys(name for row in good for name in row)
     return Looks(shaped, list(shaped.columns) or list(fields), good)
-
-
-def _length(items: Iterator[int]) -> int:
-    """How many there are, in a loop that is not Python's: this counts the rows of a set."""
-    counter = itertools.count()
-    deque(zip(items, counter, strict=False), maxlen=0)
-    return next(counter)
 
 
 class _Hashing(io.RawIOBase):
@@ -135,18 +154,19 @@ class _Hashing(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        if offset != self.stream.tell() or whence:
+        if offset < self.stream.tell() or whence:
             raise io.UnsupportedOperation("what is hashed is read from start to end")
-        return offset
+        while (left := offset - self.stream.tell()) > 0 and self.read(min(left, BUFFER)):
+            pass
+        return self.stream.tell()
 
     def tell(self) -> int:
         return self.stream.tell()
 
     def readinto(self, buffer: Any) -> int:
-        content = self.stream.read(len(buffer))
-        self.digest.update(content)
-        buffer[: len(content)] = content
-        return len(content)
+        count = self.stream.readinto(buffer)
+        self.digest.update(memoryview(buffer)[:count])
+        return count
 
 
 @contextmanager

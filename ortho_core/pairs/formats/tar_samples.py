@@ -21,17 +21,35 @@ class TarSample:
 def samples(stream: BufferedIOBase, offset: int) -> Iterator[TarSample]:
     """The samples from the header at `offset` on, where each lies in one piece. A second member of one name is of a new sample.
 
-    Raises OSError, of which tarfile's errors are made, for a damaged file.
+    Names whose keys have dots (`v1.5_001.jpg`, `v1.5_001.txt`) are told from those with dots after the key (`a.seg.png`) by
+    several members that agree up to the last dot. Raises OSError, of which tarfile's errors are made, for a damaged file.
     """
     sample: TarSample | None = None
     for key, extension, member in _members(stream, offset):
-        if sample is None or sample.key != key or extension in sample.members:
-            if sample is not None:
-                yield sample
+        middle = extension.rpartition(".")[0]
+        if sample is not None and (
+            sample.key != key or extension in sample.members or (middle and _middle(sample) not in ("", middle))
+        ):
+            yield _with_dotted_key(sample)
+            sample = None
+        if sample is None:
             sample = TarSample(key, member.offset)
         sample.members[extension] = member.offset_data, member.size
     if sample is not None:
-        yield sample
+        yield _with_dotted_key(sample)
+
+
+def _middle(sample: TarSample) -> str:
+    """What the names of all members have between key and extension, where there are several; else nothing."""
+    middles = {extension.rpartition(".")[0] for extension in sample.members}
+    return middles.pop() if len(middles) == 1 and len(sample.members) > 1 else ""
+
+
+def _with_dotted_key(sample: TarSample) -> TarSample:
+    if middle := _middle(sample):
+        members = {extension.removeprefix(f"{middle}."): place for extension, place in sample.members.items()}
+        return TarSample(f"{sample.key}.{middle}", sample.start, members)
+    return sample
 
 
 def gathered(stream: BufferedIOBase) -> list[TarSample]:

@@ -19,11 +19,12 @@ from ortho_core.pairs.captions import as_captions
 from ortho_core.pairs.formats.tar_samples import TarSample, gathered, samples
 from ortho_core.pairs.formats.text_lines import as_text
 from ortho_core.pairs.images import SUFFIXES
+from ortho_core.pairs.instead import said_of
 from ortho_core.pairs.names import USUAL_PROMPTS, usual
 from ortho_core.pairs.rows import Cut, PairFields, PairRecord, RecordsHaveAll, Shard
-from ortho_core.storage.store import Store, one_line, plain_name
+from ortho_core.storage.store import Store, plain_name
 
-TEXTS = ("txt", "prompt", "caption", "text")
+TEXTS = ("txt", "prompt", "caption", "text", "cls")
 _USUAL_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 IMAGE_MEMBERS = (*_USUAL_MEMBERS, *sorted({suffix[1:] for suffix in SUFFIXES} - set(_USUAL_MEMBERS)))
 #: Tar files whose headers are read side by side.
@@ -61,7 +62,7 @@ class WebDataset(RecordsHaveAll):
                     self._digest(stream, sample, digest)
                     starts.append(sample.start)
                     keys.append(hash(sample.key))
-                    halves += not self._is_complete(sample)
+                    halves += not self.is_complete(sample)
                 if halves and len(np.unique(np.array(keys))) < len(keys):
                     self.scattered.add(file)
                     digest, starts = hashlib.sha256(), []
@@ -70,7 +71,7 @@ class WebDataset(RecordsHaveAll):
                         starts.append(number)
         except OSError as error:
             raise UserError(
-                f"{self.root.location}/{file} is not a readable, uncompressed tar file: {one_line(error)}"
+                f"{self.root.location}/{file} is not a readable, uncompressed tar file: {said_of(self.root, file, error)}"
             ) from error
         return np.array(starts, dtype=np.int64), digest.hexdigest()[:16]
 
@@ -82,9 +83,13 @@ class WebDataset(RecordsHaveAll):
                 stream.seek(offset)
                 digest.update(stream.read(size))
 
-    def _is_complete(self, sample: TarSample) -> bool:
-        texts = any(name in sample.members for name in ("json", *self._prompts()))
-        return texts and any(name.rpartition(".")[2] in IMAGE_MEMBERS for name in sample.members)
+    def is_complete(self, sample: TarSample) -> bool:
+        """Whether a sample has a prompt, or JSON that may have one, and an image."""
+        return self.prompt_of(sample) is not None and (not self.fields.with_images or self.images_of(sample) != [])
+
+    def prompt_of(self, sample: TarSample) -> str | None:
+        """The member that the prompt is in."""
+        return next((name for name in (*self._prompts(), "json") if name in sample.members), None)
 
     def _prompts(self) -> tuple[str, ...]:
         return (self.fields.prompt_field,) if self.fields.prompt_field else TEXTS
@@ -144,15 +149,19 @@ class WebDataset(RecordsHaveAll):
         found = [*members, *values]
         return PairRecord(values.get(prompt), f"{file}#{offset}+{size}", names, own, stem=stem, fields=found)
 
-    def _image_of(self, sample: TarSample) -> str:
-        """The member that is the image: of a usual extension, or the only one whose name ends in such. Raises BadRow."""
+    def images_of(self, sample: TarSample) -> list[str]:
+        """The member that is the image: of a usual extension, or all whose names end in such."""
         members, wanted = sample.members, self.fields.image_field
-        for name in (wanted,) if wanted else IMAGE_MEMBERS:
-            if name in members:
-                return name
+        usual_one = [name for name in ((wanted,) if wanted else IMAGE_MEMBERS) if name in members][:1]
         ending = [name for name in members if name.rpartition(".")[2] in IMAGE_MEMBERS] if wanted is None else []
-        if len(ending) == 1:
-            return ending[0]
+        return usual_one or ending
+
+    def _image_of(self, sample: TarSample) -> str:
+        """The one member that is the image. Raises BadRow."""
+        members, wanted = sample.members, self.fields.image_field
+        images = self.images_of(sample)
+        if len(images) == 1:
+            return images[0]
         accepted = f".{wanted}" if wanted else ".jpg, .png, .webp, ..."
         has = f".{', .'.join(members)}"[:200]
         raise BadRow("missing-image", f"sample {sample.key!r} has no one image, {accepted}; it has {has}")

@@ -1,8 +1,10 @@
 """Parquet files, and the Arrow files in which the `datasets` library keeps a set on a disk."""
 
 import json
+import re
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,10 +13,12 @@ from ortho_core.errors import NoPairSet, UserError
 from ortho_core.pairs.formats.arrow import ArrowFiles, Index
 from ortho_core.pairs.formats.columns import METADATA_PARQUET, columns_of, holds_bytes
 from ortho_core.pairs.formats.parquet import Parquet
-from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
-from ortho_core.pairs.listing import Listing, count
-from ortho_core.pairs.names import USUAL_PROMPTS, usual
+from ortho_core.pairs.formats.places import PROBED, Places
+from ortho_core.pairs.layouts.layout import Opened, Reading, no_images_found, of_split, own_places, places_in
+from ortho_core.pairs.listing import Listing, count, some
+from ortho_core.pairs.names import CLASS_NAMES, USUAL_PROMPTS, plain, usual
 from ortho_core.pairs.rows import LayoutName, PairFields
+from ortho_core.pairs.splits import split_of
 
 OPTIONS = frozenset({"prompt_field", "image_field", "id_field", "image_root", "caption", "split"})
 
@@ -26,7 +30,7 @@ class ParquetSets:
 
     def recognise(self, listing: Listing, fields: PairFields) -> Reading | None:
         files, _ = _rows_and_lists(listing)
-        return Reading(self.name, count(len(files), ".parquet file")) if files else None
+        return Reading(self.name, count(len(files), ".parquet file"), _several_sets(files, fields)) if files else None
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
         named, lists = _rows_and_lists(listing)
@@ -34,14 +38,14 @@ class ParquetSets:
         if not sized:
             raise NoPairSet(f"no .parquet file of pairs in {listing.root.location}: found {listing.inventory()}")
         files, notes = of_split(sized, lambda file: file[0], fields.split, listing.root.location)
-        prompts, more = _columns(_parquet_schema(listing, [file for file, _ in files]), fields)
+        format, prompts, more = open_parquet(listing, files, fields)
         aside = (
             [f"{count(len(lists), '.parquet file')} (img2dataset's lists of what is in the images' files)"]
             if lists
             else []
         )
-        what = f"Parquet, {count(len(files), 'file')}"
-        return Opened(listing.root, Parquet(listing.root, files, fields), what, prompts, notes + more, aside)
+        what = f"Parquet, {_counted(files)}"
+        return Opened(listing.root, format, what, prompts, notes + more, aside)
 
 
 class ArrowSets:
@@ -51,7 +55,7 @@ class ArrowSets:
 
     def recognise(self, listing: Listing, fields: PairFields) -> Reading | None:
         files = _arrow_files(listing)
-        return Reading(self.name, count(len(files), ".arrow file")) if files else None
+        return Reading(self.name, count(len(files), ".arrow file"), _several_sets(files, fields)) if files else None
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
         named = _arrow_files(listing)
@@ -63,8 +67,58 @@ class ArrowSets:
         rest = len(listing.names_of(".arrow")) - len(named)
         aside = [f"{count(rest, '.arrow file')} (the `datasets` library's cache)"] if rest else []
         format = ArrowFiles(listing.root, files, fields, _state(listing, [file for file, _ in files]))
-        what = f"Arrow as the `datasets` library keeps it, {count(len(files), 'file')}"
+        what = f"Arrow as the `datasets` library keeps it, {_counted(files)}"
         return Opened(listing.root, format, what, prompts, notes + more, aside)
+
+
+def _counted(files: list[tuple[str, int]]) -> str:
+    folders = len({name.rpartition("/")[0] for name, _ in files})
+    return count(len(files), "file") + (f" in {folders} folders" if folders > 1 else "")
+
+
+def open_parquet(listing: Listing, files: list[tuple[str, int]], fields: PairFields) -> tuple[Parquet, str, list[str]]:
+    """The files as a format, where the prompts come from, and what else there is to say."""
+    schema = _parquet_schema(listing, [file for file, _ in files])
+    prompts, notes = _columns(schema, fields)
+    places: dict[str, Places] = {}
+    more: list[str] = []
+    for folder, file in {file.rpartition("/")[0]: file for file, _ in reversed(files)}.items():
+        if fields.image_root is not None or schema is None or (paths := _first_paths(listing, file, fields)) is None:
+            continue
+        found = places_in(listing, file, paths)
+        if found is None:
+            more.append(no_images_found(file, paths))
+        elif found.base != folder:
+            more.append(f"these in {found.base or '.'}/")
+        places[folder] = found or own_places(file if file.endswith(METADATA_PARQUET) else "")
+    return Parquet(listing.root, files, fields, places), prompts, notes + more[:1]
+
+
+def _first_paths(listing: Listing, file: str, fields: PairFields) -> list[Any] | None:
+    """Of the first rows, where a column has them; None where it has the images, or the file does not read."""
+    try:
+        with listing.root.open(file) as stream:
+            parquet = pq.ParquetFile(stream)
+            image = columns_of(parquet.schema_arrow, fields, file)[1]
+            if image is None or holds_bytes(parquet.schema_arrow.field(image).type):
+                return None
+            first = next(parquet.iter_batches(PROBED, columns=[image]), None)
+            return None if first is None else first.column(0).to_pylist()
+    except (OSError, IndexError, ValueError, pa.ArrowException, UserError):
+        return None
+
+
+def _several_sets(files: list[str], fields: PairFields) -> tuple[str, ...]:
+    """Against reading all: several folders have the first part of a whole split, `train-00000-of-00002`, as configurations do."""
+    by_split: dict[str | None, list[str]] = {}
+    for name in files:
+        if re.search(r"-0+-of-[0-9]+[^/]*$", name):
+            by_split.setdefault(split_of(name), []).append(name.rpartition("/")[0] or ".")
+    several = next((folders for folders in by_split.values() if len(set(folders)) > 1), None)
+    if several is None or fields.split is not None:
+        return ()
+    where = some([f"{folder}/" for folder in several])
+    return (f"{where} each have a whole set: name one, as in --pairs .../{several[0]}",)
 
 
 def _rows_and_lists(listing: Listing) -> tuple[list[str], list[str]]:
@@ -121,13 +175,20 @@ def _columns(schema: pa.Schema | None, fields: PairFields) -> tuple[str, list[st
     notes = [] if image is None else [f"images from column {image}"]
     if image is not None and (others := [n for n in schema.names if n != image and holds_bytes(schema.field(n).type)]):
         notes.append(f"columns {', '.join(others)} hold images too, and are not read")
-    others = [name for name in usual(schema.names, USUAL_PROMPTS[:-1]) if name != prompt]
-    if others and fields.prompt_field is None:
-        notes.append(f"there are also {', '.join(others)} (--prompt-field)")
+    notes += other_prompts(schema.names, prompt, fields)
     kind = schema.field(prompt).type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         notes.append(said_choice(fields))
     return f"captions from column {prompt}", notes
+
+
+def other_prompts(names: Iterable[str], prompt: str, fields: PairFields) -> list[str]:
+    """A word on fields that might be the prompt as well."""
+    others = [
+        name for name in usual(names, (*USUAL_PROMPTS, "tags")) if name != prompt and plain(name) not in CLASS_NAMES
+    ]
+    verb = "is" if len(others) == 1 else "are"
+    return [f"there {verb} also {', '.join(others)} (--prompt-field)"] if others and fields.prompt_field is None else []
 
 
 def said_choice(fields: PairFields) -> str:

@@ -3,15 +3,19 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ortho_core.errors import NoPairSet, UserError
+from ortho_core.pairs.formats.places import Places, find_places
+from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.listing import Listing, count, some
 from ortho_core.pairs.rows import Format, LayoutName, PairFields
 from ortho_core.pairs.splits import split_of, wanted
 from ortho_core.storage.store import Store
 
 T = TypeVar("T")
+#: Suffixes of images, where no image is seen.
+USUAL_SUFFIXES = [".jpg", ".png", ".webp", ".jpeg"]
 #: Folders as kohya's trainer names them: how often it repeats the images in an epoch, and what they are of.
 REPEATS = re.compile(r"(?:.*/)?[0-9]+_[^/]+")
 
@@ -88,6 +92,32 @@ def of_split(items: Iterable[T], path: Callable[[T], str], split: str | None, wh
     raise NoPairSet(f"no split {split!r} in {where}: {has}")
 
 
+def own_places(file: str) -> Places:
+    """Paths that start from the file's own folder."""
+    return Places(file.rpartition("/")[0])
+
+
+def places_in(listing: Listing, file: str, paths: list[Any]) -> Places | None:
+    """Where the images are that a file names: in its own folder, the set's, or one of images in these. None: in none."""
+    folder = file.rpartition("/")[0]
+    near = [
+        f.path for f in listing.folders if f.path and "/" not in f.path.removeprefix(f"{folder}/" if folder else "")
+    ]
+    kinds = [suffix for suffix, _ in listing.suffixes.most_common() if suffix in SUFFIXES] or USUAL_SUFFIXES
+    suffixes = [form for suffix in kinds for form in (suffix, suffix.upper())]
+    written = [path.get("path") if isinstance(path, dict) else path for path in paths]
+    return find_places(listing.root, written, [folder, "", *near], suffixes)
+
+
+def no_images_found(file: str, paths: list[Any]) -> str:
+    """What there is to say where `places_in` finds nothing."""
+    first = next((path for path in paths if isinstance(path, str) and path), None)
+    if first is None:
+        return f"{file} names no images in its first rows"
+    why = "addresses are not fetched" if "://" in first else "--image-root says where paths start from"
+    return f"none of the first images of {file} is found, such as {first[:100]!r} ({why})"
+
+
 def check_options(layout: Layout, fields: PairFields, where: str) -> None:
     """Raises UserError for an option that says nothing of such a pair set."""
     lacking = {"caption": "no choice of captions", "prompt": "prompts of their own", "split": "no splits"}
@@ -117,6 +147,8 @@ def left_aside(listing: Listing) -> list[str]:
         aside.append(f"{count(len(listing.unreadable), 'folder')} that cannot be read ({where}: {why})")
     if listing.links:
         aside.append(f"{count(len(listing.links), 'linked folder')} ({some(listing.links)}: links are not followed)")
+    if listing.nowhere:
+        aside.append(f"{count(len(listing.nowhere), 'name')} ({some(listing.nowhere)}: no file)")
     if listing.hidden:
         aside.append(count(listing.hidden, "hidden name"))
     return aside

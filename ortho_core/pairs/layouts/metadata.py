@@ -1,16 +1,17 @@
 """Files whose rows name the images that lie beside them: pairs.jsonl, imagefolders' metadata, CSV, TSV, JSON."""
 
 from dataclasses import replace
-from typing import Any, TypeGuard
 
 from ortho_core.errors import UserError
 from ortho_core.pairs.formats.columns import METADATA_PARQUET
-from ortho_core.pairs.formats.parquet import Parquet
+from ortho_core.pairs.formats.image_files import is_image
+from ortho_core.pairs.formats.json_documents import IMAGE_KEY
+from ortho_core.pairs.formats.places import AS_WRITTEN, Places
 from ortho_core.pairs.formats.row_file import UNNAMED, RowFile
 from ortho_core.pairs.formats.row_files import Looks, RowFiles, look
-from ortho_core.pairs.layouts.column_files import said_choice
+from ortho_core.pairs.layouts.column_files import open_parquet, other_prompts, said_choice
 from ortho_core.pairs.layouts.images import not_targets
-from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
+from ortho_core.pairs.layouts.layout import Opened, Reading, no_images_found, of_split, own_places, places_in
 from ortho_core.pairs.listing import TABLE_SUFFIXES, Listing, count, is_control, some
 from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, accepted, names_of, plain
 from ortho_core.pairs.rows import LayoutName, Names, PairFields
@@ -20,8 +21,6 @@ from ortho_core.pairs.splits import split_of
 PAIRS, IMAGEFOLDER = "pairs.jsonl", ("metadata.jsonl", "metadata.csv", "metadata.tsv", METADATA_PARQUET)
 #: Other files of rows whose heads are read to see whether they name images and prompts.
 MOST_LOOKS = 40
-#: Images of the first rows that are looked for.
-PROBED = 8
 
 
 class Metadata:
@@ -43,7 +42,11 @@ class Metadata:
         root = listing.root
         chosen, against = _choose(listing, fields)
         if not chosen or against:
-            raise UserError("; ".join(against) or f"--layout metadata: no file in {root.location} has rows of pairs")
+            why = against or [
+                f"--layout metadata: no file in {root.location} has rows of pairs",
+                *why_not(listing, fields),
+            ]
+            raise UserError("; ".join(why))
         files, notes = of_split(chosen, lambda file: file, fields.split, root.location)
         rest = [file for file in _candidates(listing) if file not in set(chosen)]
         aside = [f"{some(rest)} (not the rows)"] if rest else []
@@ -54,26 +57,34 @@ class Metadata:
         )
         if files[0].rpartition("/")[2] == METADATA_PARQUET:
             sized = [file for file in listing.of(".parquet") if file[0] in set(files)]
-            opened.format = Parquet(root, sized, fields)
-            _count_images(opened, listing, [file.rpartition("/")[0] for file in files])
+            opened.format, opened.prompts, more = open_parquet(listing, sized, fields)
+            opened.notes += more
+            _count_images(opened, listing, [places.base for places in opened.format.places.values()])
             return opened
         looks = [_look(listing, file, fields) for file in files]
         for seen in looks:
-            if seen.problem or (text := _lacks(seen, fields)):
-                raise UserError(f"{root.location}/{seen.table.file}: {seen.problem or text}")
+            problem = seen.problem or _lacks(seen, fields)
+            if problem is None and seen.table.form == "{":
+                named = any(is_image(str(row.get(IMAGE_KEY))) for row in seen.rows)
+                problem = None if named else _not_found(seen, listing, fields)  # an object of whatever, perhaps
+            if problem is not None:
+                raise UserError(f"{root.location}/{seen.table.file}: {problem}")
         tables = [_named(seen, listing, fields) for seen in looks]
         prompt, image, _ = tables[0].names
         opened.format, opened.prompts = RowFiles(root, tables), f"captions from field {prompt}"
+        notes += other_prompts(looks[0].fields, prompt, fields)
         if image is not None:
-            elsewhere = tables[0].base != tables[0].file.rpartition("/")[0]
-            notes.append(f"images from field {image}" + (f", in {tables[0].base or '.'}/" if elsewhere else ""))
+            base = tables[0].places.base
+            elsewhere = base != tables[0].file.rpartition("/")[0]
+            notes.append(f"images from field {image}" + (f", in {base or '.'}/" if elsewhere else ""))
+            notes += [text for seen in looks if (text := _not_found(seen, listing, fields))][:1]
         if not tables[0].header:
             notes.append(
                 "the file names no columns: that of image names was taken for the images, the other for captions"
             )
         if any(isinstance(row.get(prompt), list) for row in looks[0].rows):
             notes.append(said_choice(fields))
-        _count_images(opened, listing, [table.base for table in tables])
+        _count_images(opened, listing, [table.places.base for table in tables])
         return opened
 
 
@@ -89,7 +100,8 @@ def _count_images(opened: Opened, listing: Listing, bases: list[str]) -> None:
 
 
 def _candidates(listing: Listing) -> list[str]:
-    files = listing.names_of(*TABLE_SUFFIXES, ".txt")
+    texts = [file for file in listing.first_texts if _look(listing, file, PairFields()).table.kind != ".txt"]
+    files = listing.names_of(*TABLE_SUFFIXES, ".txt") + texts
     return files + [file for file in listing.names_of(".parquet") if file.rpartition("/")[2] == METADATA_PARQUET]
 
 
@@ -109,7 +121,7 @@ def _choose(listing: Listing, fields: PairFields) -> tuple[list[str], list[str]]
         folders = [file.rpartition("/")[0] for file in known]
         twice = [file for file in known if folders.count(file.rpartition("/")[0]) > 1]
         return known, _side_by_side(twice) + mixed
-    rows = [file for file in files[:MOST_LOOKS] if _complete(_look(listing, file, fields), fields)]
+    rows = [file for file in files[:MOST_LOOKS] if _complete(_look(listing, file, fields), listing, fields)]
     splits = {split_of(file) for file in rows}
     names = {file.rpartition("/")[2] for file in rows}
     if len(rows) > 1 and (len(splits) < len(rows) or None in splits) and len(names) > 1:
@@ -140,9 +152,18 @@ def _names(seen: Looks, fields: PairFields) -> tuple[str | None, str | None, str
     return names_of(seen.fields, fields, first)
 
 
-def _complete(seen: Looks, fields: PairFields) -> bool:
-    """Whether the first rows have an image and a prompt."""
-    return seen.problem is None and bool(seen.rows) and not _lacks(seen, fields) and _has(seen, fields)
+def _complete(seen: Looks, listing: Listing, fields: PairFields) -> bool:
+    """Whether the first rows have a prompt, and an image that is found."""
+    named = seen.problem is None and bool(seen.rows) and not _lacks(seen, fields) and _has(seen, fields)
+    return named and (fields.layout == "metadata" or _not_found(seen, listing, fields) is None)
+
+
+def why_not(listing: Listing, fields: PairFields) -> list[str]:
+    """Why files that may hold rows are not read, those first that come nearest to it."""
+    looks = sorted(listing.looks.values(), key=lambda seen: seen.problem is not None)
+    tables = [seen for seen in looks if seen.table.kind != ".txt"]
+    reasons = [_lacks(seen, fields) or _not_found(seen, listing, fields) for seen in tables]
+    return list(filter(None, reasons))[:2]
 
 
 def _has(seen: Looks, fields: PairFields) -> bool:
@@ -152,7 +173,7 @@ def _has(seen: Looks, fields: PairFields) -> bool:
 def _lacks(seen: Looks, fields: PairFields) -> str | None:
     """What the rows have no field for; None if they have all, or if there are no rows to judge by."""
     if seen.problem is not None:
-        return f"{seen.table.file}: {seen.problem}"
+        return seen.problem if seen.problem.startswith(seen.table.file) else f"{seen.table.file}: {seen.problem}"
     prompt, image, _ = _names(seen, fields)
     missing = [
         f"{what} ({accepted(names)}; --{what}-field names one)"
@@ -167,30 +188,23 @@ def _lacks(seen: Looks, fields: PairFields) -> str | None:
 
 
 def _named(seen: Looks, listing: Listing, fields: PairFields) -> RowFile:
-    """The table with the names of its fields and the folder that its images start from."""
+    """The table with the names of its fields, and where its images are."""
     prompt, image, own = _names(seen, fields)
     names: Names = (prompt or UNNAMED[0], (image or UNNAMED[1]) if fields.with_images else None, own)
-    table = replace(seen.table, names=names)
-    return (
-        replace(table, base=_base(seen, table, listing)) if fields.with_images and fields.image_root is None else table
-    )
+    return replace(seen.table, names=names, places=_places(seen, listing, fields) or own_places(seen.table.file))
 
 
-def _base(seen: Looks, table: RowFile, listing: Listing) -> str:
-    """The folder in which the images of the first rows are found: the file's own, the set's, or one of images in these."""
-    folder = table.file.rpartition("/")[0]
-    paths = [path for row in seen.rows[:PROBED] if _is_relative(path := row.get(str(table.names[1])))]
-    inside = [
-        f.path for f in listing.folders if f.path and "/" not in f.path.removeprefix(f"{folder}/" if folder else "")
-    ]
-    candidates = dict.fromkeys([folder, "", *inside])
-    if not paths or len(candidates) == 1:
-        return folder
-    for base in candidates:
-        if any(listing.root.exists(f"{base}/{path}" if base else path) for path in paths):
-            return base
-    return folder
+def _places(seen: Looks, listing: Listing, fields: PairFields) -> Places | None:
+    """Where the images of the first rows are; None if they are not found."""
+    if not fields.with_images or fields.image_root is not None:
+        return AS_WRITTEN
+    file, image = seen.table.file, str(_names(seen, fields)[1])
+    if (file, image) not in listing.places:
+        listing.places[file, image] = places_in(listing, file, [row.get(image) for row in seen.rows])
+    return listing.places[file, image]
 
 
-def _is_relative(path: Any) -> TypeGuard[str]:
-    return isinstance(path, str) and bool(path) and not path.startswith("/") and "://" not in path
+def _not_found(seen: Looks, listing: Listing, fields: PairFields) -> str | None:
+    if seen.problem is not None or not seen.rows or _places(seen, listing, fields) is not None:
+        return None
+    return no_images_found(seen.table.file, [row.get(str(_names(seen, fields)[1])) for row in seen.rows])

@@ -1,10 +1,17 @@
 """WebDataset: tar files, with or without the lists that img2dataset leaves beside them."""
 
+import itertools
+from collections import Counter
+
 from ortho_core.errors import NoPairSet
-from ortho_core.pairs.formats.web_dataset import WebDataset
+from ortho_core.pairs.formats.tar_samples import gathered, samples
+from ortho_core.pairs.formats.web_dataset import TEXTS, WebDataset
 from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
 from ortho_core.pairs.listing import Listing, count
 from ortho_core.pairs.rows import LayoutName, PairFields
+
+#: First samples of a file that are looked at.
+HEADS = 64
 
 
 class Tars:
@@ -14,17 +21,42 @@ class Tars:
 
     def recognise(self, listing: Listing, fields: PairFields) -> Reading | None:
         files = listing.names_of(".tar")
-        return Reading(self.name, count(len(files), ".tar file")) if files else None
+        if not files:
+            return None
+        _, against = _look(listing, files[0], fields)
+        return Reading(self.name, count(len(files), ".tar file"), against)
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
         if not listing.names_of(".tar"):
             raise NoPairSet(f"no .tar file in {listing.root.location}: found {listing.inventory()}")
         files, notes = of_split(listing.of(".tar"), lambda file: file[0], fields.split, listing.root.location)
-        source = f".{fields.prompt_field}" if fields.prompt_field else ".txt, or a field of .json, of each sample"
+        source, problem = _look(listing, files[0][0], fields)
         return Opened(
             listing.root,
             WebDataset(listing.root, files, fields),
             f"WebDataset, {count(len(files), '.tar file')}",
-            f"captions from {source}",
-            notes,
+            f"captions from {source or f'.{fields.prompt_field or TEXTS[0]}'} of each sample",
+            [*notes, *problem],
         )
+
+
+def _look(listing: Listing, file: str, fields: PairFields) -> tuple[str | None, tuple[str, ...]]:
+    """Where the first samples of a file have their prompts, and what they lack; nothing of a damaged file, told later."""
+    format = WebDataset(listing.root, [], fields)
+    try:
+        with listing.root.open(file) as stream:
+            seen = list(itertools.islice(samples(stream, 0), HEADS))
+            if not any(map(format.is_complete, seen)):  # members in any order, perhaps
+                seen = gathered(stream)
+    except OSError:
+        return None, ()
+    good = next(filter(format.is_complete, seen), None)
+    if good is not None:
+        prompt, images = format.prompt_of(good), format.images_of(good)
+        several = f"its samples have several images: --image-field {' or '.join(images)} chooses"
+        return "a field of .json" if prompt == "json" else f".{prompt}", (several,) if len(images) > 1 else ()
+    has = Counter(extension for sample in seen for extension in sample.members)
+    what = ", ".join(f".{extension}" for extension, _ in has.most_common(5)) or "no members"
+    return None, (
+        f"no sample of {file} has both an image and a prompt (.txt, .json, .cls; --prompt-field names one): it has {what}",
+    )

@@ -131,6 +131,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
         chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(b"x" * 3_000_000)),
         chunk(b"iCCP", b"profile\0\0" + zlib.compress(b"x" * 3_000_000)),
         chunk(b"tEXt", b"key\0" + b"x" * 100)[:-4] + b"\0\0\0\0",
+        *(chunk(kind, b"\0") for kind in (b"pHYs", b"gAMA", b"cHRM")),  # cut off
     ],
 )
 @pytest.mark.parametrize("after_the_pixels", [False, True])
@@ -139,6 +140,27 @@ def test_what_a_png_says_besides_its_pixels_does_not_cost_them(metadata, after_t
     at = len(plain) - 12 if after_the_pixels else 33
     content = plain[:at] + metadata + plain[at:]
     assert np.array_equal(decode_image(content, (8, 8)), decode_image(plain, (8, 8)))
+
+
+def test_the_length_of_a_segment_of_metadata_may_be_wrong():
+    plain = encoded(square(colour=(250, 10, 0)), "JPEG")
+    segment = b"\xff\xe1" + struct.pack(">H", 12) + b"Exif\0\0II*\0" + b"\x08\0\0\0 beyond"
+    assert np.array_equal(decode_image(plain[:2] + segment + plain[2:], (8, 8)), decode_image(plain, (8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:77\nsize 5\n", "git-lfs"),
+        (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
+        (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "XML"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF, which pillow-heif reads where it is installed"),
+    ],
+)
+def test_what_lies_in_the_place_of_an_image_is_told(content, says):
+    with pytest.raises(BadRow, match=says) as raised:
+        decode_image(content, (8, 8))
+    assert raised.value.reason == "undecodable-image"
 
 
 def broken_exif(orientation: int) -> bytes:

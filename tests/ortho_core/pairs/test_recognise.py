@@ -116,15 +116,18 @@ def test_a_real_run_inside_a_pair_set_is_not_read(tmp_path, digits):
 def test_what_lies_there_is_said_where_nothing_is_read(tmp_path):
     assert "found nothing" in refusal(tmp_path)
     (tmp_path / ".hidden").touch()
-    assert "found nothing but 1 hidden file" in refusal(tmp_path)
+    assert "found nothing, 1 hidden name" in refusal(tmp_path)
     (tmp_path / "sub").mkdir()
     for name in ("a.doc", "sub/b.doc", "c.xyz"):
         (tmp_path / name).touch()
-    with pytest.raises(NoPairSet, match=r"no pair set at .*: found 2 \.doc, 1 \.xyz in 2 folders; expected"):
+    with pytest.raises(
+        NoPairSet, match=r"no pair set at .*: found 2 \.doc, 1 \.xyz in 2 folders, 1 hidden name; expected"
+    ):
         PairSet(tmp_path)
     write_images(tmp_path, "x.png")
-    assert "found 2 .doc, 1 .xyz, 1 .png in 2 folders. It could be 1 image with one prompt for all, but" in refusal(
-        tmp_path
+    assert (
+        "found 2 .doc, 1 .xyz, 1 .png in 2 folders, 1 hidden name. It could be 1 image with one prompt for all"
+        in refusal(tmp_path)
     )
     for archive in ("images.zip", "more.tar.gz"):
         (tmp_path / archive).touch()
@@ -199,6 +202,7 @@ def test_what_was_recognised_is_kept_for_machines_too(tmp_path):
     assert record == {
         "layout": "captions",
         "what": "images with caption files, in 1 folder",
+        "part": None,
         "rows": 1,
         "images": None,
         "prompts": "captions from .txt beside each image",

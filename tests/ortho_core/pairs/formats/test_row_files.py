@@ -74,6 +74,8 @@ def test_a_quote_that_is_never_closed_does_not_eat_the_file_in_silence(folder):
     (folder / "a.csv").write_text('file_name,text\n000.png,good\n001.png,"never closed\n' + rows.replace('"', ""))
     assert outcomes(folder / "a.csv")[:2] == ["000000_000", "not-csv"]
     assert "40 images lie there" in line(folder, layout="metadata")
+    (folder / "a.csv").write_text('file_name,text\n000.png,good\n001.png,"never closed\n002.png,lost\n')
+    assert outcomes(folder / "a.csv") == ["000000_000", "not-csv"]
 
 
 def test_text_that_is_not_utf_8_costs_its_row_alone(folder):
@@ -112,7 +114,7 @@ def test_other_columns_and_spaces_in_the_header_do_not_matter(folder):
     ("content", "says"),
     [
         ("[1, 2]", "a list, but not of objects"),
-        ('{"images": [], "annotations": []}', "first key is 'images'"),
+        ('{"images": [], "annotations": []}', "an object of images, annotations, and neither"),
         ('"text"', "begins with"),
         ("", "begins with"),
         ("[", "is not JSON from byte 1 on"),

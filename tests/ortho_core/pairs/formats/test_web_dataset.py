@@ -8,7 +8,7 @@ import pytest
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.pairs.formats.web_dataset import MAX_TEXT
-from tests.ortho_core.pairs.made import outcomes, png, read_all, write_tar
+from tests.ortho_core.pairs.made import line, outcomes, png, read_all, refusal, write_tar
 
 
 def prompts(folder, **fields) -> list[str]:
@@ -144,7 +144,7 @@ def test_links_and_folders_inside_a_tar_are_passed_over(tmp_path):
             about = tarfile.TarInfo(name.replace("png", "txt"))
             about.size = 1
             archive.addfile(about, io.BytesIO(b"x"))
-    assert outcomes(tmp_path) == ["missing-image"] * 4
+    assert outcomes(tmp_path, layout="webdataset") == ["missing-image"] * 4
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
@@ -288,3 +288,35 @@ def test_lists_and_lines_of_captions_are_a_choice(tmp_path):
     assert prompts(tmp_path) == ["one", "a\nbb"]
     assert prompts(tmp_path, caption="longest") == ["longer", "bb"]
     assert prompts(tmp_path, caption="all") == ["one", "longer", "a", "bb"]
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 10])
+def test_keys_may_have_dots(tmp_path, rows_per_shard):
+    members = {
+        f"v1.5_{i}.{suffix}": content
+        for i in range(3)
+        for suffix, content in (("jpg", png(i)), ("txt", f"caption {i}"))
+    }
+    write_tar(tmp_path / "a.tar", members)
+    rows = read_all(PairSet(tmp_path), rows_per_shard)
+    assert [(row.sample_id, row.prompt) for row in rows] == [(f"{i:06d}_v1.5_{i}", f"caption {i}") for i in range(3)]
+
+
+def test_a_class_is_a_prompt_where_there_is_no_other(tmp_path):
+    write_tar(tmp_path / "a.tar", {"0.jpg": png(), "0.cls": "3", "1.jpg": png(), "1.cls": "7"})
+    assert prompts(tmp_path) == ["3", "7"]
+    assert "captions from .cls of each sample" in line(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ({"cat/0.jpg": png(), "dog/1.jpg": png()}, "no sample of a.tar has both an image and a prompt"),
+        ({"images/0.jpg": png(), "captions/0.txt": "x"}, "it has .jpg, .txt"),
+        ({"0.input.png": png(), "0.target.png": png(), "0.txt": "x"}, "--image-field input.png or target.png chooses"),
+    ],
+)
+def test_samples_without_one_image_and_a_prompt_are_refused_before_any_work(tmp_path, members, says):
+    write_tar(tmp_path / "a.tar", members)
+    assert says in refusal(tmp_path)
+    assert "--layout webdataset reads it all the same" in refusal(tmp_path)

@@ -5,7 +5,17 @@ import pytest
 from ortho_core.pairs import PairFields, PairSet
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.open import open_store
-from tests.ortho_core.pairs.made import line, outcomes, png, prompts, read_all, refusal, write_captions, write_images
+from tests.ortho_core.pairs.made import (
+    line,
+    outcomes,
+    png,
+    prompts,
+    read_all,
+    refusal,
+    write_captions,
+    write_images,
+    write_lines,
+)
 
 CAPTIONS = {f"{i:03d}.png": f"caption {i}" for i in range(7)}
 
@@ -210,3 +220,69 @@ def test_an_image_that_its_link_leads_out_of_the_set_is_outside(tmp_path):
     write_images(tmp_path / "set", "c.png")
     (tmp_path / "set" / "c.txt").symlink_to(tmp_path / "secret.txt")
     assert outcomes(tmp_path / "set") == ["000000_a", "outside-root", "outside-root"]
+
+
+@pytest.mark.parametrize(
+    ("images", "texts"),
+    [("images", "captions"), ("", "captions"), ("train/images", "train/labels"), ("images/001.Bird", "text/001.Bird")],
+)
+def test_captions_may_lie_in_a_folder_beside_that_of_their_images(tmp_path, images, texts):
+    write_images(tmp_path / images, "a.png", "b.jpg")
+    for name in ("a", "b", "c"):
+        write_lines(tmp_path / texts / f"{name}.txt", f"caption {name}")
+    base = f"{images}/" if images else ""
+    assert prompts(tmp_path) == {f"{base}a.png": "caption a", f"{base}b.jpg": "caption b"}
+    assert f"captions from .txt in {texts}/; left aside: 1 text file without an image" in line(tmp_path)
+
+
+def test_captions_that_may_be_of_two_folders_or_in_two_are_refused(tmp_path):
+    write_images(tmp_path, "a/1.png", "b/1.png")
+    write_lines(tmp_path / "captions/1.txt", "one")
+    assert "captions/ may have the captions of a/ or b/" in refusal(tmp_path)
+    (tmp_path / "b/1.png").unlink()
+    write_lines(tmp_path / "tags/1.txt", "cat")
+    assert "the captions of a/ may be in captions or tags" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", "labels"])
+def test_text_files_of_boxes_are_no_captions(tmp_path, folder):
+    write_images(tmp_path / ("images" if folder else ""), "a.png", "b.png")
+    for name in ("a", "b"):
+        write_lines(tmp_path / folder / f"{name}.txt", "0 0.5 0.5 0.1 0.25", "12 0.1 0.5 0.1 0.2")
+    assert "hold numbers alone, as the boxes of objects do" in refusal(tmp_path)
+
+
+def test_json_beside_images_that_says_no_caption_is_told(tmp_path):
+    write_captions(tmp_path, {"a.png": '{"shapes": [], "note": "a cat"}'}, ".json")
+    assert "have no caption in a usual field (--prompt-field names one)" in refusal(tmp_path)
+    assert prompts(tmp_path, prompt_field="note") == {"a.png": "a cat"}
+
+
+@pytest.mark.parametrize("folder", ["depth", "canny_images", "pose", "normal_maps"])
+def test_conditions_are_no_targets_though_they_have_captions(tmp_path, folder):
+    write_captions(tmp_path, {"images/a.png": "a cat", f"{folder}/a.png": "a cat"})
+    assert prompts(tmp_path) == {"images/a.png": "a cat"}
+    assert f"left aside: 1 image in {folder}/ (masks or conditions)" in line(tmp_path)
+
+
+def test_split_folders_of_any_name_are_splits(tmp_path):
+    write_captions(tmp_path, {"train2017/a.png": "one", "val2017/b.png": "two"})
+    assert "the splits train, validation are all read" in line(tmp_path)
+    assert prompts(tmp_path, split="train") == prompts(tmp_path, split="train2017") == {"train2017/a.png": "one"}
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read_though_its_files_are_links(tmp_path):
+    write_captions(tmp_path / "blobs", {"1.png": "a cat"})
+    write_captions(tmp_path / "other", {"1.png": "a dog"})
+    for place, name in (("blobs", "in"), ("other", "out")):
+        for suffix in (".png", ".txt"):
+            link = tmp_path / "snapshots/0a1b" / f"{name}{suffix}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"../../{place}/1{suffix}")
+    assert prompts(tmp_path / "snapshots/0a1b") == {"in.png": "a cat", "row 1": "outside-root"}
+
+
+def test_links_to_nowhere_are_named(tmp_path):
+    write_captions(tmp_path, {"a.png": "a cat"})
+    (tmp_path / "b.png").symlink_to("nowhere.png")
+    assert "left aside: 1 name (b.png: no file)" in line(tmp_path)

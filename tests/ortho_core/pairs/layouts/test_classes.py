@@ -41,6 +41,17 @@ def test_images_of_every_suffix_that_is_decoded_are_read_and_the_others_counted(
         ({"classes": ["images", "masks"]}, "images, masks name no class"),
         ({"files": {"cat/0.txt": "a cat"}}, "1 image with a caption file each (.txt) is there"),
         ({"files": {"notes.txt": "a note"}}, "1 text file lies there"),
+        (
+            {"files": {"prompt.json": '{"source": "cat/0.png", "prompt": "x"}'}},
+            "prompt.json may say what is in the images",
+        ),
+        ({"classes": ["source", "target"]}, "source, target name no class"),
+        ({"classes": ["instance_images", "class_images"]}, "class_images, instance_images name no class"),
+        ({"classes": ["00000", "00001"]}, "00000, 00001 name no class"),  # parts, as img2dataset and FFHQ have them
+        ({"classes": ["2023-01", "2023-02"]}, "2023-01, 2023-02 name no class"),
+        ({"classes": ["part1", "part_2"]}, "part1, part_2 name no class"),
+        ({"classes": ["trainA", "trainB"]}, "trainA, trainB are named as splits are"),
+        ({"classes": ["DIV2K_train_HR", "DIV2K_valid_HR"]}, "are named as splits are"),
         ({"files": {"run/plan.json": '{"run_fingerprint": "0"}'}}, "run/ is the output of `ortho`"),
     ],
 )
@@ -128,3 +139,31 @@ def test_numbered_json_beside_images_is_no_file_of_labelled_images(tmp_path):
         (tmp_path / f"{i}.png").write_bytes(png(i))
         (tmp_path / f"{i}.json").write_text(f'{{"prompt": "number {i}"}}')
     assert prompts(tmp_path) == {f"{i}.png": f"number {i}" for i in range(3)}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("0", "1", "11"),
+        ("001.Albatross", "002.Auk"),
+        ("n01440764", "n01443537"),
+        ("NORMAL", "PNEUMONIA"),
+        ("bullet train", "tree pose"),
+    ],
+)
+def test_numbers_and_words_that_classes_have_are_classes(tmp_path, names):
+    write_classes(tmp_path, *names, images=1)
+    assert prompts(tmp_path) == {f"{name}/0.png": name for name in names}
+
+
+def test_the_one_folder_that_an_archive_unpacks_to_is_no_class(tmp_path):
+    write_classes(tmp_path, *(f"afhq/{split}/{name}" for split in ("train", "val") for name in ("cat", "dog")))
+    assert set(prompts(tmp_path).values()) == {"cat", "dog"}
+    assert line(tmp_path).startswith("2 folders of classes in afhq/: 6 images")
+    assert "left aside: 6 images in afhq/train/cat/, afhq/train/dog/" in line(tmp_path, split="val")
+
+
+def test_split_folders_may_have_the_names_that_sets_give_them(tmp_path):
+    write_classes(tmp_path, "training_set/cats", "training_set/dogs", "test_set/cats")
+    assert set(prompts(tmp_path)) == {f"{c}/{i}.png" for c in ("cats", "dogs") for i in range(3)}
+    assert "split train; left aside: 3 images in test_set/cats/" in line(tmp_path)

@@ -92,7 +92,7 @@ def test_other_columns_of_images_and_captions_are_named(tmp_path):
     said = line(tmp_path)
     assert "images from column image; columns conditioning_image hold images too, and are not read" in said
     assert "captions from column text" in said
-    assert "there are also caption (--prompt-field)" in said
+    assert "there is also caption (--prompt-field)" in said
 
 
 def test_splits_go_by_the_names_of_files_and_folders(tmp_path):
@@ -229,3 +229,23 @@ def test_metadata_in_parquet_names_images_from_its_own_folder(tmp_path):
     for split, name in (("train", "a.png"), ("test", "b.png")):
         write_parquet(tmp_path / split / "metadata.parquet", file_name=[name], text=[split])
     assert prompts(tmp_path) == {"test/b.png": "test", "train/a.png": "train"}
+
+
+def test_folders_that_each_have_a_whole_set_are_refused_until_one_is_named(tmp_path):
+    for folder, texts in (("full", ["a", "b"]), ("small", ["a"])):
+        write_parquet(tmp_path / folder / "train-00000-of-00001.parquet", image=[png()] * len(texts), text=texts)
+    assert "full/, small/ each have a whole set: name one, as in --pairs .../full" in refusal(tmp_path)
+    assert list(prompts(tmp_path / "full").values()) == ["a", "b"]
+    assert len(prompts(tmp_path, layout="parquet")) == 3
+
+
+def test_folders_of_a_partition_are_splits_or_said(tmp_path):
+    for folder in ("split=train", "split=test", "more"):
+        write_parquet(tmp_path / folder / "0.parquet", image=[png()], text=[folder])
+    assert line(tmp_path).startswith("Parquet, 3 files in 3 folders: 3 images")
+    assert list(prompts(tmp_path, split="test").values()) == ["split=test"]
+
+
+def test_what_lies_in_the_place_of_a_file_is_told(tmp_path):
+    (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:7\nsize 9\n")
+    assert "is not a readable Parquet file: it is the pointer that git-lfs puts in a file's place" in refusal(tmp_path)

@@ -9,6 +9,7 @@ from tests.ortho_core.pairs.made import (
     line,
     outcomes,
     prompts,
+    read_all,
     refusal,
     write_captions,
     write_images,
@@ -201,3 +202,114 @@ def test_structs_that_name_a_file_are_paths(tmp_path):
     column = pa.array([{"path": "a.png", "bytes": None}], pa.struct({"path": pa.string(), "bytes": pa.binary()}))
     write_parquet(tmp_path / "other" / "a.parquet", text=["x"], image=column)
     assert outcomes(tmp_path) == outcomes(tmp_path / "other", image_root=str(tmp_path)) == ["000000_a"]
+
+
+COCO = {
+    "info": {"year": 2017},
+    "images": [{"id": 7, "file_name": "a.png", "height": 8}, {"id": 9, "file_name": "b.png"}],
+    "annotations": [
+        {"image_id": 9, "id": 1, "caption": "b first"},
+        {"image_id": 7, "id": 2, "caption": "a"},
+        {"image_id": 9, "id": 3, "caption": "b again"},
+    ],
+}
+
+
+def test_cocos_captions_are_several_of_the_image_whose_id_they_name(tmp_path):
+    write_images(tmp_path / "train2017", "a.png", "b.png")
+    file = write_lines(tmp_path / "annotations/captions_train2017.json", COCO)
+    write_lines(
+        tmp_path / "annotations/instances_train2017.json", {"images": COCO["images"], "annotations": [{"image_id": 7}]}
+    )
+    assert prompts(tmp_path, 1) == {"train2017/a.png": "a", "train2017/b.png": "b first"}
+    assert [row.prompt for row in read_all(PairSet(tmp_path, PairFields(caption="all")), 2)] == [
+        "a",
+        "b first",
+        "b again",
+    ]
+    assert "of several captions the first is taken" in line(tmp_path)
+    before = PairSet(tmp_path).fingerprint()
+    file.write_text(file.read_text().replace("b again", "b other"))
+    assert PairSet(tmp_path).fingerprint() != before
+
+
+@pytest.mark.parametrize("key", ["data", "images", "annotations"])
+def test_rows_of_json_may_lie_under_a_key(tmp_path, key):
+    write_images(tmp_path, *PROMPTS)
+    rows = [{"image": name, "caption": text} for name, text in PROMPTS.items()]
+    (tmp_path / "a.json").write_text(
+        json.dumps({"version": [1, 2], "license": {"id": 1}, key: rows, "end": []}, indent=1)
+    )
+    assert prompts(tmp_path, 2) == PROMPTS
+
+
+@pytest.mark.parametrize("kohya", [False, True])
+def test_names_without_suffixes_find_their_images(tmp_path, kohya):
+    write_images(tmp_path, "img/a.png", "img/b.JPG", "img/c.v2.png")
+    rows = {"a": "one", "b": "two", "c.v2": "three"}
+    (tmp_path / "meta.json").write_text(
+        json.dumps({name: {"caption": text, "tags": "x"} if kohya else text for name, text in rows.items()})
+    )
+    assert prompts(tmp_path) == {"img/a.png": "one", "img/b.JPG": "two", "img/c.v2.png": "three"}
+    assert ("there is also tags (--prompt-field)" in line(tmp_path)) == kohya
+
+
+def test_an_object_of_other_things_is_no_file_of_rows(tmp_path):
+    write_images(tmp_path, "1/1.png", "2/2.png")
+    (tmp_path / "cat_to_name.json").write_text('{"1": "rose", "2": "lily"}')
+    assert "none of the first images of cat_to_name.json is found, such as '1'" in refusal(tmp_path)
+    assert "none of the first images" in refusal(tmp_path / "cat_to_name.json")
+
+
+def test_cells_in_a_text_file_are_rows(tmp_path):
+    write_images(tmp_path / "Images", "1.jpg", "2.jpg")
+    write_lines(tmp_path / "captions.txt", "image,caption", "1.jpg,one", "2.jpg,two")
+    write_lines(tmp_path / "README.txt", "what this is")
+    assert prompts(tmp_path) == {"Images/1.jpg": "one", "Images/2.jpg": "two"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("c.csv", "image_id,caption\na,one\n", "c.csv has the fields image_id, caption, and none of them is the image"),
+        (
+            "c.csv",
+            "image,caption\n/home/me/a.png,one\n",
+            "none of the first images of c.csv is found, such as '/home/me/a.png'",
+        ),
+        ("c.tsv", "one\thttps://x.org/a.png\n", "such as 'https://x.org/a.png' (addresses are not fetched)"),
+        (
+            "c.csv",
+            "image,caption\na.png,caf\xe9\n".encode("latin-1"),
+            "none of its first rows can be read: not text in UTF-8",
+        ),
+        (
+            "c.json",
+            '{"image": {"0": "a.png"}, "caption": {"0": "one"}}',
+            "c.json: it is an object of image, caption, and neither",
+        ),
+        (
+            "c.csv",
+            "version https://git-lfs.github.com/spec/v1\noid 1\n",
+            "the pointer that git-lfs puts in a file's place",
+        ),
+    ],
+)
+def test_a_refusal_says_why_a_file_of_rows_is_none(tmp_path, name, content, says):
+    write_images(tmp_path, "a.png")
+    write_lines(tmp_path / name, content)
+    assert says in refusal(tmp_path)
+
+
+def test_excels_first_line_and_blanks_around_cells_are_passed_over(tmp_path):
+    write_images(tmp_path, "a.png")
+    write_lines(tmp_path / "c.csv", "sep=;", "image ; text", " a.png ; one ")
+    assert prompts(tmp_path) == {"a.png": "one"}
+
+
+@pytest.mark.parametrize("name", ["metadata.parquet", "train.parquet"])
+def test_images_of_parquet_are_looked_for_as_those_of_other_files(tmp_path, name):
+    write_images(tmp_path, "images/a.png", "images/b.png")
+    write_table(tmp_path, name, {"a.png": "one", "b.png": "two"})
+    assert prompts(tmp_path) == {"images/a.png": "one", "images/b.png": "two"}
+    assert "these in images/" in line(tmp_path)

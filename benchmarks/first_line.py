@@ -1,0 +1,147 @@
+"""How soon a pair set is recognised, planned and read: `python -m benchmarks.first_line --out runs/first-line.json`.
+
+Seconds until the line that every verb prints first, of sets of many rows; then the planning and the reading of rows. `--against
+CHECKOUT` runs planning and reading in another checkout of this repository as well, in turns, and gives the ratios.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.assign_scale import repeated_pairs
+from benchmarks.look import captioned_files
+from benchmarks.results import write_results
+
+#: Prints the seconds of the clock and of the processor that each step takes, as JSON.
+STEPS = """
+import json, sys, time
+from ortho_core.pairs import PairSet
+
+def timed(step):
+    began, before = time.perf_counter(), time.process_time()
+    result = step()
+    return result, [time.perf_counter() - began, time.process_time() - before]
+
+found = {}
+pairs, found["open"] = timed(lambda: PairSet(sys.argv[1]))
+rows, found["count"] = timed(pairs.rows)
+shards, found["cut"] = timed(lambda: pairs.shards(1024))
+few = shards[:: max(1, len(shards) // 100)]
+read, found["read"] = timed(lambda: sum(1 for shard in few for row in pairs.read(shard)))
+found["line"] = [a + b for a, b in zip(found["open"], found["count"])]
+found["plan"] = [a + b for a, b in zip(found["line"], found["cut"])]
+print(json.dumps({"rows": rows, "read_rows": read, **found}))
+"""
+
+
+def prompts(rows: int) -> list[str]:
+    return [f"a handwritten digit, number {i}" for i in range(rows)]
+
+
+def comma_separated(folder: Path, rows: int) -> Path:
+    shutil.copytree("examples/digits/images", folder / "images")
+    lines = (f'images/{i % 512:04d}.png,"a digit, number {i}"\n' for i in range(rows))
+    (folder / "metadata.csv").write_text("file_name,text\n" + "".join(lines))
+    return folder
+
+
+def json_list(folder: Path, rows: int) -> Path:
+    shutil.copytree("examples/digits/images", folder / "images")
+    made = [{"image": f"images/{i % 512:04d}.png", "caption": prompt} for i, prompt in enumerate(prompts(rows))]
+    (folder / "data.json").write_text(json.dumps(made))
+    return folder
+
+
+def parquet(folder: Path, rows: int) -> Path:
+    folder.mkdir(parents=True)
+    table = pa.table({"prompt": prompts(rows), "image": [f"images/{i % 512:04d}.png" for i in range(rows)]})
+    pq.write_table(table, folder / "part.parquet", row_group_size=1024)
+    return folder
+
+
+def tar(folder: Path, rows: int) -> Path:
+    """Samples of an image and a caption."""
+    folder.mkdir(parents=True)
+    image = Path("examples/digits/images/0000.png").read_bytes()
+    with tarfile.open(folder / "00000.tar", "w") as archive:
+        for i, prompt in enumerate(prompts(rows)):
+            for suffix, content in (("png", image), ("txt", prompt.encode())):
+                member = tarfile.TarInfo(f"{i:08d}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, BytesIO(content))
+    return folder
+
+
+#: What is made, and how many rows (for files in one folder: files) there are at the scale 1.
+SETS: dict[str, tuple[Callable[[Path, int], Path], int]] = {
+    "files in one folder, captions beside the images": (captioned_files, 100_000),
+    "rows of JSON": (repeated_pairs, 1_000_000),
+    "rows of CSV": (comma_separated, 1_000_000),
+    "a JSON list": (json_list, 1_000_000),
+    "rows of Parquet": (parquet, 1_000_000),
+    "samples in a tar": (tar, 50_000),
+}
+
+
+def measured(checkout: Path, pairs: Path) -> dict[str, list[float]]:
+    """What `STEPS` prints with the packages of a checkout; nothing where these do not read the set."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-c", STEPS, str(pairs)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=checkout, env=environment)
+    if done.returncode:
+        if "NoPairSet" in done.stderr:
+            return {}
+        raise RuntimeError(done.stderr)
+    found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the rows of each set")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--against", type=Path, help="another checkout")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    places = {"here": Path.cwd()} | ({"there": args.against.absolute()} if args.against else {})
+    results = {}
+    print("| | rows | first line, s | planned, s | rows read per s |" + (" planned | read |" if args.against else ""))
+    print("|---|---|---|---|---|" + ("---|---|" if args.against else ""))
+    with tempfile.TemporaryDirectory() as scratch:
+        for k, (title, (make, count)) in enumerate(SETS.items()):
+            pairs = make(Path(scratch) / f"set-{k}", max(1024, int(count * args.scale)))
+            turns = [{name: measured(place, pairs) for name, place in places.items()} for _ in range(args.turns)]
+            results[title] = turns
+            print(row(title, turns), flush=True)
+    write_results(results, args.out)
+
+
+def row(title: str, turns: list[dict[str, dict[str, list[float]]]]) -> str:
+    """Medians over the turns, by the clock; ratios to the other checkout by the processor, which other work disturbs less."""
+
+    def median(step: str, place: str = "here", clock: int = 0) -> float:
+        return statistics.median(turn[place][step][clock] for turn in turns)
+
+    first = turns[0]["here"]
+    cells = [f"{first['rows']:,}", f"{median('line'):.1f}", f"{median('plan'):.1f}"]
+    cells.append(f"{first['read_rows'] / median('read'):,.0f}")
+    if "there" in turns[0]:
+        known = turns[0]["there"]
+        cells += [f"{median(n, clock=1) / median(n, 'there', 1):.2f}" if known else "–" for n in ("plan", "read")]
+    return f"| {title} | " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
