@@ -39,6 +39,8 @@ class Arm:
     warm: bool = True
     #: Evaluations of an image in an E-step; none: the protocol's.
     steps: int | None = None
+    #: Whether the preserve rows have prompts that no pair has.
+    elsewhere: bool = False
 
     @property
     def each(self) -> float:
@@ -78,6 +80,24 @@ ARMS: dict[str, Arm] = {
     "kept_after_2": Arm("the same, r = 0.2, after an E-step of 2", _online(2, 0.2), steps=2),
     "kept_after_8": Arm("the same, r = 0.2, after an E-step of 8", _online(2, 0.2), steps=8),
     "assigned_05": Arm("online, assigned noise, r = 0.5, 2 evaluations", _online(2, 0.5, "assigned")),
+    "kept_elsewhere": Arm(
+        "online, kept, r = 0.2, preserve 0.1 at other prompts",
+        {**_online(2, 0.2), "preserve_latent_weight": 0.1},
+        cycles=0,
+        elsewhere=True,
+    ),
+    "kept_differences": Arm(
+        "online, kept, r = 0.2, differences 0.5",
+        {**_online(2, 0.2), "preserve_latent_weight": 0.5, "preserve_differences": True},
+        cycles=0,
+    ),
+    "matched_elsewhere": Arm("matched SFT, preserve 0.1 at other prompts", elsewhere=True),
+    "direct_elsewhere": Arm("direct SFT, preserve 0.1 at other prompts", RANDOM, cycles=0, elsewhere=True),
+    "kept_02_4": Arm("online, kept, r = 0.2, 4 evaluations", _online(4, 0.2), cycles=0),
+    "kept_01": Arm("online, kept, r = 0.1, 2 evaluations", _online(2, 0.1), cycles=0),
+    "kept_centered": Arm(
+        "online, kept, r = 0.2, after a centred E-step of 8", _online(2, 0.2, center_noise=True), steps=8
+    ),
     "kept_preserve": Arm(
         "online, kept, r = 0.2, preserve 0.1", {**_online(2, 0.2), "preserve_latent_weight": 0.1}, cycles=0
     ),
@@ -141,7 +161,8 @@ class Runs:
         """Train an arm. Its models: at the evaluations of all, and, where it has no cycles, `NAME_equal`, at equal updates."""
         arm, protocol, out = ARMS[name], self.protocol, self.folder / name
         epochs = arm.epochs(protocol.evaluations, protocol.steps)
-        settings = protocol.train(self.seed, **arm.train, epochs=epochs)
+        elsewhere = {"preserve_prompts": self.lab.preserve_prompts()} if arm.elsewhere else {}
+        settings = protocol.train(self.seed, **arm.train, **elsewhere, epochs=epochs)
         if arm.cycles > 1:
             em.run(self._em(arm, out, settings))
             return {name: last_of(out, arm.cycles)}

@@ -74,8 +74,18 @@ class Laboratory:
         return self._targets(f"pairs-{seed}", HELDOUT + seed * PAIRS, PAIRS)
 
     def other_prompts(self) -> list[str]:
-        """Prompts that no pair has."""
-        return list(KNOWN[self.data].classes[SEEN:])
+        """Prompts that no pair has, for drift to be measured at: of the last class."""
+        return [KNOWN[self.data].classes[-1]]
+
+    def preserve_prompts(self) -> Path:
+        """A file of prompts that no pair has, for models to be held at: of the classes between."""
+        return self._prompts(list(KNOWN[self.data].classes[SEEN:-1]))
+
+    def _prompts(self, prompts: list[str]) -> Path:
+        out = self.work / "preserve-prompts.txt"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(f"{prompt}\n" for prompt in prompts))
+        return out
 
     def _targets(self, name: str, first: int, rows: int) -> Path:
         out = self.work / "targets" / f"{name}.parquet"
@@ -102,7 +112,10 @@ class ColouredLaboratory(Laboratory):
         return images.mul(255).round().byte().numpy(), np.array([number[caption] for caption in captions])
 
     def other_prompts(self) -> list[str]:
-        return [caption(digit, *colour) for digit in range(SEEN, 10) for colour in COLOURS]
+        return [caption(9, *colour) for colour in COLOURS]
+
+    def preserve_prompts(self) -> Path:
+        return self._prompts([caption(digit, *colour) for digit in range(SEEN, 9) for colour in COLOURS])
 
     def write(self, first: int, rows: int, out: Path) -> None:
         write_coloured(self.root, first, rows, out, classes=SEEN)
