@@ -16,6 +16,7 @@ import torch
 
 from ortho_core.errors import RunFailed
 from ortho_core.mstep.update import MStep
+from ortho_core.records.assignments import Assignments
 from rayjobs.train.job import run
 from rayjobs.training.run_files import STATE, STOPPED, rescue
 from tests.rayjobs.train.training import (
@@ -103,8 +104,9 @@ def test_a_killed_driver_is_resumed(undisturbed, assigned, tiny_turbo, tmp_path)
 
 
 def poisoned(assigned, folder):
-    """Assignments with one target that is not a number, in the midst of the second part."""
-    return altered(assigned, folder, 13, target_latent=lambda target: [float("nan"), *target[1:]])
+    """Assignments with one target that is not a number, in the midst of the second part, and that row's image file."""
+    bad, _ = altered(assigned, folder, 13, target_latent=lambda target: [float("nan"), *target[1:]])
+    return bad, Assignments(folder).rows([13], ["image"])[0]["image"]
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_told(trained, assigned, tiny_turbo, tmp_path):
