@@ -17,7 +17,7 @@ from ortho_core.pairs.formats.columns import class_as_text, class_names, columns
 from ortho_core.pairs.formats.parquet import RowGroup, RowGroups
 from ortho_core.pairs.instead import said_of
 from ortho_core.pairs.rows import Cut, Names, PairFields, PairRecord, Shard
-from ortho_core.storage.store import Store, plain_name
+from ortho_core.storage.store import Store
 
 #: What a file begins with that has its index at its end, and how long that is with its padding.
 MAGIC, MAGIC_BYTES = b"ARROW1", 8
@@ -153,14 +153,7 @@ class ArrowFiles:
 
     def fetch(self, image: str) -> bytes | None:
         """Reads the batch of the row that `FILE#ROW` names, and keeps it for the calls to come."""
-        file, sign, row = image.rpartition("#")
-        if not sign or not row.isdecimal() or not file.endswith(".arrow"):
-            return None
-        value = self._groups.value(plain_name(file), int(row))
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(content, bytes):
-            raise BadRow("missing-image", f"{image} holds no image bytes")
-        return content
+        return self._groups.image(image, ".arrow")
 
     def _read_images(self, file: str, row: int, known: Any) -> RowGroup:
         if not self.root.exists(file):

@@ -142,14 +142,7 @@ class Parquet:
 
     def fetch(self, image: str) -> bytes | None:
         """Reads the row group of the row that `FILE#ROW` names, and keeps it for the calls to come."""
-        file, sign, row = image.rpartition("#")
-        if not sign or not row.isdecimal() or not file.endswith(".parquet"):
-            return None
-        value = self._groups.value(plain_name(file), int(row))
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(content, bytes):
-            raise BadRow("missing-image", f"{image} holds no image bytes")
-        return content
+        return self._groups.image(image, ".parquet")
 
     def _read_images(self, file: str, row: int, footer: pq.FileMetaData | None) -> "RowGroup":
         """The image column of the row group that holds a row."""
@@ -182,6 +175,17 @@ class RowGroups:
         #: The one used last comes last.
         self._kept: list[RowGroup] = []
         self._lock = threading.Lock()
+
+    def image(self, image: str, suffix: str) -> bytes | None:
+        """The bytes of the row that `FILE#ROW` names; None for the name of anything else. Raises BadRow if it has none."""
+        file, sign, row = image.rpartition("#")
+        if not sign or not row.isdecimal() or not file.endswith(suffix):
+            return None
+        value = self.value(plain_name(file), int(row))
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(content, bytes):
+            raise BadRow("missing-image", f"{image} holds no image bytes")
+        return content
 
     def value(self, file: str, row: int) -> Any:
         """One row's value. Threads wait for each other: two that want the same group would both read it."""
