@@ -35,6 +35,10 @@ class SftConfig(ReconstructionWeights):
     def preserves(self) -> bool:
         return bool(self.preserve_latent_weight or self.preserve_pixel_weight)
 
+    def held(self, outputs: Tensor) -> Tensor:
+        """What the preserve terms compare of outputs (P, ...): these, or the differences of every two, (P/2, ...)."""
+        return outputs[0::2] - outputs[1::2] if self.preserve_differences else outputs
+
 
 @dataclass(frozen=True)
 class SftBatch:
@@ -99,12 +103,13 @@ def sft_loss(
         terms["pixel"] = pixel.mean()
         rows = rows + pixel
     if preserve:
-        held = _differences if config.preserve_differences else _themselves
-        terms["preserve_latent"] = mean_square(held(fresh), held(before)).mean()
+        terms["preserve_latent"] = mean_square(config.held(fresh), config.held(before)).mean()
         if config.preserve_pixel_weight:
             with torch.no_grad():
                 images_before = generator.decode(before)
-            terms["preserve_pixel"] = mean_absolute(held(generator.decode(fresh)), held(images_before)).mean()
+            terms["preserve_pixel"] = mean_absolute(
+                config.held(generator.decode(fresh)), config.held(images_before)
+            ).mean()
     terms["loss"] = (
         config.latent_loss_weight * terms["latent"]
         + config.pixel_l1_weight * terms["pixel"]
@@ -112,11 +117,3 @@ def sft_loss(
         + config.preserve_pixel_weight * terms["preserve_pixel"]
     )
     return {**terms, "rows": rows.detach()}
-
-
-def _themselves(outputs: Float[Tensor, "P ..."]) -> Float[Tensor, "P ..."]:
-    return outputs
-
-
-def _differences(outputs: Float[Tensor, "P ..."]) -> Float[Tensor, "P/2 ..."]:
-    return outputs[0::2] - outputs[1::2]
