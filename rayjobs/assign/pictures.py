@@ -47,18 +47,13 @@ def take_pictures(
     records: Sequence[SampledRecord],
     noise: tuple[Tensor, Tensor],
 ) -> list[RowPictures]:
-    """The pictures of some records, whose ε and Qε are `noise`, made where the pool's workers run. Raises RunFailed.
-
-    On a single machine without a GPU that is this process: another one would first import what this one may have already.
-    """
+    """The pictures of some records, whose ε and Qε are `noise`, made where the pool's workers run. Raises RunFailed."""
     threads = max(1, int(job.cpus_per_worker))
     if not job.pool_size[1]:
         return draw(job, model, pairs, records, noise, "cuda" if job.own_gpus() else "cpu", threads)
     import ray
 
     gpus = job.gpus()
-    if not gpus and sum(node["Alive"] for node in ray.nodes()) == 1:
-        return draw(job, model, pairs, records, noise, "cpu", threads)
     task = ray.remote(
         num_cpus=job.cpus_per_worker, num_gpus=gpus or None, label_selector=job.node_labels, max_retries=1
     )(draw)
