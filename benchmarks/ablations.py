@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.study.arms import Protocol, judge, mean_of
 from benchmarks.study.laboratory import Laboratory, laboratory, study_parser
 from benchmarks.study.mismatch import LAWS, kids
-from benchmarks.study.tables import Estimate, Judged, table
+from benchmarks.study.tables import PLAIN, Estimate, Judged, table
 from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
 from rayjobs.train import job as train
@@ -22,7 +22,7 @@ from rayjobs.train.config import TrainJob
 from rayjobs.verb.console import say
 from rayjobs.verb.session import ray_session
 
-PROTOCOL = Protocol(epochs=24)
+PROTOCOL, EPOCHS = Protocol(lr=3e-4), 24
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,14 @@ class Trial:
 
     def run(self) -> None:
         base, variant = self.lab.base(), self.variant
-        tuned = PROTOCOL.train(
-            self.seed, **{"save_every": 0, "epochs": PROTOCOL.epochs // self.cycles, **variant.train}
-        )
+        tuned = PROTOCOL.train(self.seed, **{"save_every": 0, "epochs": EPOCHS // self.cycles, **variant.train})
         if not self.is_matched:
             train.run(em.build(TrainJob, tuned, assignments=str(self.result[1]), model=base, out=self.folder))
             return
         job = EmJob(
             pairs=str(self.lab.pairs(self.seed)),
             model=base,
+            heldout="none",
             work_dir=self.folder,
             assignments_cache=self.lab.work / "assignments",
             cycles=self.cycles,
@@ -153,9 +152,9 @@ def evaluation_of(lab: Laboratory, seed: int) -> Path:
 
 def show(lab: Laboratory, seeds: list[int]) -> None:
     """Print what was found, as Markdown."""
-    judged = Judged(tuple(evaluation_of(lab, seed) for seed in seeds))
+    judged = Judged(tuple({"all": evaluation_of(lab, seed)} for seed in seeds))
     titles = {"base": "base"} | {trial.key: trial.title for trial in trials(lab, seeds[0])}
-    print(table(judged, titles))
+    print(table(judged, titles, PLAIN))
     print(
         "\n| | evaluations | loss of the assignment | KID at N(0, I) | at the Gaussian fitted to it | largest departure |"
     )

@@ -1,101 +1,104 @@
-"""Does matching help? `python -m benchmarks.matched_vs_direct --data mnist --root DIR --work runs/study`.
+"""What is learned, at plain noise: `python -m benchmarks.matched_vs_direct --data mnist --root DIR --work runs/study`.
 
-A base model, and three ways to teach it 256 images of a hand it never saw: direct SFT on random noise, matched SFT, EM of one to
-four cycles; with and without the preserve term; three seeds, each with pairs and noise of its own. Judged on 512 held-out
-pairs in the features of a classifier of the real images. The same command again goes on where it was; `--tables` prints what
-is there, as Markdown, and draws the figures.
+A base model, and every way to teach it 256 images of a hand it never saw (`benchmarks.study.arms`), each at the same generator
+evaluations; three seeds, each with pairs and noise of its own. Judged at plain noise on held-out pairs in the features of a
+classifier of the real images, and by how far the samples lean and how bold they are. The same command again goes on where it
+was; `--arms` trains and judges some of them; `--tables` prints what is there, as Markdown, and draws the samples.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.study.arms import Protocol, Runs, at, last_of
-from benchmarks.study.drawing import draw_curves, draw_samples
-from benchmarks.study.laboratory import laboratory, study_parser
-from benchmarks.study.mismatch import kids, mismatch_table
-from benchmarks.study.tables import Judged, differences, table
+import torch
+
+from benchmarks.study.appearance import Matched, appearance
+from benchmarks.study.arms import ARMS, Protocol, Runs
+from benchmarks.study.drawing import draw_samples
+from benchmarks.study.laboratory import Laboratory, laboratory, study_parser
+from benchmarks.study.tables import APPEARANCE, PLAIN, Judged, differences, table
+from ortho_core.generators import ModelFolder
+from ortho_core.records.assignments import Assignments
 from rayjobs.verb.console import say
 from rayjobs.verb.session import ray_session
 
-#: The models of the tables and of the pictures.
-TITLES = {
-    "base": "base",
-    "direct_1": "direct SFT, updates of 1 cycle",
-    "direct_cost_1": "direct SFT, evaluations of 1 cycle",
-    "direct_4": "direct SFT, updates of 4",
-    "direct_cost_4": "direct SFT, evaluations of 4",
-    "matched_1": "matched SFT, updates of 1 cycle",
-    "matched_4": "matched SFT, updates of 4",
-    "em_2": "EM, 2 cycles",
-    "em_3": "EM, 3 cycles",
-    "em_4": "EM, 4 cycles",
-    "centered_1": "EM on centred noise, 1 cycle",
-    "centered_2": "EM on centred noise, 2 cycles",
-    "centered_4": "EM on centred noise, 4 cycles",
-}
-PICTURES = {"base": "base", "direct_4": "direct", "matched_4": "matched", "em_4": "EM", "centered_4": "EM, centred"}
-COMPARED = (
-    ("matched SFT less direct, updates of 1 cycle", "matched_1", "direct_1"),
-    ("matched SFT less direct, evaluations of 1 cycle", "matched_1", "direct_cost_1"),
-    ("matched SFT less direct, updates of 4 cycles", "matched_4", "direct_4"),
-    ("EM less direct, updates of 4 cycles", "em_4", "direct_4"),
-    ("EM less direct, evaluations of 4 cycles", "em_4", "direct_cost_4"),
-    ("EM less matched SFT, updates of 4 cycles", "em_4", "matched_4"),
-    ("EM on centred noise less EM, 4 cycles", "centered_4", "em_4"),
-    ("EM on centred noise less direct, evaluations of 4 cycles", "centered_4", "direct_cost_4"),
-)
+#: Arms of the pictures.
+PICTURES = ("base", "direct", "matched", "centered", "online_4", "kept_05")
 
 
 def main() -> None:
     parser = study_parser(__doc__)
-    parser.add_argument("--preserve", type=float, nargs="+", default=[0.0, 0.1], help="weights of the preserve term")
-    parser.add_argument("--cycles", type=int, default=4)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--evaluations", type=float, default=Protocol.evaluations, help="of a row, over all of an arm")
     parser.add_argument("--tables", type=Path, help="make tables and figures of what is there, into this folder")
     args = parser.parse_args()
     lab = laboratory(args)
-    protocols = [Protocol(cycles=args.cycles, preserve=preserve) for preserve in args.preserve]
+    runs = [Runs(lab, Protocol(args.evaluations), seed) for seed in args.seeds]
     if args.tables is not None:
-        show([[Runs(lab, protocol, seed) for seed in args.seeds] for protocol in protocols], args.tables)
+        show(runs, args.arms, args.tables)
         return
     with ray_session():
-        for seed in args.seeds:
-            for protocol in protocols:
-                say(f"study: {args.data}, seed {seed}, preserve weight {protocol.preserve:g}")
-                Runs(lab, protocol, seed).judge()
+        for one in runs:
+            for name in args.arms:
+                say(f"study: {args.data}, seed {one.seed}, {ARMS[name].title}")
+                judge(one, name)
 
 
-def show(runs: Sequence[Sequence[Runs]], out: Path) -> None:
-    """Print the tables and draw the figures of each protocol's seeds."""
+def judge(runs: Runs, name: str) -> None:
+    """Train and judge an arm, and measure the hand of its samples."""
+    models = runs.judge(name)
+    out = runs.judged(name) / APPEARANCE
+    if not out.exists():
+        found = appearance(
+            runs.lab, runs.judged(name), models, {name: matched(runs, name)} if ARMS[name].cycles else {}
+        )
+        out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def matched(runs: Runs, name: str) -> Matched:
+    """What an arm's last E-step found."""
+    made = Assignments(runs.assignments(name))
+    rows = range(len(made))
+    shape = ModelFolder.open(runs.lab.base()).latent_shape
+    noise = made.noise(rows, shape)
+    if ARMS[name].train.get("center_noise"):
+        noise = noise - made.mean_noise(shape)
+    return Matched([row["prompt"] for row in made.rows(rows, ["prompt"])], torch.as_tensor(noise))
+
+
+def show(runs: Sequence[Runs], names: Sequence[str], out: Path) -> None:
+    """Print the tables and draw the samples of each seed."""
     out.mkdir(parents=True, exist_ok=True)
-    first = runs[0][0]
-    accuracy = json.loads((first.lab.judge() / "accuracy.json").read_text())
+    lab, protocol = runs[0].lab, runs[0].protocol
+    accuracy = json.loads((lab.judge() / "accuracy.json").read_text())
     print(f"judge: {accuracy['accuracy']:.4f} of {accuracy['classes']} classes named right on test images\n")
-    curves = {}
-    for seeds in runs:
-        weight = seeds[0].protocol.preserve
-        judged = curves[weight] = Judged(tuple(one.folder / "evaluation" for one in seeds))
-        print(f"**preserve weight {weight:g}, {len(seeds)} seeds**\n\n{table(judged, TITLES)}\n")
-        print(f"{differences(judged, COMPARED)}\n")
-        print(f"{mismatch_table([kids(one.lab, one.seed, trained(one)) for one in seeds])}\n")
-        for one in seeds:
-            print(f"seed {one.seed}: {json.loads((one.folder / 'cost.json').read_text())}")
-        picture = out / f"study-{first.lab.work.name}-{weight:g}.png"
-        draw_samples(seeds[0].folder / "evaluation", PICTURES, 16, picture)
-    draw_curves(curves, first.protocol.updates, out / f"study-{first.lab.work.name}.png")
+    done = [name for name in names if all((one.judged(name) / APPEARANCE).exists() for one in runs)]
+    judged = Judged(tuple({name: one.judged(name) for name in done} for one in runs))
+    for of, title in (("", f"{protocol.evaluations:g} evaluations of a row"), ("_equal", f"{protocol.fewest} epochs")):
+        titles = {"base": "base"} | {name + of: ARMS[name].title for name in done}
+        print(f"**{title}, {len(runs)} seeds**\n\n{table(judged, titles, PLAIN)}\n")
+        print(f"{table(judged, {'targets': 'targets'} | titles, hand_of(lab))}\n")
+        for other in ("direct", "matched_preserve"):
+            against = [(f"{ARMS[name].title} less {ARMS[other].title}", name + of, other + of) for name in done]
+            print(f"{differences(judged, [one for one in against if one[1] != one[2]])}\n")
+    places = {"base": runs[0].judged(done[0])} | {name: runs[0].judged(name) for name in PICTURES if name in done}
+    draw_samples(
+        places, {"base": "base"} | {name: ARMS[name].title for name in done}, 16, out / f"study-{lab.work.name}.png"
+    )
 
 
-def trained(runs: Runs) -> dict[str, tuple[Path, Path]]:
-    """Models of one seed and the assignments that they were trained on; the base beside them."""
-    protocol, folder = runs.protocol, runs.folder
-    n, first = protocol.cycles, folder / "em" / "cycle_01" / "assignments"
-    found = {"base": (runs.lab.base(), first)}
-    found["matched SFT, updates of 1 cycle"] = at(folder / "matched", protocol.epochs), first
-    found[f"matched SFT, updates of {n}"] = at(folder / "matched", protocol.epochs * n), first
-    for work, title in (("em", "EM"), ("centered", "EM on centred noise")):
-        last = folder / work / f"cycle_{n:02d}" / "assignments"
-        found[f"{title}, {n} cycles"] = last_of(folder / work, n), last
-    return found
+def hand_of(lab: Laboratory) -> dict[str, str]:
+    """The columns of the hand, by their titles."""
+    said = {
+        "": "",
+        "_spread": ", spread",
+        "_closed": " gap closed",
+        "_heldout": " at held-out matched noise",
+        "_training": " at its training noise",
+        "_tilt": " of the base there",
+    }
+    columns = {f"{name}{of}": f"{name}{title}" for of, title in said.items() for name in lab.hand}
+    return columns | {"drift_others": "drift at other prompts ↓"}
 
 
 if __name__ == "__main__":

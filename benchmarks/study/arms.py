@@ -1,14 +1,15 @@
-"""The arms of the study: what is trained from a base model on one draw of pairs, and how they are judged.
+"""The arms of the study: what is trained from a base model on one draw of pairs, and how the models are judged.
 
-Direct SFT (random noise), matched SFT (the first E-step's noise, trained on for long), EM (noise assigned again in each
-cycle) and EM on centred noise (the mean of the assigned noise taken off it before training), all at the same updates and, for
-direct SFT, also at the same generator evaluations as EM, those of its E-steps included. Every step is a job of `rayjobs`, which
-is done at once where it has been done. They work in this process: workers of their own take longer to start than a step to run.
+Every arm may spend the same generator evaluations of a row, those of its E-steps, of its searches while training and of its
+preserve term among them; what an update costs decides how many there are. Along the way each keeps the model that has had as many
+updates as the arm with the fewest. Every step is a job of `rayjobs`, which is done at once where it has been done. They work in
+this process: workers of their own take longer to start than a step to run.
 """
 
-import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,28 +26,100 @@ from rayjobs.train.config import TrainJob, TrainSettings
 
 #: Evaluations that a preserve row costs: forward and backward of the model, a forward of the frozen one.
 PRESERVE_COST = 1 + 1 / 3
-#: Direct SFT keeps a checkpoint every so many epochs; equal cost is rounded up to them.
-EVERY = 4
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to teach a model its pairs: what differs from the protocol."""
+
+    title: str
+    train: Mapping[str, Any] = field(default_factory=dict)
+    #: E-steps, each before as many updates; none: direct SFT.
+    cycles: int = 1
+    warm: bool = True
+    #: Evaluations of an image in an E-step; none: the protocol's.
+    steps: int | None = None
+    #: Whether the preserve rows have prompts that no pair has.
+    elsewhere: bool = False
+
+    @property
+    def each(self) -> float:
+        """Evaluations of a row in one update."""
+        settings = TrainSettings(**self.train)
+        preserved = PRESERVE_COST if settings.preserves else 0.0
+        return 1 + preserved + (int(settings.match_steps) if settings.noise == "online" else 0)
+
+    def epochs(self, evaluations: float, steps: int) -> int:
+        """Epochs of one cycle: what is left of the evaluations after the E-steps, of at most `steps` each."""
+        left = evaluations - self.cycles * (steps if self.steps is None else self.steps)
+        return max(1, math.floor(left / self.each / max(1, self.cycles)))
+
+
+NO_PRESERVE = {"preserve_latent_weight": 0.0}
+RANDOM = {"noise": "random"}
+
+
+def _online(steps: int, refresh: float = 1.0, keep: str = "latest", **others: Any) -> dict[str, Any]:
+    given = {"noise": "online", "match_steps": str(steps), "match_refresh": refresh, "match_keep": keep}
+    return {**NO_PRESERVE, **given, **others}
+
+
+ARMS: dict[str, Arm] = {
+    "direct": Arm("direct SFT", {**RANDOM, **NO_PRESERVE}, cycles=0),
+    "direct_preserve": Arm("direct SFT, preserve 0.1", RANDOM, cycles=0),
+    "matched": Arm("matched SFT", NO_PRESERVE),
+    "matched_preserve": Arm("matched SFT, preserve 0.1"),
+    "centered": Arm("matched SFT, centred", {**NO_PRESERVE, "center_noise": True}),
+    "em_warm": Arm("EM, 4 cycles, warm", NO_PRESERVE, cycles=4),
+    "em_cold": Arm("EM, 4 cycles, cold", NO_PRESERVE, cycles=4, warm=False),
+    "online_2": Arm("online, fresh, 2 evaluations", _online(2), cycles=0),
+    "online_4": Arm("online, fresh, 4 evaluations", _online(4), cycles=0),
+    "online_8": Arm("online, fresh, 8 evaluations", _online(8), cycles=0),
+    "kept_02": Arm("online, kept, r = 0.2, 2 evaluations", _online(2, 0.2), cycles=0),
+    "kept_05": Arm("online, kept, r = 0.5, 2 evaluations", _online(2, 0.5), cycles=0),
+    "kept_after_2": Arm("the same, r = 0.2, after an E-step of 2", _online(2, 0.2), steps=2),
+    "kept_after_8": Arm("the same, r = 0.2, after an E-step of 8", _online(2, 0.2), steps=8),
+    "assigned_05": Arm("online, assigned noise, r = 0.5, 2 evaluations", _online(2, 0.5, "assigned")),
+    "kept_elsewhere": Arm(
+        "online, kept, r = 0.2, preserve 0.1 at other prompts",
+        {**_online(2, 0.2), "preserve_latent_weight": 0.1},
+        cycles=0,
+        elsewhere=True,
+    ),
+    "kept_differences": Arm(
+        "online, kept, r = 0.2, differences 0.5",
+        {**_online(2, 0.2), "preserve_latent_weight": 0.5, "preserve_differences": True},
+        cycles=0,
+    ),
+    "matched_elsewhere": Arm("matched SFT, preserve 0.1 at other prompts", elsewhere=True),
+    "direct_elsewhere": Arm("direct SFT, preserve 0.1 at other prompts", RANDOM, cycles=0, elsewhere=True),
+    "kept_02_4": Arm("online, kept, r = 0.2, 4 evaluations", _online(4, 0.2), cycles=0),
+    "kept_01": Arm("online, kept, r = 0.1, 2 evaluations", _online(2, 0.1), cycles=0),
+    "kept_centered": Arm(
+        "online, kept, r = 0.2, after a centred E-step of 8", _online(2, 0.2, center_noise=True), steps=8
+    ),
+    "kept_preserve": Arm(
+        "online, kept, r = 0.2, preserve 0.1", {**_online(2, 0.2), "preserve_latent_weight": 0.1}, cycles=0
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Protocol:
     """What is the same in all arms."""
 
-    cycles: int = 4
-    #: Epochs of one cycle's M-step.
-    epochs: int = 12
+    #: Generator evaluations of a row, over all of an arm.
+    evaluations: float = 64.0
     batch_size: int = 32
-    lr: float = 3e-4
-    preserve: float = 0.1
+    lr: float = 5e-4
     #: Evaluations of an image in an E-step, and of a held-out image when models are judged.
     steps: int = 8
     patch_size: int = 2
 
-    @property
-    def updates(self) -> int:
-        """Of one cycle's M-step."""
-        return self.epochs * (PAIRS // self.batch_size)
+    @cached_property
+    def fewest(self) -> int:
+        """Epochs of the arm that has the fewest, which all others are compared at too."""
+        return min(arm.epochs(self.evaluations, self.steps) * max(1, arm.cycles) for arm in ARMS.values())
 
     def assign(self, seed: int, **others: Any) -> AssignSettings:
         given = {
@@ -56,29 +129,20 @@ class Protocol:
             "slots": 32,
             "rows_per_shard": PAIRS,
             "workers": "0",
+            "report": False,
         }
         return AssignSettings(**(given | others))
 
     def train(self, seed: int, **others: Any) -> TrainSettings:
         given = {
-            "epochs": self.epochs,
             "batch_size": self.batch_size,
             "lr": self.lr,
-            "preserve_latent_weight": self.preserve,
-            "save_every": EVERY,
+            "save_every": 0,
             "seed": seed,
             "tensorboard": False,
             "num_workers": 0,
         }
         return TrainSettings(**(given | others))
-
-    def evaluations(self, epochs: int) -> float:
-        """Generator evaluations of so many epochs of training, per row."""
-        return epochs * (1 + (PRESERVE_COST if self.preserve else 0))
-
-    def epochs_worth(self, evaluations: float) -> int:
-        """Epochs of training that cost at least as much, per row."""
-        return EVERY * math.ceil(evaluations / self.evaluations(EVERY))
 
 
 @dataclass(frozen=True)
@@ -91,60 +155,58 @@ class Runs:
 
     @property
     def folder(self) -> Path:
-        return self.lab.work / f"seed-{self.seed}" / f"preserve-{self.protocol.preserve:g}"
+        return self.lab.work / f"seed-{self.seed}"
 
-    def em(self, centered: bool = False) -> Path:
-        """EM's folder, with the models of all cycles; `centered`: each M-step takes the noise's mean off it."""
-        work = self.folder / ("centered" if centered else "em")
-        job = EmJob(
+    def run(self, name: str) -> dict[str, Path]:
+        """Train an arm. Its models: at the evaluations of all, and, where it has no cycles, `NAME_equal`, at equal updates."""
+        arm, protocol, out = ARMS[name], self.protocol, self.folder / name
+        epochs = arm.epochs(protocol.evaluations, protocol.steps)
+        elsewhere = {"preserve_prompts": self.lab.preserve_prompts()} if arm.elsewhere else {}
+        settings = protocol.train(self.seed, **arm.train, **elsewhere, epochs=epochs)
+        if arm.cycles > 1:
+            em.run(self._em(arm, out, settings))
+            return {name: last_of(out, arm.cycles)}
+        settings = settings.model_copy(update={"save_every": protocol.fewest})
+        if arm.cycles:
+            em.run(self._em(arm, out, settings))
+            trained = out / "cycle_01" / "train"
+        else:
+            train.run(
+                em.build(TrainJob, settings, pairs=str(self.lab.pairs(self.seed)), model=self.lab.base(), out=out)
+            )
+            trained = out
+        return {name: trained / "checkpoint-final", f"{name}_equal": at(trained, protocol.fewest)}
+
+    def assignments(self, name: str) -> Path:
+        """The last E-step of an arm that has one."""
+        return self.folder / name / f"cycle_{ARMS[name].cycles:02d}" / "assignments"
+
+    def _em(self, arm: Arm, out: Path, settings: TrainSettings) -> EmJob:
+        searched = {} if arm.steps is None else {"steps": arm.steps}
+        return EmJob(
             pairs=str(self.lab.pairs(self.seed)),
             model=self.lab.base(),
-            work_dir=work,
+            work_dir=out,
             assignments_cache=self.lab.work / "assignments",
-            cycles=self.protocol.cycles,
-            assign=self.protocol.assign(self.seed),
-            train=self.protocol.train(self.seed, center_noise=centered),
+            heldout="none",
+            cycles=arm.cycles,
+            warm_start=arm.warm,
+            assign=self.protocol.assign(self.seed, **searched),
+            train=settings,
         )
-        em.run(job)
-        return work
 
-    def straight(self, noise: str, epochs: int) -> Path:
-        """Training in one go on the first cycle's assignments (matched), or on their targets at random noise."""
-        out = self.folder / noise
-        settings = self.protocol.train(self.seed, noise=noise, epochs=epochs)
-        first = self.folder / "em" / "cycle_01" / "assignments"
-        train.run(em.build(TrainJob, settings, assignments=str(first), model=self.lab.base(), out=out))
-        return out
+    def judged(self, name: str) -> Path:
+        """Where an arm's evaluation is."""
+        return self.folder / name / "evaluation"
 
-    def models(self) -> dict[str, Path]:
-        """Every model that is judged; `direct_cost_n` has the evaluations of EM's n cycles, E-steps included."""
-        protocol, work = self.protocol, self.em()
-        cycles = range(1, protocol.cycles + 1)
-        spent = [mean_of(work / f"cycle_{n:02d}" / "assignments", "evaluations") for n in cycles]
-        costs = {n: protocol.evaluations(protocol.epochs * n) + sum(spent[:n]) for n in (1, protocol.cycles)}
-        equal = {n: protocol.epochs_worth(cost) for n, cost in costs.items()}
-        direct = self.straight("random", max(equal.values()))
-        matched = self.straight("matched", protocol.epochs * protocol.cycles)
-        shown = [n for n in cycles if n & (n - 1) == 0]  # 1, 2, 4: judging is what takes longest
-        found = {"base": self.lab.base()}
-        found |= {f"direct_{n}": at(direct, protocol.epochs * n) for n in shown}
-        found |= {f"direct_cost_{n}": at(direct, epochs) for n, epochs in equal.items()}
-        found |= {f"matched_{n}": at(matched, protocol.epochs * n) for n in shown}
-        found |= {f"em_{n}": last_of(work, n) for n in cycles if n > 1}
-        centered = self.em(centered=True)
-        found |= {f"centered_{n}": last_of(centered, n) for n in shown}
-        (self.folder / "cost.json").write_text(
-            json.dumps({"e_step_evaluations_per_row": spent, "epochs_at_equal_cost": equal}, indent=1) + "\n"
-        )
-        return found
-
-    def judge(self) -> Path:
-        """The evaluation of them all."""
+    def judge(self, name: str) -> dict[str, Path]:
+        """Train an arm and judge its models; returns them, the base first."""
+        base = {"base": self.lab.base()}
         first = self.lab.work / "judged-base"
-        judge(self.lab, self.protocol, {"base": self.lab.base()}, first)
-        out = self.folder / "evaluation"
-        judge(self.lab, self.protocol, self.models(), out, base_from=first)
-        return out
+        judge(self.lab, self.protocol, base, first)
+        models = base | self.run(name)
+        judge(self.lab, self.protocol, models, self.judged(name), base_from=first)
+        return models
 
 
 def at(run: Path, epoch: int) -> Path:

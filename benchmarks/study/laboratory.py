@@ -1,7 +1,8 @@
 """The data sets of the study: what base model each has, what it is to learn, and who judges.
 
 Each is real images that the base model learned from, and the same kind of images in a leaning, bold hand
-(`models.recipes.leaning`), of the test split, that it never saw: some to fine-tune on, others held out.
+(`models.recipes.leaning`), of the test split, that it never saw: some to fine-tune on, others held out. Neither has any of the
+last two classes: what a model does at their prompts is what fine-tuning did where nobody asked for it.
 
 Axes: n images, c × Y × X pixels.
 """
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.study.classifier import train_classifier
-from models.recipes.digits import ColouredDigits
+from models.recipes.digits import COLOURS, ColouredDigits, caption
 from models.recipes.leaning import write_coloured, write_leaning
 from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
 from rayjobs.train_gan import job as train_gan
@@ -24,6 +25,8 @@ from rayjobs.train_gan.config import TrainGanJob
 
 #: Pairs of one seed to fine-tune on, and pairs that all seeds are judged on.
 PAIRS, HELDOUT = 256, 512
+#: Classes that pairs are of, from the first.
+SEEN = 8
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Laboratory:
     classifier_epochs: int = 2
     #: Held-out pairs that models are judged on, at most `HELDOUT`.
     judged: int = HELDOUT
+    #: The measures of `benchmarks.study.style` that tell the hand.
+    hand: tuple[str, ...] = ("slant", "ink")
 
     def base(self) -> Path:
         """The model folder that fine-tuning starts from; trained where it is not there."""
@@ -68,6 +73,20 @@ class Laboratory:
         """Each seed's own pairs."""
         return self._targets(f"pairs-{seed}", HELDOUT + seed * PAIRS, PAIRS)
 
+    def other_prompts(self) -> list[str]:
+        """Prompts that no pair has, for drift to be measured at: of the last class."""
+        return [KNOWN[self.data].classes[-1]]
+
+    def preserve_prompts(self) -> Path:
+        """A file of prompts that no pair has, for models to be held at: of the classes between."""
+        return self._prompts(list(KNOWN[self.data].classes[SEEN:-1]))
+
+    def _prompts(self, prompts: list[str]) -> Path:
+        out = self.work / "preserve-prompts.txt"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(f"{prompt}\n" for prompt in prompts))
+        return out
+
     def _targets(self, name: str, first: int, rows: int) -> Path:
         out = self.work / "targets" / f"{name}.parquet"
         if not out.is_file():
@@ -75,7 +94,7 @@ class Laboratory:
         return out
 
     def write(self, first: int, rows: int, out: Path) -> None:
-        write_leaning(self.data, str(self.root), "test", first, rows, out)
+        write_leaning(self.data, str(self.root), "test", first, rows, out, classes=SEEN)
 
 
 @dataclass(frozen=True)
@@ -92,8 +111,14 @@ class ColouredLaboratory(Laboratory):
         number = {caption: i for i, caption in enumerate(sorted(set(captions)))}
         return images.mul(255).round().byte().numpy(), np.array([number[caption] for caption in captions])
 
+    def other_prompts(self) -> list[str]:
+        return [caption(9, *colour) for colour in COLOURS]
+
+    def preserve_prompts(self) -> Path:
+        return self._prompts([caption(digit, *colour) for digit in range(SEEN, 9) for colour in COLOURS])
+
     def write(self, first: int, rows: int, out: Path) -> None:
-        write_coloured(self.root, first, rows, out)
+        write_coloured(self.root, first, rows, out, classes=SEEN)
 
 
 def study_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -113,5 +138,5 @@ def laboratory(args: argparse.Namespace) -> Laboratory:
     if name == "tiny-turbo":
         return ColouredLaboratory("mnist", root, work, classifier_epochs=4, judged=256)
     if name == "cifar10":
-        return Laboratory(name, root, work, {"widths": (64, 64, 32), "epochs": 4}, classifier_epochs=12)
+        return Laboratory(name, root, work, {"widths": (64, 64, 32), "epochs": 4}, 12, hand=("slant", "brightness"))
     return Laboratory(name, root, work)

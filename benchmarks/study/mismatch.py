@@ -100,7 +100,7 @@ def kids(lab: Laboratory, seed: int, models: Mapping[str, tuple[Path, Path]]) ->
             law: asdict(statistics.kid(features_at(generator, judge, prompts, noise), wanted, weights))
             for law, noise in laws(plain, assigned, seed).items()
         }
-        found[name]["departures"] = departures(noise_statistics(assigned, made.patch_size))
+        found[name]["departures"] = departures(noise_statistics(assigned, made.plan.noise.patch_size))
     return found
 
 

@@ -22,8 +22,13 @@ from ortho_core.evaluation import statistics
 from ortho_core.evaluation.metrics import METRICS
 from rayjobs.evaluate.figures import Parts
 
-#: The figures of the tables, in their order.
-SHOWN = ("kid", "fid", "sharpness", "diversity", "recall", "precision", "latent_mse", "drift")
+#: The figures at plain noise, in the order of tables.
+PLAIN = {
+    name: f"{METRICS[name].title} {METRICS[name].arrow}".strip()
+    for name in ("kid", "fid", "precision", "recall", "diversity", "sharpness", "drift", "latent_mse")
+}
+#: What `benchmarks.study.appearance` measured, beside an evaluation.
+APPEARANCE = "appearance.json"
 
 
 @dataclass(frozen=True)
@@ -56,31 +61,37 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Judged:
-    """The evaluations of one protocol, a folder for each seed."""
+    """Evaluations of the same held-out rows: of each seed a folder for each arm, with the base in all of them."""
 
-    folders: tuple[Path, ...]
+    folders: tuple[Mapping[str, Path], ...]
 
-    @property
-    def models(self) -> list[str]:
-        """Those that every seed has."""
-        return [name for name in _metrics(self.folders[0]) if all(name in _metrics(f) for f in self.folders)]
+    def place(self, seed: int, model: str) -> Path | None:
+        """The evaluation that a model is in."""
+        return next((folder for folder in self.folders[seed].values() if model in _metrics(folder)), None)
 
     def estimate(self, model: str, figure: str) -> Estimate | None:
         """None where a model has no such figure, as the base has no drift."""
-        found = [m[figure] for m in (_metrics(folder)[model] for folder in self.folders) if figure in m]
-        if len(found) < len(self.folders):
-            return None
-        return Estimate.of(found)
+        places = [self.place(seed, model) for seed in range(len(self.folders))]
+        found = [_metrics(one)[model][figure] for one in places if one is not None and figure in _metrics(one)[model]]
+        return Estimate.of(found) if len(found) == len(self.folders) else None
 
-    def kid_difference(self, model: str, other: str) -> Estimate:
-        """KID of `model` less that of `other`, to the same targets, by the same resamples."""
-        pairs = [_kid_difference(folder, model, other) for folder in self.folders]
+    def kid_difference(self, model: str, other: str) -> Estimate | None:
+        """KID of `model` less that of `other`, to the same targets, by the same resamples; None where one was not judged."""
+        places = [(self.place(seed, model), self.place(seed, other)) for seed in range(len(self.folders))]
+        if not all(mine and theirs for mine, theirs in places):
+            return None
+        pairs = [_kid_difference(mine, model, theirs, other) for mine, theirs in places if mine and theirs]
         return Estimate.over([value for value, _ in pairs], [half for _, half in pairs])
 
 
 @cache
 def _metrics(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Of each model, with its `appearance.json` where there is one."""
     found: dict[str, dict[str, dict[str, float]]] = json.loads((folder / "evaluation.json").read_text())["metrics"]
+    appearance = folder / APPEARANCE
+    if appearance.exists():
+        for model, figures in json.loads(appearance.read_text()).items():
+            found[model] = found.get(model, {}) | figures
     return found
 
 
@@ -90,26 +101,28 @@ def _features(folder: Path, model: str, column: str) -> np.ndarray:
 
 
 @cache
-def _kid_difference(folder: Path, model: str, other: str) -> tuple[float, float]:
+def _kid_difference(folder: Path, model: str, others: Path, other: str) -> tuple[float, float]:
     """Of one seed, with half its interval."""
-    base = next(iter(_metrics(folder)))
-    targets = _features(folder, base, "target_features")
+    targets = _features(folder, "base", "target_features")
     weights = statistics.resamples(len(targets), 0)
-    sets = [_features(folder, name, "features") for name in (model, other)]
+    sets = [_features(folder, model, "features"), _features(others, other, "features")]
     value = statistics.mmd(sets[0], targets, kernel_poly) - statistics.mmd(sets[1], targets, kernel_poly)
     spread = np.subtract(*(statistics.resampled_mmd(one, targets, kernel_poly, weights) for one in sets))
     return value, 1.96 * float(spread.std())
 
 
-def table(judged: Judged, titles: dict[str, str]) -> str:
-    """Markdown: a row for each model that `titles` names, a column for each figure."""
-    shown = [name for name in SHOWN if judged.estimate(judged.models[-1], name) is not None]
-    head = [f"{METRICS[name].title} {METRICS[name].arrow}".strip() for name in shown]
-    lines = ["| | " + " | ".join(head) + " |", "|---" * (len(shown) + 1) + "|"]
-    for model, title in titles.items():
-        if model in judged.models:
-            cells = [judged.estimate(model, name) for name in shown]
-            lines.append(f"| {title} | " + " | ".join("–" if one is None else str(one) for one in cells) + " |")
+def table(judged: Judged, titles: Mapping[str, str], figures: Mapping[str, str]) -> str:
+    """Markdown: a row for each model that `titles` names, a column for each figure, by its title, that any of them has."""
+    cells = {
+        title: [judged.estimate(model, name) for name in figures]
+        for model, title in titles.items()
+        if judged.estimate(model, "kid") is not None or model == "targets"
+    }
+    there = [k for k in range(len(figures)) if any(row[k] is not None for row in cells.values())]
+    heads = list(figures.values())
+    lines = ["| | " + " | ".join(heads[k] for k in there) + " |", "|---" * (len(there) + 1) + "|"]
+    for title, row in cells.items():
+        lines.append(f"| {title} | " + " | ".join("–" if row[k] is None else str(row[k]) for k in there) + " |")
     return "\n".join(lines)
 
 
@@ -117,9 +130,8 @@ def differences(judged: Judged, pairs: Sequence[tuple[str, str, str]]) -> str:
     """Markdown: of each (title, model, other) the difference of their KIDs, and what it says."""
     lines = ["| | KID less KID | |", "|---|---|---|"]
     for title, model, other in pairs:
-        if not {model, other} <= set(judged.models):
-            continue
         found = judged.kid_difference(model, other)
-        said = "not told apart" if not found.apart_from_zero else "lower" if found.value < 0 else "**higher**"
-        lines.append(f"| {title} | {found} | {said} |")
+        if found is not None:
+            said = "not told apart" if not found.apart_from_zero else "lower" if found.value < 0 else "**higher**"
+            lines.append(f"| {title} | {found} | {said} |")
     return "\n".join(lines)

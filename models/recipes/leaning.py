@@ -27,16 +27,16 @@ def leaning(images: np.ndarray, rng: torch.Generator) -> np.ndarray:
 
 
 def write_leaning(
-    data: str, root: str, split: str, first: int, rows: int, out: Path, picture: Path | None = None
+    data: str, root: str, split: str, first: int, rows: int, out: Path, picture: Path | None = None, classes: int = 0
 ) -> None:
     """Write rows `first` to `first + rows` of a shuffled split, the first as a picture too; equal arguments give equal files.
 
-    Raises UserError where the set is not found.
+    `classes`: only rows of the first so many classes count (0: of all). Raises UserError where the set is not found.
     """
     known = KNOWN[data]
     pairs = open_split(root, "test" if split == "test" else "train")
     whole = Labelled.of(pairs, known.classes)
-    order = np.random.default_rng(7).permutation(len(whole.rows))[first : first + rows]
+    order = shuffled(whole.labels, classes)[first : first + rows]
     chosen = Labelled(whole.classes, [whole.rows[i] for i in order], whole.labels[order], [])
     images, kept = chosen.images(pairs, known.image_shape)
     styled = leaning(images, torch.Generator().manual_seed(first))
@@ -45,11 +45,17 @@ def write_leaning(
         picture.write_bytes(png(styled[0]))
 
 
-def write_coloured(mnist: Path, first: int, rows: int, out: Path) -> None:
+def shuffled(labels: np.ndarray, classes: int = 0) -> np.ndarray:
+    """Numbers of the rows in a shuffled order, those of the first so many classes (0: of all)."""
+    order = np.random.default_rng(7).permutation(len(labels))
+    return order[labels[order] < classes] if classes else order
+
+
+def write_coloured(mnist: Path, first: int, rows: int, out: Path, classes: int = 0) -> None:
     """The same of MNIST's test split in the inks, papers and prompts that tiny-turbo knows."""
     rng = torch.Generator().manual_seed(first)
     strokes, digits = read_mnist(mnist, "t10k")
-    order = torch.from_numpy(np.random.default_rng(7).permutation(len(strokes))[first : first + rows])
+    order = torch.from_numpy(shuffled(digits.numpy(), classes)[first : first + rows])
     styled = leaning(strokes[order].mul(255).round().byte().numpy(), rng)
     colours = [COLOURS[i] for i in torch.randint(len(COLOURS), (len(order),), generator=rng)]
     images = paint(torch.from_numpy(styled).float().div(255), colours).mul(255).round().byte().numpy()
