@@ -23,7 +23,7 @@ from rayjobs.verb.console import say
 from rayjobs.verb.session import ray_session
 
 #: Arms of the pictures.
-PICTURES = ("base", "direct", "matched", "centered", "online_4", "kept_05")
+PICTURES = ("base", "direct", "matched_preserve", "centered", "em", "kept_02")
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def matched(runs: Runs, name: str) -> Matched:
     rows = range(len(made))
     shape = ModelFolder.open(runs.lab.base()).latent_shape
     noise = made.noise(rows, shape)
-    if ARMS[name].train.get("center_noise"):
+    if ARMS[name].train.get("center_noise") is None:
         noise = noise - made.mean_noise(shape)
     return Matched([row["prompt"] for row in made.rows(rows, ["prompt"])], torch.as_tensor(noise))
 
@@ -74,7 +74,7 @@ def show(runs: Sequence[Runs], names: Sequence[str], out: Path) -> None:
     print(f"judge: {accuracy['accuracy']:.4f} of {accuracy['classes']} classes named right on test images\n")
     done = [name for name in names if all((one.judged(name) / APPEARANCE).exists() for one in runs)]
     judged = Judged(tuple({name: one.judged(name) for name in done} for one in runs))
-    for of, title in (("", f"{protocol.evaluations:g} evaluations of a row"), ("_equal", f"{protocol.fewest} epochs")):
+    for of, title in (("", f"{protocol.evaluations:g} evaluations of a row"), ("_equal", f"{protocol.equal} epochs")):
         titles = {"base": "base"} | {name + of: ARMS[name].title for name in done}
         print(f"**{title}, {len(runs)} seeds**\n\n{table(judged, titles, PLAIN)}\n")
         print(f"{table(judged, {'targets': 'targets'} | titles, hand_of(lab))}\n")

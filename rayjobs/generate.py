@@ -4,7 +4,6 @@ import sys
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from ortho_core.device import pick_device
 from ortho_core.errors import UserError
@@ -15,8 +14,7 @@ from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pictures import grid, to_picture
-from ortho_core.records.assignments import Assignments
-from ortho_core.storage.location import Location, ModelPath, OutputPath
+from ortho_core.storage.location import ModelPath, OutputPath
 from rayjobs.verb.console import say
 
 
@@ -30,11 +28,6 @@ class GenerateJob(BaseModel):
     out: OutputPath = conduct(description="folder for the images, 0000.png and so on, and grid.png")
     count: int = decides(16, ge=1, description="how many images")
     seed: int = decides(0, ge=0, description="decides the noises; the first images of a larger count are the same")
-    around: Location | None = resolved(
-        None,
-        description="assignments whose mean noise is added to each noise: where a model trained on them without "
-        "--center-noise has learned what its targets have in common",
-    )
     batch_size: int = conduct(16, ge=1, description="images made at once")
     device: str = conduct("auto", description="auto, cpu, cuda, cuda:1, ...")
     dtype: Literal["float32", "bfloat16", "float16"] = decides(
@@ -44,26 +37,20 @@ class GenerateJob(BaseModel):
 
 def describe(job: GenerateJob) -> dict[str, object]:
     """What a dry run prints."""
-    mean_of(job, ModelFolder.open(job.model))
+    ModelFolder.open(job.model)
     return {"images": job.count, "out": str(job.out)}
-
-
-def mean_of(job: GenerateJob, model: ModelFolder) -> Tensor | None:
-    """The mean noise (C, H, W) to sample around. Raises UserError if there are no assignments, or of another latent shape."""
-    return None if job.around is None else Assignments(job.around).mean_noise(model.latent_shape)
 
 
 def run(job: GenerateJob) -> int:
     """Generate. Returns 0. Raises UserError."""
     model = ModelFolder.open(job.model)
-    shift = mean_of(job, model)
     try:
         job.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {job.out}: {error.strerror}") from error
     generator = load_generator(model, pick_device(job.device), job.dtype)
     seeds = [noise_seed(job.seed, "generate", i) for i in range(job.count)]
-    images = sample(generator, PromptCache(generator), [job.prompt] * job.count, seeds, job.batch_size, shift)
+    images = sample(generator, PromptCache(generator), [job.prompt] * job.count, seeds, job.batch_size)
     for i, image in enumerate(images):
         to_picture(image).save(job.out / f"{i:04d}.png")
     to_picture(grid(images, min(8, job.count))).save(job.out / "grid.png")

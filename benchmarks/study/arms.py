@@ -2,14 +2,13 @@
 
 Every arm may spend the same generator evaluations of a row, those of its E-steps, of its searches while training and of its
 preserve term among them; what an update costs decides how many there are. Along the way each keeps the model that has had as many
-updates as the arm with the fewest. Every step is a job of `rayjobs`, which is done at once where it has been done. They work in
-this process: workers of their own take longer to start than a step to run.
+updates as EM. Every step is a job of `rayjobs`, which is done at once where it has been done. They work in this process: workers
+of their own take longer to start than a step to run.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -42,65 +41,80 @@ class Arm:
     #: Whether the preserve rows have prompts that no pair has.
     elsewhere: bool = False
 
-    @property
-    def each(self) -> float:
-        """Evaluations of a row in one update."""
-        settings = TrainSettings(**self.train)
-        preserved = PRESERVE_COST if settings.preserves else 0.0
+    def each(self, batch_size: int) -> float:
+        """Evaluations of a row in one update of so many rows."""
+        settings = TrainSettings(**self.train, batch_size=batch_size)
+        preserved = PRESERVE_COST * settings.preserve_rows / batch_size
         return 1 + preserved + (int(settings.match_steps) if settings.noise == "online" else 0)
 
-    def epochs(self, evaluations: float, steps: int) -> int:
-        """Epochs of one cycle: what is left of the evaluations after the E-steps, of at most `steps` each."""
-        left = evaluations - self.cycles * (steps if self.steps is None else self.steps)
-        return max(1, math.floor(left / self.each / max(1, self.cycles)))
+    def epochs(self, protocol: "Protocol") -> int:
+        """Epochs of one cycle: what is left of the evaluations after the E-steps."""
+        steps = protocol.steps if self.steps is None else self.steps
+        left = protocol.evaluations - self.cycles * steps
+        return max(1, math.floor(left / self.each(protocol.batch_size) / max(1, self.cycles)))
 
 
+PRESERVE = {"preserve_latent_weight": 0.1}
 NO_PRESERVE = {"preserve_latent_weight": 0.0}
+#: Rows of the preserve term where it has prompts of its own.
+ELSEWHERE = {"preserve_latent_weight": 0.5, "preserve_batch_size": 8}
+DIFFERENCES = {"preserve_latent_weight": 0.5, "preserve_differences": True}
 RANDOM = {"noise": "random"}
+LEANING = {"center_noise": False}
+LORA = {"lora_rank": 8, "lr": 2e-3}
+#: The cycles of `ortho em` as it is by default, and evaluations of an image in each of their E-steps.
+CYCLES, SHORT = 4, 6
 
 
-def _online(steps: int, refresh: float = 1.0, keep: str = "latest", **others: Any) -> dict[str, Any]:
-    given = {"noise": "online", "match_steps": str(steps), "match_refresh": refresh, "match_keep": keep}
-    return {**NO_PRESERVE, **given, **others}
+def _online(steps: int, refresh: float = 1.0, **others: Any) -> dict[str, Any]:
+    return {
+        **NO_PRESERVE,
+        "noise": "online",
+        "match_steps": str(steps),
+        "match_refresh": refresh,
+        "match_keep": "latest",
+        **others,
+    }
+
+
+def _em(title: str, train: Mapping[str, Any], elsewhere: bool = False, steps: int = SHORT, warm: bool = False) -> Arm:
+    return Arm(title, train, CYCLES, warm, steps, elsewhere)
 
 
 ARMS: dict[str, Arm] = {
     "direct": Arm("direct SFT", {**RANDOM, **NO_PRESERVE}, cycles=0),
-    "direct_preserve": Arm("direct SFT, preserve 0.1", RANDOM, cycles=0),
-    "matched": Arm("matched SFT", NO_PRESERVE),
-    "matched_preserve": Arm("matched SFT, preserve 0.1"),
-    "centered": Arm("matched SFT, centred", {**NO_PRESERVE, "center_noise": True}),
-    "em_warm": Arm("EM, 4 cycles, warm", NO_PRESERVE, cycles=4),
-    "em_cold": Arm("EM, 4 cycles, cold", NO_PRESERVE, cycles=4, warm=False),
+    "direct_preserve": Arm("direct SFT, preserve 0.1", {**RANDOM, **PRESERVE}, cycles=0),
+    "direct_elsewhere": Arm(
+        "direct SFT, preserve 0.5 at other prompts", {**RANDOM, **ELSEWHERE}, cycles=0, elsewhere=True
+    ),
+    "matched_preserve": Arm("matched SFT, preserve 0.1", {**PRESERVE, **LEANING}),
+    "matched": Arm("matched SFT", {**NO_PRESERVE, **LEANING}),
+    "centered": Arm("matched SFT, centred", NO_PRESERVE),
+    "em_leaning_warm": _em("EM, warm, not centred", {**NO_PRESERVE, **LEANING}, warm=True),
+    "em_leaning": _em("EM, cold, not centred", {**NO_PRESERVE, **LEANING}),
+    "em_warm": _em("EM, warm, centred", NO_PRESERVE, warm=True),
+    "em": _em("EM, cold, centred", NO_PRESERVE),
+    "em_2": _em("the same, E-steps of 2", NO_PRESERVE, steps=2),
+    "em_12": _em("the same, E-steps of 12", NO_PRESERVE, steps=12),
+    "em_preserve": _em("EM, preserve 0.1", PRESERVE),
+    "em_differences": _em("EM, differences 0.5", DIFFERENCES),
+    "em_elsewhere": _em("EM, preserve 0.5 at other prompts", ELSEWHERE, elsewhere=True),
     "online_2": Arm("online, fresh, 2 evaluations", _online(2), cycles=0),
     "online_4": Arm("online, fresh, 4 evaluations", _online(4), cycles=0),
     "online_8": Arm("online, fresh, 8 evaluations", _online(8), cycles=0),
+    "kept_01": Arm("online, kept, r = 0.1, 2 evaluations", _online(2, 0.1), cycles=0),
     "kept_02": Arm("online, kept, r = 0.2, 2 evaluations", _online(2, 0.2), cycles=0),
     "kept_05": Arm("online, kept, r = 0.5, 2 evaluations", _online(2, 0.5), cycles=0),
-    "kept_after_2": Arm("the same, r = 0.2, after an E-step of 2", _online(2, 0.2), steps=2),
-    "kept_after_8": Arm("the same, r = 0.2, after an E-step of 8", _online(2, 0.2), steps=8),
-    "assigned_05": Arm("online, assigned noise, r = 0.5, 2 evaluations", _online(2, 0.5, "assigned")),
+    "kept_after_8": Arm("the same, r = 0.2, after a centred E-step of 8", _online(2, 0.2)),
+    "kept_preserve": Arm("online, kept, r = 0.2, preserve 0.1", _online(2, 0.2, **PRESERVE), cycles=0),
+    "kept_differences": Arm("online, kept, r = 0.2, differences 0.5", _online(2, 0.2, **DIFFERENCES), cycles=0),
     "kept_elsewhere": Arm(
-        "online, kept, r = 0.2, preserve 0.1 at other prompts",
-        {**_online(2, 0.2), "preserve_latent_weight": 0.1},
-        cycles=0,
-        elsewhere=True,
+        "online, kept, r = 0.2, preserve 0.5 at other prompts", _online(2, 0.2, **ELSEWHERE), cycles=0, elsewhere=True
     ),
-    "kept_differences": Arm(
-        "online, kept, r = 0.2, differences 0.5",
-        {**_online(2, 0.2), "preserve_latent_weight": 0.5, "preserve_differences": True},
-        cycles=0,
-    ),
-    "matched_elsewhere": Arm("matched SFT, preserve 0.1 at other prompts", elsewhere=True),
-    "direct_elsewhere": Arm("direct SFT, preserve 0.1 at other prompts", RANDOM, cycles=0, elsewhere=True),
-    "kept_02_4": Arm("online, kept, r = 0.2, 4 evaluations", _online(4, 0.2), cycles=0),
-    "kept_01": Arm("online, kept, r = 0.1, 2 evaluations", _online(2, 0.1), cycles=0),
-    "kept_centered": Arm(
-        "online, kept, r = 0.2, after a centred E-step of 8", _online(2, 0.2, center_noise=True), steps=8
-    ),
-    "kept_preserve": Arm(
-        "online, kept, r = 0.2, preserve 0.1", {**_online(2, 0.2), "preserve_latent_weight": 0.1}, cycles=0
-    ),
+    "direct_lora": Arm("LoRA: direct SFT", {**LORA, **RANDOM, **NO_PRESERVE}, cycles=0),
+    "em_lora": _em("LoRA: EM", {**LORA, **NO_PRESERVE}),
+    "em_lora_preserve": _em("LoRA: EM, preserve 0.1", {**LORA, **PRESERVE}),
+    "em_lora_elsewhere": _em("LoRA: EM, preserve 0.5 at other prompts", {**LORA, **ELSEWHERE}, elsewhere=True),
 }
 
 
@@ -116,10 +130,10 @@ class Protocol:
     steps: int = 8
     patch_size: int = 2
 
-    @cached_property
-    def fewest(self) -> int:
-        """Epochs of the arm that has the fewest, which all others are compared at too."""
-        return min(arm.epochs(self.evaluations, self.steps) * max(1, arm.cycles) for arm in ARMS.values())
+    @property
+    def equal(self) -> int:
+        """Epochs of EM, all cycles together: arms that have more of them are looked at there too."""
+        return CYCLES * ARMS["em"].epochs(self)
 
     def assign(self, seed: int, **others: Any) -> AssignSettings:
         given = {
@@ -137,7 +151,6 @@ class Protocol:
         given = {
             "batch_size": self.batch_size,
             "lr": self.lr,
-            "save_every": 0,
             "seed": seed,
             "tensorboard": False,
             "num_workers": 0,
@@ -158,24 +171,27 @@ class Runs:
         return self.lab.work / f"seed-{self.seed}"
 
     def run(self, name: str) -> dict[str, Path]:
-        """Train an arm. Its models: at the evaluations of all, and, where it has no cycles, `NAME_equal`, at equal updates."""
+        """Train an arm. Its models: at the evaluations of all, and `NAME_equal`, at EM's updates, where these are fewer."""
         arm, protocol, out = ARMS[name], self.protocol, self.folder / name
-        epochs = arm.epochs(protocol.evaluations, protocol.steps)
-        elsewhere = {"preserve_prompts": self.lab.preserve_prompts()} if arm.elsewhere else {}
-        settings = protocol.train(self.seed, **arm.train, **elsewhere, epochs=epochs)
-        if arm.cycles > 1:
-            em.run(self._em(arm, out, settings))
-            return {name: last_of(out, arm.cycles)}
-        settings = settings.model_copy(update={"save_every": protocol.fewest})
+        epochs = arm.epochs(protocol)
+        later = arm.cycles <= 1 and epochs > protocol.equal
+        settings = protocol.train(
+            self.seed,
+            **arm.train,
+            epochs=epochs,
+            save_every=protocol.equal if later else 0,
+            **({"preserve_prompts": self.lab.preserve_prompts()} if arm.elsewhere else {}),
+        )
         if arm.cycles:
             em.run(self._em(arm, out, settings))
-            trained = out / "cycle_01" / "train"
+            trained = out / f"cycle_{arm.cycles:02d}" / "train"
         else:
             train.run(
                 em.build(TrainJob, settings, pairs=str(self.lab.pairs(self.seed)), model=self.lab.base(), out=out)
             )
             trained = out
-        return {name: trained / "checkpoint-final", f"{name}_equal": at(trained, protocol.fewest)}
+        models = {name: trained / "checkpoint-final"}
+        return models | ({f"{name}_equal": trained / f"checkpoint-epoch-{protocol.equal:03d}"} if later else {})
 
     def assignments(self, name: str) -> Path:
         """The last E-step of an arm that has one."""
@@ -207,14 +223,6 @@ class Runs:
         models = base | self.run(name)
         judge(self.lab, self.protocol, models, self.judged(name), base_from=first)
         return models
-
-
-def at(run: Path, epoch: int) -> Path:
-    return run / f"checkpoint-epoch-{epoch:03d}"
-
-
-def last_of(work: Path, cycle: int) -> Path:
-    return work / f"cycle_{cycle:02d}" / "train" / "checkpoint-final"
 
 
 def mean_of(assignments: Path, column: str) -> float:

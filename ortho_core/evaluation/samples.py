@@ -23,18 +23,12 @@ def sample(
     texts: list[str],
     seeds: list[int],
     batch_size: int,
-    shift: Float[Tensor, "C H W"] | None = None,
 ) -> Tensor:
-    """uint8 images (B, 3, Y, X) of the prompts at the base noises of the seeds: what a user of the model sees.
-
-    `shift` is added to each noise.
-    """
+    """uint8 images (B, 3, Y, X) of the prompts at the base noises of the seeds: what a user of the model sees."""
     images = []
     for start in range(0, len(texts), batch_size):
         part = slice(start, start + batch_size)
         noise = generator.base_noise(seeds[part])
-        if shift is not None:
-            noise = noise + shift.to(noise.device)
         images.append(to_bytes(generator.decode(generator.denoise(noise, prompts(texts[part])))))
     return torch.cat(images)
 

@@ -51,8 +51,10 @@ class EmJob(PairFields):
         None,
         description="folder that keeps assignments for other runs of the same pairs, model and settings (none: work_dir)",
     )
-    cycles: int = decides(2, ge=1, description="how often E-step and M-step alternate")
-    warm_start: bool = decides(True, description="each E-step starts from the noise that the cycle before assigned")
+    cycles: int = decides(4, ge=1, description="how often E-step and M-step alternate")
+    warm_start: bool = decides(
+        False, description="each E-step starts from the noise that the cycle before assigned, and not from fresh noise"
+    )
     baseline: bool = decides(False, description="also train direct SFT on random noise for as many updates, to compare")
     preserve_to: Literal["first", "last"] = decides(
         "first", description="model that the preserve terms hold to: the run's first, or the one its cycle starts from"

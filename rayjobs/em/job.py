@@ -326,7 +326,7 @@ def baseline_job(job: EmJob) -> TrainJob:
     """Direct SFT: the same targets, losses and number of updates as all cycles together, on random noise."""
     return build(
         TrainJob,
-        train_settings(job, {"noise": "random", "center_noise": False, "epochs": job.train.epochs * job.cycles}),
+        train_settings(job, {"noise": "random", "center_noise": None, "epochs": job.train.epochs * job.cycles}),
         assignments=job.work_dir / cycle_name(1) / "assignments",
         model=job.model,
         pairs=job.pairs,

@@ -29,9 +29,10 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         description="matched: the assigned noise; online: matched anew before each update (--match-steps); random: direct SFT; "
         "base: what the search began from, to distil the images that `ortho reward` found",
     )
-    center_noise: bool = decides(
-        False,
-        description="take the mean of all matched noise off each, so that as a whole it is centred as N(0, I) is",
+    center_noise: bool | None = decides(
+        None,
+        description="take the mean of all assigned noise off each, so that as a whole it is centred as N(0, I) is (none: where "
+        "noise is assigned)",
     )
     epochs: int = decides(5, ge=1, description="passes over the assignments")
     batch_size: int = decides(16, ge=1, description="rows of one update, over all workers and micro-batches")
@@ -96,9 +97,19 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         """Rows of the reconstruction term that one worker computes with at once."""
         return self.batch_size // (self.world * self.gradient_accumulation_steps)
 
+    @property
+    def centers(self) -> bool:
+        """Whether the mean of the assigned noise is taken off each, where rows have any."""
+        return self.trains_on_assigned if self.center_noise is None else self.center_noise
+
+    @property
+    def trains_on_assigned(self) -> bool:
+        """Whether assigned noise, where rows have any, is trained on or searched from."""
+        return self.noise == "matched" or self.keeps_noise
+
     def check_noise(self, group: str = "") -> None:
         """Raises UserError for options that have nothing to say of this noise."""
-        if self.center_noise and not (self.noise == "matched" or self.keeps_noise):
+        if self.center_noise and not self.trains_on_assigned:
             raise UserError(
                 f"--{group}center-noise is of assigned noise; --noise {self.noise} has a mean of zero as it is: leave one out"
             )

@@ -171,8 +171,7 @@ def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainMo
     job = located(job)
     if not launch.claimed(job.out, plan):
         return 0
-    if job.center_noise:
-        assert isinstance(data.source, Assignments)
+    if isinstance(data.source, Assignments) and job.centers and len(data.source) > 1:
         mean = data.source.mean_noise(data.latent_shape)
         data = replace(data, center=mean.numpy())
         say(f"train: the mean of the assigned noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")

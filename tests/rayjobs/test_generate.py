@@ -6,23 +6,18 @@ from PIL import Image
 
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pictures import to_bytes
-from ortho_core.records.assignments import Assignments
 from rayjobs.cli import main
 
 
-def test_generate_around_assignments_adds_their_mean_noise(assigned, tiny_turbo, generator, tmp_path, capsys):
+def test_generate_samples_at_the_base_noise_of_its_seeds(tiny_turbo, generator, tmp_path):
     argv = ["generate", "--model", str(tiny_turbo), "--prompt", "a red handwritten two on a black background"]
-    assert main([*argv, "--out", str(tmp_path / "out"), "--count", "2", "--around", str(assigned[1])]) == 0
-    every = Assignments(assigned[1]).noise(range(24), generator.latent_shape)
-    noise = generator.base_noise([noise_seed(0, "generate", i) for i in range(2)]) + every.mean(0)
+    assert main([*argv, "--out", str(tmp_path / "out"), "--count", "2"]) == 0
+    noise = generator.base_noise([noise_seed(0, "generate", i) for i in range(2)])
     with torch.no_grad():
         made = to_bytes(generator.decode(generator.denoise(noise, generator.encode_prompts([argv[4]] * 2))))
     for i, expected in enumerate(made):
         found = np.array(Image.open(tmp_path / "out" / f"{i:04d}.png")).transpose(2, 0, 1).astype(int)
         assert np.abs(found - expected.numpy()).max() <= 1
-    assert main([*argv, "--out", str(tmp_path / "none"), "--around", str(tmp_path)]) == 1
-    assert "holds no assignments" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
 
 
 def test_generate_makes_the_same_images_for_any_count(tiny_turbo, tmp_path):
