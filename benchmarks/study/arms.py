@@ -43,7 +43,7 @@ class Arm:
 
     def each(self, batch_size: int) -> float:
         """Evaluations of a row in one update of so many rows."""
-        settings = TrainSettings(**self.train, batch_size=batch_size)
+        settings = TrainSettings(**{"batch_size": batch_size, **self.train})
         preserved = PRESERVE_COST * settings.preserve_rows / batch_size
         return 1 + preserved + (int(settings.match_steps) if settings.noise == "online" else 0)
 
@@ -57,13 +57,13 @@ class Arm:
 PRESERVE = {"preserve_latent_weight": 0.1}
 NO_PRESERVE = {"preserve_latent_weight": 0.0}
 #: Rows of the preserve term where it has prompts of its own.
-ELSEWHERE = {"preserve_latent_weight": 0.5, "preserve_batch_size": 8}
+ELSEWHERE = {"preserve_latent_weight": 1.0, "preserve_batch_size": 4}
 DIFFERENCES = {"preserve_latent_weight": 0.5, "preserve_differences": True}
 RANDOM = {"noise": "random"}
 LEANING = {"center_noise": False}
-LORA = {"lora_rank": 8, "lr": 2e-3}
+LORA = {"lora_rank": 8, "lr": 4e-3}
 #: The cycles of `ortho em` as it is by default, and evaluations of an image in each of their E-steps.
-CYCLES, SHORT = 4, 6
+CYCLES, SHORT = 4, 4
 
 
 def _online(steps: int, refresh: float = 1.0, **others: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ ARMS: dict[str, Arm] = {
     "direct": Arm("direct SFT", {**RANDOM, **NO_PRESERVE}, cycles=0),
     "direct_preserve": Arm("direct SFT, preserve 0.1", {**RANDOM, **PRESERVE}, cycles=0),
     "direct_elsewhere": Arm(
-        "direct SFT, preserve 0.5 at other prompts", {**RANDOM, **ELSEWHERE}, cycles=0, elsewhere=True
+        "direct SFT, preserve 1 at other prompts", {**RANDOM, **ELSEWHERE}, cycles=0, elsewhere=True
     ),
     "matched_preserve": Arm("matched SFT, preserve 0.1", {**PRESERVE, **LEANING}),
     "matched": Arm("matched SFT", {**NO_PRESERVE, **LEANING}),
@@ -95,10 +95,10 @@ ARMS: dict[str, Arm] = {
     "em_warm": _em("EM, warm, centred", NO_PRESERVE, warm=True),
     "em": _em("EM, cold, centred", NO_PRESERVE),
     "em_2": _em("the same, E-steps of 2", NO_PRESERVE, steps=2),
-    "em_12": _em("the same, E-steps of 12", NO_PRESERVE, steps=12),
+    "em_8": _em("the same, E-steps of 8", NO_PRESERVE, steps=8),
     "em_preserve": _em("EM, preserve 0.1", PRESERVE),
     "em_differences": _em("EM, differences 0.5", DIFFERENCES),
-    "em_elsewhere": _em("EM, preserve 0.5 at other prompts", ELSEWHERE, elsewhere=True),
+    "em_elsewhere": _em("EM, preserve 1 at other prompts", ELSEWHERE, elsewhere=True),
     "online_2": Arm("online, fresh, 2 evaluations", _online(2), cycles=0),
     "online_4": Arm("online, fresh, 4 evaluations", _online(4), cycles=0),
     "online_8": Arm("online, fresh, 8 evaluations", _online(8), cycles=0),
@@ -109,12 +109,12 @@ ARMS: dict[str, Arm] = {
     "kept_preserve": Arm("online, kept, r = 0.2, preserve 0.1", _online(2, 0.2, **PRESERVE), cycles=0),
     "kept_differences": Arm("online, kept, r = 0.2, differences 0.5", _online(2, 0.2, **DIFFERENCES), cycles=0),
     "kept_elsewhere": Arm(
-        "online, kept, r = 0.2, preserve 0.5 at other prompts", _online(2, 0.2, **ELSEWHERE), cycles=0, elsewhere=True
+        "online, kept, r = 0.2, preserve 1 at other prompts", _online(2, 0.2, **ELSEWHERE), cycles=0, elsewhere=True
     ),
     "direct_lora": Arm("LoRA: direct SFT", {**LORA, **RANDOM, **NO_PRESERVE}, cycles=0),
     "em_lora": _em("LoRA: EM", {**LORA, **NO_PRESERVE}),
     "em_lora_preserve": _em("LoRA: EM, preserve 0.1", {**LORA, **PRESERVE}),
-    "em_lora_elsewhere": _em("LoRA: EM, preserve 0.5 at other prompts", {**LORA, **ELSEWHERE}, elsewhere=True),
+    "em_lora_elsewhere": _em("LoRA: EM, preserve 1 at other prompts", {**LORA, **ELSEWHERE}, elsewhere=True),
 }
 
 
@@ -124,8 +124,8 @@ class Protocol:
 
     #: Generator evaluations of a row, over all of an arm.
     evaluations: float = 64.0
-    batch_size: int = 32
-    lr: float = 5e-4
+    batch_size: int = 16
+    lr: float = 1e-3
     #: Evaluations of an image in an E-step, and of a held-out image when models are judged.
     steps: int = 8
     patch_size: int = 2
