@@ -129,7 +129,7 @@ def test_the_four_commands_make_what_the_page_shows(folder):
     for ours, theirs in PICTURES.items():
         with Image.open(ROOT / "docs" / "images" / ours) as shown, Image.open(made / theirs) as picture:
             assert picture.size == shown.size
-    # Four models, twelve columns, at plain noise (two at another, too) and closest, and the targets of both; the Gaussian check, twice.
+    # Targets and four models, twelve columns, at plain noise (two models at another, too) and closest; the Gaussian check.
     assert check_source(made / "em" / "report.html") == (7 + 5) * 12 + 2
     assert "Is the noise still Gaussian?" in (made / "em" / "report.html").read_text()
     check_claims(json.loads((made / "em" / "em_summary.json").read_text())["evaluation"])

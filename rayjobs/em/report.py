@@ -43,7 +43,7 @@ def write_report(work_dir: Path) -> None:
     """Write `report.html` into `work_dir` and, where there was an evaluation, its pictures `comparison.png` and `closest.png`."""
     summary = EmSummary.read(work_dir / EM_SUMMARY)
     cycles, last = summary.cycles, summary.cycles[-1]
-    names = {"base": "base model", **{c.name: label_of(c) for c in cycles}, "direct": "direct SFT"}
+    names = {"base": "base model", "direct": "direct SFT", **{c.name: label_of(c) for c in cycles}}
     sections, evaluation = [], None
     if summary.evaluation:
         folder = work_dir / "evaluation"
@@ -81,7 +81,7 @@ def headline(summary: EmSummary, names: Mapping[str, str]) -> list[str]:
     """The sentences at the top."""
     cycles, metrics = summary.cycles, summary.evaluation
     if metrics:
-        start = f"After {counted(len(cycles), 'cycle')}"
+        start = f"After {counted(len(cycles), 'cycle')} of fine-tuning"
         return findings(metrics, "base", cycles[-1].name, names, start, [m for m in metrics if m == "direct"])
     first, last = cycles[0].assign, cycles[-1]
     return [

@@ -249,11 +249,11 @@ def worse(metrics: Metrics, model: str, than: str) -> list[str]:
 def figure_facts(metrics: Metrics, base: str, model: str) -> list[Fact]:
     """What became of the base model's figures, those at plain noise first; each where both models have it."""
     listed = []
-    for name, label in (("kid", "KID"), ("diversity", "diversity"), ("latent_mse", "latent MSE, closest images")):
+    for name, label in (("kid", "KID"), ("diversity", "diversity"), ("latent_mse", "closest images' latent MSE")):
         before, after = metrics[base].get(name), metrics[model].get(name)
         if before and after:
             decimals = places([before, after])
-            listed.append(Fact(f"{words(before, decimals)} → {words(after, decimals)}", label))
+            listed.append(Fact(f"{words(before, decimals)} → {words(after, decimals)}", f"{label}, base → tuned"))
     if drift := metrics[model].get("drift"):
         listed.append(Fact(words(drift), "drift from the base model"))
     return listed

@@ -65,8 +65,8 @@ def test_the_findings_say_what_is_better_and_what_is_worse():
         "model's.",
         "KID, the distance of those samples from the targets as a set, fell from 0.0530 to 0.0257; direct SFT reached 0.0200.",
         "Diversity, how far images of one prompt are apart, rose from 0.125 to 0.168; direct SFT has 0.0180.",
-        "Sharpness, 1 where samples are as sharp as the targets, is 0.900, not told apart from the base model's 0.930; direct SFT "
-        "has 0.410.",
+        "Sharpness, 1 where samples are as sharp as the targets, is 0.900, not told apart from the base model's 0.930; direct "
+        "SFT has 0.410.",
         "At noise searched for each held-out image the latent MSE of the closest image fell from 0.390 to 0.130; direct SFT "
         "reached 0.236.",
         "Drift from the base model, at plain noise, is 0.0800, against 0.136 of direct SFT.",
@@ -88,8 +88,8 @@ def test_of_several_models_the_leaders_are_named():
     assert said[:3] == [
         "Nearest to the held-out targets at plain noise, as a user samples: direct SFT (0.0200) in KID; base model has 0.0530.",
         "Closest to single held-out images, at noise searched for each: cycle 2 (0.130) in latent MSE; base model has 0.390.",
-        "Least changed from the base model, at plain noise: cycle 1 (0.0780) and cycle 2 (0.0800) in drift, tied: their intervals "
-        "overlap.",
+        "Least changed from the base model, at plain noise: cycle 1 (0.0780) and cycle 2 (0.0800) in drift, tied: their "
+        "intervals overlap.",
     ]
 
 
