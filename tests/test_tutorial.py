@@ -31,7 +31,7 @@ STEPS = 4
 PICTURES = {
     "tutorial-generator.png": "generator/samples/epoch-016.png",
     "tutorial-six.png": "six/comparison.png",
-    "tutorial-comparison.png": "em/comparison.png",
+    "tutorial-comparison.png": "em/closest.png",
     "tutorial-sixes.png": "sixes/grid.png",
 }
 

@@ -319,7 +319,11 @@ def leaders(metrics: Metrics, base: str, labels: Mapping[str, str]) -> list[str]
         who = listed([f"{labels[m]} ({words(metrics[m][name], decimals)})" for m in first])
         tied = ", tied: their intervals overlap" if len(first) > 1 else ""
         before = f"; {labels[base]} has {words(metrics[base][name], decimals)}" if name in metrics[base] else ""
-        sentences.append(f"{lead}: {who} in {metric(name).title}{tied}{before}.")
+        sentences.append(f"{lead} ({metric(name).title}): {who}{tied}{before}.")
+    if spread := {m: figures["diversity"] for m, figures in metrics.items() if "diversity" in figures}:
+        decimals = places(list(spread.values()))
+        each = listed([f"{words(value, decimals)} for {labels[m]}" for m, value in spread.items()])
+        sentences.insert(1, f"Diversity, how far images of one prompt are apart, is {each}.")
     for model in metrics:
         if model != base and (found := worse(metrics, model, base)):
             sentences.append(
