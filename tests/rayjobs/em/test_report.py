@@ -139,7 +139,7 @@ def test_the_report_of_an_evaluation(tmp_path):
     evaluate_report.write_report(tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert (
-        "Nearest to the held-out targets at plain noise, as a user samples: direct (0.0200) in KID; base has 0.0530."
+        "Nearest to the held-out targets at plain noise, as a user samples (KID): direct (0.0200); base has 0.0530."
         in text
     )
     assert [label for label, _ in embedded(tmp_path / "report.html")][4:6] == ["cycle_02", "cycle_02, another noise"]
