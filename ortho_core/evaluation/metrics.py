@@ -40,7 +40,7 @@ class Metric:
         return {"lower": "↓", "higher": "↑", "neither": ""}[self.better]
 
 
-#: In the order of tables.
+#: In the order of files and of the table on a terminal.
 METRICS = {
     "latent_mse": Metric(
         "latent MSE", "lower", "of the closest image, at noise searched for it, to the held-out target"
@@ -74,7 +74,7 @@ def metric(name: str) -> Metric:
 
 
 def known_metrics(metrics: Mapping[str, Collection[str]]) -> list[str]:
-    """The names of the figures that any of the models has, in the order of tables."""
+    """The names of the figures that any of the models has, in the order of files and of the table on a terminal."""
     names = {name for figures in metrics.values() for name in figures}
     return [name for name in METRICS if name in names] + sorted(name for name in names if name.startswith(REWARD))
 
