@@ -31,7 +31,7 @@ STEPS = 4
 PICTURES = {
     "tutorial-generator.png": "generator/samples/epoch-016.png",
     "tutorial-six.png": "six/comparison.png",
-    "tutorial-comparison.png": "em/comparison.png",
+    "tutorial-comparison.png": "em/closest.png",
     "tutorial-sixes.png": "sixes/grid.png",
 }
 
@@ -129,8 +129,8 @@ def test_the_four_commands_make_what_the_page_shows(folder):
     for ours, theirs in PICTURES.items():
         with Image.open(ROOT / "docs" / "images" / ours) as shown, Image.open(made / theirs) as picture:
             assert picture.size == shown.size
-    # Four models, twelve columns, closest and at random noise, and the targets of both; the Gaussian check, twice.
-    assert check_source(made / "em" / "report.html") == 2 * 5 * 12 + 2
+    # Targets and four models, twelve columns, at plain noise (two models at another, too) and closest; the Gaussian check.
+    assert check_source(made / "em" / "report.html") == (7 + 5) * 12 + 2
     assert "Is the noise still Gaussian?" in (made / "em" / "report.html").read_text()
     check_claims(json.loads((made / "em" / "em_summary.json").read_text())["evaluation"])
 

@@ -40,25 +40,25 @@ class Metric:
         return {"lower": "↓", "higher": "↑", "neither": ""}[self.better]
 
 
-#: In the order of tables.
+#: In the order of files and of the table on a terminal.
 METRICS = {
     "latent_mse": Metric(
-        "latent MSE", "lower", "of the closest image, at newly assigned noise, to the held-out target"
+        "latent MSE", "lower", "of the closest image, at noise searched for it, to the held-out target"
     ),
     "psnr": Metric("PSNR dB", "higher", "of the same image"),
     "ssim": Metric("SSIM", "higher", "of the same image"),
     "lpips": Metric("LPIPS", "lower", "of the same image"),
-    "drift": Metric("drift", "lower", "RMS pixel distance from the base model's image at the same random noise"),
-    "kid": Metric("KID", "lower", "of images at random noise to the held-out targets, unbiased"),
-    "fid": Metric("FID", "lower", "of images at random noise to the held-out targets; few samples raise it"),
-    "cmmd": Metric("CMMD", "lower", "of images at random noise to the held-out targets, in CLIP embeddings"),
-    "kid_base": Metric("KID to base", "lower", "of images at random noise to the base model's images at other noise"),
+    "drift": Metric("drift", "lower", "RMS pixel distance from the base model's image at the same plain noise"),
+    "kid": Metric("KID", "lower", "of images at plain noise to the held-out targets, unbiased"),
+    "fid": Metric("FID", "lower", "of images at plain noise to the held-out targets; few samples raise it"),
+    "cmmd": Metric("CMMD", "lower", "of images at plain noise to the held-out targets, in CLIP embeddings"),
+    "kid_base": Metric("KID to base", "lower", "of images at plain noise to the base model's images at other noise"),
     "fid_base": Metric("FID to base", "lower", "the same, as FID"),
     "cmmd_base": Metric("CMMD to base", "lower", "the same, as CMMD"),
-    "precision": Metric("precision", "higher", "share of images at random noise that lie among the targets"),
-    "recall": Metric("recall", "higher", "share of the targets that lie among images at random noise"),
+    "precision": Metric("precision", "higher", "share of images at plain noise that lie among the targets"),
+    "recall": Metric("recall", "higher", "share of the targets that lie among images at plain noise"),
     "sharpness": Metric(
-        "sharpness", "neither", "Laplacian energy of images at random noise over that of the targets; 1: as sharp"
+        "sharpness", "neither", "Laplacian energy of images at plain noise over that of the targets; 1: as sharp"
     ),
     "diversity": Metric("diversity", "neither", "mean RMS pixel distance between images of one prompt"),
 }
@@ -69,12 +69,12 @@ def metric(name: str) -> Metric:
     if name.startswith(REWARD):
         reward = name.removeprefix(REWARD)
         title = "CLIP score" if reward == "clip" else reward
-        return Metric(title, "higher", f"{reward} of images at random noise with their prompts")
+        return Metric(title, "higher", f"{reward} of images at plain noise with their prompts")
     return METRICS[name]
 
 
 def known_metrics(metrics: Mapping[str, Collection[str]]) -> list[str]:
-    """The names of the figures that any of the models has, in the order of tables."""
+    """The names of the figures that any of the models has, in the order of files and of the table on a terminal."""
     names = {name for figures in metrics.values() for name in figures}
     return [name for name in METRICS if name in names] + sorted(name for name in names if name.startswith(REWARD))
 

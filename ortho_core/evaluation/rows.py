@@ -1,4 +1,4 @@
-"""What a worker makes of each held-out row: the closest image, an image at random noise, what the judges say of them.
+"""What a worker makes of each held-out row: the closest image, images at plain noise, what the judges say of them.
 
 Axes: B images, C × H × W noise maps, 3 × Y × X pixels.
 """
@@ -37,6 +37,7 @@ EVALUATION_SCHEMA = pa.schema(
         *((name, pa.list_(pa.float32())) for name in FEATURES),
         ("closest", pa.binary()),
         ("sample", pa.binary()),
+        ("other", pa.binary()),
         ("target", pa.binary()),
     ]
 )
@@ -47,8 +48,9 @@ SPREAD_PROMPTS, SPREAD_SEEDS = 8, 8
 class EvaluationRows(PairRows):
     """Held-out rows: what the E-step searches for, and the records of an evaluation.
 
-    Everything but the latent MSE is of images in whole grey levels. The targets, and samples at noise that no other figure is
-    of, are looked at with the base model alone.
+    Everything but the latent MSE is of images in whole grey levels. Each model makes two samples of a row, at plain noises that
+    are the same for every model: figures are of the first, the second is for the eye. The targets, and the base model's second
+    samples, are looked at once, with the base model.
     """
 
     def __init__(
@@ -86,11 +88,11 @@ class EvaluationRows(PairRows):
         closest, target = to_bytes(generator.decode(latents)), torch.stack([image for image, _ in kept])
         figures = {"latent_mse": mean_square(latents.cpu(), torch.stack([latent for _, latent in kept]))}
         figures |= judge.compare(self._seen(closest), self._seen(target))
-        samples = self._samples(pairs, "evaluate")
+        samples, others = self._samples(pairs, "evaluate"), self._samples(pairs, "evaluate", "other")
         seen = judge.look(self._seen(samples), texts)
         features = dict(seen.features)
         if self.is_base:
-            for of, images in (("target_", target), ("other_", self._samples(pairs, "evaluate", "other"))):
+            for of, images in (("target_", target), ("other_", others)):
                 features |= {of + name: values for name, values in judge.look(self._seen(images)).features.items()}
         for i in range(len(pairs) - missing):
             yield {
@@ -99,6 +101,7 @@ class EvaluationRows(PairRows):
                 **{name: values[i].numpy() for name, values in features.items()},
                 "closest": to_png(closest[i]),
                 "sample": to_png(samples[i]),
+                "other": to_png(others[i]),
                 "target": to_png(target[i]) if self.is_base else None,
             }
 

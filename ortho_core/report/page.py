@@ -66,13 +66,15 @@ class Cell:
 class Table:
     """A header, and rows whose first cell names them; a row that is a plain string heads those after it.
 
-    `legend` are (term, meaning) pairs, listed below. Figures stand to the right, unless `text` says that the cells are words.
+    `caption` stands above it, `legend` are (term, meaning) pairs, listed below. Figures stand to the right, unless `text` says
+    that the cells are words.
     """
 
     header: Sequence[Cell | str]
     rows: Sequence[Sequence[Cell | str] | str]
     legend: Sequence[tuple[str, str]] = ()
     text: bool = False
+    caption: str = ""
     kind: ClassVar = "table"
 
     @staticmethod

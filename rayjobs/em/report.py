@@ -1,9 +1,9 @@
 """The report of an EM run, from the files the run left: pictures first, then figures, curves, and how it was made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ortho_core.pictures import labelled_rows, load_sheet
+from ortho_core.pictures import labelled_rows
 from ortho_core.records.plan import Settings
 from ortho_core.report.charts import COLOURS, Chart
 from ortho_core.report.page import Block, Charts, Fact, Links, Section, Table, render
@@ -13,12 +13,12 @@ from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.reports.models import (
     comparison,
     evaluation_phase,
+    figure_facts,
     findings,
     judged,
     picture_rows,
-    places,
+    sheets,
     trade_offs,
-    words,
 )
 from rayjobs.reports.parts import Accounted, Phase, cost_table, gaussian_section, provenance, rows_section
 from rayjobs.reports.summaries import (
@@ -33,26 +33,27 @@ from rayjobs.reports.words import counted, duration
 from rayjobs.training.run_files import HISTORY, TRAIN_SUMMARY
 from rayjobs.verb.plan import replace_text
 
-#: Columns of `comparison.png`.
+#: Columns of `comparison.png` and `closest.png`.
 PAIRS_SHOWN = 12
 #: Colours of the charts; the cycles have the others.
 COLOUR = {"base": 0, "direct": 2}
 
 
 def write_report(work_dir: Path) -> None:
-    """Write `report.html` and, where there was an evaluation, its main picture `comparison.png` into `work_dir`."""
+    """Write `report.html` into `work_dir` and, where there was an evaluation, its pictures `comparison.png` and `closest.png`."""
     summary = EmSummary.read(work_dir / EM_SUMMARY)
     cycles, last = summary.cycles, summary.cycles[-1]
-    names = {"base": "base model", **{c.name: label_of(c) for c in cycles}, "direct": "direct SFT"}
+    names = {"base": "base model", "direct": "direct SFT", **{c.name: label_of(c) for c in cycles}}
     sections, evaluation = [], None
     if summary.evaluation:
         folder = work_dir / "evaluation"
         evaluation = Evaluation.read(folder / EVALUATION)
         labels = {m: names[m] for m in names if m in summary.evaluation}
-        write_comparison(work_dir, evaluation, labels)
         stems = {label: folder / "pictures" / m for m, label in labels.items()}
+        again = [labels[m] for m in labels if m in ("direct", last.name)]
+        write_pictures(work_dir, evaluation, stems, again)
         sections += [
-            Section("Pictures", picture_rows(folder, evaluation, stems)),
+            Section("Pictures", picture_rows(folder, evaluation, stems, again)),
             comparison_section(evaluation, labels),
         ]
     pooled = f"images of cycle {last.cycle}, pooled"
@@ -80,13 +81,14 @@ def headline(summary: EmSummary, names: Mapping[str, str]) -> list[str]:
     """The sentences at the top."""
     cycles, metrics = summary.cycles, summary.evaluation
     if metrics:
-        start = f"After {counted(len(cycles), 'cycle')} of EM"
+        start = f"After {counted(len(cycles), 'cycle')} of fine-tuning"
         return findings(metrics, "base", cycles[-1].name, names, start, [m for m in metrics if m == "direct"])
     first, last = cycles[0].assign, cycles[-1]
     return [
-        f"In {counted(len(cycles), 'cycle')} the loss of the assigned noise went from {loss(first.mean_initial_loss)} (base "
-        f"noise, first model) to {loss(last.assign.mean_loss)}, and the last M-step ended at "
-        f"{loss(last.train.final_loss)}. These are of the training pairs: no pairs were held out to judge on."
+        "The model was not judged: no pairs were held out to judge on.",
+        f"On the training pairs, the loss of the assigned noise went from {loss(first.mean_initial_loss)} (base noise, first "
+        f"model) to {loss(last.assign.mean_loss)} in {counted(len(cycles), 'cycle')}, and the last M-step ended at "
+        f"{loss(last.train.final_loss)}.",
     ]
 
 
@@ -96,15 +98,8 @@ def loss(value: float | None) -> str:
 
 
 def facts(summary: EmSummary) -> list[Fact]:
-    cycles, metrics = summary.cycles, summary.evaluation or {}
-    listed = []
-    final = metrics.get(cycles[-1].name, {})
-    for name, label in (("latent_mse", "latent MSE, held-out"), ("diversity", "diversity")):
-        if name in final and name in metrics["base"]:
-            decimals = places([metrics["base"][name], final[name]])
-            listed.append(Fact(f"{words(metrics['base'][name], decimals)} → {words(final[name], decimals)}", label))
-    if "drift" in final:
-        listed.append(Fact(words(final["drift"]), "drift from the base model"))
+    cycles = summary.cycles
+    listed = figure_facts(summary.evaluation, "base", cycles[-1].name) if summary.evaluation else []
     first = cycles[0].assign
     listed.append(Fact(f"{first.assigned:,} + {first.quarantined:,}", "pairs assigned + quarantined"))
     listed.append(Fact(f"{sum(c.assign.all_evaluations for c in cycles):,}", "evaluations of the E-steps"))
@@ -124,15 +119,16 @@ def comparison_section(evaluation: Evaluation, labels: Mapping[str, str]) -> Sec
     return Section("Comparison", blocks)
 
 
-def write_comparison(work_dir: Path, evaluation: Evaluation, labels: Mapping[str, str]) -> None:
-    """The closest images as one labelled picture, for a README or a slide."""
-    size = evaluation.image_size
-    sheets = {"held-out\ntarget": "targets"}
-    sheets |= {label.replace(", ", "\n"): f"{name}-closest" for name, label in labels.items()}
-    folder = work_dir / "evaluation" / "pictures"
-    shown = min(PAIRS_SHOWN, evaluation.rows)
-    rows = {label: load_sheet(folder / f"{stem}.png", size)[:shown] for label, stem in sheets.items()}
-    labelled_rows(rows, max(1, 64 // size[0])).save(work_dir / "comparison.png")
+def write_pictures(work_dir: Path, evaluation: Evaluation, stems: Mapping[str, Path], again: Sequence[str]) -> None:
+    """Two labelled pictures, for a README or a slide: samples at plain noise below the targets, and the closest images."""
+    folder, shown = work_dir / "evaluation", min(PAIRS_SHOWN, evaluation.rows)
+    pictures = {
+        "comparison.png": sheets(folder, evaluation, stems, "samples", again),
+        "closest.png": sheets(folder, evaluation, stems, "closest"),
+    }
+    for name, images in pictures.items():
+        rows = {label.replace(", ", "\n"): row[:shown] for label, row in images.items()}
+        labelled_rows(rows, max(1, 64 // evaluation.image_size[0])).save(work_dir / name)
 
 
 def training(work_dir: Path, summary: EmSummary) -> list[Block]:

@@ -53,7 +53,7 @@ class EvaluateSettings(PoolResources):
     cmmd_features: FeatureModel = resolved(
         "tiny-clip", description="what CMMD sees: tiny-clip, or a CLIP model's folder"
     )
-    rewards: str | None = resolved("clip", description="rewards of the images at random noise: NAME,NAME")
+    rewards: str | None = resolved("clip", description="rewards of the images at plain noise: NAME,NAME")
     rewards_root: Location = resolved(
         "models", description="folder that the folders of rewards and of inception are in"
     )

@@ -202,19 +202,24 @@ def per_image(parts: Parts, model: str, target_energies: Sequence[pa.Array]) -> 
 
 
 def draw(parts: Parts, out: Path) -> None:
-    """Contact sheets of the first rows: the targets, and each model's closest images and samples."""
+    """Contact sheets of the first rows: the targets, and each model's closest images, samples, and samples at another noise."""
     out.mkdir(exist_ok=True)
     for model in parts.models:
-        columns = ["closest", "sample", *(["target"] if model == parts.models[0] else [])]
+        columns = ["closest", "sample", "other", *(["target"] if model == parts.models[0] else [])]
         shown: dict[str, list[bytes]] = {name: [] for name in columns}
         for table in parts.tables(model, columns):
             for name in columns:
                 shown[name] += table[name][: ROWS_SHOWN - len(shown[name])].to_pylist()
             if len(shown["sample"]) == ROWS_SHOWN:
                 break
-        names = {"closest": f"{model}-closest", "sample": f"{model}-samples", "target": "targets"}
+        stems = {
+            "closest": f"{model}-closest",
+            "sample": f"{model}-samples",
+            "other": f"{model}-others",
+            "target": "targets",
+        }
         for name, pictures in shown.items():
-            save_png(torch.stack([from_png(picture) for picture in pictures]), out / f"{names[name]}.png")
+            save_png(torch.stack([from_png(picture) for picture in pictures]), out / f"{stems[name]}.png")
 
 
 def table_of(metrics: Metrics) -> str:

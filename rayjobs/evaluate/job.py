@@ -131,8 +131,8 @@ def describe(job: EvaluateJob) -> dict[str, Any]:
         **plan.as_json(),
         "recognised": pairs.record(),
         "evaluations": plan.rows * job.steps,
-        # Two PNGs a row, the targets once; photographs take about two bytes a pixel.
-        "bytes_to_write_at_most_about": (2 * plan.rows + plan.heldout_rows) * (3 * Y * X + 8192),
+        # Three PNGs a row, the targets once; photographs take about two bytes a pixel.
+        "bytes_to_write_at_most_about": (3 * plan.rows + plan.heldout_rows) * (3 * Y * X + 8192),
         "writes": [EVALUATION, "evaluation.parquet", "failures.jsonl", "pictures/", f"{PARTS}/"],
         "out": str(job.out),
     }

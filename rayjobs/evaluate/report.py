@@ -7,6 +7,7 @@ from ortho_core.storage.open import open_store
 from rayjobs.reports.models import (
     comparison,
     evaluation_phase,
+    figure_facts,
     findings,
     judged,
     judges_table,
@@ -38,13 +39,15 @@ def write_report(folder: Path) -> None:
     cost = cost_table([evaluation_phase(evaluation)])
     made: list[Block] = ["What judged:", judges_table(evaluation), "What it cost:", cost]
     account = judged(evaluation, open_store(folder))
+    stems = {name: folder / "pictures" / name for name in labels}
     sections = [
-        Section("Pictures", picture_rows(folder, evaluation, {name: folder / "pictures" / name for name in labels})),
+        Section("Pictures", picture_rows(folder, evaluation, stems, [*labels][-1:])),
         Section("Comparison", compared),
         rows_section([account], open_store(folder)),
         provenance("evaluate", evaluation, made),
     ]
     facts = [
+        *(figure_facts(metrics, base, tuned[0]) if len(tuned) == 1 else []),
         Fact(f"{len(metrics)}", f"models; base: {base}"),
         Fact(f"{account.used:,} + {account.quarantined:,}", "held-out pairs judged + quarantined"),
         Fact(str(evaluation.evaluations_per_image), "evaluations of noise assignment per image"),

@@ -10,54 +10,81 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from torch import Tensor
+
 from ortho_core.evaluation.metrics import REWARD, Estimate, Figures, Metrics, known_metrics, metric
 from ortho_core.pairs.rows import row_name
 from ortho_core.pictures import load_sheet
 from ortho_core.report.charts import COLOURS, Chart, Series
-from ortho_core.report.page import Cell, PictureRows, Table
+from ortho_core.report.page import Block, Cell, Fact, Heading, PictureRows, Table
 from ortho_core.storage.store import Store
 from rayjobs.reports.parts import Accounted, Phase, quarantine_reasons
 from rayjobs.reports.summaries import Evaluation
 from rayjobs.reports.words import counted, listed
 
-#: Groups of the comparison, by what a metric is of; rewards go with the second.
+AT_PLAIN_NOISE = "At plain noise, drawn from N(0, I): what a user of the model gets"
+#: Groups of the comparison, by what a metric is of; rewards go with the first.
 METRIC_GROUPS = {
-    "Closest image to each held-out target, at newly assigned noise": ("latent_mse", "psnr", "ssim", "lpips"),
-    "Images at random noise, what a user of the model sees": (
-        "kid",
-        "fid",
-        "cmmd",
-        "precision",
-        "recall",
-        "sharpness",
-        "diversity",
-    ),
-    "How far from the base model": ("drift", "kid_base", "fid_base", "cmmd_base"),
+    AT_PLAIN_NOISE: ("kid", "fid", "cmmd", "precision", "recall", "sharpness", "diversity"),
+    "At the held-out image's own noise, searched for with each model": ("latent_mse", "psnr", "ssim", "lpips"),
+    "How far from the base model, at plain noise": ("drift", "kid_base", "fid_base", "cmmd_base"),
 }
-#: Of the distances between sets of images, the one that a sentence names: the first that was measured.
-DISTANCES = ("kid", "cmmd", "fid")
 
 
-def picture_rows(folder: Path, evaluation: Evaluation, stems: Mapping[str, Path]) -> list[PictureRows]:
-    """The images at random noise, and the closest ones, under the targets.
+def in_groups(metrics: Metrics) -> dict[str, list[str]]:
+    """The figures that any of the models has, under the headings of their groups."""
+    names = known_metrics(metrics)
+    groups = {heading: [n for n in names if n in members] for heading, members in METRIC_GROUPS.items()}
+    groups[AT_PLAIN_NOISE] += [n for n in names if n.startswith(REWARD)]
+    return {heading: members for heading, members in groups.items() if members}
+
+
+def in_order(metrics: Metrics) -> list[str]:
+    """The same figures in one list: those at plain noise first."""
+    return [name for members in in_groups(metrics).values() for name in members]
+
+
+def sheets(
+    folder: Path, evaluation: Evaluation, stems: Mapping[str, Path], kind: str, again: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """The targets, and below them images of each model, `samples` or `closest`, as uint8 (rows, 3, Y, X) by label.
 
     From the contact sheets that evaluations left: `folder` is that of the targets' evaluation, `stems` are paths of sheets by
-    the models' labels, without `-samples.png` and `-closest.png`.
+    the models' labels, without `-samples.png` and the like. `again`: labels of models whose samples at another noise follow.
     """
+
+    def load(file: Path) -> Tensor:
+        return load_sheet(file, evaluation.image_size)[: evaluation.rows]
+
+    images = {"held-out target": load(folder / "pictures" / "targets.png")}
+    for label, stem in stems.items():
+        images[label] = load(stem.with_name(f"{stem.name}-{kind}.png"))
+        if label in again:
+            images[f"{label}, another noise"] = load(stem.with_name(f"{stem.name}-others.png"))
+    return images
+
+
+def picture_rows(folder: Path, evaluation: Evaluation, stems: Mapping[str, Path], again: Sequence[str]) -> list[Block]:
+    """Samples at plain noise under the targets, then the closest images; `stems` and `again` as of `sheets`."""
     prompts = first_rows(folder / "evaluation.parquet", evaluation.base)
-
-    def rows(kind: str, caption: str) -> PictureRows:
-        sheets = {"held-out target": folder / "pictures" / "targets.png"}
-        sheets |= {label: stem.with_name(f"{stem.name}-{kind}.png") for label, stem in stems.items()}
-        images = {label: load_sheet(file, evaluation.image_size)[: evaluation.rows] for label, file in sheets.items()}
-        return PictureRows.of(images, caption, prompts)
-
-    near = (
-        f"The closest image that each model can make to a held-out target, {evaluation.evaluations_per_image} evaluations of "
-        "noise assignment per image."
-    )
-    fresh = "The same prompts at random noise, one noise per column and the same for each model."
-    return [rows("closest", near), rows("samples", fresh)]
+    samples = sheets(folder, evaluation, stems, "samples", again)
+    closest = sheets(folder, evaluation, stems, "closest")
+    return [
+        Heading("Samples at plain noise"),
+        "What a user of a model gets. Each column has one prompt and one noise from N(0, I), the same for every model. A sample "
+        "need not look like the target above it, only as if it came from the same set.",
+        PictureRows.of(
+            samples,
+            "“Another noise”: the same prompts at a second noise. Two rows of a model that look alike show that its images of a "
+            "prompt hardly differ.",
+            prompts,
+        ),
+        Heading("The closest images"),
+        "What a model can make of each target at best. This noise is not plain: it was searched for, for each model and target "
+        f"({counted(evaluation.evaluations_per_image, 'evaluation')} each), so that the image comes close to the target. A "
+        "user draws no such noise, so these images show what a model can make, and the samples above what it does make.",
+        PictureRows.of(closest, "The same targets, and the closest image to each that was found.", prompts),
+    ]
 
 
 def first_rows(table: Path, base: str, count: int = 16) -> list[str]:
@@ -120,19 +147,17 @@ def marks(metrics: Metrics, name: str, base: str) -> dict[str, Literal["best", "
 
 def comparison(metrics: Metrics, base: str, labels: Mapping[str, str]) -> Table:
     """One row per metric, one column per model: value, interval, sample count, and which is best or tied."""
-    names = known_metrics(metrics)
     rows: list[Sequence[Cell | str] | str] = []
-    grouped = {name for members in METRIC_GROUPS.values() for name in members}
-    for group, members in METRIC_GROUPS.items():
-        mine = [n for n in names if n in members]
-        if "kid" in members:
-            mine += [n for n in names if n not in grouped]
-        rows += [group, *(comparison_row(metrics, name, base, labels) for name in mine)] if mine else []
-    legend = [(metric(name).title, metric(name).about) for name in names]
-    legend.append(("[low, high]", "95 % bootstrap interval; n counts the samples"))
+    for group, names in in_groups(metrics).items():
+        rows += [group, *(comparison_row(metrics, name, base, labels) for name in names)]
+    legend = [(metric(name).title, metric(name).about) for name in in_order(metrics)]
+    caption = "Each figure with its 95 % bootstrap interval; n counts the samples."
     if len(metrics) > 2:
-        legend.append(("best, tied", "among the fine-tuned models: tied where intervals overlap that of the best"))
-    return Table(["", *labels.values(), "n"], rows, legend)
+        caption += (
+            " Among the fine-tuned models, best: better than all others by more than the intervals; tied: the intervals overlap "
+            "that of the best figure, so these are not told apart."
+        )
+    return Table(["", *labels.values(), "n"], rows, legend, caption=caption)
 
 
 def comparison_row(metrics: Metrics, name: str, base: str, labels: Mapping[str, str]) -> list[Cell | str]:
@@ -159,9 +184,8 @@ def colours(labels: Mapping[str, str], base: str) -> dict[str, int]:
 def trade_offs(
     metrics: Metrics, base: str, labels: Mapping[str, str], colour: Mapping[str, int] | None = None
 ) -> list[Chart]:
-    """What was gained against the drift it cost: fit, images at random noise and diversity, each where it was measured."""
-    distance = [m for m in DISTANCES if any(m in figures for figures in metrics.values())][:1]
-    found = [trade_off(metrics, base, labels, name, colour) for name in ("latent_mse", *distance, "diversity")]
+    """What was gained against the drift it cost: images at plain noise, their diversity, the closest images."""
+    found = [trade_off(metrics, base, labels, name, colour) for name in ("kid", "diversity", "latent_mse")]
     return [chart for chart in found if chart is not None]
 
 
@@ -214,7 +238,7 @@ def changed(before: Estimate, after: Estimate) -> str:
 def worse(metrics: Metrics, model: str, than: str) -> list[str]:
     """Titles of the metrics in which `model` is worse than another by more than the intervals."""
     found = []
-    for name in known_metrics(metrics):
+    for name in in_order(metrics):
         better, a, b = metric(name).better, metrics[model].get(name), metrics[than].get(name)
         # A model is nearer to itself than any other is.
         if better != "neither" and a and b and not name.endswith("_base") and clearly_better(b, a, better):
@@ -222,37 +246,47 @@ def worse(metrics: Metrics, model: str, than: str) -> list[str]:
     return found
 
 
+def figure_facts(metrics: Metrics, base: str, model: str) -> list[Fact]:
+    """What became of the base model's figures, those at plain noise first; each where both models have it."""
+    listed = []
+    for name, label in (("kid", "KID"), ("diversity", "diversity"), ("latent_mse", "closest images' latent MSE")):
+        before, after = metrics[base].get(name), metrics[model].get(name)
+        if before and after:
+            decimals = places([before, after])
+            listed.append(Fact(f"{words(before, decimals)} → {words(after, decimals)}", f"{label}, base → tuned"))
+    if drift := metrics[model].get("drift"):
+        listed.append(Fact(words(drift), "drift from the base model"))
+    return listed
+
+
 def findings(
     metrics: Metrics, base: str, model: str, labels: Mapping[str, str], start: str, rivals: Sequence[str] = ()
 ) -> list[str]:
-    """What fine-tuning gave, in sentences: fit, images at random noise, drift and diversity, and where it is worse.
+    """What fine-tuning gave, in sentences: at plain noise, at the held-out images' own noise, drift, and where it is worse.
 
     `start` opens the first sentence, such as `After 2 cycles`; `rivals` are models that it is compared with besides the base.
     """
-    sentences: list[str] = []
     before, after = metrics[base], metrics[model]
-    near = [m for m in ("latent_mse",) if m in before and m in after]
-    far = [m for m in DISTANCES if m in before and m in after][:1]
-    titles = {"latent_mse": "held-out latent MSE at newly assigned noise"}
-    for name in near + far:
-        what = titles.get(name, f"{metric(name).title} of images at random noise to the held-out targets")
-        others = [f"{labels[r]} reached {words(metrics[r][name])}" for r in rivals if name in metrics[r]]
-        opening = "The" if sentences else f"{start} the"
-        sentences.append("; ".join([f"{opening} {what} {changed(before[name], after[name])}", *others]) + ".")
-    kept = []
+
+    def told(name: str, what: str, verb: str) -> list[str]:
+        """A sentence about what became of a figure; none where it was not measured."""
+        if name not in before or name not in after:
+            return []
+        others = [f"{labels[r]} {verb} {words(metrics[r][name])}" for r in rivals if name in metrics[r]]
+        return ["; ".join([f"{what} {changed(before[name], after[name])}", *others]) + "."]
+
+    sentences = [
+        f"{start}, images sampled at plain noise, as a user samples them, are {nearness(before['kid'], after['kid'])} the "
+        "base model's.",
+        *told("kid", "KID, the distance of those samples from the targets as a set,", "reached"),
+        *told("diversity", "Diversity, how far images of one prompt are apart,", "has"),
+        *told("sharpness", "Sharpness, 1 where samples are as sharp as the targets,", "has"),
+        *told("latent_mse", "At noise searched for each held-out image the latent MSE of the closest image", "reached"),
+    ]
     if "drift" in after:
         others = [f"{words(metrics[r]['drift'])} of {labels[r]}" for r in rivals if "drift" in metrics[r]]
-        kept.append(
-            f"Drift from the base model is {words(after['drift'])}" + (f", against {listed(others)}" if others else "")
-        )
-    if "diversity" in before and "diversity" in after:
-        others = [
-            f"it is {words(metrics[r]['diversity'])} under {labels[r]}" for r in rivals if "diversity" in metrics[r]
-        ]
-        kept.append("; ".join([f"diversity {changed(before['diversity'], after['diversity'])}", *others]))
-    if kept:
-        sentence = "; ".join(kept)
-        sentences.append(f"{sentence[:1].upper()}{sentence[1:]}.")
+        against = f", against {listed(others)}" if others else ""
+        sentences.append(f"Drift from the base model, at plain noise, is {words(after['drift'])}{against}.")
     for than in (base, *rivals):
         if found := worse(metrics, model, than):
             sentences.append(
@@ -261,21 +295,35 @@ def findings(
     return sentences
 
 
+def nearness(before: Estimate, after: Estimate) -> str:
+    """How the distance from the targets has changed, in words that `the base model's` can follow."""
+    if before.low <= after.high and after.low <= before.high:
+        return "as near to the held-out targets, as far as can be told, as"
+    return f"{'nearer to' if after.value < before.value else 'farther from'} the held-out targets than"
+
+
 def leaders(metrics: Metrics, base: str, labels: Mapping[str, str]) -> list[str]:
-    """Of several fine-tuned models, which is best in fit, in images at random noise and in drift, or which are tied."""
+    """Of several fine-tuned models, which is best at plain noise, at the images' own noise and in drift, or which are tied."""
     sentences = []
-    distance = [m for m in DISTANCES if any(m in figures for figures in metrics.values())][:1]
-    for name in ("latent_mse", *distance, "drift"):
+    leads = {
+        "kid": "Nearest to the held-out targets at plain noise, as a user samples",
+        "latent_mse": "Closest to single held-out images, at noise searched for each",
+        "drift": "Least changed from the base model, at plain noise",
+    }
+    for name, lead in leads.items():
         marked = marks(metrics, name, base)
         if not marked:
             continue
-        first = sorted(marked, key=lambda m: metrics[m][name].value, reverse=metric(name).better == "higher")
+        first = sorted(marked, key=lambda m: metrics[m][name].value)
         decimals = places([figures[name] for figures in metrics.values() if name in figures])
         who = listed([f"{labels[m]} ({words(metrics[m][name], decimals)})" for m in first])
-        tied = ", tied" if len(first) > 1 else ""
+        tied = ", tied: their intervals overlap" if len(first) > 1 else ""
         before = f"; {labels[base]} has {words(metrics[base][name], decimals)}" if name in metrics[base] else ""
-        lead = "Lowest" if metric(name).better == "lower" else "Highest"
-        sentences.append(f"{lead} {metric(name).title}: {who}{tied}{before}.")
+        sentences.append(f"{lead} ({metric(name).title}): {who}{tied}{before}.")
+    if spread := {m: figures["diversity"] for m, figures in metrics.items() if "diversity" in figures}:
+        decimals = places(list(spread.values()))
+        each = listed([f"{words(value, decimals)} for {labels[m]}" for m, value in spread.items()])
+        sentences.insert(1, f"Diversity, how far images of one prompt are apart, is {each}.")
     for model in metrics:
         if model != base and (found := worse(metrics, model, base)):
             sentences.append(

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ortho_core.evaluation.metrics import Figures, known_metrics, metric
+from ortho_core.evaluation.metrics import Figures, metric
 from ortho_core.report.charts import Chart, Series
-from ortho_core.report.page import Block, Cell, Charts, Fact, Folded, PictureRows, Section, Table, render
+from ortho_core.report.page import Block, Cell, Charts, Fact, Folded, Section, Table, render
 from ortho_core.report.plots import draw_charts
 from rayjobs.reports.models import (
     decimals_of,
@@ -12,6 +12,7 @@ from rayjobs.reports.models import (
     drift_points,
     estimate_cell,
     evaluation_phase,
+    in_order,
     judges_table,
     metric_cell,
     picture_rows,
@@ -186,7 +187,7 @@ def trials_table(summary: SweepSummary) -> Table:
 def figures_table(summary: SweepSummary) -> Folded:
     """Everything that was measured, a row per model."""
     models = references_by_label(summary) | {name: trial.metrics for name, trial in summary.finished.items()}
-    names = known_metrics(models)
+    names = in_order(models)
     decimals = decimals_of(list(models.values()), names)
     rows: list[list[Cell | str]] = [
         [model, *(estimate_cell(figures, name, decimals[name]) for name in names)] for model, figures in models.items()
@@ -195,14 +196,18 @@ def figures_table(summary: SweepSummary) -> Folded:
     return Folded("All figures of all trials", blocks=[Table(["", *map(metric_cell, names)], rows, legend)])
 
 
-def pictures(work_dir: Path, summary: SweepSummary, references: Evaluation) -> list[PictureRows]:
-    """The held-out targets, the references, and the trials on the front from the least drift to the best fit."""
+def pictures(work_dir: Path, summary: SweepSummary, references: Evaluation) -> list[Block]:
+    """The held-out targets, the references, and the trials on the front from the least drift to the best fit.
+
+    Samples at another noise are those of the chosen trial, or of the best fit.
+    """
     folder = work_dir / REFERENCES / "evaluation"
     front = summary.front[::-1]
     trials = [*front, *(name for name in summary.finished if name not in front)][:MOST_PICTURED]
     stems = {LABELS[name]: folder / "pictures" / name for name in summary.references}
     stems |= {spaced(n): work_dir / "trials" / n / "evaluation" / "pictures" / "trial" for n in trials}
-    return picture_rows(folder, references, stems)
+    again = [summary.chosen] if summary.chosen else trials[: len(front)][-1:]
+    return picture_rows(folder, references, stems, [spaced(name) for name in again])
 
 
 def held_out_curves(summary: SweepSummary) -> Chart | None:

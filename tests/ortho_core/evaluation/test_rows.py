@@ -37,7 +37,9 @@ def test_records_of_a_row_are_what_its_own_images_give(generator, digits):
     targets = torch.from_numpy(np.stack(pairs.images(list(pairs.read(shard)), generator.image_size))).permute(
         0, 3, 1, 2
     )
-    kept = {name: torch.stack([from_png(row[name]) for row in found]) for name in ("target", "closest", "sample")}
+    kept = {
+        name: torch.stack([from_png(row[name]) for row in found]) for name in ("target", "closest", "sample", "other")
+    }
     assert torch.equal(kept["target"], targets)
     error = ((kept["closest"].double() - targets.double()) / 255).square().flatten(1).mean(1)
     assert [row["psnr"] for row in found] == pytest.approx((-10 * error.log10()).tolist(), abs=1e-3)
@@ -45,9 +47,12 @@ def test_records_of_a_row_are_what_its_own_images_give(generator, digits):
     seen = judge.look(kept["sample"].float() / 255, prompts)
     assert [dict(row["rewards"])["clip"] for row in found] == pytest.approx(seen.rewards["clip"].tolist(), abs=1e-5)
     assert np.stack([row["features"] for row in found]) == pytest.approx(seen.features["features"].numpy(), abs=1e-3)
-    seeds = [noise_seed(0, "evaluate", row["sample_id"]) for row in found]
-    alone = sample(generator, PromptCache(generator), prompts, seeds, 1)
-    assert (alone.int() - kept["sample"].int()).abs().max() <= 1
+    for name, key in (("sample", ["evaluate"]), ("other", ["evaluate", "other"])):
+        seeds = [noise_seed(0, *key, row["sample_id"]) for row in found]
+        alone = sample(generator, PromptCache(generator), prompts, seeds, 1)
+        assert (alone.int() - kept[name].int()).abs().max() <= 1, name
+    others = judge.look(kept["other"].float() / 255, prompts).features["features"].numpy()
+    assert np.stack([row["other_features"] for row in found]) == pytest.approx(others, abs=1e-3)
     assert not np.allclose(found[0]["other_features"], found[0]["features"])
     (spread,) = rows.spread([TEXTS[0]])
     seeds = [noise_seed(0, "diversity", i) for i in range(8)]

@@ -65,8 +65,8 @@ def test_two_cycles_leave_models_numbers_and_a_report(small_pairs, tiny_turbo, d
     assert starts[1] < starts[0]
     direct = read_plan(open_store(out / "direct" / "train"), TrainPlan)
     assert direct.updates == first.updates + second.updates
-    # Twelve targets, and as many closest images and samples of each of four models; the Gaussian check, twice.
-    assert check_source(out / "report.html") == 2 * 5 * 12 + 2
+    # Targets and four models, twelve columns, at plain noise (two models at another, too) and closest; the Gaussian check.
+    assert check_source(out / "report.html") == (7 + 5) * 12 + 2
 
     times = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")} | {
         p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")

@@ -1,11 +1,16 @@
 """The report of an EM run and of an evaluation, from folders as they are left."""
 
+import base64
 import json
 import re
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ortho_core.evaluation.samples import from_png
+from ortho_core.pictures import load_sheet
 from rayjobs.em import report as em_report
 from rayjobs.evaluate import report as evaluate_report
 from rayjobs.reports.summaries import EM_SUMMARY, EmSummary
@@ -22,16 +27,66 @@ def run(assigned, tmp_path_factory):
 
 
 def test_an_em_report_has_its_pictures_and_nothing_from_elsewhere(run):
-    # Targets and four models, twelve columns, closest and at random noise; the Gaussian check, twice.
-    assert check_source(run / "report.html") == 2 * 5 * 12 + 2
+    # Targets and four models, twelve columns, at plain noise (two models at another, too) and closest; the Gaussian check.
+    assert check_source(run / "report.html") == (7 + 5) * 12 + 2
     assert (run / "report.html").stat().st_size < 3e6
-    with Image.open(run / "comparison.png") as picture:
-        assert picture.width > 12 * 64
+
+
+def test_the_first_pictures_are_the_samples_at_plain_noise_and_the_closest_come_second(run):
+    """Each picture that is embedded is that of the evaluation's contact sheets, in its column."""
+    expected = [
+        ("held-out target", "targets"),
+        ("base model", "base-samples"),
+        ("direct SFT", "direct-samples"),
+        ("direct SFT, another noise", "direct-others"),
+        ("matched SFT, cycle 1", "cycle_01-samples"),
+        ("matched SFT, cycle 2", "cycle_02-samples"),
+        ("matched SFT, cycle 2, another noise", "cycle_02-others"),
+        ("held-out target", "targets"),
+        ("base model", "base-closest"),
+        ("direct SFT", "direct-closest"),
+        ("matched SFT, cycle 1", "cycle_01-closest"),
+        ("matched SFT, cycle 2", "cycle_02-closest"),
+    ]
+    sheets = run / "evaluation" / "pictures"
+    shown = embedded(run / "report.html")
+    assert [label for label, _ in shown] == [label for label, _ in expected]
+    for (label, images), (_, stem) in zip(shown, expected, strict=True):
+        assert torch.equal(images, load_sheet(sheets / f"{stem}.png", (32, 32))[:12]), label
+    text = (run / "report.html").read_text()
+    assert text.index("Samples at plain noise") < text.index("<img") < text.index("The closest images")
+    # The two pictures beside the report have the same images, in rows of twelve that are twice as large.
+    for name, rows in (("comparison.png", shown[:7]), ("closest.png", shown[7:])):
+        with Image.open(run / name) as picture:
+            enlarged = torch.from_numpy(np.array(picture))[:, 150:].unfold(0, 64, 67).unfold(1, 64, 67)[..., ::2, ::2]
+        assert torch.equal(enlarged, torch.stack([images for _, images in rows])), name
+
+
+def embedded(report):
+    """The label of each row of pictures, and its images (12, 3, Y, X)."""
+    found = []
+    for label, row in re.findall(r'<tr><th scope="row">(.+?)</th>(<td><img .+?)</tr>', report.read_text()):
+        images = re.findall(r"base64,([^\"]+)", row)
+        found.append((label, torch.stack([from_png(base64.b64decode(image)) for image in images])))
+    return found
 
 
 def test_an_em_report_says_what_the_figures_say(run):
     text = (run / "report.html").read_text()
-    assert "After 2 cycles of EM the held-out latent MSE at newly assigned noise fell from 0.390 to 0.130" in text
+    first, second, *_ = re.findall(r"<p>(.+?)</p>", text)
+    assert first.startswith(
+        "After 2 cycles of fine-tuning, images sampled at plain noise, as a user samples them, are nearer to the"
+    )
+    assert second.startswith(
+        "KID, the distance of those samples from the targets as a set, fell from 0.0530 to 0.0257; direct"
+    )
+    facts = re.findall(r"<dt>(.+?)</dt><dd>(.+?)</dd>", text)
+    assert facts[0] == ("KID, base → tuned", "0.0530 → 0.0257")
+    assert [label.split(",")[0] for label, _ in facts[1:4]] == [
+        "diversity",
+        "closest images&#39; latent MSE",
+        "drift from the base model",
+    ]
     assert "worse than direct SFT, by more than the intervals, in KID" in text
     assert "a &lt;b&gt;red&lt;/b&gt; digit, number 3" in text
     for cycle in (1, 2):
@@ -63,7 +118,7 @@ def test_what_a_step_cost_is_its_time_on_its_workers(run):
 
 
 def test_a_browser_shows_the_em_report(run, tmp_path):
-    check_in_browser(run / "report.html", tmp_path / "browser", images=122)
+    check_in_browser(run / "report.html", tmp_path / "browser", images=146)
 
 
 def test_without_held_out_pairs_the_report_says_so(assigned, tmp_path):
@@ -72,7 +127,7 @@ def test_without_held_out_pairs_the_report_says_so(assigned, tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert check_source(tmp_path / "report.html") == 2
     assert "no pairs were held out to judge on" in text
-    assert not (tmp_path / "comparison.png").exists()
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_the_report_of_an_evaluation(tmp_path):
@@ -83,12 +138,16 @@ def test_the_report_of_an_evaluation(tmp_path):
     )
     evaluate_report.write_report(tmp_path)
     text = (tmp_path / "report.html").read_text()
-    assert "Lowest latent MSE: cycle_02 (0.130); base has 0.390." in text
+    assert (
+        "Nearest to the held-out targets at plain noise, as a user samples (KID): direct (0.0200); base has 0.0530."
+        in text
+    )
+    assert [label for label, _ in embedded(tmp_path / "report.html")][4:6] == ["cycle_02", "cycle_02, another noise"]
     assert "row 3: &lt;no&gt; prompt" in text
     assert "20 + 2" in text
     assert "missing-prompt 1" in text
-    assert check_source(tmp_path / "report.html") == 2 * 5 * 12
-    check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=120)
+    assert check_source(tmp_path / "report.html") == (6 + 5) * 12
+    check_in_browser(tmp_path / "report.html", tmp_path / "browser", images=132)
 
 
 @pytest.mark.parametrize(
@@ -97,5 +156,5 @@ def test_the_report_of_an_evaluation(tmp_path):
 def test_an_evaluation_of_any_size_and_number_of_models(tmp_path, count, rows, size, columns):
     make_evaluation(tmp_path, dict(list(MODELS.items())[:count]), rows=rows, size=size)
     evaluate_report.write_report(tmp_path)
-    assert check_source(tmp_path / "report.html") == 2 * (count + 1) * columns
+    assert check_source(tmp_path / "report.html") == (2 * (count + 1) + 1) * columns
     assert (tmp_path / "report.html").stat().st_size < 4e6

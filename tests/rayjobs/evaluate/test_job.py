@@ -145,7 +145,7 @@ def test_rows_are_judged_or_quarantined_once_and_kept_one_by_one(done):
 
 def test_the_sheets_show_the_judged_rows(done, heldout):
     sheets = {file.name: opened(file) for file in (done / "pictures").iterdir()}
-    names = ["targets", *(f"{m}-{kind}" for m in ("base", "moved") for kind in ("closest", "samples"))]
+    names = ["targets", *(f"{m}-{kind}" for m in ("base", "moved") for kind in ("closest", "samples", "others"))]
     assert {name: tuple(sheet.shape) for name, sheet in sheets.items()} == {
         f"{name}.png": (3, 64, 512) for name in names
     }

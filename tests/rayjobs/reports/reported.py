@@ -35,7 +35,7 @@ def figures(values, spread=0.05, count=24) -> dict[str, dict[str, float]]:
 def make_evaluation(folder: Path, models=MODELS, rows=24, quarantined=0, size=(32, 32), spread=0.05) -> dict:
     (folder / "pictures").mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
-    for stem in ["targets", *(f"{name}-{kind}" for name in models for kind in ("closest", "samples"))]:
+    for stem in ["targets", *(f"{name}-{kind}" for name in models for kind in ("closest", "samples", "others"))]:
         pictures = torch.randint(0, 256, (min(rows, 64), 3, *size), dtype=torch.uint8, generator=generator)
         save_png(pictures, folder / "pictures" / f"{stem}.png")
     prompts = [f"a <b>red</b> digit, number {i}" for i in range(rows)]

@@ -30,8 +30,13 @@ def test_the_table_has_a_row_per_metric_and_a_column_per_model():
     table = comparison(METRICS, "base", LABELS)
     rows = {row[0].text: row for row in table.rows if not isinstance(row, str)}
     assert list(table.header) == ["", *LABELS.values(), "n"]
-    assert list(rows) == ["latent MSE ↓", "PSNR dB ↑", "KID ↓", "sharpness", "diversity", "CLIP score ↑", "drift ↓"]
-    assert str(table.rows[0]).startswith("Closest image")
+    assert list(rows) == ["KID ↓", "sharpness", "diversity", "CLIP score ↑", "latent MSE ↓", "PSNR dB ↑", "drift ↓"]
+    assert str(table.rows[0]).startswith("At plain noise")
+    assert "tied: the intervals overlap" in table.caption
+    assert (
+        "tied"
+        not in comparison({m: METRICS[m] for m in ("base", "direct")}, "base", {"base": "a", "direct": "b"}).caption
+    )
     base, direct = rows["drift ↓"][1:3]
     assert (base, direct.text, direct.detail) == ("–", "0.1360", "[0.1292, 0.1428]")
     assert rows["KID ↓"][2].mark == "best"
@@ -55,16 +60,21 @@ def test_a_difference_within_the_intervals_is_not_called_a_change():
 
 def test_the_findings_say_what_is_better_and_what_is_worse():
     said = findings(METRICS, "base", "cycle_02", LABELS, "After 2 cycles", ["direct"])
-    assert said[0] == (
-        "After 2 cycles the held-out latent MSE at newly assigned noise fell from 0.390 to 0.130; direct SFT reached 0.236."
-    )
-    assert "KID of images at random noise to the held-out targets fell from 0.0530 to 0.0257" in said[1]
-    assert "it is 0.0180 under direct SFT" in said[2]
-    assert said[3] == "The fine-tuned model is worse than direct SFT, by more than the intervals, in KID."
-    assert len(said) == 4
+    assert said == [
+        "After 2 cycles, images sampled at plain noise, as a user samples them, are nearer to the held-out targets than the base "
+        "model's.",
+        "KID, the distance of those samples from the targets as a set, fell from 0.0530 to 0.0257; direct SFT reached 0.0200.",
+        "Diversity, how far images of one prompt are apart, rose from 0.125 to 0.168; direct SFT has 0.0180.",
+        "Sharpness, 1 where samples are as sharp as the targets, is 0.900, not told apart from the base model's 0.930; direct "
+        "SFT has 0.410.",
+        "At noise searched for each held-out image the latent MSE of the closest image fell from 0.390 to 0.130; direct SFT "
+        "reached 0.236.",
+        "Drift from the base model, at plain noise, is 0.0800, against 0.136 of direct SFT.",
+        "The fine-tuned model is worse than direct SFT, by more than the intervals, in KID.",
+    ]
     harmed = {**METRICS, "cycle_02": estimates({**MODELS["cycle_02"], "latent_mse": 0.6})}
     said = findings(harmed, "base", "cycle_02", LABELS, "After 2 cycles")
-    assert "rose from 0.390 to 0.600" in said[0]
+    assert "rose from 0.390 to 0.600" in said[4]
     assert said[-1] == "The fine-tuned model is worse than base model, by more than the intervals, in latent MSE."
 
 
@@ -75,8 +85,14 @@ def test_the_distance_to_the_base_is_no_reason_to_call_a_model_worse():
 
 def test_of_several_models_the_leaders_are_named():
     said = leaders(METRICS, "base", LABELS)
-    assert said[0] == "Lowest latent MSE: cycle 2 (0.130); base model has 0.390."
-    assert said[2] == "Lowest drift: cycle 1 (0.0780) and cycle 2 (0.0800), tied."
+    assert said[:4] == [
+        "Nearest to the held-out targets at plain noise, as a user samples (KID): direct SFT (0.0200); base model has 0.0530.",
+        "Diversity, how far images of one prompt are apart, is 0.125 for base model, 0.018 for direct SFT, 0.155 for cycle 1 and "
+        "0.168 for cycle 2.",
+        "Closest to single held-out images, at noise searched for each (latent MSE): cycle 2 (0.130); base model has 0.390.",
+        "Least changed from the base model, at plain noise (drift): cycle 1 (0.0780) and cycle 2 (0.0800), tied: their "
+        "intervals overlap.",
+    ]
 
 
 def test_a_metric_is_drawn_against_drift_with_the_base_at_none():

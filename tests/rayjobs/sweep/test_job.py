@@ -68,8 +68,8 @@ def test_trials_share_their_e_steps_and_a_preserve_weight_holds_the_drift(
     assert told["chosen"] == min(fit, key=fit.get) == told["front"][0]
     assert (Path(told["model"]) / "unet" / "config.json").is_file()
     assert list((out / "tune").glob("*/events.out.tfevents*"))
-    # Targets, the base and every trial, twelve columns of each, twice.
-    check_in_browser(out / "report.html", tmp_path / "browser", images=2 * (2 + len(drift)) * 12)
+    # Targets, the base and every trial, twelve columns, at plain noise (the chosen trial at another, too) and closest.
+    check_in_browser(out / "report.html", tmp_path / "browser", images=(2 * (2 + len(drift)) + 1) * 12)
 
     before = made(out)
     (out / "tune").rename(tmp_path / "tune")

@@ -60,8 +60,9 @@ def test_the_front_the_choice_and_what_became_of_the_others_are_told(tmp_path):
     assert "1 trial ended early" in text
     assert "a &lt;worker&gt; died" in text
     assert "1 set of assignments for 3 trials, 200 evaluations" in text
-    # Targets, base, direct and three trials, twelve of each, twice.
-    assert check_source(tmp_path / "report.html") == 2 * 6 * 12
+    # Targets, base, direct and three trials, twelve of each, at plain noise (the chosen trial at another, too) and closest.
+    assert check_source(tmp_path / "report.html") == (7 + 6) * 12
+    assert text.index("Samples at plain noise") < text.index("w=1, another noise") < text.index("The closest images")
     with Image.open(tmp_path / "pareto.png") as picture:
         assert picture.width > 600
 
