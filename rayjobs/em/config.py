@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs import PairFields
@@ -30,6 +30,18 @@ Heldout = Annotated[
     Place(names=f"{NO_HELDOUT}|{USUAL_HELDOUT}|{SHARE}", role="source", existing_first=True),
     BeforeValidator(_as_text),
 ]
+
+
+class EStepSettings(AssignSettings):
+    """How the E-steps of EM run: short, since each is done again with the next model."""
+
+    steps: int = decides(4, ge=1, description="evaluations (generator forward + backward) that an image may take")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_fields(cls, given: object) -> object:
+        """Settings of `ortho assign` are settings of an E-step here."""
+        return given.model_dump() if type(given) is AssignSettings else given
 
 
 class EmJob(PairFields):
@@ -62,7 +74,7 @@ class EmJob(PairFields):
     validate_on_heldout: bool = decides(
         False, description="assign the held-out pairs with the first model too, and watch every M-step on them"
     )
-    assign: AssignSettings = AssignSettings()
+    assign: EStepSettings = EStepSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 

@@ -10,8 +10,7 @@ from ortho_core.evaluation.metrics import metric
 from ortho_core.marks import conduct, decides, mark_of
 from ortho_core.pairs import PairFields
 from ortho_core.storage.location import LocalPath
-from rayjobs.assign.config import AssignSettings
-from rayjobs.em.config import EmJob
+from rayjobs.em.config import EmJob, EStepSettings
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.pool.config import span
 from rayjobs.sweep.space import Point, Space, draw, grid, parse_space
@@ -31,7 +30,7 @@ FIXED = {
 CONDUCT = "decides how fast a trial goes or what it tells, not what comes out of it"
 
 
-class SweepAssignSettings(AssignSettings):
+class SweepAssignSettings(EStepSettings):
     """The E-step of a trial, one of many."""
 
     report: bool = conduct(
