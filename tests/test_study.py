@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from benchmarks.ablations import VARIANTS, trials
-from benchmarks.study.arms import EVERY, Protocol
+from benchmarks.study.arms import ARMS, CYCLES, Protocol
 from benchmarks.study.laboratory import HELDOUT, PAIRS, Laboratory
 from benchmarks.study.mismatch import Fitted, laws
+from benchmarks.study.style import brightness, ink, slant
 from benchmarks.study.tables import Estimate
 from ortho_core.pairs import PairSet
 from tests.conftest import ROOT
@@ -34,13 +35,32 @@ def test_an_estimate_shows_two_digits_of_what_is_open():
     assert str(Estimate(132.4, 14.0)) == "132 ± 14"
 
 
-@pytest.mark.parametrize(("preserve", "each"), [(0.0, 1.0), (0.1, 1 + 4 / 3)])
-def test_equal_cost_counts_the_e_steps_evaluations(preserve, each):
-    protocol = Protocol(preserve=preserve)
-    assert protocol.evaluations(3) == pytest.approx(3 * each)
-    epochs = protocol.epochs_worth(protocol.evaluations(12) + 8)
-    assert epochs % EVERY == 0
-    assert protocol.evaluations(epochs) >= protocol.evaluations(12) + 8 > protocol.evaluations(epochs - EVERY)
+@pytest.mark.parametrize("name", ARMS)
+def test_no_arm_spends_more_evaluations_than_another_and_none_could_train_longer(name):
+    arm, protocol = ARMS[name], Protocol()
+    matching = {"online": int(arm.train.get("match_steps", 0))}.get(arm.train.get("noise", "matched"), 0)
+    preserved = 4 / 3 * arm.train.get("preserve_batch_size", 16) / 16 if arm.train["preserve_latent_weight"] else 0
+    epoch = 1 + preserved + matching
+    steps = arm.cycles * (protocol.steps if arm.steps is None else arm.steps)
+    epochs = max(1, arm.cycles) * arm.epochs(protocol)
+    assert steps + epochs * epoch <= 64 < steps + (epochs + max(1, arm.cycles)) * epoch
+    assert protocol.equal == CYCLES * ARMS["em"].epochs(protocol) == 48
+
+
+def test_a_shear_changes_the_slant_and_a_thicker_stroke_the_ink():
+    image = np.zeros((32, 32), np.uint8)
+    image[6:26, 14:17] = 255
+    sheared = np.stack([np.roll(row, round(-0.4 * (y - 16))) for y, row in enumerate(image)])
+    thick = np.maximum(image, np.roll(image, 1, 1))
+    upright, leaning, bold = (
+        torch.from_numpy(each)[None, None].expand(1, 3, 32, 32) for each in (image, sheared, thick)
+    )
+    assert slant(upright)[0] == pytest.approx(0, abs=0.02)
+    assert slant(leaning)[0] == pytest.approx(-0.4, abs=0.1)
+    assert ink(leaning)[0] == pytest.approx(ink(upright)[0])
+    assert ink(bold)[0] == pytest.approx(4 / 3 * ink(upright)[0])
+    assert ink(255 - bold)[0] == pytest.approx(ink(bold)[0])  # dark on light
+    assert brightness(bold)[0] == pytest.approx(20 * 4 / 32**2)
 
 
 def test_a_fitted_gaussian_has_the_mean_and_nearly_the_covariance_of_what_it_was_fitted_to():
@@ -104,19 +124,30 @@ def test_an_ablation_varies_one_thing():
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_study_runs_on_the_images_that_ship(tmp_path):
-    argv = ["--data", "mnist", "--root", "examples/mnist", "--work", str(tmp_path), "--seeds", "0", "--cycles", "1"]
+    argv = [
+        "--data",
+        "mnist",
+        "--root",
+        "examples/mnist",
+        "--work",
+        str(tmp_path),
+        "--seeds",
+        "0",
+        "--evaluations",
+        "24",
+    ]
     for extra in ([], ["--tables", str(tmp_path / "shown")]):
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.matched_vs_direct", *argv, *extra],
+            [sys.executable, "-m", "benchmarks.matched_vs_direct", *argv, "--arms", "direct", "em", *extra],
             cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-    assert "| matched SFT, updates of 1 cycle |" in done.stdout
+    assert "| EM, cold, centred |" in done.stdout
     assert (tmp_path / "shown" / "study-mnist.png").stat().st_size > 10_000
-    metrics = json.loads((tmp_path / "mnist" / "seed-0" / "preserve-0" / "evaluation" / "evaluation.json").read_text())[
+    metrics = json.loads((tmp_path / "mnist" / "seed-0" / "em" / "evaluation" / "evaluation.json").read_text())[
         "metrics"
     ]
-    assert metrics["matched_1"]["latent_mse"]["high"] < metrics["base"]["latent_mse"]["low"]
+    assert metrics["em"]["latent_mse"]["high"] < metrics["base"]["latent_mse"]["low"]
