@@ -101,7 +101,7 @@ def leaning(check: GaussianCheck) -> str:
     return (
         f"All noise that was found, taken together, differs from ordinary Gaussian noise in {listed(far[:3])}. A model that is "
         "trained on it is sampled at noise that differs from what it has seen, so a part of what it learns may not show there; "
-        "if the noise has a mean in common, --center-noise of ortho train takes it off. "
+        "a mean that it has in common is taken off before training, and ortho em finds the noise again in each cycle. "
         f"({check.verdict[:1].upper()}{check.verdict[1:]}.)"
     )
 
