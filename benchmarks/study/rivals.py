@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from benchmarks.study.arms import Runs, at
+from benchmarks.study.arms import Runs
 from ortho_core.errors import UserError
 from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.lora import Lora, add_lora, merge_adapter
@@ -324,6 +324,10 @@ RIVAL_ARMS: dict[str, Rival] = {
 }
 
 
+def epoch_folder(out: Path, epoch: int) -> Path:
+    return out / f"checkpoint-epoch-{epoch:03d}"
+
+
 def run_rival(rival: Rival, training: RivalTraining, out: Path, equal: int) -> None:
     """Train into the folder: `checkpoint-final`, and a folder after `equal` epochs where there is a model then; once.
 
@@ -338,7 +342,7 @@ def run_rival(rival: Rival, training: RivalTraining, out: Path, equal: int) -> N
 
     def save(epoch: int) -> None:
         if epoch == equal:
-            training.generator.save(at(out, equal))
+            training.generator.save(epoch_folder(out, equal))
 
     rival.teach(training, save)
     training.generator.save(out / "checkpoint-final")
@@ -356,5 +360,5 @@ class RivalRuns(Runs):
         settings = protocol.train(self.seed)
         training = RivalTraining(self.lab.base(), self.lab.pairs(self.seed), settings, protocol.evaluations)
         run_rival(RIVAL_ARMS[name], training, out, protocol.equal)
-        equal = at(out, protocol.equal)
+        equal = epoch_folder(out, protocol.equal)
         return {name: out / "checkpoint-final"} | ({f"{name}_equal": equal} if equal.is_dir() else {})
