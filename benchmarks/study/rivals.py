@@ -317,8 +317,12 @@ def without_adapter(
 
 
 RIVAL_ARMS: dict[str, Rival] = {
-    "pso": PairwiseSamples(title="PSO", lr=5e-4, beta=10.0),
+    "pso": PairwiseSamples(title="PSO", lr=1e-4, beta=5.0),
     "dedistilled": Dedistilled(title="de-distillation adapter", lr=5e-4, adapter_lr=5e-4),
+    # This model was never distilled from one of many steps: other timesteps are new to it.
+    "dedistilled_last": Dedistilled(
+        title="the same, at the last timestep alone", lr=5e-4, adapter_lr=5e-4, first_timestep=999
+    ),
     "immiscible": Immiscible(title="noise assigned within the batch (immiscible)", lr=5e-4),
     "permuted": Permuted(title="noise permuted within the prompt", lr=5e-4),
 }
