@@ -7,40 +7,45 @@ was; `--arms` trains and judges some of them; `--tables` prints what is there, a
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks.study.appearance import Matched, appearance
-from benchmarks.study.arms import ARMS, Protocol, Runs
+from benchmarks.study.arms import ARMS, Arm, Protocol, Runs
 from benchmarks.study.drawing import draw_samples
 from benchmarks.study.laboratory import Laboratory, laboratory, study_parser
+from benchmarks.study.rivals import RIVAL_ARMS, Rival, RivalRuns
 from benchmarks.study.tables import APPEARANCE, PLAIN, Judged, differences, table
 from ortho_core.generators import ModelFolder
 from ortho_core.records.assignments import Assignments
 from rayjobs.verb.console import say
 from rayjobs.verb.session import ray_session
 
+#: All there is to choose from: ours, and what others do.
+EVERY_ARM: Mapping[str, Arm | Rival] = {**ARMS, **RIVAL_ARMS}
 #: Arms of the pictures.
 PICTURES = ("base", "direct", "matched_preserve", "centered", "em", "kept_02")
 
 
 def main() -> None:
     parser = study_parser(__doc__)
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(EVERY_ARM), default=list(ARMS))
     parser.add_argument("--evaluations", type=float, default=Protocol.evaluations, help="of a row, over all of an arm")
     parser.add_argument("--tables", type=Path, help="make tables and figures of what is there, into this folder")
     args = parser.parse_args()
+    if args.data != "tiny-turbo" and (rivals := sorted(RIVAL_ARMS.keys() & args.arms)):
+        parser.error(f"--arms {rivals[0]} is of a text-to-image pipeline: --data tiny-turbo")
     lab = laboratory(args)
-    runs = [Runs(lab, Protocol(args.evaluations), seed) for seed in args.seeds]
+    runs = [RivalRuns(lab, Protocol(args.evaluations), seed) for seed in args.seeds]
     if args.tables is not None:
         show(runs, args.arms, args.tables)
         return
     with ray_session():
         for one in runs:
             for name in args.arms:
-                say(f"study: {args.data}, seed {one.seed}, {ARMS[name].title}")
+                say(f"study: {args.data}, seed {one.seed}, {EVERY_ARM[name].title}")
                 judge(one, name)
 
 
@@ -50,7 +55,7 @@ def judge(runs: Runs, name: str) -> None:
     out = runs.judged(name) / APPEARANCE
     if not out.exists():
         found = appearance(
-            runs.lab, runs.judged(name), models, {name: matched(runs, name)} if ARMS[name].cycles else {}
+            runs.lab, runs.judged(name), models, {name: matched(runs, name)} if EVERY_ARM[name].cycles else {}
         )
         out.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -75,15 +80,18 @@ def show(runs: Sequence[Runs], names: Sequence[str], out: Path) -> None:
     done = [name for name in names if all((one.judged(name) / APPEARANCE).exists() for one in runs)]
     judged = Judged(tuple({name: one.judged(name) for name in done} for one in runs))
     for of, title in (("", f"{protocol.evaluations:g} evaluations of a row"), ("_equal", f"{protocol.equal} epochs")):
-        titles = {"base": "base"} | {name + of: ARMS[name].title for name in done}
+        titles = {"base": "base"} | {name + of: EVERY_ARM[name].title for name in done}
         print(f"**{title}, {len(runs)} seeds**\n\n{table(judged, titles, PLAIN)}\n")
         print(f"{table(judged, {'targets': 'targets'} | titles, hand_of(lab))}\n")
         for other in ("direct", "matched_preserve"):
-            against = [(f"{ARMS[name].title} less {ARMS[other].title}", name + of, other + of) for name in done]
+            against = [(f"{EVERY_ARM[name].title} less {ARMS[other].title}", name + of, other + of) for name in done]
             print(f"{differences(judged, [one for one in against if one[1] != one[2]])}\n")
     places = {"base": runs[0].judged(done[0])} | {name: runs[0].judged(name) for name in PICTURES if name in done}
     draw_samples(
-        places, {"base": "base"} | {name: ARMS[name].title for name in done}, 16, out / f"study-{lab.work.name}.png"
+        places,
+        {"base": "base"} | {name: EVERY_ARM[name].title for name in done},
+        16,
+        out / f"study-{lab.work.name}.png",
     )
 
 

@@ -1,5 +1,6 @@
 """The study's arithmetic against the same written out, and the study itself in miniature."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -12,8 +13,17 @@ from benchmarks.ablations import VARIANTS, trials
 from benchmarks.study.arms import ARMS, CYCLES, Protocol
 from benchmarks.study.laboratory import HELDOUT, PAIRS, Laboratory
 from benchmarks.study.mismatch import Fitted, laws
+from benchmarks.study.rivals import (
+    RIVAL_ARMS,
+    RivalTraining,
+    cheapest,
+    pairwise_loss,
+    permuted_within,
+    without_adapter,
+)
 from benchmarks.study.style import brightness, ink, slant
 from benchmarks.study.tables import Estimate
+from models.recipes.leaning import write_pairs
 from ortho_core.pairs import PairSet
 from tests.conftest import ROOT
 
@@ -119,6 +129,53 @@ def test_an_ablation_varies_one_thing():
     keys = [trial.key for trial in trials(Laboratory("mnist", ROOT, ROOT), 0)]
     assert len(set(keys)) == len(VARIANTS)
     assert HELDOUT + 3 * PAIRS <= 10_000  # the test images that there are
+
+
+def test_a_rival_exchanges_noise_within_a_prompt_where_that_brings_outputs_nearest():
+    rng = torch.Generator().manual_seed(0)
+    outputs, targets = (torch.randn(5, 1, 2, 2, generator=rng) for _ in range(2))
+    cost = torch.cdist(targets.flatten(1), outputs.flatten(1)).square()
+    sums = {order: sum(cost[i, j] for i, j in enumerate(order)) for order in itertools.permutations(range(5))}
+    assert tuple(cheapest(cost).tolist()) == min(sums, key=sums.get)
+    inside = {order: total for order, total in sums.items() if {order[i] for i in (0, 2, 4)} == {0, 2, 4}}
+    found = permuted_within(["a", "b", "a", "b", "a"], outputs, targets)
+    assert tuple(found.tolist()) == min(inside, key=inside.get)
+
+
+def test_the_pairwise_loss_falls_where_a_target_becomes_likelier_than_a_sample():
+    before = torch.tensor([1.0, 2.0, 0.5, 0.5])  # errors of two targets, then of two samples
+    same = pairwise_loss(before, before, 10)
+    assert float(same) == pytest.approx(np.log(2))
+    closer, further = (pairwise_loss(before + torch.tensor([change, 0, 0, 0]), before, 10) for change in (-0.1, 0.1))
+    assert closer < same < further
+    assert pairwise_loss(before + torch.tensor([0, 0, 0, 0.1]), before, 10) < same
+
+
+def test_an_adapter_that_is_taken_off_leaves_what_was_learned_with_it_on():
+    before, adapter, learned = ({"w": torch.randn(3, 3)} for _ in range(3))
+    adapted = {"w": before["w"] + adapter["w"]}
+    tuned = {"w": adapted["w"] + learned["w"]}
+    torch.testing.assert_close(without_adapter(tuned, adapted, before)["w"], before["w"] + learned["w"])
+
+
+@pytest.mark.parametrize("name", list(RIVAL_ARMS))
+def test_a_rival_spends_the_evaluations_that_every_arm_has(name, tiny_turbo, tmp_path):
+    prompts = ["a red handwritten two on a black background"] * 4 + [
+        "a green handwritten six on a white background"
+    ] * 4
+    write_pairs(
+        np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8), prompts, tmp_path / "pairs.parquet"
+    )
+    protocol = Protocol(evaluations=8, batch_size=4)
+    training = RivalTraining(tiny_turbo, tmp_path / "pairs.parquet", protocol.train(0), protocol.evaluations)
+    before = {name: weight.clone() for name, weight in training.network.state_dict().items()}
+    RIVAL_ARMS[name].teach(training, lambda epoch: None)
+    spent = training.spent / len(training.targets)
+    assert protocol.evaluations - RIVAL_ARMS[name].each < spent <= protocol.evaluations + 1e-6
+    after = training.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(weight.isfinite().all() for weight in after.values())
+    assert any((after[name] != before[name]).any() for name in before)
 
 
 @pytest.mark.slow
