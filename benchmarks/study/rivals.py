@@ -323,8 +323,8 @@ RIVAL_ARMS: dict[str, Rival] = {
     "dedistilled_last": Dedistilled(
         title="the same, at the last timestep alone", lr=5e-4, adapter_lr=5e-4, first_timestep=999
     ),
-    "immiscible": Immiscible(title="noise assigned within the batch (immiscible)", lr=5e-4),
-    "permuted": Permuted(title="noise permuted within the prompt", lr=5e-4),
+    "immiscible": Immiscible(title="noise assigned within the batch (immiscible)", lr=1e-3),
+    "permuted": Permuted(title="noise permuted within the prompt", lr=1e-3),
 }
 
 
