@@ -22,7 +22,9 @@ from rayjobs.train.config import TrainJob
 from rayjobs.verb.console import say
 from rayjobs.verb.session import ray_session
 
-PROTOCOL, EPOCHS = Protocol(lr=3e-4), 24
+PROTOCOL, EPOCHS = Protocol(batch_size=32, lr=3e-4), 24
+#: The M-step of the protocol: one cycle's noise as it was found, and the preserve term at the prompts of the pairs.
+TRAIN = {"epochs": EPOCHS, "save_every": 0, "preserve_latent_weight": 0.1, "center_noise": False}
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Trial:
 
     def run(self) -> None:
         base, variant = self.lab.base(), self.variant
-        tuned = PROTOCOL.train(self.seed, **{"save_every": 0, "epochs": EPOCHS // self.cycles, **variant.train})
+        tuned = PROTOCOL.train(self.seed, **{**TRAIN, "epochs": EPOCHS // self.cycles, **variant.train})
         if not self.is_matched:
             train.run(em.build(TrainJob, tuned, assignments=str(self.result[1]), model=base, out=self.folder))
             return
