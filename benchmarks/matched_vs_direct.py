@@ -81,7 +81,7 @@ def show(runs: Sequence[Runs], names: Sequence[str], out: Path) -> None:
     judged = Judged(tuple({name: one.judged(name) for name in done} for one in runs))
     for of, title in (("", f"{protocol.evaluations:g} evaluations of a row"), ("_equal", f"{protocol.equal} epochs")):
         titles = {"base": "base"} | {name + of: EVERY_ARM[name].title for name in done}
-        print(f"**{title}, {len(runs)} seeds**\n\n{table(judged, titles, PLAIN)}\n")
+        print(f"**{title}, {len(runs)} seeds**\n\n{table(judged, titles, PLAIN | learned(lab))}\n")
         print(f"{table(judged, {'targets': 'targets'} | titles, hand_of(lab))}\n")
         for other in ("direct", "matched_preserve"):
             against = [(f"{EVERY_ARM[name].title} less {ARMS[other].title}", name + of, other + of) for name in done]
@@ -95,18 +95,21 @@ def show(runs: Sequence[Runs], names: Sequence[str], out: Path) -> None:
     )
 
 
+def learned(lab: Laboratory) -> dict[str, str]:
+    """The columns of what was learned and where it should not have been, by their titles."""
+    return {f"{name}_closed": f"{name} gap closed" for name in lab.hand} | {"drift_others": "drift at other prompts ↓"}
+
+
 def hand_of(lab: Laboratory) -> dict[str, str]:
-    """The columns of the hand, by their titles."""
+    """The columns of the handwriting's statistics, by their titles."""
     said = {
         "": "",
         "_spread": ", spread",
-        "_closed": " gap closed",
         "_heldout": " at held-out matched noise",
         "_training": " at its training noise",
         "_tilt": " of the base there",
     }
-    columns = {f"{name}{of}": f"{name}{title}" for of, title in said.items() for name in lab.hand}
-    return columns | {"drift_others": "drift at other prompts ↓"}
+    return {f"{name}{of}": f"{name}{title}" for of, title in said.items() for name in lab.hand}
 
 
 if __name__ == "__main__":

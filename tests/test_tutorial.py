@@ -74,8 +74,8 @@ def test_every_command_finds_what_the_ones_before_it_leave(folder, capsys):
     ClassGenerator(config, network).save(folder / said["out"] / "checkpoint-final")
     assert dry(COMMANDS[1], capsys)["evaluations"] == 12
     said = dry(COMMANDS[2], capsys)
-    assert (said["rows"], said["evaluations_of_the_e_steps"]) == (256, 2 * 256 * 12)
-    ClassGenerator(config, network).save(folder / said["work_dir"] / "cycle_02" / "train" / "checkpoint-final")
+    assert (said["rows"], said["evaluations_of_the_e_steps"]) == (256, 4 * 256 * 4)
+    ClassGenerator(config, network).save(folder / said["work_dir"] / "cycle_04" / "train" / "checkpoint-final")
     assert dry(COMMANDS[3], capsys)["images"] == 16
     dry(COMMANDS[4], capsys)
 

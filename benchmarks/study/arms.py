@@ -17,7 +17,7 @@ from benchmarks.study.laboratory import PAIRS, Laboratory
 from ortho_core.records.assignments import Assignments
 from rayjobs.assign.config import AssignSettings
 from rayjobs.em import job as em
-from rayjobs.em.config import EmJob
+from rayjobs.em.config import EmJob, MStepSettings
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.train import job as train
@@ -147,7 +147,7 @@ class Protocol:
         }
         return AssignSettings(**(given | others))
 
-    def train(self, seed: int, **others: Any) -> TrainSettings:
+    def train(self, seed: int, **others: Any) -> MStepSettings:
         given = {
             "batch_size": self.batch_size,
             "lr": self.lr,
@@ -155,7 +155,7 @@ class Protocol:
             "tensorboard": False,
             "num_workers": 0,
         }
-        return TrainSettings(**(given | others))
+        return MStepSettings(**(given | others))
 
 
 @dataclass(frozen=True)

@@ -20,5 +20,7 @@ def draw_samples(places: Mapping[str, Path], titles: Mapping[str, str], count: i
         first = next(iter(Parts.of(places[model]).tables(model, [column])))
         return torch.stack([from_png(content) for content in first[column].to_pylist()[:count]])
 
-    rows = {"targets": images("base", "target")} | {titles[model]: images(model, "sample") for model in places}
+    rows = {"targets": images("base", "target")} | {
+        titles[model].replace(", ", "\n"): images(model, "sample") for model in places
+    }
     labelled_rows(rows, scale=2).quantize(COLOURS).save(path, optimize=True)

@@ -30,9 +30,9 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         "base: what the search began from, to distil the images that `ortho reward` found",
     )
     center_noise: bool | None = decides(
-        None,
+        False,
         description="take the mean of all assigned noise off each, so that as a whole it is centred as N(0, I) is (none: where "
-        "noise is assigned)",
+        "assigned noise is trained on)",
     )
     epochs: int = decides(5, ge=1, description="passes over the assignments")
     batch_size: int = decides(16, ge=1, description="rows of one update, over all workers and micro-batches")
