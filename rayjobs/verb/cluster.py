@@ -10,6 +10,8 @@ from ortho_core.errors import UserError
 
 #: Seconds for a connection, for an answer on it, and for a node of the cluster to be found on this machine.
 CONNECT_S, ANSWER_S, NODE_S = 3.0, 8.0, 8.0
+#: Where Linux has shared memory.
+SHARED_MEMORY = Path("/dev/shm")
 #: Ray's own folder of temporary files, where no variable names another.
 RAYS_OWN = "/tmp/ray"
 #: A socket of a local Ray, below its folder, as long as it can become; then what a path to a socket may have at most.
@@ -87,7 +89,6 @@ def check_answer(address: Address, place: str, client: bool) -> None:
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.services import get_node_to_connect_for_driver
-    from ray._raylet import GcsClient
     from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
     from ray.exceptions import AuthenticationError
@@ -122,7 +123,7 @@ def check_answer(address: Address, place: str, client: bool) -> None:
             "install the same requirements.lock on both",
         )
     try:
-        get_node_to_connect_for_driver(GcsClient(address=place), timeout_seconds=NODE_S)
+        get_node_to_connect_for_driver(ray._raylet.GcsClient(address=place), timeout_seconds=NODE_S)
     except RuntimeError as error:
         raise address.refused(
             "this machine is no node of that cluster",
@@ -139,10 +140,10 @@ def temporary_folder() -> str | None:
 
 def check_shared_memory() -> None:
     """Raises UserError where a local Ray could keep no objects."""
-    if sys.platform == "linux" and not os.access("/dev/shm", os.W_OK | os.X_OK):
+    if sys.platform == "linux" and not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
         raise UserError(
-            "Ray keeps its objects in shared memory, and /dev/shm is missing or cannot be written: mount it (mount -t tmpfs "
-            "tmpfs /dev/shm; in a container, docker run --shm-size=2g), or work without Ray (--workers 0, where a verb has it)"
+            f"Ray keeps its objects in shared memory, and {SHARED_MEMORY} is missing or cannot be written: mount it (docker run "
+            "--shm-size=2g), or work without Ray (--workers 0, where a verb has it)"
         )
 
 

@@ -10,16 +10,13 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ortho_core.errors import DISTRIBUTION, install
+from ortho_core.errors import DISTRIBUTION
 from rayjobs.verb.options import leaves
 from rayjobs.verb.paths import outputs
 
 #: The exit code that a shell shows of a command whose reader has gone: `ortho look PAIRS | head -1`.
 CLOSED_PIPE = 141
 PACKAGES = Path(__file__).resolve().parents[2]
-#: Packages that come with an extra of this distribution, by the name that they are imported by.
-EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "mlflow": "mlflow", "wandb": "wandb", "optuna": "optuna", "lpips": "lpips"}
-EXTRAS["open_clip"] = "rewards"
 AGAIN = "the same command goes on from here"
 REMEDIES = {
     errno.ENOSPC: f"free some room there; {AGAIN}",
@@ -85,10 +82,6 @@ def _fault(error: BaseException, job: BaseModel | None) -> str:
     if memory or "out of memory" in str(error).lower():
         lower = " or ".join(_sizes(job)) or "how much is done at once"
         return f"memory ran out {_line_of(error)}: {said[0][:200] if said else type(error).__name__}; lower {lower}"
-    if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        name = error.name.partition(".")[0]
-        remedy = install(EXTRAS[name]) if name in EXTRAS else f"install {DISTRIBUTION} anew, with all that it needs"
-        return f"the package {name} is missing ({_line_of(error)}): {remedy}"
     if isinstance(error, ImportError):
         return f"{message} ({_line_of(error)}): install {DISTRIBUTION} anew, with all that it needs"
     if isinstance(error, OSError) and error.errno is not None:
