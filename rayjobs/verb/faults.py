@@ -16,19 +16,19 @@ from rayjobs.verb.paths import outputs
 
 #: The exit code that a shell shows of a command whose reader has gone: `ortho look PAIRS | head -1`.
 CLOSED_PIPE = 141
-PACKAGES = Path(__file__).resolve().parents[2]
-AGAIN = "the same command goes on from here"
+CHECKOUT = Path(__file__).resolve().parents[2]
+GOES_ON = "the same command goes on from here"
 REMEDIES = {
-    errno.ENOSPC: f"free some room there; {AGAIN}",
-    errno.EDQUOT: f"free some of the quota; {AGAIN}",
+    errno.ENOSPC: f"free some room there; {GOES_ON}",
+    errno.EDQUOT: f"free some of the quota; {GOES_ON}",
     errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "change its permissions, or choose another place",
     errno.EPERM: "change its permissions, or choose another place",
     errno.EMFILE: "raise the limit of open files (ulimit -n 65536)",
-    errno.ENOMEM: f"end other programs; {AGAIN}",
-    errno.EIO: f"see whether the disk or the network's file system is well; {AGAIN}",
-    errno.ESTALE: f"mount the network's file system again; {AGAIN}",
+    errno.ENOMEM: f"end other programs; {GOES_ON}",
+    errno.EIO: f"see whether the disk or the network's file system is well; {GOES_ON}",
+    errno.ESTALE: f"mount the network's file system again; {GOES_ON}",
 }
 
 
@@ -85,7 +85,7 @@ def _fault(error: BaseException, job: BaseModel | None) -> str:
     if isinstance(error, ImportError):
         return f"{message} ({_line_of(error)}): install {DISTRIBUTION} anew, with all that it needs"
     if isinstance(error, OSError) and error.errno is not None:
-        remedy = REMEDIES.get(error.errno, AGAIN)
+        remedy = REMEDIES.get(error.errno, GOES_ON)
         return f"{_place(error, job)}: {error.strerror or os.strerror(error.errno)} ({_line_of(error)}); {remedy}"
     return f"{type(error).__name__} {_line_of(error)}: {message}"
 
@@ -106,11 +106,11 @@ def _line_of(error: BaseException) -> str:
         return "in a worker"
     frame = (own or frames)[-1]
     file = Path(frame.filename)
-    return f"in {file.relative_to(PACKAGES) if own else file.name}, line {frame.lineno}"
+    return f"in {file.relative_to(CHECKOUT) if own else file.name}, line {frame.lineno}"
 
 
 def _is_own(file: str) -> bool:
-    return any(Path(file).is_relative_to(PACKAGES / package) for package in ("ortho_core", "rayjobs"))
+    return any(Path(file).is_relative_to(CHECKOUT / package) for package in ("ortho_core", "rayjobs"))
 
 
 def _sizes(job: BaseModel | None) -> list[str]:
