@@ -16,7 +16,7 @@ SHARED_MEMORY = Path("/dev/shm")
 RAYS_OWN = "/tmp/ray"
 #: A socket of a local Ray, below its folder, as long as it can become; then what a path to a socket may have at most.
 SOCKET = "/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store.10"
-LONGEST = 103 if sys.platform == "darwin" else 107
+SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 IGNORE = "--local ignores it and starts a Ray of this command's own"
 
 
@@ -135,7 +135,7 @@ def temporary_folder() -> str | None:
     """Ray's folder for a local session: none, as it chooses, unless the paths of its sockets would be too long there."""
     from ray._common.utils import get_default_ray_temp_dir
 
-    return None if len(os.fsencode(get_default_ray_temp_dir() + SOCKET)) <= LONGEST else RAYS_OWN
+    return None if len(os.fsencode(get_default_ray_temp_dir() + SOCKET)) <= SOCKET_BYTES else RAYS_OWN
 
 
 def check_shared_memory() -> None:
