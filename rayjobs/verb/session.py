@@ -70,7 +70,8 @@ def ray_session() -> Iterator[None]:
             say(f"Ray: {get_default_ray_temp_dir()} is too long a path for its sockets; using {folder}")
     try:
         with without_lines(b"Set ray log level"):
-            ray.init(place, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)
+            chosen = {} if folder is None else {"_temp_dir": folder}
+            ray.init(place, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **chosen)
     except Exception as error:  # Ray raises RuntimeError, ValueError, OSError, or Exception itself
         ray.shutdown()
         raise not_started(error, address, folder or get_default_ray_temp_dir()) from error

@@ -156,8 +156,10 @@ def test_without_room_for_the_traceback_the_line_is_said_all_the_same(disk, tmp_
 
 def ran(command: str) -> subprocess.CompletedProcess[str]:
     """A line of the shell in which $ORTHO is the command."""
-    environment = {**os.environ, "ORTHO": f"{sys.executable} -m rayjobs", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    own = {"ORTHO": f"{sys.executable} -m rayjobs", "PYTHONPATH": str(ROOT), "TMPDIR": os.environ["HOME"]}
+    return subprocess.run(
+        ["bash", "-c", command], env={**os.environ, **own}, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_reader_that_has_gone_ends_a_verb_without_a_word_and_a_full_device_with_one():
