@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rayjobs.assign.config import AssignSettings
 from rayjobs.cli import main
 from rayjobs.em.config import EmJob
+from rayjobs.em.job import baseline_job, train_job
+from rayjobs.train.config import TrainSettings
 from rayjobs.verb.paths import located, relative_paths
 
 
@@ -52,3 +55,20 @@ def test_a_number_may_be_one_in_a_file_and_a_part_is_checked_at_the_edge(tmp_pat
     assert (job().heldout, job(heldout=None).heldout) == ("auto", "none")
     assert main(["assign", "--pairs", "p", "--model", "/m", "--out", "/w", "--part", "test"]) == 1
     assert "--part: 'test' is not accepted: no part of a pair set; accepted: training:5%" in capsys.readouterr().err
+
+
+def test_m_steps_train_on_centred_noise_and_the_baseline_on_noise_that_has_no_mean(tmp_path):
+    em = job()
+    cycle, direct = train_job(em, tmp_path / "model", tmp_path / "cycle_01"), baseline_job(em)
+    assert (cycle.noise, cycle.centers, cycle.preserves) == ("matched", True, False)
+    assert (direct.noise, direct.centers) == ("random", False)
+    direct.check_noise()  # is not refused for what em has by default
+    online = job(train={"noise": "online"})
+    assert not train_job(online, tmp_path / "model", tmp_path / "cycle_01").centers  # fresh noise has no mean either
+
+
+def test_settings_of_the_two_verbs_are_settings_of_the_two_steps():
+    assign, train = AssignSettings(steps=3, slots=5), TrainSettings(lr=1e-3, preserve_latent_weight=0.25)
+    em = job(assign=assign, train=train)
+    assert em.assign.model_dump() == assign.model_dump()
+    assert em.train.model_dump() == train.model_dump()
