@@ -56,8 +56,8 @@ def test_dry_run_and_print_config_are_yaml_and_write_nothing(capsys, digits, tin
     argv = ["em", "--pairs", str(digits), "--model", str(tiny_turbo), "--work-dir", str(tmp_path / "out")]
     assert main([*argv, "--dry-run"]) == 0
     said = yaml.safe_load(capsys.readouterr().out)
-    # A twentieth of the 512 pairs is held out.
-    assert (said["rows"], said["evaluations_of_the_e_steps"]) == (486, 2 * 486 * 12)
+    # A twentieth of the 512 pairs is held out; four cycles, four evaluations of an image in each E-step.
+    assert (said["rows"], said["evaluations_of_the_e_steps"]) == (486, 4 * 486 * 4)
     argv += ["--assign.workers", "2:8", "--assign.node-labels", "zone=a,disk=ssd"]
     assert main([*argv, "--print-config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
