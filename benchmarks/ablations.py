@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.study.arms import Protocol, judge, mean_of
+from benchmarks.study.arms import PRESERVE, Protocol, judge, mean_of
 from benchmarks.study.laboratory import Laboratory, laboratory, study_parser
 from benchmarks.study.mismatch import LAWS, kids
 from benchmarks.study.tables import PLAIN, Estimate, Judged, table
@@ -24,7 +24,13 @@ from rayjobs.verb.session import ray_session
 
 PROTOCOL, EPOCHS = Protocol(batch_size=32, lr=3e-4), 24
 #: The M-step of the protocol: one cycle's noise as it was found, and the preserve term at the prompts of the pairs.
-TRAIN = {"epochs": EPOCHS, "save_every": 0, "preserve_latent_weight": 0.1, "center_noise": False}
+TRAIN = {
+    "epochs": EPOCHS,
+    "save_every": 0,
+    **PRESERVE,
+    "preserve_batch_size": PROTOCOL.batch_size,
+    "center_noise": False,
+}
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,22 @@ from rayjobs.verb.session import ray_session
 
 #: All there is to choose from: ours, and what others do.
 EVERY_ARM: Mapping[str, Arm | Rival] = {**ARMS, **RIVAL_ARMS}
+#: Arms of a text-to-image pipeline alone.
+TEXT_ARMS = RIVAL_ARMS.keys() | {"em_general"}
 #: Arms of the pictures.
 PICTURES = ("base", "direct", "matched_preserve", "centered", "em", "kept_02")
 
 
 def main() -> None:
     parser = study_parser(__doc__)
-    parser.add_argument("--arms", nargs="+", choices=list(EVERY_ARM), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(EVERY_ARM), help="default: all of ours")
     parser.add_argument("--evaluations", type=float, default=Protocol.evaluations, help="of a row, over all of an arm")
     parser.add_argument("--tables", type=Path, help="make tables and figures of what is there, into this folder")
     args = parser.parse_args()
-    if args.data != "tiny-turbo" and (rivals := sorted(RIVAL_ARMS.keys() & args.arms)):
-        parser.error(f"--arms {rivals[0]} is of a text-to-image pipeline: --data tiny-turbo")
+    of_text = TEXT_ARMS if args.data != "tiny-turbo" else set()
+    args.arms = args.arms or [name for name in ARMS if name not in of_text]
+    if wrong := sorted(of_text & set(args.arms)):
+        parser.error(f"--arms {wrong[0]} is of a text-to-image pipeline: --data tiny-turbo")
     lab = laboratory(args)
     runs = [RivalRuns(lab, Protocol(args.evaluations), seed) for seed in args.seeds]
     if args.tables is not None:

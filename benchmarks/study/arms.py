@@ -17,7 +17,7 @@ from benchmarks.study.laboratory import PAIRS, Laboratory
 from ortho_core.records.assignments import Assignments
 from rayjobs.assign.config import AssignSettings
 from rayjobs.em import job as em
-from rayjobs.em.config import EmJob, MStepSettings
+from rayjobs.em.config import EmJob
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.train import job as train
@@ -54,11 +54,13 @@ class Arm:
         return max(1, math.floor(left / self.each(protocol.batch_size) / max(1, self.cycles)))
 
 
-PRESERVE = {"preserve_latent_weight": 0.1}
+PRESERVE = {"preserve_latent_weight": 0.1, "preserve_batch_size": 16, "preserve_prompts": "training"}
 NO_PRESERVE = {"preserve_latent_weight": 0.0}
 #: Rows of the preserve term where it has prompts of its own.
 ELSEWHERE = {"preserve_latent_weight": 1.0, "preserve_batch_size": 4}
-DIFFERENCES = {"preserve_latent_weight": 0.5, "preserve_differences": True}
+#: As the M-step has it by default: at prompts of all kinds, of which no pair of the study has a word but colours.
+GENERAL = {**ELSEWHERE, "preserve_prompts": "elsewhere"}
+DIFFERENCES = {**PRESERVE, "preserve_latent_weight": 0.5, "preserve_differences": True}
 RANDOM = {"noise": "random"}
 LEANING = {"center_noise": False}
 LORA = {"lora_rank": 8, "lr": 4e-3}
@@ -99,6 +101,7 @@ ARMS: dict[str, Arm] = {
     "em_preserve": _em("EM, preserve 0.1", PRESERVE),
     "em_differences": _em("EM, differences 0.5", DIFFERENCES),
     "em_elsewhere": _em("EM, preserve 1 at other prompts", ELSEWHERE, elsewhere=True),
+    "em_general": _em("EM, preserve 1 at general prompts", GENERAL),
     "online_2": Arm("online, fresh, 2 evaluations", _online(2), cycles=0),
     "online_4": Arm("online, fresh, 4 evaluations", _online(4), cycles=0),
     "online_8": Arm("online, fresh, 8 evaluations", _online(8), cycles=0),
@@ -147,7 +150,7 @@ class Protocol:
         }
         return AssignSettings(**(given | others))
 
-    def train(self, seed: int, **others: Any) -> MStepSettings:
+    def train(self, seed: int, **others: Any) -> TrainSettings:
         given = {
             "batch_size": self.batch_size,
             "lr": self.lr,
@@ -155,7 +158,7 @@ class Protocol:
             "tensorboard": False,
             "num_workers": 0,
         }
-        return MStepSettings(**(given | others))
+        return TrainSettings(**(given | others))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class SftConfig(ReconstructionWeights):
     """The weights of the M-step's four terms; a term of weight 0 costs nothing."""
 
     preserve_latent_weight: float = decides(
-        0.1, ge=0, description="weight of mean((f_θ(ε',c) - f_0(ε',c))²) at fresh ε'"
+        1.0, ge=0, description="weight of mean((f_θ(ε',c) - f_0(ε',c))²) at fresh ε'; see preserve_prompts"
     )
     preserve_pixel_weight: float = decides(0.0, ge=0, description="weight of mean|D f_θ(ε',c) - D f_0(ε',c)|; decodes")
     preserve_differences: bool = decides(

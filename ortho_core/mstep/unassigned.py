@@ -57,6 +57,11 @@ class UnassignedRows:
         """About how much memory a row takes once it is read, by those of the first shard."""
         return _bytes(self._shard(0)) // self.shards[0].rows
 
+    def prompts(self) -> set[str]:
+        """Every prompt that rows have; reads all rows, and no images."""
+        rows = (row for shard in self.shards for row in self.pairs.read(shard))
+        return {row.prompt for row in rows if isinstance(row, Pair)}
+
     def read(self, index: Sequence[int]) -> list[tuple[Pair, UInt8[np.ndarray, "Y X 3"]]]:
         """The rows at `index`, or those in their places, and their images.
 

@@ -232,6 +232,12 @@ class Assignments:
                 kept[row["sample_id"]] = Start(row["noise_seed"], value)
         return kept
 
+    def prompts(self) -> set[str]:
+        """Every prompt that rows have; reads one column of every part."""
+        with ThreadPoolExecutor(PART_FOOTERS_AT_ONCE) as pool:
+            columns = pool.map(lambda name: read_part(self.folder, name, ["prompt"])["prompt"], self.parts)
+            return set().union(*(column.unique().to_pylist() for column in columns))
+
     def with_pixels(self, wanted: Collection[int]) -> set[int]:
         """Those of some hashes of images (`Pair.pixels`) that rows have; reads one column of every part."""
 

@@ -44,25 +44,6 @@ class EStepSettings(AssignSettings):
         return given.model_dump() if type(given) is AssignSettings else given
 
 
-class MStepSettings(TrainSettings):
-    """How the M-steps of EM run: for what shows at plain noise."""
-
-    center_noise: bool | None = decides(
-        None,
-        description="take the mean of all assigned noise off each, so that as a whole it is centred as N(0, I) is (none: where "
-        "assigned noise is trained on)",
-    )
-    preserve_latent_weight: float = decides(
-        0.0, ge=0, description="weight of mean((f_θ(ε',c) - f_0(ε',c))²) at fresh ε'; see preserve_prompts"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_fields(cls, given: object) -> object:
-        """Settings of `ortho train` are settings of an M-step here."""
-        return given.model_dump() if type(given) is TrainSettings else given
-
-
 class EmJob(PairFields):
     """Alternate E-step and M-step over a pair set, evaluate on held-out pairs, write a report."""
 
@@ -94,7 +75,7 @@ class EmJob(PairFields):
         False, description="assign the held-out pairs with the first model too, and watch every M-step on them"
     )
     assign: EStepSettings = EStepSettings()
-    train: MStepSettings = MStepSettings()
+    train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
     @property

@@ -69,8 +69,8 @@ def check(job: EmJob, model: ModelFolder, rows: int) -> None:
         job.train.match_search(job.train, job.assign).space(model.latent_shape)
     check_trackers(job.train)
     check_lora(job.train, model)
-    if job.train.preserve_prompts is not None:
-        read_prompts(job.train.preserve_prompts)
+    if job.train.preserve_file is not None:
+        read_prompts(job.train.preserve_file)
 
 
 class EmPlan(Plan):

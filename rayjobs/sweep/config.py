@@ -10,10 +10,11 @@ from ortho_core.evaluation.metrics import metric
 from ortho_core.marks import conduct, decides, mark_of
 from ortho_core.pairs import PairFields
 from ortho_core.storage.location import LocalPath
-from rayjobs.em.config import EmJob, EStepSettings, MStepSettings
+from rayjobs.em.config import EmJob, EStepSettings
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.pool.config import span
 from rayjobs.sweep.space import Point, Space, draw, grid, parse_space
+from rayjobs.train.config import TrainSettings
 from rayjobs.training.trackers import TrackerSettings
 from rayjobs.verb.options import Open, leaves
 
@@ -37,7 +38,7 @@ class SweepAssignSettings(EStepSettings):
     )
 
 
-class SweepTrainSettings(MStepSettings):
+class SweepTrainSettings(TrainSettings):
     """The M-step of a trial, which keeps fewer models."""
 
     save_every: int = decides(

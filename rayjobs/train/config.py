@@ -1,6 +1,8 @@
 """The options of `ortho train`."""
 
+import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
@@ -13,8 +15,15 @@ from ortho_core.mstep.data import NoiseKind
 from ortho_core.mstep.matching import MatchingConfig
 from ortho_core.mstep.update import MStepConfig
 from ortho_core.pairs import PairFields
-from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation
+from ortho_core.storage.location import Location, ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.training.config import TrainingSettings
+
+#: Values of `--preserve-prompts` that are no files.
+ELSEWHERE, TRAINING = "elsewhere", "training"
+#: Of so many rows that are trained on there is one of the preserve terms, where nothing else is said.
+PRESERVE_SHARE = 4
+
+PreservePrompts = Annotated[str, Place(names=f"{ELSEWHERE}|{TRAINING}", existing_first=True)]
 
 
 def _names(value: object) -> object:
@@ -30,17 +39,19 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         "base: what the search began from, to distil the images that `ortho reward` found",
     )
     center_noise: bool | None = decides(
-        False,
+        None,
         description="take the mean of all assigned noise off each, so that as a whole it is centred as N(0, I) is (none: where "
         "assigned noise is trained on)",
     )
     epochs: int = decides(5, ge=1, description="passes over the assignments")
     batch_size: int = decides(16, ge=1, description="rows of one update, over all workers and micro-batches")
     preserve_batch_size: int | None = decides(
-        None, ge=1, description="rows of the preserve terms in one update (none: as many as batch_size)"
+        None, ge=1, description="rows of the preserve terms in one update (none: a quarter of batch_size)"
     )
-    preserve_prompts: LocalPath | None = resolved(
-        None, description="prompts of the preserve terms, one a line or .jsonl with `prompt` (none: those trained on)"
+    preserve_prompts: PreservePrompts = resolved(
+        ELSEWHERE,
+        description="prompts of the preserve terms: elsewhere (prompts of all kinds, which Ortho brings; of a class-conditional "
+        "model the classes that no row has), training (those trained on), or a file: one a line, or .jsonl with `prompt`",
     )
     lora_rank: int = decides(
         0, ge=0, description="train an adapter of this rank instead of all weights (0: all weights)"
@@ -90,7 +101,17 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     @property
     def preserve_rows(self) -> int:
         """Rows of the preserve terms in one update, over all workers."""
-        return (self.preserve_batch_size or self.batch_size) if self.preserves else 0
+        if not self.preserves:
+            return 0
+        # So that they divide among workers and micro-batches, in twos where a difference is of two rows.
+        least = self.world * self.gradient_accumulation_steps * (2 if self.preserve_differences else 1)
+        return self.preserve_batch_size or least * max(1, math.ceil(self.batch_size / PRESERVE_SHARE / least))
+
+    @property
+    def preserve_file(self) -> Path | None:
+        """The file that the prompts of the preserve terms are read from."""
+        named = not self.preserves or self.preserve_prompts in (ELSEWHERE, TRAINING)
+        return None if named else Path(self.preserve_prompts)
 
     @property
     def rows_at_once(self) -> int:

@@ -9,6 +9,7 @@ from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.mstep.data import MatchedData, read_prompts
+from ortho_core.mstep.elsewhere import general_prompts, unseen_classes
 from ortho_core.mstep.row_order import Order
 from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.noise.rotation import block_dimension
@@ -16,7 +17,7 @@ from ortho_core.pairs import PairFields, PairSet
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.plan import fingerprint
 from ortho_core.storage.open import open_store
-from rayjobs.train.config import TrainJob, TrainModels, check_lora
+from rayjobs.train.config import TRAINING, TrainJob, TrainModels, check_lora
 from rayjobs.train.plan import TrainPlan
 from rayjobs.train.worker import train_worker
 from rayjobs.training import launch
@@ -45,6 +46,7 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         pairs_fingerprint, assigned_by = source.plan.pairs_fingerprint, source.plan.run_fingerprint
     job.check_shares(len(source), "assigned rows" if assigned_by is not None else f"rows of {job.pairs}")
     check_lora(job, model)
+    held = held_prompts(job, model, source)
     # As many rows as half of what a reader keeps in memory holds, so that it reads no part twice.
     window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // row_bytes))
     data = MatchedData(
@@ -55,8 +57,8 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         job.noise,
         job.seed,
         needs_images=bool(job.pixel_l1_weight),
-        preserve_rows=job.preserve_rows,
-        preserve_prompts=read_prompts(job.preserve_prompts) if job.preserve_prompts and job.preserves else (),
+        preserve_rows=0 if held == () else job.preserve_rows,
+        preserve_prompts=held or (),
         preserve_differences=job.preserve_differences,
         target_shape=model.target_shape,
         keeps=job.keeps_noise,
@@ -70,13 +72,24 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         pairs_fingerprint=pairs_fingerprint,
         model_fingerprint=model.fingerprint,
         preserve_fingerprint=models.held.fingerprint,
-        preserve_prompts=fingerprint(data.preserve_prompts),
+        preserve_prompts=fingerprint(held),
         validation=validation_of(job, shape),
         config=settings(job, decides),
         rows=len(source),
         updates=job.epochs * data.order.updates,
     )
     return plan, data
+
+
+def held_prompts(job: TrainJob, model: ModelFolder, source: Assignments | UnassignedRows) -> tuple[str, ...] | None:
+    """The prompts of the preserve terms; none: those of the rows of each update. Raises UserError."""
+    if not job.preserves:
+        return ()
+    if job.preserve_file is not None:
+        return read_prompts(job.preserve_file)
+    if job.preserve_prompts == TRAINING:
+        return None
+    return unseen_classes(model.classes, source.prompts()) if model.classes else general_prompts()
 
 
 def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
@@ -175,6 +188,10 @@ def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainMo
         mean = data.source.mean_noise(data.latent_shape)
         data = replace(data, center=mean.numpy())
         say(f"train: the mean of the assigned noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
+    if job.preserves and not data.preserve_rows:
+        say(
+            "train: the rows have every class of the model, so there is none to hold it at (--preserve-prompts training)"
+        )
     title = f"train on {job.noise} noise"
     config = {"data": data, "models": models}
     launch.train(job, job.out, plan, train_worker, config, title, callbacks)

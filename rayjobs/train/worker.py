@@ -64,6 +64,7 @@ def out_of_memory(job: TrainJob) -> str:
         "set --match-dtype bfloat16" if job.noise == "online" and job.match_dtype == "float32" else "",
         "" if job.lora_rank else "train an adapter (--lora-rank 16)",
         "" if job.optimizer == "adafactor" or job.lora_rank else "set --optimizer adafactor",
+        "hold it to nothing (--preserve-latent-weight 0)" if job.preserves else "",
         "" if job.parallel == "fsdp" else "shard over several GPUs (--parallel fsdp --num-workers N)",
     ]
     return (
@@ -95,7 +96,7 @@ class Training(TrainLoop[Share]):
             self.shares = ahead(fed)
         self.generator = self._load()
         network = self.generator.trainable
-        self.teacher = self._teacher(network) if job.preserves else None
+        self.teacher = self._teacher(network) if data.preserve_rows else None
         self.prompts = PromptCache(self.generator)
         self.validation = self._validation()
         self.step = MStep(self.generator, self.teacher, job, self.updates, self._wrap)

@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import numpy as np
@@ -21,6 +22,15 @@ def test_rows_are_those_of_the_set_in_any_order_and_in_another_process(small_pai
         for k, (pair, image) in zip(index, reader.read(index), strict=True):
             assert pair == rows[k]
             np.testing.assert_array_equal(image, images[k])
+
+
+def test_prompts_are_those_of_rows_that_have_one(small_pairs, monkeypatch):
+    monkeypatch.setattr(PairSet, "rows_per_shard", lambda self: 4)
+    lines = (small_pairs / "pairs.jsonl").read_text().splitlines()
+    wanted = {json.loads(line)["prompt"] for line in lines[1:]}
+    lines[0] = '{"image": "images/0000.png"}'
+    (small_pairs / "pairs.jsonl").write_text("\n".join(lines))
+    assert UnassignedRows(PairSet(small_pairs), SIZE).prompts() == wanted
 
 
 def test_few_shards_stay_in_memory(small_pairs, monkeypatch):

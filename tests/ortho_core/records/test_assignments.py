@@ -91,6 +91,10 @@ def test_a_changed_seed_or_skew_is_noticed(folder):
             Assignments(folder).noise([0, 1, 2], SHAPE)
 
 
+def test_all_prompts_are_read_each_once(folder):
+    assert Assignments(folder).prompts() == {f"prompt {i}" for i in range(6)}  # one of the seven failed
+
+
 def test_damaged_bytes_are_noticed(folder):
     part = folder / PLAN.part_name(0)
     content = bytearray(part.read_bytes())

@@ -18,7 +18,7 @@ def test_texts_become_what_their_field_makes_of_them():
         {
             "train.lr": "1e-4, 1e-3",
             "assign": {"patch_size": "2,4", "regions": [1, 2]},
-            "train": {"preserve-prompts": "none"},
+            "train": {"preserve-prompts": "training", "lora-alpha": "none"},
             "warm_start": "true,false",
             "cycles": "1:3",
             "train.preserve_latent_weight": "log:0.01:1",
@@ -30,7 +30,8 @@ def test_texts_become_what_their_field_makes_of_them():
         "train.lr": Choices((1e-4, 1e-3)),
         "assign.patch_size": Choices((2, 4)),
         "assign.regions": Choices((1, 2)),
-        "train.preserve_prompts": Choices((None,)),
+        "train.preserve_prompts": Choices(("training",)),
+        "train.lora_alpha": Choices((None,)),
         "warm_start": Choices((True, False)),
         "cycles": Range(1, 3, whole=True),
         "train.preserve_latent_weight": Range(0.01, 1, log=True),

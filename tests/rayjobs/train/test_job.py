@@ -10,6 +10,7 @@ from PIL import Image
 
 from ortho_core.errors import UserError
 from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.mstep.elsewhere import general_prompts
 from ortho_core.mstep.loss import TERMS
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import read_plan
@@ -219,9 +220,37 @@ def test_images_are_found_where_the_assignments_say(assigned, tiny_turbo, tmp_pa
         planned(job((None, bare), tiny_turbo, tmp_path / "out", pixel_l1_weight=0.5))
 
 
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, 4),
+        ({"batch_size": 2}, 1),
+        ({"batch_size": 30}, 8),
+        ({"num_workers": 3, "batch_size": 30}, 9),
+        ({"num_workers": 8, "gradient_accumulation_steps": 2}, 16),
+        ({"preserve_differences": True, "batch_size": 4}, 2),
+        ({"preserve_batch_size": 5}, 5),
+        ({"preserve_latent_weight": 0}, 0),
+    ],
+)
+def test_a_quarter_of_an_update_is_preserve_rows_where_they_divide(options, rows):
+    made = TrainJob(**{"assignments": "a", "model": "m", "out": "o", **options})
+    assert made.preserve_rows == rows
+    made.check_shares(100, "rows")
+
+
+def test_a_model_is_held_elsewhere_by_default_and_where_it_is_told_to_be(assigned, tiny_turbo, tmp_path):
+    given = {"preserve_prompts": "elsewhere", "preserve_batch_size": None}
+    plan, data = planned(job(assigned, tiny_turbo, tmp_path / "out", **given))
+    assert (data.preserve_rows, data.preserve_prompts) == (2, general_prompts())
+    at_training, rows = planned(job(assigned, tiny_turbo, tmp_path / "out"))
+    assert (rows.preserve_rows, rows.preserve_prompts) == (8, ())
+    assert at_training.preserve_prompts != plan.preserve_prompts
+
+
 def test_the_defaults_ask_for_nothing_that_is_not_there():
     made = TrainJob(assignments="a", model="m", out="o")
-    assert (made.alpha, made.world, made.rows_at_once, made.preserve_rows) == (0.0, 1, 16, 16)
-    assert made.model_copy(update={"preserve_latent_weight": 0.0}).preserve_rows == 0
+    assert (made.alpha, made.world, made.rows_at_once, made.centers, made.preserve_file) == (0.0, 1, 16, True, None)
+    assert made.model_copy(update={"noise": "random"}).centers is False
     assert made.model_copy(update={"num_workers": 2, "gradient_accumulation_steps": 4}).rows_at_once == 2
     assert made.model_copy(update={"lora_rank": 4}).alpha == 4.0

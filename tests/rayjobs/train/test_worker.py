@@ -12,6 +12,7 @@ ALL = {
     "--mixed-precision bf16",
     "--lora-rank 16",
     "--optimizer adafactor",
+    "--preserve-latent-weight 0",
     "--parallel fsdp --num-workers N",
 }
 
@@ -29,6 +30,7 @@ def one(**options):
         ({"gradient_checkpointing": True}, {"--gradient-checkpointing"}),
         ({"mixed_precision": "bf16", "optimizer": "adafactor"}, {"--mixed-precision bf16", "--optimizer adafactor"}),
         ({"lora_rank": 4}, {"--lora-rank 16", "--optimizer adafactor"}),
+        ({"preserve_latent_weight": 0}, {"--preserve-latent-weight 0"}),
         ({"parallel": "fsdp", "num_workers": 2}, {"--parallel fsdp --num-workers N"}),
     ],
 )

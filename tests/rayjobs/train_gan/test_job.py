@@ -22,7 +22,7 @@ from rayjobs.em.config import EmJob
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.generate import GenerateJob
 from rayjobs.train import job as train
-from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.train.config import TrainJob, TrainModels, TrainSettings
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.job import describe, run
 from rayjobs.training.run_files import STATE
@@ -274,6 +274,21 @@ def test_every_job_runs_on_the_generator_and_the_set(made, mnist, tmp_path):
     assert generate.run(GenerateJob(model=model, prompt="3", out=tmp_path / "pictures", count=2)) == 0
     with Image.open(tmp_path / "pictures" / "0001.png") as picture:
         assert picture.size == (28, 28)
+
+
+def test_a_generator_is_held_at_the_classes_that_no_row_has(made, tmp_path):
+    labels = np.arange(24) % 3 + 4
+    options = {"model": made / "checkpoint-final", "noise": "random", "out": tmp_path / "t", "batch_size": 8}
+
+    def held(labels):
+        folder = tmp_path / f"{len(labels)}"
+        write_folders(folder, bars(len(labels), labels, 1), labels, list("0123456789"))
+        given = TrainJob(pairs=str(folder), **options)
+        data = train.make_plan(given, TrainModels.open(given))[1]
+        return data.preserve_rows, data.preserve_prompts
+
+    assert held(labels) == (2, tuple("0123789"))
+    assert held(np.arange(20) % 10) == (0, ())
 
 
 @pytest.mark.slow
