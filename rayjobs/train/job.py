@@ -92,6 +92,19 @@ def held_prompts(job: TrainJob, model: ModelFolder, source: Assignments | Unassi
     return unseen_classes(model.classes, source.prompts()) if model.classes else general_prompts()
 
 
+def held_line(job: TrainJob, data: MatchedData) -> str:
+    """Where the model is held to what it was, for people."""
+    if not data.preserve_rows:
+        return (
+            "the rows have every class of the model, so it is held nowhere (--preserve-prompts training holds it there)"
+        )
+    rows = f"{data.preserve_rows} rows of each update"
+    if job.preserve_prompts == TRAINING:
+        return f"held to what the model was at the prompts that are trained on, {rows}"
+    where = f"{len(data.preserve_prompts)} prompts" if job.preserve_file is not None else "prompts that no pair has"
+    return f"held to what the model was at {where}, {rows} (--preserve-latent-weight 0 lets it go)"
+
+
 def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
     """The job's assignments. Raises UserError if they do not fit the model or what is to be done with them."""
     assert job.assignments is not None
@@ -188,10 +201,8 @@ def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainMo
         mean = data.source.mean_noise(data.latent_shape)
         data = replace(data, center=mean.numpy())
         say(f"train: the mean of the assigned noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
-    if job.preserves and not data.preserve_rows:
-        say(
-            "train: the rows have every class of the model, so there is none to hold it at (--preserve-prompts training)"
-        )
+    if job.preserves:
+        say(f"train: {held_line(job, data)}")
     title = f"train on {job.noise} noise"
     config = {"data": data, "models": models}
     launch.train(job, job.out, plan, train_worker, config, title, callbacks)

@@ -60,8 +60,8 @@ def test_a_number_may_be_one_in_a_file_and_a_part_is_checked_at_the_edge(tmp_pat
 def test_m_steps_train_on_centred_noise_and_the_baseline_on_noise_that_has_no_mean(tmp_path):
     em = job()
     cycle, direct = train_job(em, tmp_path / "model", tmp_path / "cycle_01"), baseline_job(em)
-    assert (cycle.noise, cycle.centers, cycle.preserves) == ("matched", True, False)
-    assert (direct.noise, direct.centers) == ("random", False)
+    assert (cycle.noise, cycle.centers, cycle.preserve_rows, cycle.preserve_file) == ("matched", True, 4, None)
+    assert (direct.noise, direct.centers, direct.preserve_rows) == ("random", False, 4)
     direct.check_noise()  # is not refused for what em has by default
     online = job(train={"noise": "online"})
     assert not train_job(online, tmp_path / "model", tmp_path / "cycle_01").centers  # fresh noise has no mean either

@@ -16,7 +16,7 @@ from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import read_plan
 from ortho_core.storage.open import open_store
 from rayjobs.train.config import TrainJob
-from rayjobs.train.job import describe, run
+from rayjobs.train.job import describe, held_line, run
 from rayjobs.train.plan import TrainPlan
 from tests.rayjobs.same import replanned
 from tests.rayjobs.train.training import (
@@ -241,10 +241,14 @@ def test_a_quarter_of_an_update_is_preserve_rows_where_they_divide(options, rows
 
 def test_a_model_is_held_elsewhere_by_default_and_where_it_is_told_to_be(assigned, tiny_turbo, tmp_path):
     given = {"preserve_prompts": "elsewhere", "preserve_batch_size": None}
-    plan, data = planned(job(assigned, tiny_turbo, tmp_path / "out", **given))
+    held = job(assigned, tiny_turbo, tmp_path / "out", **given)
+    plan, data = planned(held)
     assert (data.preserve_rows, data.preserve_prompts) == (2, general_prompts())
-    at_training, rows = planned(job(assigned, tiny_turbo, tmp_path / "out"))
+    assert "at prompts that no pair has, 2 rows of each update" in held_line(held, data)
+    there = job(assigned, tiny_turbo, tmp_path / "out")
+    at_training, rows = planned(there)
     assert (rows.preserve_rows, rows.preserve_prompts) == (8, ())
+    assert "at the prompts that are trained on" in held_line(there, rows)
     assert at_training.preserve_prompts != plan.preserve_prompts
 
 
