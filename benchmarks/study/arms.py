@@ -96,6 +96,7 @@ ARMS: dict[str, Arm] = {
     "em_leaning": _em("EM, cold, not centred", {**NO_PRESERVE, **LEANING}),
     "em_warm": _em("EM, warm, centred", NO_PRESERVE, warm=True),
     "em": _em("EM, cold, centred", NO_PRESERVE),
+    "em_two": Arm("the same, two cycles", NO_PRESERVE, 2, False, SHORT),
     "em_2": _em("the same, E-steps of 2", NO_PRESERVE, steps=2),
     "em_8": _em("the same, E-steps of 8", NO_PRESERVE, steps=8),
     "em_preserve": _em("EM, preserve 0.1", PRESERVE),
