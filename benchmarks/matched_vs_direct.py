@@ -3,7 +3,8 @@
 A base model, and every way to teach it 256 images of a hand it never saw (`benchmarks.study.arms`), each at the same generator
 evaluations; three seeds, each with pairs and noise of its own. Judged at plain noise on held-out pairs in the features of a
 classifier of the real images, and by how far the samples lean and how bold they are. The same command again goes on where it
-was; `--arms` trains and judges some of them; `--tables` prints what is there, as Markdown, and draws the samples.
+was; `--arms` trains and judges some of them; `--more` judges some that are trained on more images, at plain noise alone;
+`--tables` prints what is there, as Markdown, and draws the samples.
 """
 
 import json
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(EVERY_ARM), help="default: all of ours")
     parser.add_argument("--evaluations", type=float, default=Protocol.evaluations, help="of a row, over all of an arm")
     parser.add_argument("--tables", type=Path, help="make tables and figures of what is there, into this folder")
+    parser.add_argument("--more", type=int, metavar="ROWS", help="KID of these arms over so many other held-out images")
     args = parser.parse_args()
     of_text = TEXT_ARMS if args.data != "tiny-turbo" else set()
     args.arms = args.arms or [name for name in ARMS if name not in of_text]
@@ -47,6 +49,9 @@ def main() -> None:
         show(runs, args.arms, args.tables)
         return
     with ray_session():
+        if args.more is not None:
+            show_more([one.judge_more(args.arms, args.more) for one in runs], args.arms)
+            return
         for one in runs:
             for name in args.arms:
                 say(f"study: {args.data}, seed {one.seed}, {EVERY_ARM[name].title}")
@@ -97,6 +102,15 @@ def show(runs: Sequence[Runs], names: Sequence[str], out: Path) -> None:
         16,
         out / f"study-{lab.work.name}.png",
     )
+
+
+def show_more(places: Sequence[Path], names: Sequence[str]) -> None:
+    """Print the distances to more held-out images, and how they differ from that of the first arm."""
+    judged = Judged(tuple({"all": place} for place in places))
+    titles = {"base": "base"} | {name: EVERY_ARM[name].title for name in names}
+    print(f"{table(judged, titles, {name: PLAIN[name] for name in ('kid', 'fid', 'precision', 'recall')})}\n")
+    first = names[0]
+    print(differences(judged, [(f"{titles[name]} less {titles[first]}", name, first) for name in names[1:]]))
 
 
 def learned(lab: Laboratory) -> dict[str, str]:

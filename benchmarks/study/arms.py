@@ -7,8 +7,8 @@ of their own take longer to start than a step to run.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -188,14 +188,21 @@ class Runs:
         )
         if arm.cycles:
             em.run(self._em(arm, out, settings))
-            trained = out / f"cycle_{arm.cycles:02d}" / "train"
         else:
             train.run(
                 em.build(TrainJob, settings, pairs=str(self.lab.pairs(self.seed)), model=self.lab.base(), out=out)
             )
-            trained = out
-        models = {name: trained / "checkpoint-final"}
-        return models | ({f"{name}_equal": trained / f"checkpoint-epoch-{protocol.equal:03d}"} if later else {})
+        trained = self.final(name)
+        models = {name: trained}
+        return models | (
+            {f"{name}_equal": trained.with_name(f"checkpoint-epoch-{protocol.equal:03d}")} if later else {}
+        )
+
+    def final(self, name: str) -> Path:
+        """The model that an arm ends with."""
+        cycles = ARMS[name].cycles
+        trained = self.folder / name / (f"cycle_{cycles:02d}/train" if cycles else "")
+        return trained / "checkpoint-final"
 
     def assignments(self, name: str) -> Path:
         """The last E-step of an arm that has one."""
@@ -219,6 +226,13 @@ class Runs:
         """Where an arm's evaluation is."""
         return self.folder / name / "evaluation"
 
+    def judge_more(self, names: Sequence[str], rows: int) -> Path:
+        """Arms that are trained, and the base, at plain noise on so many other held-out pairs; returns the evaluation."""
+        models = {"base": self.lab.base()} | {name: self.final(name) for name in names}
+        out = self.folder / f"more-{rows}"
+        judge(replace(self.lab, judged=rows), replace(self.protocol, steps=1), models, out, pairs=self.lab.more(rows))
+        return out
+
     def judge(self, name: str) -> dict[str, Path]:
         """Train an arm and judge its models; returns them, the base first."""
         base = {"base": self.lab.base()}
@@ -236,12 +250,17 @@ def mean_of(assignments: Path, column: str) -> float:
 
 
 def judge(
-    lab: Laboratory, protocol: Protocol, models: dict[str, Path], out: Path, base_from: Path | None = None
+    lab: Laboratory,
+    protocol: Protocol,
+    models: dict[str, Path],
+    out: Path,
+    base_from: Path | None = None,
+    pairs: Path | None = None,
 ) -> None:
     """`ortho evaluate` on the set's held-out pairs, with its own judge."""
     job = EvaluateJob(
         model=models,
-        pairs=str(lab.heldout()),
+        pairs=str(pairs or lab.heldout()),
         out=out,
         patch_size=protocol.patch_size,
         rows=lab.judged,

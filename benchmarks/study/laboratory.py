@@ -25,6 +25,8 @@ from rayjobs.train_gan.config import TrainGanJob
 
 #: Pairs of one seed to fine-tune on, and pairs that all seeds are judged on.
 PAIRS, HELDOUT = 256, 512
+#: Seeds that may have pairs of their own.
+SEEDS = 8
 #: Classes that pairs are of, from the first.
 SEEN = 8
 
@@ -72,6 +74,10 @@ class Laboratory:
     def pairs(self, seed: int) -> Path:
         """Each seed's own pairs."""
         return self._targets(f"pairs-{seed}", HELDOUT + seed * PAIRS, PAIRS)
+
+    def more(self, rows: int) -> Path:
+        """So many other held-out pairs, which no seed trains on."""
+        return self._targets(f"more-{rows}", HELDOUT + SEEDS * PAIRS, rows)
 
     def other_prompts(self) -> list[str]:
         """Prompts that no pair has, for drift to be measured at: of the last class."""
