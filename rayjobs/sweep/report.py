@@ -74,10 +74,11 @@ def sentences(summary: SweepSummary) -> list[str]:
         for name in dict.fromkeys((front[0], front[-1])):  # the best fit, and the least drift
             figures = summary.trials[name].metrics
             reached.append(f"{spaced(name)} has {title} {words(figures[fit])} at a drift of {words(figures['drift'])}")
+        tried = counted(len(summary.trials), "setting was", "settings were")
         which = "all" if len(front) == len(summary.trials) else f"{len(front)}"
         said.append(
-            f"{counted(len(summary.trials), 'setting was', 'settings were')} tried, of which {which} cannot be bettered: no other "
-            "fits the held-out images better without changing the base model more."
+            f"{tried} tried, of which {which} cannot be bettered: no other fits the held-out images better without changing the "
+            "base model more."
         )
         said.append(
             f"On this Pareto front {listed(reached)}; the base model has {title} {words(summary.references['base'][fit])}."
