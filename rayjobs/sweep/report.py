@@ -75,10 +75,10 @@ def sentences(summary: SweepSummary) -> list[str]:
             figures = summary.trials[name].metrics
             reached.append(f"{spaced(name)} has {title} {words(figures[fit])} at a drift of {words(figures['drift'])}")
         tried = counted(len(summary.trials), "setting was", "settings were")
-        which = "all" if len(front) == len(summary.trials) else f"{len(front)}"
+        which = "none of which can" if len(front) == len(summary.trials) else f"{len(front)} of which cannot"
         said.append(
-            f"{tried} tried, of which {which} cannot be bettered: no other fits the held-out images better without changing the "
-            "base model more."
+            f"{tried} tried, {which} be bettered: no other fits the held-out images better without changing the base "
+            "model more."
         )
         said.append(
             f"On this Pareto front {listed(reached)}; the base model has {title} {words(summary.references['base'][fit])}."
