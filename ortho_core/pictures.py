@@ -1,6 +1,8 @@
 """Contact sheets: many small images in one PNG, with labels where a row needs one."""
 
 import io
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,31 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
 def to_picture(image: Tensor) -> Image.Image:
     """A uint8 image (3, Y, X) as a Pillow image."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image], columns: int, captions: Sequence[str] = (), cell: int = 256
+) -> Image.Image:
+    """Pictures of one size, row by row on white, each about `cell` pixels wide, with captions of two lines below them.
+
+    Small ones are enlarged by whole pixels, large ones are scaled down.
+    """
+    longer = max(pictures[0].size)
+    factor = max(1, cell // longer) if longer <= cell else cell / longer
+    width, height = (max(1, round(side * factor)) for side in pictures[0].size)
+    font, gap, below = ImageFont.load_default(size=14), 6, 38 if captions else 0
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + below + gap) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, picture in enumerate(pictures):
+        x, y = gap + i % columns * (width + gap), gap + i // columns * (height + below + gap)
+        method = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
+        sheet.paste(picture.convert("RGB").resize((width, height), method), (x, y))
+        if captions:
+            lines = textwrap.wrap(captions[i], max(4, width // 8), max_lines=2, placeholder=" …")
+            draw.multiline_text((x, y + height + 2), "\n".join(lines), fill="black", font=font, spacing=2)
+    return sheet
 
 
 def save_png(images: Tensor, path: Path, columns: int = 16) -> None:

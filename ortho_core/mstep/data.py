@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -211,20 +210,3 @@ def to_batch(share: Share, generator: OneStepGenerator, prompts: PromptCache, ne
         fresh,
         condition[B:] if fresh is not None else None,
     )
-
-
-def read_prompts(file: Path) -> tuple[str, ...]:
-    """The prompts of a text file, one a line, or of a .jsonl file, the `prompt` of each line. Raises UserError."""
-    try:
-        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        if file.suffix == ".jsonl":
-            lines = [json.loads(line)["prompt"] for line in lines]
-    except OSError as error:
-        raise UserError(f"prompts file {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"prompts file {file}: {error!r}; accepted: one prompt a line, or .jsonl with `prompt`"
-        ) from error
-    if not lines or not all(isinstance(line, str) and line.strip() for line in lines):
-        raise UserError(f"prompts file {file} holds a blank prompt or none at all")
-    return tuple(lines)

@@ -58,7 +58,12 @@ def write_report(job: AssignJob, model: ModelFolder, pairs: PairSet, folder: Sto
         f"The noise that {model.path.name} maps closest to each image",
         f"{counted(summary.assigned, 'image')} of {summary.option('pairs')}",
         sections,
-        [fell(records), leaning(check).partition(". ")[0].removesuffix(".") + ".", unused(summary)],
+        [
+            closer(records, summary),
+            fell(records),
+            leaning(check).partition(". ")[0].removesuffix(".") + ".",
+            unused(summary),
+        ],
         [
             Fact(f"{summary.assigned:,} + {summary.quarantined:,}", "rows assigned + quarantined"),
             Fact(f"{summary.mean_initial_loss:.4f} → {summary.mean_loss:.4f}", "mean loss"),
@@ -79,6 +84,14 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """A quarter, half and three quarters of the values are below."""
     low, middle, high = np.quantile(np.asarray(values, float), (0.25, 0.5, 0.75)).tolist()
     return low, middle, high
+
+
+def closer(records: Sequence[SampledRecord], summary: AssignmentRun) -> str:
+    """What was found, before any figure."""
+    count, nearer = len(records), sum(record.loss < record.initial_loss for record in records)
+    which = f"{'all' if nearer == count else f'{nearer:,} of'} {counted(count, 'image')}"
+    looked_at = " looked at" if count < summary.assigned else ""
+    return f"For {which}{looked_at} the search found noise from which the model makes a closer picture than it did at first."
 
 
 def fell(records: Sequence[SampledRecord]) -> str:

@@ -13,10 +13,10 @@ from ortho_core.errors import UserError
 from ortho_core.evaluation.statistics import FEWEST_ROWS
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved, settings
-from ortho_core.mstep.data import read_prompts
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs import PairFields
 from ortho_core.pairs.hold_out import held_out_of
+from ortho_core.pairs.prompt_file import read_prompts
 from ortho_core.records.plan import Plan, Settings
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob

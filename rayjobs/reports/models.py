@@ -276,9 +276,8 @@ def findings(
         return ["; ".join([f"{what} {changed(before[name], after[name])}", *others]) + "."]
 
     sentences = [
-        f"{start}, images sampled at plain noise, as a user samples them, are {nearness(before['kid'], after['kid'])} the "
-        "base model's.",
-        *told("kid", "KID, the distance of those samples from the targets as a set,", "reached"),
+        f"{start}, the images that a user of the model gets are {nearness(before['kid'], after['kid'])} the base model's.",
+        *told("kid", "KID, the distance of those images, at plain noise, from the targets as a set,", "reached"),
         *told("diversity", "Diversity, how far images of one prompt are apart,", "has"),
         *told("sharpness", "Sharpness, 1 where samples are as sharp as the targets,", "has"),
         *told("latent_mse", "At noise searched for each held-out image the latent MSE of the closest image", "reached"),
@@ -298,15 +297,15 @@ def findings(
 def nearness(before: Estimate, after: Estimate) -> str:
     """How the distance from the targets has changed, in words that `the base model's` can follow."""
     if before.low <= after.high and after.low <= before.high:
-        return "as near to the held-out targets, as far as can be told, as"
-    return f"{'nearer to' if after.value < before.value else 'farther from'} the held-out targets than"
+        return "as near to the held-out images, as far as can be told, as"
+    return f"{'nearer to' if after.value < before.value else 'farther from'} the held-out images than"
 
 
 def leaders(metrics: Metrics, base: str, labels: Mapping[str, str]) -> list[str]:
     """Of several fine-tuned models, which is best at plain noise, at the images' own noise and in drift, or which are tied."""
     sentences = []
     leads = {
-        "kid": "Nearest to the held-out targets at plain noise, as a user samples",
+        "kid": "Nearest to the held-out images, in what a user of the model gets",
         "latent_mse": "Closest to single held-out images, at noise searched for each",
         "drift": "Least changed from the base model, at plain noise",
     }

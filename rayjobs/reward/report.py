@@ -67,11 +67,11 @@ def sentences(rewards: Mapping[str, RewardGain], optimised: Sequence[str]) -> li
     said = []
     for name, reward in sorted(rewards.items(), key=lambda item: item[0] not in optimised):
         gain, decimals = reward.gain, places([reward.gain])
-        way = "rose" if gain.low > 0 else "fell" if gain.high < 0 else "did not clearly change"
-        kind = "" if name in optimised else ", which was not optimised,"
+        way = "higher than" if gain.low > 0 else "lower than" if gain.high < 0 else "about as high as"
+        kind = "" if name in optimised else ", which was not optimised"
         said.append(
-            f"The mean {name}{kind} {way}: {reward.before:.{decimals}f} before, {reward.after:.{decimals}f} after; it is "
-            f"higher for {reward.improved:.0%} of the prompts."
+            f"The images score {way} before by {name}{kind}: {reward.before:.{decimals}f} before, {reward.after:.{decimals}f} "
+            f"after, in the mean; higher for {reward.improved:.0%} of the prompts."
         )
     return said
 
@@ -144,9 +144,9 @@ def write_report_of_one(folder: Path) -> None:
         before, after, optimised = reward.before, reward.after, name in search.optimised
         label = Cell(name, "" if optimised else "not optimised")
         rows.append([label, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"])
-        way = "rose" if after > before else "fell" if after < before else "stayed"
-        kind = "" if optimised else ", which was not optimised,"
-        sentences.append(f"{name}{kind} {way} from {before:.4f} to {after:.4f}.")
+        way = "higher than" if after > before else "lower than" if after < before else "as high as"
+        kind = "" if optimised else ", which was not optimised"
+        sentences.append(f"The image scores {way} before by {name}{kind}: {before:.4f} before, {after:.4f} after.")
     legend = [("before, after", "of the pictures as they are saved, which is what a viewer judges")]
     table = Table(["reward", "before", "after", "gain"], rows, legend)
     charts = Charts(reward_charts({name: search.history[name] for name in search.optimised}))

@@ -74,8 +74,15 @@ def sentences(summary: SweepSummary) -> list[str]:
         for name in dict.fromkeys((front[0], front[-1])):  # the best fit, and the least drift
             figures = summary.trials[name].metrics
             reached.append(f"{spaced(name)} has {title} {words(figures[fit])} at a drift of {words(figures['drift'])}")
-        on = f"{counted(len(front), 'trial')} of {len(summary.trials)} on the Pareto front"
-        said.append(f"{on}: {listed(reached)}; the base model has {words(summary.references['base'][fit])}.")
+        tried = counted(len(summary.trials), "setting was", "settings were")
+        which = "none of which can" if len(front) == len(summary.trials) else f"{len(front)} of which cannot"
+        said.append(
+            f"{tried} tried, {which} be bettered: no other fits the held-out images better without changing the base "
+            "model more."
+        )
+        said.append(
+            f"On this Pareto front {listed(reached)}; the base model has {title} {words(summary.references['base'][fit])}."
+        )
     if direct := summary.references.get("direct"):
         said.append(against_direct(summary, direct))
     if summary.max_drift is not None:

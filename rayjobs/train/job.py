@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
-from ortho_core.mstep.data import MatchedData, read_prompts
+from ortho_core.mstep.data import MatchedData
 from ortho_core.mstep.elsewhere import general_prompts, unseen_classes
 from ortho_core.mstep.row_order import Order
 from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.prompt_file import read_prompts
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.plan import fingerprint
 from ortho_core.storage.open import open_store

@@ -33,7 +33,7 @@ VERBS = {
     "train-gan": Verb(
         "rayjobs.train_gan.job", "TrainGanJob", "a small one-step generator of labelled images, from MNIST on"
     ),
-    "generate": Verb("rayjobs.generate", "GenerateJob", "images from a model folder"),
+    "generate": Verb("rayjobs.generate.job", "GenerateJob", "images from a model folder"),
     "export": Verb(
         "rayjobs.assign.export_reference", "ExportJob", "assignments as the reference's folder of noise files"
     ),

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import torch
 
-from ortho_core.pictures import grid, labelled_rows, load_sheet, save_png, to_bytes
+from ortho_core.pictures import contact_sheet, grid, labelled_rows, load_sheet, save_png, to_bytes, to_picture
 
 IMAGES = torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -42,3 +42,16 @@ def test_the_rows_stand_in_their_order_on_white():
     assert (sheet[:6, :4] == 0).all()
     assert (sheet[9:15, :4] == 100).all()
     assert (sheet[9:15, 7:11] == 255).all()  # the second row has one image fewer
+
+
+def test_a_contact_sheet_shows_pictures_large_enough_to_see():
+    small = [to_picture(image) for image in IMAGES]
+    sheet = np.array(contact_sheet(small, columns=3, cell=25))  # 6 pixels high, so four times as large
+    assert sheet.shape == (2 * (24 + 6) + 6, 3 * (16 + 6) + 6, 3)
+    second_row = torch.from_numpy(sheet[36:60:4, 28:44:4].copy()).permute(2, 0, 1)
+    assert torch.equal(second_row, IMAGES[4])
+    large = [picture.resize((800, 1200)) for picture in small]
+    assert contact_sheet(large, columns=8).size == (5 * (171 + 6) + 6, 256 + 12)
+    captioned = np.array(contact_sheet(small, 3, ["a long prompt " * 9] * 5, cell=25))
+    assert captioned.shape[0] > sheet.shape[0]
+    assert (captioned[32:64, 6:22] < 128).any()

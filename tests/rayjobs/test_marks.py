@@ -18,6 +18,8 @@ from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.generate import job as generate
+from rayjobs.generate.config import GenerateJob
 from rayjobs.reward import job as reward
 from rayjobs.reward.config import RewardJob
 from rayjobs.sweep import job as sweep
@@ -120,6 +122,13 @@ def test_reward(tiny_turbo, tmp_path):
 def test_evaluate(small_pairs, tiny_turbo, tmp_path):
     job = EvaluateJob(pairs=small_pairs, model={"base": tiny_turbo}, out=tmp_path / "out")
     check_marks("evaluate", [job], of_evaluation, tmp_path)
+
+
+def test_generate(tiny_turbo, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"tag": "colors", "prompt": "a red cat"}\n')
+    usual = {"model": tiny_turbo, "out": tmp_path / "out"}
+    jobs = [GenerateJob(**usual, prompt="a red cat"), GenerateJob(**usual, prompts=tmp_path / "prompts.jsonl")]
+    check_marks("generate", jobs, of_model(generate.make_plan), tmp_path)
 
 
 def test_train(assigned, tiny_turbo, tmp_path):

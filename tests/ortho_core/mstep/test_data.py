@@ -1,12 +1,10 @@
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from ortho_core.errors import UserError
 from ortho_core.generators.prompt_cache import PromptCache
-from ortho_core.mstep.data import MatchedData, Share, read_prompts, to_batch
+from ortho_core.mstep.data import MatchedData, Share, to_batch
 from ortho_core.mstep.row_order import Order
 from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.pairs import PairSet
@@ -159,26 +157,3 @@ def test_images_are_encoded_where_no_latents_were_stored(assigned, generator):
     batch = to_batch(without, generator, PromptCache(generator), False)
     torch.testing.assert_close(batch.target_latents, torch.from_numpy(share.targets), rtol=1e-4, atol=1e-4)
     assert batch.images is None
-
-
-def test_a_prompts_file_is_read_in_two_forms(tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\n  two \n")
-    assert read_prompts(tmp_path / "a.txt") == ("one", "two")
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": p, "image": "x"}) + "\n" for p in ("one", "two")))
-    assert read_prompts(tmp_path / "a.jsonl") == ("one", "two")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("a.txt", " \n", "holds a blank prompt or none"),
-        ("a.jsonl", '{"text": "one"}', "accepted: one prompt a line"),
-        ("a.jsonl", '{"prompt": 3}', "holds a blank prompt or none"),
-        ("b.txt", None, "No such file"),
-    ],
-)
-def test_a_prompts_file_that_is_none_is_refused(tmp_path, name, content, says):
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=says):
-        read_prompts(tmp_path / name)

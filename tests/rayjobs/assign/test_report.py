@@ -69,6 +69,7 @@ def test_the_numbers_are_those_of_the_records(reported):
     assert len(records) == 21
     before, after = (np.array([r[name] for r in records], dtype=float) for name in ("initial_loss", "loss"))
     quarters = [np.quantile(values, (0.25, 0.5, 0.75)) for values in (before, after)]
+    assert "the search found noise from which the model makes a closer picture" in text
     assert f"The median loss fell from {quarters[0][1]:.3g} to {quarters[1][1]:.3g}." in text
     assert f"Half of the images end between {quarters[1][0]:.3g} and {quarters[1][2]:.3g}" in text
     for values, quarter in zip((before, after), quarters, strict=True):

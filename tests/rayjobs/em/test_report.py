@@ -75,10 +75,10 @@ def test_an_em_report_says_what_the_figures_say(run):
     text = (run / "report.html").read_text()
     first, second, *_ = re.findall(r"<p>(.+?)</p>", text)
     assert first.startswith(
-        "After 2 cycles of fine-tuning, images sampled at plain noise, as a user samples them, are nearer to the"
+        "After 2 cycles of fine-tuning, the images that a user of the model gets are nearer to the held-out images than"
     )
     assert second.startswith(
-        "KID, the distance of those samples from the targets as a set, fell from 0.0530 to 0.0257; direct"
+        "KID, the distance of those images, at plain noise, from the targets as a set, fell from 0.0530 to 0.0257; direct"
     )
     facts = re.findall(r"<dt>(.+?)</dt><dd>(.+?)</dd>", text)
     assert facts[0] == ("KID, base → tuned", "0.0530 → 0.0257")
@@ -139,7 +139,7 @@ def test_the_report_of_an_evaluation(tmp_path):
     evaluate_report.write_report(tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert (
-        "Nearest to the held-out targets at plain noise, as a user samples (KID): direct (0.0200); base has 0.0530."
+        "Nearest to the held-out images, in what a user of the model gets (KID): direct (0.0200); base has 0.0530."
         in text
     )
     assert [label for label, _ in embedded(tmp_path / "report.html")][4:6] == ["cycle_02", "cycle_02, another noise"]

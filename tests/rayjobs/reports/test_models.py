@@ -61,9 +61,9 @@ def test_a_difference_within_the_intervals_is_not_called_a_change():
 def test_the_findings_say_what_is_better_and_what_is_worse():
     said = findings(METRICS, "base", "cycle_02", LABELS, "After 2 cycles", ["direct"])
     assert said == [
-        "After 2 cycles, images sampled at plain noise, as a user samples them, are nearer to the held-out targets than the base "
-        "model's.",
-        "KID, the distance of those samples from the targets as a set, fell from 0.0530 to 0.0257; direct SFT reached 0.0200.",
+        "After 2 cycles, the images that a user of the model gets are nearer to the held-out images than the base model's.",
+        "KID, the distance of those images, at plain noise, from the targets as a set, fell from 0.0530 to 0.0257; direct SFT "
+        "reached 0.0200.",
         "Diversity, how far images of one prompt are apart, rose from 0.125 to 0.168; direct SFT has 0.0180.",
         "Sharpness, 1 where samples are as sharp as the targets, is 0.900, not told apart from the base model's 0.930; direct "
         "SFT has 0.410.",
@@ -86,7 +86,7 @@ def test_the_distance_to_the_base_is_no_reason_to_call_a_model_worse():
 def test_of_several_models_the_leaders_are_named():
     said = leaders(METRICS, "base", LABELS)
     assert said[:4] == [
-        "Nearest to the held-out targets at plain noise, as a user samples (KID): direct SFT (0.0200); base model has 0.0530.",
+        "Nearest to the held-out images, in what a user of the model gets (KID): direct SFT (0.0200); base model has 0.0530.",
         "Diversity, how far images of one prompt are apart, is 0.125 for base model, 0.018 for direct SFT, 0.155 for cycle 1 and "
         "0.168 for cycle 2.",
         "Closest to single held-out images, at noise searched for each (latent MSE): cycle 2 (0.130); base model has 0.390.",

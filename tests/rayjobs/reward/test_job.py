@@ -79,7 +79,7 @@ def test_the_report_shows_the_first_prompts_before_and_after(done, tiny_turbo, t
     out, _ = done
     assert check_source(out / "report.html") == 2 * 5 + 2
     text = (out / "report.html").read_text()
-    assert "The mean clip rose" in text
+    assert "The images score higher than before by clip:" in text
     assert "missing-prompt" in text
     check_in_browser(out / "report.html", tmp_path / "browser", images=12)
     generator, found = load_generator(ModelFolder.open(tiny_turbo)), Assignments(out)

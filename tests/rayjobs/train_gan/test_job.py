@@ -14,13 +14,13 @@ from PIL import Image
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators import ModelFolder, load_generator
-from rayjobs import generate
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob, AssignSettings
 from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
 from rayjobs.evaluate.config import EvaluateSettings
-from rayjobs.generate import GenerateJob
+from rayjobs.generate import job as generate
+from rayjobs.generate.config import GenerateJob
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainModels, TrainSettings
 from rayjobs.train_gan.config import TrainGanJob

@@ -1,0 +1,41 @@
+"""Files of prompts without images: text, JSON lines, or a JSON list."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ortho_core.errors import UserError
+
+ACCEPTED = "one prompt a line, .jsonl with `prompt`, or .json, a list of prompts"
+
+
+def read_prompt_rows(file: Path) -> tuple[dict[str, Any], ...]:
+    """A row for each prompt of a file: of .jsonl all that its line holds, else `prompt` alone. Blank lines do not count.
+
+    Raises UserError for a file that cannot be read, holds no prompt, or a blank one.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        if file.suffix == ".jsonl":
+            rows = [dict(json.loads(line)) for line in lines]
+        elif file.suffix == ".json":
+            listed = json.loads(text)
+            if not isinstance(listed, list):
+                raise TypeError("it holds no list")
+            rows = [{"prompt": prompt} for prompt in listed]
+        else:
+            rows = [{"prompt": line} for line in lines]
+        prompts = [row["prompt"] for row in rows]
+    except OSError as error:
+        raise UserError(f"prompts file {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"prompts file {file}: {error!r}; accepted: {ACCEPTED}") from error
+    if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
+        raise UserError(f"prompts file {file} holds a blank prompt or none at all")
+    return tuple(rows)
+
+
+def read_prompts(file: Path) -> tuple[str, ...]:
+    """The prompts alone. Raises UserError as `read_prompt_rows` does."""
+    return tuple(row["prompt"] for row in read_prompt_rows(file))

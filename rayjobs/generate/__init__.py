@@ -1,0 +1,1 @@
+"""`ortho generate`: images from a model folder."""

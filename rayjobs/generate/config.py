@@ -1,0 +1,38 @@
+"""Options of `ortho generate`."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ortho_core.marks import conduct, decides, resolved
+from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
+
+
+class GenerateJob(BaseModel):
+    """Make images of one prompt, or of each prompt of a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelPath = resolved(description="model folder (diffusers format)")
+    out: OutputPath = conduct(
+        description="folder for the images, pairs.jsonl (prompts and seeds) and grid.png; the same command again resumes"
+    )
+    prompt: str | None = decides(None, min_length=1, description="what to make; this or --prompts is required")
+    prompts: LocalPath | None = resolved(
+        None, description="prompts: .txt (one a line), .jsonl (`prompt` of each line) or .json (a list)"
+    )
+    count: int | None = resolved(None, ge=1, description="with --prompt: how many images (none: 16)")
+    images_per_prompt: int | None = resolved(
+        None, ge=1, description="with --prompts: images of each (none: 1; 4 for geneval)"
+    )
+    layout: Literal["plain", "geneval", "hpsv2"] = decides(
+        "plain", description="with --prompts: names of the images, plain or as a benchmark reads them"
+    )
+    seed: int = decides(
+        0, ge=0, description="decides the noises; the first images of a prompt are the same for any count"
+    )
+    batch_size: int = conduct(16, ge=1, description="images made at once; halved where memory runs out")
+    device: str = conduct("auto", description="auto, cpu, cuda, cuda:1, ...")
+    dtype: Literal["float32", "bfloat16", "float16"] = decides(
+        "float32", description="precision of network and text encoders"
+    )

@@ -1,0 +1,214 @@
+"""`ortho generate`: images from a model folder. Runs in this process, without a cluster."""
+
+import io
+import json
+import posixpath
+import shlex
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ortho_core.class_names import class_number
+from ortho_core.device import pick_device
+from ortho_core.errors import UserError
+from ortho_core.evaluation import sample
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.marks import decides, settings
+from ortho_core.noise.seeded import noise_seed
+from ortho_core.pairs.layouts.metadata import PAIRS
+from ortho_core.pictures import contact_sheet, to_picture
+from ortho_core.records.plan import Plan, Settings, fingerprint
+from ortho_core.storage.store import Store
+from rayjobs.generate.arrangements import ARRANGEMENTS, SINGLE, Arrangement, Asked
+from rayjobs.generate.config import GenerateJob
+from rayjobs.reports.words import counted
+from rayjobs.verb.console import Progress, say
+from rayjobs.verb.plan import claim
+
+GRID = "grid.png"
+#: Images in it, and how many side by side.
+IN_GRID, GRID_COLUMNS = 64, 8
+#: Threads that encode the images of a batch: of 512 pixels each takes 0.1 s, longer than making it on a GPU.
+ENCODERS = 8
+
+
+class GeneratePlan(Plan):
+    """Images of prompts."""
+
+    verb: ClassVar[str] = "generate"
+
+    kind: Literal["images"] = "images"
+    model_fingerprint: str
+    #: Of all rows of the file of prompts; none: there is one prompt, among the settings.
+    prompts_fingerprint: str | None
+    prompts: int
+    images_per_prompt: int
+    config: Settings
+
+    @property
+    def images(self) -> int:
+        return self.prompts * self.images_per_prompt
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An image to be made: its file's name, its prompt, and the seed of its base noise."""
+
+    file: str
+    prompt: str
+    seed: int
+
+    def encoded(self, image: Tensor, model: str) -> bytes:
+        """The file's content, of a uint8 image (3, Y, X). PNG says how it was made; JPEG is of Pillow's usual quality."""
+        buffer, picture = io.BytesIO(), to_picture(image)
+        if self.file.endswith(".jpg"):
+            picture.save(buffer, "JPEG")
+        else:
+            says = PngInfo()
+            for name, value in (("prompt", self.prompt), ("noise_seed", str(self.seed)), ("model_fingerprint", model)):
+                says.add_text(name, value)
+            picture.save(buffer, "PNG", pnginfo=says)
+        return buffer.getvalue()
+
+
+def arrangement(job: GenerateJob) -> Arrangement:
+    """How the images are named. Raises UserError for options that exclude each other."""
+    if (job.prompt is None) == (job.prompts is None):
+        raise UserError("give --prompt TEXT or --prompts FILE, and not both")
+    if job.prompts is None:
+        if job.images_per_prompt is not None or job.layout != "plain":
+            raise UserError("--images-per-prompt and --layout go with --prompts FILE; with --prompt there is --count")
+        return SINGLE
+    if job.count is not None:
+        raise UserError("--count goes with --prompt; with --prompts there is --images-per-prompt")
+    chosen = ARRANGEMENTS[job.layout]
+    if chosen.settled and job.images_per_prompt not in (None, chosen.images_per_prompt):
+        raise UserError(f"--images-per-prompt {job.images_per_prompt}: {job.layout} takes one image of each prompt")
+    return chosen
+
+
+def make_plan(job: GenerateJob, model: ModelFolder) -> tuple[GeneratePlan, list[Asked]]:
+    """The plan, and the prompts that are asked for. Raises UserError for whatever can be found wrong before loading."""
+    chosen = arrangement(job)
+    asked = [Asked(job.prompt, "", {})] if job.prompt is not None else chosen.read(job.prompts) if job.prompts else []
+    if model.class_config is not None:
+        for each in asked:
+            class_number(each.prompt, model.class_config.classes)
+    plan = GeneratePlan(
+        model_fingerprint=model.fingerprint,
+        prompts_fingerprint=fingerprint([[each.stem, each.row] for each in asked]) if job.prompts else None,
+        prompts=len(asked),
+        images_per_prompt=job.count or job.images_per_prompt or chosen.images_per_prompt,
+        config=settings(job, decides),
+    )
+    return plan, asked
+
+
+def planned_images(job: GenerateJob, plan: GeneratePlan, asked: Sequence[Asked]) -> list[Planned]:
+    """Every image, in order. Its noise depends on the seed, the number of its prompt and its own number alone."""
+    suffix = arrangement(job).suffix
+    images = []
+    for number, each in enumerate(asked):
+        names = ("generate",) if job.prompts is None else ("generate", number)
+        for i in range(plan.images_per_prompt):
+            images.append(Planned(each.stem + suffix.format(i=i), each.prompt, noise_seed(job.seed, *names, i)))
+    return images
+
+
+def describe(job: GenerateJob) -> dict[str, object]:
+    """What a dry run prints."""
+    plan, _ = make_plan(job, ModelFolder.open(job.model))
+    return {**plan.as_json(), "images": plan.images, "out": str(job.out)}
+
+
+def run(job: GenerateJob) -> int:
+    """Generate what is not there yet. Returns 0. Raises UserError."""
+    model = ModelFolder.open(job.model)
+    plan, asked = make_plan(job, model)
+    folder = claim(job.out, plan)
+    images = planned_images(job, plan, asked)
+    batches = list(unfinished(images, job.batch_size, folder))
+    if batches:
+        make(job, model, batches, len(images), folder)
+    chosen = arrangement(job)
+    if chosen.row_file:
+        for each in asked:
+            content = json.dumps(each.row).encode()
+            folder.create(posixpath.join(each.stem.partition("/")[0], chosen.row_file), content)
+    shown = write_grid(folder, images, plan)
+    lines = [json.dumps({"prompt": p.prompt, "image": p.file, "noise_seed": p.seed}) + "\n" for p in images]
+    folder.replace(PAIRS, "".join(lines).encode())  # last: where it is, everything is
+    of = "" if job.prompts is None else f" of {counted(plan.prompts, 'prompt')}"
+    which = "all of them" if shown == len(images) else f"the first {shown}"
+    say(f"{counted(len(images), 'image')}{of} in {job.out}; {GRID} there shows {which}, {PAIRS} has prompts and seeds")
+    if chosen.next_step:
+        say(f"next: {chosen.next_step.format(out=shlex.quote(str(job.out)), path=job.out)}")
+    return 0
+
+
+def unfinished(images: Sequence[Planned], size: int, folder: Store) -> Iterator[list[Planned]]:
+    """Batches of which an image is not there. They are cut alike at every start: an image is rounded as its batch is."""
+    for start in range(0, len(images), size):
+        batch = list(images[start : start + size])
+        if not all(folder.exists(image.file) for image in batch):
+            yield batch
+
+
+def make(job: GenerateJob, model: ModelFolder, batches: Sequence[Sequence[Planned]], total: int, folder: Store) -> None:
+    """Make the images of these batches; one batch is in memory at a time."""
+    generator = load_generator(model, pick_device(job.device), job.dtype)
+    prompts, size = PromptCache(generator), job.batch_size
+    texts = list(dict.fromkeys(image.prompt for batch in batches for image in batch))
+    if cut := generator.count_truncated(texts):
+        say(f"{counted(cut, 'prompt is', 'prompts are')} longer than the text encoder reads, and cut off at the end")
+    for place in {posixpath.dirname(image.file) for batch in batches for image in batch}:
+        (folder.child(place) if place else folder).sweep("")
+    progress = Progress("generate", total, "images", done=total - sum(map(len, batches)))
+    with ThreadPoolExecutor(ENCODERS) as encoders:
+        for batch in batches:
+            made, size = sampled(generator, prompts, batch, size)
+            for image, content in zip(
+                batch, encoders.map(Planned.encoded, batch, made, [model.fingerprint] * len(batch)), strict=True
+            ):
+                folder.create(image.file, content)
+            progress.advance(len(batch))
+    progress.close()
+
+
+def sampled(
+    generator: OneStepGenerator, prompts: PromptCache, batch: Sequence[Planned], size: int
+) -> tuple[Tensor, int]:
+    """The images of a batch, uint8 (B, 3, Y, X), at most `size` at once, and what size there was memory for."""
+    while True:
+        try:
+            return sample(generator, prompts, [p.prompt for p in batch], [p.seed for p in batch], size), size
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+            if size == 1:
+                raise UserError(f"there is no memory for one image, try --dtype bfloat16 ({reason})") from error
+        # Outside the handler, whose traceback would keep the tensors of the failed step alive.
+        size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        say(f"out of memory, going on with {counted(size, 'image')} at once ({reason})")
+
+
+def write_grid(folder: Store, images: Sequence[Planned], plan: GeneratePlan) -> int:
+    """Show the first images in one picture, with their prompts where there are several. Returns how many."""
+    shown, each = images[:IN_GRID], plan.images_per_prompt
+    columns = each if 1 < each <= GRID_COLUMNS else GRID_COLUMNS
+    pictures = [Image.open(io.BytesIO(folder.read(image.file))) for image in shown]
+    captions = [image.prompt for image in shown] if plan.prompts > 1 else []
+    buffer = io.BytesIO()
+    contact_sheet(pictures, columns, captions).save(buffer, "PNG")
+    folder.replace(GRID, buffer.getvalue())
+    return len(shown)

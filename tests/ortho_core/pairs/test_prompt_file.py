@@ -1,0 +1,35 @@
+"""Files of prompts, and what is none."""
+
+import json
+
+import pytest
+
+from ortho_core.errors import UserError
+from ortho_core.pairs.prompt_file import read_prompt_rows, read_prompts
+
+
+def test_a_prompts_file_is_read_in_three_forms(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n  two \n")
+    assert read_prompts(tmp_path / "a.txt") == ("one", "two")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": p, "image": "x"}) + "\n" for p in ("one", "two")))
+    assert read_prompts(tmp_path / "a.jsonl") == ("one", "two")
+    assert read_prompt_rows(tmp_path / "a.jsonl")[1] == {"prompt": "two", "image": "x"}
+    (tmp_path / "a.json").write_text('["one", "two\\u2028and a half"]')
+    assert read_prompts(tmp_path / "a.json") == ("one", "two\u2028and a half")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", " \n", "holds a blank prompt or none"),
+        ("a.jsonl", '{"text": "one"}', "accepted: one prompt a line"),
+        ("a.jsonl", '{"prompt": 3}', "holds a blank prompt or none"),
+        ("a.json", '{"prompt": "one"}', "it holds no list"),
+        ("b.txt", None, "No such file"),
+    ],
+)
+def test_a_prompts_file_that_is_none_is_refused(tmp_path, name, content, says):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=says):
+        read_prompts(tmp_path / name)
