@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -18,6 +19,7 @@ from ortho_core.errors import UserError
 from ortho_core.generators.lora import attach_lora, has_lora, merge_adapter, write_lora
 from ortho_core.generators.model_folder import RECIPE, ModelFolder, write_lora_reference
 from ortho_core.generators.one_step import OneStep
+from ortho_core.generators.part_files import check_safetensors
 from ortho_core.generators.protocol import Condition
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.storage.folders import replace_folder
@@ -88,7 +90,8 @@ class DiffusersGenerator:
             pipeline = CLASSES[name].from_pretrained(
                 base, local_files_only=True, use_safetensors=True, dtype=dtypes, **LEFT_OUT[name]
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            check_safetensors(sorted(base.glob("*/*.safetensors")))
             raise UserError(f"model folder {base} does not load as {name}: {str(error).splitlines()[0]}") from error
         generator = DiffusersGenerator(pipeline, folder.recipe.timestep if folder.recipe is not None else None)
         generator.folder = folder

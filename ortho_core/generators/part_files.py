@@ -7,9 +7,11 @@ them are none of the model.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from ortho_core.errors import UserError
 
@@ -91,6 +93,16 @@ def weights_of(folder: Path, library: str) -> list[Path]:
     other = sorted(file.name for file in folder.iterdir() if file.suffix in kinds)
     there = f"; {', '.join(other)} in its place is another variant or format, and not loaded" if other else ""
     raise UserError(f"{single} is missing{there}: fetch the full precision safetensors of this part")
+
+
+def check_safetensors(files: Iterable[Path]) -> None:
+    """Raises UserError, with the remedy, for the first file that is cut short or holds something else; reads the heads alone."""
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is broken ({str(error).splitlines()[0]}): {AGAIN}") from error
 
 
 def _shards(index: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from ortho_core.pictures import to_bytes, to_picture
 from ortho_core.records.sampled import SampledRecord
 from ortho_core.report.page import Embedded
 from rayjobs.assign.config import AssignJob
-from rayjobs.verb.session import innermost
+from rayjobs.verb.faults import innermost
 
 #: Rows that are rendered together: few beside the slots of the search, which kept gradients as well.
 RENDERED_TOGETHER = 4

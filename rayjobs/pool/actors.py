@@ -21,7 +21,7 @@ from rayjobs.pool.messages import Work
 from rayjobs.pool.prometheus import WorkerMetrics
 from rayjobs.pool.protocol import Search
 from rayjobs.pool.worker import Counted, PoolWorker
-from rayjobs.verb.session import innermost
+from rayjobs.verb.faults import innermost
 
 #: Calls of one worker at a time, each with a shard: while the last images of one are searched, the next one's enter.
 CALLS = 2

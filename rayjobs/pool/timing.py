@@ -7,7 +7,8 @@ from ortho_core.errors import RunFailed, UserError
 from rayjobs.pool.engine_search import EngineSearch
 from rayjobs.pool.protocol import PoolJob
 from rayjobs.pool.worker import OwnProcess
-from rayjobs.verb.session import innermost, ray_session
+from rayjobs.verb.faults import innermost
+from rayjobs.verb.session import ray_session
 
 #: Evaluations of every slot that are timed, after as many that are not.
 TIMED = 3

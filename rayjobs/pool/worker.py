@@ -14,7 +14,7 @@ from rayjobs.pool.ledger import Ledger, Task
 from rayjobs.pool.messages import Receipt, Work
 from rayjobs.pool.protocol import Search, WorkerPlace
 from rayjobs.pool.turns import Turns
-from rayjobs.verb.session import innermost
+from rayjobs.verb.faults import innermost
 
 #: A shard that was under way so often when its worker died is quarantined instead of begun again.
 DEATHS = 4

@@ -15,7 +15,7 @@ from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.pictures import save_png
 from ortho_core.records.assignments import Assignments
 from rayjobs.verb.console import say
-from rayjobs.verb.session import innermost
+from rayjobs.verb.faults import innermost
 
 if TYPE_CHECKING:
     from rayjobs.reward.config import RewardJob

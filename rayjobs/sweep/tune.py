@@ -47,8 +47,8 @@ from rayjobs.train import job as train
 from rayjobs.train.config import TrainModels
 from rayjobs.training.loop import Report
 from rayjobs.verb.console import say
+from rayjobs.verb.faults import innermost
 from rayjobs.verb.resources import WorkerResources
-from rayjobs.verb.session import innermost
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -17,8 +17,9 @@ from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.progress import follow
 from rayjobs.training.run_files import HISTORY, STOPPED, TRAIN_SUMMARY, forget, rescue
 from rayjobs.verb.console import say, summary_json
+from rayjobs.verb.faults import innermost
 from rayjobs.verb.plan import claim, replace_text
-from rayjobs.verb.session import innermost, ray_session
+from rayjobs.verb.session import ray_session
 
 if TYPE_CHECKING:
     from ray.train import UserCallback

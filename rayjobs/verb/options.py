@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from ortho_core.errors import UserError
 from rayjobs.verb.paths import expand
+from rayjobs.verb.table import VERBS
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -40,6 +41,7 @@ class Parsed(Generic[M]):
     job: M
     print_config: bool
     dry_run: bool
+    local: bool
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,6 +75,11 @@ def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], st
     parser.add_argument("--config", metavar="PATH", help="YAML file with any of these options (the command line wins)")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
+    on_ray = verb in VERBS and VERBS[verb].ray
+    if on_ray:
+        parser.add_argument(
+            "--local", action="store_true", help="start a Ray of this command's own, whatever cluster there is"
+        )
     open_groups = tuple(name for name, field in fields.items() if _is(Open, field))
     for name, field in fields.items():
         flag = "--" + name.replace("_", "-")
@@ -95,8 +102,11 @@ def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], st
     if nameless is not None and nameless not in given and unknown and not unknown[0].startswith("-"):
         setattr(given, nameless, unknown.pop(0))
     if unknown:
-        raise UserError(unknown_option(unknown[0], [*fields, "config", "print_config", "dry_run"]))
+        raise UserError(
+            unknown_option(unknown[0], [*fields, "config", "print_config", "dry_run", *(["local"] if on_ray else [])])
+        )
     options = vars(given)
+    local = options.pop("local", False)
     config, print_config, dry_run = options.pop("config"), options.pop("print_config"), options.pop("dry_run")
     values = {} if config is None else _read_yaml(config_file(config))
     if rest:
@@ -110,7 +120,7 @@ def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], st
     for name, value in opened:
         _put(values, name.split("."), value)
     try:
-        return Parsed(model.model_validate(values, context={"expand": expand}), print_config, dry_run)
+        return Parsed(model.model_validate(values, context={"expand": expand}), print_config, dry_run, local)
     except ValidationError as error:
         raise UserError(explain(error, list(fields))) from error
 

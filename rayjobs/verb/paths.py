@@ -68,13 +68,20 @@ def relative_paths(job: BaseModel) -> list[tuple[str, Path]]:
 def check_outputs(job: BaseModel) -> None:
     """Raises UserError for an output inside the folder of a pair set or a model: it would be taken for a part of that."""
     places = [(option, place, role) for option, field, value in _options(job) for place, role in _places(field, value)]
-    for output, written in ((option, place) for option, place, role in places if role == "output"):
+    for output, written in outputs(job):
         for source, read in ((option, place) for option, place, role in places if role == "source"):
             if _lies_in(str(written), str(read)):
                 raise UserError(
                     f"{output} {written} lies in {source} {read}: what is written there would be taken for a part of it; choose "
                     "a folder elsewhere"
                 )
+
+
+def outputs(job: BaseModel) -> list[tuple[str, Any]]:
+    """The options that name what the job writes, with their places."""
+    return [
+        (o, place) for o, field, value in _options(job) for place, role in _places(field, value) if role == "output"
+    ]
 
 
 def _lies_in(inner: str, outer: str) -> bool:

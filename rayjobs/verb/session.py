@@ -3,11 +3,17 @@
 import logging
 import os
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
+
+from rayjobs.verb.cluster import check_address, check_shared_memory, find_address, not_started, temporary_folder
+from rayjobs.verb.console import say
 
 # Both are read when ray is imported. The first is the default that Ray 2.60 announces a change of at every start; the
 # second silences lines of its core that a person at a terminal can do nothing about (they stay in the session's logs).
@@ -19,22 +25,32 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
-def innermost(error: BaseException) -> str:
-    """The worker's own message in one line, without the stack of processes above it; a hint where memory ran out."""
-    for failure in (getattr(error, "worker_failures", None) or {}).values():
-        error = failure
-        break
-    while (inner := getattr(error, "cause", None)) is not None:
-        error = inner
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    message = lines[-1].strip() if lines else type(error).__name__
-    hint = "; lower --batch-size" if "out of memory" in str(error).lower() else ""
-    return message + hint
+@contextmanager
+def without_lines(unwanted: bytes) -> Iterator[None]:
+    """Hold back what is written to the standard error, by libraries in C++ too; print it afterwards without some lines."""
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            for line in held:
+                if unwanted not in line:
+                    sys.stderr.write(line.decode(errors="replace"))
+            sys.stderr.flush()
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connect to the cluster of RAY_ADDRESS or of `ray start`, else start a local one and stop it afterwards."""
+    """Connect to the cluster of RAY_ADDRESS or of `ray start`, else start a local one and stop it afterwards.
+
+    Raises UserError where the cluster does not answer, or none can be started.
+    """
     if ray.is_initialized():
         yield
         return
@@ -43,7 +59,22 @@ def ray_session() -> Iterator[None]:
     # Actors without CPUs of their own are many here, on purpose: Ray warns of so many processes at a few times this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    address = find_address()
+    if address is not None:
+        check_address(address)
+        place, folder = address.place, None
+    else:
+        check_shared_memory()
+        place, folder = "local", temporary_folder()
+        if folder is not None:
+            say(f"Ray: {get_default_ray_temp_dir()} is too long a path for its sockets; using {folder}")
+    try:
+        with without_lines(b"Set ray log level"):
+            chosen = {} if folder is None else {"_temp_dir": folder}
+            ray.init(place, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **chosen)
+    except Exception as error:  # Ray raises RuntimeError, ValueError, OSError, or Exception itself
+        ray.shutdown()
+        raise not_started(error, address, folder or get_default_ray_temp_dir()) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set its own, which ends the process without a word
     try:

@@ -13,6 +13,7 @@ class Verb:
     module: str
     job: str
     help: str
+    ray: bool = False  # whether it may start one
 
     def load(self) -> tuple[type[BaseModel], Callable[[Any], int], Callable[[Any], Mapping[str, object]]]:
         module = importlib.import_module(self.module)
@@ -20,18 +21,20 @@ class Verb:
 
 
 VERBS = {
-    "assign": Verb("rayjobs.assign.job", "AssignJob", "E-step: find each image's noise, over a pair set"),
+    "assign": Verb("rayjobs.assign.job", "AssignJob", "E-step: find each image's noise, over a pair set", ray=True),
     "look": Verb("rayjobs.look.job", "LookJob", "see a pair set before anything is trained: pictures, captions, sizes"),
     "invert": Verb("rayjobs.invert", "InvertJob", "E-step for one image, with pictures and curves"),
-    "train": Verb("rayjobs.train.job", "TrainJob", "M-step: fine-tune on matched (or random) noise"),
-    "em": Verb("rayjobs.em.job", "EmJob", "alternate E-step and M-step, evaluate, report"),
-    "sweep": Verb("rayjobs.sweep.job", "SweepJob", "try settings: target fit against drift, with the Pareto front"),
-    "evaluate": Verb("rayjobs.evaluate.job", "EvaluateJob", "held-out metrics of one or more models"),
+    "train": Verb("rayjobs.train.job", "TrainJob", "M-step: fine-tune on matched (or random) noise", ray=True),
+    "em": Verb("rayjobs.em.job", "EmJob", "alternate E-step and M-step, evaluate, report", ray=True),
+    "sweep": Verb(
+        "rayjobs.sweep.job", "SweepJob", "try settings: target fit against drift, with the Pareto front", ray=True
+    ),
+    "evaluate": Verb("rayjobs.evaluate.job", "EvaluateJob", "held-out metrics of one or more models", ray=True),
     "reward": Verb(
-        "rayjobs.reward.job", "RewardJob", "find the noise whose image scores highest, for one prompt or many"
+        "rayjobs.reward.job", "RewardJob", "find the noise whose image scores highest, for one prompt or many", ray=True
     ),
     "train-gan": Verb(
-        "rayjobs.train_gan.job", "TrainGanJob", "a small one-step generator of labelled images, from MNIST on"
+        "rayjobs.train_gan.job", "TrainGanJob", "a small one-step generator of labelled images, from MNIST on", ray=True
     ),
     "generate": Verb("rayjobs.generate.job", "GenerateJob", "images from a model folder"),
     "export": Verb(

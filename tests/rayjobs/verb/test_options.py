@@ -35,6 +35,13 @@ def test_flags_and_none():
     assert em("--assign.gpus-per-worker", "0.5").assign.gpus_per_worker == 0.5
 
 
+def test_a_verb_that_uses_ray_can_be_told_to_start_its_own():
+    assert parse(EmJob, [*NEEDED, "--local"], "em").local
+    assert not parse(EmJob, NEEDED, "em").local
+    with pytest.raises(UserError, match="unknown option 'local'"):
+        parse(LookJob, ["--pairs", "p", "--local"], "look")
+
+
 def test_what_is_printed_is_what_is_read_back(tmp_path):
     job = em("--assign.steps", "9", "--train.lr", "3e-4")
     (tmp_path / "job.yaml").write_text(as_yaml(job))

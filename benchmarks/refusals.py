@@ -1,0 +1,96 @@
+"""How soon a Ray address that cannot be used is refused: `python -m benchmarks.refusals --out runs/refusals.json`.
+
+`ortho assign` with RAY_ADDRESS at a port where nobody listens, one that takes a connection and says nothing, a web server, and a
+Ray that asks for its token. Seconds of the whole command, seconds from its first line (which Ray takes), and its last line.
+`--against CHECKOUT` runs another checkout of this repository as well, each command for `--limit` seconds at most.
+"""
+
+import argparse
+import http.server
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from benchmarks.results import write_results
+
+VERB = [
+    "-m",
+    "rayjobs",
+    "assign",
+    "--pairs",
+    "examples/digits",
+    "--model",
+    "models/tiny-turbo",
+    "--steps",
+    "1",
+    "--out",
+]
+
+
+@contextmanager
+def addresses() -> Iterator[dict[str, str]]:
+    """Addresses of four kinds, for as long as they are needed."""
+    with socket.socket() as silent, socket.socket() as gone:
+        for listener in (silent, gone):
+            listener.bind(("127.0.0.1", 0))
+        silent.listen()
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ports = {"dead": gone.getsockname()[1], "silent": silent.getsockname()[1], "web server": server.server_port}
+            yield {name: f"127.0.0.1:{port}" for name, port in ports.items()} | {
+                "token": ray.get_runtime_context().gcs_address
+            }
+        finally:
+            ray.shutdown()
+            server.shutdown()
+
+
+def refusal(checkout: Path, address: str, limit: float) -> dict[str, object]:
+    """The command in a checkout: its seconds, and its last line; none where it had to be ended."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment = kept | {"RAY_ADDRESS": address, "PYTHONPATH": str(checkout)}
+    with tempfile.TemporaryDirectory() as out:
+        began = time.monotonic()
+        command = [sys.executable, *VERB, f"{out}/out"]
+        process = subprocess.Popen(command, cwd=checkout, env=environment, stderr=subprocess.PIPE, text=True)
+        watch = threading.Timer(limit, process.kill)
+        watch.start()
+        assert process.stderr is not None
+        lines = [(time.monotonic(), line.strip()) for line in process.stderr if line.strip()]
+        code = process.wait()
+        watch.cancel()
+        ended = time.monotonic()
+    seconds = {"whole": round(ended - began, 1), "from_first_line": round(ended - lines[0][0], 1) if lines else None}
+    return {**seconds, "lines": len(lines), "last_line": lines[-1][1] if lines and code >= 0 else None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", type=Path, help="another checkout")
+    parser.add_argument("--limit", type=float, default=900, help="seconds after which a command is ended")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    arguments = parser.parse_args()
+    results: dict[str, object] = {}
+    with addresses() as places:
+        for checkout in filter(None, (Path.cwd(), arguments.against)):
+            for name, address in places.items():
+                found = refusal(checkout.resolve(), address, arguments.limit)
+                results[f"{name}, {checkout.name}"] = found
+                print(f"{name:12}{checkout.name:16}{found['whole']:8} s  {found['last_line']}", flush=True)
+    write_results(results, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Which Ray cluster a verb uses, who says so, and whether it answers: what Ray itself finds out in minutes, or not at all."""
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ortho_core.errors import UserError
+
+#: Seconds for a connection, for an answer on it, and for a node of the cluster to be found on this machine.
+CONNECT_S, ANSWER_S, NODE_S = 3.0, 8.0, 8.0
+#: Where Linux has shared memory.
+SHARED_MEMORY = Path("/dev/shm")
+#: Ray's own folder of temporary files, where no variable names another.
+RAYS_OWN = "/tmp/ray"
+#: A socket of a local Ray, below its folder, as long as it can become; then what a path to a socket may have at most.
+SOCKET = "/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store.10"
+SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
+IGNORE = "--local ignores it and starts a Ray of this command's own"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a cluster is said to be, who says so, and how that is taken back."""
+
+    place: str
+    source: str
+    remedy: str
+
+    def refused(self, what: str, remedy: str = "") -> UserError:
+        return UserError(f"{self.source} says {self.place}: {what}; {remedy or self.remedy}; {IGNORE}")
+
+
+def find_address() -> Address | None:
+    """The cluster that Ray would use: RAY_ADDRESS's, else the one of `ray start`; none: a local Ray is to be started."""
+    from ray._common.utils import get_ray_address_file
+    from ray._private.services import find_gcs_addresses
+
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named == "local":
+        return None
+    if named not in {"", "auto"}:
+        return Address(named, "RAY_ADDRESS", "unset RAY_ADDRESS, or start the cluster")
+    file = Path(get_ray_address_file(None))
+    if file.is_file() and (place := file.read_text().strip()):
+        return Address(place, str(file), "`ray stop` clears that record of a cluster that is gone")
+    if named == "auto":
+        for place in find_gcs_addresses():
+            return Address(place, "RAY_ADDRESS=auto", "unset RAY_ADDRESS")
+        raise UserError(
+            f"RAY_ADDRESS says auto, and no Ray runs on this machine; start one (`ray start --head`); {IGNORE}"
+        )
+    return None
+
+
+def check_address(address: Address) -> None:
+    """Raises UserError, within 15 seconds, where no cluster that this command can use answers."""
+    host, port, client = _parts(address)
+    try:
+        socket.create_connection((host, port), CONNECT_S).close()
+    except (OSError, UnicodeError) as error:  # the latter for a name that no host can have
+        reason = getattr(error, "strerror", None) or str(error) or "no answer"
+        raise address.refused(f"nothing answers there ({reason})") from error
+    check_answer(address, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", client)
+
+
+def _parts(address: Address) -> tuple[str, int, bool]:
+    """Host and port, and whether Ray's client is wanted there. Raises UserError for an address that is none of Ray's."""
+    scheme, separator, rest = address.place.rpartition("://")
+    if scheme in {"http", "https"}:
+        raise address.refused(
+            "that is where jobs are submitted, and not Ray's own address",
+            f"hand the verb in (`ortho submit --address {address.place} VERB ...`), or name HOST:6379",
+        )
+    host, _, port = rest.partition("/")[0].rpartition(":")
+    if (separator and scheme != "ray") or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise address.refused("that is no address of Ray", "accepted: HOST:PORT, such as 127.0.0.1:6379, or local")
+    return host.strip("[]"), int(port), bool(separator)
+
+
+def check_answer(address: Address, place: str, client: bool) -> None:
+    """Raises UserError unless what listens at `place` is Ray, of this version, and lets this command in.
+
+    The port of Ray's client knows nothing of the question; that it is asked in vain shows what it is.
+    """
+    import grpc
+    import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.services import get_node_to_connect_for_driver
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+    from ray.exceptions import AuthenticationError
+
+    if address.source != "RAY_ADDRESS":  # Ray's rule: a cluster of this machine gets the token without being told to
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        # Ray's own connections take no proxy either.
+        with init_grpc_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
+            answer = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S)
+    except AuthenticationError as error:
+        raise address.refused(
+            "the token that RAY_AUTH_MODE=token asks for is not here",
+            "copy the cluster's to ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH",
+        ) from error
+    except grpc.RpcError as error:
+        if client and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return
+        if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
+            raise address.refused(
+                "what answers there is not Ray", "name the address that `ray start` printed"
+            ) from error
+        if os.environ.get("RAY_AUTH_MODE") == "token":
+            remedy = "copy the cluster's to ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
+            raise address.refused("that cluster has another token than the one here", remedy) from error
+        raise address.refused("that cluster accepts its token only", "export RAY_AUTH_MODE=token") from error
+    if client:
+        raise address.refused("that is not the port of Ray's client", "leave ray:// out")
+    if answer.ray_version != ray.__version__:
+        raise address.refused(
+            f"that cluster runs Ray {answer.ray_version}, this command Ray {ray.__version__}",
+            "install the same requirements.lock on both",
+        )
+    try:
+        get_node_to_connect_for_driver(ray._raylet.GcsClient(address=place), timeout_seconds=NODE_S)
+    except RuntimeError as error:
+        raise address.refused(
+            "this machine is no node of that cluster",
+            f"run the command on a node, join this machine (`ray start --address={place}`), or use `ortho submit`",
+        ) from error
+
+
+def temporary_folder() -> str | None:
+    """Ray's folder for a local session: none, as it chooses, unless the paths of its sockets would be too long there."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return None if len(os.fsencode(get_default_ray_temp_dir() + SOCKET)) <= SOCKET_BYTES else RAYS_OWN
+
+
+def check_shared_memory() -> None:
+    """Raises UserError where a local Ray could keep no objects."""
+    if sys.platform == "linux" and not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
+        raise UserError(
+            f"Ray keeps its objects in shared memory, and {SHARED_MEMORY} is missing or cannot be written: mount it (docker run "
+            "--shm-size=2g), or work without Ray (--workers 0, where a verb has it)"
+        )
+
+
+def not_started(error: Exception, address: Address | None, folder: str) -> UserError:
+    """What Ray says of a start that failed, in one line."""
+    reason = " ".join(str(error).split())[:400] or type(error).__name__
+    if address is not None:
+        return address.refused(
+            f"this command cannot join that cluster: {reason}", "install the same requirements.lock on both"
+        )
+    return UserError(f"Ray did not start on this machine: {reason}; its logs are in {folder}/session_latest/logs")
