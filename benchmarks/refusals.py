@@ -1,8 +1,9 @@
 """How soon a Ray address that cannot be used is refused: `python -m benchmarks.refusals --out runs/refusals.json`.
 
-`ortho assign` with RAY_ADDRESS at a port where nobody listens, one that takes a connection and says nothing, a web server, and a
-Ray that asks for its token. Seconds of the whole command, seconds from its first line (which Ray takes), and its last line.
-`--against CHECKOUT` runs another checkout of this repository as well, each command for `--limit` seconds at most.
+`ortho assign` with RAY_ADDRESS at a port where nobody listens, one that takes a connection and says nothing, a web server, a Ray
+that asks for its token, and a job address; and with a file of Ray's that names a cluster that is gone. Seconds of the whole
+command, seconds from its first line (which Ray takes), and its last line. `--against CHECKOUT` runs another checkout of this
+repository as well, each command for `--limit` seconds at most.
 """
 
 import argparse
@@ -23,44 +24,43 @@ import ray
 
 from benchmarks.results import write_results
 
-VERB = [
-    "-m",
-    "rayjobs",
-    "assign",
-    "--pairs",
-    "examples/digits",
-    "--model",
-    "models/tiny-turbo",
-    "--steps",
-    "1",
-    "--out",
-]
+VERB = ["-m", "rayjobs", "assign", "--pairs", "examples/digits", "--model", "models/tiny-turbo", "--out"]
 
 
 @contextmanager
-def addresses() -> Iterator[dict[str, str]]:
-    """Addresses of four kinds, for as long as they are needed."""
-    with socket.socket() as silent, socket.socket() as gone:
+def cases() -> Iterator[dict[str, dict[str, str]]]:
+    """The variables that lead to each kind of address, for as long as those are there."""
+    with socket.socket() as silent, socket.socket() as gone, tempfile.TemporaryDirectory() as folder:
         for listener in (silent, gone):
             listener.bind(("127.0.0.1", 0))
         silent.listen()
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        dead = f"127.0.0.1:{gone.getsockname()[1]}"
+        record = Path(folder) / "ray" / "ray_current_cluster"
+        record.parent.mkdir()
+        record.write_text(dead)
+        addresses = {
+            "dead": dead,
+            "silent": f"127.0.0.1:{silent.getsockname()[1]}",
+            "web server": f"127.0.0.1:{server.server_port}",
+            "token": ray.get_runtime_context().gcs_address,
+            "job address": "http://127.0.0.1:8265",
+        }
         try:
-            ports = {"dead": gone.getsockname()[1], "silent": silent.getsockname()[1], "web server": server.server_port}
-            yield {name: f"127.0.0.1:{port}" for name, port in ports.items()} | {
-                "token": ray.get_runtime_context().gcs_address
+            yield {name: {"RAY_ADDRESS": place} for name, place in addresses.items()} | {
+                "stale file": {"RAY_ADDRESS": "", "RAY_TMPDIR": folder}
             }
         finally:
             ray.shutdown()
             server.shutdown()
 
 
-def refusal(checkout: Path, address: str, limit: float) -> dict[str, object]:
+def refusal(checkout: Path, variables: dict[str, str], limit: float) -> dict[str, object]:
     """The command in a checkout: its seconds, and its last line; none where it had to be ended."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    environment = kept | {"RAY_ADDRESS": address, "PYTHONPATH": str(checkout)}
+    environment = kept | {"PYTHONPATH": str(checkout)} | variables
     with tempfile.TemporaryDirectory() as out:
         began = time.monotonic()
         command = [sys.executable, *VERB, f"{out}/out"]
@@ -83,10 +83,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file")
     arguments = parser.parse_args()
     results: dict[str, object] = {}
-    with addresses() as places:
+    with cases() as kinds:
         for checkout in filter(None, (Path.cwd(), arguments.against)):
-            for name, address in places.items():
-                found = refusal(checkout.resolve(), address, arguments.limit)
+            for name, variables in kinds.items():
+                found = refusal(checkout.resolve(), variables, arguments.limit)
                 results[f"{name}, {checkout.name}"] = found
                 print(f"{name:12}{checkout.name:16}{found['whole']:8} s  {found['last_line']}", flush=True)
     write_results(results, arguments.out)

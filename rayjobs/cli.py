@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 from ortho_core.errors import RunFailed, UserError
 from rayjobs.verb.faults import CLOSED_PIPE, drop_unwritten, last_words, reader_gone
-from rayjobs.verb.options import as_yaml, parse
+from rayjobs.verb.options import Parsed, as_yaml, parse
 from rayjobs.verb.paths import check_outputs
-from rayjobs.verb.table import VERBS
+from rayjobs.verb.table import VERBS, Describe, Run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,9 +23,16 @@ def main(argv: list[str] | None = None) -> int:
     Every error ends as one line; with ORTHO_TRACEBACK=1 its traceback comes before.
     """
     argv = sys.argv[1:] if argv is None else argv
-    name, jobs = argv[0] if argv else "", list[BaseModel]()
+    name = argv[0] if argv else ""
+    parsed: Parsed[BaseModel] | None = None
     try:
-        code = run_verb(argv, jobs)
+        if name in {"", "-h", "--help", "help"}:
+            print_verbs()
+            code = 0 if name else 1
+        else:
+            model, run, describe = load(name)
+            parsed = parse(model, argv[1:], name)
+            code = carry_out(parsed, run, describe)
         sys.stdout.flush()
         return code
     except (UserError, RunFailed) as error:
@@ -36,19 +43,19 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_gone():
             return CLOSED_PIPE
-        return ended(name, last_words(error, name, jobs[0] if jobs else None), error)
+        return ended(name, last_words(error, name, parsed and parsed.job), error)
     finally:
         drop_unwritten()
 
 
-def run_verb(argv: list[str], jobs: list[BaseModel]) -> int:
-    """What the command line asks for; its job is put into `jobs` as soon as there is one. Returns the exit code."""
-    if not argv or argv[0] in {"-h", "--help", "help"}:
-        print("usage: ortho VERB [--config FILE.yaml] [--some-field value ...]\n")
-        print("\n".join(f"  {name:14}{verb.help}" for name, verb in VERBS.items()))
-        print("\n`ortho VERB --help` lists the options of a verb.")
-        return 0 if argv else 1
-    name, rest = argv[0], argv[1:]
+def print_verbs() -> None:
+    print("usage: ortho VERB [--config FILE.yaml] [--some-field value ...]\n")
+    print("\n".join(f"  {name:14}{verb.help}" for name, verb in VERBS.items()))
+    print("\n`ortho VERB --help` lists the options of a verb.")
+
+
+def load(name: str) -> tuple[type[BaseModel], Run, Describe]:
+    """The verb of this name: its options, what runs it, what describes it. Raises UserError."""
     if name not in VERBS:
         raise UserError(f"unknown verb {name!r}; accepted: {', '.join(VERBS)}")
     # Ray and diffusers announce their own plans to the terminal; the person at it asked for something else.
@@ -57,14 +64,16 @@ def run_verb(argv: list[str], jobs: list[BaseModel]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    model, run, describe = VERBS[name].load()
-    parsed = parse(model, rest, name)
-    jobs.append(parsed.job)
-    if parsed.local:
-        os.environ["RAY_ADDRESS"] = "local"
+    return VERBS[name].load()
+
+
+def carry_out(parsed: Parsed[BaseModel], run: Run, describe: Describe) -> int:
+    """Run the job, or print its configuration or what it would do; returns the exit code."""
     if parsed.print_config:
         print(as_yaml(parsed.job), end="")
         return 0
+    if parsed.local:
+        os.environ["RAY_ADDRESS"] = "local"
     check_outputs(parsed.job)
     if parsed.dry_run:
         print(yaml.safe_dump(describe(parsed.job), sort_keys=False), end="")

@@ -86,9 +86,11 @@ def check(job: SubmitJob) -> dict[str, Path]:
     place = config_place(options)
     if job.no_upload and place is not None:
         return {}
-    described = parse(VERBS[verb].load()[0], options, verb, expand=None).job
+    parsed = parse(VERBS[verb].load()[0], options, verb, expand=None)
+    if parsed.local:
+        raise UserError("--local: the verb is to run on the cluster that it is handed to; leave it out")
     files = {} if place is None else {"job.yaml": config_file(config_in(options[place]))}
-    for option, path in relative_paths(described):
+    for option, path in relative_paths(parsed.job):
         # Of a pair set or a model, one file alone is of no use.
         alone = option.rpartition(".")[2].lstrip("-") in {"pairs", "heldout", "model"}
         if job.no_upload or alone or not path.is_file() or ".." in path.parts or path.parts[0] in PACKAGES:

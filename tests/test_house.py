@@ -157,3 +157,22 @@ def test_a_name_means_one_thing(tmp_path):
         (tmp_path / package).mkdir()
         (tmp_path / package / "b.py").write_text(text)
     assert named_twice(tmp_path) == {"MOST", "A"}
+
+
+def reached_by(module: str, seen: set[str]) -> set[str]:
+    """The modules of `rayjobs` that a module imports, and that those import, wherever in their text."""
+    file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    if module in seen or not file.is_file():
+        return seen
+    seen.add(module)
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("rayjobs"):
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                reached_by(name, seen)
+    return seen
+
+
+def test_ray_is_started_in_one_place_whose_verbs_have_local():
+    assert [file.name for file in (ROOT / "rayjobs").rglob("*.py") if "ray.init(" in file.read_text()] == ["session.py"]
+    starting = {name for name, verb in VERBS.items() if "rayjobs.verb.session" in reached_by(verb.module, set())}
+    assert starting - {"submit"} == {name for name, verb in VERBS.items() if verb.ray}  # submit reads options of a pool

@@ -47,12 +47,16 @@ def take_pictures(
     records: Sequence[SampledRecord],
     noise: tuple[Tensor, Tensor],
 ) -> list[RowPictures]:
-    """The pictures of some records, whose ε and Qε are `noise`, made where the pool's workers run. Raises RunFailed."""
+    """The pictures of some records, whose ε and Qε are `noise`, made where the pool's workers run.
+
+    Raises UserError or RunFailed.
+    """
     threads = max(1, int(job.cpus_per_worker))
     if not job.pool_size[1]:
         return draw(job, model, pairs, records, noise, "cuda" if job.own_gpus() else "cpu", threads)
     import ray
 
+    job.fitting(1, job.node_labels)  # this cluster may be another than the search's
     gpus = job.gpus()
     task = ray.remote(
         num_cpus=job.cpus_per_worker, num_gpus=gpus or None, label_selector=job.node_labels, max_retries=1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ortho_core.errors import UserError
 from ortho_core.evaluation import to_bytes
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
@@ -32,8 +33,9 @@ def take_pictures(job: "RewardJob", model: ModelFolder) -> None:
 
     remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=job.gpus() or None, label_selector=job.node_labels)(draw)
     try:
+        job.fitting(1, job.node_labels)  # this cluster may be another than the search's
         ray.get(remote.remote(job, model, bool(job.gpus())))
-    except ray.exceptions.RayError as failure:
+    except (UserError, ray.exceptions.RayError) as failure:
         say(f"reward: no pictures for the report: {innermost(failure)}")
 
 

@@ -1,22 +1,25 @@
 """Which Ray cluster a verb uses, who says so, and whether it answers: what Ray itself finds out in minutes, or not at all."""
 
 import os
+import shutil
 import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ortho_core.errors import UserError
+from rayjobs.verb.console import say
 
-#: Seconds for a connection, for an answer on it, and for a node of the cluster to be found on this machine.
-CONNECT_S, ANSWER_S, NODE_S = 3.0, 8.0, 8.0
-#: Where Linux has shared memory.
-SHARED_MEMORY = Path("/dev/shm")
+#: Seconds for a connection, for an answer on it, and for a node of the cluster to be found on this machine: below 15 in all.
+CONNECT_S, ANSWER_S, NODE_S = 3.0, 6.0, 5.0
+#: Where Linux has shared memory, and how much of it is plenty here.
+SHARED_MEMORY, SHARED_MEMORY_BYTES = Path("/dev/shm"), 1 << 30
 #: Ray's own folder of temporary files, where no variable names another.
 RAYS_OWN = "/tmp/ray"
 #: A socket of a local Ray, below its folder, as long as it can become; then what a path to a socket may have at most.
 SOCKET = "/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store.10"
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
+TOKEN = "copy the cluster's to ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
 IGNORE = "--local ignores it and starts a Ray of this command's own"
 
 
@@ -73,7 +76,7 @@ def _parts(address: Address) -> tuple[str, int, bool]:
             "that is where jobs are submitted, and not Ray's own address",
             f"hand the verb in (`ortho submit --address {address.place} VERB ...`), or name HOST:6379",
         )
-    host, _, port = rest.partition("/")[0].rpartition(":")
+    host, _, port = rest.rpartition(":")
     if (separator and scheme != "ray") or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise address.refused("that is no address of Ray", "accepted: HOST:PORT, such as 127.0.0.1:6379, or local")
     return host.strip("[]"), int(port), bool(separator)
@@ -100,20 +103,17 @@ def check_answer(address: Address, place: str, client: bool) -> None:
         with init_grpc_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
             answer = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S)
     except AuthenticationError as error:
-        raise address.refused(
-            "the token that RAY_AUTH_MODE=token asks for is not here",
-            "copy the cluster's to ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH",
-        ) from error
+        raise address.refused("the token that RAY_AUTH_MODE=token asks for is not here", TOKEN) from error
     except grpc.RpcError as error:
         if client and error.code() is grpc.StatusCode.UNIMPLEMENTED:
             return
         if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
+            hangs = ", or a Ray that hangs" if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else ""
             raise address.refused(
-                "what answers there is not Ray", "name the address that `ray start` printed"
+                f"what answers there is not Ray{hangs}", "name the address that `ray start` printed"
             ) from error
         if os.environ.get("RAY_AUTH_MODE") == "token":
-            remedy = "copy the cluster's to ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
-            raise address.refused("that cluster has another token than the one here", remedy) from error
+            raise address.refused("that cluster has another token than the one here", TOKEN) from error
         raise address.refused("that cluster accepts its token only", "export RAY_AUTH_MODE=token") from error
     if client:
         raise address.refused("that is not the port of Ray's client", "leave ray:// out")
@@ -135,15 +135,26 @@ def temporary_folder() -> str | None:
     """Ray's folder for a local session: none, as it chooses, unless the paths of its sockets would be too long there."""
     from ray._common.utils import get_default_ray_temp_dir
 
-    return None if len(os.fsencode(get_default_ray_temp_dir() + SOCKET)) <= SOCKET_BYTES else RAYS_OWN
+    chosen = get_default_ray_temp_dir()
+    if len(os.fsencode(chosen + SOCKET)) <= SOCKET_BYTES:
+        return None
+    say(f"Ray: {chosen} is too long a path for its sockets; using {RAYS_OWN}")
+    return RAYS_OWN
 
 
 def check_shared_memory() -> None:
-    """Raises UserError where a local Ray could keep no objects."""
-    if sys.platform == "linux" and not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
+    """Say where a local Ray has little room for its objects. Raises UserError where it has none."""
+    if sys.platform != "linux":  # elsewhere Ray keeps them in files
+        return
+    if not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
         raise UserError(
             f"Ray keeps its objects in shared memory, and {SHARED_MEMORY} is missing or cannot be written: mount it (docker run "
             "--shm-size=2g), or work without Ray (--workers 0, where a verb has it)"
+        )
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < SHARED_MEMORY_BYTES:
+        say(
+            f"Ray: {SHARED_MEMORY} has {free >> 20} MiB; objects are kept in files, which is slower (docker run --shm-size=2g)"
         )
 
 

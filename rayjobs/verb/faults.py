@@ -120,7 +120,7 @@ def _sizes(job: BaseModel | None) -> list[str]:
 
 
 def _kept(error: Exception, verb: str) -> str:
-    """Where the traceback is: on the terminal, for ORTHO_TRACEBACK=1, or in a file that its owner alone can read."""
+    """Write the traceback to a file that its owner alone can read; returns where it is."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f"ortho-{verb}-", suffix=".traceback", text=True)
         with open(descriptor, "w") as file:

@@ -13,7 +13,6 @@ import ray
 from ray._common.utils import get_default_ray_temp_dir
 
 from rayjobs.verb.cluster import check_address, check_shared_memory, find_address, not_started, temporary_folder
-from rayjobs.verb.console import say
 
 # Both are read when ray is imported. The first is the default that Ray 2.60 announces a change of at every start; the
 # second silences lines of its core that a person at a terminal can do nothing about (they stay in the session's logs).
@@ -66,8 +65,6 @@ def ray_session() -> Iterator[None]:
     else:
         check_shared_memory()
         place, folder = "local", temporary_folder()
-        if folder is not None:
-            say(f"Ray: {get_default_ray_temp_dir()} is too long a path for its sockets; using {folder}")
     try:
         with without_lines(b"Set ray log level"):
             chosen = {} if folder is None else {"_temp_dir": folder}

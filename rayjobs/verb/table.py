@@ -7,6 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+Run = Callable[[Any], int]
+Describe = Callable[[Any], Mapping[str, object]]
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -15,7 +18,7 @@ class Verb:
     help: str
     ray: bool = False  # whether it may start one
 
-    def load(self) -> tuple[type[BaseModel], Callable[[Any], int], Callable[[Any], Mapping[str, object]]]:
+    def load(self) -> tuple[type[BaseModel], Run, Describe]:
         module = importlib.import_module(self.module)
         return getattr(module, self.job), module.run, module.describe
 

@@ -79,6 +79,7 @@ def test_faults_are_found_before_anything_is_sent(capsys, tmp_path, monkeypatch)
         ([*EM, "--pairs", "pairs.jsonl"], "--pairs pairs.jsonl: a relative path"),
         ([*EM, "--train.preserve-prompts", "big.txt"], "big.txt has 2097152 bytes, too many"),
         ([*EM, "--config", "mine.yaml", "--train.preserve-prompts", "job.yaml"], "is sent along under this name"),
+        ([*EM, "--local"], "--local: the verb is to run on the cluster that it is handed to"),
         ([*EM, "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file or directory"),
         (["--no-upload", *EM, "--heldout", "h"], "--heldout h: a relative path"),
         ([*EM, "--evaluate.features", "dino"], "--evaluate.features dino: a relative path"),

@@ -83,7 +83,7 @@ def test_where_nothing_or_something_else_listens_it_is_said_at_once(monkeypatch)
     server.server_close()
     monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
     with listener() as silent:
-        assert "what answers there is not Ray" in refusal(silent)
+        assert "what answers there is not Ray, or a Ray that hangs" in refusal(silent)
 
 
 def test_a_cluster_of_another_ray_is_refused_with_both_versions():
@@ -149,8 +149,10 @@ def test_a_folder_too_long_for_sockets_gives_way_to_rays_own(monkeypatch, tmp_pa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray keeps its objects in files")
-def test_without_shared_memory_it_is_said_before_ray_is_started(monkeypatch):
+def test_without_shared_memory_it_is_said_before_ray_is_started(monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "SHARED_MEMORY_BYTES", 1 << 60)
     check_shared_memory()
+    assert "objects are kept in files, which is slower (docker run --shm-size=2g)" in capsys.readouterr().err
     monkeypatch.setattr(cluster, "SHARED_MEMORY", Path("/dev/none"))
     with pytest.raises(UserError, match=r"/dev/none is missing or cannot be written: mount it \(docker run --shm-size"):
         check_shared_memory()
