@@ -10,8 +10,9 @@ from pathlib import Path
 from ortho_core.errors import UserError
 from rayjobs.verb.console import say
 
-#: Seconds for a connection, for an answer on it, and for a node of the cluster to be found on this machine: below 15 in all.
-CONNECT_S, ANSWER_S, NODE_S = 3.0, 6.0, 5.0
+#: Seconds for a connection, for an answer on it, for a node of the cluster to be found on this machine, and for that
+#: node's answer: below 15 in all.
+CONNECT_S, ANSWER_S, NODE_S, RAYLET_S = 2.0, 6.0, 3.0, 3.0
 #: Where Linux has shared memory, and how much of it is plenty here.
 SHARED_MEMORY, SHARED_MEMORY_BYTES = Path("/dev/shm"), 1 << 30
 #: Ray's own folder of temporary files, where no variable names another.
@@ -59,34 +60,35 @@ def find_address() -> Address | None:
 
 def check_address(address: Address) -> None:
     """Raises UserError, within 15 seconds, where no cluster that this command can use answers."""
-    host, port, client = _parts(address)
+    host, port = _parts(address)
     try:
         socket.create_connection((host, port), CONNECT_S).close()
     except (OSError, UnicodeError) as error:  # the latter for a name that no host can have
         reason = getattr(error, "strerror", None) or str(error) or "no answer"
         raise address.refused(f"nothing answers there ({reason})") from error
-    check_answer(address, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", client)
+    check_answer(address, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
-def _parts(address: Address) -> tuple[str, int, bool]:
-    """Host and port, and whether Ray's client is wanted there. Raises UserError for an address that is none of Ray's."""
+def _parts(address: Address) -> tuple[str, int]:
+    """Host and port. Raises UserError for an address that is none of Ray's."""
     scheme, separator, rest = address.place.rpartition("://")
     if scheme in {"http", "https"}:
         raise address.refused(
             "that is where jobs are submitted, and not Ray's own address",
             f"hand the verb in (`ortho submit --address {address.place} VERB ...`), or name HOST:6379",
         )
+    if scheme == "ray":
+        raise address.refused(
+            "that is the port of Ray's client, which no verb uses", "name HOST:6379 on a node, or use `ortho submit`"
+        )
     host, _, port = rest.rpartition(":")
-    if (separator and scheme != "ray") or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise address.refused("that is no address of Ray", "accepted: HOST:PORT, such as 127.0.0.1:6379, or local")
-    return host.strip("[]"), int(port), bool(separator)
+    return host.strip("[]"), int(port)
 
 
-def check_answer(address: Address, place: str, client: bool) -> None:
-    """Raises UserError unless what listens at `place` is Ray, of this version, and lets this command in.
-
-    The port of Ray's client knows nothing of the question; that it is asked in vain shows what it is.
-    """
+def check_answer(address: Address, place: str) -> None:
+    """Raises UserError unless what listens at `place` is Ray, of this version, lets this command in, and has a node here."""
     import grpc
     import ray
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -94,19 +96,19 @@ def check_answer(address: Address, place: str, client: bool) -> None:
     from ray._private.services import get_node_to_connect_for_driver
     from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+    from ray.core.generated.node_manager_pb2 import GetSystemConfigRequest
+    from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
     from ray.exceptions import AuthenticationError
 
     if address.source != "RAY_ADDRESS":  # Ray's rule: a cluster of this machine gets the token without being told to
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    straight = [("grpc.enable_http_proxy", 0)]  # as Ray's own connections
     try:
-        # Ray's own connections take no proxy either.
-        with init_grpc_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
+        with init_grpc_channel(place, straight) as channel:
             answer = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=ANSWER_S)
     except AuthenticationError as error:
         raise address.refused("the token that RAY_AUTH_MODE=token asks for is not here", TOKEN) from error
     except grpc.RpcError as error:
-        if client and error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            return
         if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
             hangs = ", or a Ray that hangs" if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else ""
             raise address.refused(
@@ -115,20 +117,23 @@ def check_answer(address: Address, place: str, client: bool) -> None:
         if os.environ.get("RAY_AUTH_MODE") == "token":
             raise address.refused("that cluster has another token than the one here", TOKEN) from error
         raise address.refused("that cluster accepts its token only", "export RAY_AUTH_MODE=token") from error
-    if client:
-        raise address.refused("that is not the port of Ray's client", "leave ray:// out")
     if answer.ray_version != ray.__version__:
         raise address.refused(
             f"that cluster runs Ray {answer.ray_version}, this command Ray {ray.__version__}",
             "install the same requirements.lock on both",
         )
     try:
-        get_node_to_connect_for_driver(ray._raylet.GcsClient(address=place), timeout_seconds=NODE_S)
+        node = get_node_to_connect_for_driver(ray._raylet.GcsClient(address=place), timeout_seconds=NODE_S)
     except RuntimeError as error:
         raise address.refused(
             "this machine is no node of that cluster",
             f"run the command on a node, join this machine (`ray start --address={place}`), or use `ortho submit`",
         ) from error
+    try:
+        with init_grpc_channel(f"{node.node_manager_address}:{node.node_manager_port}", straight) as channel:
+            NodeManagerServiceStub(channel).GetSystemConfig(GetSystemConfigRequest(), timeout=RAYLET_S)
+    except grpc.RpcError as error:
+        raise address.refused("that cluster's node on this machine does not answer", "restart the node") from error
 
 
 def temporary_folder() -> str | None:

@@ -84,16 +84,21 @@ def _fault(error: BaseException, job: BaseModel | None) -> str:
         return f"memory ran out {_line_of(error)}: {said[0][:200] if said else type(error).__name__}; lower {lower}"
     if isinstance(error, ImportError):
         return f"{message} ({_line_of(error)}): install {DISTRIBUTION} anew, with all that it needs"
-    if isinstance(error, OSError) and error.errno is not None:
-        remedy = REMEDIES.get(error.errno, GOES_ON)
-        return f"{_place(error, job)}: {error.strerror or os.strerror(error.errno)} ({_line_of(error)}); {remedy}"
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and os.strerror(errno.ENOSPC) in str(error):  # as safetensors and others say it
+        number = errno.ENOSPC
+    if number is not None:
+        remedy = REMEDIES.get(number, GOES_ON)
+        reason = getattr(error, "strerror", None) or os.strerror(number)
+        return f"{_place(error, job)}: {reason} ({_line_of(error)}); {remedy}"
     return f"{type(error).__name__} {_line_of(error)}: {message}"
 
 
-def _place(error: OSError, job: BaseModel | None) -> str:
+def _place(error: BaseException, job: BaseModel | None) -> str:
     """The file, where the error names it; a write to a full disk does not, so the folders that the job writes."""
-    if error.filename is not None:
-        return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    file = getattr(error, "filename", None)
+    if file is not None:
+        return os.fsdecode(file) if isinstance(file, str | bytes) else str(file)
     written = [] if job is None else [f"{option} {place}" for option, place in outputs(job)]
     return ", ".join(written) or "standard output"
 
@@ -123,7 +128,7 @@ def _kept(error: Exception, verb: str) -> str:
     """Write the traceback to a file that its owner alone can read; returns where it is."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f"ortho-{verb}-", suffix=".traceback", text=True)
-        with open(descriptor, "w") as file:
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             traceback.print_exception(error, file=file)
     except OSError:
         return "ORTHO_TRACEBACK=1 shows the traceback, for which no file can be written"

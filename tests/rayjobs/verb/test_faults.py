@@ -154,6 +154,11 @@ def test_without_room_for_the_traceback_the_line_is_said_all_the_same(disk, tmp_
     assert line.endswith("ORTHO_TRACEBACK=1 shows the traceback, for which no file can be written")
 
 
+def test_a_library_that_names_a_full_disk_in_words_alone_is_understood():
+    line = last_words(RuntimeError('IoError(Os { code: 28, message: "No space left on device" })'), "train", None)
+    assert line.startswith("standard output: No space left on device (in a worker); free some room there")
+
+
 def ran(command: str) -> subprocess.CompletedProcess[str]:
     """A line of the shell in which $ORTHO is the command."""
     own = {"ORTHO": f"{sys.executable} -m rayjobs", "PYTHONPATH": str(ROOT), "TMPDIR": os.environ["HOME"]}
