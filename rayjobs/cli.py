@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_gone():
             return CLOSED_PIPE
-        return ended(name, last_words(error, name, parsed and parsed.job), error)
+        return ended(name, last_words(error, name, None if parsed is None else parsed.job), error)
     finally:
         drop_unwritten()
 

@@ -66,7 +66,7 @@ def check_address(address: Address) -> None:
     except (OSError, UnicodeError) as error:  # the latter for a name that no host can have
         reason = getattr(error, "strerror", None) or str(error) or "no answer"
         raise address.refused(f"nothing answers there ({reason})") from error
-    check_answer(address, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    check_answer(address, host, port)
 
 
 def _parts(address: Address) -> tuple[str, int]:
@@ -87,10 +87,11 @@ def _parts(address: Address) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def check_answer(address: Address, place: str) -> None:
-    """Raises UserError unless what listens at `place` is Ray, of this version, lets this command in, and has a node here."""
+def check_answer(address: Address, host: str, port: int) -> None:
+    """Raises UserError unless what listens there is Ray, of this version, lets this command in, and has a node here."""
     import grpc
     import ray
+    from ray._common.network_utils import build_address
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.services import get_node_to_connect_for_driver
@@ -102,6 +103,7 @@ def check_answer(address: Address, place: str) -> None:
 
     if address.source != "RAY_ADDRESS":  # Ray's rule: a cluster of this machine gets the token without being told to
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    place = build_address(host, port)
     straight = [("grpc.enable_http_proxy", 0)]  # as Ray's own connections
     try:
         with init_grpc_channel(place, straight) as channel:
@@ -130,7 +132,7 @@ def check_answer(address: Address, place: str) -> None:
             f"run the command on a node, join this machine (`ray start --address={place}`), or use `ortho submit`",
         ) from error
     try:
-        with init_grpc_channel(f"{node.node_manager_address}:{node.node_manager_port}", straight) as channel:
+        with init_grpc_channel(build_address(node.node_manager_address, node.node_manager_port), straight) as channel:
             NodeManagerServiceStub(channel).GetSystemConfig(GetSystemConfigRequest(), timeout=RAYLET_S)
     except grpc.RpcError as error:
         raise address.refused("that cluster's node on this machine does not answer", "restart the node") from error

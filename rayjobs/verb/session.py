@@ -67,8 +67,7 @@ def ray_session() -> Iterator[None]:
         place, folder = "local", temporary_folder()
     try:
         with without_lines(b"Set ray log level"):
-            quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-            ray.init(place, _temp_dir=folder, **quiet)
+            ray.init(place, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)
     except Exception as error:  # Ray raises RuntimeError, ValueError, OSError, or Exception itself
         ray.shutdown()
         raise not_started(error, address, folder or get_default_ray_temp_dir()) from error
