@@ -29,7 +29,7 @@ EVERY_ARM: Mapping[str, Arm | Rival] = {**ARMS, **RIVAL_ARMS}
 #: Arms of a text-to-image pipeline alone.
 TEXT_ARMS = RIVAL_ARMS.keys() | {"em_general"}
 #: Arms of the pictures.
-PICTURES = ("base", "direct", "matched_preserve", "centered", "em", "kept_02")
+PICTURES = ("base", "direct", "matched_preserve", "em", "em_elsewhere", "em_general")
 
 
 def main() -> None:
