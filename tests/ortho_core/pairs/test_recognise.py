@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from ortho_core.errors import NoPairSet, UserError
-from ortho_core.pairs import PairFields, PairSet
 from ortho_core.pairs.listing import scan
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.local import LocalStore
 from tests.ortho_core.pairs.made import (
     line,
