@@ -1,4 +1,4 @@
-"""What decides an M-step: its loss, its updates, the search before them. Imports nothing that takes long."""
+"""What decides an M-step: its loss, its updates, the search before them."""
 
 from typing import Annotated, Literal
 
