@@ -26,7 +26,7 @@ from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import Parts, check_judged, count_in_training, draw, judge_all, table_of, write_failures
 from rayjobs.evaluate.plan import PARTS, EvaluationPlan, ExtractorUsed, take_base_from
 from rayjobs.evaluate.report import write_report
-from rayjobs.evaluate.worker import Judging, judge_models, reward_folders, reward_names
+from rayjobs.evaluate.worker import Judging, folders_of_rewards, judge_models, reward_names
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
 from rayjobs.pool.run import exit_code
@@ -88,7 +88,7 @@ def make_plan(
         models={name: model.fingerprint for name, model in models.items()},
         features=ExtractorUsed(name=judges.features.name, fingerprint=judges.features.fingerprint),
         cmmd_features=ExtractorUsed(name=cmmd.name, fingerprint=cmmd.fingerprint),
-        rewards=reward_fingerprints(reward_names(job), reward_folders(job)),
+        rewards=reward_fingerprints(reward_names(job), folders_of_rewards(job)),
         lpips=fingerprint_of([judges.lpips]) if judges.lpips is not None else None,
         config=settings(job, decides),
         diversity_prompts=tuple(first_prompts(pairs, shards)),

@@ -33,7 +33,7 @@ def reward_names(job: EvaluateJob) -> list[str]:
     return list(parse_rewards(job.rewards)) if job.rewards is not None else []
 
 
-def reward_folders(job: EvaluateJob) -> dict[str, Path]:
+def folders_of_rewards(job: EvaluateJob) -> dict[str, Path]:
     """Where the rewards' weights are. `clip` is tiny-clip, except where `aesthetic` needs the large one."""
     tiny = {} if "aesthetic" in reward_names(job) else {"clip": TINY_CLIP}
     given = {name: Path(folder) for name, folder in (job.reward_folders or {}).items()}
@@ -47,7 +47,7 @@ def judge_models(job: EvaluateJob) -> JudgeModels:
     cmmd = find_features(job.cmmd_features, root, "--cmmd-features")
     same = features.folder == cmmd.folder
     lpips = find_lpips(job.lpips) if job.lpips is not None else None
-    return JudgeModels(features, None if same else cmmd, job.rewards, reward_folders(job), lpips)
+    return JudgeModels(features, None if same else cmmd, job.rewards, folders_of_rewards(job), lpips)
 
 
 @dataclass(frozen=True)
