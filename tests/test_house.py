@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from benchmarks.house import figures
+from rayjobs.verb.table import VERBS
 from tests.conftest import ROOT
 
 LINT = ["ruff", "check", "--output-format", "concise", "--stdin-filename", "ortho_core/some.py", "-"]
