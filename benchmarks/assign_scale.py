@@ -32,10 +32,11 @@ from ortho_core.estep.engine import Engine
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.rows import PairRows
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import Condition
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.plan import ReconstructionPlan
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import make_plan

@@ -17,6 +17,7 @@ from benchmarks.problem import Problem
 from benchmarks.results import write_results
 from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Found
+from ortho_core.estep.space import noise_space
 from ortho_core.noise.gaussianity import departures, noise_statistics
 from ortho_core.noise.seeded import noise_seed
 
@@ -65,7 +66,7 @@ def main() -> None:
         for title, settings in SPACES.items():
             config = AssignConfig(steps=40, patience=0, **settings)
             found = problem.search(config)
-            space = config.space(problem.generator.latent_shape)
+            space = noise_space(config, problem.generator.latent_shape)
             noise = space.noise(problem.base, torch.stack([one.parameters for one in found]))
             far = departures(noise_statistics(noise, 2))
             losses = [latent_at(found, budget) for budget in BUDGETS]

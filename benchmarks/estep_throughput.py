@@ -18,7 +18,7 @@ from benchmarks.problem import Problem
 from benchmarks.results import write_results
 from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Engine
-from ortho_core.generators import OneStepGenerator
+from ortho_core.generators.protocol import OneStepGenerator
 
 
 def reference_loop(problem: Problem, images: int, evaluations: int) -> list[float]:

@@ -20,8 +20,9 @@ from models.recipes.loop import train as fit
 from ortho_core.generators.class_conditional import Block
 from ortho_core.generators.protocol import Condition
 from ortho_core.noise.seeded import seeded_normal
-from ortho_core.pairs import Pair, PairSet
 from ortho_core.pairs.decoding import to_images
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Pair
 
 SIZE = (32, 32)
 WEIGHTS = Path(__file__).parent / "imle"

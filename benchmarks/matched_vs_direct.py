@@ -19,7 +19,7 @@ from benchmarks.study.drawing import draw_samples
 from benchmarks.study.laboratory import Laboratory, laboratory, study_parser
 from benchmarks.study.rivals import RIVAL_ARMS, Rival, RivalRuns
 from benchmarks.study.tables import APPEARANCE, PLAIN, Judged, differences, table
-from ortho_core.generators import ModelFolder
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.records.assignments import Assignments
 from rayjobs.verb.console import say
 from rayjobs.verb.session import ray_session

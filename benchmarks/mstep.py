@@ -34,21 +34,24 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.estep_gpu import FULL, SMALL, random_condition, random_unet
 from benchmarks.estep_throughput import synchronize, timed
 from benchmarks.results import write_results
-from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
-from ortho_core.generators.lora import Lora, add_lora
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.lora import add_lora
+from ortho_core.generators.lora_config import Lora
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.one_step import OneStep
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import Condition
 from ortho_core.losses import mean_square
+from ortho_core.mstep.config import MatchingConfig, MStepConfig, SftConfig
 from ortho_core.mstep.data import MatchedData, to_batch
-from ortho_core.mstep.loss import SftBatch, SftConfig, sft_loss
-from ortho_core.mstep.matching import MatchingConfig, OnlineMatching
+from ortho_core.mstep.loss import SftBatch, sft_loss
+from ortho_core.mstep.matching import OnlineMatching, match_search
 from ortho_core.mstep.row_order import Order
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher
-from ortho_core.mstep.update import MStep, MStepConfig, make_optimizer
-from ortho_core.pairs import PairSet
+from ortho_core.mstep.update import MStep, make_optimizer
 from ortho_core.pairs.decoding import to_images
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.assignments import Assignments
 
 MODEL, PAIRS = Path("models/tiny-turbo"), Path("examples/digits")
@@ -126,7 +129,7 @@ def parts(data: MatchedData, rounds: int) -> dict[str, float]:
 def matching(data: MatchedData, rounds: int) -> dict[str, float]:
     """Updates with a search before them over those without."""
     step, _ = our_step(data)
-    generator, search = step.generator, MatchingConfig(match_steps="6").match_search(step.config, None)
+    generator, search = step.generator, match_search(MatchingConfig(match_steps="6"), step.config, None)
     batch = to_batch(data.share(0, 0), generator, PromptCache(generator), False)
     online = OnlineMatching(generator, step.parameters, search)
     online(batch, 1)  # measures what the generator answers to

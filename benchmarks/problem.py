@@ -14,11 +14,14 @@ from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Engine, Found
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.queue import Request, requests_of
-from ortho_core.generators import Condition, ModelFolder, OneStepGenerator, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.protocol import Condition, OneStepGenerator
 from ortho_core.losses import mean_square
 from ortho_core.noise.seeded import noise_seed, seeded_normal
-from ortho_core.pairs import Pair, PairSet
 from ortho_core.pairs.decoding import to_images
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Pair
 
 #: One third of an evaluation: a forward pass without its backward pass.
 FORWARD = 1 / 3

@@ -23,12 +23,14 @@ from models.recipes.score import train_classifier
 from ortho_core.estep.config import SearchConfig
 from ortho_core.estep.engine import Engine, Found
 from ortho_core.estep.queue import requests_of
-from ortho_core.evaluation import to_bytes
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.estep.space import noise_space
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache, TextCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.seeded import noise_seed
-from ortho_core.rewards import WeightedSum, load_rewards
+from ortho_core.pictures import to_bytes
+from ortho_core.rewards.combined import WeightedSum, load_rewards
 from ortho_core.rewards.objective import RewardObjective
 
 MODEL, CLIP = Path("models/tiny-turbo"), Path("ortho_core/evaluation/tiny-clip")
@@ -66,7 +68,7 @@ def gain(make: Callable[[int], Problem], config: SearchConfig, seeds: int, judge
         found = problem.search(config, 32)
         base = problem.generator.base_noise(problem.seeds)
         parameters = torch.stack([one.parameters for one in found])
-        noise = config.space(problem.generator.latent_shape).noise(base, parameters)
+        noise = noise_space(config, problem.generator.latent_shape).noise(base, parameters)
         before = torch.tensor([one.history["clip"][0] for one in found])
         after = torch.tensor([one.best("clip") for one in found])
         with torch.no_grad():

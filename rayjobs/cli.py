@@ -14,7 +14,7 @@ from ortho_core.errors import RunFailed, UserError
 from rayjobs.verb.faults import CLOSED_PIPE, drop_unwritten, last_words, reader_gone
 from rayjobs.verb.options import Parsed, as_yaml, parse
 from rayjobs.verb.paths import check_outputs
-from rayjobs.verb.table import VERBS, Describe, Run
+from rayjobs.verb.table import VERBS, Verb
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
             print_verbs()
             code = 0 if name else 1
         else:
-            model, run, describe = load(name)
-            parsed = parse(model, argv[1:], name)
-            code = carry_out(parsed, run, describe)
+            verb = find(name)
+            parsed = parse(verb.model(), argv[1:], name)
+            code = carry_out(parsed, verb)
         sys.stdout.flush()
         return code
     except (UserError, RunFailed) as error:
@@ -54,8 +54,8 @@ def print_verbs() -> None:
     print("\n`ortho VERB --help` lists the options of a verb.")
 
 
-def load(name: str) -> tuple[type[BaseModel], Run, Describe]:
-    """The verb of this name: its options, what runs it, what describes it. Raises UserError."""
+def find(name: str) -> Verb:
+    """The verb of this name, of which nothing is loaded yet. Raises UserError."""
     if name not in VERBS:
         raise UserError(f"unknown verb {name!r}; accepted: {', '.join(VERBS)}")
     # Ray and diffusers announce their own plans to the terminal; the person at it asked for something else.
@@ -64,10 +64,10 @@ def load(name: str) -> tuple[type[BaseModel], Run, Describe]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    return VERBS[name].load()
+    return VERBS[name]
 
 
-def carry_out(parsed: Parsed[BaseModel], run: Run, describe: Describe) -> int:
+def carry_out(parsed: Parsed[BaseModel], verb: Verb) -> int:
     """Run the job, or print its configuration or what it would do; returns the exit code."""
     if parsed.print_config:
         print(as_yaml(parsed.job), end="")
@@ -75,6 +75,7 @@ def carry_out(parsed: Parsed[BaseModel], run: Run, describe: Describe) -> int:
     if parsed.local:
         os.environ["RAY_ADDRESS"] = "local"
     check_outputs(parsed.job)
+    run, describe = verb.load()
     if parsed.dry_run:
         print(yaml.safe_dump(describe(parsed.job), sort_keys=False), end="")
         return 0

@@ -86,7 +86,7 @@ def check(job: SubmitJob) -> dict[str, Path]:
     place = config_place(options)
     if job.no_upload and place is not None:
         return {}
-    parsed = parse(VERBS[verb].load()[0], options, verb, expand=None)
+    parsed = parse(VERBS[verb].model(), options, verb, expand=None)
     if parsed.local:
         raise UserError("--local: the verb is to run on the cluster that it is handed to; leave it out")
     files = {} if place is None else {"job.yaml": config_file(config_in(options[place]))}

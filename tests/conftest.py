@@ -44,7 +44,8 @@ def digits() -> Path:
 
 @pytest.fixture(scope="session")
 def generator(tiny_turbo):
-    from ortho_core.generators import ModelFolder, load_generator
+    from ortho_core.generators.load import load_generator
+    from ortho_core.generators.model_folder import ModelFolder
 
     return load_generator(ModelFolder.open(tiny_turbo))
 
@@ -52,8 +53,8 @@ def generator(tiny_turbo):
 @pytest.fixture(scope="session")
 def batch(generator, digits):
     """Eight example pairs: condition, images, target latents."""
-    from ortho_core.pairs import PairSet
     from ortho_core.pairs.decoding import to_images
+    from ortho_core.pairs.pair_set import PairSet
 
     pairs = PairSet(digits)
     rows = list(pairs.read(pairs.shards(8)[0]))

@@ -52,8 +52,7 @@ def test_large_files_and_private_paths_are_found(tmp_path):
 
 def test_checking_a_job_does_not_import_diffusers(tiny_turbo, digits, tmp_path):
     job = ["--model", str(tiny_turbo), "--pairs", str(digits), "--dry-run"]
-    commands = [[verb, "--help"] for verb in VERBS]
-    commands += [["em", *job, "--work-dir", str(tmp_path / "em")]]
+    commands = [["em", *job, "--work-dir", str(tmp_path / "em")]]
     commands += [
         [
             "sweep",

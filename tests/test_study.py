@@ -24,7 +24,7 @@ from benchmarks.study.rivals import (
 from benchmarks.study.style import brightness, ink, slant
 from benchmarks.study.tables import Estimate
 from models.recipes.leaning import write_pairs
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from tests.conftest import ROOT
 
 

@@ -19,8 +19,10 @@ from benchmarks.study.style import MEASURES
 from ortho_core.evaluation import statistics
 from ortho_core.evaluation.metrics import Estimate
 from ortho_core.evaluation.samples import from_png, rms_distance, sample
-from ortho_core.generators import ModelFolder, OneStepGenerator, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pictures import to_bytes
 from rayjobs.evaluate.figures import Parts

@@ -19,10 +19,13 @@ from benchmarks.study.laboratory import Laboratory
 from benchmarks.study.tables import Estimate
 from ortho_core.evaluation import statistics
 from ortho_core.evaluation.features import Extractor, find_features
-from ortho_core.generators import ModelFolder, OneStepGenerator, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.gaussianity import departures, noise_statistics
 from ortho_core.noise.seeded import noise_seed
-from ortho_core.pairs import Pair, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Pair
 from ortho_core.pictures import to_bytes
 from ortho_core.records.assignments import Assignments
 

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 
 from benchmarks.study.arms import Runs
 from ortho_core.errors import UserError
-from ortho_core.generators import ModelFolder, load_generator
-from ortho_core.generators.lora import Lora, add_lora, merge_adapter
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.lora import add_lora, merge_adapter
+from ortho_core.generators.lora_config import Lora
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.losses import mean_square
 from ortho_core.mstep.row_order import Order
@@ -35,8 +37,8 @@ from ortho_core.mstep.teacher import FrozenTeacher
 from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.mstep.update import make_optimizer
 from ortho_core.noise.seeded import noise_seed, seeded_normal
-from ortho_core.pairs import PairSet
 from ortho_core.pairs.decoding import to_images
+from ortho_core.pairs.pair_set import PairSet
 from rayjobs.train.config import TrainSettings
 
 #: Evaluations that a forward pass without its backward pass counts as.

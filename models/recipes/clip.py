@@ -22,8 +22,9 @@ from models.recipes.digits import COLOURS, DIGITS, SIZE, ColouredDigits, caption
 from models.recipes.loop import Average
 from models.recipes.loop import train as fit
 from models.recipes.text import build_tokenizer, text_config
-from ortho_core.evaluation import sample
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.evaluation.samples import sample
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.noise.seeded import noise_seed
 

@@ -15,10 +15,12 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from models.recipes.digits import COLOURS, DIGITS, INKS, PAPERS, ColouredDigits, caption, paint, read_mnist
 from models.recipes.loop import train
-from ortho_core.evaluation import mean_pairwise_distance, sample, to_bytes
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.evaluation.samples import mean_pairwise_distance, sample
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.noise.seeded import noise_seed
+from ortho_core.pictures import to_bytes
 
 
 def classifier() -> nn.Sequential:

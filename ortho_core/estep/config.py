@@ -5,13 +5,12 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from ortho_core.errors import UserError
-from ortho_core.losses import ReconstructionWeights
 from ortho_core.marks import decides
-from ortho_core.noise.spaces import Free, NoiseSpace, Rotations
 
 #: Forwards alone that count as one evaluation.
 FORWARDS_PER_EVALUATION = 3
+#: Evaluations that measuring the generator takes.
+MEASURED_WITH = 32
 
 #: Not typing.Self, which a checker of shapes in tests does not know on methods.
 Search = TypeVar("Search", bound="SearchConfig")
@@ -61,15 +60,14 @@ class SearchConfig(BaseModel):
         """The same search, of so many evaluations for every image and no other work: to measure its time and memory."""
         return self.model_copy(update={"steps": steps, "patience": 0, "sensitivity_rank": 0})
 
-    def space(self, latent_shape: tuple[int, int, int]) -> NoiseSpace:
-        """Where the noise is looked for. Raises UserError if patches or regions do not divide the latent, or do not apply."""
-        if self.transform == "free":
-            if self.regions > 1:
-                raise UserError(
-                    f"regions {self.regions} are of rotations; transform free has none: leave one of them out"
-                )
-            return Free(latent_shape)
-        return Rotations(latent_shape, self.patch_size, self.regions)
+
+class ReconstructionWeights(BaseModel):
+    """Weights of the reconstruction terms; a term of weight 0 is not computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latent_loss_weight: float = decides(1.0, ge=0, description="weight of mean((f(Qε,c) - E(x))²), in latent units")
+    pixel_l1_weight: float = decides(0.0, ge=0, description="weight of mean|D(f(Qε,c)) - x|, images in [0, 1]; decodes")
 
 
 class AssignConfig(ReconstructionWeights, SearchConfig):

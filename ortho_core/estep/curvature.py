@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ortho_core.estep.config import MEASURED_WITH
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.noise.spaces import NoiseSpace
@@ -27,10 +28,6 @@ class Sensitivity:
     directions: Float[Tensor, "k C H W"]
     strength: Float[Tensor, " k"]
     floor: float
-
-
-#: Evaluations that a measurement takes.
-MEASURED_WITH = 32
 
 
 def measure(generator: OneStepGenerator, rank: int, batch_size: int, samples: int = MEASURED_WITH) -> Sensitivity:

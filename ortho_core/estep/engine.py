@@ -24,6 +24,7 @@ from ortho_core.estep.curvature import Sensitivity, measure
 from ortho_core.estep.objective import Objective, Reconstruction
 from ortho_core.estep.queue import Request, _Queue, requests_of
 from ortho_core.estep.slots import Slots, empty_slots, stack_rows
+from ortho_core.estep.space import noise_space
 from ortho_core.generators.protocol import Condition, OneStepGenerator
 
 __all__ = ["AssignConfig", "Engine", "Found", "Request", "assign_noise", "requests_of"]
@@ -107,7 +108,7 @@ class Engine:
                 raise TypeError("a search that is no reconstruction needs an objective")
             objective = Reconstruction(generator, config)
         self.generator, self.config, self.slots = generator, config, slots
-        self.space = config.space(generator.latent_shape)
+        self.space = noise_space(config, generator.latent_shape)
         self.objective = objective
         self.on_event = on_event
         self.halved = False

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ortho_core.estep.config import ReconstructionWeights
 from ortho_core.generators.protocol import Condition, OneStepGenerator
-from ortho_core.losses import ReconstructionWeights, mean_absolute, mean_square
+from ortho_core.losses import mean_absolute, mean_square
 
 
 @runtime_checkable

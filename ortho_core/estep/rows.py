@@ -16,9 +16,9 @@ from ortho_core.errors import BadRow
 from ortho_core.estep.engine import Found
 from ortho_core.estep.objective import Objective, Reconstruction
 from ortho_core.generators.prompt_cache import PromptCache
-from ortho_core.pairs import Pair, PairSet, Shard
 from ortho_core.pairs.decoding import Decode, decode_in_threads, decoded_batches
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Failure, Pair, Shard
 
 #: Rows that are encoded, or scored, together. Filled up where there are fewer, so that a row's numbers do not hang on the rest.
 ROWS_ENCODED_TOGETHER = 8

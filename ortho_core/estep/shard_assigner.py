@@ -14,8 +14,7 @@ from ortho_core.estep.engine import Engine, Found
 from ortho_core.estep.queue import Request, requests_of
 from ortho_core.estep.rows import Rows
 from ortho_core.noise.seeded import noise_seed, seeded_normal
-from ortho_core.pairs import Pair, Shard
-from ortho_core.pairs.rows import Failure, row_name
+from ortho_core.pairs.rows import Failure, Pair, Shard, row_name
 from ortho_core.records.assignments import Start, noise_checksum, rebuild_noise
 from ortho_core.records.parts import ShardResult
 

@@ -3,8 +3,3 @@
 `rows` is what a worker does, `judge` and `features` hold what looks at images, `statistics` turns figures and features of
 many rows into numbers with intervals, `metrics` has their names.
 """
-
-from ortho_core.evaluation.samples import mean_pairwise_distance, sample
-from ortho_core.pictures import to_bytes
-
-__all__ = ["mean_pairwise_distance", "sample", "to_bytes"]

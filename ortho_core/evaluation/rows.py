@@ -18,8 +18,9 @@ from ortho_core.evaluation.samples import mean_pairwise_distance, sample, to_png
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.losses import mean_square
 from ortho_core.noise.seeded import noise_seed
-from ortho_core.pairs import Pair, PairSet
 from ortho_core.pairs.decoding import Decode, decode_in_threads
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Pair
 from ortho_core.pictures import to_bytes
 
 ROW_FIGURES = ("latent_mse", "psnr", "ssim", "lpips")

@@ -8,7 +8,6 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ortho_core.errors import UserError
+from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import LORA_WEIGHTS, ModelFolder
 
 #: Names of the two adapters in a network: the one that trains (the name PEFT and diffusers give the only one), its copy.
@@ -25,15 +25,6 @@ TRAINED, TEACHER = "default", "teacher"
 
 #: Diffusers' names in a file of adapters: of the header's entry that describes them, and before all that is the UNet's.
 DESCRIPTION, UNET = "lora_adapter_metadata", "unet."
-
-
-@dataclass(frozen=True)
-class Lora:
-    """An adapter of rank `rank`, scaled by `alpha / rank`, on each module whose dotted name ends in one of `targets`."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def add_lora(network: nn.Module, lora: Lora, seed: int) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from ortho_core.errors import UserError
 from ortho_core.generators.class_config import ClassConfig
-from ortho_core.generators.one_step import OneStepRecipe
 from ortho_core.generators.part_files import AGAIN, STEMS, check_file, json_hash, read_json, tokenizer_files, weights_of
+from ortho_core.generators.recipe import OneStepRecipe
 from ortho_core.storage.hashes import content_hash
 
 #: The file that makes a folder a pipeline's.

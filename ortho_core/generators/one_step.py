@@ -5,47 +5,13 @@ output v becomes the latent `a·ε + b·v`. Which s, k, t, a, b depends on the s
 prediction type. The scheduler itself is asked: run once on unit inputs in float64, and checked to be linear.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ortho_core.errors import UserError
-
-
-@dataclass(frozen=True)
-class OneStepRecipe:
-    """What decides a model's step: its scheduler, and where the weights were distilled to start if the scheduler does not say."""
-
-    scheduler: str
-    config: Mapping[str, object]
-    timestep: int | None = None
-
-    def noise_scale(self) -> float:
-        """s of x_T = s·ε, which the scheduler starts from. Raises UserError for a scheduler that does not say."""
-        # Imported late: it takes seconds, and a caller that states the scale never needs it.
-        import diffusers
-
-        try:
-            kind = getattr(diffusers, self.scheduler)
-            if not issubclass(kind, diffusers.SchedulerMixin):
-                raise ValueError(f"{self.scheduler} is no scheduler")
-            scheduler = _started(kind.from_config(dict(self.config)), self.timestep)
-            scale = float(scheduler.init_noise_sigma)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"does not tell the scale of the noise: {error!r}; --noise-scale states it") from error
-        # Machines differ in the last bit, and the number goes into plans.
-        return round(scale, 6)
-
-
-def _started(scheduler: Any, timestep: int | None) -> Any:
-    """The scheduler, set to take one step."""
-    if timestep is None:
-        scheduler.set_timesteps(1)
-    else:
-        scheduler.set_timesteps(timesteps=[timestep])
-    return scheduler
+from ortho_core.generators.recipe import started
 
 
 @dataclass(frozen=True)
@@ -66,7 +32,7 @@ class OneStep:
         name = type(scheduler).__name__
 
         def prepare() -> tuple[Any, torch.Tensor]:
-            fresh = _started(type(scheduler).from_config(scheduler.config), timestep)
+            fresh = started(type(scheduler).from_config(scheduler.config), timestep)
             return fresh, fresh.timesteps[0]
 
         def step(noise: float, output: float) -> float:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +16,16 @@ from ortho_core.device import to_device
 from ortho_core.errors import UserError
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.mstep.config import NoiseKind
 from ortho_core.mstep.loss import SftBatch
 from ortho_core.mstep.row_order import Order
 from ortho_core.mstep.unassigned import DECODING_THREADS, UnassignedRows
 from ortho_core.noise.seeded import noise_seed, seeded_normal
-from ortho_core.pairs import PairSet
 from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import row_name
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import NoiseSettings
-
-#: What a row trains at: the assigned noise, random noise, the noise its search began from, or what is found before the update.
-NoiseKind = Literal["matched", "random", "base", "online"]
-
 
 #: The fields of a share by what they are.
 LISTS = ("rows", "row_names", "prompts", "preserve_prompts", "unusable")

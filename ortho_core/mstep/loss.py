@@ -10,34 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ortho_core.generators.protocol import Condition, OneStepGenerator
-from ortho_core.losses import ReconstructionWeights, mean_absolute, mean_square
-from ortho_core.marks import decides
+from ortho_core.losses import mean_absolute, mean_square
+from ortho_core.mstep.config import SftConfig
 from ortho_core.mstep.teacher import Teacher
 
 #: The scalars of a step, in the order that logs have them.
 TERMS = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
-
-
-class SftConfig(ReconstructionWeights):
-    """The weights of the M-step's four terms; a term of weight 0 costs nothing."""
-
-    preserve_latent_weight: float = decides(
-        1.0, ge=0, description="weight of mean((f_θ(ε',c) - f_0(ε',c))²) at fresh ε'; see preserve_prompts"
-    )
-    preserve_pixel_weight: float = decides(0.0, ge=0, description="weight of mean|D f_θ(ε',c) - D f_0(ε',c)|; decodes")
-    preserve_differences: bool = decides(
-        False,
-        description="the preserve terms hold the difference between the outputs at two noises of a prompt, not each: what the "
-        "prompt's images have in common is free to change",
-    )
-
-    @property
-    def preserves(self) -> bool:
-        return bool(self.preserve_latent_weight or self.preserve_pixel_weight)
-
-    def held(self, outputs: Tensor) -> Tensor:
-        """What the preserve terms compare of outputs (P, ...): these, or the differences of every two, (P/2, ...)."""
-        return outputs[0::2] - outputs[1::2] if self.preserve_differences else outputs
 
 
 @dataclass(frozen=True)
@@ -103,12 +81,12 @@ def sft_loss(
         terms["pixel"] = pixel.mean()
         rows = rows + pixel
     if preserve:
-        terms["preserve_latent"] = mean_square(config.held(fresh), config.held(before)).mean()
+        terms["preserve_latent"] = mean_square(held(fresh, config), held(before, config)).mean()
         if config.preserve_pixel_weight:
             with torch.no_grad():
                 images_before = generator.decode(before)
             terms["preserve_pixel"] = mean_absolute(
-                config.held(generator.decode(fresh)), config.held(images_before)
+                held(generator.decode(fresh), config), held(images_before, config)
             ).mean()
     terms["loss"] = (
         config.latent_loss_weight * terms["latent"]
@@ -117,3 +95,8 @@ def sft_loss(
         + config.preserve_pixel_weight * terms["preserve_pixel"]
     )
     return {**terms, "rows": rows.detach()}
+
+
+def held(outputs: Tensor, config: SftConfig) -> Tensor:
+    """What the preserve terms compare of outputs (P, ...): these, or the differences of every two, (P/2, ...)."""
+    return outputs[0::2] - outputs[1::2] if config.preserve_differences else outputs

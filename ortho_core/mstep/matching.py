@@ -9,20 +9,19 @@ Axes: B rows of this worker's share of an update, S of a micro-batch, C × H × 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, BeforeValidator, ConfigDict
 from torch import Tensor, nn
 
-from ortho_core.estep.config import AssignConfig
-from ortho_core.estep.curvature import MEASURED_WITH, Sensitivity, measure
+from ortho_core.estep.config import AssignConfig, ReconstructionWeights
+from ortho_core.estep.curvature import Sensitivity, measure
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.slots import Slots, empty_slots
+from ortho_core.estep.space import noise_space
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.losses import ReconstructionWeights
-from ortho_core.marks import decides
+from ortho_core.mstep.config import MatchingConfig
 from ortho_core.mstep.loss import SftBatch
 from ortho_core.records.plan import NoiseSettings
 
@@ -30,85 +29,20 @@ from ortho_core.records.plan import NoiseSettings
 MATCH_TERMS = ("match_initial", "match_final")
 
 
-def schedule(given: object) -> object:
-    """`6`, or `8:2` from the first update to the last."""
-    if isinstance(given, bool) or not isinstance(given, int | str):
-        return given
-    first, colon, last = str(given).partition(":")
-    ends = [first, last] if colon else [first]
-    if not all(end.isascii() and end.isdecimal() and int(end) for end in ends):
-        raise ValueError("a number of evaluations, or FIRST:LAST, none of them 0")
-    return ":".join(str(int(end)) for end in ends)
-
-
-class MatchingConfig(BaseModel):
-    """How noise is matched while training; for `--noise online`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    match_steps: Annotated[str, BeforeValidator(schedule)] = decides(
-        "6",
-        description="online: evaluations (generator forward + backward) of each row before each update; FIRST:LAST goes evenly "
-        "from one to the other over the updates",
+def match_search(
+    config: MatchingConfig, weights: ReconstructionWeights, noise: NoiseSettings | AssignConfig | None
+) -> AssignConfig:
+    """Where assignments of these settings looked, for the terms that the training lowers, no row leaving early."""
+    where = noise.model_dump(include={"transform", "patch_size", "regions"}) if noise is not None else {}
+    if config.match_patch_size is not None:
+        where["patch_size"] = config.match_patch_size
+    return AssignConfig(
+        **where,
+        latent_loss_weight=weights.latent_loss_weight,
+        pixel_l1_weight=weights.pixel_l1_weight,
+        steps=config.most_match_steps,
+        patience=0,
     )
-    match_refresh: float = decides(
-        1.0,
-        ge=0,
-        le=1,
-        description="online: r, the fresh part of the variance of the noise that a search starts from, "
-        "√(1-r)·kept + √r·fresh (1: fresh noise alone)",
-    )
-    match_keep: Literal["assigned", "latest"] = decides(
-        "assigned",
-        description="online: what is kept of a row where it is not all fresh: its assigned noise, or what was found the last "
-        "time it was trained on",
-    )
-    match_patch_size: int | None = decides(
-        None, ge=1, description="online: side of the patches that are rotated (none: as the assignments have it)"
-    )
-    match_sensitivity_every: int = decides(
-        0,
-        ge=0,
-        description="online: updates after which it is measured again what the generator answers to (0: at the start alone)",
-    )
-    match_dtype: Literal["float32", "bfloat16"] = decides(
-        "float32", description="online: what the network computes in while noise is searched for (bfloat16: autocast)"
-    )
-
-    @property
-    def most_match_steps(self) -> int:
-        """Evaluations of a row before the update that has most of them."""
-        return max(map(int, self.match_steps.split(":")))
-
-    def match_steps_at(self, update: int, updates: int) -> int:
-        """Evaluations of a row before one of so many updates, counted from 0."""
-        first, _, last = self.match_steps.partition(":")
-        a, b = int(first), int(last or first)
-        return round(a + (b - a) * update / max(1, updates - 1))
-
-    def match_measures_at(self, update: int) -> bool:
-        """Whether the sensitivity is measured before this update."""
-        every = self.match_sensitivity_every
-        return update % every == 0 if every else update == 0
-
-    def match_evaluations(self, updates: int, batch_size: int) -> int:
-        """Evaluations of so many updates, those of the measurements among them, which every worker makes for itself."""
-        steps = sum(self.match_steps_at(k, updates) for k in range(updates))
-        measured = -(-updates // self.match_sensitivity_every) if self.match_sensitivity_every else 1
-        return batch_size * steps + MEASURED_WITH * measured
-
-    def match_search(self, weights: ReconstructionWeights, noise: NoiseSettings | AssignConfig | None) -> AssignConfig:
-        """Where assignments of these settings looked, for the terms that the training lowers, no row leaving early."""
-        where = noise.model_dump(include={"transform", "patch_size", "regions"}) if noise is not None else {}
-        if self.match_patch_size is not None:
-            where["patch_size"] = self.match_patch_size
-        return AssignConfig(
-            **where,
-            latent_loss_weight=weights.latent_loss_weight,
-            pixel_l1_weight=weights.pixel_l1_weight,
-            steps=self.most_match_steps,
-            patience=0,
-        )
 
 
 class _Precise(Reconstruction):
@@ -143,7 +77,7 @@ class OnlineMatching:
         Raises UserError if patches or regions do not divide the latent.
         """
         self.generator, self.parameters, self.search, self.parts = generator, parameters, search, parts
-        self.space = search.space(generator.latent_shape)
+        self.space = noise_space(search, generator.latent_shape)
         self.objective = _Precise(generator, search, bf16)
         self.sensitivity: Sensitivity | None = None
         self._slots: Slots | None = None

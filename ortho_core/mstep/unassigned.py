@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 
 from ortho_core.class_names import class_number
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs import Pair, PairSet
-from ortho_core.pairs.rows import Row
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Pair, Row
 from ortho_core.records.assignments import CACHE_BYTES
 
 #: Images that are fetched and decoded side by side.

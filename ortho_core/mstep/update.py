@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,32 +21,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.marks import conduct, decides
-from ortho_core.mstep.loss import TERMS, SftBatch, SftConfig, sft_loss
+from ortho_core.mstep.config import MStepConfig
+from ortho_core.mstep.loss import TERMS, SftBatch, sft_loss
 from ortho_core.mstep.teacher import Teacher
-
-
-class MStepConfig(SftConfig):
-    """How the network is updated."""
-
-    optimizer: Literal["adamw", "adafactor"] = decides(
-        "adamw", description="adafactor keeps row and column sums in place of AdamW's two moments: far less memory"
-    )
-    lr: float = decides(1e-4, gt=0, description="learning rate")
-    lr_schedule: Literal["constant", "linear", "cosine"] = decides("constant", description="after the warm-up")
-    warmup_steps: int = decides(0, ge=0, description="updates over which the learning rate rises from 0")
-    weight_decay: float = decides(0.0, ge=0, description="of the optimiser")
-    max_grad_norm: float = decides(1.0, gt=0, description="gradients are clipped to this norm")
-    mixed_precision: Literal["no", "bf16"] = decides(
-        "no", description="bf16: autocast; weights that train stay float32, with LoRA the frozen ones are bf16"
-    )
-    gradient_accumulation_steps: int = conduct(
-        1,
-        ge=1,
-        description="micro-batches that each worker's share of an update is computed in: less memory, same update",
-    )
-    ema: bool = decides(False, description="also average the weights over the updates, saved beside as NAME-ema")
-    ema_decay: float = decides(0.999, ge=0, lt=1, description="of that average, approached as (1 + n) / (10 + n)")
 
 
 @dataclass(frozen=True)

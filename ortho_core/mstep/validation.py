@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ortho_core.evaluation import to_bytes
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.losses import mean_square
 from ortho_core.mstep.teacher import Teacher
 from ortho_core.noise.seeded import noise_seed
+from ortho_core.pictures import to_bytes
 from ortho_core.records.assignments import Assignments
 
 #: Columns of the table of figures, one row per held-out row.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ortho_core.errors import BadRow
-from ortho_core.pairs import Pair, PairSet, Shard
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Failure, Pair, Shard
 
 #: One row, with its pixels (Y, X, 3) uint8 or what is wrong with it.
 Decoded = tuple[Pair, np.ndarray | BadRow]

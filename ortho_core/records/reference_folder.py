@@ -25,8 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs import Shard
 from ortho_core.pairs.formats.json_lines import lines_of
+from ortho_core.pairs.rows import Shard
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.store import OutsideRoot
 

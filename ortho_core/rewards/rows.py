@@ -8,9 +8,9 @@ from torch import Tensor
 from ortho_core.estep.engine import Found
 from ortho_core.estep.rows import ROWS_ENCODED_TOGETHER, Batch
 from ortho_core.generators.prompt_cache import PromptCache, TextCache
-from ortho_core.pairs import Pair, PairSet, Shard
 from ortho_core.pairs.decoding import usable_rows
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Failure, Pair, Shard
 from ortho_core.rewards.objective import RewardObjective
 
 

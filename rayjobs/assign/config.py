@@ -2,7 +2,7 @@
 
 from ortho_core.estep.config import AssignConfig
 from ortho_core.marks import conduct, decides, resolved
-from ortho_core.pairs import PairFields
+from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import Location, ModelPath, OutputLocation, PairsLocation
 from rayjobs.pool.config import PoolSettings
 

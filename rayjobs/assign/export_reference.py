@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ortho_core.errors import RunFailed
 from ortho_core.generators.model_folder import ModelFolder
-from ortho_core.marks import conduct, decides, resolved, settings
+from ortho_core.marks import decides, settings
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import Plan
 from ortho_core.records.reference_folder import (
@@ -24,7 +23,7 @@ from ortho_core.records.reference_folder import (
     write_sample,
 )
 from ortho_core.storage.local import LocalStore
-from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath
+from rayjobs.assign.reference_config import ExportJob
 from rayjobs.verb.console import Progress, say
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim
@@ -38,23 +37,6 @@ PARTS_CACHE_BYTES = 1 << 26
 
 #: Row number, the record's COLUMNS, and ε as (C, H, W).
 Row = tuple[int, dict[str, Any], Tensor]
-
-
-class ExportJob(BaseModel):
-    """Write assignments as the reference implementation's folder: a manifest, and a noise file for each sample."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    assignments: Location = resolved(description="folder or URL that `ortho assign` wrote to")
-    model: ModelPath = resolved(description="model folder; tells the noise's shape and scale")
-    out: OutputPath = conduct(description="local folder to write; the same command again resumes")
-    noise_scale: float | None = resolved(
-        None, gt=0, allow_inf_nan=False, description="multiply the noise by this (none: as the model's scheduler does)"
-    )
-    image_root: LocalPath | None = decides(
-        None,
-        description="folder of the images, for absolute paths in the manifest (none: paths as the pair set has them)",
-    )
 
 
 class ExportPlan(Plan):

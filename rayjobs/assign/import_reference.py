@@ -4,9 +4,9 @@ import math
 
 from ortho_core.errors import BadRow, UserError
 from ortho_core.generators.model_folder import ModelFolder
-from ortho_core.marks import conduct, decides, resolved, settings
-from ortho_core.pairs import PairFields, PairSet, Shard
-from ortho_core.pairs.rows import Failure
+from ortho_core.marks import decides, settings
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Failure, PairFields, Shard
 from ortho_core.records.assignments import noise_checksum
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import ImportedPlan, NoiseSettings
@@ -18,8 +18,8 @@ from ortho_core.records.reference_folder import (
     parse_entry,
 )
 from ortho_core.storage.local import LocalStore
-from ortho_core.storage.location import LocalPath, ModelPath, OutputLocation, PairsLocation
 from ortho_core.storage.store import OutsideRoot
+from rayjobs.assign.reference_config import ImportJob
 from rayjobs.pool.run import ShardedRun
 from rayjobs.verb.console import Progress, say
 from rayjobs.verb.pairs import open_pairs
@@ -32,25 +32,6 @@ ROWS_PER_SHARD = 1024
 
 #: What is counted elsewhere and cannot be here: no model reads the prompts, nothing is searched.
 UNKNOWN = ("truncated_prompts", "candidate_forwards")
-
-
-class ImportJob(PairFields):
-    """Read the reference implementation's folder of noise files as assignments to train on."""
-
-    samples: LocalPath = resolved(
-        description="folder with manifest.jsonl and samples/, from the reference or `ortho export`"
-    )
-    model: ModelPath = resolved(description="model folder; tells the noise's shape and scale")
-    out: OutputLocation = conduct(description="folder or URL for the assignments; the same command again resumes")
-    pairs: PairsLocation | None = resolved(
-        None, description="pair set that the images are in (none: the copies of them in the samples folder)"
-    )
-    noise_scale: float | None = decides(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="what the noise was multiplied by (none: what meta.json says, or else as the model's scheduler does)",
-    )
 
 
 def make_plan(job: ImportJob) -> tuple[ImportedPlan, PairSet, PairSet]:

@@ -7,9 +7,11 @@ import math
 from contextlib import nullcontext
 
 from ortho_core.errors import UserError
+from ortho_core.estep.space import noise_space
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
-from ortho_core.pairs import PairSet, Shard
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Shard
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import AssignmentPlan, NoiseSettings, ReconstructionPlan, differences
 from ortho_core.storage.store import Store
@@ -25,7 +27,7 @@ from rayjobs.verb.paths import located
 
 def make_plan(job: AssignJob, model: ModelFolder) -> tuple[ReconstructionPlan, PairSet, list[Shard]]:
     """What the run will do, from the input alone. Raises UserError for whatever can be found wrong beforehand."""
-    job.space(model.latent_shape)
+    noise_space(job, model.latent_shape)
     pairs = open_pairs(job.pairs, job.pair_fields())
     rows_per_shard = job.rows_per_shard or pairs.rows_per_shard()
     shards = pairs.shards(rows_per_shard)
@@ -72,7 +74,7 @@ def describe(job: AssignJob) -> dict[str, object]:
     model = ModelFolder.open(job.model)
     plan, pairs, _ = make_plan(job, model)
     C, H, W = shape = model.latent_shape
-    numbers = 0 if plan.noise.is_free else job.space(shape).parameters
+    numbers = 0 if plan.noise.is_free else noise_space(job, shape).parameters
     record = 200 + 4 * numbers + 4 * math.prod(model.target_shape) * job.store_latents
     if job.store == "noise":
         record += 2 * C * H * W

@@ -15,8 +15,8 @@ from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
-from ortho_core.pairs import PairSet
 from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pictures import to_bytes, to_picture
 from ortho_core.records.sampled import SampledRecord
 from ortho_core.report.page import Embedded

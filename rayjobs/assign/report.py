@@ -9,7 +9,7 @@ import numpy as np
 
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.gaussianity import NOTABLE
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Failure, row_name
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.sampled import SampledRecord, noise_of, sampled_records

@@ -7,7 +7,7 @@ from ortho_core.estep.rows import PairRows
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.plan import ReconstructionPlan
 from rayjobs.assign.config import AssignJob
 from rayjobs.pool.engine_search import EngineSearch

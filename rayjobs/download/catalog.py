@@ -15,9 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import ModelFolder
+from rayjobs.download.config import CATALOG
 
-#: The catalogue that comes with the code.
-CATALOG = Path(__file__).resolve().with_name("catalog.toml")
 #: What was downloaded into a folder, by the name of the entry. JSON; without its suffix, because the .json files of a model
 #: folder are part of its fingerprint, and that of a model must not depend on how it got there.
 RECORD = ".ortho-download"

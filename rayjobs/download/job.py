@@ -7,19 +7,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
 
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-from pydantic import BaseModel, BeforeValidator, ConfigDict
 from safetensors import SafetensorError
 
 from ortho_core.errors import UserError
-from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.hashes import content_hash
-from ortho_core.storage.location import LocalPath, OutputPath
 from ortho_core.storage.store import one_line
 from rayjobs.download.catalog import (
-    CATALOG,
     RECORD,
     Catalog,
     Entry,
@@ -34,33 +29,11 @@ from rayjobs.download.catalog import (
     select,
     write_record,
 )
+from rayjobs.download.config import DownloadJob
 from rayjobs.download.hub import INCOMPLETE, Hub
 from rayjobs.verb.console import Progress, aligned, say
 
 MB = 1_000_000
-
-
-def _names(given: object) -> object:
-    """`NAME,NAME` as a tuple."""
-    return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
-
-
-class DownloadJob(BaseModel):
-    """Download models of the catalogue, resumed and verified. HF_TOKEN, where set, is shown to the hub."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    only: Annotated[tuple[str, ...], BeforeValidator(_names)] = decides(
-        (), description="NAME,NAME of the catalogue, or all (required to download)"
-    )
-    list: bool = conduct(False, description="print what there is, what for, how large, under which licence, and stop")
-    offline: bool = conduct(False, description="ask no server: say which files are missing and where they belong")
-    mirror: str | None = conduct(None, pattern=r"^https?://\S+$", description="URL of another server that is a hub")
-    out: OutputPath = conduct(Path("models"), description="root of the models' folders")
-    older: LocalPath = conduct(
-        Path("third_party_weights"), description="folder with models from earlier, which are linked"
-    )
-    catalog: LocalPath = resolved(CATALOG, description="the catalogue")
 
 
 class Meter:

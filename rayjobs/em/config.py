@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from ortho_core.marks import conduct, decides, resolved
-from ortho_core.pairs import PairFields
 from ortho_core.pairs.hold_out import SHARE
+from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.assign.config import AssignSettings
 from rayjobs.evaluate.config import EvaluateSettings

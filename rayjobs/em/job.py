@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 from pydantic import BaseModel
 
 from ortho_core.errors import UserError
+from ortho_core.estep.space import noise_space
 from ortho_core.evaluation.statistics import FEWEST_ROWS
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved, settings
+from ortho_core.mstep.matching import match_search
 from ortho_core.noise.seeded import noise_seed
-from ortho_core.pairs import PairFields
 from ortho_core.pairs.hold_out import held_out_of
 from ortho_core.pairs.prompt_file import read_prompts
+from ortho_core.pairs.rows import PairFields
 from ortho_core.records.plan import Plan, Settings
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob
@@ -37,7 +39,8 @@ from rayjobs.reports.summaries import (
     cycle_name,
 )
 from rayjobs.train import job as train
-from rayjobs.train.config import TrainJob, TrainModels, TrainSettings, check_lora
+from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.train.models import TrainModels, check_lora
 from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
@@ -55,7 +58,7 @@ USUAL_SHARE, USUAL_LEAST, MOST_SHARE = 20, 16, 5
 
 def check(job: EmJob, model: ModelFolder, rows: int) -> None:
     """Raises UserError for settings that do not fit each other, the model, or a pair set of so many rows."""
-    job.assign.space(model.latent_shape)
+    noise_space(job.assign, model.latent_shape)
     job.train.check_shares(rows, f"rows of {job.pairs}", "train.")
     if job.validate_on_heldout and (job.heldout_place is None or not job.assign.store_latents):
         raise UserError("--validate-on-heldout needs --heldout and --assign.store-latents")
@@ -66,7 +69,7 @@ def check(job: EmJob, model: ModelFolder, rows: int) -> None:
         )
     job.train.check_noise("train.")
     if job.train.noise == "online":
-        job.train.match_search(job.train, job.assign).space(model.latent_shape)
+        noise_space(match_search(job.train, job.train, job.assign), model.latent_shape)
     check_trackers(job.train)
     check_lora(job.train, model)
     if job.train.preserve_file is not None:

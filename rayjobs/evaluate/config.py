@@ -5,10 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo
 
-from ortho_core.evaluation.features import TINY_CLIP
 from ortho_core.marks import conduct, decides, resolved
-from ortho_core.pairs import PairFields
-from ortho_core.rewards.names import parse_rewards
+from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.pool.config import PoolResources, labels, span
 
@@ -81,13 +79,3 @@ class EvaluateJob(EvaluateSettings, PairFields):
         None,
         description="finished evaluation by the same settings, whose figures of the same base model are taken over",
     )
-
-    def folders(self) -> dict[str, Path]:
-        """Where the rewards' weights are. `clip` is tiny-clip, except where `aesthetic` needs the large one."""
-        tiny = {} if "aesthetic" in self.reward_names() else {"clip": TINY_CLIP}
-        given = {name: Path(folder) for name, folder in (self.reward_folders or {}).items()}
-        return {"": Path(self.rewards_root), **tiny, **given}
-
-    def reward_names(self) -> list[str]:
-        """Raises UserError for a name that is none."""
-        return list(parse_rewards(self.rewards)) if self.rewards is not None else []

@@ -16,8 +16,9 @@ from ortho_core.evaluation.rows import SPREAD_PROMPTS
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.noise.rotation import block_dimension
-from ortho_core.pairs import PairSet, Shard
 from ortho_core.pairs.decoding import usable_rows
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Shard
 from ortho_core.records.plan import Settings
 from ortho_core.rewards.names import fingerprint_of, reward_fingerprints
 from ortho_core.storage.open import open_store
@@ -25,7 +26,7 @@ from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import Parts, check_judged, count_in_training, draw, judge_all, table_of, write_failures
 from rayjobs.evaluate.plan import PARTS, EvaluationPlan, ExtractorUsed, take_base_from
 from rayjobs.evaluate.report import write_report
-from rayjobs.evaluate.worker import Judging, judge_models
+from rayjobs.evaluate.worker import Judging, folders_of_rewards, judge_models, reward_names
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
 from rayjobs.pool.run import exit_code
@@ -63,7 +64,7 @@ def check(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> None:
 
 
 def _used(job: EvaluateJob) -> set[str]:
-    names = {*job.reward_names(), *(job.rewards or "").split(",")}
+    names = {*reward_names(job), *(job.rewards or "").split(",")}
     return names | ({"clip"} if "aesthetic" in names else set())
 
 
@@ -87,7 +88,7 @@ def make_plan(
         models={name: model.fingerprint for name, model in models.items()},
         features=ExtractorUsed(name=judges.features.name, fingerprint=judges.features.fingerprint),
         cmmd_features=ExtractorUsed(name=cmmd.name, fingerprint=cmmd.fingerprint),
-        rewards=reward_fingerprints(job.reward_names(), job.folders()),
+        rewards=reward_fingerprints(reward_names(job), folders_of_rewards(job)),
         lpips=fingerprint_of([judges.lpips]) if judges.lpips is not None else None,
         config=settings(job, decides),
         diversity_prompts=tuple(first_prompts(pairs, shards)),

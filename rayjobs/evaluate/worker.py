@@ -11,19 +11,33 @@ from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Engine
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
-from ortho_core.evaluation.features import find_features, find_lpips
+from ortho_core.evaluation.features import TINY_CLIP, find_features, find_lpips
 from ortho_core.evaluation.judge import Judge, JudgeModels
 from ortho_core.evaluation.rows import EvaluationRows
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
-from ortho_core.pairs import PairSet, Shard
 from ortho_core.pairs.decoding import Decode
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Shard
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import fingerprint
+from ortho_core.rewards.names import parse_rewards
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.plan import EvaluationPlan
 from rayjobs.pool.protocol import Usage, WorkerPlace
+
+
+def reward_names(job: EvaluateJob) -> list[str]:
+    """Raises UserError for a name that is none."""
+    return list(parse_rewards(job.rewards)) if job.rewards is not None else []
+
+
+def folders_of_rewards(job: EvaluateJob) -> dict[str, Path]:
+    """Where the rewards' weights are. `clip` is tiny-clip, except where `aesthetic` needs the large one."""
+    tiny = {} if "aesthetic" in reward_names(job) else {"clip": TINY_CLIP}
+    given = {name: Path(folder) for name, folder in (job.reward_folders or {}).items()}
+    return {"": Path(job.rewards_root), **tiny, **given}
 
 
 def judge_models(job: EvaluateJob) -> JudgeModels:
@@ -33,7 +47,7 @@ def judge_models(job: EvaluateJob) -> JudgeModels:
     cmmd = find_features(job.cmmd_features, root, "--cmmd-features")
     same = features.folder == cmmd.folder
     lpips = find_lpips(job.lpips) if job.lpips is not None else None
-    return JudgeModels(features, None if same else cmmd, job.rewards, job.folders(), lpips)
+    return JudgeModels(features, None if same else cmmd, job.rewards, folders_of_rewards(job), lpips)
 
 
 @dataclass(frozen=True)

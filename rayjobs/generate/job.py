@@ -17,7 +17,7 @@ from torch import Tensor
 from ortho_core.class_names import class_number
 from ortho_core.device import pick_device
 from ortho_core.errors import UserError
-from ortho_core.evaluation import sample
+from ortho_core.evaluation.samples import sample
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache

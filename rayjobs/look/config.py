@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import ConfigDict
 
 from ortho_core.marks import conduct, decides, resolved
-from ortho_core.pairs import PairFields
+from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import OutputPath, PairsLocation
 from rayjobs.verb.options import Nameless
 

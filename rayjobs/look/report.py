@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import yaml
 
 from ortho_core.errors import BadRow, install
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.survey.alike import ALIKE, prompts_of
 from ortho_core.pairs.survey.caption_texts import CLIP_WINDOW
 from ortho_core.pairs.survey.crop import framed, lost

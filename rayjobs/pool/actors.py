@@ -12,8 +12,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ortho_core.errors import RunFailed
-from ortho_core.pairs import PairSet
 from ortho_core.pairs.decoding import Decode
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.plan import ShardedPlan
 from rayjobs.pool.decoder import RayDecoder
 from rayjobs.pool.ledger import Ledger

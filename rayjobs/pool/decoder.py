@@ -16,7 +16,8 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ortho_core.errors import BadRow
-from ortho_core.pairs import Pair, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Pair
 
 if TYPE_CHECKING:
     from ortho_core.pairs.decoding import Decoded

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from ortho_core.errors import RunFailed
-from ortho_core.pairs import Shard
+from ortho_core.pairs.rows import Shard
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import ShardedPlan
 from rayjobs.pool.ledger import Ledger, Survey

@@ -14,7 +14,8 @@ from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.pairs import PairSet, Shard
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Shard
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import AssignmentPlan

@@ -4,8 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from ortho_core.pairs import Shard
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.rows import Failure, Shard
 from rayjobs.pool.ledger import Task
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ortho_core.pairs import PairSet, Shard
 from ortho_core.pairs.decoding import Decode
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Shard
 from ortho_core.records.parts import ShardResult
 
 

@@ -5,9 +5,9 @@ import time
 import torch
 
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.pairs import PairSet, Shard
 from ortho_core.pairs.decoding import Decode, decode_in_threads, usable_rows
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Failure, Shard
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import ShardedPlan
 from rayjobs.pool.ledger import Ledger, Task

@@ -14,6 +14,7 @@ from ortho_core.estep.config import SearchConfig
 from ortho_core.estep.engine import Engine, Found
 from ortho_core.estep.objective import Objective
 from ortho_core.estep.queue import requests_of
+from ortho_core.estep.space import noise_space
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.gaussianity import verdict, write_diagnostics
 from ortho_core.pictures import labelled_rows, to_picture
@@ -57,7 +58,7 @@ def search(
     if result.failed:
         raise RunFailed(f"{result.failure}; try --dtype float32")
     base = generator.base_noise([result.seed])
-    noise = config.space(generator.latent_shape).noise(base, result.parameters[None].to(base.device))
+    noise = noise_space(config, generator.latent_shape).noise(base, result.parameters[None].to(base.device))
     return OneSearch(config, result, base, noise)
 
 

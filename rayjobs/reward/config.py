@@ -1,15 +1,12 @@
-"""The options of `ortho reward`, and what can be checked before anything is loaded."""
+"""The options of `ortho reward`."""
 
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from ortho_core.errors import UserError
 from ortho_core.estep.config import SearchConfig
-from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved
-from ortho_core.rewards import parse_rewards, reward_fingerprints
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputLocation
 from rayjobs.pool.config import PoolSettings, labels
 
@@ -45,21 +42,3 @@ class RewardJob(SearchConfig, PoolSettings):
     def folders(self) -> dict[str, Path]:
         """Where the rewards' weights are: each by its name, and by "" the root of those that are not named."""
         return {"": self.rewards_root, **(self.reward_folders or {})}
-
-
-def check(job: RewardJob, model: ModelFolder) -> dict[str, str]:
-    """Fingerprints of the rewards' weights. Raises UserError for whatever can be found wrong before anything is loaded."""
-    job.space(model.latent_shape)
-    if (job.prompt is None) == (job.prompts is None):
-        raise UserError("give --prompt TEXT or --prompts FILE, and not both")
-    if job.prompt is not None and not job.prompt.strip():
-        raise UserError("--prompt is blank")
-    if job.prompt is not None and "://" in job.out:
-        raise UserError(f"--out {job.out}: one prompt's pictures go to a local folder; --prompts may go to a URL")
-    if job.save_steps and job.prompts is not None:
-        raise UserError("--save-steps is of one --prompt; a file of prompts leaves no pictures")
-    names = parse_rewards(job.reward)
-    told = parse_rewards(job.report_rewards) if job.report_rewards else {}
-    if both := sorted(set(names) & set(told)):
-        raise UserError(f"--report-rewards: {', '.join(both)} is optimised, and told of in any case")
-    return reward_fingerprints([*names, *told], job.folders())

@@ -7,17 +7,19 @@ were found, so `ortho train --noise base` distils them into the model.
 
 from pydantic import JsonValue
 
+from ortho_core.errors import UserError
+from ortho_core.estep.space import noise_space
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
-from ortho_core.pairs import PairSet, Shard
-from ortho_core.pairs.rows import PromptFields
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PromptFields, Shard
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import NoiseSettings, RewardPlan
-from ortho_core.rewards import parse_rewards
+from ortho_core.rewards.names import parse_rewards, reward_fingerprints
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.run import ShardedRun
 from rayjobs.reports.summaries import RewardSummary
-from rayjobs.reward.config import RewardJob, check
+from rayjobs.reward.config import RewardJob
 from rayjobs.reward.gains import gains
 from rayjobs.reward.pictures import take_pictures
 from rayjobs.reward.report import write_report
@@ -26,6 +28,24 @@ from rayjobs.verb.console import say
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 from rayjobs.verb.session import ray_session
+
+
+def check(job: RewardJob, model: ModelFolder) -> dict[str, str]:
+    """Fingerprints of the rewards' weights. Raises UserError for whatever can be found wrong before anything is loaded."""
+    noise_space(job, model.latent_shape)
+    if (job.prompt is None) == (job.prompts is None):
+        raise UserError("give --prompt TEXT or --prompts FILE, and not both")
+    if job.prompt is not None and not job.prompt.strip():
+        raise UserError("--prompt is blank")
+    if job.prompt is not None and "://" in job.out:
+        raise UserError(f"--out {job.out}: one prompt's pictures go to a local folder; --prompts may go to a URL")
+    if job.save_steps and job.prompts is not None:
+        raise UserError("--save-steps is of one --prompt; a file of prompts leaves no pictures")
+    names = parse_rewards(job.reward)
+    told = parse_rewards(job.report_rewards) if job.report_rewards else {}
+    if both := sorted(set(names) & set(told)):
+        raise UserError(f"--report-rewards: {', '.join(both)} is optimised, and told of in any case")
+    return reward_fingerprints([*names, *told], job.folders())
 
 
 def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, list[Shard]]:

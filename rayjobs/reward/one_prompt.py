@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ortho_core.device import pick_device
-from ortho_core.evaluation import to_bytes
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.seeded import noise_seed
+from ortho_core.pictures import to_bytes
 from rayjobs.reports import one_search
 from rayjobs.reports.curves import reward_charts
 from rayjobs.reward.config import RewardJob

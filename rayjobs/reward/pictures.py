@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ortho_core.errors import UserError
-from ortho_core.evaluation import to_bytes
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
-from ortho_core.pictures import save_png
+from ortho_core.pictures import save_png, to_bytes
 from ortho_core.records.assignments import Assignments
 from rayjobs.verb.console import say
 from rayjobs.verb.faults import innermost

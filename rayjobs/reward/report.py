@@ -11,7 +11,7 @@ from ortho_core.pictures import load_sheet
 from ortho_core.records.assignments import Assignments
 from ortho_core.report.charts import Chart, Series
 from ortho_core.report.page import Block, Cell, Charts, Embedded, Fact, PictureRow, PictureRows, Section, Table, render
-from ortho_core.rewards import parse_rewards
+from ortho_core.rewards.names import parse_rewards
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
 from rayjobs.reports.curves import reward_charts

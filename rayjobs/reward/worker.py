@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.plan import RewardPlan
-from ortho_core.rewards import WeightedSum, load_rewards, parse_rewards
+from ortho_core.rewards.combined import WeightedSum, load_rewards
+from ortho_core.rewards.names import parse_rewards
 from ortho_core.rewards.objective import RewardObjective
 from ortho_core.rewards.rows import PromptRows
 from rayjobs.pool.engine_search import EngineSearch

@@ -18,8 +18,9 @@ from rayjobs.em.config import EmJob
 from rayjobs.evaluate.job import make_plan as evaluation_plan
 from rayjobs.evaluate.plan import EvaluationPlan
 from rayjobs.reports.summaries import SWEEP_SUMMARY, ModelEstimates
-from rayjobs.sweep.config import SweepJob, base_of, points_of, reference_point, space_of
+from rayjobs.sweep.config import SweepJob
 from rayjobs.sweep.pareto import choose, pareto_front
+from rayjobs.sweep.points import base_of, points_of, reference_point, space_of
 from rayjobs.sweep.records import SweepSummary, TrialRecord
 from rayjobs.sweep.report import write_report
 from rayjobs.sweep.space import Point, Space, short_names, text, with_values

@@ -17,7 +17,8 @@ from rayjobs.em.config import NO_HELDOUT, EmJob
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.reports.summaries import EM_SUMMARY, EVALUATION, Cycle, EmSummary, Evaluation, ModelEstimates, cycle_name
-from rayjobs.sweep.config import SweepJob, base_of
+from rayjobs.sweep.config import SweepJob
+from rayjobs.sweep.points import base_of
 from rayjobs.sweep.records import REFERENCES, CurvePoint, TrialRecord
 from rayjobs.sweep.space import Point, short_names, text, with_values
 from rayjobs.train.plan import TrainPlan

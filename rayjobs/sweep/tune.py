@@ -28,7 +28,8 @@ from rayjobs.assign import job as assign
 from rayjobs.em import job as em
 from rayjobs.evaluate import job as evaluate
 from rayjobs.reports.summaries import EVALUATION, Evaluation, ModelEstimates
-from rayjobs.sweep.config import SweepJob, points_of
+from rayjobs.sweep.config import SweepJob
+from rayjobs.sweep.points import points_of
 from rayjobs.sweep.records import REFERENCES, CurvePoint, TrialRecord
 from rayjobs.sweep.space import Choices, Point, Range, Space
 from rayjobs.sweep.trial import (
@@ -44,7 +45,7 @@ from rayjobs.sweep.trial import (
     write_record,
 )
 from rayjobs.train import job as train
-from rayjobs.train.config import TrainModels
+from rayjobs.train.models import TrainModels
 from rayjobs.training.loop import Report
 from rayjobs.verb.console import say
 from rayjobs.verb.faults import innermost

@@ -9,7 +9,8 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ortho_core.generators.load import load_generator
-from ortho_core.generators.lora import TEACHER, Lora, add_lora, has_lora
+from ortho_core.generators.lora import TEACHER, add_lora, has_lora
+from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.protocol import OneStepGenerator

@@ -1,20 +1,16 @@
 """The options of `ortho train`."""
 
 import math
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
 from ortho_core.errors import UserError
-from ortho_core.generators.lora import Lora, lora_of
-from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
+from ortho_core.generators.lora_config import Lora
 from ortho_core.marks import conduct, decides, resolved
-from ortho_core.mstep.data import NoiseKind
-from ortho_core.mstep.matching import MatchingConfig
-from ortho_core.mstep.update import MStepConfig
-from ortho_core.pairs import PairFields
+from ortho_core.mstep.config import MatchingConfig, MStepConfig, NoiseKind
+from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import Location, ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.training.config import TrainingSettings
 
@@ -176,36 +172,3 @@ class TrainJob(TrainSettings, PairFields):
     def title(self) -> str:
         """What people call the run: in EM every M-step's folder is called `train`."""
         return "/".join(self.out.parts[-2:])
-
-
-@dataclass(frozen=True)
-class TrainModels:
-    """The model folders of an M-step: the one it starts from, and the one that its preserve terms hold to."""
-
-    model: ModelFolder
-    held: ModelFolder
-
-    @staticmethod
-    def open(job: TrainJob) -> "TrainModels":
-        """Raises UserError."""
-        model = ModelFolder.open(job.model)
-        return TrainModels(model, model if job.preserve_model is None else ModelFolder.open(job.preserve_model))
-
-
-def check_lora(job: TrainSettings, model: ModelFolder) -> None:
-    """Raises UserError if the model takes no adapter, or its own is not of the shape that was asked for."""
-    if job.lora_rank and model.kind == CLASS_KIND:
-        raise UserError(
-            f"--lora-rank: {model.path} is class-conditional, which has no adapters: train all weights (--lora-rank 0)"
-        )
-    there = lora_of(model)
-    if there is None:
-        return
-    if not job.lora_rank:
-        raise UserError(
-            f"--model {model.path} is a LoRA adapter: go on with it (--lora-rank {there.rank}), or start from a model that "
-            "was trained with --lora-merge"
-        )
-    asked = Lora(job.lora_rank, job.alpha, tuple(sorted(job.targets)))
-    if asked != replace(there, targets=tuple(sorted(there.targets))):
-        raise UserError(f"--model {model.path} has an adapter of {there}, which is not the {asked} that was asked for")

@@ -6,19 +6,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ortho_core.errors import UserError
+from ortho_core.estep.space import noise_space
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.mstep.data import MatchedData
 from ortho_core.mstep.elsewhere import general_prompts, unseen_classes
+from ortho_core.mstep.matching import match_search
 from ortho_core.mstep.row_order import Order
 from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.noise.rotation import block_dimension
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.prompt_file import read_prompts
+from ortho_core.pairs.rows import PairFields
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.plan import fingerprint
 from ortho_core.storage.open import open_store
-from rayjobs.train.config import TRAINING, TrainJob, TrainModels, check_lora
+from rayjobs.train.config import TRAINING, TrainJob
+from rayjobs.train.models import TrainModels, check_lora
 from rayjobs.train.plan import TrainPlan
 from rayjobs.train.worker import train_worker
 from rayjobs.training import launch
@@ -65,7 +69,7 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         keeps=job.keeps_noise,
     )
     if job.noise == "online":
-        job.match_search(job, data.noise_settings).space(shape)
+        noise_space(match_search(job, job, data.noise_settings), shape)
     if job.assignments is not None and (data.needs_images or data.encodes):
         data = replace(data, pairs=images_of(job.assignments, job.pairs))
     plan = TrainPlan(

@@ -11,14 +11,15 @@ from torch import nn
 
 from ortho_core.errors import RunFailed
 from ortho_core.generators.load import load_generator
-from ortho_core.generators.lora import Lora, add_lora, has_lora, keep_as_teacher
+from ortho_core.generators.lora import add_lora, has_lora, keep_as_teacher
+from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.data import MatchedData, Share, to_batch
 from ortho_core.mstep.fsdp import shard_weights
 from ortho_core.mstep.kept_noise import LatestNoise, refreshed
 from ortho_core.mstep.loss import TERMS
-from ortho_core.mstep.matching import MATCH_TERMS, OnlineMatching
+from ortho_core.mstep.matching import MATCH_TERMS, OnlineMatching, match_search
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher, Teacher
 from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.mstep.update import MStep, Outcome, autocast
@@ -26,8 +27,9 @@ from ortho_core.mstep.validation import PICTURE, Validation, figures
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.checkpoints import CheckpointFolders
-from rayjobs.train.config import TrainJob, TrainModels
+from rayjobs.train.config import TrainJob
 from rayjobs.train.feed import ahead, feed, read_here
+from rayjobs.train.models import TrainModels
 from rayjobs.train.plan import TrainPlan
 from rayjobs.training.loop import TrainLoop, Update, work
 
@@ -145,7 +147,7 @@ class Training(TrainLoop[Share]):
 
     def _matching(self) -> OnlineMatching:
         job = self.job
-        search = job.match_search(job, self.data.noise_settings)
+        search = match_search(job, job, self.data.noise_settings)
         bf16 = self._halved or job.match_dtype == "bfloat16"
         return OnlineMatching(self.generator, self.step.parameters, search, job.gradient_accumulation_steps, bf16=bf16)
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from ortho_core.generators.fitting.fit import FitConfig
+from ortho_core.generators.fitting.config import FitConfig
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import OutputPath, PairsLocation
 from rayjobs.training.config import TrainingSettings

@@ -9,8 +9,8 @@ from ortho_core.generators.class_config import ClassConfig
 from ortho_core.generators.fitting.class_groups import Groups
 from ortho_core.generators.fitting.diversity import Diversity
 from ortho_core.marks import decides, settings
-from ortho_core.pairs import PairSet
 from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
+from ortho_core.pairs.pair_set import PairSet
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.plan import TrainGanPlan
 from rayjobs.train_gan.worker import train_gan_worker

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ortho_core.errors import RunFailed
-from ortho_core.evaluation import to_bytes
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
 from ortho_core.generators.fitting.class_groups import Groups
 from ortho_core.generators.fitting.diversity import SAMPLES_PER_CLASS, Diversity, diversity
 from ortho_core.generators.fitting.fit import FitBatch, make_fit, terms_of
 from ortho_core.generators.model_card import model_card
 from ortho_core.noise.seeded import noise_seed, seeded_normal
-from ortho_core.pairs import PairSet
 from ortho_core.pairs.known_sets import Labelled
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pictures import to_bytes
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.plan import TrainGanPlan
 from rayjobs.training.loop import TrainLoop, Update, work

@@ -1,8 +1,42 @@
 """The options that every training job has."""
 
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
 from ortho_core.marks import conduct
-from rayjobs.training.trackers import TrackerSettings
+from ortho_core.storage.location import Place
 from rayjobs.verb.resources import WorkerResources
+
+#: Where MLflow is: an address, or a folder.
+TrackingUri = Annotated[str, Place(names="databricks|[a-z][a-z+-]+:.*")]
+
+
+class TrackerSettings(BaseModel):
+    """Where a training run reports to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tensorboard: bool = conduct(True, description="write TensorBoard event files under OUT/tensorboard")
+    mlflow: TrackingUri | None = conduct(
+        None,
+        description="tracking URI of MLflow: http(s)://HOST:PORT, or a folder that the workers see; the experiment is "
+        "MLFLOW_EXPERIMENT_NAME or 'ortho'; credentials are taken from MLflow's variables on the node "
+        "(needs the extra mlflow; sqlite:/// and other databases need the full mlflow package)",
+    )
+    wandb: str | None = conduct(
+        None,
+        description="project of Weights & Biases, or ENTITY/PROJECT; the key is taken from WANDB_API_KEY on the node, "
+        "WANDB_MODE=offline works (needs the extra wandb)",
+    )
+
+    @field_validator("wandb")
+    @classmethod
+    def _project(cls, project: str | None) -> str | None:
+        if project is not None and not re.fullmatch(r"[^/]+(/[^/]+)?", project):
+            raise ValueError(f"{project!r} is not a project of Weights & Biases; accepted: PROJECT or ENTITY/PROJECT")
+        return project
 
 
 class TrainingSettings(TrackerSettings, WorkerResources):

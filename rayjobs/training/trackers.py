@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
 
 from ortho_core.errors import UserError, install
-from ortho_core.marks import conduct
 from ortho_core.records.plan import Settings
-from ortho_core.storage.location import Place
+from rayjobs.training.config import TrackerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -41,35 +39,6 @@ ENVIRONMENT = {
 #: The tag by which a resumed run finds itself in MLflow, and the longest key and value that MLflow takes.
 RUN_TAG, LONGEST_KEY, LONGEST_VALUE = "ortho_run", 250, 6000
 PARAMS_PER_CALL = 100
-
-#: Where MLflow is: an address, or a folder.
-TrackingUri = Annotated[str, Place(names="databricks|[a-z][a-z+-]+:.*")]
-
-
-class TrackerSettings(BaseModel):
-    """Where a training run reports to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tensorboard: bool = conduct(True, description="write TensorBoard event files under OUT/tensorboard")
-    mlflow: TrackingUri | None = conduct(
-        None,
-        description="tracking URI of MLflow: http(s)://HOST:PORT, or a folder that the workers see; the experiment is "
-        "MLFLOW_EXPERIMENT_NAME or 'ortho'; credentials are taken from MLflow's variables on the node "
-        "(needs the extra mlflow; sqlite:/// and other databases need the full mlflow package)",
-    )
-    wandb: str | None = conduct(
-        None,
-        description="project of Weights & Biases, or ENTITY/PROJECT; the key is taken from WANDB_API_KEY on the node, "
-        "WANDB_MODE=offline works (needs the extra wandb)",
-    )
-
-    @field_validator("wandb")
-    @classmethod
-    def _project(cls, project: str | None) -> str | None:
-        if project is not None and not re.fullmatch(r"[^/]+(/[^/]+)?", project):
-            raise ValueError(f"{project!r} is not a project of Weights & Biases; accepted: PROJECT or ENTITY/PROJECT")
-        return project
 
 
 def check(settings: TrackerSettings) -> None:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from rayjobs.verb.console import say
 
 

@@ -171,7 +171,7 @@ def test_the_entrypoint_is_a_command_line_that_its_verb_accepts(name, tmp_path):
     for file, text in files.items():
         (tmp_path / file).write_text(text)
     options = [option.replace("/etc/ortho", str(tmp_path)) for option in options]
-    job = parse(VERBS[verb].load()[0], options, verb).job
+    job = parse(VERBS[verb].model(), options, verb).job
     cluster = cluster_of(render(KUBERAY / name))
     for steps in [job] if verb == "assign" else [job.assign, job.train, job.evaluate]:
         assert steps.autoscaling == cluster.get("enableInTreeAutoscaling", False)

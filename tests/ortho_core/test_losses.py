@@ -5,7 +5,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ortho_core.losses import ReconstructionWeights, mean_absolute, mean_square
+from ortho_core.estep.config import ReconstructionWeights
+from ortho_core.losses import mean_absolute, mean_square
 
 
 def two(shape):

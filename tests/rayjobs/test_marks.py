@@ -26,7 +26,8 @@ from rayjobs.sweep import job as sweep
 from rayjobs.sweep.config import SweepJob
 from rayjobs.sweep.space import value_of, with_values
 from rayjobs.train import job as train
-from rayjobs.train.config import TrainJob, TrainModels
+from rayjobs.train.config import TrainJob
+from rayjobs.train.models import TrainModels
 from rayjobs.train_gan import job as train_gan
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.verb.options import leaves
@@ -40,7 +41,7 @@ SETTLED = {"reward.save_steps", "reward.report_rewards"}
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_every_verb_has_a_mark(verb):
-    model, _, _ = VERBS[verb].load()
+    model = VERBS[verb].model()
     assert [name for name, field in leaves(model) if mark_of(field) is None] == []
 
 

@@ -10,60 +10,19 @@ C × H × W noise, c × Y × X images.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from ortho_core.generators.class_conditional import ClassGenerator
+from ortho_core.generators.fitting.config import FitConfig
 from ortho_core.generators.fitting.discriminator import Discriminator
-from ortho_core.marks import decides
 
 #: Updates over which the learning rate rises, and the part of it that is left at the end.
 WARMUP, LAST = 50, 0.02
-#: Candidate noises of a group, where none are asked for.
-NEAREST_OF = 64
-
-
-class FitConfig(BaseModel):
-    """How a generator is fitted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    objective: Literal["imle", "gan"] = decides(
-        "imle",
-        description="imle: regress on the nearest of several tries, which keeps diversity; gan: hinge loss against a "
-        "projection discriminator",
-    )
-    nearest_of: int | None = decides(
-        None, ge=1, description="imle: noises that the images of a group choose from (none: 64)"
-    )
-    group_size: int = decides(
-        16, ge=1, description="images of one class that are drawn together, and share those noises"
-    )
-    lr: float | None = decides(
-        None, gt=0, description="highest learning rate; of a gan's discriminator twice it (none: imle 2e-3, gan 2e-4)"
-    )
-
-    @model_validator(mode="after")
-    def _applies(self) -> "FitConfig":
-        if self.objective == "gan" and self.nearest_of is not None:
-            raise ValueError("nearest_of is of --objective imle; a gan draws one noise for each image: leave it out")
-        if self.nearest_of is not None and self.nearest_of < self.group_size:
-            raise ValueError(f"nearest_of is less than the {self.group_size} images of a group (--group-size)")
-        return self
-
-    @property
-    def noises(self) -> int:
-        """J; of a gan one per image for each of its two steps."""
-        return 2 * self.group_size if self.objective == "gan" else self.nearest_of or NEAREST_OF
-
-    @property
-    def rate(self) -> float:
-        return self.lr or {"imle": 2e-3, "gan": 2e-4}[self.objective]
 
 
 @dataclass(frozen=True)

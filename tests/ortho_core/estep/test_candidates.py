@@ -11,6 +11,7 @@ from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Engine, assign_noise
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.queue import Request
+from ortho_core.estep.space import noise_space
 from ortho_core.noise.prior import gaussian_prior
 from ortho_core.noise.seeded import seeded_normal
 from tests.ortho_core.estep.test_engine import Fragile, alone, requests
@@ -56,7 +57,9 @@ def test_the_pick_is_the_lowest_of_one_forward_each(generator, batch, settings):
         # One step is the start of the search, where Q is the identity to 1e-4.
         assert one.best("total") == pytest.approx(min(losses), rel=2e-3)
         assert (one.evaluations, one.candidate_forwards) == (1, K)
-        noise = config.space(generator.latent_shape).noise(generator.base_noise([one.seed]), one.parameters[None])
+        noise = noise_space(config, generator.latent_shape).noise(
+            generator.base_noise([one.seed]), one.parameters[None]
+        )
         torch.testing.assert_close(noise, seeded_normal([one.seed], generator.latent_shape), rtol=0, atol=1e-2)
     assert sum(one.seed != seed for one, seed in zip(found, SEEDS, strict=True)) > 2
 

@@ -9,6 +9,7 @@ from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.engine import Engine, assign_noise
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.queue import Request
+from ortho_core.estep.space import noise_space
 from ortho_core.noise.rotation import unpack_skew
 from ortho_core.noise.spaces import Rotations
 
@@ -57,7 +58,7 @@ def test_the_lowest_iterate_is_kept(generator, batch):
     found = assign_noise(generator, list(range(8)), condition, targets, images, config)
     assert any(one.history["total"][-1] > one.history["total"].min() for one in found)
     parameters = torch.stack([one.parameters for one in found])
-    noise = config.space(generator.latent_shape).noise(generator.base_noise(list(range(8))), parameters)
+    noise = noise_space(config, generator.latent_shape).noise(generator.base_noise(list(range(8))), parameters)
     again = (generator.denoise(noise, condition) - targets).square().mean((1, 2, 3))
     for one, loss in zip(found, again.tolist(), strict=True):
         assert one.best("total") == one.history["total"].min() == pytest.approx(loss, rel=1e-4)
@@ -171,7 +172,7 @@ def test_the_prior_keeps_free_noise_gaussian(generator, batch):
     for weight in (0.0, 0.5):
         config = AssignConfig(transform="free", steps=25, patience=0, prior_weight=weight)
         found = assign_noise(generator, list(range(8)), condition, targets, None, config)
-        noise = config.space(generator.latent_shape).noise(base, torch.stack([one.parameters for one in found]))
+        noise = noise_space(config, generator.latent_shape).noise(base, torch.stack([one.parameters for one in found]))
         power[weight] = float(noise.square().mean())
         assert all((one.best("prior") > 0) == (weight > 0) for one in found)
     assert abs(power[0.5] - 1) < 0.25 < power[0.0] - 1
@@ -265,4 +266,4 @@ def test_a_patch_size_or_a_grid_that_does_not_divide_is_refused(generator, batch
     with pytest.raises(UserError, match="regions 3 does not divide the 4×4 patches"):
         assign_noise(generator, list(range(8)), condition, targets, None, AssignConfig(regions=3))
     with pytest.raises(UserError, match="transform free has none"):
-        AssignConfig(transform="free", regions=2).space(generator.latent_shape)
+        noise_space(AssignConfig(transform="free", regions=2), generator.latent_shape)

@@ -7,10 +7,10 @@ from ortho_core.estep.config import SearchConfig
 from ortho_core.estep.engine import Engine
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
 from ortho_core.generators.prompt_cache import PromptCache
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import PromptFields
-from ortho_core.rewards import WeightedSum
 from ortho_core.rewards.base import Scoring
+from ortho_core.rewards.combined import WeightedSum
 from ortho_core.rewards.objective import RewardObjective
 from ortho_core.rewards.rows import PromptRows
 

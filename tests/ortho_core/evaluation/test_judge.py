@@ -5,7 +5,7 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ortho_core.evaluation.features import TINY_CLIP, find_lpips
-from ortho_core.rewards import load_rewards
+from ortho_core.rewards.combined import load_rewards
 from tests.ortho_core.evaluation.judges import TEXTS, judges, pictures
 
 

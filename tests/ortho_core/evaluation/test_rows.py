@@ -12,7 +12,7 @@ from ortho_core.evaluation.rows import EvaluationRows
 from ortho_core.evaluation.samples import from_png, mean_pairwise_distance, sample
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.noise.seeded import noise_seed
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pictures import to_bytes
 from tests.ortho_core.evaluation.judges import TEXTS, judges
 

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ortho_core.errors import UserError
-from ortho_core.generators import ModelFolder, OneStepGenerator, load_generator
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
-from ortho_core.generators.model_folder import LORA_WEIGHTS, write_lora_reference
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import LORA_WEIGHTS, ModelFolder, write_lora_reference
+from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.rotation import rotate, skew_parameters
 from tests.ortho_core.pairs.made import write_images, write_lines
 
@@ -156,7 +157,7 @@ def test_a_row_whose_prompt_is_no_class_is_quarantined_and_the_others_are_as_wit
     from ortho_core.estep.objective import Reconstruction
     from ortho_core.estep.rows import PairRows
     from ortho_core.generators.prompt_cache import PromptCache
-    from ortho_core.pairs import PairSet
+    from ortho_core.pairs.pair_set import PairSet
 
     prompts = ["ship", "boat", "1", "airplane", "no class"]
     write_images(tmp_path, *[f"{i}.png" for i in range(5)])

@@ -17,9 +17,11 @@ from diffusers import (
 )
 
 from ortho_core.errors import UserError
-from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
-from ortho_core.generators.lora import Lora, add_lora
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.lora import add_lora
+from ortho_core.generators.lora_config import Lora
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.one_step import OneStep
 
 PROMPTS = ["a green handwritten seven on a black background", "an orange handwritten two on a white background"]

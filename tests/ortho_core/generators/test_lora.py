@@ -10,10 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ortho_core.errors import UserError
-from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import (
-    Lora,
     add_lora,
     attach_lora,
     has_lora,
@@ -21,7 +20,8 @@ from ortho_core.generators.lora import (
     lora_parameters,
     teacher_adapter,
 )
-from ortho_core.generators.model_folder import LORA_WEIGHTS
+from ortho_core.generators.lora_config import Lora
+from ortho_core.generators.model_folder import LORA_WEIGHTS, ModelFolder
 
 PROMPTS = ["a green handwritten seven on a black background", "an orange handwritten two on a white background"]
 SEEDS = [1, 2]

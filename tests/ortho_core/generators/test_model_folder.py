@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ortho_core.errors import UserError
-from ortho_core.generators import ModelFolder, load_generator
-from ortho_core.generators.model_folder import INDEX
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import INDEX, ModelFolder
 from tests.ortho_core.generators.made import hub_clone
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ortho_core.mstep.loss import SftBatch, SftConfig, sft_loss
+from ortho_core.mstep.config import SftConfig
+from ortho_core.mstep.loss import SftBatch, sft_loss
 from ortho_core.mstep.teacher import FrozenTeacher, using
 
 

@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from ortho_core.estep.config import AssignConfig
-from ortho_core.estep.curvature import MEASURED_WITH
+from ortho_core.estep.config import MEASURED_WITH, AssignConfig, ReconstructionWeights
 from ortho_core.estep.engine import assign_noise
-from ortho_core.generators import ModelFolder, load_generator
-from ortho_core.generators.lora import Lora, add_lora
-from ortho_core.losses import ReconstructionWeights, mean_square
+from ortho_core.estep.space import noise_space
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.lora import add_lora
+from ortho_core.generators.lora_config import Lora
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.losses import mean_square
+from ortho_core.mstep.config import MatchingConfig
 from ortho_core.mstep.loss import SftBatch
-from ortho_core.mstep.matching import MatchingConfig, OnlineMatching
+from ortho_core.mstep.matching import OnlineMatching, match_search
 from ortho_core.noise.rotation import patchify
 
 SEEDS = list(range(8))
@@ -38,7 +41,7 @@ def data(batch, moved):
 
 
 def matching(generator, parts=1, **options):
-    search = MatchingConfig(match_steps="4").match_search(ReconstructionWeights(**options), None)
+    search = match_search(MatchingConfig(match_steps="4"), ReconstructionWeights(**options), None)
     return OnlineMatching(generator, list(generator.trainable.parameters()), search, parts)
 
 
@@ -51,9 +54,9 @@ def error(generator, noise, batch):
 def test_it_is_the_search_of_the_e_step_with_the_weights_of_the_moment(moved, data, weights):
     found, totals = matching(moved, **weights)(data, 4)
     search = AssignConfig(steps=4, patience=0, **weights)
-    zeros = [torch.zeros(search.space(moved.latent_shape).parameters)] * 8
+    zeros = [torch.zeros(noise_space(search, moved.latent_shape).parameters)] * 8
     own = assign_noise(moved, SEEDS, data.condition, data.target_latents, data.images, search, slots=8, starts=zeros)
-    expected = search.space(moved.latent_shape).noise(data.noise, torch.stack([one.parameters for one in own]))
+    expected = noise_space(search, moved.latent_shape).noise(data.noise, torch.stack([one.parameters for one in own]))
     assert torch.equal(found.noise, expected)
     losses = [[one.initial_loss, one.best("total")] for one in own]
     torch.testing.assert_close(totals, torch.tensor(losses).mean(0))
@@ -89,7 +92,7 @@ def test_the_weights_get_no_gradient_and_ask_for_it_again_afterwards(moved, data
         lambda module, _: seen.append((module.training, any(p.requires_grad for p in module.parameters())))
     )
     trained = [p for p in network.parameters() if p.requires_grad]
-    search = MatchingConfig().match_search(ReconstructionWeights(), None)
+    search = match_search(MatchingConfig(), ReconstructionWeights(), None)
     OnlineMatching(moved, trained, search)(data, 2)
     hook.remove()
     assert set(seen) == {(False, False)}
@@ -129,7 +132,7 @@ def test_what_it_answers_to_is_measured_once_or_when_told_and_goes_with_the_stat
 
 
 def test_in_bfloat16_the_network_computes_with_less_and_the_rotations_do_not(moved, data):
-    search = MatchingConfig(match_steps="4").match_search(ReconstructionWeights(), None)
+    search = match_search(MatchingConfig(match_steps="4"), ReconstructionWeights(), None)
     found, totals = OnlineMatching(moved, [], search, bf16=True)(data, 4)
     exact, expected = matching(moved)(data, 4)
     torch.testing.assert_close(totals, expected, rtol=0.02, atol=0)
@@ -147,7 +150,7 @@ def test_an_adapter_is_matched_with(moved, data, generator):
     with torch.no_grad():
         for parameter in adapters:
             parameter.add_(0.1)
-    search = MatchingConfig(match_steps="4").match_search(ReconstructionWeights(), None)
+    search = match_search(MatchingConfig(match_steps="4"), ReconstructionWeights(), None)
     found, totals = OnlineMatching(own, adapters, search)(data, 4)
     torch.testing.assert_close(error(own, found.noise, data).mean(), totals[1], rtol=1e-4, atol=0)
     assert abs(error(generator, found.noise, data).mean() - totals[1]) > 1e-3

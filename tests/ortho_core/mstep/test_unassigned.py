@@ -6,7 +6,7 @@ import pytest
 
 from ortho_core.errors import UserError
 from ortho_core.mstep.unassigned import UnassignedRows
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 
 SIZE = (32, 32)
 

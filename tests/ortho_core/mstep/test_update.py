@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import TERMS, SftBatch, sft_loss
 from ortho_core.mstep.teacher import FrozenTeacher
-from ortho_core.mstep.update import MStep, MStepConfig
+from ortho_core.mstep.update import MStep
 
 
 @pytest.fixture

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from ortho_core.evaluation import to_bytes
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.losses import mean_square
 from ortho_core.mstep.teacher import FrozenTeacher
 from ortho_core.mstep.validation import Validation, figures
 from ortho_core.noise.seeded import noise_seed
+from ortho_core.pictures import to_bytes
 from ortho_core.records.assignments import Assignments
 
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs import Pair, PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Pair, PairFields
 
 
 def png(shade: int = 128) -> bytes:

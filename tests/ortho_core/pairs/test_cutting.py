@@ -5,7 +5,8 @@ import json
 import pytest
 
 from ortho_core.errors import UserError
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from tests.ortho_core.pairs.made import KINDS, read_all, write_captions, write_lines, write_set
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ortho_core.pairs import PairSet
 from ortho_core.pairs.decoding import decode_in_threads, decoded_batches, to_images
+from ortho_core.pairs.pair_set import PairSet
 from tests.ortho_core.pairs.made import KINDS, png, write_images, write_lines, write_set
 
 

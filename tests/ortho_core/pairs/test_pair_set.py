@@ -4,7 +4,9 @@ import shutil
 import pytest
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs import PairFields, PairSet, pair_set
+from ortho_core.pairs import pair_set
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.open import open_store
 from tests.ortho_core.pairs.made import (

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from ortho_core.errors import NoPairSet, UserError
-from ortho_core.pairs import PairFields, PairSet
 from ortho_core.pairs.listing import scan
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.local import LocalStore
 from tests.ortho_core.pairs.made import (
     line,
@@ -28,7 +29,7 @@ PROMPTS = [f"prompt {i}" for i in range(5)]
 def measured(location) -> tuple[str, float]:
     """The line of a set, and the CPU seconds that it took in a process whose annotations are not checked."""
     program = (
-        "import sys, time; from ortho_core.pairs import PairSet; began = time.process_time(); "
+        "import sys, time; from ortho_core.pairs.pair_set import PairSet; began = time.process_time(); "
         "print(PairSet(sys.argv[1]).line()); print(time.process_time() - began)"
     )
     done = subprocess.run([sys.executable, "-c", program, location], capture_output=True, text=True, check=True)

@@ -4,8 +4,9 @@ import pickle
 import numpy as np
 import pytest
 
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.repeated_ids import repeated
+from ortho_core.pairs.rows import PairFields
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 16, 1 << 20])

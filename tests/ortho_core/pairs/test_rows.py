@@ -2,8 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from ortho_core.errors import BadRow
-from ortho_core.pairs import PairFields
-from ortho_core.pairs.rows import PairRecord, make_pair
+from ortho_core.pairs.rows import PairFields, PairRecord, make_pair
 
 NAMES = ("prompt", "image", None)
 KEYED = ("prompt", "image", "key")

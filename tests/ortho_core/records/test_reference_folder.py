@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.generators import ModelFolder
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.seeded import seeded_normal
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.reference_folder import (
     COLUMNS,
     LONGEST,

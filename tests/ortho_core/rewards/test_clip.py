@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ortho_core.errors import UserError
-from ortho_core.rewards import Reward
+from ortho_core.rewards.base import Reward
 from ortho_core.rewards.clip import Clip, ClipTower, read_preprocessing
 from tests.ortho_core.rewards.conftest import directional_errors, pictures, tensors
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ortho_core.errors import UserError
-from ortho_core.rewards import Reward, load_rewards
+from ortho_core.rewards.base import Reward
 from ortho_core.rewards.clip import ClipTower
-from ortho_core.rewards.combined import WeightedSum
+from ortho_core.rewards.combined import WeightedSum, load_rewards
 from ortho_core.rewards.hpsv2 import HpsV2
 from ortho_core.rewards.imagereward import FILES, ImageReward
 from tests.ortho_core.rewards.conftest import directional_errors, make_aesthetic, make_clip, pictures, tensors

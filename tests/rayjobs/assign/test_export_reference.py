@@ -10,7 +10,8 @@ import yaml
 
 from ortho_core.errors import UserError
 from ortho_core.records.assignments import Assignments
-from rayjobs.assign.export_reference import ExportJob, run
+from rayjobs.assign.export_reference import run
+from rayjobs.assign.reference_config import ExportJob
 from tests.rayjobs.assign.reference import SCALE, SHAPE, export, files, reference_folder, take
 from tests.rayjobs.same import replanned
 

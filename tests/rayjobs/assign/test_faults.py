@@ -15,8 +15,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ortho_core.errors import BadRow, RunFailed
-from ortho_core.generators import ModelFolder
-from ortho_core.pairs import PairSet
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.pairs.pair_set import PairSet
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import make_plan, run
 from rayjobs.assign.worker import search_of

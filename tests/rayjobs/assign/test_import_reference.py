@@ -12,8 +12,9 @@ from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.mstep.data import to_batch
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.records.assignments import Assignments
-from rayjobs.train.config import TrainJob, TrainModels
+from rayjobs.train.config import TrainJob
 from rayjobs.train.job import make_plan
+from rayjobs.train.models import TrainModels
 from tests.rayjobs.assign.reference import SCALE, SHAPE, export, files, reference_folder, take
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ortho_core.pairs import PairSet
 from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.sampled import sampled_records
 from ortho_core.storage.open import open_store

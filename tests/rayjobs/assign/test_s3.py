@@ -8,13 +8,14 @@ import pytest
 import ray
 
 from ortho_core.errors import UserError
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.assignments import Assignments
 from ortho_core.storage.open import open_store
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import run
-from rayjobs.train.config import TrainJob, TrainModels
+from rayjobs.train.config import TrainJob
 from rayjobs.train.job import make_plan
+from rayjobs.train.models import TrainModels
 from tests.chromium import check_source
 from tests.conftest import copy_pairs
 from tests.rayjobs.same import assert_same, rows

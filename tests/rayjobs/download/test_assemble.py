@@ -9,7 +9,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from ortho_core.errors import UserError
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.download.assemble import assemble
 from tests.small_pipelines import save_stable_diffusion
 

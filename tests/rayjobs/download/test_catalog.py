@@ -7,7 +7,7 @@ import diffusers
 import pytest
 
 from ortho_core.errors import UserError
-from ortho_core.generators import ModelFolder
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.one_step import OneStep
 from ortho_core.rewards.kinds import KINDS
 from ortho_core.rewards.names import check_reward_files, reward_fingerprints

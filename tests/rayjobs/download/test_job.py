@@ -13,7 +13,8 @@ import time
 import pytest
 import yaml
 
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.cli import main
 from rayjobs.download.catalog import RECORD
 from tests.ortho_core.generators.made import hub_clone

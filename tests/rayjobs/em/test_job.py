@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.estep.curvature import MEASURED_WITH
-from ortho_core.generators import ModelFolder
+from ortho_core.estep.config import MEASURED_WITH
 from ortho_core.generators.lora import lora_of
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.pairs.hold_out import Part
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import ReconstructionPlan, read_plan

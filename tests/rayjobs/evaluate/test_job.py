@@ -18,7 +18,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.evaluation.metrics import METRICS
 from ortho_core.evaluation.samples import from_png, rms_distance
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.pictures import load_sheet
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import table_of

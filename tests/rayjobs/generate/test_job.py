@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ortho_core.noise.seeded import noise_seed
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pictures import to_bytes
 from rayjobs.cli import main
 from rayjobs.generate import job

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from tests.rayjobs.pool.lengths import ROWS
 
 

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from ortho_core.errors import UserError
-from ortho_core.pairs import PairSet
 from ortho_core.pairs.decoding import usable_rows
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import ShardedPlan
 from rayjobs.pool.ledger import Ledger

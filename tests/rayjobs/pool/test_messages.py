@@ -1,7 +1,6 @@
 import pytest
 
-from ortho_core.pairs import Shard
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.rows import Failure, Shard
 from rayjobs.pool.ledger import Task
 from rayjobs.pool.messages import Receipt, Work
 

@@ -9,12 +9,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ortho_core.errors import UserError
-from ortho_core.evaluation import to_bytes
 from ortho_core.evaluation.features import TINY_CLIP
-from ortho_core.generators import ModelFolder, load_generator
-from ortho_core.pictures import load_sheet
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.pictures import load_sheet, to_bytes
 from ortho_core.records.assignments import Assignments
-from ortho_core.rewards import load_rewards
+from ortho_core.rewards.combined import load_rewards
 from ortho_core.storage.open import open_store
 from rayjobs.reports.summaries import RewardSummary
 from rayjobs.reward.config import RewardJob

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ortho_core.errors import UserError
-from ortho_core.generators import ModelFolder
+from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.sweep.config import SweepAssignSettings, SweepEvaluateSettings, SweepJob, SweepTrainSettings
 from rayjobs.sweep.job import describe, run
 from rayjobs.sweep.trial import EStep, em_job, folder_of

@@ -8,7 +8,8 @@ import torch
 import yaml
 from PIL import Image
 
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.losses import mean_square
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.job import run

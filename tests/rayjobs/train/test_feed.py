@@ -10,7 +10,7 @@ import pytest
 from ortho_core.errors import UserError
 from ortho_core.mstep.data import MatchedData
 from ortho_core.mstep.row_order import Order
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.feed import ahead, feed
 from tests.rayjobs.train.training import altered

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from ortho_core.errors import UserError
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.mstep.elsewhere import general_prompts
 from ortho_core.mstep.loss import TERMS
 from ortho_core.records.assignments import Assignments

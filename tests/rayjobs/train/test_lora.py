@@ -7,8 +7,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ortho_core.errors import UserError
-from ortho_core.generators import ModelFolder, load_generator
-from ortho_core.generators.lora import Lora, lora_of
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.lora import lora_of
+from ortho_core.generators.lora_config import Lora
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.losses import mean_square
 from ortho_core.mstep.data import to_batch

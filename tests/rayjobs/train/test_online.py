@@ -2,7 +2,7 @@
 
 import pytest
 
-from ortho_core.estep.curvature import MEASURED_WITH
+from ortho_core.estep.config import MEASURED_WITH
 from ortho_core.mstep.update import MStep
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.job import describe, run

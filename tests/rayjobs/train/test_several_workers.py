@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.train.job import run
 from tests.rayjobs.train.training import (
     assert_same_lines,

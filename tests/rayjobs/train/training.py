@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from ortho_core.generators import ModelFolder, load_generator
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.mstep.data import MatchedData
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.parts import encode_part, read_footer, read_part
 from ortho_core.storage.open import open_store
-from rayjobs.train.config import TrainJob, TrainModels
+from rayjobs.train.config import TrainJob
 from rayjobs.train.job import make_plan
+from rayjobs.train.models import TrainModels
 from rayjobs.train.plan import TrainPlan
 
 #: Six updates in two epochs over 24 rows, in the test's own process; the feed is a process of Ray's all the same.

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.generators import ModelFolder, load_generator
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob, AssignSettings
 from rayjobs.em import job as em
@@ -22,7 +23,8 @@ from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.generate import job as generate
 from rayjobs.generate.config import GenerateJob
 from rayjobs.train import job as train
-from rayjobs.train.config import TrainJob, TrainModels, TrainSettings
+from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.train.models import TrainModels
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.job import describe, run
 from rayjobs.training.run_files import STATE

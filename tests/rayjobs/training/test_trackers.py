@@ -13,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from ortho_core.errors import UserError
-from rayjobs.training.trackers import Trackers, TrackerSettings, check
+from rayjobs.training.config import TrackerSettings
+from rayjobs.training.trackers import Trackers, check
 from rayjobs.verb.paths import located
 
 RUN = "0123456789abcdef"

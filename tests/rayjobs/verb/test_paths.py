@@ -46,7 +46,7 @@ def places_of(model):
 
 def job_of(verb):
     """A job of the verb with a relative path wherever it takes one."""
-    model, _, _ = VERBS[verb].load()
+    model = VERBS[verb].model()
     values = {name: value for name, value in REQUIRED.items() if name in model.model_fields}
     for name, value in places_of(model):
         group = values

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
 from ortho_core.generators.fitting.class_groups import Groups
+from ortho_core.generators.fitting.config import FitConfig
 from ortho_core.generators.fitting.discriminator import Discriminator
 from ortho_core.generators.fitting.diversity import Diversity, diversity, mean_distance
-from ortho_core.generators.fitting.fit import FitBatch, FitConfig, make_fit, terms_of
+from ortho_core.generators.fitting.fit import FitBatch, make_fit, terms_of
 
 CLASSES = ("bar", "dot")
 CONFIG = ClassConfig(classes=CLASSES, noise_shape=(6, 1, 1), image_shape=(1, 8, 8), widths=(8, 8), condition=8)

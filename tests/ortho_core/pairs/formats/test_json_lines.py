@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from tests.ortho_core.pairs.made import outcomes, png, read_all, write_images, write_lines
 
 

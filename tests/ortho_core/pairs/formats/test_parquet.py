@@ -3,7 +3,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from tests.ortho_core.pairs.made import outcomes, png, read_all, write_images, write_parquet
 
 STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ortho_core.errors import UserError
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 from tests.ortho_core.pairs.made import line, outcomes, prompts, read_all, refusal, write_images
 
 ROWS = [(f"{i:03d}.png", f'"{i}" is, quoted;\nand of two lines é' if i % 3 else f"plain {i}") for i in range(40)]

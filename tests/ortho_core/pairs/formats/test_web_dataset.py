@@ -6,8 +6,9 @@ import tarfile
 import pytest
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs import PairFields, PairSet
 from ortho_core.pairs.formats.web_dataset import MAX_TEXT
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from tests.ortho_core.pairs.made import line, outcomes, png, read_all, refusal, write_tar
 
 

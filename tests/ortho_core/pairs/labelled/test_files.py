@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.pairs import PairFields, PairSet
 from ortho_core.pairs.labelled import arrays as class_arrays
 from ortho_core.pairs.labelled.files import CIFAR10
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.open import open_store
 from tests.ortho_core.pairs.labelled.class_sets import (

@@ -2,7 +2,8 @@ import unicodedata
 
 import pytest
 
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.open import open_store
 from tests.ortho_core.pairs.made import (

@@ -1,6 +1,7 @@
 import pytest
 
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from tests.ortho_core.pairs.made import line, outcomes, png, prompts, refusal, write_captions, write_images, write_lines
 
 

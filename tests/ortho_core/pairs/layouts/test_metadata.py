@@ -4,7 +4,8 @@ import unicodedata
 import pyarrow as pa
 import pytest
 
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from tests.ortho_core.pairs.made import (
     line,
     outcomes,

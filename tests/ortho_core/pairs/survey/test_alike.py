@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ortho_core.pairs import PairFields, PairSet
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from ortho_core.pairs.survey.alike import identical, nearly_alike, prompts_of
 from ortho_core.pairs.survey.sample import look_at
 from tests.conftest import ROOT

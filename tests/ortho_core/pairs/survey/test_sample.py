@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from ortho_core.errors import BadRow
-from ortho_core.pairs import PairFields, PairSet
-from ortho_core.pairs.rows import Failure
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import Failure, PairFields
 from ortho_core.pairs.survey.sample import ROWS_OF_A_PLACE, SeenRow, look_at, picture_of, spread
 from tests.ortho_core.pairs.made import KINDS, read_all, write_images, write_lines, write_set
 

@@ -1,35 +1,18 @@
 """`ortho verify-noise`: shows that rotated noise is Gaussian for rotations that do not look at it. No model, no cluster."""
 
 import json
-import sys
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from ortho_core.errors import UserError
-from ortho_core.marks import conduct, decides
 from ortho_core.noise.gaussianity import departures, plot_statistics, random_rotation, verdict
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.noise.seeded import noise_seed, seeded_normal
-from ortho_core.storage.location import OutputPath
 from rayjobs.verb.console import say
 from rayjobs.verb.plan import replace_text
-
-
-class VerifyNoiseJob(BaseModel):
-    """The statistics of `Qε` with a random orthogonal matrix per map, against those of `ε`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    out: OutputPath = conduct(description="folder for verify_noise.json and the figures")
-    channels: int = decides(4, ge=1, description="channels of the noise map")
-    size: int = decides(64, ge=1, description="height and width of the noise map")
-    patch_size: int = decides(2, ge=1, description="side of the rotated patches")
-    num_samples: int = decides(64, ge=2, description="how many noise maps")
-    batch_size: int = decides(16, ge=1, description="maps rotated at once")
-    seed: int = decides(0, ge=0, description="decides noises and rotations")
+from rayjobs.verify_noise.config import VerifyNoiseJob
 
 
 def describe(job: VerifyNoiseJob) -> dict[str, Any]:
@@ -67,9 +50,3 @@ def run(job: VerifyNoiseJob) -> int:
         say(f"{name:8} {verdict(statistics)}")
     replace_text(job.out / "verify_noise.json", json.dumps(result, indent=1) + "\n")
     return 0 if passed else 1
-
-
-if __name__ == "__main__":
-    from rayjobs.cli import main
-
-    sys.exit(main(["verify-noise", *sys.argv[1:]]))

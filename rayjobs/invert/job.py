@@ -1,51 +1,27 @@
 """`ortho invert`: the E-step for one image, with pictures and curves. Runs in this process, without a cluster."""
 
-import sys
-from typing import Literal
-
 import torch
 
 from ortho_core.device import pick_device
 from ortho_core.errors import BadRow, UserError
-from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.objective import Reconstruction
-from ortho_core.evaluation import to_bytes
+from ortho_core.estep.space import noise_space
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
-from ortho_core.marks import conduct, decides, resolved
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.decoding import to_images
 from ortho_core.pairs.images import decode_image
-from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
+from ortho_core.pictures import to_bytes
+from rayjobs.invert.config import InvertJob
 from rayjobs.reports import one_search
 from rayjobs.reports.curves import loss_chart
 from rayjobs.verb.console import say
 
 
-class InvertJob(AssignConfig):
-    """Find the noise that a model maps closest to one image."""
-
-    prompt: str = decides(min_length=1, description="the image's prompt")
-    target_image: LocalPath = resolved(description="the image")
-    model: ModelPath = resolved(description="model folder (diffusers format)")
-    out: OutputPath = conduct(
-        description="folder for pictures, curves and the noise; replaced if it was made by invert"
-    )
-    seed: int = decides(0, ge=0, description="decides the base noise")
-    # Measuring the generator takes more evaluations than one image does.
-    sensitivity_rank: int = decides(
-        0, ge=0, description="lbfgs: noise directions of the first curvature model (0: none)"
-    )
-    device: str = conduct("auto", description="auto, cpu, cuda, cuda:1, ...")
-    dtype: Literal["float32", "bfloat16", "float16"] = decides(
-        "float32", description="precision of network and text encoders"
-    )
-
-
 def check(job: InvertJob) -> ModelFolder:
     """The job's model folder. Raises UserError for whatever can be found wrong before the model is loaded."""
     model = ModelFolder.open(job.model)
-    job.space(model.latent_shape)
+    noise_space(job, model.latent_shape)
     if not job.prompt.strip():
         raise UserError("--prompt is blank")
     if not job.target_image.is_file():
@@ -108,9 +84,3 @@ def run(job: InvertJob) -> int:
         f"evaluations; pictures in {job.out}/comparison.png"
     )
     return 0
-
-
-if __name__ == "__main__":
-    from rayjobs.cli import main
-
-    sys.exit(main(["invert", *sys.argv[1:]]))

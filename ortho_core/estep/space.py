@@ -1,0 +1,16 @@
+"""The noise space of a search's configuration."""
+
+from ortho_core.errors import UserError
+from ortho_core.estep.config import SearchConfig
+from ortho_core.noise.spaces import Free, NoiseSpace, Rotations
+
+
+def noise_space(search: SearchConfig, latent_shape: tuple[int, int, int]) -> NoiseSpace:
+    """Where the noise is looked for. Raises UserError if patches or regions do not divide the latent, or do not apply."""
+    if search.transform == "free":
+        if search.regions > 1:
+            raise UserError(
+                f"regions {search.regions} are of rotations; transform free has none: leave one of them out"
+            )
+        return Free(latent_shape)
+    return Rotations(latent_shape, search.patch_size, search.regions)

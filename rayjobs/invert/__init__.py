@@ -1,0 +1,1 @@
+"""`ortho invert`: the E-step for one image."""

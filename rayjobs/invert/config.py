@@ -1,0 +1,27 @@
+"""The options of `ortho invert`."""
+
+from typing import Literal
+
+from ortho_core.estep.config import AssignConfig
+from ortho_core.marks import conduct, decides, resolved
+from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
+
+
+class InvertJob(AssignConfig):
+    """Find the noise that a model maps closest to one image."""
+
+    prompt: str = decides(min_length=1, description="the image's prompt")
+    target_image: LocalPath = resolved(description="the image")
+    model: ModelPath = resolved(description="model folder (diffusers format)")
+    out: OutputPath = conduct(
+        description="folder for pictures, curves and the noise; replaced if it was made by invert"
+    )
+    seed: int = decides(0, ge=0, description="decides the base noise")
+    # Measuring the generator takes more evaluations than one image does.
+    sensitivity_rank: int = decides(
+        0, ge=0, description="lbfgs: noise directions of the first curvature model (0: none)"
+    )
+    device: str = conduct("auto", description="auto, cpu, cuda, cuda:1, ...")
+    dtype: Literal["float32", "bfloat16", "float16"] = decides(
+        "float32", description="precision of network and text encoders"
+    )

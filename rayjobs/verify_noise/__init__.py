@@ -1,0 +1,1 @@
+"""`ortho verify-noise`: the Gaussian statistics of rotated noise."""
