@@ -27,7 +27,7 @@ from benchmarks.results import write_results
 #: Prints the seconds of the clock and of the processor that each step takes, as JSON.
 STEPS = """
 import json, sys, time
-from ortho_core.pairs import PairSet
+from ortho_core.pairs.pair_set import PairSet
 
 def timed(step):
     began, before = time.perf_counter(), time.process_time()
