@@ -21,7 +21,8 @@ from tests.chromium import check_in_browser
 from tests.conftest import ROOT
 
 ASSIGN = SweepAssignSettings(steps=2, rows_per_shard=12, cpus_per_worker=0.5)
-TRAIN = SweepTrainSettings(epochs=4, batch_size=12, lr=3e-4, cpus_per_worker=0.5)
+# Held at the prompts of the pairs, where drift is measured.
+TRAIN = SweepTrainSettings(epochs=4, batch_size=12, lr=3e-4, cpus_per_worker=0.5, preserve_prompts="training")
 EVALUATE = SweepEvaluateSettings(rows=16, steps=2, cpus_per_worker=0.5)
 SPACE = {"assign.patch_size": "2,4", "train.preserve_latent_weight": "0,2"}
 
