@@ -102,11 +102,11 @@ def test_an_error_of_a_library_names_the_line_and_the_file_of_its_traceback(monk
     def fails(*_):
         raise KeyError("what a library\nlooked for\x1b[31m")
 
-    monkeypatch.setattr("rayjobs.verify_noise.random_rotation", fails)
+    monkeypatch.setattr("rayjobs.verify_noise.job.random_rotation", fails)
     monkeypatch.delenv("ORTHO_TRACEBACK", raising=False)
     assert main(argv) == 1
     line = last_line("verify-noise", capsys.readouterr().err)
-    assert re.search(r"KeyError in rayjobs/verify_noise\.py, line \d+: ", line)
+    assert re.search(r"KeyError in rayjobs/verify_noise/job\.py, line \d+: ", line)
     assert "\x1b" not in line
     file = Path(line.rpartition("the traceback is in ")[2])
     assert file.read_text().startswith("Traceback")
@@ -120,10 +120,10 @@ def test_memory_that_runs_out_names_the_options_that_need_less(monkeypatch, caps
     def fails(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB.")
 
-    monkeypatch.setattr("rayjobs.generate.sample", fails)
+    monkeypatch.setattr("rayjobs.generate.job.load_generator", fails)
     assert main(["generate", "--model", str(tiny_turbo), "--prompt", "a two", "--out", str(tmp_path / "out")]) == 1
     line = last_line("generate", capsys.readouterr().err)
-    assert "memory ran out in rayjobs/generate.py, line " in line
+    assert "memory ran out in rayjobs/generate/job.py, line " in line
     assert "Tried to allocate 2.00 GiB.; lower --batch-size" in line
 
 
