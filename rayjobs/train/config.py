@@ -42,7 +42,10 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     epochs: int = decides(5, ge=1, description="passes over the assignments")
     batch_size: int = decides(16, ge=1, description="rows of one update, over all workers and micro-batches")
     preserve_batch_size: int | None = decides(
-        None, ge=1, description="rows of the preserve terms in one update (none: a quarter of batch_size)"
+        None,
+        ge=1,
+        description="rows of the preserve terms in one update (none: a quarter of batch_size, or the next number that divides "
+        "among workers and micro-batches)",
     )
     preserve_prompts: PreservePrompts = resolved(
         ELSEWHERE,
