@@ -29,7 +29,7 @@ from ortho_core.records.plan import NoiseSettings
 
 #: The fields of a share by what they are.
 LISTS = ("rows", "row_names", "prompts", "preserve_prompts", "unusable")
-ARRAYS = ("noise", "kept", "targets", "images", "preserve_noise")
+ARRAYS = ("noise", "kept", "targets", "images", "preserve_noise", "preserve_weights")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Share:
     images: np.ndarray | None
     preserve_prompts: list[str]
     preserve_noise: np.ndarray | None
+    #: What each row of the preserve term counts in this worker's mean, (P,) float32; see `MatchedData.micro_batches`.
+    preserve_weights: np.ndarray | None = None
     #: What is wrong with rows that gave their place to others, as far as it was not told before.
     unusable: list[str] = field(default_factory=list)
 
@@ -90,6 +92,9 @@ class MatchedData:
     preserve_prompts: tuple[str, ...] = ()
     #: Two rows of the preserve term, one after the other, have the same prompt.
     preserve_differences: bool = False
+    #: Of a worker's share. The rows of the preserve term need not divide among them and the workers: where one has fewer, its
+    #: share is filled up with rows of weight 0, so that all compute with equally many and every row counts as much.
+    micro_batches: int = 1
     #: Of the target latents; none: as the noise map.
     target_shape: tuple[int, int, int] | None = None
     #: (C, H, W) that is taken off every assigned noise; none: nothing.
@@ -128,8 +133,8 @@ class MatchedData:
                 images = self._images(rows)
         noise, kept = self._noise(epoch, index, [name for name, _ in named])
         called = [row_name(image, name) for name, image in named]
-        texts, fresh = self._preserve(epoch, step, rank, world, prompts)
-        return Share(index, called, prompts, noise, kept, targets, images, texts, fresh, unusable)
+        texts, fresh, weights = self._preserve(epoch, step, rank, world, prompts)
+        return Share(index, called, prompts, noise, kept, targets, images, texts, fresh, weights, unusable)
 
     def _noise(self, epoch: int, index: list[int], names: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
         """The noise of some rows, and what it is to be refreshed from."""
@@ -164,22 +169,38 @@ class MatchedData:
 
     def _preserve(
         self, epoch: int, step: int, rank: int, world: int, prompts: list[str]
-    ) -> tuple[list[str], np.ndarray | None]:
-        """This worker's rows of the preserve term: prompts, and noise that is fresh in every update."""
+    ) -> tuple[list[str], np.ndarray | None, np.ndarray | None]:
+        """This worker's rows of the preserve term: prompts, noise that is fresh in every update, and what each counts."""
         P = self.preserve_rows
         if not P:
-            return [], None
-        mine = range(rank * P // world, (rank + 1) * P // world)
-        seeds = [noise_seed(self.seed, "preserve", epoch, step, i) for i in mine]
-        # Of which row each has its prompt.
-        asks = [i - i % 2 if self.preserve_differences else i for i in mine]
+            return [], None, None
+        parts, size = world * self.micro_batches, 2 if self.preserve_differences else 1
+        U = P // size  # rows, or twos of one prompt
+        most = -(-U // parts)
+        # Of those of the whole update; none: what fills up. The update's rows of the same part are at hand for prompts.
+        units: list[int | None] = []
+        for part in range(rank * self.micro_batches, (rank + 1) * self.micro_batches):
+            mine = range(-(-part * U // parts), -(-(part + 1) * U // parts))
+            units += [*mine, *[None] * (most - len(mine))]
+        rows = [(unit, k) for unit in units for k in range(size)]
+        seeds = [noise_seed(self.seed, "preserve", epoch, step, (unit or 0) * size + k) for unit, k in rows]
+        texts = [
+            prompts[0] if unit is None else self._preserve_prompt(epoch, step, rank, world, unit, U, prompts)
+            for unit, _ in rows
+        ]
+        weights = np.array([0.0 if unit is None else parts / P for unit, _ in rows], np.float32)
+        return texts, seeded_normal(seeds, self.latent_shape).numpy(), weights
+
+    def _preserve_prompt(
+        self, epoch: int, step: int, rank: int, world: int, unit: int, units: int, prompts: list[str]
+    ) -> str:
         if self.preserve_prompts:
-            drawn = [noise_seed(self.seed, "preserve-prompt", epoch, step, i) for i in asks]
-            texts = [self.preserve_prompts[k % len(self.preserve_prompts)] for k in drawn]
-        else:  # spread over the update's rows, so that a worker needs the prompts of its own rows alone
-            B = self.order.batch_size
-            texts = [prompts[i * B // P - rank * B // world] for i in asks]
-        return texts, seeded_normal(seeds, self.latent_shape).numpy()
+            asks = unit * (2 if self.preserve_differences else 1)
+            drawn = noise_seed(self.seed, "preserve-prompt", epoch, step, asks)
+            return self.preserve_prompts[drawn % len(self.preserve_prompts)]
+        # Spread over the update's rows, so that a worker needs the prompts of its own rows alone.
+        B = self.order.batch_size
+        return prompts[unit * B // units - rank * B // world]
 
 
 @torch.no_grad()
@@ -189,7 +210,9 @@ def to_batch(share: Share, generator: OneStepGenerator, prompts: PromptCache, ne
     def moved(array: np.ndarray | None) -> torch.Tensor | None:
         return None if array is None else to_device(torch.from_numpy(array), generator.device)
 
-    noise, targets, pixels, fresh = map(moved, (share.noise, share.targets, share.images, share.preserve_noise))
+    noise, targets, pixels, fresh, weights = map(
+        moved, (share.noise, share.targets, share.images, share.preserve_noise, share.preserve_weights)
+    )
     assert noise is not None
     images = None
     if pixels is not None:
@@ -206,4 +229,5 @@ def to_batch(share: Share, generator: OneStepGenerator, prompts: PromptCache, ne
         images if needs_images else None,
         fresh,
         condition[B:] if fresh is not None else None,
+        weights,
     )

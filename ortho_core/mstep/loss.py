@@ -28,6 +28,8 @@ class SftBatch:
     images: Float[Tensor, "B 3 Y X"] | None
     preserve_noise: Float[Tensor, "P C H W"] | None
     preserve_condition: Condition | None
+    #: What each preserve row counts in the means of the preserve terms (none: 1 / P); 0 for what fills a share up.
+    preserve_weights: Float[Tensor, " P"] | None = None
 
     def split(self, parts: int) -> list["SftBatch"]:
         """The batch in equal micro-batches; `parts` divides both B and P."""
@@ -43,6 +45,7 @@ class SftBatch:
                     self.images[mine] if self.images is not None else None,
                     self.preserve_noise[fresh] if self.preserve_noise is not None else None,
                     self.preserve_condition[fresh] if self.preserve_condition is not None else None,
+                    self.preserve_weights[fresh] if self.preserve_weights is not None else None,
                 )
             )
         return found
@@ -81,13 +84,12 @@ def sft_loss(
         terms["pixel"] = pixel.mean()
         rows = rows + pixel
     if preserve:
-        terms["preserve_latent"] = mean_square(held(fresh, config), held(before, config)).mean()
+        terms["preserve_latent"] = _mean(mean_square(held(fresh, config), held(before, config)), batch)
         if config.preserve_pixel_weight:
             with torch.no_grad():
                 images_before = generator.decode(before)
-            terms["preserve_pixel"] = mean_absolute(
-                held(generator.decode(fresh), config), held(images_before, config)
-            ).mean()
+            moved = mean_absolute(held(generator.decode(fresh), config), held(images_before, config))
+            terms["preserve_pixel"] = _mean(moved, batch)
     terms["loss"] = (
         config.latent_loss_weight * terms["latent"]
         + config.pixel_l1_weight * terms["pixel"]
@@ -100,3 +102,12 @@ def sft_loss(
 def held(outputs: Tensor, config: SftConfig) -> Tensor:
     """What the preserve terms compare of outputs (P, ...): these, or the differences of every two, (P/2, ...)."""
     return outputs[0::2] - outputs[1::2] if config.preserve_differences else outputs
+
+
+def _mean(values: Float[Tensor, " held"], batch: SftBatch) -> Float[Tensor, ""]:
+    """The mean of what was measured of every preserve row, or of every two; weighted, so that a mean of the means of unequal
+    shares is that of all rows.
+    """
+    if batch.preserve_weights is None:
+        return values.mean()
+    return (values * batch.preserve_weights.view(len(values), -1).sum(1)).sum()

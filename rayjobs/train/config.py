@@ -44,8 +44,7 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     preserve_batch_size: int | None = decides(
         None,
         ge=1,
-        description="rows of the preserve terms in one update (none: a quarter of batch_size, or the next number that divides "
-        "among workers and micro-batches)",
+        description="rows of the preserve terms in one update, over all workers and micro-batches (none: a quarter of batch_size)",
     )
     preserve_prompts: PreservePrompts = resolved(
         ELSEWHERE,
@@ -102,9 +101,8 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         """Rows of the preserve terms in one update, over all workers."""
         if not self.preserves:
             return 0
-        # So that they divide among workers and micro-batches, in twos where a difference is of two rows.
-        least = self.world * self.gradient_accumulation_steps * (2 if self.preserve_differences else 1)
-        return self.preserve_batch_size or least * max(1, math.ceil(self.batch_size / PRESERVE_SHARE / least))
+        size = 2 if self.preserve_differences else 1  # a difference is of two rows
+        return self.preserve_batch_size or size * math.ceil(self.batch_size / PRESERVE_SHARE / size)
 
     @property
     def preserve_file(self) -> Path | None:
@@ -142,13 +140,11 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         among = f"{self.world} workers" + (
             f" × {self.gradient_accumulation_steps} micro-batches" if self.gradient_accumulation_steps > 1 else ""
         )
-        for name, size in (("batch-size", self.batch_size), ("preserve-batch-size", self.preserve_rows)):
-            if size % parts:
-                raise UserError(f"--{group}{name}: {size} does not divide among {among}")
-        if self.preserve_differences and (self.preserve_rows // parts) % 2:
+        if self.batch_size % parts:
+            raise UserError(f"--{group}batch-size: {self.batch_size} does not divide among {among}")
+        if self.preserve_differences and self.preserve_rows % 2:
             raise UserError(
-                f"--{group}preserve-differences is of two rows each: --{group}preserve-batch-size {self.preserve_rows} gives "
-                f"{among} an odd number of {self.preserve_rows // parts}"
+                f"--{group}preserve-differences is of two rows each: --{group}preserve-batch-size {self.preserve_rows} is odd"
             )
 
 

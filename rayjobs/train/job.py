@@ -65,6 +65,7 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         preserve_rows=0 if held == () else job.preserve_rows,
         preserve_prompts=held or (),
         preserve_differences=job.preserve_differences,
+        micro_batches=job.gradient_accumulation_steps,
         target_shape=model.target_shape,
         keeps=job.keeps_noise,
     )

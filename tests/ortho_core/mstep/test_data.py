@@ -37,6 +37,30 @@ def test_workers_share_the_updates(assigned, options):
     assert len(whole.preserve_noise) == len(whole.preserve_prompts) == options["preserve_rows"]
 
 
+@pytest.mark.parametrize("options", [{}, {"preserve_differences": True}, {"preserve_prompts": ("one", "two", "three")}])
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_preserve_rows_that_do_not_divide_fill_shares_up_and_count_alike(assigned, options, world, micro_batches):
+    P = 4
+    whole = data(assigned, 12, preserve_rows=P, **options).share(1, 1)
+    np.testing.assert_array_equal(whole.preserve_weights, np.full(P, 1 / P, np.float32))
+    source = data(assigned, 12, preserve_rows=P, micro_batches=micro_batches, **options)
+    shares = [source.share(1, 1, rank, world) for rank in range(world)]
+    assert len({len(s.preserve_noise) for s in shares}) == 1
+    assert len(shares[0].preserve_noise) % micro_batches == 0
+    counted = [s.preserve_weights > 0 for s in shares]
+    noise = np.concatenate([s.preserve_noise[c] for s, c in zip(shares, counted, strict=True)])
+    np.testing.assert_array_equal(noise, whole.preserve_noise)
+    texts = [t for s, c in zip(shares, counted, strict=True) for t in np.array(s.preserve_prompts)[c]]
+    assert texts == whole.preserve_prompts
+    parts = world * micro_batches
+    of_parts = np.concatenate([s.preserve_weights.reshape(micro_batches, -1).sum(1) for s in shares])
+    assert of_parts.mean() == pytest.approx(1)
+    assert {round(float(w), 6) for s in shares for w in s.preserve_weights} <= {0.0, round(parts / P, 6)}
+    # What fills up has a prompt that is there to be embedded.
+    assert all(set(s.preserve_prompts) <= {*s.prompts, *options.get("preserve_prompts", ())} for s in shares)
+
+
 def test_preserve_prompts_are_the_rows_own_spread_over_them(assigned):
     share = data(assigned, 6, preserve_rows=12).share(0, 0)
     assert share.preserve_prompts == [p for p in share.prompts for _ in range(2)]

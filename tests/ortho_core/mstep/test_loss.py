@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ortho_core.mstep.config import SftConfig
-from ortho_core.mstep.loss import SftBatch, sft_loss
+from ortho_core.mstep.loss import TERMS, SftBatch, sft_loss
 from ortho_core.mstep.teacher import FrozenTeacher, using
 
 
@@ -69,6 +69,25 @@ def test_differences_between_two_noises_of_a_prompt_are_held(step):
         before, images_before = apart(), apart(generator.decode)
     torch.testing.assert_close(terms["preserve_latent"], ((after - before) ** 2).mean(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(terms["preserve_pixel"], (images - images_before).abs().mean(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("differences", [False, True])
+def test_preserve_rows_of_unequal_parts_count_alike(step, differences):
+    generator, teacher, _, batch = step
+    config = SftConfig(preserve_latent_weight=1.0, preserve_pixel_weight=1.0, preserve_differences=differences)
+    whole = replace(batch, preserve_noise=batch.noise[:2], preserve_condition=batch.condition[:2])
+    # The second part is filled up, with rows that would change the mean.
+    filled = replace(
+        batch,
+        preserve_noise=batch.noise[:4],
+        preserve_condition=batch.condition[:4],
+        preserve_weights=torch.tensor([1.0, 1.0, 0.0, 0.0]),
+    )
+    expected = sft_loss(generator, teacher, whole, config)
+    parts = [sft_loss(generator, teacher, part, config) for part in filled.split(2)]
+    for name in TERMS:
+        mean = (parts[0][name] + parts[1][name]) / 2
+        torch.testing.assert_close(mean, expected[name], rtol=1e-5, atol=1e-7)
 
 
 def test_only_the_student_gets_gradients(step):

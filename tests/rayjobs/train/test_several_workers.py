@@ -24,13 +24,13 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @pytest.fixture(scope="module")
 def options(assigned, tiny_turbo, tmp_path_factory):
-    """All that is shared out: rows, both preserve terms with a batch size and prompts of their own, validation.
+    """All that is shared out: rows, both preserve terms with prompts of their own and a batch size that does not divide, validation.
 
     They hold to another model than the run starts from: at the start itself, |a - b| has the sign of a rounding error.
     """
     folder = tmp_path_factory.mktemp("options")
     (folder / "prompts.txt").write_text("a red handwritten one on a gray background\na handwritten nine\n")
-    preserve = {"preserve_pixel_weight": 0.2, "preserve_batch_size": 4, "preserve_prompts": folder / "prompts.txt"}
+    preserve = {"preserve_pixel_weight": 0.2, "preserve_batch_size": 5, "preserve_prompts": folder / "prompts.txt"}
     preserve["preserve_model"] = other_model(tiny_turbo, folder / "other")
     return {**preserve, "validation": assigned[1], "validation_rows": 16, "ema": True, "ema_decay": 0.5, "lr": 3e-4}
 
