@@ -19,6 +19,7 @@ from ortho_core.device import to_device
 from ortho_core.errors import UserError
 from ortho_core.generators.class_config import GROUPS, ClassConfig
 from ortho_core.generators.model_folder import CLASS_CONFIG, CLASS_WEIGHTS, ModelFolder
+from ortho_core.generators.precision import run_network
 from ortho_core.generators.protocol import Condition
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.storage.folders import replace_folder
@@ -130,8 +131,8 @@ class ClassGenerator:
 
     def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
         dtype = self._parameter.dtype
-        output: Tensor = self.trainable(noise.to(dtype), condition.tensors["classes"].to(dtype))
-        return output.float()
+        classes = condition.tensors["classes"].to(dtype)
+        return run_network(lambda x: self.trainable(x, classes), noise, dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents / 2 + 0.5).expand(-1, 3, -1, -1)

@@ -20,6 +20,7 @@ from ortho_core.generators.lora import attach_lora, has_lora, merge_adapter, wri
 from ortho_core.generators.model_folder import RECIPE, ModelFolder, write_lora_reference
 from ortho_core.generators.one_step import OneStep
 from ortho_core.generators.part_files import check_safetensors
+from ortho_core.generators.precision import run_network
 from ortho_core.generators.protocol import Condition
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.storage.folders import replace_folder
@@ -156,14 +157,20 @@ class DiffusersGenerator:
         tensors = dict(condition.tensors)
         added = {k: tensors.pop(k) for k in ("text_embeds", "time_ids") if k in tensors}
         dtype = tensors["encoder_hidden_states"].dtype
-        output = self.trainable(
-            (noise * self.step.input_scale).to(dtype),
-            torch.full((len(noise),), self.step.timestep, device=noise.device),
-            encoder_hidden_states=tensors["encoder_hidden_states"],
-            added_cond_kwargs=added or None,
-            return_dict=False,
-        )[0]
-        return self.step.noise_weight * noise + self.step.output_weight * output.float()
+        timestep = torch.full((len(noise),), self.step.timestep, device=noise.device)
+
+        def network(x: Tensor) -> Tensor:
+            output: Tensor = self.trainable(
+                x,
+                timestep,
+                encoder_hidden_states=tensors["encoder_hidden_states"],
+                added_cond_kwargs=added or None,
+                return_dict=False,
+            )[0]
+            return output
+
+        output = run_network(network, noise * self.step.input_scale, dtype)
+        return self.step.noise_weight * noise + self.step.output_weight * output
 
     def decode(self, latents: Tensor) -> Tensor:
         vae = _place(self.pipeline.vae, self.device)

@@ -4,6 +4,7 @@ import torch
 
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
+from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.protocol import OneStepGenerator
 
 
@@ -15,7 +16,7 @@ def load_generator(
     gradient_checkpointing: bool = False,
     keep_adapter: bool = False,
 ) -> OneStepGenerator:
-    """Load the generator in `folder` onto `device`, its network in `dtype`, its weights frozen.
+    """Load the generator in `folder` onto `device`, its network in `dtype` (`auto`: see `network_dtype`), its weights frozen.
 
     `gradient_checkpointing` computes activations twice to keep fewer of them. A LoRA folder's adapter is merged into the
     network; `keep_adapter` leaves it apart and trainable, in float32. Raises UserError for weights that do not load, and for a
@@ -28,13 +29,15 @@ def load_generator(
             raise UserError(
                 f"--gradient-checkpointing: {folder.path} is class-conditional and too small for it; leave it out"
             )
-        return ClassGenerator.load(folder, torch.device(device), getattr(torch, dtype))
+        return ClassGenerator.load(folder, torch.device(device), network_dtype(dtype, device, halves=False))
     if folder.lora_base is not None:
         _ = folder.fingerprint  # is the base still the one that the adapter was trained on?
     # diffusers takes seconds to import; a driver that only checks and plans never needs it.
     from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
-    generator = DiffusersGenerator.load(folder, torch.device(device), getattr(torch, dtype), keep_adapter=keep_adapter)
+    generator = DiffusersGenerator.load(
+        folder, torch.device(device), network_dtype(dtype, device), keep_adapter=keep_adapter
+    )
     if gradient_checkpointing:
         generator.pipeline.unet.enable_gradient_checkpointing()
     return generator

@@ -40,8 +40,10 @@ class MStepConfig(SftConfig):
     warmup_steps: int = decides(0, ge=0, description="updates over which the learning rate rises from 0")
     weight_decay: float = decides(0.0, ge=0, description="of the optimiser")
     max_grad_norm: float = decides(1.0, gt=0, description="gradients are clipped to this norm")
-    mixed_precision: Literal["no", "bf16"] = decides(
-        "no", description="bf16: autocast; weights that train stay float32, with LoRA the frozen ones are bf16"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = decides(
+        "auto",
+        description="what the network computes in, by autocast; weights that train stay float32, with LoRA the frozen ones are "
+        "halved too (auto: no on a CPU, fp16 on a GPU; fp16 scales the loss)",
     )
     gradient_accumulation_steps: int = conduct(
         1,
@@ -93,8 +95,9 @@ class MatchingConfig(BaseModel):
         ge=0,
         description="online: updates after which it is measured again what the generator answers to (0: at the start alone)",
     )
-    match_dtype: Literal["float32", "bfloat16"] = decides(
-        "float32", description="online: what the network computes in while noise is searched for (bfloat16: autocast)"
+    match_dtype: Literal["auto", "float32", "bfloat16", "float16"] = decides(
+        "auto",
+        description="online: what the network computes in while noise is searched for, by autocast (auto: as it trains)",
     )
 
     @property

@@ -46,14 +46,14 @@ def match_search(
 
 
 class _Precise(Reconstruction):
-    """A reconstruction whose network computes in bfloat16 where told to; noise, rotations and losses stay in float32."""
+    """A reconstruction whose network computes in half precision where told to; noise, rotations, losses stay in float32."""
 
-    def __init__(self, generator: OneStepGenerator, weights: ReconstructionWeights, bf16: bool) -> None:
+    def __init__(self, generator: OneStepGenerator, weights: ReconstructionWeights, half: torch.dtype | None) -> None:
         super().__init__(generator, weights)
-        self.bf16 = bf16
+        self.half = half
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.generator.device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.generator.device.type, self.half, enabled=self.half is not None)
 
     def __call__(self, noise: Float[Tensor, "B C H W"], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with self.autocast():
@@ -70,15 +70,15 @@ class OnlineMatching:
         search: AssignConfig,
         parts: int = 1,
         *,
-        bf16: bool = False,
+        half: torch.dtype | None = None,
     ) -> None:
-        """`parameters` are those that train; `parts` the micro-batches of a share.
+        """`parameters` are those that train; `parts` the micro-batches of a share; `half` what autocast computes in, if anything.
 
         Raises UserError if patches or regions do not divide the latent.
         """
         self.generator, self.parameters, self.search, self.parts = generator, parameters, search, parts
         self.space = noise_space(search, generator.latent_shape)
-        self.objective = _Precise(generator, search, bf16)
+        self.objective = _Precise(generator, search, half)
         self.sensitivity: Sensitivity | None = None
         self._slots: Slots | None = None
 

@@ -20,9 +20,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from ortho_core.generators.precision import fast_matmul
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import TERMS, SftBatch, sft_loss
+from ortho_core.mstep.loss_scale import LossScale
 from ortho_core.mstep.teacher import Teacher
 
 
@@ -47,9 +49,17 @@ def make_optimizer(config: MStepConfig, parameters: list[nn.Parameter]) -> torch
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
+def half_dtype(device: torch.device, config: MStepConfig) -> torch.dtype | None:
+    """What the network computes in on this device, where that is not float32."""
+    if config.mixed_precision == "auto":
+        return None if device.type == "cpu" else torch.float16
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+
+
 def autocast(device: torch.device, config: MStepConfig) -> torch.autocast:
     """What the network computes in, training or measured."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
+    half = half_dtype(device, config)
+    return torch.autocast(device.type, half, enabled=half is not None)
 
 
 class MStep:
@@ -85,6 +95,7 @@ class MStep:
         # All at once, where the parameters are not sharded: PyTorch has no such copy of sharded ones.
         whole = not hasattr(self.wrapped, "set_requires_gradient_sync")
         self.ema: Any = EMAModel(self.parameters, decay=config.ema_decay, foreach=whole) if config.ema else None
+        self.loss_scale = LossScale(half_dtype(generator.device, config) == torch.float16)
 
     @property
     def lr(self) -> float:
@@ -94,26 +105,15 @@ class MStep:
     def update(self, batch: SftBatch) -> Outcome:
         """Forward, backward and optimiser step on this worker's share. A gradient that is not finite is not applied.
 
-        Waits for the device once, at the end, for the norm of the gradient.
+        Waits for the device once, at the end, for the norm of the gradient. In float16 a gradient that is not finite is first
+        made again with a smaller scale.
         """
-        config, generator = self.config, self.generator
-        micro_batches = batch.split(config.gradient_accumulation_steps)
-        sums: Tensor | None = None
-        rows = []
-        usual, generator.trainable = generator.trainable, self.wrapped
-        try:
-            for k, part in enumerate(micro_batches):
-                with self._synchronised(k + 1 == len(micro_batches)):
-                    with self.autocast():
-                        terms = sft_loss(generator, self.teacher, part, config)
-                    torch.autograd.backward(terms["loss"] / len(micro_batches))
-                values = torch.stack([terms[name].detach() for name in TERMS])
-                sums = values if sums is None else sums + values
-                rows.append(terms["rows"])
-        finally:
-            generator.trainable = usual
-        assert sums is not None
-        grad_norm = self._clip()
+        while True:
+            terms, rows = self._accumulate(batch)
+            grad_norm = self._clip()
+            if not self.loss_scale.retries(math.isfinite(grad_norm)):
+                break
+            self.optimizer.zero_grad(set_to_none=True)
         applied = math.isfinite(grad_norm)
         if applied:
             self.optimizer.step()
@@ -121,14 +121,38 @@ class MStep:
                 self.ema.step(self.parameters)
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        return Outcome(sums / len(micro_batches), torch.cat(rows), grad_norm, applied)
+        return Outcome(terms, rows, grad_norm, applied)
+
+    def _accumulate(self, batch: SftBatch) -> tuple[Float[Tensor, " terms"], Float[Tensor, " B"]]:
+        """Forward and backward on the micro-batches; the terms of the loss and each row's error."""
+        config, generator = self.config, self.generator
+        micro_batches = batch.split(config.gradient_accumulation_steps)
+        sums: Tensor | None = None
+        rows = []
+        usual, generator.trainable = generator.trainable, self.wrapped
+        try:
+            for k, part in enumerate(micro_batches):
+                with self._synchronised(k + 1 == len(micro_batches)), fast_matmul(generator.device):
+                    with self.autocast():
+                        terms = sft_loss(generator, self.teacher, part, config)
+                    torch.autograd.backward(self.loss_scale.value * (terms["loss"] / len(micro_batches)))
+                values = torch.stack([terms[name].detach() for name in TERMS])
+                sums = values if sums is None else sums + values
+                rows.append(terms["rows"])
+        finally:
+            generator.trainable = usual
+        assert sums is not None
+        return sums / len(micro_batches), torch.cat(rows)
 
     def autocast(self) -> torch.autocast:
         return autocast(self.generator.device, self.config)
 
     def _clip(self) -> float:
         """Norm of the gradient; the gradient is scaled only where it is too long, which saves a pass over it elsewhere."""
-        norm: Any = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.loss_scale.value != 1.0:
+            torch._foreach_mul_(gradients, 1.0 / self.loss_scale.value)
+        norm: Any = nn.utils.get_total_norm(gradients)
         # Of sharded parameters it is a sharded tensor.
         length = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if length > self.config.max_grad_norm:
@@ -161,6 +185,7 @@ class MStep:
             "network": get_model_state_dict(self.network, options=options),
             "optimizer": get_optimizer_state_dict(self.network, self.optimizer, options=options),
             "schedule": self.schedule.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
         }
         if self.ema is not None:
             with self.averaged():
@@ -180,3 +205,4 @@ class MStep:
         set_model_state_dict(self.network, state["network"], options=options)
         set_optimizer_state_dict(self.network, self.optimizer, state["optimizer"], options=options)
         self.schedule.load_state_dict(state["schedule"])
+        self.loss_scale.load_state_dict(state["loss_scale"])

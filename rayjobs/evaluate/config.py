@@ -9,6 +9,7 @@ from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.pool.config import PoolResources, labels, span
+from rayjobs.verb.precision import Precision
 
 
 def _named(value: Any, info: ValidationInfo) -> Any:
@@ -29,7 +30,7 @@ def _named(value: Any, info: ValidationInfo) -> Any:
 FeatureModel = Annotated[str, Place(names="tiny-clip|inception")]
 
 
-class EvaluateSettings(PoolResources):
+class EvaluateSettings(PoolResources, Precision):
     """How models are judged; `em` has these under `evaluate.`."""
 
     rows: int = resolved(

@@ -121,7 +121,7 @@ class ModelByModel:
             self.present = None
             if self.device == "cuda":
                 torch.cuda.empty_cache()
-        generator = load_generator(model, self.device)
+        generator = load_generator(model, self.device, job.dtype)
         prompts = PromptCache(generator)
         if conditions is not None:
             prompts.conditions = conditions

@@ -2,16 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
+from rayjobs.verb.precision import Precision
 
 
-class GenerateJob(BaseModel):
+class GenerateJob(Precision):
     """Make images of one prompt, or of each prompt of a file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelPath = resolved(description="model folder (diffusers format)")
     out: OutputPath = conduct(
@@ -33,6 +30,3 @@ class GenerateJob(BaseModel):
     )
     batch_size: int = conduct(16, ge=1, description="images made at once; halved where memory runs out")
     device: str = conduct("auto", description="auto, cpu, cuda, cuda:1, ...")
-    dtype: Literal["float32", "bfloat16", "float16"] = decides(
-        "float32", description="precision of network and text encoders"
-    )

@@ -1,13 +1,12 @@
 """The options of `ortho invert`."""
 
-from typing import Literal
-
 from ortho_core.estep.config import AssignConfig
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
+from rayjobs.verb.precision import Precision
 
 
-class InvertJob(AssignConfig):
+class InvertJob(AssignConfig, Precision):
     """Find the noise that a model maps closest to one image."""
 
     prompt: str = decides(min_length=1, description="the image's prompt")
@@ -22,6 +21,3 @@ class InvertJob(AssignConfig):
         0, ge=0, description="lbfgs: noise directions of the first curvature model (0: none)"
     )
     device: str = conduct("auto", description="auto, cpu, cuda, cuda:1, ...")
-    dtype: Literal["float32", "bfloat16", "float16"] = decides(
-        "float32", description="precision of network and text encoders"
-    )

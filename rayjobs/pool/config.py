@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from ortho_core.marks import conduct, decides, resolved
+from rayjobs.verb.precision import Precision
 from rayjobs.verb.resources import WorkerResources
 
 
@@ -67,15 +68,12 @@ class PoolResources(WorkerResources):
         return ray_session() if self.pool_size[1] else nullcontext()
 
 
-class PoolSettings(PoolResources):
+class PoolSettings(PoolResources, Precision):
     """How a pool of workers searches through shards of rows."""
 
     seed: int = decides(0, ge=0, description="with a row's sample id, decides its base noise")
     slots: int = conduct(
         0, ge=0, description="images side by side on one worker (0: what fits the GPU, 16 without one)"
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] = decides(
-        "float32", description="precision of network and text encoders"
     )
     store: Literal["parameters", "noise"] = decides(
         "parameters", description="keep the noise as seed and rotation, or also itself in half precision"

@@ -19,7 +19,9 @@ from rayjobs.reward.config import RewardJob
 def objective_of(job: RewardJob, generator: OneStepGenerator) -> RewardObjective:
     """The job's rewards around a generator; those that are only reported share what they can with the others."""
     spec = f"{job.reward},{job.report_rewards}" if job.report_rewards else job.reward
-    told = load_rewards(spec, job.folders(), generator.device, job.dtype)
+    # A score is not worth rounding where nobody asked for it: the models are small beside the generator.
+    dtype = "float32" if job.dtype == "auto" else job.dtype
+    told = load_rewards(spec, job.folders(), generator.device, dtype)
     weights = parse_rewards(job.reward)
     return RewardObjective(generator, WeightedSum({name: told.rewards[name] for name in weights}, weights), told)
 

@@ -44,7 +44,7 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     preserve_batch_size: int | None = decides(
         None,
         ge=1,
-        description="rows of the preserve terms in one update, over all workers and micro-batches (none: a quarter of batch_size)",
+        description="rows of the preserve terms in one update, over all workers (none: a quarter of batch_size)",
     )
     preserve_prompts: PreservePrompts = resolved(
         ELSEWHERE,

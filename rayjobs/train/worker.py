@@ -22,7 +22,7 @@ from ortho_core.mstep.loss import TERMS
 from ortho_core.mstep.matching import MATCH_TERMS, OnlineMatching, match_search
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher, Teacher
 from ortho_core.mstep.unassigned import UnassignedRows
-from ortho_core.mstep.update import MStep, Outcome, autocast
+from ortho_core.mstep.update import MStep, Outcome, autocast, half_dtype
 from ortho_core.mstep.validation import PICTURE, Validation, figures
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.records.assignments import Assignments
@@ -33,6 +33,8 @@ from rayjobs.train.models import TrainModels
 from rayjobs.train.plan import TrainPlan
 from rayjobs.training.loop import TrainLoop, Update, work
 
+#: As options name them what a network computes in.
+COMPUTES_IN = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 #: Updates without a new prompt after which the text encoders leave the GPU.
 QUIET_UPDATES = 50
 
@@ -62,8 +64,8 @@ def out_of_memory(job: TrainJob) -> str:
     remedies = [
         "raise --gradient-accumulation-steps" if job.rows_at_once > 1 else "",
         "" if job.gradient_checkpointing else "set --gradient-checkpointing",
-        "" if job.mixed_precision == "bf16" else "set --mixed-precision bf16",
-        "set --match-dtype bfloat16" if job.noise == "online" and job.match_dtype == "float32" else "",
+        "set --mixed-precision fp16" if job.mixed_precision == "no" else "",
+        "set --match-dtype float16" if job.noise == "online" and job.match_dtype == "float32" else "",
         "" if job.lora_rank else "train an adapter (--lora-rank 16)",
         "" if job.optimizer == "adafactor" or job.lora_rank else "set --optimizer adafactor",
         "hold it to nothing (--preserve-latent-weight 0)" if job.preserves else "",
@@ -86,6 +88,8 @@ class Training(TrainLoop[Share]):
         terms = (*TERMS, *MATCH_TERMS) if job.noise == "online" else TERMS
         super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world)
         self.job, self.data, self.models = job, data, models
+        #: What the network computes in, where that is not float32.
+        self.half = half_dtype(ray.train.torch.get_device(), job)
         # Before the model is loaded: both take seconds, in different processes.
         self.shares: Iterator[Share] = iter(())
         if self.update < self.updates:
@@ -114,16 +118,16 @@ class Training(TrainLoop[Share]):
 
     @property
     def _halved(self) -> bool:
-        """Whether the frozen weights are bf16; sharding takes weights of one type alone."""
+        """Whether the frozen weights are in half precision; sharding takes weights of one type alone."""
         job = self.job
-        return bool(job.lora_rank) and job.mixed_precision == "bf16" and job.parallel == "ddp"
+        return bool(job.lora_rank) and self.half is not None and job.parallel == "ddp"
 
     def _load(self) -> OneStepGenerator:
         job = self.job
         generator = load_generator(
             self.models.model,
             ray.train.torch.get_device(),
-            "bfloat16" if self._halved else "float32",
+            COMPUTES_IN[self.half] if self._halved else "float32",
             gradient_checkpointing=job.gradient_checkpointing,
             keep_adapter=bool(job.lora_rank),
         )
@@ -148,8 +152,9 @@ class Training(TrainLoop[Share]):
     def _matching(self) -> OnlineMatching:
         job = self.job
         search = match_search(job, job, self.data.noise_settings)
-        bf16 = self._halved or job.match_dtype == "bfloat16"
-        return OnlineMatching(self.generator, self.step.parameters, search, job.gradient_accumulation_steps, bf16=bf16)
+        asked = self.half if job.match_dtype == "auto" else {v: k for k, v in COMPUTES_IN.items()}[job.match_dtype]
+        half = self.half if self._halved else asked
+        return OnlineMatching(self.generator, self.step.parameters, search, job.gradient_accumulation_steps, half=half)
 
     def _wrap(self, network: nn.Module) -> nn.Module:
         job = self.job

@@ -131,9 +131,10 @@ def test_what_it_answers_to_is_measured_once_or_when_told_and_goes_with_the_stat
     assert not torch.equal(other.sensitivity.directions, first.directions)
 
 
-def test_in_bfloat16_the_network_computes_with_less_and_the_rotations_do_not(moved, data):
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_network_computes_with_less_and_the_rotations_do_not(moved, data, half):
     search = match_search(MatchingConfig(match_steps="4"), ReconstructionWeights(), None)
-    found, totals = OnlineMatching(moved, [], search, bf16=True)(data, 4)
+    found, totals = OnlineMatching(moved, [], search, half=half)(data, 4)
     exact, expected = matching(moved)(data, 4)
     torch.testing.assert_close(totals, expected, rtol=0.02, atol=0)
     assert not torch.equal(found.noise, exact.noise)

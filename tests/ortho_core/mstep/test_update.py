@@ -10,8 +10,9 @@ from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import TERMS, SftBatch, sft_loss
+from ortho_core.mstep.loss_scale import FIRST_SCALE
 from ortho_core.mstep.teacher import FrozenTeacher
-from ortho_core.mstep.update import MStep
+from ortho_core.mstep.update import MStep, half_dtype
 
 
 @pytest.fixture
@@ -136,6 +137,53 @@ def test_bf16_keeps_float32_weights_and_stays_near(tiny_turbo, data):
     assert {p.dtype for p in step.parameters} == {torch.float32}
     assert float(outcomes[0].terms[0]) == pytest.approx(float(expected[0].terms[0]), rel=2e-2)
     assert float(outcomes[0].terms[0]) != float(expected[0].terms[0])
+
+
+def test_fp16_scales_the_loss_and_stays_nearer_than_bf16(tiny_turbo, data):
+    _, (exact,) = trained(tiny_turbo, data, 1)
+    apart = {}
+    for precision in ("bf16", "fp16"):
+        step, (outcome,) = trained(tiny_turbo, data, 1, mixed_precision=precision)
+        assert {p.dtype for p in step.parameters} == {torch.float32}
+        assert step.loss_scale.value == (1 if precision == "bf16" else FIRST_SCALE)
+        apart[precision] = abs(float(outcome.grad_norm) - float(exact.grad_norm)) / float(exact.grad_norm)
+    assert apart["fp16"] < 0.01
+    assert apart["fp16"] < apart["bf16"]
+
+
+def test_a_gradient_that_overflows_is_made_again_with_a_smaller_scale(tiny_turbo, data):
+    _, (expected,) = trained(tiny_turbo, data, 1, mixed_precision="fp16")
+    step, _ = trained(tiny_turbo, data, 0, mixed_precision="fp16")
+    step.loss_scale.value = 2.0**40
+    outcome = step.update(data)
+    assert outcome.applied
+    assert 1 < step.loss_scale.value < 2.0**40
+    assert outcome.grad_norm == pytest.approx(expected.grad_norm, rel=1e-2)
+    again = copy.deepcopy(step.state_dict())
+    other, _ = trained(tiny_turbo, data, 0, mixed_precision="fp16")
+    other.load_state_dict(again)
+    assert other.loss_scale.value == step.loss_scale.value
+
+
+def test_an_update_that_no_scale_makes_finite_is_left_out(tiny_turbo, data):
+    step, _ = trained(tiny_turbo, data, 1, mixed_precision="fp16")
+    targets = data.target_latents.clone()
+    targets[0, 0, 0, 0] = torch.nan
+    outcome = step.update(SftBatch(**{**vars(data), "target_latents": targets}))
+    assert not outcome.applied
+    assert step.loss_scale.value == FIRST_SCALE
+    assert step.update(data).applied
+
+
+def test_auto_is_float32_on_a_cpu_and_fp16_on_a_gpu():
+    for asked, cpu, gpu in (
+        ("auto", None, torch.float16),
+        ("no", None, None),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+    ):
+        config = MStepConfig(mixed_precision=asked)
+        assert half_dtype(torch.device("cpu"), config) == cpu
+        assert half_dtype(torch.device("cuda"), config) == gpu
 
 
 def test_the_schedule_warms_up_and_decays(tiny_turbo, data):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @pytest.fixture(scope="module")
 def options(assigned, tiny_turbo, tmp_path_factory):
-    """All that is shared out: rows, both preserve terms with prompts of their own and a batch size that does not divide, validation.
+    """All that is shared out: rows, both preserve terms with prompts of their own, as many as do not divide, validation.
 
     They hold to another model than the run starts from: at the start itself, |a - b| has the sign of a rounding error.
     """

@@ -1,0 +1,19 @@
+"""What a verb's model computes in."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ortho_core.marks import decides
+
+
+class Precision(BaseModel):
+    """The precision of the model, of every verb that has one and does not train it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = decides(
+        "auto",
+        description="precision of network and text encoders; auto: float32 on a CPU, float16 on a GPU, where SDXL's errors are a "
+        "ninth of bfloat16's",
+    )
