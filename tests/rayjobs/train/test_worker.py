@@ -9,7 +9,7 @@ from rayjobs.training.run_files import STOPPED
 ALL = {
     "--gradient-accumulation-steps",
     "--gradient-checkpointing",
-    "--mixed-precision bf16",
+    "--mixed-precision fp16",
     "--lora-rank 16",
     "--optimizer adafactor",
     "--preserve-latent-weight 0",
@@ -18,7 +18,7 @@ ALL = {
 
 
 def one(**options):
-    return TrainJob(assignments="a", model="m", out="o", **options)
+    return TrainJob(assignments="a", model="m", out="o", **{"mixed_precision": "no", **options})
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def one(**options):
         ({"batch_size": 1}, {"--gradient-accumulation-steps"}),
         ({"gradient_accumulation_steps": 16}, {"--gradient-accumulation-steps"}),
         ({"gradient_checkpointing": True}, {"--gradient-checkpointing"}),
-        ({"mixed_precision": "bf16", "optimizer": "adafactor"}, {"--mixed-precision bf16", "--optimizer adafactor"}),
+        ({"mixed_precision": "auto", "optimizer": "adafactor"}, {"--mixed-precision fp16", "--optimizer adafactor"}),
         ({"lora_rank": 4}, {"--lora-rank 16", "--optimizer adafactor"}),
         ({"preserve_latent_weight": 0}, {"--preserve-latent-weight 0"}),
         ({"parallel": "fsdp", "num_workers": 2}, {"--parallel fsdp --num-workers N"}),
