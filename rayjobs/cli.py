@@ -1,5 +1,6 @@
 """The command `ortho`: one verb per job."""
 
+import difflib
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from contextlib import suppress
 import yaml
 from pydantic import BaseModel
 
+from ortho_core import __version__
 from ortho_core.errors import RunFailed, UserError
 from rayjobs.verb.faults import CLOSED_PIPE, drop_unwritten, last_words, reader_gone
 from rayjobs.verb.options import Parsed, as_yaml, parse
@@ -26,9 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     name = argv[0] if argv else ""
     parsed: Parsed[BaseModel] | None = None
     try:
+        if name == "help" and argv[1:]:
+            name, argv = argv[1], [argv[1], "--help"]
         if name in {"", "-h", "--help", "help"}:
             print_verbs()
             code = 0 if name else 1
+        elif name in {"-V", "--version"}:
+            print(f"ortho {__version__}")
+            code = 0
         else:
             verb = find(name)
             parsed = parse(verb.model(), argv[1:], name)
@@ -51,13 +58,16 @@ def main(argv: list[str] | None = None) -> int:
 def print_verbs() -> None:
     print("usage: ortho VERB [--config FILE.yaml] [--some-field value ...]\n")
     print("\n".join(f"  {name:14}{verb.help}" for name, verb in VERBS.items()))
-    print("\n`ortho VERB --help` lists the options of a verb.")
+    print("\n`ortho help VERB` shows what a verb takes, with an example; `ortho VERB --help-all` all of its options.")
 
 
 def find(name: str) -> Verb:
     """The verb of this name, of which nothing is loaded yet. Raises UserError."""
     if name not in VERBS:
-        raise UserError(f"unknown verb {name!r}; accepted: {', '.join(VERBS)}")
+        close = difflib.get_close_matches(name, VERBS, n=1)
+        raise UserError(
+            f"unknown verb {name!r}; {f'did you mean {close[0]}? ' if close else ''}accepted: {', '.join(VERBS)}"
+        )
     # Ray and diffusers announce their own plans to the terminal; the person at it asked for something else.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

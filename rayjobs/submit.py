@@ -18,6 +18,7 @@ from ortho_core.marks import conduct, decides
 from ortho_core.storage.store import one_line
 from rayjobs.pool.config import labels
 from rayjobs.verb.console import say
+from rayjobs.verb.help import flag_of
 from rayjobs.verb.options import Rest, config_file, parse
 from rayjobs.verb.paths import relative_paths
 from rayjobs.verb.table import VERBS
@@ -86,6 +87,9 @@ def check(job: SubmitJob) -> dict[str, Path]:
     place = config_place(options)
     if job.no_upload and place is not None:
         return {}
+    own = [flag_of(name) for name in SubmitJob.model_fields if name != "command"]
+    if late := [each for each in options if each.partition("=")[0].replace("_", "-") in own]:
+        raise UserError(f"{late[0].partition('=')[0]} is an option of submit: give it before {verb}")
     parsed = parse(VERBS[verb].model(), options, verb, expand=None)
     if parsed.local:
         raise UserError("--local: the verb is to run on the cluster that it is handed to; leave it out")

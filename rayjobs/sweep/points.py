@@ -8,7 +8,7 @@ from ortho_core.pairs.rows import PairFields
 from rayjobs.em.config import EmJob
 from rayjobs.sweep.config import SweepJob
 from rayjobs.sweep.space import Point, Space, draw, grid, parse_space
-from rayjobs.verb.options import leaves
+from rayjobs.verb.help import leaves
 
 #: Fields that cannot be varied, with the reason.
 FIXED = {

@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 
 from ortho_core.errors import UserError
 from ortho_core.storage.open import absolute
-from rayjobs.verb.options import explain, leaves, unknown_option
+from rayjobs.verb.help import leaves
+from rayjobs.verb.options import explain, unknown_option
 from rayjobs.verb.paths import changed, expand
 
 M = TypeVar("M", bound=BaseModel)

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ortho_core.errors import DISTRIBUTION
-from rayjobs.verb.options import leaves
+from rayjobs.verb.help import leaves
 from rayjobs.verb.paths import outputs
 
 #: The exit code that a shell shows of a command whose reader has gone: `ortho look PAIRS | head -1`.

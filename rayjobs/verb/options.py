@@ -8,7 +8,7 @@ whatever names follow it: `--sweep.train.lr 1e-4,1e-3`. `~` and `$VARIABLES` in 
 import argparse
 import difflib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ortho_core.errors import UserError
+from rayjobs.verb.help import flag_of, full_help, leaves, verb_help
 from rayjobs.verb.paths import expand
 from rayjobs.verb.table import VERBS
 
@@ -49,53 +50,34 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every option of `model` as (dotted name, field), nested models opened up."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from leaves(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
-
-
 def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], str] | None = expand) -> Parsed[M]:
     """Parse `argv` (without the verb). Raises UserError, in one line, for anything that is not accepted.
 
-    `expand` reads `~` and variables in paths; None leaves them to another machine.
+    `expand` reads `~` and variables in paths; None leaves them to another machine. With `--help` or `--help-all` among the
+    options it prints that and raises SystemExit.
     """
     fields = dict(leaves(model))
+    _help(model, fields, argv, verb)
     command = next((name for name, field in fields.items() if _is(Rest, field)), None)
     rest: list[str] = []
     if command is not None:
         del fields[command]
         argv, rest = _cut(argv, fields)
-    parser = _Parser(
-        prog=f"ortho {verb}", description=model.__doc__, allow_abbrev=False, formatter_class=argparse.HelpFormatter
-    )
-    parser.add_argument("--config", metavar="PATH", help="YAML file with any of these options (the command line wins)")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
+    parser = _Parser(prog=f"ortho {verb}", allow_abbrev=False, add_help=False)
+    parser.add_argument("--config")
+    parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
     on_ray = verb in VERBS and VERBS[verb].ray
     if on_ray:
-        parser.add_argument(
-            "--local", action="store_true", help="start a Ray of this command's own, whatever cluster there is"
-        )
+        parser.add_argument("--local", action="store_true")
     open_groups = tuple(name for name, field in fields.items() if _is(Open, field))
     for name, field in fields.items():
-        flag = "--" + name.replace("_", "-")
         if name in open_groups:
-            parser.add_argument(
-                flag + ".FIELD", metavar="VALUES", dest=name, default=argparse.SUPPRESS, help=field.description
-            )
             continue
-        default = "required" if field.is_required() else f"default {field.get_default()}"
-        choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
-        text = f"{field.description or ''} ({default})".replace("%", "%%")
         if field.annotation is bool:
-            parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, nargs="?", const=True, help=text)
+            parser.add_argument(flag_of(name), dest=name, default=argparse.SUPPRESS, nargs="?", const=True)
         else:
-            metavar = "|".join(map(str, choices)) or _type_name(field)
-            parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, metavar=metavar, help=text)
+            parser.add_argument(flag_of(name), dest=name, default=argparse.SUPPRESS)
     given, unknown = parser.parse_known_args([_normalise(a) for a in argv])
     opened, unknown = _opened(unknown, open_groups)
     nameless = next((name for name, field in fields.items() if _is(Nameless, field)), None)
@@ -148,10 +130,20 @@ def _args(field: FieldInfo) -> tuple[object, ...]:
     return typing.get_args(field.annotation)
 
 
-def _type_name(field: FieldInfo) -> str:
-    kinds = [t for t in (_args(field) or (field.annotation,)) if t is not type(None)]
-    names = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
-    return "|".join(names.get(k, "TEXT") if isinstance(k, type) else "TEXT" for k in kinds)
+def _help(model: type[BaseModel], fields: dict[str, FieldInfo], argv: list[str], verb: str) -> None:
+    """Print the help that is asked for, and leave."""
+    special: dict[str, str] = {}
+    for name, field in fields.items():
+        if _is(Open, field):
+            special[name] = f"{flag_of(name)}.FIELD VALUES"
+        elif _is(Rest, field):
+            special[name] = "VERB ..."
+            argv = _cut(argv, {each: f for each, f in fields.items() if each != name})[0]
+    asked = {"-h", "--help", "--help-all"} & set(argv)
+    if asked:
+        write = full_help if "--help-all" in asked else verb_help
+        print(write(verb, VERBS.get(verb), model, special), end="")
+        raise SystemExit(0)
 
 
 def _opened(arguments: list[str], groups: tuple[str, ...]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -180,10 +172,12 @@ def _normalise(argument: str) -> str:
 
 def _cut(argv: list[str], fields: dict[str, FieldInfo]) -> tuple[list[str], list[str]]:
     """The arguments up to the first that is neither an option nor an option's value, and those from there on."""
-    flags = {"help", "print_config", "dry_run"} | {name for name, field in fields.items() if field.annotation is bool}
+    flags = {"help", "help_all", "print_config", "dry_run"} | {
+        name for name, field in fields.items() if field.annotation is bool
+    }
     at = 0
-    while at < len(argv) and argv[at].startswith("--"):
-        alone = "=" in argv[at] or argv[at][2:].replace("-", "_") in flags
+    while at < len(argv) and argv[at].startswith("-"):
+        alone = argv[at] == "-h" or "=" in argv[at] or argv[at][2:].replace("-", "_") in flags
         at += 1 if alone else 2
     return argv[:at], argv[at:]
 
@@ -225,10 +219,24 @@ def _put(values: dict[str, object], path: list[str], value: object) -> None:
 
 
 def unknown_option(name: str, known: list[str]) -> str:
+    """The line about an option that is none, with the one that is likely to be meant."""
     name = name.partition("=")[0].lstrip("-").replace("-", "_")
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean --{close[0].replace('_', '-')}?" if close else "; --help lists the options"
-    return f"unknown option {name!r}{hint}"
+    return f"unknown option {name!r}{_meant(name, known)}"
+
+
+def _meant(name: str, known: list[str]) -> str:
+    last = name.rpartition(".")[2]
+    inner = [each for each in known if "." in each and each.rpartition(".")[2] == last]
+    if name.startswith("no_") and (positive := [each for each in known if each.rpartition(".")[2] == last[3:]]):
+        return f"; did you mean {flag_of(positive[0])} false?"
+    # An option of a group that is given without it, or with another's.
+    if name not in known and inner:
+        return f"; did you mean {' or '.join(map(flag_of, inner))}?"
+    ends = {each.rpartition(".")[2]: each for each in reversed(known)}
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    close = close or [ends[each] for each in difflib.get_close_matches(name, list(ends), n=1, cutoff=0.7)]
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {flag_of(close[0])}?" if close else "; --help-all lists the options"
 
 
 def explain(error: ValidationError, known: list[str]) -> str:

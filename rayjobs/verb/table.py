@@ -24,6 +24,10 @@ class Verb:
     ray: bool = False  # whether it may start one
     #: The module of the options, where it is neither `config` beside `job` nor the one module of the verb.
     options: str | None = None
+    #: Options that make a whole command, for the help.
+    example: str = ""
+    #: The options that people set, as far as they are not required; none: there are few, and all are shown.
+    usual: tuple[str, ...] = ()
 
     def model(self) -> type[BaseModel]:
         """The class of the options."""
@@ -38,35 +42,143 @@ class Verb:
 
 
 VERBS = {
-    "assign": Verb("rayjobs.assign.job", "AssignJob", "E-step: find each image's noise, over a pair set", ray=True),
-    "look": Verb("rayjobs.look.job", "LookJob", "see a pair set before anything is trained: pictures, captions, sizes"),
-    "invert": Verb("rayjobs.invert.job", "InvertJob", "E-step for one image, with pictures and curves"),
-    "train": Verb("rayjobs.train.job", "TrainJob", "M-step: fine-tune on matched (or random) noise", ray=True),
-    "em": Verb("rayjobs.em.job", "EmJob", "alternate E-step and M-step, evaluate, report", ray=True),
-    "sweep": Verb(
-        "rayjobs.sweep.job", "SweepJob", "try settings: target fit against drift, with the Pareto front", ray=True
+    "assign": Verb(
+        "rayjobs.assign.job",
+        "AssignJob",
+        "E-step: find each image's noise, over a pair set",
+        ray=True,
+        example="--pairs my-photos --model models/sdxl-turbo --out runs/assigned",
+        usual=(
+            "steps",
+            "patch_size",
+            "slots",
+            "workers",
+            "dtype",
+            "caption",
+            "prompt",
+            "store_latents",
+            "seed",
+            "retry_failures",
+        ),
     ),
-    "evaluate": Verb("rayjobs.evaluate.job", "EvaluateJob", "held-out metrics of one or more models", ray=True),
+    "look": Verb(
+        "rayjobs.look.job",
+        "LookJob",
+        "see a pair set before anything is trained: pictures, captions, sizes",
+        example="my-photos",
+        usual=("out", "rows", "size", "caption", "prompt", "layout", "split", "part"),
+    ),
+    "invert": Verb(
+        "rayjobs.invert.job",
+        "InvertJob",
+        "E-step for one image, with pictures and curves",
+        example='--prompt "a photo of my cat" --target-image cat.jpg --model models/sdxl-turbo --out runs/cat',
+        usual=("steps", "patch_size", "optimizer", "pixel_l1_weight", "dtype", "device", "seed"),
+    ),
+    "train": Verb(
+        "rayjobs.train.job",
+        "TrainJob",
+        "M-step: fine-tune on matched (or random) noise",
+        ray=True,
+        example="--model models/sdxl-turbo --assignments runs/assigned --out runs/trained --lora-rank 16",
+        usual=(
+            *("assignments", "pairs", "noise", "epochs", "batch_size", "lr", "lora_rank", "preserve_latent_weight"),
+            *(
+                "preserve_prompts",
+                "mixed_precision",
+                "gradient_accumulation_steps",
+                "gradient_checkpointing",
+                "num_workers",
+            ),
+        ),
+    ),
+    "em": Verb(
+        "rayjobs.em.job",
+        "EmJob",
+        "alternate E-step and M-step, evaluate, report",
+        ray=True,
+        example="--pairs my-photos --model models/sdxl-turbo --work-dir runs/my-photos",
+        usual=(
+            *("cycles", "heldout", "baseline", "caption", "prompt", "assign.steps", "assign.workers", "train.epochs"),
+            *("train.batch_size", "train.lr", "train.lora_rank", "train.preserve_latent_weight"),
+        ),
+    ),
+    "sweep": Verb(
+        "rayjobs.sweep.job",
+        "SweepJob",
+        "try settings: target fit against drift, with the Pareto front",
+        ray=True,
+        example="--pairs my-photos --model models/sdxl-turbo --work-dir runs/sweep --sweep.train.lr 1e-5,1e-4",
+        usual=("sweep", "metric", "max_drift", "search", "samples", "max_concurrent", "cycles", "heldout"),
+    ),
+    "evaluate": Verb(
+        "rayjobs.evaluate.job",
+        "EvaluateJob",
+        "held-out metrics of one or more models",
+        ray=True,
+        example="--model base=models/sdxl-turbo,mine=runs/trained/checkpoint-final --pairs heldout --out runs/evaluated",
+        usual=("rows", "steps", "features", "rewards", "lpips", "trained_on", "workers", "dtype", "batch_size"),
+    ),
     "reward": Verb(
-        "rayjobs.reward.job", "RewardJob", "find the noise whose image scores highest, for one prompt or many", ray=True
+        "rayjobs.reward.job",
+        "RewardJob",
+        "find the noise whose image scores highest, for one prompt or many",
+        ray=True,
+        example='--model models/sdxl-turbo --reward clip --prompt "a red fox in the snow" --out runs/fox',
+        usual=(
+            "prompt",
+            "prompts",
+            "report_rewards",
+            "rewards_root",
+            "steps",
+            "patch_size",
+            "dtype",
+            "seed",
+            "workers",
+        ),
     ),
     "train-gan": Verb(
-        "rayjobs.train_gan.job", "TrainGanJob", "a small one-step generator of labelled images, from MNIST on", ray=True
+        "rayjobs.train_gan.job",
+        "TrainGanJob",
+        "a small one-step generator of labelled images, from MNIST on",
+        ray=True,
+        example="--data mnist --root data/mnist --out runs/mnist",
+        usual=("epochs", "batch_size", "lr", "widths", "image_size", "num_workers", "seed"),
     ),
-    "generate": Verb("rayjobs.generate.job", "GenerateJob", "images from a model folder"),
+    "generate": Verb(
+        "rayjobs.generate.job",
+        "GenerateJob",
+        "images from a model folder",
+        example='--model models/sdxl-turbo --prompt "a red fox in the snow" --out runs/foxes',
+    ),
     "export": Verb(
         "rayjobs.assign.export_reference",
         "ExportJob",
         "assignments as the reference's folder of noise files",
         options="rayjobs.assign.reference_config",
+        example="--assignments runs/assigned --model models/sdxl-turbo --out runs/noises",
     ),
     "import": Verb(
         "rayjobs.assign.import_reference",
         "ImportJob",
         "the reference's folder of noise files as assignments",
         options="rayjobs.assign.reference_config",
+        example="--samples noises --pairs my-photos --model models/sdxl-turbo --out runs/assigned",
+        usual=("pairs", "noise_scale", "prompt_field", "image_field", "id_field"),
     ),
-    "submit": Verb("rayjobs.submit", "SubmitJob", "run one of these on a cluster, and follow it"),
-    "download": Verb("rayjobs.download.job", "DownloadJob", "models of the catalogue, into models/"),
-    "verify-noise": Verb("rayjobs.verify_noise.job", "VerifyNoiseJob", "the Gaussian statistics of rotated noise"),
+    "submit": Verb(
+        "rayjobs.submit",
+        "SubmitJob",
+        "run one of these on a cluster, and follow it",
+        example="--address http://HEAD:8265 em --pairs s3://my/pairs --model /data/sdxl-turbo --work-dir /data/em",
+    ),
+    "download": Verb(
+        "rayjobs.download.job", "DownloadJob", "models of the catalogue, into models/", example="--only sdxl-turbo"
+    ),
+    "verify-noise": Verb(
+        "rayjobs.verify_noise.job",
+        "VerifyNoiseJob",
+        "the Gaussian statistics of rotated noise",
+        example="--out runs/noise",
+    ),
 }

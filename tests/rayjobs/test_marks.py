@@ -30,7 +30,7 @@ from rayjobs.train.config import TrainJob
 from rayjobs.train.models import TrainModels
 from rayjobs.train_gan import job as train_gan
 from rayjobs.train_gan.config import TrainGanJob
-from rayjobs.verb.options import leaves
+from rayjobs.verb.help import leaves
 from tests.ortho_core.pairs.labelled.class_sets import write_idx
 
 #: Values of options that take no other value of their type.

@@ -15,7 +15,8 @@ from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.reward.config import RewardJob
 from rayjobs.sweep.space import Choices, parse_space
 from rayjobs.train.config import TrainJob
-from rayjobs.verb.options import leaves, parse
+from rayjobs.verb.help import leaves
+from rayjobs.verb.options import parse
 from rayjobs.verb.paths import expand, located, relative_paths
 
 EM = ["--pairs", "p", "--model", "m", "--work-dir", "w"]
