@@ -165,6 +165,7 @@ def unfinished(images: Sequence[Planned], size: int, folder: Store) -> Iterator[
 
 def make(job: GenerateJob, model: ModelFolder, batches: Sequence[Sequence[Planned]], total: int, folder: Store) -> None:
     """Make the images of these batches; one batch is in memory at a time."""
+    progress = Progress("generate", total, "images", done=total - sum(map(len, batches)), starting="loading the model")
     generator = load_generator(model, pick_device(job.device), job.dtype)
     prompts, size = PromptCache(generator), job.batch_size
     texts = list(dict.fromkeys(image.prompt for batch in batches for image in batch))
@@ -172,7 +173,6 @@ def make(job: GenerateJob, model: ModelFolder, batches: Sequence[Sequence[Planne
         say(f"{counted(cut, 'prompt is', 'prompts are')} longer than the text encoder reads, and cut off at the end")
     for place in {posixpath.dirname(image.file) for batch in batches for image in batch}:
         (folder.child(place) if place else folder).sweep("")
-    progress = Progress("generate", total, "images", done=total - sum(map(len, batches)))
     with ThreadPoolExecutor(ENCODERS) as encoders:
         for batch in batches:
             made, size = sampled(generator, prompts, batch, size)

@@ -26,7 +26,10 @@ def work_through(
     """Run what the survey says is left to do, of `shards`, through the pool. Raises RunFailed or UserError."""
     verb, todo = ledger.plan.verb, {task.shard: Work(task, shards[task.shard]) for task in survey.todo}
     rows, quarantined = survey.rows, survey.quarantined
-    progress = Progress(verb, ledger.plan.rows, "rows", done=rows)
+    workers = min(job.pool_size[1], len(todo))
+    several = "1 worker, which loads" if workers == 1 else f"{workers} workers, which load"
+    starting = f"starting {several} the model" if workers else "loading the model"
+    progress = Progress(verb, ledger.plan.rows, "rows", done=rows, starting=starting)
     loss, assigned, example = 0.0, 0, f"see {job.out}/failures.jsonl"
     for receipt in receipts(job, ledger, list(todo.values()), search):
         work, failures = todo[receipt.shard], receipt.failures

@@ -12,7 +12,8 @@ class follow:
 
     def __init__(self, file: Path, title: str, updates: int) -> None:
         self.file = file
-        self.progress = Progress(title, updates, "updates", done=last_logged(self.file)[0])
+        done, _ = last_logged(self.file)
+        self.progress = Progress(title, updates, "updates", done=done, starting="starting")
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 

@@ -13,6 +13,7 @@ import ray
 from ray._common.utils import get_default_ray_temp_dir
 
 from rayjobs.verb.cluster import check_address, check_shared_memory, find_address, not_started, temporary_folder
+from rayjobs.verb.console import say
 
 # Both are read when ray is imported. The first is the default that Ray 2.60 announces a change of at every start; the
 # second silences lines of its core that a person at a terminal can do nothing about (they stay in the session's logs).
@@ -64,6 +65,7 @@ def ray_session() -> Iterator[None]:
         place, folder = address.place, None
     else:
         check_shared_memory()
+        say("Ray: starting one on this machine")
         place, folder = "local", temporary_folder()
     try:
         with without_lines(b"Set ray log level"):
