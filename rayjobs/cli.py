@@ -91,7 +91,10 @@ def carry_out(parsed: Parsed[BaseModel], verb: Verb) -> int:
         return 0
     # A scheduler's SIGTERM ends the job the way Ctrl-C does: Ray is shut down, nothing half-written stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return run(parsed.job)
+    code = run(parsed.job)
+    for line in verb.ending(parsed.job, code):
+        print(line, file=sys.stderr, flush=True)
+    return code
 
 
 def ended(name: str, line: str, error: Exception | None = None) -> int:

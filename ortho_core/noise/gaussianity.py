@@ -217,6 +217,17 @@ def verdict(statistics: NoiseStatistics) -> str:
     return f"{what} depart from N(0, I), in null standard deviations: {worst}"
 
 
+def in_words(statistics: NoiseStatistics) -> str:
+    """The same for someone who has never heard of a null distribution, with what it means for training."""
+    name, value = next(iter(departures(statistics).items()))
+    if value <= NOTABLE:
+        return f"all {statistics.maps} noise maps together are Gaussian, as far as so many can tell"
+    return (
+        f"all {statistics.maps} noise maps together are not quite Gaussian, most in the {name}: usual, since each was chosen for "
+        "its image; training takes the mean that they share off"
+    )
+
+
 #: Beyond this many null standard deviations a departure is named; the largest of many true statistics stays below it.
 NOTABLE = 4.0
 

@@ -4,7 +4,7 @@ import math
 import tempfile
 from pathlib import Path
 
-from ortho_core.noise.gaussianity import verdict, write_diagnostics
+from ortho_core.noise.gaussianity import NoiseStatistics, write_diagnostics
 from ortho_core.records.assignments import Assignments
 from ortho_core.storage.store import Store
 
@@ -12,8 +12,8 @@ from ortho_core.storage.store import Store
 POOLED = 1 << 22
 
 
-def write_gaussianity(out: Store, latent_shape: tuple[int, int, int]) -> str:
-    """`orthogonal_gaussian_init` and `_final`, JSON and PNG, pooled over rows from the whole set; returns the verdict."""
+def write_gaussianity(out: Store, latent_shape: tuple[int, int, int]) -> NoiseStatistics:
+    """`orthogonal_gaussian_init` and `_final`, JSON and PNG, pooled over rows from the whole set; returns those of the last."""
     assignments = Assignments(out.location)
     count = max(1, min(len(assignments), POOLED // math.prod(latent_shape)))
     index = [i * len(assignments) // count for i in range(count)]
@@ -25,4 +25,4 @@ def write_gaussianity(out: Store, latent_shape: tuple[int, int, int]) -> str:
             statistics = write_diagnostics(noise, assignments.plan.noise.patch_size, titles[when], stem)
         for file in Path(scratch).iterdir():
             out.replace_file(file.name, file)
-    return verdict(statistics)
+    return statistics

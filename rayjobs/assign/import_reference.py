@@ -21,6 +21,7 @@ from ortho_core.storage.local import LocalStore
 from ortho_core.storage.store import OutsideRoot
 from rayjobs.assign.reference_config import ImportJob
 from rayjobs.pool.run import ShardedRun
+from rayjobs.reports.next_steps import beside, left_out, next_command, settled_rows
 from rayjobs.verb.console import Progress, say
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
@@ -157,3 +158,12 @@ def image_of(reader: SampleReader, pairs: PairSet, sample: Sample, row: int, cop
             trouble = trouble or BadRow(reason, f"{who}: image {image[:200]!r} is not in {reader.root.location}")
     assert trouble is not None
     raise BadRow(trouble.reason, f"{trouble}; --pairs names the pair set that has the images")
+
+
+def ending(job: ImportJob, code: int) -> list[str]:
+    """The last lines of the command."""
+    _, quarantined = settled_rows(job.out)
+    return [
+        *left_out(job.out, code, quarantined),
+        next_command("train", model=job.model, assignments=job.out, out=beside(job.out, "trained")),
+    ]

@@ -14,12 +14,15 @@ from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Shard
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import AssignmentPlan, NoiseSettings, ReconstructionPlan, differences
+from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.report import REPORT, write_report
 from rayjobs.assign.worker import search_of
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.run import ShardedRun
+from rayjobs.reports.next_steps import RETRY, beside, left_out, next_command, settled_rows
+from rayjobs.reports.words import counted
 from rayjobs.verb.console import say
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
@@ -135,3 +138,14 @@ def leave_report(job: AssignJob, model: ModelFolder, pairs: PairSet, folder: Sto
         say(f"assign: no {REPORT} could be made ({why}); the run is complete, and the same command again makes it")
     else:
         say(f"assign: the report is {folder.location}/{REPORT}")
+
+
+def ending(job: AssignJob, code: int) -> list[str]:
+    """The last lines of the command."""
+    assigned, quarantined = settled_rows(job.out)
+    report = f", {REPORT} there shows it" if open_store(job.out).exists(REPORT) else ""
+    return [
+        f"assign: {counted(assigned, 'image has its', 'images have their')} noise, in {job.out}{report}",
+        *left_out(job.out, code, quarantined, RETRY),
+        next_command("train", model=job.model, assignments=job.out, out=beside(job.out, "trained")),
+    ]

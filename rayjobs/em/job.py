@@ -28,6 +28,7 @@ from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import TooFewJudged
 from rayjobs.pool.run import ASSIGN_SUMMARY
+from rayjobs.reports.next_steps import generating
 from rayjobs.reports.summaries import (
     EM_SUMMARY,
     EVALUATION,
@@ -360,3 +361,10 @@ def cycle_of(number: int, folder: Path) -> Cycle:
     """The summaries of the two steps of a cycle."""
     e_step = AssignSummary.read(folder / "assignments" / ASSIGN_SUMMARY)
     return Cycle(cycle=number, assign=e_step, train=TrainSummary.read(folder / "train" / TRAIN_SUMMARY))
+
+
+def ending(job: EmJob, code: int) -> list[str]:
+    """The last lines of the command."""
+    summary = EmSummary.read(job.work_dir / EM_SUMMARY)
+    some = ["some rows were left out: failures.jsonl in the assignments of each cycle says why"] if code == 3 else []
+    return [*some, generating(summary.model, job.work_dir / "images")]

@@ -30,6 +30,7 @@ from rayjobs.evaluate.worker import Judging, folders_of_rewards, judge_models, r
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
 from rayjobs.pool.run import exit_code
+from rayjobs.reports.next_steps import left_out
 from rayjobs.reports.summaries import EVALUATION, Evaluation, FeatureSource, FeatureSources
 from rayjobs.verb.console import say
 from rayjobs.verb.pairs import open_pairs
@@ -201,3 +202,9 @@ def conclude(
     )
     replace_text(job.out / EVALUATION, evaluation.text())
     write_report(job.out)
+
+
+def ending(job: EvaluateJob, code: int) -> list[str]:
+    """The last lines of the command."""
+    rows = Evaluation.read(job.out / EVALUATION).quarantined
+    return [f"evaluate: figures, intervals and pictures are in {job.out}/report.html", *left_out(job.out, code, rows)]

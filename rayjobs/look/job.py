@@ -10,6 +10,7 @@ from ortho_core.storage.local import LocalStore
 from rayjobs.look.config import LookJob
 from rayjobs.look.findings import find, sentences
 from rayjobs.look.report import html_of
+from rayjobs.reports.next_steps import next_command
 from rayjobs.verb.console import Progress, say, summary_json
 from rayjobs.verb.pairs import open_pairs
 
@@ -55,3 +56,9 @@ def check_folder(job: LookJob) -> LocalStore:
             f"--out {job.out} was not made by `ortho look` ({min(foreign)} lies there); choose another folder"
         )
     return folder
+
+
+def ending(job: LookJob, code: int) -> list[str]:
+    """The last line of the command."""
+    name = job.pairs.rstrip("/").rpartition("/")[2] or "em"
+    return [next_command("em", pairs=job.pairs, model="MODEL", work_dir=f"runs/{name}")]

@@ -9,6 +9,7 @@ from typing import Any, Generic
 from pydantic import BaseModel
 
 from ortho_core.errors import RunFailed
+from ortho_core.noise.gaussianity import in_words, verdict
 from ortho_core.records.diagnostics import write_gaussianity
 from ortho_core.records.plan import FINGERPRINT
 from rayjobs.pool.ledger import AnyShardedPlan, Counts, Ledger
@@ -53,9 +54,9 @@ class ShardedRun(Generic[AnyShardedPlan]):
         """
         if not self.counts.assigned:
             return {}
-        verdict = write_gaussianity(self.ledger.folder, latent_shape)
-        say(f"{self.plan.verb}: {verdict}")
-        return {"gaussianity": verdict}
+        statistics = write_gaussianity(self.ledger.folder, latent_shape)
+        say(f"{self.plan.verb}: {in_words(statistics)}")
+        return {"gaussianity": verdict(statistics)}
 
     def summary(self, job: BaseModel, unknown: Collection[str] = (), **more: object) -> dict[str, Any]:
         """The content of `summary.json`: the counts but those that are `unknown`, `more`, the speed of this run, the job."""

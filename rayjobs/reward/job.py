@@ -18,7 +18,9 @@ from ortho_core.records.plan import NoiseSettings, RewardPlan
 from ortho_core.rewards.names import parse_rewards, reward_fingerprints
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.run import ShardedRun
+from rayjobs.reports.next_steps import RETRY, beside, left_out, next_command, settled_rows
 from rayjobs.reports.summaries import RewardSummary
+from rayjobs.reports.words import counted
 from rayjobs.reward.config import RewardJob
 from rayjobs.reward.gains import gains
 from rayjobs.reward.pictures import take_pictures
@@ -130,3 +132,16 @@ def gained(job: RewardJob, plan: RewardPlan) -> dict[str, dict[str, JsonValue]]:
         rose = f"higher for {gain.improved:.1%} of the prompts"
         say(f"reward: {name}{kind} {gain.before:.4f} → {gain.after:.4f}, {rose}")
     return {name: gain.model_dump(mode="json") for name, gain in rewards.items()}
+
+
+def ending(job: RewardJob, code: int) -> list[str]:
+    """The last lines of the command over a file of prompts; of one prompt they are said already."""
+    if job.prompt is not None:
+        return []
+    assigned, quarantined = settled_rows(job.out)
+    found = counted(assigned, "prompt has its", "prompts have their")
+    return [
+        f"reward: {found} noise, in {job.out}, report.html there shows it",
+        *left_out(job.out, code, quarantined, RETRY),
+        next_command("train", model=job.model, assignments=job.out, noise="base", out=beside(job.out, "trained")),
+    ]

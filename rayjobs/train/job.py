@@ -21,6 +21,7 @@ from ortho_core.pairs.rows import PairFields
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.plan import fingerprint
 from ortho_core.storage.open import open_store
+from rayjobs.reports.next_steps import beside, generating
 from rayjobs.train.config import TRAINING, TrainJob
 from rayjobs.train.models import TrainModels, check_lora
 from rayjobs.train.plan import TrainPlan
@@ -213,3 +214,10 @@ def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainMo
     config = {"data": data, "models": models}
     launch.train(job, job.out, plan, train_worker, config, title, callbacks)
     return 0
+
+
+def ending(job: TrainJob, code: int) -> list[str]:
+    """The last lines of the command."""
+    made = job.out / "checkpoint-final"
+    kind = "adapter" if job.lora_rank and not job.lora_merge else "fine-tuned model"
+    return [f"train: the {kind} is {made}", generating(made, beside(job.out, "images"))]

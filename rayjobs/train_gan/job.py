@@ -8,9 +8,11 @@ from ortho_core.generators.class_conditional import ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
 from ortho_core.generators.fitting.class_groups import Groups
 from ortho_core.generators.fitting.diversity import Diversity
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.pairs.known_sets import KNOWN, Labelled, open_split
 from ortho_core.pairs.pair_set import PairSet
+from rayjobs.reports.next_steps import beside, generating
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.plan import TrainGanPlan
 from rayjobs.train_gan.worker import train_gan_worker
@@ -127,3 +129,9 @@ def run(job: TrainGanJob) -> int:
     measured = Diversity(summary["diversity"]["by_class"])
     say(f"train-gan: the generator is {job.out / 'checkpoint-final'}; {measured.sentence()}")
     return 0
+
+
+def ending(job: TrainGanJob, code: int) -> list[str]:
+    """The last line of the command; its prompt is a class."""
+    made = job.out / "checkpoint-final"
+    return [generating(made, beside(job.out, "images"), prompt=ModelFolder.open(made).classes[0])]

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 Run = Callable[[Any], int]
 Describe = Callable[[Any], Mapping[str, object]]
+Ending = Callable[[Any, int], list[str]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Verb:
         """What runs a job, and what describes it for a dry run."""
         module = importlib.import_module(self.module)
         return module.run, module.describe
+
+    def ending(self, job: BaseModel, code: int) -> list[str]:
+        """What the command says last, after a run that ended with this exit code, 0 or 3; nothing where the run says it."""
+        told: Ending | None = getattr(importlib.import_module(self.module), "ending", None)
+        return [] if told is None or code not in (0, 3) else told(job, code)
 
 
 VERBS = {

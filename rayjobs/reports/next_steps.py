@@ -1,0 +1,40 @@
+"""The last lines of a command: what was made, where it is, and what people type next.
+
+Each verb's job has its `ending`, made of these. Of a verb that is run by another, as `em` runs `assign`, it is left out.
+"""
+
+import json
+import shlex
+
+from ortho_core.storage.open import open_store
+from rayjobs.reports.words import counted
+
+RETRY = "; once that is mended, the same command with --retry-failures takes them again"
+
+
+def beside(place: object, name: str) -> str:
+    """A sibling of a folder or URL, as a user would name it."""
+    parent, slash, _ = str(place).rstrip("/").rpartition("/")
+    return f"{parent}{slash}{name}"
+
+
+def next_command(verb: str, **options: object) -> str:
+    """The line with the next command; `prompt` and `model` may be left for the user to fill in."""
+    given = (f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in options.items())
+    return " ".join([f"next: ortho {verb}", *given])
+
+
+def generating(model: object, out: object, prompt: str = "a prompt") -> str:
+    """The line that makes images with a model."""
+    return next_command("generate", model=model, prompt=prompt, out=out)
+
+
+def left_out(place: object, code: int, rows: int, again: str = "") -> list[str]:
+    """What is said of rows that were quarantined, where a command ended with exit code 3."""
+    return [f"{counted(rows, 'row')} left out: {place}/failures.jsonl says why{again}"] if code == 3 else []
+
+
+def settled_rows(place: str) -> tuple[int, int]:
+    """Rows that are assigned and quarantined, as the summary in a folder counts them."""
+    summary = json.loads(open_store(place).read("summary.json"))
+    return int(summary["assigned"]), int(summary["quarantined"])
