@@ -319,7 +319,9 @@ def without_adapter(
 
 
 RIVAL_ARMS: dict[str, Rival] = {
-    "pso": PairwiseSamples(title="PSO", lr=1e-4, beta=5.0),
+    "pso": PairwiseSamples(title="PSO, β = 5", lr=1e-4, beta=5.0),
+    "pso_50": PairwiseSamples(title="PSO, β = 50", lr=1e-4, beta=50.0),
+    "pso_500": PairwiseSamples(title="PSO, β = 500", lr=1e-4, beta=500.0),
     "dedistilled": Dedistilled(title="de-distillation adapter", lr=5e-4, adapter_lr=5e-4),
     # This model was never distilled from one of many steps: other timesteps are new to it.
     "dedistilled_last": Dedistilled(

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ortho_core.storage.location import Place
+from rayjobs.verb.presets import PRESETS, preset_line
 from rayjobs.verb.table import Verb
 
 #: Columns of a line at most, and of the option's name beside what it does.
@@ -59,6 +60,9 @@ def verb_help(name: str, verb: Verb | None, model: type[BaseModel], special: Map
     inner = [each for each in usual if "." in each]
     parts.append(_section(title, [_entry(each, fields[each], special) for each in [*others, *inner]]))
     lists: list[Entry] = []
+    if name in PRESETS:
+        dial = (f"--preset {'|'.join(PRESETS[name])}", preset_line(name))
+        parts.append(_section("one dial:", [dial]))
     for group in groups:
         count = sum(each.startswith(f"{group}.") for each in fields)
         title = _first_line(_group(model.model_fields[group]) or model)
@@ -85,7 +89,8 @@ def full_help(name: str, verb: Verb | None, model: type[BaseModel], special: Map
     for group, owner in own:
         title = "options:" if owner is model else f"{_first_line(owner).rstrip('.')}:"
         parts.append(_section(f"{group}: {title}" if group else title, sections[group, owner]))
-    parts.append(_section("always:", [*EVERYWHERE, *([LOCAL] if verb is not None and verb.ray else [])]))
+    dial = [(f"--preset {'|'.join(PRESETS[name])}", preset_line(name))] if name in PRESETS else []
+    parts.append(_section("always:", [*EVERYWHERE, *dial, *([LOCAL] if verb is not None and verb.ray else [])]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from ortho_core.errors import UserError
 from rayjobs.verb.help import flag_of, full_help, leaves, verb_help
 from rayjobs.verb.paths import expand
+from rayjobs.verb.presets import PRESETS
 from rayjobs.verb.table import VERBS
 
 M = TypeVar("M", bound=BaseModel)
@@ -67,6 +68,9 @@ def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], st
     parser.add_argument("--config")
     parser.add_argument("--print-config", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
+    presets = PRESETS.get(verb, {})
+    if presets:
+        parser.add_argument("--preset")
     on_ray = verb in VERBS and VERBS[verb].ray
     if on_ray:
         parser.add_argument("--local", action="store_true")
@@ -85,7 +89,17 @@ def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], st
         setattr(given, nameless, unknown.pop(0))
     if unknown:
         raise UserError(
-            unknown_option(unknown[0], [*fields, "config", "print_config", "dry_run", *(["local"] if on_ray else [])])
+            unknown_option(
+                unknown[0],
+                [
+                    *fields,
+                    "config",
+                    "print_config",
+                    "dry_run",
+                    *(["local"] if on_ray else []),
+                    *(["preset"] if presets else []),
+                ],
+            )
         )
     options = vars(given)
     local = options.pop("local", False)
@@ -95,12 +109,18 @@ def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], st
         values[command or ""] = rest
     elif command is not None and command not in values:
         raise UserError("no verb is given after the options")
+    preset = values.pop("preset", None) if presets else None
+    preset = options.pop("preset", None) or preset
+    if preset is not None and preset not in presets:
+        raise UserError(f"--preset: {preset!r} is not accepted: {', '.join(presets)}")
     for name, value in options.items():
         if isinstance(value, str) and value.lower() in {"none", "null"} and type(None) in _args(fields[name]):
             value = None
         _put(values, name.split("."), value)
     for name, value in opened:
         _put(values, name.split("."), value)
+    for name, value in presets.get(str(preset), {}).items():
+        _fill(values, name.split("."), value)
     try:
         return Parsed(model.model_validate(values, context={"expand": expand}), print_config, dry_run, local)
     except ValidationError as error:
@@ -216,6 +236,16 @@ def _put(values: dict[str, object], path: list[str], value: object) -> None:
             _put(before, [key], inner)
     else:
         values[path[-1]] = value
+
+
+def _fill(values: dict[str, object], path: list[str], value: object) -> None:
+    """Set what is not set."""
+    for part in path[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return  # what is wrong with the group is said when it is validated
+        values = inner
+    values.setdefault(path[-1], value)
 
 
 def unknown_option(name: str, known: list[str]) -> str:

@@ -7,6 +7,8 @@ from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.look.config import LookJob
 from rayjobs.train.config import TrainJob
 from rayjobs.verb.options import as_yaml, parse
+from rayjobs.verb.presets import PRESETS
+from rayjobs.verb.table import VERBS
 
 NEEDED = ["--pairs", "p", "--model", "m", "--work-dir", "w"]
 
@@ -26,6 +28,38 @@ def test_the_command_line_wins_over_the_file_and_both_over_the_defaults(tmp_path
 
 def test_dashes_and_underscores_and_equals_are_the_same():
     assert em("--assign.patch-size=4") == em("--assign.patch_size", "4") == em("--assign.patch_size=4")
+
+
+def test_a_preset_sets_what_nobody_set(tmp_path):
+    usual, fast = em(), em("--preset", "fast")
+    assert (fast.cycles, fast.train.epochs) == (2, 4)
+    assert fast.model_copy(update={"cycles": 4}).assign == usual.assign
+    assert em("--preset", "balanced") == usual
+    assert em("--preset", "fast", "--cycles", "3").cycles == 3
+    (tmp_path / "job.yaml").write_text("preset: fast\ntrain:\n  epochs: 9\n")
+    job = em("--config", str(tmp_path / "job.yaml"))
+    assert (job.cycles, job.train.epochs) == (2, 9)
+    assert em("--config", str(tmp_path / "job.yaml"), "--preset", "thorough").cycles == 4
+    with pytest.raises(UserError, match="--preset: 'slow' is not accepted: fast, balanced, thorough"):
+        em("--preset", "slow")
+    with pytest.raises(UserError, match="unknown option 'preset'"):
+        parse(TrainJob, ["--model", "m", "--out", "o", "--preset", "fast"], "train")
+
+
+@pytest.mark.parametrize("verb", PRESETS)
+def test_every_preset_is_of_options_that_there_are(verb):
+    model = VERBS[verb].model()
+    required = (
+        {"pairs": "p", "model": "m", "out": "o"} if verb == "assign" else {"pairs": "p", "model": "m", "work-dir": "w"}
+    )
+    for name, values in PRESETS[verb].items():
+        argv = [each for option, value in required.items() for each in (f"--{option}", value)]
+        job = parse(model, [*argv, "--preset", name], verb).job
+        for option, value in values.items():
+            found = job
+            for part in option.split("."):
+                found = getattr(found, part)
+            assert found == value
 
 
 def test_flags_and_none():
