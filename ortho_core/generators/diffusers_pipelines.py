@@ -185,8 +185,8 @@ class DiffusersGenerator:
     def save(self, folder: Path, card: str | None = None, *, single_file: bool = False) -> None:
         """Write a model folder, or a LoRA folder if the network has an adapter apart; `card` becomes its README.md.
 
-        `single_file` adds a checkpoint in one file to a model folder. Raises UserError for a LoRA folder that would take the place
-        of its own base, and for a pipeline that cannot be one file.
+        `single_file` adds a checkpoint in one file to a model folder. Raises UserError for a LoRA folder that would take the
+        place of its own base, and for a pipeline that cannot be one file.
         """
         base, title = None, "/".join(Path(folder).absolute().parts[-2:])
         if has_lora(self.pipeline.unet):

@@ -1,8 +1,8 @@
 """LoRAs as kohya's sd-scripts write them, the format that ComfyUI, Forge and A1111 read: one file, to be copied to their folder.
 
-Each adapted layer has three tensors: `NAME.lora_down.weight` (A), `NAME.lora_up.weight` (B) and `NAME.alpha`; a reader adds α/r · B A to
-the weights. NAME is `lora_unet_` and the layer's name with underscores for dots: of SDXL's UNet the original name, of others that of
-diffusers, since that is which network kohya trains of each.
+Each adapted layer has three tensors: `NAME.lora_down.weight` (A), `NAME.lora_up.weight` (B) and `NAME.alpha`; a reader adds
+α/r · B A to the weights. NAME is `lora_unet_` and the layer's name with underscores for dots: of SDXL's UNet the original name,
+of others that of diffusers, since these are the networks that kohya trains.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
-"""The original names of a pipeline's layers: those of CompVis's and Stability's code, in which single-file checkpoints are written.
+"""The original names of a pipeline's layers: those of CompVis's and Stability's code, which single-file checkpoints have.
 
-Diffusers numbers a UNet's layers by block; the original numbers all in a row. Down block b with L layers (and a downsampler)
-takes `input_blocks` 1 + b(L + 1) and on, the place after a block's layers being its downsampler's; `input_blocks.0` is the first
-convolution. Up blocks have L + 1 layers each in `output_blocks`, and the upsampler shares the place of the last. At a place, .0 is the
-residual block, .1 the attention, and the upsampler comes after what is there.
+Diffusers numbers a UNet's layers by block; the original numbers all in a row. `input_blocks.0` is the first convolution. Down
+block b of L layers begins at `input_blocks` 1 + b(L + 1), and the place after its layers is its downsampler's. Up blocks have L +
+1 layers each in `output_blocks`, and the upsampler shares the place of the last. At a place, .0 is the residual block, .1 the
+attention, and the upsampler comes after what is there.
 """
 
 import re
@@ -36,14 +36,22 @@ RESIDUAL = {
     "conv_shortcut": "skip_connection",
 }
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-#: Layers of OpenCLIP's text encoder, by transformers' names.
-OPENCLIP = {
+#: Layers of OpenCLIP's text encoder by transformers' names, in a block and outside.
+OPENCLIP_BLOCK = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
+OPENCLIP = {
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm": "ln_final",
+    "text_projection.weight": "text_projection",
+}
+#: Diffusers' name of what is in a block: where, block, kind of layer, its number, the rest.
+LAYER = re.compile(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 
 
 def foreign_blocks(config: Mapping[str, Any]) -> list[str]:
@@ -69,9 +77,7 @@ class UNetNames:
 
     def original(self, name: str) -> str:
         """Of a layer or weight. Raises UserError for one that the original does not have."""
-        match = re.fullmatch(
-            r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name
-        )
+        match = LAYER.fullmatch(name)
         if match is None:
             for start, original in OUTSIDE.items():
                 if name == start or name.startswith(f"{start}."):
@@ -87,10 +93,8 @@ class UNetNames:
             return f"input_blocks.{self.down[block + 1] - 1}.0.{renamed(rest, {'conv': 'op'})}"
         if kind == "upsamplers":
             return f"output_blocks.{self.up[block + 1] - 1}.{self.upsampler[block]}.{rest}"
-        place = (
-            f"input_blocks.{self.down[block] + inner}" if where == "down" else f"output_blocks.{self.up[block] + inner}"
-        )
-        return f"{place}.{int(kind == 'attentions')}.{rest}"
+        row, first = ("input_blocks", self.down) if where == "down" else ("output_blocks", self.up)
+        return f"{row}.{first[block] + inner}.{int(kind == 'attentions')}.{rest}"
 
 
 def vae_name(name: str, blocks: int) -> str:
@@ -106,16 +110,13 @@ def vae_name(name: str, blocks: int) -> str:
 
 
 def openclip_name(name: str) -> str:
-    """Of a block or weight of transformers' CLIP text encoder, without `text_model.`; not of the projections that OpenCLIP holds as one."""
+    """Of a block or weight of transformers' CLIP text encoder, without `text_model.`
+
+    Not of the projections to queries, keys and values, which OpenCLIP holds as one.
+    """
     if match := re.fullmatch(r"encoder\.layers\.(\d+)(?:\.(.+))?", name):
-        return f"transformer.resblocks.{match[1]}" + (f".{renamed(match[2], OPENCLIP)}" if match[2] else "")
-    embeddings = {
-        "embeddings.token_embedding": "token_embedding",
-        "embeddings.position_embedding.weight": "positional_embedding",
-        "final_layer_norm": "ln_final",
-        "text_projection.weight": "text_projection",
-    }
-    return renamed(name, embeddings)
+        return f"transformer.resblocks.{match[1]}" + (f".{renamed(match[2], OPENCLIP_BLOCK)}" if match[2] else "")
+    return renamed(name, OPENCLIP)
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str:

@@ -1,8 +1,8 @@
 """A whole pipeline in one file, in the original names: a checkpoint as ComfyUI, Forge and A1111 load it.
 
-UNet, VAE and text encoders have prefixes of their own. SD 1's text encoder is transformers', as it is; those of SD 2 and SDXL's second
-are OpenCLIP's, which holds the projections to queries, keys and values as one, and the text projection transposed. The VAE's
-attention is made of 1 x 1 convolutions.
+UNet, VAE and text encoders have prefixes of their own. SD 1's text encoder and SDXL's first are transformers', as they are;
+SD 2's and SDXL's second are OpenCLIP's, which holds the projections to queries, keys and values as one, and the text projection
+transposed. The VAE's attention is made of 1 x 1 convolutions.
 """
 
 import re
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ortho_core.errors import UserError
 from ortho_core.generators.original_names import UNetNames, openclip_name, vae_name
-from ortho_core.generators.shared_files import SDXL, architecture, model_spec
+from ortho_core.generators.shared_files import SDXL, SPEC, architecture, model_spec
 from ortho_core.storage.tensors import in_type, write_tensors
 
 #: In a checkpoint's folder, beside the pipeline.
@@ -84,5 +84,5 @@ def write_single_file(file: Path, pipeline: Any, *, title: str, dtype: torch.dty
     tensors = {name: in_type(weight, dtype).cpu() for name, weight in single_file_tensors(pipeline)}
     header = model_spec(architecture(pipeline.unet.config), title)
     predicts = pipeline.scheduler.config.prediction_type
-    header["modelspec.prediction_type"] = "v" if predicts == "v_prediction" else predicts
+    header[f"{SPEC}prediction_type"] = "v" if predicts == "v_prediction" else predicts
     write_tensors(file, tensors, header)

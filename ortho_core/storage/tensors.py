@@ -1,7 +1,7 @@
 """Files of tensors in the safetensors format that are the same to the last bit whenever they are written.
 
-The format is eight bytes, the header's length; the header, JSON of each tensor's type, shape and place; the tensors. The library's own
-writer shuffles several entries of metadata, and makes files that only their owner may read.
+The format is eight bytes, the header's length; the header, JSON of each tensor's type, shape and place; the tensors. The
+library's own writer shuffles several entries of metadata, and makes files that only their owner may read.
 """
 
 import json
@@ -41,7 +41,9 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         with aside.open("wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
             for name in names:
-                stream.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                stream.write(
+                    memoryview(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                )
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)

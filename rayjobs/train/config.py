@@ -63,7 +63,7 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     lora_merge: bool = decides(False, description="save whole models with the adapter merged in, not adapters")
     single_file: bool = conduct(
         False,
-        description="add single_file.safetensors to each checkpoint: the whole model in float16, for ComfyUI, Forge and A1111",
+        description="add single_file.safetensors to each checkpoint: the model in float16, for ComfyUI and A1111",
     )
     gradient_checkpointing: bool = conduct(False, description="compute activations twice and keep fewer of them")
     compile: bool = conduct(False, description="torch.compile the network")

@@ -28,8 +28,8 @@ def check_single_file(job: TrainSettings, model: ModelFolder, group: str = "") -
     """Raises UserError where what is saved is no whole model, or one that other programs do not load."""
     if job.single_file and job.lora_rank and not job.lora_merge:
         raise UserError(
-            f"--{group}single-file is of whole models, and --{group}lora-rank saves adapters, each with a file for other programs "
-            f"({KOHYA_WEIGHTS}): leave it out, or merge them (--{group}lora-merge)"
+            f"--{group}single-file is of whole models, and --{group}lora-rank saves adapters, with a file for other programs "
+            f"anyhow ({KOHYA_WEIGHTS}): leave it out, or merge them (--{group}lora-merge)"
         )
     if job.single_file and model.kind == CLASS_KIND:
         raise UserError(f"--{group}single-file: {model.path} is class-conditional, which other programs do not load")

@@ -1,4 +1,4 @@
-"""The UNets of SDXL, SD 1.5 and SD 2 in their real sizes without weights, and their layers counted up as the original builds them."""
+"""The UNets of SDXL, SD 1.5 and SD 2 at real size without weights, and their layers, counted up as the original builds them."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -15,8 +15,8 @@ import yaml
 
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.origin import RECORD
 from rayjobs.cli import main
-from rayjobs.download.catalog import RECORD
 from tests.ortho_core.generators.made import hub_clone
 from tests.rayjobs.download.hub_server import COMMIT, serve
 
