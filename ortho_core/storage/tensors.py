@@ -42,7 +42,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             stream.write(len(text).to_bytes(8, "little") + text)
             for name in names:
                 stream.write(
-                    memoryview(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                    tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
                 )
         os.replace(aside, file)
     finally:
