@@ -41,9 +41,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         with aside.open("wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
             for name in names:
-                stream.write(
-                    tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                )
+                stream.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)

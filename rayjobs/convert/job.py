@@ -17,8 +17,9 @@ from ortho_core.generators.single_file import write_single_file
 from rayjobs.convert.config import ConvertJob
 from rayjobs.verb.console import say
 
+SUFFIX = ".safetensors"
 #: What a file is, by whether it is of an adapter, and where other programs look for it.
-KINDS = {
+WRITTEN = {
     True: ("LoRA in kohya's format", "ComfyUI/models/loras, or models/Lora of Forge and A1111"),
     False: (
         "checkpoint in the original names",
@@ -34,12 +35,12 @@ def opened(job: ConvertJob) -> tuple[ModelFolder, Path, bool]:
         raise UserError(f"--model {job.model} is class-conditional, which other programs do not load")
     if job.merge and model.lora_base is None:
         raise UserError(f"--merge: {job.model} is no LoRA folder; leave it out")
-    out = job.out or model.path.with_name(f"{model.path.name}.safetensors")
-    if out.suffix != ".safetensors":
+    out = job.out or model.path.with_name(f"{model.path.name.removesuffix(SUFFIX)}{SUFFIX}")
+    if out.suffix != SUFFIX:
         raise UserError(
-            f"--out {out}: other programs know the format by its name; accepted: a name that ends in .safetensors"
+            f"--out {out}: other programs know the format by its name; accepted: a name that ends in {SUFFIX}"
         )
-    if out.is_dir() or (out.exists() and not written_here(out)):
+    if out.is_dir() or (out.exists() and (out.samefile(model.path) or not written_here(out))):
         raise UserError(
             f"--out {out} is there, and was not written by ortho: it would be replaced; choose another name"
         )
@@ -49,7 +50,7 @@ def opened(job: ConvertJob) -> tuple[ModelFolder, Path, bool]:
 def describe(job: ConvertJob) -> dict[str, Any]:
     """What a dry run prints."""
     model, out, adapter = opened(job)
-    what, _ = KINDS[adapter]
+    what, _ = WRITTEN[adapter]
     return {"model": str(job.model), "kind": model.kind, "written": what, "dtype": job.dtype, "out": str(out)}
 
 
@@ -69,6 +70,6 @@ def run(job: ConvertJob) -> int:
         generator = load_generator(model, dtype=job.dtype)
         assert isinstance(generator, DiffusersGenerator)
         write_single_file(out, generator.pipeline, title=title, dtype=dtype)
-    what, where = KINDS[adapter]
+    what, where = WRITTEN[adapter]
     say(f"{out}, {out.stat().st_size / 1e6:,.1f} MB: a {what}; copy it to {where}")
     return 0

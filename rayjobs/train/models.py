@@ -7,6 +7,8 @@ from ortho_core.generators.kohya import KOHYA_WEIGHTS
 from ortho_core.generators.lora import lora_of
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
+from ortho_core.generators.original_names import UNetNames
+from ortho_core.generators.part_files import read_json
 from rayjobs.train.config import TrainJob, TrainSettings
 
 
@@ -33,6 +35,8 @@ def check_single_file(job: TrainSettings, model: ModelFolder, group: str = "") -
         )
     if job.single_file and model.kind == CLASS_KIND:
         raise UserError(f"--{group}single-file: {model.path} is class-conditional, which other programs do not load")
+    if job.single_file:
+        UNetNames(read_json(model.base.path / "unet" / "config.json"))
 
 
 def check_lora(job: TrainSettings, model: ModelFolder) -> None:
