@@ -140,7 +140,8 @@ class ClassGenerator:
     def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
         """There is nothing besides the network."""
 
-    def save(self, folder: Path, card: str | None = None) -> None:
+    def save(self, folder: Path, card: str | None = None, *, single_file: bool = False) -> None:
+        """Write a model folder, which is one file of weights anyhow; `card` becomes its README.md."""
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
 
         def write(aside: Path) -> None:

@@ -19,9 +19,11 @@ from ortho_core.errors import UserError
 from ortho_core.generators.lora import attach_lora, has_lora, merge_adapter, write_lora
 from ortho_core.generators.model_folder import RECIPE, ModelFolder, write_lora_reference
 from ortho_core.generators.one_step import OneStep
+from ortho_core.generators.origin import base_name
 from ortho_core.generators.part_files import check_safetensors
 from ortho_core.generators.precision import run_network
 from ortho_core.generators.protocol import Condition
+from ortho_core.generators.single_file import SINGLE_FILE, write_single_file
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.storage.folders import replace_folder
 
@@ -180,12 +182,13 @@ class DiffusersGenerator:
             images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return images.float() / 2 + 0.5
 
-    def save(self, folder: Path, card: str | None = None) -> None:
+    def save(self, folder: Path, card: str | None = None, *, single_file: bool = False) -> None:
         """Write a model folder, or a LoRA folder if the network has an adapter apart; `card` becomes its README.md.
 
-        Raises UserError for a LoRA folder that would take the place of its own base.
+        `single_file` adds a checkpoint in one file to a model folder. Raises UserError for a LoRA folder that would take the
+        place of its own base, and for a pipeline that cannot be one file.
         """
-        base = None
+        base, title = None, "/".join(Path(folder).absolute().parts[-2:])
         if has_lora(self.pipeline.unet):
             if self.folder is None:
                 raise ValueError(
@@ -199,12 +202,14 @@ class DiffusersGenerator:
 
         def write(aside: Path) -> None:
             if base is not None:
-                write_lora(self.pipeline.unet, aside)
+                write_lora(self.pipeline.unet, aside, title, base_name(base.path))
                 write_lora_reference(aside, base)
             else:
                 self.pipeline.save_pretrained(aside, safe_serialization=True)
                 if self.timestep is not None:
                     (aside / RECIPE).write_text(json.dumps({"timestep": self.timestep}))
+                if single_file:
+                    write_single_file(aside / SINGLE_FILE, self.pipeline, title=title)
             if card is not None:
                 (aside / "README.md").write_text(card, encoding="utf-8")
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ortho_core.errors import UserError
+from ortho_core.generators.kohya import KOHYA_WEIGHTS, write_kohya
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import LORA_WEIGHTS, ModelFolder
 
@@ -44,7 +45,7 @@ def add_lora(network: nn.Module, lora: Lora, seed: int) -> None:
 
 def lora_of(folder: ModelFolder) -> Lora | None:
     """What adapter a model folder holds; None for one that is no LoRA folder. Raises UserError if it is broken."""
-    return None if folder.lora_base is None else _read(folder.path / LORA_WEIGHTS)[0]
+    return None if folder.lora_base is None else read_lora(folder.path / LORA_WEIGHTS)[0]
 
 
 def has_lora(network: nn.Module) -> bool:
@@ -103,8 +104,9 @@ def teacher_adapter(network: nn.Module) -> Iterator[None]:
             vars(module)["training"] = True
 
 
-def write_lora(network: nn.Module, folder: Path) -> None:
-    """Write the adapter of a pipeline's UNet as `pipeline.load_lora_weights` reads it, rank and alpha included."""
+def write_lora(network: Any, folder: Path, title: str, base: str) -> None:
+    """Write the adapter of a pipeline's UNet as `pipeline.load_lora_weights` reads it, rank and alpha included, and as a file for
+    other programs, whose header has `title` and `base`."""
     from peft.utils import get_peft_model_state_dict
 
     # In PEFT's names: of diffusers' own, its converter knows those of the attention's projections only.
@@ -113,6 +115,7 @@ def write_lora(network: nn.Module, folder: Path) -> None:
     # Not all of the configuration, as diffusers writes: another version of PEFT refuses fields that it does not know.
     described = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": list(lora.targets)}
     folder.mkdir(parents=True, exist_ok=True)
+    write_kohya(folder / KOHYA_WEIGHTS, weights, lora, network.config, title=title, base=base)
     save_file(
         {UNET + name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
         folder / LORA_WEIGHTS,
@@ -128,7 +131,7 @@ def attach_lora(network: nn.Module, folder: Path) -> None:
     """
     from peft.utils import set_peft_model_state_dict
 
-    lora, weights = _read(Path(folder) / LORA_WEIGHTS)
+    lora, weights = read_lora(Path(folder) / LORA_WEIGHTS)
     _inject(network, lora, TRAINED)
     try:
         found = set_peft_model_state_dict(network, weights, adapter_name=TRAINED)
@@ -187,8 +190,8 @@ def _endings(names: set[str]) -> list[str]:
     return sorted({".".join(p[-2:] if p[-1].isdigit() else p[-1:]) for p in parts})
 
 
-def _read(file: Path) -> tuple[Lora, dict[str, Tensor]]:
-    """The adapter's description and weights, these named as in the UNet."""
+def read_lora(file: Path) -> tuple[Lora, dict[str, Tensor]]:
+    """The adapter's description and weights, these named as in the UNet. Raises UserError for a file that holds no plain LoRA."""
     try:
         with safe_open(file, "pt") as stored:
             header = (stored.metadata() or {}).get(DESCRIPTION)

@@ -1,7 +1,8 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all, readable by whom the umask lets read."""
 
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,29 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     aside, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("partial", "old"))
     try:
         write(aside)
+        permit(aside)
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def permit(folder: Path) -> None:
+    """Give the files below `folder` the permissions that a file written here has: those of libraries that write into temporary
+    files of their own, safetensors' for one, only the owner may read.
+
+    Files that have other names elsewhere are left as they are: they may be another's.
+    """
+    probe = folder / f".{uuid.uuid4().hex}.probe"
+    probe.touch()
+    usual = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.rglob("*"):
+        status = file.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_mode != usual:
+            file.chmod(stat.S_IMODE(usual))
 
 
 def sweep_partial(parent: Path) -> None:

@@ -8,8 +8,8 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
+import uuid
 from pathlib import Path
 
 #: Nanoseconds within which two changes of a file may carry the same time; what changed so lately is not kept.
@@ -65,7 +65,7 @@ def _keep(state: State, digest: str) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         entry = _entry(state)
         entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=entry.parent, prefix=".")
-        with open(handle, "w", encoding="utf-8", errors="surrogateescape") as stream:
+        aside = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}")
+        with aside.open("w", encoding="utf-8", errors="surrogateescape") as stream:
             json.dump([*state, digest], stream)
         os.replace(aside, entry)

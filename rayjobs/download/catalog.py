@@ -15,11 +15,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.origin import RECORD, read_record
 from rayjobs.download.config import CATALOG
 
-#: What was downloaded into a folder, by the name of the entry. JSON; without its suffix, because the .json files of a model
-#: folder are part of its fingerprint, and that of a model must not depend on how it got there.
-RECORD = ".ortho-download"
 COMMIT = r"[0-9a-f]{40}"
 
 
@@ -157,15 +155,6 @@ def select(catalog: Catalog, names: Iterable[str]) -> list[str]:
     return list(chosen)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What was downloaded into a folder, by entry; empty where nothing was, or the record is broken."""
-    try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def write_record(folder: Path, name: str, entry: Entry, commit: str, files: Mapping[str, Mapping[str, object]]) -> None:
     """Add to the record that these files (`size`, `sha256`, by path) are those of the entry at that commit."""
     own = {
@@ -178,9 +167,10 @@ def write_record(folder: Path, name: str, entry: Entry, commit: str, files: Mapp
     _add_to_record(folder, {name: own})
 
 
-def merge_record(source: Path, folder: Path) -> None:
-    """Add what is recorded in one folder to the record of another."""
-    if added := read_record(source):
+def merge_record(source: Path, folder: Path, only: str | None = None) -> None:
+    """Add what is recorded in one folder, or of one entry `only`, to the record of another."""
+    record = read_record(source)
+    if added := record if only is None else {name: entry for name, entry in record.items() if name == only}:
         _add_to_record(folder, added)
 
 

@@ -12,10 +12,10 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 
 from ortho_core.errors import UserError
+from ortho_core.generators.origin import RECORD, read_record
 from ortho_core.storage.hashes import content_hash
 from ortho_core.storage.store import one_line
 from rayjobs.download.catalog import (
-    RECORD,
     Catalog,
     Entry,
     ModelFile,
@@ -25,7 +25,6 @@ from rayjobs.download.catalog import (
     missing_files,
     needed,
     read_catalog,
-    read_record,
     select,
     write_record,
 )
@@ -127,7 +126,7 @@ def work_off(todo: Iterable[str], catalog: Catalog, hub: Hub | None, root: Path,
             absent += lacking
             complete = not lacking and not needed(entry.requires, catalog, root)
             if entry.assemble and complete and not is_here(name, catalog, root):
-                build(entry, root)
+                build(name, entry, root)
     return absent
 
 
@@ -190,7 +189,7 @@ def settle(staging: Path, folder: Path) -> None:
     shutil.rmtree(staging)
 
 
-def build(entry: Entry, root: Path) -> None:
+def build(name: str, entry: Entry, root: Path) -> None:
     """Make the pipeline of an entry that is none by itself."""
     # diffusers takes seconds to import, and most models need none of it.
     from rayjobs.download.assemble import assemble
@@ -210,7 +209,7 @@ def build(entry: Entry, root: Path) -> None:
         recipe.scheduler,
         recipe.prediction_type,
         recipe.timestep,
-        finish=lambda folder: merge_record(root / entry.folder, folder),
+        finish=lambda folder: merge_record(root / entry.folder, folder, name),
     )
 
 

@@ -41,7 +41,7 @@ from rayjobs.reports.summaries import (
 )
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainSettings
-from rayjobs.train.models import TrainModels, check_lora
+from rayjobs.train.models import TrainModels, check_lora, check_single_file
 from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
@@ -73,6 +73,7 @@ def check(job: EmJob, model: ModelFolder, rows: int) -> None:
         noise_space(match_search(job.train, job.train, job.assign), model.latent_shape)
     check_trackers(job.train)
     check_lora(job.train, model)
+    check_single_file(job.train, model, "train.")
     if job.train.preserve_file is not None:
         read_prompts(job.train.preserve_file)
 

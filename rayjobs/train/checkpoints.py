@@ -13,6 +13,7 @@ from ortho_core.generators.lora import TEACHER, add_lora, has_lora
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.origin import base_name, origin_of
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.update import MStep
 from ortho_core.storage.folders import link_tree, replace_folder
@@ -50,9 +51,11 @@ class CheckpointFolders:
             with tempfile.TemporaryDirectory(dir=self.job.out, prefix=".merge-") as scratch:
                 adapted = Path(scratch) / "lora"
                 generator.save(adapted)
-                load_generator(self.model.base.with_adapter(adapted)).save(first, card)
+                load_generator(self.model.base.with_adapter(adapted)).save(
+                    first, card, single_file=self.job.single_file
+                )
         else:
-            generator.save(first, card)
+            generator.save(first, card, single_file=self.job.single_file)
         network.train(training)
         for other in others:
             replace_folder(other, lambda folder: link_tree(first, folder))
@@ -85,8 +88,10 @@ class CheckpointFolders:
             rows, source = "assignments", {"assignments": f"{job.assignments} (run {plan.assignments})"}
         return model_card(
             f"{job.title} {name}",
-            base=str(self.model.base.path),
+            base=base_name(self.model.base.path),
+            base_folder=str(self.model.base.path),
             facts={
+                **({} if (origin := origin_of(self.model.base.path)) is None else {"base model": origin}),
                 "trained on": f"{plan.rows} {rows}, {job.noise} noise ({kinds[job.noise]})",
                 **source,
                 "pairs fingerprint": plan.pairs_fingerprint,
@@ -98,5 +103,6 @@ class CheckpointFolders:
             metrics=metrics,
             config=plan.config,
             lora=bool(job.lora_rank) and not job.lora_merge,
+            single_file=job.single_file,
             classes=self.model.classes,
         )

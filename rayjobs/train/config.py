@@ -61,6 +61,10 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         Lora.targets, description="endings of the names of the layers that get an adapter"
     )
     lora_merge: bool = decides(False, description="save whole models with the adapter merged in, not adapters")
+    single_file: bool = conduct(
+        False,
+        description="add single_file.safetensors to each checkpoint: the model in float16, for ComfyUI and A1111",
+    )
     gradient_checkpointing: bool = conduct(False, description="compute activations twice and keep fewer of them")
     compile: bool = conduct(False, description="torch.compile the network")
     parallel: Literal["ddp", "fsdp"] = conduct(

@@ -23,7 +23,7 @@ from ortho_core.records.plan import fingerprint
 from ortho_core.storage.open import open_store
 from rayjobs.reports.next_steps import beside, generating
 from rayjobs.train.config import TRAINING, TrainJob
-from rayjobs.train.models import TrainModels, check_lora
+from rayjobs.train.models import TrainModels, check_lora, check_single_file
 from rayjobs.train.plan import TrainPlan
 from rayjobs.train.worker import train_worker
 from rayjobs.training import launch
@@ -52,6 +52,7 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         pairs_fingerprint, assigned_by = source.plan.pairs_fingerprint, source.plan.run_fingerprint
     job.check_shares(len(source), "assigned rows" if assigned_by is not None else f"rows of {job.pairs}")
     check_lora(job, model)
+    check_single_file(job, model)
     held = held_prompts(job, model, source)
     # As many rows as half of what a reader keeps in memory holds, so that it reads no part twice.
     window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // row_bytes))

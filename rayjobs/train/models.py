@@ -3,9 +3,12 @@
 from dataclasses import dataclass, replace
 
 from ortho_core.errors import UserError
+from ortho_core.generators.kohya import KOHYA_WEIGHTS
 from ortho_core.generators.lora import lora_of
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
+from ortho_core.generators.original_names import UNetNames
+from ortho_core.generators.part_files import read_json
 from rayjobs.train.config import TrainJob, TrainSettings
 
 
@@ -21,6 +24,19 @@ class TrainModels:
         """Raises UserError."""
         model = ModelFolder.open(job.model)
         return TrainModels(model, model if job.preserve_model is None else ModelFolder.open(job.preserve_model))
+
+
+def check_single_file(job: TrainSettings, model: ModelFolder, group: str = "") -> None:
+    """Raises UserError where what is saved is no whole model, or one that other programs do not load."""
+    if job.single_file and job.lora_rank and not job.lora_merge:
+        raise UserError(
+            f"--{group}single-file is of whole models, and --{group}lora-rank saves adapters, with a file for other programs "
+            f"anyhow ({KOHYA_WEIGHTS}): leave it out, or merge them (--{group}lora-merge)"
+        )
+    if job.single_file and model.kind == CLASS_KIND:
+        raise UserError(f"--{group}single-file: {model.path} is class-conditional, which other programs do not load")
+    if job.single_file:
+        UNetNames(read_json(model.base.path / "unet" / "config.json"))
 
 
 def check_lora(job: TrainSettings, model: ModelFolder) -> None:

@@ -157,6 +157,12 @@ VERBS = {
         "images from a model folder",
         example='--model models/sdxl-turbo --prompt "a red fox in the snow" --out runs/foxes',
     ),
+    "convert": Verb(
+        "rayjobs.convert.job",
+        "ConvertJob",
+        "a model as one file for ComfyUI, Forge and A1111",
+        example="runs/trained/checkpoint-final",
+    ),
     "export": Verb(
         "rayjobs.assign.export_reference",
         "ExportJob",

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ortho_core.errors import UserError
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+from ortho_core.generators.kohya import KOHYA_WEIGHTS
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import (
     add_lora,
@@ -135,7 +136,7 @@ def test_plain_diffusers_reads_the_lora_folder(trained, tiny_turbo, generator):
     pipeline = DiffusionPipeline.from_pretrained(tiny_turbo)
     pipeline.load_lora_weights(folder)
     torch.testing.assert_close(diffusers_image(pipeline), expected, rtol=0, atol=1e-5)
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "lora.json", LORA_WEIGHTS]
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "lora.json", KOHYA_WEIGHTS, LORA_WEIGHTS]
     assert (folder / "README.md").read_text() == "# A card\n"
 
 

@@ -4,6 +4,8 @@ import os
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ortho_core.storage.folders import link_tree, replace_folder, sweep_partial
 
@@ -60,3 +62,27 @@ def test_a_linked_tree_takes_no_space_and_outlives_its_source(tmp_path, monkeypa
     assert not os.path.samefile(source / "a", tmp_path / "copied" / "a")
     shutil.rmtree(source)
     assert contents(tmp_path / "linked") == contents(tmp_path / "copied") == content
+
+
+@pytest.mark.parametrize(("umask", "modes"), [(0o022, {0o644}), (0o077, {0o600}), (0o002, {0o664})])
+def test_files_are_for_whom_the_umask_lets_read_whatever_library_wrote_them(umask, modes, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("somebody's")
+    theirs.chmod(0o640)
+
+    def fill(aside):
+        write(aside, {"config.json": "{}"})
+        (aside / "unet").mkdir()
+        save_file({"a": torch.zeros(2)}, aside / "unet" / "model.safetensors")
+        os.link(theirs, aside / "linked")
+        (aside / "link").symlink_to(theirs)
+
+    before = os.umask(umask)
+    try:
+        replace_folder(tmp_path / "mine", fill)
+    finally:
+        os.umask(before)
+    ours = [tmp_path / "mine" / "config.json", tmp_path / "mine" / "unet" / "model.safetensors"]
+    assert {path.stat().st_mode & 0o777 for path in ours} == modes
+    assert theirs.stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir(tmp_path / "mine")) == ["config.json", "link", "linked", "unet"]

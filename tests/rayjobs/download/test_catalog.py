@@ -9,16 +9,15 @@ import pytest
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.one_step import OneStep
+from ortho_core.generators.origin import RECORD, read_record
 from ortho_core.rewards.kinds import KINDS
 from ortho_core.rewards.names import check_reward_files, reward_fingerprints
 from rayjobs.download.catalog import (
-    RECORD,
     find_older,
     is_here,
     missing_files,
     needed,
     read_catalog,
-    read_record,
     select,
     write_record,
 )

@@ -15,8 +15,8 @@ import yaml
 
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.origin import RECORD, origin_of
 from rayjobs.cli import main
-from rayjobs.download.catalog import RECORD
 from tests.ortho_core.generators.made import hub_clone
 from tests.rayjobs.download.hub_server import COMMIT, serve
 
@@ -313,7 +313,10 @@ def test_a_downloaded_model_is_the_one_that_a_clone_has(hub, tiny_turbo, tmp_pat
 def test_weights_become_a_pipeline_that_needs_them_no_more(hub, tiny_turbo, tmp_path, capsys):
     weights = "unet/diffusion_pytorch_model.safetensors"
     base = {name: content for name, content in whole(tiny_turbo).items() if name not in {weights, "README.md"}}
-    hub.repositories = {"someone/base": base, "someone/step": {"unet.safetensors": (tiny_turbo / weights).read_bytes()}}
+    hub.repositories = {
+        "someone/base": base,
+        "someone/step": {"unet.safetensors": (tiny_turbo / weights).read_bytes(), "notes.txt": b"-"},
+    }
     files = ", ".join(f'{{ path = "{name}" }}' for name in base)
     (tmp_path / "catalog.toml").write_text(
         '[models.base]\ntitle = "Base"\nkind = "base"\nfolder = "base"\nrepository = "someone/base"\nrevision = "main"\n'
@@ -323,14 +326,19 @@ def test_weights_become_a_pipeline_that_needs_them_no_more(hub, tiny_turbo, tmp_
         'assemble = { how = "unet", base = "base", into = "one-step" }\n'
         'recipe = { scheduler = "LCMScheduler", prediction_type = "epsilon", timestep = 800 }\n'
         + LICENSE.format("step")
+        + '[models.other]\ntitle = "Other"\nkind = "part"\nfolder = "step"\nrepository = "someone/step"\nrevision = "main"\n'
+        'files = [{ path = "notes.txt" }]\n' + LICENSE.format("other")
     )
     models = tmp_path / "models"
     options = ["--catalog", str(tmp_path / "catalog.toml"), "--out", str(models), "--only", "step"]
     assert main(["download", *options, "--offline"]) == 1
+    assert download(hub, options[:-2], "--only", "other") == 0
     assert download(hub, options) == 0
     assert "assembling" in capsys.readouterr().err
     generator = load_generator(ModelFolder.open(models / "one-step"))
     assert generator.step.timestep == 800
+    # Of what shares the folder of its weights, nothing.
+    assert origin_of(models / "one-step").name == "step"
     assert ModelFolder.open(models / "one-step").fingerprint != ModelFolder.open(tiny_turbo).fingerprint
     hub.requests.clear()
     shutil.rmtree(models / "one-step")

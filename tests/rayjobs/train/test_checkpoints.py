@@ -1,6 +1,8 @@
 """The folders of a run: averages, the best by validation, samples, cards."""
 
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.origin import RECORD
 from ortho_core.losses import mean_square
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.job import run
@@ -97,6 +100,20 @@ def front_matter(folder):
     text = (folder / "README.md").read_text()
     match = re.match(r"---\n(.*?)---\n\n# ", text, re.DOTALL)
     return yaml.safe_load(match[1]), text
+
+
+def test_a_card_names_a_downloaded_base_as_the_hub_does(assigned, tiny_turbo, tmp_path):
+    base = tmp_path / "turbo"
+    shutil.copytree(tiny_turbo, base)
+    record = {"repository": "someone/turbo", "commit": "0123", "license": "mit"}
+    (base / RECORD).write_text(json.dumps({"turbo": record}))
+    one = job(assigned, base, tmp_path / "out", lora_rank=2, epochs=1, save_every=0)
+    assert run(one) == 0
+    head, text = front_matter(tmp_path / "out" / "checkpoint-final")
+    assert head["base_model"] == "someone/turbo"
+    assert "| base model | turbo (someone/turbo at 0123, licence mit) |" in text
+    assert f'from_pretrained("{base}")' in text
+    assert "`lora_kohya.safetensors` of this folder belongs into their folder of LoRAs" in text
 
 
 def test_a_folders_card_says_what_it_was_made_from(trained, validated, adapted, tiny_turbo):

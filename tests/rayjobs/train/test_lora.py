@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from ortho_core.errors import UserError
 from ortho_core.generators.load import load_generator
@@ -27,7 +27,7 @@ def test_an_adapters_folder_loads_here_and_in_plain_diffusers(adapted, tiny_turb
     assert losses(adapted)[1] < losses(adapted)[0]
     for name in ("best", "final", "epoch-001", "epoch-002"):
         files = {p.name for p in (adapted / f"checkpoint-{name}").iterdir()}
-        assert files == {"README.md", "lora.json", "pytorch_lora_weights.safetensors"}
+        assert files == {"README.md", "lora.json", "pytorch_lora_weights.safetensors", "lora_kohya.safetensors"}
     folder = adapted / "checkpoint-final"
     assert lora_of(ModelFolder.open(folder)) == Lora(2, 2.0, tuple(sorted(Lora.targets)))
     ours = images(load_generator(ModelFolder.open(folder)))
@@ -35,11 +35,15 @@ def test_an_adapters_folder_loads_here_and_in_plain_diffusers(adapted, tiny_turb
     pipeline = DiffusionPipeline.from_pretrained(tiny_turbo)
     pipeline.load_lora_weights(folder)
     torch.testing.assert_close(diffusers_images(pipeline), ours, rtol=0, atol=1e-4)
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(folder / "lora_kohya.safetensors")
+    torch.testing.assert_close(diffusers_images(pipeline), ours, rtol=0, atol=0.02)  # it is in float16
 
 
 def test_merged_folders_are_ordinary_ones_of_the_same_model(adapted, assigned, tiny_turbo, tmp_path):
     out = tmp_path / "out"
-    assert run(job(assigned, tiny_turbo, out, lora_rank=2, lr=3e-2, lora_merge=True, ema=True, ema_decay=0.5)) == 0
+    options = {"lora_rank": 2, "lr": 3e-2, "lora_merge": True, "ema": True, "ema_decay": 0.5, "single_file": True}
+    assert run(job(assigned, tiny_turbo, out, **options)) == 0
     assert losses(out) == pytest.approx(losses(adapted), abs=1e-6)
     pipeline = DiffusionPipeline.from_pretrained(out / "checkpoint-final")
     ours = images(load_generator(ModelFolder.open(adapted / "checkpoint-final")))
@@ -48,6 +52,13 @@ def test_merged_folders_are_ordinary_ones_of_the_same_model(adapted, assigned, t
     assert not torch.allclose(averaged, ours, atol=1e-4)
     assert not list(out.glob("**/lora.json"))
     assert not list(out.glob(".merge-*"))
+    names = ("best", "final", "final-ema", "epoch-001")
+    assert all((out / f"checkpoint-{name}" / "single_file.safetensors").is_file() for name in names)
+    config = {"config": str(tiny_turbo), "subfolder": "unet", "local_files_only": True}
+    read = UNet2DConditionModel.from_single_file(str(out / "checkpoint-final" / "single_file.safetensors"), **config)
+    merged = load_generator(ModelFolder.open(out / "checkpoint-final")).trainable.state_dict()
+    assert all(torch.equal(value, merged[name].half().float()) for name, value in read.state_dict().items())
+    assert "`single_file.safetensors` of this folder" in (out / "checkpoint-final" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +110,13 @@ def test_another_adapter_than_the_models_own_is_refused(adapted, assigned, tmp_p
         run(job(assigned, adapted / "checkpoint-final", tmp_path / "out", allow_stale=True, **options))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_single_file_of_what_is_no_whole_model_is_refused(assigned, tiny_turbo, tmp_path):
+    with pytest.raises(
+        UserError, match=r"--single-file is of whole models, and --lora-rank saves adapters, .*--lora-merge"
+    ):
+        planned(job(assigned, tiny_turbo, tmp_path / "out", lora_rank=2, single_file=True))
 
 
 def test_targets_in_another_order_are_the_same_adapter(adapted, assigned, tmp_path):

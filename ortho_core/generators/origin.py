@@ -1,0 +1,62 @@
+"""Where a model comes from: the catalogue's entry that `ortho download` brought into its folder, and what a card says of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: What was downloaded into a folder, by the name of the entry. JSON; without its suffix, because the .json files of a model
+#: folder are part of its fingerprint, and that of a model must not depend on how it got there.
+RECORD = ".ortho-download"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An entry of the catalogue, as it was downloaded."""
+
+    name: str
+    repository: str
+    commit: str
+    license: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.repository} at {self.commit}, licence {self.license})"
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What was downloaded into a folder, by entry; empty where nothing was, or the record is broken."""
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def origin_of(folder: Path) -> Origin | None:
+    """The one entry that was downloaded into a folder; None where none was, or several were."""
+    record = read_record(folder)
+    if len(record) != 1:
+        return None
+    ((name, entry),) = record.items()
+    try:
+        return Origin(name, *(str(entry[field]) for field in ("repository", "commit", "license")))
+    except (KeyError, TypeError):
+        return None
+
+
+def base_name(folder: Path) -> str:
+    """How a card names a model as a base: by the repository it was downloaded from; a fine-tuned one by that of its own base,
+    which its card has; any other by its folder."""
+    if (origin := origin_of(folder)) is not None:
+        return origin.repository
+    try:
+        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+        card = yaml.safe_load(front)
+        earlier = card["base_model"]
+        if "ortho" in card["tags"] and isinstance(earlier, str) and not Path(earlier).is_absolute():
+            return earlier
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        pass
+    return str(folder)

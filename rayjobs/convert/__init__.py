@@ -1,0 +1,1 @@
+"""`ortho convert`: a model as one file that other programs load."""
