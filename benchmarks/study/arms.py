@@ -85,6 +85,8 @@ def _em(title: str, train: Mapping[str, Any], elsewhere: bool = False, steps: in
 
 ARMS: dict[str, Arm] = {
     "direct": Arm("direct SFT", {**RANDOM, **NO_PRESERVE}, cycles=0),
+    # A search of one evaluation finds nothing: a fixed coupling without any matching.
+    "kept": Arm("one random noise of each row, kept", {**NO_PRESERVE, **LEANING}, steps=1),
     "direct_preserve": Arm("direct SFT, preserve 0.1", {**RANDOM, **PRESERVE}, cycles=0),
     "direct_elsewhere": Arm(
         "direct SFT, preserve 1 at other prompts", {**RANDOM, **ELSEWHERE}, cycles=0, elsewhere=True

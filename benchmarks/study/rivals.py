@@ -167,19 +167,6 @@ class Immiscible(Rival):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept(Rival):
-    """Each row has one random noise, the same in every epoch; nothing is matched. What the others below have besides."""
-
-    def teach(self, training: RivalTraining, save: Callable[[int], None]) -> None:
-        held = training.noise(range(len(training.targets)), "kept", 0)
-
-        def loss(epoch: int, index: Tensor) -> Tensor:
-            return mean_square(training.denoise(held[index], index), training.targets[index]).mean()
-
-        training.fit(loss, training.epochs(self.each), self.lr, save)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Permuted(Rival):
     """Each row has a noise, and before every epoch the rows of a prompt exchange theirs so that the present model's outputs are
     nearest to the targets (after arXiv 1704.05310).
@@ -341,7 +328,6 @@ RIVAL_ARMS: dict[str, Rival] = {
         title="the same, at the last timestep alone", lr=5e-4, adapter_lr=5e-4, first_timestep=999
     ),
     "immiscible": Immiscible(title="noise assigned within the batch (immiscible)", lr=1e-3),
-    "kept": Kept(title="one random noise of each row, kept", lr=1e-3),
     "permuted": Permuted(title="noise permuted within the prompt", lr=1e-3),
 }
 
