@@ -8,6 +8,8 @@ anything; everything in Python sees the device.
 import collections
 import traceback
 import weakref
+from contextlib import ExitStack
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -15,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 GiB = 2**30
 META = torch.device("meta")
@@ -58,13 +61,38 @@ class _Calls(TorchFunctionMode):
     def __init__(self, gpu: "FakeGpu") -> None:
         super().__init__()
         self.gpu = gpu
+        self.cast: dict[int, Tensor] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func is Tensor.pin_memory:
             return self.gpu.pinned(args[0])
+        if torch.is_autocast_enabled(self.gpu.device.type) and func in AUTOCAST:
+            kind = AUTOCAST[func] or torch.get_autocast_dtype(self.gpu.device.type)
+            args, kwargs = tree_map_only(FakeTensor, lambda t: self._as(t, kind), (args, kwargs))
         if func is F.scaled_dot_product_attention:
-            return attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            return attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _as(self, tensor: Tensor, kind: torch.dtype) -> Tensor:
+        """As autocast gives it to an operation: of a weight that trains, one copy serves all that is in its context."""
+        if not tensor.is_floating_point() or tensor.dtype is kind:
+            return tensor
+        if not (tensor.is_leaf and tensor.requires_grad):
+            return tensor.to(kind)
+        if id(tensor) not in self.cast:
+            self.cast[id(tensor)] = tensor.to(kind)
+        return self.cast[id(tensor)]
+
+
+#: What autocast computes in another type, of what these networks do; none: in the one that was asked for.
+AUTOCAST: dict[object, torch.dtype | None] = {
+    F.linear: None,
+    F.conv2d: None,
+    F.scaled_dot_product_attention: None,
+    F.layer_norm: torch.float32,
+    F.group_norm: torch.float32,
+}
 
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
@@ -75,8 +103,23 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
     )[0]
 
 
+class Event:
+    """A moment of the device's work; when the host waits for one, that was recorded a step ago."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+#: What else asks the driver: for events, for bfloat16 in autocast, whether an optimiser's step is captured.
+PATCHED = {
+    torch.cuda: {"Event": Event, "is_available": lambda: True, "is_bf16_supported": lambda: True},
+    torch.accelerator: {"current_accelerator": lambda check_available=False: None},
+}
+
+
 class FakeGpu(TorchDispatchMode):
-    """Counts what happens on the device while it is entered: `waits`, `live` and `peak` bytes, `ops`."""
+    """Counts what happens on the device while it is entered: `waits`, `live` and `peak` bytes, `ops`, `flops`."""
 
     def __init__(self, device: str = "cuda:0") -> None:
         super().__init__()
@@ -86,8 +129,9 @@ class FakeGpu(TorchDispatchMode):
         self.waits: collections.Counter[str] = collections.Counter()
         #: Copies that go on while the host does, and waits for an event that was recorded before.
         self.copies: collections.Counter[str] = collections.Counter()
-        self.ops: collections.Counter[str] = collections.Counter()
-        self.live = self.peak = 0
+        self.ops: collections.Counter[torch._ops.OpOverload] = collections.Counter()
+        self.dtypes: set[torch.dtype] = set()
+        self.live = self.peak = self.flops = 0
         self._storages: set[int] = set()
         self._pinned: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
@@ -98,12 +142,17 @@ class FakeGpu(TorchDispatchMode):
         )  # a tensor of numbers is made in host memory, and copied: so it is seen
         self._calls = _Calls(self)
         self._calls.__enter__()
+        self._patched = ExitStack()
+        self._patched.enter_context(mock.patch.object(torch, "clear_autocast_cache", self._calls.cast.clear))
+        for module, names in PATCHED.items():
+            self._patched.enter_context(mock.patch.multiple(module, **names))
         self.fake.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         self.fake.__exit__(*error)
+        self._patched.close()
         self._calls.__exit__(*error)
         torch._C._set_only_lift_cpu_tensors(self._lifts)
 
@@ -112,7 +161,7 @@ class FakeGpu(TorchDispatchMode):
         self.waits.clear()
         self.copies.clear()
         self.ops.clear()
-        self.peak = self.live
+        self.peak, self.flops = self.live, 0
 
     def there(self, value: object) -> bool:
         return isinstance(value, Tensor) and isinstance(value, FakeTensor) and value.device.type == self.device.type
@@ -126,8 +175,10 @@ class FakeGpu(TorchDispatchMode):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if kwargs.get("device") != self.device and not any(map(self.there, tensors)):
             return self._on_the_host(func, args, kwargs)
-        self.ops[name] += 1
+        self.ops[func] += 1
         result = self._on_the_device(func, name, args, kwargs)
+        if (counted := flop_registry.get(func.overloadpacket)) is not None:
+            self.flops += counted(*args, **kwargs, out_val=result)
         for t in filter(self.there, tree_leaves(result)):
             self._count(t)
         return result
@@ -209,6 +260,7 @@ class FakeGpu(TorchDispatchMode):
         self.waits[f"{what}, at {place()}"] += 1
 
     def _count(self, tensor: FakeTensor) -> None:
+        self.dtypes.add(tensor.dtype)
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._storages:

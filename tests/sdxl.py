@@ -3,8 +3,11 @@
 import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes as host
 
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+from ortho_core.generators.lora import TRAINED, _inject
+from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.protocol import Condition
 
 UNET = {
@@ -42,10 +45,14 @@ SCHEDULER = {
 TOKENS, WIDTH, POOLED = 77, 2048, 1280
 
 
-def generator(device: torch.device, dtype: torch.dtype) -> DiffusersGenerator:
-    """As `load_generator` leaves it: the network in `dtype`, the autoencoder in float32, nothing asks for gradients."""
-    with torch.device("meta"):
-        unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+def generator(device: torch.device, dtype: torch.dtype, lora: Lora | None = None) -> DiffusersGenerator:
+    """As `load_generator` leaves it: the network in `dtype`, the autoencoder in float32, frozen but for an adapter."""
+    with host(), torch.device("meta"):
+        unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE).requires_grad_(False)
+        if lora is None:
+            unet.requires_grad_(False)
+        else:
+            _inject(unet, lora, TRAINED)
     place(unet, device, dtype, torch.channels_last)
     place(vae, device, torch.float32)
     parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
@@ -56,12 +63,13 @@ def generator(device: torch.device, dtype: torch.dtype) -> DiffusersGenerator:
 def place(
     network: nn.Module, device: torch.device, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format
 ) -> nn.Module:
-    """Give a network of shapes alone its weights on `device`, frozen."""
+    """Give a network of shapes alone its weights on `device`; those that train keep their type."""
     for module in network.modules():
         for name, old in list(module.named_parameters(recurse=False)):
             form = layout if old.dim() == 4 else torch.contiguous_format
-            new = torch.empty(old.shape, device=device, dtype=dtype, memory_format=form)
-            setattr(module, name, nn.Parameter(new, requires_grad=False))
+            kind = old.dtype if old.requires_grad else dtype
+            new = torch.empty(old.shape, device=device, dtype=kind, memory_format=form)
+            setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
         for name, buffer in list(module.named_buffers(recurse=False)):
             kind = dtype if buffer.is_floating_point() else buffer.dtype
             module.register_buffer(name, torch.empty(buffer.shape, device=device, dtype=kind))

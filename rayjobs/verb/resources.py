@@ -13,7 +13,6 @@ class DeviceSettings(BaseModel):
 
     device: str = conduct(
         "auto",
-        pattern=r"^[a-z]+(:\d+)?$",
         description="auto (cuda where there is one, else cpu), cpu, cuda (NVIDIA's, or AMD's with ROCm), mps (Apple's); one of "
         "several, cuda:1, where no workers are started: Ray gives those their GPUs",
     )
