@@ -17,7 +17,7 @@ here = pytest.mark.skipif(torch.cuda.is_available(), reason="is of a machine wit
 
 
 def assign(*options: str) -> AssignJob:
-    return parse(AssignJob, [*ASSIGN, *options]).job
+    return parse(AssignJob, [*ASSIGN, *options], "assign").job
 
 
 def test_every_verb_that_computes_says_where_in_the_same_words():
@@ -44,7 +44,7 @@ def test_what_ray_cannot_give_is_refused_before_anything_is_opened(options, reas
 def test_a_command_that_works_by_itself_may_choose_among_several():
     assert assign("--device", "cuda:1", "--workers", "0").device == "cuda:1"
     one = ["--model", "m", "--reward", "clip", "--out", "o", "--prompt", "a cat"]
-    assert parse(RewardJob, [*one, "--device", "cuda:1"]).job.device == "cuda:1"
+    assert parse(RewardJob, [*one, "--device", "cuda:1"], "reward").job.device == "cuda:1"
 
 
 def test_workers_of_the_cpu_take_no_gpu_of_rays():
@@ -64,10 +64,21 @@ def test_a_gpu_that_is_not_here_is_told_in_one_short_line(verb, tiny_turbo, digi
         "assign": ["--pairs", str(digits), "--workers", "0", "--report", "false"],
         "invert": ["--prompt", "a cat", "--target-image", image],
         "generate": ["--prompt", "a cat"],
-        "reward": ["--prompt", "a cat", "--reward", "clip", "--reward-folders", f"clip={TINY_CLIP}", "--patch-size", "2"],
+        "reward": [
+            "--prompt",
+            "a cat",
+            "--reward",
+            "clip",
+            "--reward-folders",
+            f"clip={TINY_CLIP}",
+            "--patch-size",
+            "2",
+        ],
     }[verb]
     for device in ("mps", "cuda:7", "gpu"):
-        assert main([verb, "--model", str(tiny_turbo), "--out", str(tmp_path / device), "--device", device, *given]) == 1
+        assert (
+            main([verb, "--model", str(tiny_turbo), "--out", str(tmp_path / device), "--device", device, *given]) == 1
+        )
         line = [text for text in capsys.readouterr().err.splitlines() if "--device" in text]
         assert len(line) == 1
         assert len(line[0]) < 200
