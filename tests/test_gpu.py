@@ -162,7 +162,13 @@ def both_steps(request, tiny_turbo):
                 gpu.waits.clear()
                 assert len(list(engine.run(requests_of(range(2), range(2), inputs)))) == 2
             waits.append(dict(gpu.waits))
-        generator.trainable.requires_grad_(True)
+        sdxl.place(pipeline.unet, gpu.device, torch.float16)
+        half = Reconstruction(generator, config)
+        inputs = half.blank_inputs(2)
+        gpu.waits.clear()
+        list(Engine(generator, config, 2, half).run(requests_of(range(2), range(2), inputs)))
+        waits.append(dict(gpu.waits))
+        sdxl.place(pipeline.unet, gpu.device, F32).requires_grad_(True)
         config = MStepConfig(pixel_l1_weight=1.0, preserve_pixel_weight=1.0, ema=True)
         noise, condition = generator.base_noise([1, 2]), generator.encode_prompts(["a", "b"])
         images = torch.zeros(2, 3, *generator.image_size, device=gpu.device)
@@ -178,7 +184,7 @@ def both_steps(request, tiny_turbo):
 def test_whatever_is_searched_waits_for_nothing_and_an_update_once(both_steps):
     gpu, (*searches, update) = both_steps
     if gpu.device.type == "cuda":  # of Apple's GPU the memory is the host's
-        assert searches == [{}] * 4
+        assert searches == [{}] * 5
     assert len(update) == 1
     assert set(update.values()) == {1}
 

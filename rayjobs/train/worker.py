@@ -90,7 +90,7 @@ class Training(TrainLoop[Share]):
         super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world)
         self.job, self.data, self.models = job, data, models
         #: What the network computes in, where that is not float32.
-        self.half = half_dtype(ray.train.torch.get_device(), job)
+        self.half = half_dtype(self.device, job)
         # Before the model is loaded: both take seconds, in different processes.
         self.shares: Iterator[Share] = iter(())
         if self.update < self.updates:
