@@ -5,16 +5,63 @@ from torch import Tensor
 
 from ortho_core.errors import UserError
 
+#: What the kinds of devices are called in messages. ROCm presents AMD's GPUs as `cuda`.
+KINDS = {"cuda": "NVIDIA's GPUs, and AMD's with ROCm", "mps": "Apple's GPU", "xpu": "Intel's GPUs"}
+
 
 def pick_device(device: str) -> str:
-    """`auto` is the GPU where there is one. Raises UserError for a device that torch does not have."""
+    """`auto` is `cuda` where there is one, else the CPU. Raises UserError, naming what is there, for a device that is not."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    return device
+    kind, colon, number = device.partition(":")
+    count = _count(kind)
+    if count and (not colon or (number.isdecimal() and int(number) < count)):
+        try:
+            torch.empty(0, device=device)
+            return device
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device {device} does not work: {str(error).splitlines()[0][:200]}") from error
+    if kind != "cpu" and kind not in KINDS:
+        wrong = "is no device"
+    elif count:
+        wrong = f"is not among the {count} there {'are' if count > 1 else 'is'}"
+    else:
+        wrong = f"is not here ({KINDS[kind]}; PyTorch {torch.__version__} sees none)"
+    raise UserError(f"--device {device} {wrong}; accepted: {', '.join(['auto', *devices()])}")
+
+
+def devices() -> list[str]:
+    """The devices of this machine, as options name them."""
+    return ["cpu", *(f"{kind}:{k}" for kind in KINDS for k in range(_count(kind)))]
+
+
+def _count(kind: str) -> int:
+    """How many there are of a kind; 0 of one that is none."""
+    if kind == "cpu":
+        return 1
+    module = getattr(torch, kind) if kind in KINDS else None
+    return int(module.device_count()) if module is not None and module.is_available() else 0
+
+
+def to_float64(tensor: Tensor) -> Tensor:
+    """In float64; in host memory where the device has no such numbers, as Apple's."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+class Constant:
+    """Numbers that a computation needs wherever its tensors are: copied to each device once, so that no step waits for them."""
+
+    def __init__(self, host: Tensor) -> None:
+        self.host = host
+        self._there: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def beside(self, tensor: Tensor) -> Tensor:
+        """On the device of `tensor` and of its dtype."""
+        place = tensor.device, tensor.dtype
+        if place not in self._there:
+            # Rounded here: Apple's GPUs have no float64.
+            self._there[place] = to_device(self.host.to(tensor.dtype), tensor.device)
+        return self._there[place]
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -26,7 +73,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def to_host(tensor: Tensor) -> Tensor:
     """In host memory; from a GPU it is there only once the stream has come this far (record an event, and wait for it)."""
-    if tensor.device.type == "cpu":
-        return tensor
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)

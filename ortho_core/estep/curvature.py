@@ -44,7 +44,7 @@ def measure(generator: OneStepGenerator, rank: int, batch_size: int, samples: in
             output = generator.denoise(noise, condition)
             cotangent = seeded_normal([seed + 1 for seed in seeds], tuple(output.shape[1:])).to(output)
             (product,) = torch.autograd.grad(output, noise, cotangent)
-        products.append(product.detach().double().cpu())
+        products.append(product.detach().cpu().double())
     # The last batch may be larger than what is left of the samples: which ones count must not hang on the batch size.
     G = torch.cat(products)[:samples].flatten(1)
     S, n = G.shape

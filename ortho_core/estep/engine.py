@@ -184,7 +184,7 @@ class Engine:
             if out:
                 index = sorted(out)
                 images = [owner for i in index if (owner := owners[i]) is not None]
-                found = slots.leave(torch.tensor(index, device=slots.x.device))
+                found = slots.leave(to_device(torch.tensor(index), slots.x.device))
                 left.append((images, {name: to_host(tensor) for name, tensor in found.items()}))
                 for i in index:
                     owners[i] = None
@@ -211,7 +211,7 @@ class Engine:
         given = [starts[k] if request.start is None else request.start.to(starts) for k, request in enumerate(requests)]
         device = self.generator.device
         slots.enter(
-            torch.tensor([i for i, _ in entering], device=device),
+            to_device(torch.tensor([i for i, _ in entering]), device),
             self.generator.base_noise([request.seed for request in requests]),
             to_device(torch.stack(given), device),
             stack_rows([request.inputs for request in requests]),

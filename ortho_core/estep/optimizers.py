@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.linalg import vector_norm
 
 
 @runtime_checkable
@@ -33,8 +34,10 @@ class AdamW:
     def __init__(self, like: Float[Tensor, "B m"], lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         self.lr, self.betas, self.eps = lr, betas, 1e-8
         self.first, self.second = torch.zeros_like(like), torch.zeros_like(like)
-        # Images enter at different times, so each counts its own steps; float64 as Python's own powers would be.
-        self.steps = torch.zeros(len(like), 1, dtype=torch.float64, device=like.device)
+        # Images enter at different times, so each counts its own steps; float64 as Python's own powers would be, but on
+        # Apple's GPUs, which have none: there the first steps are off by up to 3e-5 of themselves.
+        exact = torch.float32 if like.device.type == "mps" else torch.float64
+        self.steps = torch.zeros(len(like), 1, dtype=exact, device=like.device)
 
     def propose(self, x: Float[Tensor, "B m"], loss: Float[Tensor, " B"], grad: Float[Tensor, "B m"]) -> Tensor:
         self.steps += 1
@@ -105,16 +108,16 @@ class LBFGS:
         # Without curvature yet, or where the quasi-Newton direction does not descend, go down the metric's gradient.
         plain = (self.gamma == 0) | ((step * self.best_grad).sum(1) >= 0)
         descent = -self.metric(self.best_grad)
-        descent = descent * (self.first_step / descent.norm(dim=1).clamp_min(1e-20))[:, None]
+        descent = descent * (self.first_step / vector_norm(descent, dim=1).clamp_min(1e-20))[:, None]
         step = torch.where(plain[:, None], descent, step)
-        longest = torch.where(better, self.max_step, 0.5 * self.last_step.norm(dim=1))
-        self.last_step = step * (longest / step.norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)[:, None]
+        longest = torch.where(better, self.max_step, 0.5 * vector_norm(self.last_step, dim=1))
+        self.last_step = step * (longest / vector_norm(step, dim=1).clamp_min(1e-12)).clamp_max(1.0)[:, None]
         return self.best_x + self.last_step
 
     def _remember(self, s: Float[Tensor, "B m"], y: Float[Tensor, "B m"], usable: Bool[Tensor, " B"]) -> None:
         """Push (s, y) into each image's history where the curvature sᵀy is positive."""
         curvature = (s * y).sum(1)
-        usable = usable & (curvature > 1e-8 * s.norm(dim=1) * y.norm(dim=1)) & (curvature > 0)
+        usable = usable & (curvature > 1e-8 * vector_norm(s, dim=1) * vector_norm(y, dim=1)) & (curvature > 0)
         keep = usable[None, :, None]
         self.s = torch.where(keep, torch.cat([self.s[1:], s[None]]), self.s)
         self.y = torch.where(keep, torch.cat([self.y[1:], y[None]]), self.y)

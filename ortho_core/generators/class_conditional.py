@@ -119,7 +119,7 @@ class ClassGenerator:
         for row, prompt in zip(rows, prompts, strict=True):
             if prompt:
                 row[class_number(prompt, self.config.classes)] = 1.0
-        return Condition({"classes": rows.to(self.device)})
+        return Condition({"classes": to_device(rows, self.device)})
 
     def count_truncated(self, prompts: list[str]) -> int:
         return 0

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from ortho_core.device import to_device
+from ortho_core.device import Constant, to_device
 from ortho_core.errors import UserError
 from ortho_core.generators.lora import attach_lora, has_lora, merge_adapter, write_lora
 from ortho_core.generators.model_folder import RECIPE, ModelFolder, write_lora_reference
@@ -73,8 +73,10 @@ class DiffusersGenerator:
         self.trainable: nn.Module = unet
         mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
         channels = self.latent_shape[0]
-        self._latent_mean = torch.tensor(mean or [0.0] * channels).view(1, channels, 1, 1)
-        self._latent_scale = vae.config.scaling_factor / torch.tensor(std or [1.0] * channels).view(1, channels, 1, 1)
+        mean, std = (
+            torch.tensor(each).view(1, channels, 1, 1) for each in (mean or [0.0] * channels, std or [1.0] * channels)
+        )
+        self._latent_mean, self._latent_scale = Constant(mean), Constant(vae.config.scaling_factor / std)
 
     @staticmethod
     def load(
@@ -139,8 +141,8 @@ class DiffusersGenerator:
         if isinstance(self.pipeline, StableDiffusionXLPipeline):
             Y, X = self.image_size
             # SDXL's micro-conditioning: original size, crop corner, target size, all of an uncropped image.
-            ids = torch.tensor([[Y, X, 0, 0, Y, X]], dtype=encoded[0].dtype, device=self.device)
-            condition |= {"text_embeds": encoded[2], "time_ids": ids.repeat(len(prompts), 1)}
+            ids = torch.tensor([[Y, X, 0, 0, Y, X]], dtype=encoded[0].dtype)
+            condition |= {"text_embeds": encoded[2], "time_ids": to_device(ids, self.device).repeat(len(prompts), 1)}
         return Condition(condition)
 
     def count_truncated(self, prompts: list[str]) -> int:
@@ -153,7 +155,7 @@ class DiffusersGenerator:
     def encode_images(self, images: Tensor) -> Tensor:
         vae = _place(self.pipeline.vae, self.device)
         latents = vae.encode(images.to(self.device, vae.dtype) * 2 - 1).latent_dist.mean
-        return (latents - self._latent_mean.to(latents)) * self._latent_scale.to(latents)
+        return (latents - self._latent_mean.beside(latents)) * self._latent_scale.beside(latents)
 
     def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
         tensors = dict(condition.tensors)
@@ -176,7 +178,7 @@ class DiffusersGenerator:
 
     def decode(self, latents: Tensor) -> Tensor:
         vae = _place(self.pipeline.vae, self.device)
-        latents = latents / self._latent_scale.to(latents) + self._latent_mean.to(latents)
+        latents = latents / self._latent_scale.beside(latents) + self._latent_mean.beside(latents)
         # In its own precision, whatever the network trains in: rounded images have no small differences.
         with torch.autocast(self.device.type, enabled=False):
             images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]

@@ -58,7 +58,9 @@ def run_network(run: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) 
         if not scaled:
             return gradient
         largest = gradient.flatten(1).abs().amax(1)
-        exponent = torch.where(largest.isfinite(), torch.frexp(largest).exponent, 0)
+        # Apple's GPUs cannot take a number apart.
+        apart = torch.frexp(largest.cpu() if device.type == "mps" else largest).exponent.to(device)
+        exponent = torch.where(largest.isfinite(), apart, 0)
         exponents.append(exponent.view(-1, *[1] * (gradient.ndim - 1)))
         return torch.ldexp(gradient, -exponents[-1])
 

@@ -37,7 +37,7 @@ class LatestNoise:
         return np.where(known, self.maps[rows].astype(np.float32), otherwise)
 
     def remember(self, rows: Sequence[int], maps: Float16[Tensor, "B C H W"]) -> None:
-        self.maps[rows] = maps.cpu().numpy()
+        self.maps[rows] = maps.numpy()
         self.known[rows] = True
 
     def state_dict(self) -> dict[str, Any]:

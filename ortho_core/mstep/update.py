@@ -32,7 +32,7 @@ from ortho_core.mstep.teacher import Teacher
 class Outcome:
     """What one update did."""
 
-    #: The terms of the loss, mean over this worker's rows, in the order of `TERMS`.
+    #: The terms of the loss, mean over this worker's rows, in the order of `TERMS`; in host memory.
     terms: Float[Tensor, " terms"]
     #: The reconstruction terms of each of this worker's rows, unweighted.
     rows: Float[Tensor, " B"]
@@ -105,12 +105,12 @@ class MStep:
     def update(self, batch: SftBatch) -> Outcome:
         """Forward, backward and optimiser step on this worker's share. A gradient that is not finite is not applied.
 
-        Waits for the device once, at the end, for the norm of the gradient. In float16 a gradient that is not finite is first
-        made again with a smaller scale.
+        Waits for the device once, between backward pass and optimiser step, for the terms and the norm of the gradient. In
+        float16 a gradient that is not finite is first made again with a smaller scale, which waits for it each time.
         """
         while True:
-            terms, rows = self._accumulate(batch)
-            grad_norm = self._clip()
+            means, rows = self._accumulate(batch)
+            terms, grad_norm = self._clip(means)
             if not self.loss_scale.retries(math.isfinite(grad_norm)):
                 break
             self.optimizer.zero_grad(set_to_none=True)
@@ -147,17 +147,22 @@ class MStep:
     def autocast(self) -> torch.autocast:
         return autocast(self.generator.device, self.config)
 
-    def _clip(self) -> float:
-        """Norm of the gradient; the gradient is scaled only where it is too long, which saves a pass over it elsewhere."""
+    def _clip(self, terms: Float[Tensor, " terms"]) -> tuple[Float[Tensor, " terms"], float]:
+        """The terms in host memory, and the norm of the gradient, fetched together.
+
+        The gradient is scaled only where it is too long, which saves a pass over it elsewhere.
+        """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.loss_scale.value != 1.0:
             torch._foreach_mul_(gradients, 1.0 / self.loss_scale.value)
         norm: Any = nn.utils.get_total_norm(gradients)
         # Of sharded parameters it is a sharded tensor.
-        length = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if length > self.config.max_grad_norm:
+        length = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        fetched = torch.cat([terms, length.reshape(1).to(terms.device)]).cpu()
+        grad_norm = float(fetched[-1])
+        if grad_norm > self.config.max_grad_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
-        return length
+        return fetched[:-1].to(terms.dtype), grad_norm
 
     def _synchronised(self, now: bool) -> AbstractContextManager[None]:
         """Gradients travel between the workers with the last micro-batch alone."""

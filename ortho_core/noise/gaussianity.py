@@ -129,7 +129,7 @@ class NoiseStatistics:
 
 def noise_statistics(noise: Float[Tensor, "B C H W"], patch_size: int) -> NoiseStatistics:
     """Measure noise maps of any device and type, in float64."""
-    noise = noise.detach().double().cpu()
+    noise = noise.detach().cpu().double()
     B, C, H, W = noise.shape
     patches = patchify(noise, patch_size)
     N, d = patches.shape[1:]
@@ -246,7 +246,7 @@ def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str
     from matplotlib.figure import Figure
 
     statistics = noise_statistics(noise, patch_size)
-    patches = patchify(noise.double().cpu(), patch_size).reshape(-1, statistics.dimension)
+    patches = patchify(noise.cpu().double(), patch_size).reshape(-1, statistics.dimension)
     d = statistics.dimension
     figure = Figure(figsize=(15, 6.6), layout="constrained")
     (marginal, norms, spectrum, position), (means, variances, correlations, power) = figure.subplots(2, 4)
@@ -287,7 +287,7 @@ def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str
     correlations.axhline(0, color="#888888", lw=0.8)
     correlations.set_xticks(range(len(rows)), list(rows), rotation=60, fontsize=7)
     correlations.set(title="correlations")
-    maps = noise.detach().double().cpu()
+    maps = noise.detach().cpu().double()
     pooled = maps.mean(0).flatten() * math.sqrt(len(maps))
     position.hist(pooled.numpy(), bins=40, density=True, color=BARS)
     position.plot(x, np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), color=NULL, label="N(0, 1)")

@@ -5,7 +5,7 @@ Axes: B images, 3 × Y × X the image, S × S what a reward's network sees, P pr
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ortho_core.device import Constant
 from ortho_core.errors import UserError
 
 #: The mean and the deviation of each channel that OpenAI's CLIP was trained with, and with it all that descend from it.
@@ -83,8 +84,13 @@ class Preprocessing:
         if images.dtype in {torch.float16, torch.bfloat16}:
             images = images.float()
         images = self._fit(images)
-        mean, std = images.new_tensor(self.mean), images.new_tensor(self.std)
-        return (images - mean[:, None, None]) / std[:, None, None]
+        mean, std = self._statistics
+        return (images - mean.beside(images)) / std.beside(images)
+
+    @cached_property
+    def _statistics(self) -> tuple[Constant, Constant]:
+        mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (self.mean, self.std))
+        return Constant(mean), Constant(std)
 
     def _fit(self, images: Tensor) -> Tensor:
         S, (Y, X) = self.size, images.shape[-2:]

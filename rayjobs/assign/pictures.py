@@ -53,7 +53,7 @@ def take_pictures(
     """
     threads = max(1, int(job.cpus_per_worker))
     if not job.pool_size[1]:
-        return draw(job, model, pairs, records, noise, "cuda" if job.own_gpus() else "cpu", threads)
+        return draw(job, model, pairs, records, noise, job.own_device(), threads)
     import ray
 
     job.fitting(1, job.node_labels)  # this cluster may be another than the search's
@@ -61,7 +61,7 @@ def take_pictures(
     task = ray.remote(
         num_cpus=job.cpus_per_worker, num_gpus=gpus or None, label_selector=job.node_labels, max_retries=1
     )(draw)
-    pending = task.remote(job, model, pairs, records, noise, "cuda" if gpus else "cpu", threads)
+    pending = task.remote(job, model, pairs, records, noise, job.worker_device(), threads)
     try:
         return list(ray.get(pending, timeout=PICTURES_PATIENCE_S))
     except ray.exceptions.RayError as failure:

@@ -119,7 +119,7 @@ class ModelByModel:
             self.computed += self.present.assigner.engine.computed
             self.waited += self.present.rows.waited
             self.present = None
-            if self.device == "cuda":
+            if torch.device(self.device).type == "cuda":
                 torch.cuda.empty_cache()
         generator = load_generator(model, self.device, job.dtype)
         prompts = PromptCache(generator)

@@ -5,9 +5,10 @@ from typing import Literal
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
 from rayjobs.verb.precision import Precision
+from rayjobs.verb.resources import DeviceSettings
 
 
-class GenerateJob(Precision):
+class GenerateJob(Precision, DeviceSettings):
     """Make images of one prompt, or of each prompt of a file."""
 
     model: ModelPath = resolved(description="model folder (diffusers format)")
@@ -29,4 +30,3 @@ class GenerateJob(Precision):
         0, ge=0, description="decides the noises; the first images of a prompt are the same for any count"
     )
     batch_size: int = conduct(16, ge=1, description="images made at once; halved where memory runs out")
-    device: str = conduct("auto", description="auto, cpu, cuda, cuda:1, ...")

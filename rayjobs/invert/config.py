@@ -4,9 +4,10 @@ from ortho_core.estep.config import AssignConfig
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
 from rayjobs.verb.precision import Precision
+from rayjobs.verb.resources import DeviceSettings
 
 
-class InvertJob(AssignConfig, Precision):
+class InvertJob(AssignConfig, Precision, DeviceSettings):
     """Find the noise that a model maps closest to one image."""
 
     prompt: str = decides(min_length=1, description="the image's prompt")
@@ -20,4 +21,3 @@ class InvertJob(AssignConfig, Precision):
     sensitivity_rank: int = decides(
         0, ge=0, description="lbfgs: noise directions of the first curvature model (0: none)"
     )
-    device: str = conduct("auto", description="auto, cpu, cuda, cuda:1, ...")

@@ -61,6 +61,10 @@ class PoolResources(WorkerResources):
         least, _, most = self.workers.partition(":")
         return int(least), int(most or least)
 
+    @property
+    def most_workers(self) -> int:
+        return self.pool_size[1]
+
     def session(self) -> AbstractContextManager[None]:
         """Ray, where there is a pool."""
         from rayjobs.verb.session import ray_session

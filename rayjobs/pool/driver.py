@@ -66,7 +66,7 @@ def receipts(job: PoolJob, ledger: Ledger[ShardedPlan], todo: list[Work], search
     """
     threads = max(1, int(job.cpus_per_worker))
     if not job.pool_size[1]:
-        worker = PoolWorker(search, ledger, OwnProcess(device_of(job.own_gpus()), threads))
+        worker = PoolWorker(search, ledger, OwnProcess(job.own_device(), threads))
         yield from map(worker.work, todo)
         return
     from rayjobs.pool.actors import CountedBesideTheDriver, PoolActor, pooled
@@ -76,7 +76,7 @@ def receipts(job: PoolJob, ledger: Ledger[ShardedPlan], todo: list[Work], search
     arguments = {
         "search": search,
         "ledger": ledger,
-        "device": device_of(job.gpus()),
+        "device": job.worker_device(),
         "threads": threads,
         "decoder_cpus": job.spare_cpu(most) if job.cpus_per_decoder is None else job.cpus_per_decoder,
         "attempts": CountedBesideTheDriver(),
@@ -92,8 +92,3 @@ def receipts(job: PoolJob, ledger: Ledger[ShardedPlan], todo: list[Work], search
         patience_s=max(NO_PROGRESS_S, PATIENCE_PER_PASS_S * search.passes),
     )
     yield from map(Receipt.of_row, done)
-
-
-def device_of(gpus: float) -> str:
-    """Where a worker with so many GPUs computes."""
-    return "cuda" if gpus else "cpu"

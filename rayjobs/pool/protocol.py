@@ -48,8 +48,12 @@ class PoolJob(Protocol):
         """GPUs of one worker on the connected cluster."""
         ...
 
-    def own_gpus(self) -> float:
-        """GPUs of a command that works by itself."""
+    def worker_device(self) -> str:
+        """Where a worker that Ray starts computes. Raises UserError for a device that Ray does not give."""
+        ...
+
+    def own_device(self) -> str:
+        """Where a command computes that starts no workers. Raises UserError for a device that is not there."""
         ...
 
     def fitting(self, wanted: int, labels: dict[str, str] | None = None) -> int:

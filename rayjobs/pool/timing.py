@@ -37,14 +37,12 @@ def seconds_per_evaluation(job: PoolJob, search: EngineSearch) -> Timing:
 
     with ray_session():
         job.fitting(1, job.node_labels)
-        gpus = job.gpus()
+        gpus, device = job.gpus(), job.worker_device()
         task = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=gpus, max_retries=0)(_time)
         if job.node_labels:
             task = task.options(label_selector=job.node_labels)
         try:
-            timing: Timing | str = ray.get(
-                task.remote(search, max(1, int(job.cpus_per_worker)), "cuda" if gpus else "cpu")
-            )
+            timing: Timing | str = ray.get(task.remote(search, max(1, int(job.cpus_per_worker)), device))
         except ray.exceptions.RayError as error:
             raise RunFailed(f"the timing failed: {innermost(error)}") from error
     if isinstance(timing, str):

@@ -39,6 +39,11 @@ class RewardJob(SearchConfig, PoolSettings):
     patch_size: int = decides(8, ge=1, description="side p of the latent patches that one orthogonal matrix rotates")
     steps: int = decides(20, ge=1, description="evaluations (generator and rewards, forward + backward) per prompt")
 
+    @property
+    def most_workers(self) -> int:
+        """None for one prompt."""
+        return 0 if self.prompt is not None else super().most_workers
+
     def folders(self) -> dict[str, Path]:
         """Where the rewards' weights are: each by its name, and by "" the root of those that are not named."""
         return {"": self.rewards_root, **(self.reward_folders or {})}

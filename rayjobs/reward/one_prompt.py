@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ortho_core.device import pick_device
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.seeded import noise_seed
@@ -25,7 +24,7 @@ def run_one(job: RewardJob, model: ModelFolder) -> int:
     out = Path(job.out)
     one_search.check_folder(out, "reward --prompt")
     fingerprint, started = model.fingerprint, time.monotonic()
-    generator = load_generator(model, pick_device("auto"), job.dtype)
+    generator = load_generator(model, job.own_device(), job.dtype)
     objective = objective_of(job, generator)
     steps: list[Tensor] = []
     objective.on_images = lambda images: steps.append(to_bytes(images[:1]))

@@ -33,19 +33,19 @@ def take_pictures(job: "RewardJob", model: ModelFolder) -> None:
     remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=job.gpus() or None, label_selector=job.node_labels)(draw)
     try:
         job.fitting(1, job.node_labels)  # this cluster may be another than the search's
-        ray.get(remote.remote(job, model, bool(job.gpus())))
+        ray.get(remote.remote(job, model, job.worker_device()))
     except (UserError, ray.exceptions.RayError) as failure:
         say(f"reward: no pictures for the report: {innermost(failure)}")
 
 
 @torch.no_grad()
-def draw(job: "RewardJob", model: ModelFolder, cuda: bool) -> None:
+def draw(job: "RewardJob", model: ModelFolder, device: str) -> None:
     """On a worker: the images at the base noise, and those whose latents were recorded."""
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     found = Assignments(job.out)
     index = range(min(PICTURED, len(found)))
-    generator = load_generator(model, "cuda" if cuda else "cpu", job.dtype)
-    shape, device = generator.latent_shape, generator.device
+    generator = load_generator(model, device, job.dtype)
+    shape = generator.latent_shape
     prompts = [row["prompt"] for row in found.rows(index, ["prompt"])]
     base = found.base_noise(index, shape).to(device)
     images: dict[str, list[torch.Tensor]] = {BEFORE: [], AFTER: []}

@@ -9,6 +9,7 @@ import ray.train.torch
 import torch
 from torch import nn
 
+from ortho_core.device import to_host
 from ortho_core.errors import RunFailed
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import add_lora, has_lora, keep_as_teacher
@@ -89,7 +90,7 @@ class Training(TrainLoop[Share]):
         super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world)
         self.job, self.data, self.models = job, data, models
         #: What the network computes in, where that is not float32.
-        self.half = half_dtype(ray.train.torch.get_device(), job)
+        self.half = half_dtype(self.device, job)
         # Before the model is loaded: both take seconds, in different processes.
         self.shares: Iterator[Share] = iter(())
         if self.update < self.updates:
@@ -126,7 +127,7 @@ class Training(TrainLoop[Share]):
         job = self.job
         generator = load_generator(
             self.models.model,
-            ray.train.torch.get_device(),
+            self.device,
             COMPUTES_IN[self.half] if self._halved else "float32",
             gradient_checkpointing=job.gradient_checkpointing,
             keep_adapter=bool(job.lora_rank),
@@ -199,14 +200,17 @@ class Training(TrainLoop[Share]):
         ready = to_batch(self._refreshed(batch), self.generator, self.prompts, self.data.needs_images)
         self.unusable |= dict.fromkeys(batch.unusable)
         matched: list[torch.Tensor] = []
+        found: torch.Tensor | None = None
         if self.matching is not None:
             steps = self.job.match_steps_at(self.update, self.updates)
             ready, totals = self.matching(ready, steps, self.job.match_measures_at(self.update))
-            matched.append(totals)
-            if self.latest is not None:
-                rows = self.all_rows(torch.tensor(batch.rows, device=totals.device))
-                self.latest.remember(rows.tolist(), self.all_rows(ready.noise.half()))
+            # There once the update has waited for its own figures.
+            matched.append(to_host(totals))
+            found = to_host(self.all_rows(ready.noise.half())) if self.latest is not None else None
         outcome = self.step.update(ready)
+        if self.latest is not None:
+            assert found is not None
+            self.latest.remember([row for rows in self.from_all(batch.rows) for row in rows], found)
         if not outcome.applied:
             self._skip(batch, outcome)
         terms = torch.cat([outcome.terms, *matched])

@@ -9,6 +9,7 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
+from ortho_core.device import to_device
 from ortho_core.errors import RunFailed
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
 from ortho_core.generators.fitting.class_groups import Groups
@@ -52,7 +53,7 @@ class GanTraining(TrainLoop[FitBatch]):
         terms = terms_of(job.fit_config())
         super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world)
         torch.manual_seed(job.seed)  # the same first weights on every worker
-        network = ClassNetwork(config).to(ray.train.torch.get_device())
+        network = ClassNetwork(config).to(self.device)
         self.generator = ClassGenerator(config, network)
         self.fit = make_fit(self.generator, job.fit_config(), self.updates, self._wrap)
 
@@ -80,10 +81,10 @@ class GanTraining(TrainLoop[FitBatch]):
         noise = seeded_normal(seeds, (job.fit_config().noises, *config.noise_shape))
         classes = torch.eye(len(config.classes))[labels]
         device = self.generator.device
-        return FitBatch(images.to(device), classes.to(device), noise.to(device))
+        return FitBatch(to_device(images, device), to_device(classes, device), to_device(noise, device))
 
     def one_update(self, batch: FitBatch) -> Update:
-        terms = self.averaged(self.fit.update(batch))
+        terms = self.averaged(self.fit.update(batch)).cpu()
         if not all(map(math.isfinite, terms.tolist())):
             raise RunFailed(f"the loss was not finite in update {self.update + 1} of {self.updates}; lower --lr")
         return Update(terms)

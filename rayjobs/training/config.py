@@ -51,6 +51,10 @@ class TrainingSettings(TrackerSettings, WorkerResources):
     max_restarts: int = conduct(3, ge=0, description="how often dead workers are started again")
 
     @property
+    def most_workers(self) -> int:
+        return self.num_workers
+
+    @property
     def world(self) -> int:
         """Processes that train, also where the only one is the driver's."""
         return max(1, self.num_workers)

@@ -90,6 +90,10 @@ def run_workers(
         raise UserError(
             f"--num-workers: {job.num_workers} is more than the cluster has room for; see --cpus-per-worker"
         )
+    if job.num_workers > 1 and job.device_kind == "mps":
+        raise UserError(
+            "--device mps: PyTorch has no way for several workers to share Apple's GPU; accepted: --num-workers 1"
+        )
     gpus = job.gpus()
     if job.num_workers > 1 and 0 < gpus < 1:
         raise UserError(

@@ -17,10 +17,12 @@ from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import ray.train
+import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ortho_core.device import pick_device
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.pictures import labelled_rows
 from ortho_core.records.plan import fingerprint
@@ -48,7 +50,8 @@ class Report(TypedDict):
 class Update:
     """What one update did."""
 
-    #: The terms of the loss, means over this worker's rows, one number for each of `TrainLoop.terms`.
+    #: The terms of the loss, means over this worker's rows, one number for each of `TrainLoop.terms`; in host memory, since
+    #: reading them of the device would make every update wait for the end of the one before.
     terms: Tensor
     #: False where the update was skipped; its terms do not count.
     applied: bool = True
@@ -75,6 +78,8 @@ class TrainLoop(ABC, Generic[Batch]):
         self.settings, self.out, self.title, self.plan = job, out, title, plan
         self.terms, self.updates_per_epoch, self.updates = terms, updates_per_epoch, updates
         self.rank, self.world = rank, world
+        #: Where this worker computes.
+        self.device = device_of(job)
         self._saved = saved_state(out)
         #: Updates done, over all epochs.
         self.update: int = self._saved["update"] if self._saved is not None else 0
@@ -172,6 +177,7 @@ class TrainLoop(ABC, Generic[Batch]):
     def averaged(self, terms: Tensor) -> Tensor:
         """Means over the workers of what each has; the tensor given is used up."""
         if self.world > 1:
+            terms = terms.to(self.device)
             dist.all_reduce(terms)
             terms = terms / self.world
         return terms
@@ -251,6 +257,13 @@ class TrainLoop(ABC, Generic[Batch]):
         if self.rank == 0:
             self.sums = np.array(state["sums"])
         self.load_state_dict(state)
+
+
+def device_of(settings: TrainingSettings) -> torch.device:
+    """Where a worker computes: on what Ray gave it, if nothing else was asked for. Raises UserError."""
+    if settings.device == "auto" or (settings.num_workers and settings.device == "cuda"):
+        return ray.train.torch.get_device()
+    return torch.device(pick_device(settings.device))
 
 
 def work(settings: TrainingSettings, out: Path, run: Callable[[int, int], dict[str, object]]) -> dict[str, object]:

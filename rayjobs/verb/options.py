@@ -282,6 +282,7 @@ def explain(error: ValidationError, known: list[str]) -> str:
             faults.append(f"--{name.replace('_', '-')}: {fault['msg']}")
         else:
             message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            place = f"--{name.replace('_', '-')}: {fault['input']!r} is not accepted: " if name else ""
+            given = "" if isinstance(fault["input"], dict | BaseModel) else f"{fault['input']!r} is not accepted: "
+            place = f"--{name.replace('_', '-')}: {given}" if name else ""
             faults.append(f"{place}{message}")
     return "; ".join(dict.fromkeys(faults))

@@ -1,12 +1,29 @@
-"""What one worker process asks of Ray."""
+"""Where a command computes, and what one worker process asks of Ray."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from ortho_core.errors import UserError
 from ortho_core.marks import conduct
 
 
-class WorkerResources(BaseModel):
+class DeviceSettings(BaseModel):
+    """Where a command computes."""
+
+    device: str = conduct(
+        "auto",
+        description="auto (cuda where there is one, else cpu), cpu, cuda (NVIDIA's, or AMD's with ROCm), mps (Apple's); one of "
+        "several, cuda:1, where no workers are started: Ray gives those their GPUs",
+    )
+
+    @property
+    def device_kind(self) -> str:
+        """The device without its number."""
+        return self.device.partition(":")[0]
+
+
+class WorkerResources(DeviceSettings):
     """What one worker process asks of Ray."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -21,19 +38,50 @@ class WorkerResources(BaseModel):
         description="the cluster adds nodes on demand: wait for room instead of refusing (give gpus_per_worker too)",
     )
 
+    @property
+    def most_workers(self) -> int:
+        """Workers that Ray starts at most; 0: the command works by itself."""
+        return 1
+
+    @model_validator(mode="after")
+    def _device_of_workers(self) -> Self:
+        """Whether Ray can give workers what is asked for."""
+        if self.most_workers and self.device != self.device_kind:
+            raise ValueError(
+                f"--device {self.device}: Ray decides which GPU a worker gets; accepted: --device {self.device_kind}, or no "
+                "workers (0)"
+            )
+        if self.device_kind not in ("auto", "cuda") and self.gpus_per_worker:
+            raise ValueError(f"--device {self.device} takes no GPU of Ray's: leave --gpus-per-worker out")
+        if self.device_kind == "cuda" and self.gpus_per_worker == 0:
+            raise ValueError("--device cuda and --gpus-per-worker 0 contradict each other: leave one out")
+        return self
+
     def gpus(self) -> float:
-        """GPUs per worker on the connected cluster."""
+        """GPUs per worker on the connected cluster; Ray knows of none but those that PyTorch calls cuda."""
+        if self.device_kind not in ("auto", "cuda"):
+            return 0.0
         if self.gpus_per_worker is not None:
             return self.gpus_per_worker
+        if self.device_kind == "cuda":
+            return 1.0
         import ray
 
         return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
-    def own_gpus(self) -> float:
-        """GPUs of a command that works by itself: one, where there is one and none was ruled out."""
-        import torch
+    def worker_device(self) -> str:
+        """Where a worker that Ray starts computes. Raises UserError for a device that is not there."""
+        from ortho_core.device import pick_device
 
-        return float(self.gpus_per_worker != 0 and torch.cuda.is_available())
+        if self.device in ("auto", "cuda"):
+            return "cuda" if self.gpus() else "cpu"
+        return pick_device(self.device)
+
+    def own_device(self) -> str:
+        """Where a command computes that starts no workers. Raises UserError for a device that is not there."""
+        from ortho_core.device import pick_device
+
+        return pick_device("cpu" if self.device == "auto" and self.gpus_per_worker == 0 else self.device)
 
     def fitting(self, wanted: int, labels: dict[str, str] | None = None) -> int:
         """How many of `wanted` workers the cluster has room for, on nodes with these labels.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ortho_core.device import to_float64
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.seeded import noise_seed
 
@@ -71,5 +72,5 @@ def mean_distance(images: Tensor) -> float:
     """Mean root-mean-square distance over all pairs of images (S, c, Y, X); 0 of fewer than two."""
     if len(images) < 2:
         return 0.0
-    flat = images.flatten(1).double()
+    flat = to_float64(images.flatten(1))
     return float(torch.pdist(flat).mean() / flat.shape[1] ** 0.5)

@@ -42,8 +42,11 @@ class LengthsJob:
     def gpus(self):
         return 0.0
 
-    def own_gpus(self):
-        return 0.0
+    def worker_device(self):
+        return "cpu"
+
+    def own_device(self):
+        return "cpu"
 
     def fitting(self, wanted, labels=None):
         return wanted
