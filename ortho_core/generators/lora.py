@@ -52,7 +52,7 @@ def adapter_file(folder: ModelFolder) -> LoraFile:
     """The adapter of a LoRA folder, as it is added to its base. Raises UserError if it is broken, or no plain LoRA."""
     file = folder.path / LORA_WEIGHTS
     _, weights = _read(file)
-    return LoraFile(file, 1.0, sum(".lora_A." in name for name in weights), on_text=False)
+    return LoraFile(file, 1.0, sum(".lora_A." in name for name in weights), on_text=False, option="")
 
 
 def has_lora(network: nn.Module) -> bool:

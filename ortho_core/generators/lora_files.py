@@ -46,6 +46,13 @@ class LoraFile:
     #: Whether text encoders are among them.
     on_text: bool
 
+    #: What messages call it.
+    option: str = "--lora "
+
+    @property
+    def said(self) -> str:
+        return f"{self.option}{self.path}"
+
     @staticmethod
     def open(added: AddedLora) -> "LoraFile":
         """Find and recognise what `--lora` names. Raises UserError, in one line, for what is no plain LoRA."""

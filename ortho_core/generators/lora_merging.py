@@ -1,27 +1,53 @@
 """LoRAs added to the weights of a pipeline's networks: W + Σ w · α/r · B A, in float32, rounded once to the network's dtype.
 
-diffusers reads the files, whatever their format. It reads a UNet's adapters into a skeleton of the UNet without weights, so
-that no second copy of the weights is ever made: each is added to where it belongs, layer by layer.
+diffusers' converter reads the files, whatever their format; the sums are made here, layer by layer, so that no second copy of
+the weights and no adapter is ever in a network.
+
+Axes: r the rank, o × i a layer's weight, of a convolution o × i × k × k.
 """
 
+import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.utils import convert_unet_state_dict_to_peft
+import torch.nn.functional as F
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from ortho_core.errors import UserError
 from ortho_core.generators.lora_files import LoraFile
 
-ADAPTER = "added"
-#: The weight of a layer as it is on disk, by the layer's name; None where it is only in the network.
+#: The weight of one of the UNet's layers as it is on disk, by the layer's name; None where it is only in the network.
 Originals = Callable[[str], Tensor | None]
+#: Names that diffusers' converter gives factors: PEFT's, and those before it, of attention's projections and of others.
+FACTOR = re.compile(
+    r"(?P<layer>.+?)(\.to_(?P<projection>q|k|v|out)_lora|\.lora_linear_layer|\.lora)?"
+    r"[._](lora_)?(?P<which>A|B|down|up)(\.default)?\.weight"
+)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a file adds to one layer: `scale` · B A."""
+
+    A: Tensor  #: (r, i) or (r, i, k, k)
+    B: Tensor  #: (o, r) or (o, r, 1, 1)
+    scale: float
+
+    def product(self) -> Tensor:
+        """What is added to the weight, float32."""
+        A, B = self.A.float(), self.B.float()
+        if A.dim() == 2:
+            return B @ A * self.scale
+        if A.shape[2:] == (1, 1):
+            return (B.flatten(1) @ A.flatten(1))[:, :, None, None] * self.scale
+        return F.conv2d(A.transpose(0, 1), B).transpose(0, 1) * self.scale
 
 
 def merge_loras(
@@ -32,132 +58,107 @@ def merge_loras(
     `pipeline` is the pipeline's class. `originals` has the UNet's weights before they were rounded to its dtype; text
     encoders, if any file adapts them, are in float32. Raises UserError, naming the file, for one of another model.
     """
-    read = [_Adapters.read(file, pipeline, networks) for file in files]
-    names = dict.fromkeys(name for each in read for name in each.unet)
-    for name in names:
-        layer = networks["unet"].get_submodule(name)
-        weight: Any = layer.weight
-        stored = originals(name)
+    read = [(file, _read(file, pipeline, networks)) for file in files]
+    for part, layer in dict.fromkeys(place for _, adapters in read for place in adapters):
+        weight = _weight(networks[part], layer)
+        assert weight is not None
+        stored = originals(layer) if part == "unet" else None
         total = (weight.data if stored is None else stored).float()
-        for each in read:
-            if name in each.unet:
-                total = total + each.product(name)
+        for file, adapters in read:
+            if (factors := adapters.get((part, layer))) is not None:
+                total = total + factors.product() * file.weight
         weight.data.copy_(total)
 
 
-class _Adapters:
-    """The adapters in one file: of the UNet by layer, to be added; those of text encoders have been added when it is read."""
-
-    def __init__(self, unet: Mapping[str, Any], weight: float) -> None:
-        self.unet, self.weight = unet, weight
-
-    def product(self, name: str) -> Tensor:
-        """What is added to the weight of a layer, float32."""
-        return _product(self.unet[name], self.weight)
-
-    @staticmethod
-    def read(file: LoraFile, pipeline: Any, networks: Mapping[str, nn.Module]) -> "_Adapters":
-        unet: Any = networks["unet"]
-        try:
-            with _quiet():
-                state, alphas, metadata = pipeline.lora_state_dict(
-                    str(file.path),
-                    unet_config=unet.config,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    return_lora_metadata=True,
-                )
-                if not any(key.startswith(("unet.", "text_encoder")) for key in state):  # as before diffusers 0.17
-                    state = {f"unet.{key}": value for key, value in state.items()}
-                found: dict[str, dict[str, Any]] = {}
-                for part, network in networks.items():
-                    own = {key: value for key, value in state.items() if key.startswith(f"{part}.")}
-                    if not own:
-                        continue
-                    if part == "unet":
-                        found[part] = _unet_layers(pipeline, unet, own, alphas, metadata)
-                    else:
-                        own, alphas = (_flattened(each, part, network) for each in (own, alphas))
-                        pipeline.load_lora_into_text_encoder(
-                            own, alphas, network, part, adapter_name=ADAPTER, low_cpu_mem_usage=True, metadata=metadata
-                        )
-                        found[part] = _layers_of(network)
-        except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"--lora {file.path} does not fit this model: {str(error).splitlines()[0][:200]}"
-            ) from error
-        count = sum(map(len, found.values()))
-        if count != file.layers:
-            raise UserError(
-                f"--lora {file.path} does not fit this model: it adapts {file.layers} layers, of which the model has {count}"
+def _read(file: LoraFile, pipeline: Any, networks: Mapping[str, Any]) -> dict[tuple[str, str], Factors]:
+    """What a file adds, by part and layer. Raises UserError if it is not, whole, for these networks."""
+    try:
+        with _quiet():
+            state, alphas, metadata = pipeline.lora_state_dict(
+                str(file.path),
+                unet_config=networks["unet"].config,
+                local_files_only=True,
+                use_safetensors=True,
+                return_lora_metadata=True,
             )
-        for part, layers in found.items():
-            if part != "unet":
-                _add_in_place(networks[part], layers, file.weight)
-        return _Adapters(found.get("unet", {}), file.weight)
+        if not any(key.startswith(("unet.", "text_encoder")) for key in state):  # as before diffusers 0.17
+            state = {f"unet.{key}": value for key, value in state.items()}
+        halves: dict[tuple[str, str], dict[str, Tensor]] = {}
+        for key, value in state.items():
+            part, layer, which = _place(key, networks)
+            halves.setdefault((part, layer), {})[which] = value
+        stated = {_place(key.removesuffix(".alpha"), networks)[:2]: float(alpha) for key, alpha in (alphas or {}).items()}
+        found = {
+            place: Factors(pair["A"], pair["B"], _scale(place, pair["A"].shape[0], stated, metadata or {}))
+            for place, pair in halves.items()
+        }
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{file.said} does not fit this model: {str(error).splitlines()[0][:200]}") from error
+    fitting = sum(_fits(factors, networks.get(part), layer) for (part, layer), factors in found.items())
+    if fitting < file.layers:
+        raise UserError(f"{file.said} does not fit this model, which has {fitting} of the {file.layers} layers it adapts")
+    return found
 
 
-def _product(layer: Any, weight: float) -> Tensor:
-    for factor in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
-        factor.weight.data = factor.weight.data.float()
-    product: Tensor = layer.get_delta_weight(ADAPTER)
-    return product * weight
+def _place(key: str, networks: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Part, layer and factor (A or B; none of a layer's own name) that a name of diffusers' converter means."""
+    part, _, rest = key.partition(".")
+    match = FACTOR.fullmatch(rest.replace(".processor.", "."))
+    layer, which = (match["layer"], match["which"]) if match else (rest, "")
+    if match and (projection := match["projection"]):
+        if part == "unet":
+            layer += f".to_{projection}" + ".0" * (projection == "out")
+        else:
+            layer += f".{projection}_proj"
+    # transformers' text encoders had this level before version 5.6, and some still do.
+    if part in networks and not hasattr(networks[part], "text_model"):
+        layer = layer.removeprefix("text_model.")
+    return part, layer, {"down": "A", "up": "B"}.get(which, which)
 
 
-def _unet_layers(pipeline: Any, unet: Any, state: dict[str, Tensor], alphas: Any, metadata: Any) -> dict[str, Any]:
-    """The layers of a skeleton of the UNet that the file adapts, with the file's factors in them."""
-    with torch.device("meta"):
-        skeleton = type(unet).from_config(unet.config)
-    pipeline.load_lora_into_unet(state, alphas, skeleton, ADAPTER, low_cpu_mem_usage=True, metadata=metadata)
-    named = {key.removeprefix("unet."): value for key, value in state.items()}
-    if not any("lora_A" in key for key in named):
-        named = convert_unet_state_dict_to_peft(named)
-    layers = {}
-    for name, layer in _layers_of(skeleton).items():
-        factors = [named.get(f"{name}.lora_{which}.weight") for which in "AB"]
-        if all(factor is not None for factor in factors):
-            for held, factor in zip((layer.lora_A, layer.lora_B), factors, strict=True):
-                held[ADAPTER].weight = nn.Parameter(factor, requires_grad=False)
-            layers[name] = layer
-    return layers
+def _scale(
+    place: tuple[str, str], rank: int, stated: Mapping[tuple[str, str], float], metadata: Mapping[str, Any]
+) -> float:
+    """α/r: α as the file states it for the layer, or in its header as PEFT does, or else r."""
+    part, layer = place
+    if place in stated:
+        return stated[place] / rank
+    own = {key.removeprefix(f"{part}."): value for key, value in metadata.items() if key.startswith(f"{part}.")}
+    if own.get("use_dora"):
+        raise ValueError("it is DoRA; accepted: plain LoRA")
+    alpha = float(own.get("lora_alpha", rank))
+    for pattern, other in (own.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            alpha = float(other)
+            break
+    return alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
 
 
-def _layers_of(network: nn.Module) -> dict[str, Any]:
-    """The layers with adapters by name."""
-    from peft.tuners.lora import LoraLayer
-
-    return {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
-
-
-def _add_in_place(network: nn.Module, layers: Mapping[str, Any], weight: float) -> None:
-    """Add the adapters of a text encoder, and leave no layer of PEFT's behind."""
-    for name, layer in layers.items():
-        plain = layer.get_base_layer()
-        plain.weight.data += _product(layer, weight)
-        network.set_submodule(name, plain)
-    vars(network).pop("peft_config", None)
-    network._hf_peft_config_loaded = False  # type: ignore[assignment]  # as before: transformers' own note of adapters
-    network.requires_grad_(False)
+def _weight(network: nn.Module | None, layer: str) -> nn.Parameter | None:
+    try:
+        weight = None if network is None else network.get_submodule(layer).weight
+    except AttributeError:
+        return None
+    return weight if isinstance(weight, nn.Parameter) else None
 
 
-def _flattened(state: Mapping[str, Any] | None, part: str, network: nn.Module) -> dict[str, Any] | None:
-    """Names without the level that transformers' text encoders had before version 5.6, where this one has none."""
-    if state is None or hasattr(network, "text_model"):
-        return None if state is None else dict(state)
-    return {key.replace(f"{part}.text_model.", f"{part}.", 1): value for key, value in state.items()}
+def _fits(factors: Factors, network: nn.Module | None, layer: str) -> bool:
+    weight = _weight(network, layer)
+    if weight is None:
+        return False
+    out, enter, *kernel = weight.shape
+    rank = factors.A.shape[0]
+    return factors.A.shape == (rank, enter, *kernel) and factors.B.shape == (out, rank, *(1 for _ in kernel))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the libraries say of files that do not fit is said by errors here; and the random state stays as it is."""
-    loggers = (diffusers_logging, transformers_logging)
-    before = [each.get_verbosity() for each in loggers]
-    for each in loggers:
-        each.set_verbosity(50)
+    """What the converter says of files that do not fit is said by errors here."""
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for each, verbosity in zip(loggers, before, strict=True):
-            each.set_verbosity(verbosity)
+        diffusers_logging.set_verbosity(before)

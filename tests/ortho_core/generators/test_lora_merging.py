@@ -1,7 +1,5 @@
 """LoRAs added to a model, in every format, against W + w·α/r·B A computed here from the names that each format has."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -202,7 +200,7 @@ def test_what_is_added_is_part_of_the_model(model, parts, tmp_path):
     assert len({texts[2], texts[3], texts[4]}) == 3
 
 
-def test_a_lora_is_added_to_a_checkpoint_and_to_a_lora_folder(model, parts, generator, tiny_turbo, tmp_path):
+def test_it_is_added_to_a_checkpoint_as_to_a_folder(model, parts, tiny_turbo, tmp_path):
     file = kohya_file(parts, tmp_path / "a.safetensors")
     checkpoint = ModelFolder.open(single_file(tiny_turbo, tmp_path / "tiny.safetensors"))
     added = load_generator(checkpoint.with_loras([AddedLora(file=file)]), dtype="bfloat16")
@@ -215,7 +213,7 @@ def test_a_lora_is_added_to_a_checkpoint_and_to_a_lora_folder(model, parts, gene
     [
         ("a.safetensors", [("a.safetensors", 1.0)]),
         ("a.safetensors:0.8,b:-1", [("a.safetensors", 0.8), ("b", -1.0)]),
-        ("s3://x/a:high", [("s3://x/a:high", 1.0)]),
+        ("x/a:high", [("x/a:high", 1.0)]),
         ("a:nan", [("a:nan", 1.0)]),
         (["a:2"], [("a", 2.0)]),
     ],
@@ -228,7 +226,7 @@ def test_files_and_weights_are_spelled_in_one_option(spelled, expected):
     assert [(str(each.file), each.weight) for each in TypeAdapter(LoraList).validate_python(spelled)] == expected
 
 
-def test_what_does_not_fit_is_refused_in_one_line(model, parts, tiny_turbo, stable_diffusion, tmp_path):
+def test_what_does_not_fit_is_refused_in_one_line(model, parts, stable_diffusion, tmp_path):
     file = tmp_path / "a.safetensors"
 
     def refused(says, place=file, load=False, on=model):
@@ -259,8 +257,7 @@ def test_what_does_not_fit_is_refused_in_one_line(model, parts, tiny_turbo, stab
     # A layer that the model does not have, and one of another shape.
     state = {name: value.clone() for name, value in load_file(diffusers_file({"unet": parts["unet"]}, file)).items()}
     save_file({k.replace("proj_in", "proj_on"): v for k, v in state.items()}, file)
-    refused("does not fit this model: .*6 layers, of which the model has 5", load=True)
+    refused("does not fit this model, which has 5 of the 6 layers", load=True)
     wide = torch.zeros(RANK, 7)
     save_file({k: wide if "proj_in.lora_A" in k else v for k, v in state.items()}, file)
     refused("does not fit this model", load=True)
-    assert json.loads((tiny_turbo / "model_index.json").read_text())
