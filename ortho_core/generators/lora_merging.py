@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
@@ -87,7 +86,9 @@ def _read(file: LoraFile, pipeline: Any, networks: Mapping[str, Any]) -> dict[tu
         for key, value in state.items():
             part, layer, which = _place(key, networks)
             halves.setdefault((part, layer), {})[which] = value
-        stated = {_place(key.removesuffix(".alpha"), networks)[:2]: float(alpha) for key, alpha in (alphas or {}).items()}
+        stated = {
+            _place(key.removesuffix(".alpha"), networks)[:2]: float(alpha) for key, alpha in (alphas or {}).items()
+        }
         found = {
             place: Factors(pair["A"], pair["B"], _scale(place, pair["A"].shape[0], stated, metadata or {}))
             for place, pair in halves.items()
@@ -96,7 +97,9 @@ def _read(file: LoraFile, pipeline: Any, networks: Mapping[str, Any]) -> dict[tu
         raise UserError(f"{file.said} does not fit this model: {str(error).splitlines()[0][:200]}") from error
     fitting = sum(_fits(factors, networks.get(part), layer) for (part, layer), factors in found.items())
     if fitting < file.layers:
-        raise UserError(f"{file.said} does not fit this model, which has {fitting} of the {file.layers} layers it adapts")
+        raise UserError(
+            f"{file.said} does not fit this model, which has {fitting} of the {file.layers} layers it adapts"
+        )
     return found
 
 

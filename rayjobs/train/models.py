@@ -7,6 +7,7 @@ from ortho_core.generators.lora import lora_of
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.verb.models import open_model
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class TrainModels:
     @staticmethod
     def open(job: TrainJob) -> "TrainModels":
         """Raises UserError."""
-        model = ModelFolder.open(job.model)
-        return TrainModels(model, model if job.preserve_model is None else ModelFolder.open(job.preserve_model))
+        model = open_model(job.model)
+        return TrainModels(model, model if job.preserve_model is None else open_model(job.preserve_model))
 
 
 def check_lora(job: TrainSettings, model: ModelFolder) -> None:

@@ -15,24 +15,47 @@ from torch import Tensor
 from ortho_core.generators.part_files import read_json
 
 RESNET = {
-    **{"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"},
-    **{"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"},
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
 }
 OUTER = {
-    **{"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"},
-    **{"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"},
-    **{"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"},
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
 }
 AUTOENCODER = {
-    **{"mid_block.resnets.0": "mid.block_1", "mid_block.resnets.1": "mid.block_2", "mid_block.attentions.0": "mid.attn_1"},
-    **{"conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut", "group_norm": "norm"},
-    **{"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
-    **{"resnets": "block", "downsamplers.0": "downsample", "upsamplers.0": "upsample", "down_blocks": "down"},
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "mid_block.attentions.0": "mid.attn_1",
+    "conv_norm_out": "norm_out",
+    "conv_shortcut": "nin_shortcut",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+    "resnets": "block",
+    "downsamplers.0": "downsample",
+    "upsamplers.0": "upsample",
+    "down_blocks": "down",
 }
 OPEN_CLIP = {
-    **{"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"},
-    **{"self_attn.out_proj": "attn.out_proj", "encoder.layers": "transformer.resblocks"},
-    **{"final_layer_norm": "ln_final", "embeddings.token_embedding": "token_embedding"},
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+    "encoder.layers": "transformer.resblocks",
+    "final_layer_norm": "ln_final",
+    "embeddings.token_embedding": "token_embedding",
     "embeddings.position_embedding.weight": "positional_embedding",
 }
 

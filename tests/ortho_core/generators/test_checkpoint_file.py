@@ -37,7 +37,11 @@ def test_a_checkpoint_is_the_model_of_the_folder_it_was_written_from(kind, tiny_
     folder = tiny_turbo if kind == "xl" else stable_diffusion
     file = single_file(folder, tmp_path / "tiny.safetensors")
     opened, theirs = ModelFolder.open(file), ModelFolder.open(folder)
-    assert (opened.kind, opened.latent_shape, opened.image_size) == (theirs.kind, theirs.latent_shape, theirs.image_size)
+    assert (opened.kind, opened.latent_shape, opened.image_size) == (
+        theirs.kind,
+        theirs.latent_shape,
+        theirs.image_size,
+    )
     assert opened.noise_scale == theirs.noise_scale
     assert opened.files_used("float32") == ""
     torch.testing.assert_close(made(load_generator(opened)), made(load_generator(theirs)), rtol=0, atol=1e-5)

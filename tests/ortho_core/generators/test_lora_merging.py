@@ -105,7 +105,9 @@ def weights(generator):
         "text_encoder": pipeline.text_encoder,
         "text_encoder_2": pipeline.text_encoder_2.text_model,
     }
-    return {f"{part}.{name}": p.detach() for part, network in networks.items() for name, p in network.named_parameters()}
+    return {
+        f"{part}.{name}": p.detach() for part, network in networks.items() for name, p in network.named_parameters()
+    }
 
 
 def check(found, base, parts, scale):
@@ -123,7 +125,9 @@ def check(found, base, parts, scale):
 def test_kohya_files_count_by_their_alpha(original, model, parts, generator, tmp_path):
     if not original:  # in these the scripts write what diffusers' UNet calls attention
         parts["unet"] = {name: pair for name, pair in parts["unet"].items() if "attentions" in name}
-    added = model.with_loras([AddedLora(file=kohya_file(parts, tmp_path / "a.safetensors", original=original), weight=0.8)])
+    added = model.with_loras(
+        [AddedLora(file=kohya_file(parts, tmp_path / "a.safetensors", original=original), weight=0.8)]
+    )
     check(load_generator(added), generator, parts, 0.8 * ALPHA / RANK)
 
 
@@ -141,13 +145,17 @@ def test_kohya_files_with_alphas_of_their_own_for_each_layer(model, parts, gener
         keys |= {f"lora_te{short}_text_model_{name.replace('.', '_')}.alpha": (part, name) for name in TEXT}
     for key, (part, name) in keys.items():
         moved = (found[f"{part}.{name}.weight"] - base[f"{part}.{name}.weight"]).double()
-        torch.testing.assert_close(moved, alphas[key].double() / RANK * product(*parts[part][name]), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            moved, alphas[key].double() / RANK * product(*parts[part][name]), rtol=1e-4, atol=1e-6
+        )
 
 
 def test_diffusers_files_of_today_and_of_before(model, parts, generator, tmp_path):
     added = model.with_loras([AddedLora(file=diffusers_file(parts, tmp_path / "a.safetensors"))])
     check(load_generator(added), generator, parts, 1.0)
-    older = {part: {n: p for n, p in layers.items() if "self_attn" in n or "attn" in n} for part, layers in parts.items()}
+    older = {
+        part: {n: p for n, p in layers.items() if "self_attn" in n or "attn" in n} for part, layers in parts.items()
+    }
     added = model.with_loras([AddedLora(file=older_diffusers_file(older, tmp_path / "b.safetensors"))])
     check(load_generator(added), generator, older, 1.0)
 
@@ -230,10 +238,9 @@ def test_what_does_not_fit_is_refused_in_one_line(model, parts, stable_diffusion
     file = tmp_path / "a.safetensors"
 
     def refused(says, place=file, load=False, on=model):
+        add = on.with_loras
         with pytest.raises(UserError, match=says) as caught:
-            added = on.with_loras([AddedLora(file=place)])
-            if load:
-                load_generator(added)
+            load_generator(add([AddedLora(file=place)])) if load else add([AddedLora(file=place)])
         assert "\n" not in str(caught.value)
 
     refused("a.safetensors does not exist")

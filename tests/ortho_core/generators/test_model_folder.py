@@ -175,7 +175,10 @@ def refused(folder, says):
 
 def test_what_is_no_model_folder_is_refused_in_one_line(tmp_path, tiny_turbo):
     refused(tmp_path / "nowhere", "nowhere does not exist")
-    refused(tiny_turbo / "README.md", r"README\.md is a \.md file; accepted: the folder of a diffusers pipeline, or a single")
+    refused(
+        tiny_turbo / "README.md",
+        r"README\.md is a \.md file; accepted: the folder of a diffusers pipeline, or a single",
+    )
     refused(tmp_path / ("x" * 300), "cannot be read: File name too long")
     refused(tmp_path, r"no model_index\.json")
     for content, says in (

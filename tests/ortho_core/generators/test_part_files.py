@@ -36,7 +36,12 @@ def test_the_weights_are_those_that_the_libraries_load(tiny_turbo, tmp_path):
         (unet, "diffusers", "diffusion_pytorch_model.safetensors"),
         (text, "transformers", "model.safetensors"),
     ):
-        for other in (name.replace(".s", ".non_ema.s"), name.replace("safetensors", "bin"), "model.onnx", "model.msgpack"):
+        for other in (
+            name.replace(".s", ".non_ema.s"),
+            name.replace("safetensors", "bin"),
+            "model.onnx",
+            "model.msgpack",
+        ):
             (folder / other).write_bytes(b"another variant or format")
         assert weights_of(folder, library) == {"": (folder / name,)}
     # Whoever reads them, an index wins with diffusers, and one file with transformers.

@@ -105,7 +105,10 @@ def test_every_variant_that_may_be_loaded_is_checked(folder):
     halve(folder, "unet")
     half = folder / "unet" / "diffusion_pytorch_model.fp16.safetensors"
     whole = half.read_bytes()
-    for content, says in ((whole[:-10], r"fp16\.safetensors is broken .*: fetch"), (b"", r"fp16\.safetensors is empty")):
+    for content, says in (
+        (whole[:-10], r"fp16\.safetensors is broken .*: fetch"),
+        (b"", r"fp16\.safetensors is empty"),
+    ):
         half.write_bytes(content)
         with pytest.raises(UserError, match=says) as caught:
             ModelFolder.open(folder)

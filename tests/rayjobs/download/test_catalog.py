@@ -17,11 +17,11 @@ from rayjobs.download.catalog import (
     is_here,
     missing_files,
     needed,
-    read_catalog,
     read_record,
     select,
     write_record,
 )
+from rayjobs.verb.catalog import read_catalog
 
 CATALOG = read_catalog()
 ROOT = Path(__file__).parents[3]
