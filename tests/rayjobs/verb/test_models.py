@@ -29,7 +29,10 @@ def lora(tmp_path):
         ("stabilityai/sdxl-turbo", "`ortho download --only sdxl-turbo` brings it, then give --model models/sdxl-turbo"),
         ("StabilityAI/SD-Turbo", "--only sd-turbo` brings it"),
         ("models/sdxl-turbo", "does not exist: `ortho download --only sdxl-turbo` brings it"),
-        ("elsewhere/sdxl-turbo", "--only sdxl-turbo --out elsewhere` brings it, then give --model elsewhere/sdxl-turbo"),
+        (
+            "elsewhere/sdxl-turbo",
+            "--only sdxl-turbo --out elsewhere` brings it, then give --model elsewhere/sdxl-turbo",
+        ),
         ("sdxl-turbo", "--only sdxl-turbo` brings it, then give --model models/sdxl-turbo"),
         ("models/hyper-sdxl-1step", "--only hyper-sdxl` brings it, then give --model models/hyper-sdxl-1step"),
         ("ByteDance/Hyper-SD", "--only hyper-sd15` .* or .*--only hyper-sdxl` brings it"),
