@@ -121,21 +121,28 @@ class ModelFolder:
         return list(dict.fromkeys([*self.files, *variants]))
 
     def files_used(self, dtype: str) -> str:
-        """Which of several files the parts are loaded from for `dtype`, in one line; empty where there is no choice to tell."""
+        """Which of several files the parts are loaded from for `dtype`, also `auto`: one line, empty where there is no choice."""
         base = self.base
         if base.built_in:
             return (
                 f"model {base.path}: configuration and scheduler of {base.built_in}, {base.image_size[1]} px (a diffusers folder "
                 f"{base.path.with_suffix('')} would state others)"
             )
-        taken: dict[str, list[str]] = {}
-        for part, variants in base.weights.items():
-            variant = preferred(variants, "float32" if part in FLOAT32 else dtype)
-            taken.setdefault(variant or "full", []).append(part)
         if all(set(variants) == {""} for variants in base.weights.values()):
             return ""
-        which = "; ".join(f"{variant} files of {', '.join(parts)}" for variant, parts in taken.items())
-        return f"model {base.path}: {which} (--dtype {dtype})"
+        if dtype != "auto":
+            return f"model {base.path}: {base._taken(dtype)} (--dtype {dtype})"
+        gpu, cpu = base._taken("float16"), base._taken("float32")
+        which = gpu if gpu == cpu else f"on a GPU {gpu}, on a CPU {cpu}"
+        return f"model {base.path}: {which} (--dtype auto)"
+
+    def _taken(self, dtype: str) -> str:
+        """The variants that the parts are loaded from, with the parts of each."""
+        taken: dict[str, list[str]] = {}
+        for part, variants in self.weights.items():
+            variant = preferred(variants, "float32" if part in FLOAT32 else dtype)
+            taken.setdefault(variant or "full", []).append(part)
+        return "; ".join(f"{variant} files of {', '.join(parts)}" for variant, parts in taken.items())
 
     @property
     def base(self) -> "ModelFolder":

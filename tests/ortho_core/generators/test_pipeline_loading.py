@@ -99,6 +99,10 @@ def test_which_files_are_taken_is_said_where_there_is_a_choice(folder):
         f"model {folder}: full files of text_encoder, text_encoder_2, vae; fp16 files of unet (--dtype float16)"
     )
     assert "full files of text_encoder, text_encoder_2, unet, vae" in opened.files_used("float32")
+    assert (
+        "on a GPU full files of text_encoder, text_encoder_2, vae; fp16 files of unet, on a CPU full"
+        in opened.files_used("auto")
+    )
 
 
 def test_every_variant_that_may_be_loaded_is_checked(folder):
