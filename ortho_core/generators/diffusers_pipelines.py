@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from ortho_core.device import Constant, to_device
 from ortho_core.errors import UserError
-from ortho_core.generators.lora import attach_lora, has_lora, merge_adapter, write_lora
-from ortho_core.generators.model_folder import RECIPE, ModelFolder, write_lora_reference
+from ortho_core.generators.lora import adapter_file, attach_lora, has_lora, write_lora
+from ortho_core.generators.model_folder import ModelFolder, write_lora_reference
 from ortho_core.generators.one_step import OneStep
 from ortho_core.generators.origin import base_name
-from ortho_core.generators.part_files import check_safetensors
+from ortho_core.generators.pipeline_files import RECIPE
+from ortho_core.generators.pipeline_loading import load_pipeline
 from ortho_core.generators.precision import run_network
 from ortho_core.generators.protocol import Condition
 from ortho_core.generators.single_file import SINGLE_FILE, write_single_file
@@ -32,20 +32,6 @@ diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
 M = TypeVar("M", bound=nn.Module)
-
-#: The pipeline classes by name.
-CLASSES: dict[str, type[DiffusionPipeline]] = {
-    "StableDiffusionPipeline": StableDiffusionPipeline,
-    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
-}
-#: What a pipeline may come with and is loaded without: networks of their own that no step calls.
-LEFT_OUT: dict[str, dict[str, object]] = {
-    "StableDiffusionPipeline": {
-        **dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder")),
-        "requires_safety_checker": False,
-    },
-    "StableDiffusionXLPipeline": dict.fromkeys(("feature_extractor", "image_encoder")),
-}
 
 
 class DiffusersGenerator:
@@ -82,33 +68,18 @@ class DiffusersGenerator:
     def load(
         folder: ModelFolder, device: torch.device, dtype: torch.dtype, *, keep_adapter: bool = False
     ) -> "DiffusersGenerator":
-        """Load a pipeline's folder from local safetensors, or a LoRA folder and its base.
+        """Load a pipeline's folder or checkpoint from local safetensors, or a LoRA folder and its base.
 
         The adapter is merged into the network, or with `keep_adapter` left apart and trainable. Raises UserError naming
         what is broken.
         """
-        name, base, adapted = folder.kind, folder.base.path, folder.lora_base is not None
-        merge = adapted and not keep_adapter
-        # Merging is rounded once, to the network's dtype, as loading a folder that was saved merged is.
-        dtypes = {"default": dtype, "vae": torch.float32} | ({"unet": torch.float32} if merge else {})
-        try:
-            pipeline = CLASSES[name].from_pretrained(
-                base, local_files_only=True, use_safetensors=True, dtype=dtypes, **LEFT_OUT[name]
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            check_safetensors(sorted(base.glob("*/*.safetensors")))
-            raise UserError(f"model folder {base} does not load as {name}: {str(error).splitlines()[0]}") from error
+        adapted = folder.lora_base is not None
+        own = () if keep_adapter or not adapted else (adapter_file(folder),)
+        pipeline = load_pipeline(folder, dtype, (*own, *folder.loras))
         generator = DiffusersGenerator(pipeline, folder.recipe.timestep if folder.recipe is not None else None)
         generator.folder = folder
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
-            if part is not None:
-                part.requires_grad_(False).eval()
-        if adapted:
+        if adapted and keep_adapter:
             attach_lora(pipeline.unet, folder.path)
-            if merge:
-                merge_adapter(pipeline.unet)
-                # PyTorch's own: diffusers' warns of parts to keep in float32, of which this network has none.
-                nn.Module.to(pipeline.unet, dtype)
         pipeline.to(device)
         if device.type == "cuda":  # the memory format that its convolutions are fastest in
             pipeline.unet.to(memory_format=torch.channels_last)

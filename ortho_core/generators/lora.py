@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ortho_core.errors import UserError
 from ortho_core.generators.kohya import KOHYA_WEIGHTS, write_kohya
 from ortho_core.generators.lora_config import Lora
-from ortho_core.generators.model_folder import LORA_WEIGHTS, ModelFolder
+from ortho_core.generators.lora_files import LORA_WEIGHTS, LoraFile
+from ortho_core.generators.model_folder import ModelFolder
 
 #: Names of the two adapters in a network: the one that trains (the name PEFT and diffusers give the only one), its copy.
 TRAINED, TEACHER = "default", "teacher"
@@ -46,6 +47,13 @@ def add_lora(network: nn.Module, lora: Lora, seed: int) -> None:
 def lora_of(folder: ModelFolder) -> Lora | None:
     """What adapter a model folder holds; None for one that is no LoRA folder. Raises UserError if it is broken."""
     return None if folder.lora_base is None else read_lora(folder.path / LORA_WEIGHTS)[0]
+
+
+def adapter_file(folder: ModelFolder) -> LoraFile:
+    """The adapter of a LoRA folder, as it is added to its base. Raises UserError if it is broken, or no plain LoRA."""
+    file = folder.path / LORA_WEIGHTS
+    _, weights = read_lora(file)
+    return LoraFile(file, 1.0, sum(".lora_A." in name for name in weights), on_text=False, option="")
 
 
 def has_lora(network: nn.Module) -> bool:

@@ -1,42 +1,32 @@
 """Model folders, opened and described without loading any weights.
 
 A model folder is a diffusers pipeline, a class-conditional generator (`config.json` and its weights), or a *LoRA folder*: an
-adapter's weights and a `lora.json` that names the pipeline folder, the base, which the adapter belongs to.
+adapter's weights and a `lora.json` that names the pipeline, the base, which the adapter belongs to. A single-file checkpoint
+stands for the folder of its pipeline.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ortho_core.errors import UserError
+from ortho_core.generators.checkpoint_file import SUFFIX, CheckpointFile
 from ortho_core.generators.class_config import ClassConfig
-from ortho_core.generators.part_files import AGAIN, STEMS, check_file, json_hash, read_json, tokenizer_files, weights_of
+from ortho_core.generators.lora_config import AddedLora
+from ortho_core.generators.lora_files import LORA_WEIGHTS, LoraFile
+from ortho_core.generators.part_files import check_file, json_hash, preferred, read_json
+from ortho_core.generators.pipeline_files import FLOAT32, INDEX, SCHEDULER, PipelineFiles
 from ortho_core.generators.recipe import OneStepRecipe
 from ortho_core.storage.hashes import content_hash
 
-#: The file that makes a folder a pipeline's.
-INDEX = "model_index.json"
-#: The diffusers pipeline classes that are one-step generators to us, and the parts that each is loaded with. Others that a
-#: pipeline may name, a safety checker for one, have no place in one step.
-PIPELINES = {
-    "StableDiffusionPipeline": ("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
-    "StableDiffusionXLPipeline": (
-        *("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"),
-    ),
-}
-#: Parts that a pipeline may be without: it names them `[null, null]`.
-OPTIONAL = {"StableDiffusionPipeline": (), "StableDiffusionXLPipeline": ("text_encoder", "tokenizer")}
-SCHEDULER = "scheduler/scheduler_config.json"
-#: Optional file of a pipeline, with the timestep that the weights were distilled for, e.g. {"timestep": 800}.
-RECIPE = "one_step.json"
 #: The files of a class-conditional generator, and the `kind` that the first states.
 CLASS_CONFIG, CLASS_WEIGHTS, CLASS_KIND = "config.json", "network.safetensors", "class-conditional"
-#: The two files of a LoRA folder: which base it belongs to, and the weights, named as diffusers looks for them.
-LORA_REFERENCE, LORA_WEIGHTS = "lora.json", "pytorch_lora_weights.safetensors"
+#: The file that makes a folder a LoRA folder: which base its weights belong to.
+LORA_REFERENCE = "lora.json"
 
 
 @dataclass(frozen=True)
@@ -61,11 +51,22 @@ class ModelFolder:
     class_config: ClassConfig | None
     #: SHA-256 of what each configuration says, by its name in the folder.
     configurations: Mapping[str, str]
-    #: Names of the other files that are loaded.
+    #: Names of the other files that identify the model: of each part's weights the first variant that is there.
     files: tuple[str, ...]
+    #: Of a pipeline: library and class of each part, and where its configurations are: in the folder itself, or of a single-file
+    #: checkpoint in another.
+    parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    configs: Path | None = None
+    #: Names of the files of each part's weights by variant, of which one is loaded; of a checkpoint there are none.
+    weights: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    #: Whether the model is a single-file checkpoint; and if its configurations are built in, the model whose they are.
+    checkpoint: bool = False
+    built_in: str = ""
     #: Of a LoRA folder, the model that its adapter belongs to, and the fingerprint that `lora.json` records of it.
     lora_base: "ModelFolder | None" = None
     recorded_fingerprint: str | None = None
+    #: What is added to the weights besides, with `--lora`.
+    loras: tuple[LoraFile, ...] = ()
 
     @staticmethod
     def open(folder: str | Path) -> "ModelFolder":
@@ -76,7 +77,7 @@ class ModelFolder:
         folder = Path(folder)
         try:
             if folder.is_file():
-                raise UserError(f"model folder {folder} is a file; accepted: the folder of a diffusers pipeline")
+                return _open_checkpoint(folder.absolute())
             if not folder.is_dir():
                 raise UserError(f"model folder {folder} does not exist (give a local folder, e.g. models/tiny-turbo)")
             return _open(folder.absolute())
@@ -90,9 +91,58 @@ class ModelFolder:
             path=folder.absolute(),
             configurations={},
             files=(check_file(folder / LORA_WEIGHTS).name,),
+            checkpoint=False,
             lora_base=self,
             recorded_fingerprint=recorded_fingerprint or self.fingerprint,
         )
+
+    def with_loras(self, added: Sequence[AddedLora]) -> "ModelFolder":
+        """The model with these LoRAs added to its weights. Raises UserError, in one line, for files that are none."""
+        if added and self.kind == CLASS_KIND:
+            raise UserError(f"--lora: {self.path} is class-conditional, which has no adapters")
+        files = [LoraFile.open(each) for each in added]
+        # Sums are rounded: in one order, whichever they were given in.
+        return replace(self, loras=tuple(sorted(files, key=lambda file: file.fingerprint)))
+
+    @property
+    def place(self) -> Path:
+        """The folder that `files` are in."""
+        return self.path.parent if self.checkpoint else self.path
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the parts that have weights."""
+        return tuple(name for name in self.parts if not name.startswith(("scheduler", "tokenizer")))
+
+    @property
+    def all_files(self) -> list[str]:
+        """Names of the files that may be loaded: those of every variant."""
+        variants = [names for part in self.weights.values() for files in part.values() for names in files]
+        return list(dict.fromkeys([*self.files, *variants]))
+
+    def files_used(self, dtype: str) -> str:
+        """Which of several files the parts are loaded from for `dtype`, also `auto`: one line, empty where there is no choice."""
+        base = self.base
+        if base.built_in:
+            return (
+                f"model {base.path}: configuration and scheduler of {base.built_in}, {base.image_size[1]} px (a diffusers folder "
+                f"{base.path.with_suffix('')} would state others)"
+            )
+        if all(set(variants) == {""} for variants in base.weights.values()):
+            return ""
+        if dtype != "auto":
+            return f"model {base.path}: {base._taken(dtype)} (--dtype {dtype})"
+        gpu, cpu = base._taken("float16"), base._taken("float32")
+        which = gpu if gpu == cpu else f"on a GPU {gpu}, on a CPU {cpu}"
+        return f"model {base.path}: {which} (--dtype auto)"
+
+    def _taken(self, dtype: str) -> str:
+        """The variants that the parts are loaded from, with the parts of each."""
+        taken: dict[str, list[str]] = {}
+        for part, variants in self.weights.items():
+            variant = preferred(variants, "float32" if part in FLOAT32 else dtype)
+            taken.setdefault(variant or "full", []).append(part)
+        return "; ".join(f"{variant} files of {', '.join(parts)}" for variant, parts in taken.items())
 
     @property
     def base(self) -> "ModelFolder":
@@ -123,15 +173,17 @@ class ModelFolder:
         found = dict(self.configurations)
         for name in self.files:
             try:
-                found[name] = content_hash(self.path / name)
+                found[name] = content_hash(self.place / name)
             except OSError as error:
-                raise UserError(f"{self.path / name} cannot be read: {error.strerror}") from error
+                raise UserError(f"{self.place / name} cannot be read: {error.strerror}") from error
         return found
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) over the names and contents of what is loaded, wherever the folder lies and whatever else is
-        in it. Of a LoRA folder: over the adapter's weights and the fingerprint of its base.
+        in it. Of a LoRA folder: over the adapter's weights and the fingerprint of its base; with LoRAs added: over theirs too.
+
+        Of weights in several variants it is over the first in the order of VARIANTS, whichever is loaded: they are one model.
 
         Raises UserError if a base has another fingerprint than `lora.json` records.
         """
@@ -144,49 +196,30 @@ class ModelFolder:
                     f"LoRA was trained on {recorded}; give base_model the folder of that model"
                 )
             digest.update(f"base_fingerprint\0{recorded}\0".encode())
-        return _over(self.hashes, digest)[:16]
+        own = _over(self.hashes, digest)[:16]
+        return own if not self.loras else _over({"": own} | self._added, hashlib.sha256())[:16]
+
+    @property
+    def _added(self) -> dict[str, str]:
+        return {f"lora {number}": lora.fingerprint for number, lora in enumerate(self.loras)}
 
     @property
     def text_fingerprint(self) -> str:
         """SHA-256 over what makes embeddings of prompts: models that share it have the same ones."""
         decisive = (INDEX, CLASS_CONFIG, "text_encoder", "tokenizer")
         hashes = {name: value for name, value in self.base.hashes.items() if name.startswith(decisive)}
-        return _over(hashes, hashlib.sha256())
+        return _over(hashes | (self._added if any(lora.on_text for lora in self.loras) else {}), hashlib.sha256())
 
     @property
     def weight_bytes(self) -> int:
         """Size of the weights, about what a copy of the model takes on disk."""
-        return sum((self.path / name).stat().st_size for name in self.files)
+        return sum((self.place / name).stat().st_size for name in self.files)
 
 
 def write_lora_reference(folder: Path, base: ModelFolder) -> None:
     """Say in a LoRA folder which model its adapter belongs to."""
     content = {"base_model": str(base.path.resolve()), "base_fingerprint": base.fingerprint}
     (folder / LORA_REFERENCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def read_index(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
-    """The class of the pipeline in a folder, and library and class of each part that it is loaded with.
-
-    Raises UserError, naming the file, for what is no index of a pipeline that we know.
-    """
-    file = folder / INDEX
-    index = read_json(file)
-    kind = index.get("_class_name")
-    if not isinstance(kind, str) or kind not in PIPELINES:
-        raise UserError(f"{file} names a {kind or 'pipeline of no _class_name'}; accepted: {', '.join(PIPELINES)}")
-    parts = {}
-    for name in PIPELINES[kind]:
-        value = index.get(name) or [None, None]
-        if value == [None, None]:
-            if name not in OPTIONAL[kind]:
-                raise UserError(f"{file} names no {name}, which a {kind} needs")
-            continue
-        pair = isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
-        if not pair or value[0] not in STEMS:
-            raise UserError(f"{file}: {name} is {json.dumps(value)}; accepted: [{' or '.join(STEMS)}, name of a class]")
-        parts[name] = (value[0], value[1])
-    return kind, parts
 
 
 def _open(folder: Path) -> ModelFolder:
@@ -197,6 +230,12 @@ def _open(folder: Path) -> ModelFolder:
     config = read_json(folder / CLASS_CONFIG) if (folder / CLASS_CONFIG).exists() else {}
     if config.get("kind") == CLASS_KIND:
         return _open_class_conditional(folder, config)
+    checkpoints = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
+    if checkpoints and config.get("kind") is None:
+        some = ", ".join(checkpoints[:4])
+        raise UserError(
+            f"{folder} is not a model folder: no {INDEX} in it; to use a checkpoint there, name its file ({some})"
+        )
     raise UserError(
         f"{folder} is not a model folder: no {INDEX} in it (a diffusers pipeline is expected), "
         f"nor a {LORA_REFERENCE} (a LoRA folder), nor a {CLASS_CONFIG} of kind {CLASS_KIND} (of `ortho train-gan`)"
@@ -204,71 +243,44 @@ def _open(folder: Path) -> ModelFolder:
 
 
 def _open_pipeline(folder: Path) -> ModelFolder:
-    kind, parts = read_index(folder)
-    found: dict[str, Mapping[str, object]] = {INDEX: {"_class_name": kind, **parts}}
-    files: list[Path] = []
-    for name, (library, _) in parts.items():
-        place = folder / name
-        if not place.is_dir():
-            raise UserError(f"{folder / INDEX} names a {name}, and there is no folder {place}: {AGAIN}")
-        if name.startswith("tokenizer"):
-            for file in tokenizer_files(place):
-                if file.suffix == ".json":
-                    found[f"{name}/{file.name}"] = read_json(file)
-                else:
-                    files.append(check_file(file))
-        elif name == "scheduler":
-            found[SCHEDULER] = read_json(folder / SCHEDULER)
-        else:
-            found[f"{name}/config.json"] = read_json(place / "config.json")
-            files += weights_of(place, library)
-    if (folder / RECIPE).exists() and (recipe := read_json(folder / RECIPE)):
-        found[RECIPE] = recipe
-    _, H, W = shape = _latent_shape(found["unet/config.json"], folder / "unet" / "config.json")
-    factor = _pixels_per_latent(found["vae/config.json"], folder / "vae" / "config.json")
-    timestep = _timestep(found.get(RECIPE, {}), folder / RECIPE)
-    return ModelFolder(
-        path=folder,
-        kind=kind,
-        latent_shape=shape,
-        target_shape=shape,
-        image_size=(H * factor, W * factor),
-        recipe=OneStepRecipe(parts["scheduler"][1], found[SCHEDULER], timestep),
-        class_config=None,
-        configurations={name: json_hash(content) for name, content in found.items()},
-        files=tuple(str(file.relative_to(folder)) for file in files),
+    found = PipelineFiles.read(folder)
+    weights = {
+        part: {variant: tuple(str(file.relative_to(folder)) for file in files) for variant, files in variants.items()}
+        for part, variants in found.weights.items()
+    }
+    vocabularies = [str(file.relative_to(folder)) for file in found.vocabularies]
+    canonical = [name for variants in weights.values() for name in next(iter(variants.values()))]
+    return replace(_described(folder, found), files=(*vocabularies, *canonical), weights=weights)
+
+
+def _open_checkpoint(file: Path) -> ModelFolder:
+    found = CheckpointFile.read(file)
+    model = _described(file, found.configs)
+    folder = found.configs.folder
+    vocabularies = {str(each.relative_to(folder)): content_hash(each) for each in found.configs.vocabularies}
+    return replace(
+        model,
+        configurations={**model.configurations, **vocabularies},
+        files=(file.name,),
+        checkpoint=True,
+        built_in=found.family.like if found.family is not None else "",
     )
 
 
-def _latent_shape(config: Mapping[str, object], file: Path) -> tuple[int, int, int]:
-    C: Any = config.get("in_channels")
-    size: Any = config.get("sample_size")
-    H, W = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    if not all(type(n) is int and n > 0 for n in (C, H, W)):
-        raise UserError(
-            f"{file} does not state the latent's shape: in_channels {C!r}, sample_size {size!r}; accepted: channels, and one "
-            "side or [height, width]"
-        )
-    return C, H, W
-
-
-def _pixels_per_latent(config: Mapping[str, object], file: Path) -> int:
-    """Along one side: each block of the autoencoder but one halves the image."""
-    blocks = config.get("block_out_channels")
-    if not isinstance(blocks, list) or not blocks:
-        raise UserError(
-            f"{file} does not state the autoencoder's blocks: block_out_channels {blocks!r}; accepted: a list"
-        )
-    return int(2 ** (len(blocks) - 1))
-
-
-def _timestep(recipe: Mapping[str, object], file: Path) -> int | None:
-    if unknown := sorted(recipe.keys() - {"timestep"}):
-        raise UserError(f"{file} has unknown entries {unknown}; accepted: timestep")
-    timestep = recipe.get("timestep")
-    if timestep is not None and (type(timestep) is not int or timestep < 0):
-        raise UserError(f"{file}: timestep is {timestep!r}; accepted: a whole number, 0 or above")
-    return timestep
+def _described(path: Path, found: PipelineFiles) -> ModelFolder:
+    return ModelFolder(
+        path=path,
+        kind=found.kind,
+        latent_shape=found.latent_shape,
+        target_shape=found.latent_shape,
+        image_size=found.image_size,
+        recipe=found.recipe,
+        class_config=None,
+        configurations=found.configurations,
+        files=(),
+        parts=found.parts,
+        configs=found.folder,
+    )
 
 
 def _open_class_conditional(folder: Path, content: Mapping[str, object]) -> ModelFolder:
@@ -300,7 +312,7 @@ def _open_lora(folder: Path) -> ModelFolder:
     place = Path(content["base_model"])
     if not place.is_absolute():
         raise UserError(f"{file}: base_model is {place}; an absolute path is accepted")
-    if not place.is_dir():
+    if not place.exists():
         raise UserError(f"{file}: the base model {place} does not exist; write where it is now as base_model there")
     if (place / LORA_REFERENCE).exists():
         raise UserError(

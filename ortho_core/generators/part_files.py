@@ -1,7 +1,8 @@
 """The files that the parts of a diffusers pipeline are loaded from, found and checked without loading any.
 
-They are those that diffusers and transformers load for full precision safetensors: other variants, formats and notes beside
-them are none of the model.
+They are safetensors that diffusers and transformers load by these names. The weights of a part may be there in several
+*variants*, the same numbers in another precision: `model.safetensors`, `model.fp16.safetensors`. Other variants (`non_ema`),
+formats and notes beside them are none of the model.
 """
 
 import hashlib
@@ -21,6 +22,14 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 SHORT = 1024
 #: Names of a part's weights, without the ending, by the library that loads it.
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+#: Variants of weights by the name in their files' names, "" for the plain one. The first that is there identifies the model.
+VARIANTS = ("", "fp32", "fp16", "bf16")
+#: In which order they are taken for the precision that a part computes in.
+PREFERRED = {
+    "float32": ("fp32", "", "fp16", "bf16"),
+    "float16": ("fp16", "", "fp32", "bf16"),
+    "bfloat16": ("bf16", "fp16", "", "fp32"),
+}
 #: A tokenizer is loaded from the first of these that is whole, with the settings that are there.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -81,31 +90,92 @@ def _check_content(file: Path, content: bytes) -> None:
         raise UserError(f"{file} is empty: {AGAIN}")
 
 
-def weights_of(folder: Path, library: str) -> list[Path]:
-    """The safetensors of a part: one file, or the shards that an index names. Raises UserError for what is missing."""
-    single = folder / f"{STEMS[library]}.safetensors"
-    index = folder / f"{STEMS[library]}.safetensors.index.json"
-    # Where both are there, each library has its own preference.
-    for file in (index, single) if library == "diffusers" else (single, index):
-        if file.is_file():
-            return [check_file(single)] if file == single else [check_file(shard) for shard in _shards(index)]
+def weights_of(folder: Path, library: str) -> dict[str, tuple[Path, ...]]:
+    """The safetensors of a part, by variant in the order of VARIANTS: one file each, or the shards that an index names.
+
+    A variant that is git-lfs's pointer, or whose shards are all missing, counts as absent where another is there: clones and
+    downloads often bring one alone. Raises UserError for what is missing or a pointer.
+    """
+    absent: list[UserError] = []
+    variants: dict[str, tuple[Path, ...]] = {}
+    for variant in VARIANTS:
+        try:
+            if files := _variant_of(folder, library, variant):
+                variants[variant] = files
+        except _AbsentError as error:
+            absent.append(error)
+    if variants:
+        return variants
+    if absent:
+        raise absent[0]
     kinds = {".safetensors", ".bin", ".ckpt", ".msgpack", ".onnx", ".h5"}
     other = sorted(file.name for file in folder.iterdir() if file.suffix in kinds)
     there = f"; {', '.join(other)} in its place is another variant or format, and not loaded" if other else ""
-    raise UserError(f"{single} is missing{there}: fetch the full precision safetensors of this part")
+    raise UserError(
+        f"{folder / STEMS[library]}.safetensors is missing{there}: fetch the safetensors of this part, in full precision or its "
+        "fp16 variant"
+    )
+
+
+class _AbsentError(UserError):
+    """A variant of which there is no weight at all, only what refers to it."""
+
+
+def _variant_of(folder: Path, library: str, variant: str) -> tuple[Path, ...]:
+    ending = f".{variant}" if variant else ""
+    single = folder / f"{STEMS[library]}{ending}.safetensors"
+    index = folder / f"{STEMS[library]}.safetensors.index{ending}.json"
+    # Where both are there, each library has its own preference.
+    for file in (index, single) if library == "diffusers" else (single, index):
+        if not file.is_file():
+            continue
+        files = _shards(index) if file == index else (single,)
+        gone = [each for each in files if not each.is_file() or is_pointer(each)]
+        if len(gone) < len(files):
+            return tuple(check_file(each) for each in files)
+        try:
+            check_file(gone[0])
+        except UserError as error:
+            raise _AbsentError(str(error)) from error
+    return ()
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether git left its pointer in the place of a large file."""
+    with open(file, "rb") as stream:
+        return stream.read(len(POINTER)) == POINTER
+
+
+def preferred(variants: Iterable[str], dtype: str) -> str:
+    """The variant that a part is loaded from in `dtype`, of those that are there."""
+    return next(variant for variant in PREFERRED[dtype] if variant in set(variants))
+
+
+def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a file by name; its head is read alone.
+
+    Raises UserError, with the remedy, for one that is cut short or holds something else.
+    """
+    check_file(file)
+    try:
+        with safe_open(file, "np") as stored:
+            return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is broken ({str(error).splitlines()[0]}): {AGAIN}") from error
 
 
 def check_safetensors(files: Iterable[Path]) -> None:
-    """Raises UserError, with the remedy, for the first file that is cut short or holds something else; reads the heads alone."""
+    """Raises UserError, with the remedy, for the first file that is not there, cut short or something else; reads heads alone."""
     for file in files:
+        check_file(file)
         try:
-            with safe_open(file, "pt"):
+            with safe_open(file, "np"):
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is broken ({str(error).splitlines()[0]}): {AGAIN}") from error
 
 
-def _shards(index: Path) -> list[Path]:
+def _shards(index: Path) -> tuple[Path, ...]:
     names = read_json(index).get("weight_map")
     if (
         not isinstance(names, dict)
@@ -113,7 +183,7 @@ def _shards(index: Path) -> list[Path]:
         or not all(isinstance(n, str) and Path(n).name == n for n in names.values())
     ):
         raise UserError(f"{index} has no weight_map of file names: {AGAIN}")
-    return [index.parent / name for name in sorted(set(names.values()))]
+    return tuple(index.parent / name for name in sorted(set(names.values())))
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """The options of `ortho assign`."""
 
 from ortho_core.estep.config import AssignConfig
+from ortho_core.generators.lora_config import LoraList
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import Location, ModelPath, OutputLocation, PairsLocation
@@ -22,7 +23,10 @@ class AssignJob(AssignSettings, PairFields):
     pairs: PairsLocation = resolved(
         description="pair set: a folder of images with captions, or files of rows (docs/pair-sets.md); path or URL"
     )
-    model: ModelPath = resolved(description="model folder (diffusers format)")
+    model: ModelPath = resolved(description="model: a diffusers folder, a LoRA folder, or a single-file checkpoint")
+    lora: LoraList = resolved(
+        (), description="LoRAs to add to the model's weights: FILE[:WEIGHT],FILE[:WEIGHT], of diffusers or kohya format"
+    )
     out: OutputLocation = conduct(description="folder or URL for the assignments; the same command again resumes")
     warm_start: Location | None = resolved(
         None, description="finished assignments of the same pairs, e.g. with an earlier model, to start from"

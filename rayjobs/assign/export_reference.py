@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ortho_core.errors import RunFailed
-from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import Plan
@@ -25,6 +24,7 @@ from ortho_core.records.reference_folder import (
 from ortho_core.storage.local import LocalStore
 from rayjobs.assign.reference_config import ExportJob
 from rayjobs.verb.console import Progress, say
+from rayjobs.verb.models import open_model
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim
 
@@ -56,7 +56,7 @@ class ExportPlan(Plan):
 
 def make_plan(job: ExportJob) -> tuple[ExportPlan, Assignments]:
     """What the run will do. Raises UserError for whatever can be found wrong beforehand."""
-    model = ModelFolder.open(job.model)
+    model = open_model(job.model)
     assignments = Assignments(job.assignments, PARTS_CACHE_BYTES)
     assignments.noise([0], model.latent_shape)
     plan = ExportPlan(

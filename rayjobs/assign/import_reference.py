@@ -3,7 +3,6 @@
 import math
 
 from ortho_core.errors import BadRow, UserError
-from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Failure, PairFields, Shard
@@ -23,6 +22,7 @@ from rayjobs.assign.reference_config import ImportJob
 from rayjobs.pool.run import ShardedRun
 from rayjobs.reports.next_steps import beside, left_out, next_command, settled_rows
 from rayjobs.verb.console import Progress, say
+from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 
@@ -37,7 +37,7 @@ UNKNOWN = ("truncated_prompts", "candidate_forwards")
 
 def make_plan(job: ImportJob) -> tuple[ImportedPlan, PairSet, PairSet]:
     """What the run will do, the manifest, and where the images are. Raises UserError for what can be found wrong."""
-    model = ModelFolder.open(job.model)
+    model = open_model(job.model)
     if not (job.samples / MANIFEST).is_file():
         raise UserError(f"--samples {job.samples}: no {MANIFEST} in it (expected: a folder as `ortho export` makes)")
     manifest = PairSet(job.samples / MANIFEST, PairFields(**MANIFEST_NAMES))

@@ -24,6 +24,7 @@ from rayjobs.pool.run import ShardedRun
 from rayjobs.reports.next_steps import RETRY, beside, left_out, next_command, settled_rows
 from rayjobs.reports.words import counted
 from rayjobs.verb.console import say
+from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 
@@ -74,7 +75,7 @@ def describe(job: AssignJob) -> dict[str, object]:
     """What a dry run prints; times a few evaluations on a worker like those of the run."""
     from rayjobs.pool.timing import seconds_per_evaluation
 
-    model = ModelFolder.open(job.model)
+    model = open_model(job.model, job.dtype, job.lora)
     plan, pairs, _ = make_plan(job, model)
     C, H, W = shape = model.latent_shape
     numbers = 0 if plan.noise.is_free else noise_space(job, shape).parameters
@@ -107,7 +108,7 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
 
     Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
     """
-    model = model or ModelFolder.open(job.model)
+    model = model or open_model(job.model, job.dtype, job.lora)
     job = located(job)
     plan, pairs, shards = make_plan(job, model)
     begun = ShardedRun(job.out, plan, job.retry_failures)

@@ -9,7 +9,8 @@ from ortho_core.errors import UserError
 from ortho_core.generators.kohya import write_kohya
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import read_lora
-from ortho_core.generators.model_folder import CLASS_KIND, LORA_WEIGHTS, ModelFolder
+from ortho_core.generators.lora_files import LORA_WEIGHTS
+from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from ortho_core.generators.origin import base_name
 from ortho_core.generators.part_files import read_json
 from ortho_core.generators.shared_files import written_here
@@ -61,7 +62,7 @@ def run(job: ConvertJob) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     if adapter:
         lora, weights = read_lora(model.path / LORA_WEIGHTS)
-        unet = read_json(model.base.path / "unet" / "config.json")
+        unet = read_json((model.base.configs or model.base.path) / "unet" / "config.json")
         write_kohya(out, weights, lora, unet, title=title, base=base_name(model.base.path), dtype=dtype)
     else:
         # diffusers takes seconds to import; a dry run needs none of it.

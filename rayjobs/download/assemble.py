@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ortho_core.errors import UserError
-from ortho_core.generators.diffusers_pipelines import CLASSES, LEFT_OUT
-from ortho_core.generators.model_folder import RECIPE, read_index
 from ortho_core.generators.one_step import OneStep
+from ortho_core.generators.pipeline_files import RECIPE, read_index
+from ortho_core.generators.pipeline_loading import CLASSES, LEFT_OUT
 from ortho_core.rewards.base import read_weights
 from ortho_core.storage.folders import replace_folder
 from ortho_core.storage.store import one_line

@@ -7,9 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, OutputPath
-
-#: The catalogue that comes with the code.
-CATALOG = Path(__file__).resolve().with_name("catalog.toml")
+from rayjobs.verb.catalog import CATALOG
 
 
 def _names(given: object) -> object:

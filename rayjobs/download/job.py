@@ -16,20 +16,17 @@ from ortho_core.generators.origin import RECORD, read_record
 from ortho_core.storage.hashes import content_hash
 from ortho_core.storage.store import one_line
 from rayjobs.download.catalog import (
-    Catalog,
-    Entry,
-    ModelFile,
     find_older,
     is_here,
     merge_record,
     missing_files,
     needed,
-    read_catalog,
     select,
     write_record,
 )
 from rayjobs.download.config import DownloadJob
 from rayjobs.download.hub import INCOMPLETE, Hub
+from rayjobs.verb.catalog import Catalog, Entry, ModelFile, read_catalog
 from rayjobs.verb.console import Progress, aligned, say
 
 MB = 1_000_000

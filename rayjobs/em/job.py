@@ -45,6 +45,7 @@ from rayjobs.train.models import TrainModels, check_lora, check_single_file
 from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
+from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import ray_session
@@ -154,7 +155,7 @@ def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, EmJob, dict[str, 
 
 def describe(job: EmJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, job, recognised = make_plan(job, ModelFolder.open(job.model))
+    plan, job, recognised = make_plan(job, open_model(job.model))
     updates = job.train.epochs * (plan.rows // job.train.batch_size)
     matching = job.train.match_evaluations(updates, job.train.batch_size) if job.train.noise == "online" else 0
     return {
@@ -184,7 +185,7 @@ def run(
     """
     started = time.monotonic()
     # Folders as the user named them, for messages and records; what is opened knows its absolute path.
-    first, place = model or ModelFolder.open(job.model), job.model
+    first, place = model or open_model(job.model), job.model
     model = first
     requested = job
     plan, job, recognised = make_plan(job, first)

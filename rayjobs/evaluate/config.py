@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo
 
+from ortho_core.generators.lora_config import LoraList
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation, Place
@@ -23,6 +24,18 @@ def _named(value: Any, info: ValidationInfo) -> Any:
         named[name if equals else Path(folder).name] = folder
     if len(named) < len(value.split(",")):
         raise ValueError("two models of the same name; write name=folder,name=folder")
+    return named
+
+
+def _by_model(value: Any) -> Any:
+    """`name=FILE:WEIGHT,FILE:WEIGHT` as a mapping; what has no name is under ""."""
+    if not isinstance(value, str):
+        return value
+    named: dict[str, list[str]] = {}
+    for item in value.split(","):
+        name, equals, file = item.partition("=")
+        of_all = not equals or "/" in name
+        named.setdefault("" if of_all else name.strip(), []).append(item if of_all else file)
     return named
 
 
@@ -69,6 +82,10 @@ class EvaluateJob(EvaluateSettings, PairFields):
 
     model: Annotated[dict[str, ModelPath], BeforeValidator(_named)] = resolved(
         description="model folders as FOLDER,FOLDER or NAME=FOLDER,NAME=FOLDER; the first is the base"
+    )
+    lora: Annotated[dict[str, LoraList], BeforeValidator(_by_model)] = resolved(
+        {},
+        description="LoRAs to add to weights: FILE[:WEIGHT],... for all models, NAME=FILE[:WEIGHT],... for the model NAME",
     )
     pairs: PairsLocation = resolved(description="held-out pair set, of any kind that assign reads")
     out: OutputPath = conduct(description="folder for the figures and pictures; the same command again resumes")

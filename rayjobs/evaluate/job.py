@@ -33,6 +33,7 @@ from rayjobs.pool.run import exit_code
 from rayjobs.reports.next_steps import left_out
 from rayjobs.reports.summaries import EVALUATION, Evaluation, FeatureSource, FeatureSources
 from rayjobs.verb.console import say
+from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, replace_text
@@ -40,7 +41,12 @@ from rayjobs.verb.plan import claim, replace_text
 
 def open_models(job: EvaluateJob) -> dict[str, ModelFolder]:
     """The job's models by name. Raises UserError."""
-    return {name: ModelFolder.open(folder) for name, folder in job.model.items()}
+    if unknown := sorted(job.lora.keys() - job.model.keys() - {""}):
+        raise UserError(f"--lora names {', '.join(unknown)}; accepted: the models {', '.join(job.model)}")
+    every = job.lora.get("", ())
+    return {
+        name: open_model(folder, job.dtype, (*every, *job.lora.get(name, ()))) for name, folder in job.model.items()
+    }
 
 
 def check(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from ortho_core.generators.lora_config import LoraList
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
 from rayjobs.verb.precision import Precision
@@ -11,7 +12,10 @@ from rayjobs.verb.resources import DeviceSettings
 class GenerateJob(Precision, DeviceSettings):
     """Make images of one prompt, or of each prompt of a file."""
 
-    model: ModelPath = resolved(description="model folder (diffusers format)")
+    model: ModelPath = resolved(description="model: a diffusers folder, a LoRA folder, or a single-file checkpoint")
+    lora: LoraList = resolved(
+        (), description="LoRAs to add to the model's weights: FILE[:WEIGHT],FILE[:WEIGHT], of diffusers or kohya format"
+    )
     out: OutputPath = conduct(
         description="folder for the images, pairs.jsonl (prompts and seeds) and grid.png; the same command again resumes"
     )

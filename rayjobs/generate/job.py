@@ -32,6 +32,7 @@ from rayjobs.generate.arrangements import ARRANGEMENTS, SINGLE, Arrangement, Ask
 from rayjobs.generate.config import GenerateJob
 from rayjobs.reports.words import counted
 from rayjobs.verb.console import Progress, say
+from rayjobs.verb.models import open_model
 from rayjobs.verb.plan import claim
 
 GRID = "grid.png"
@@ -126,13 +127,13 @@ def planned_images(job: GenerateJob, plan: GeneratePlan, asked: Sequence[Asked])
 
 def describe(job: GenerateJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, _ = make_plan(job, ModelFolder.open(job.model))
+    plan, _ = make_plan(job, open_model(job.model, job.dtype, job.lora))
     return {**plan.as_json(), "images": plan.images, "out": str(job.out)}
 
 
 def run(job: GenerateJob) -> int:
     """Generate what is not there yet. Returns 0. Raises UserError."""
-    model = ModelFolder.open(job.model)
+    model = open_model(job.model, job.dtype, job.lora)
     plan, asked = make_plan(job, model)
     folder = claim(job.out, plan)
     images = planned_images(job, plan, asked)

@@ -1,6 +1,7 @@
 """The options of `ortho invert`."""
 
 from ortho_core.estep.config import AssignConfig
+from ortho_core.generators.lora_config import LoraList
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
 from rayjobs.verb.precision import Precision
@@ -12,7 +13,10 @@ class InvertJob(AssignConfig, Precision, DeviceSettings):
 
     prompt: str = decides(min_length=1, description="the image's prompt")
     target_image: LocalPath = resolved(description="the image")
-    model: ModelPath = resolved(description="model folder (diffusers format)")
+    model: ModelPath = resolved(description="model: a diffusers folder, a LoRA folder, or a single-file checkpoint")
+    lora: LoraList = resolved(
+        (), description="LoRAs to add to the model's weights: FILE[:WEIGHT],FILE[:WEIGHT], of diffusers or kohya format"
+    )
     out: OutputPath = conduct(
         description="folder for pictures, curves and the noise; replaced if it was made by invert"
     )

@@ -16,11 +16,12 @@ from rayjobs.invert.config import InvertJob
 from rayjobs.reports import one_search
 from rayjobs.reports.curves import loss_chart
 from rayjobs.verb.console import say
+from rayjobs.verb.models import open_model
 
 
 def check(job: InvertJob) -> ModelFolder:
     """The job's model folder. Raises UserError for whatever can be found wrong before the model is loaded."""
-    model = ModelFolder.open(job.model)
+    model = open_model(job.model, job.dtype, job.lora)
     noise_space(job, model.latent_shape)
     if not job.prompt.strip():
         raise UserError("--prompt is blank")

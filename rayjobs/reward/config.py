@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from ortho_core.estep.config import SearchConfig
+from ortho_core.generators.lora_config import LoraList
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputLocation
 from rayjobs.pool.config import PoolSettings, labels
@@ -14,7 +15,10 @@ from rayjobs.pool.config import PoolSettings, labels
 class RewardJob(SearchConfig, PoolSettings):
     """Find the noise whose image scores highest, for one prompt or a file of them."""
 
-    model: ModelPath = resolved(description="model folder (diffusers format)")
+    model: ModelPath = resolved(description="model: a diffusers folder, a LoRA folder, or a single-file checkpoint")
+    lora: LoraList = resolved(
+        (), description="LoRAs to add to the model's weights: FILE[:WEIGHT],FILE[:WEIGHT], of diffusers or kohya format"
+    )
     reward: str = resolved(
         description="clip, aesthetic, hybrid, pickscore, imagereward, hpsv2, or a sum: name:weight,name:weight"
     )

@@ -27,6 +27,7 @@ from rayjobs.reward.pictures import take_pictures
 from rayjobs.reward.report import write_report
 from rayjobs.reward.worker import search_of
 from rayjobs.verb.console import say
+from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 from rayjobs.verb.session import ray_session
@@ -78,7 +79,7 @@ def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, 
 
 def describe(job: RewardJob) -> dict[str, object]:
     """What a dry run prints."""
-    model = ModelFolder.open(job.model)
+    model = open_model(job.model, job.dtype, job.lora)
     if job.prompt is not None:
         return {"reward_fingerprints": check(job, model), "evaluations_at_most": job.steps, "out": job.out}
     from rayjobs.pool.timing import seconds_per_evaluation
@@ -99,7 +100,7 @@ def describe(job: RewardJob) -> dict[str, object]:
 
 def run(job: RewardJob) -> int:
     """Optimise what is not done yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
-    model = ModelFolder.open(job.model)
+    model = open_model(job.model, job.dtype, job.lora)
     if job.prompt is not None:
         from rayjobs.reward.one_prompt import run_one
 

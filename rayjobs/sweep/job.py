@@ -27,6 +27,7 @@ from rayjobs.sweep.space import Point, Space, short_names, text, with_values
 from rayjobs.sweep.trial import begun_points, folder_of, judge_job, records_of, references_of
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import aligned, say
+from rayjobs.verb.models import open_model
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import ray_session
@@ -140,7 +141,7 @@ def check_metric(job: SweepJob, judged: EvaluationPlan) -> None:
 
 def describe(job: SweepJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, job = make_plan(job, ModelFolder.open(job.model))
+    plan, job = make_plan(job, open_model(job.model))
     space = space_of(job)
     points = points_of(job, space)
     steps = {assign_key(with_values(base_of(job), p)) for p in points}
@@ -169,7 +170,7 @@ def named(point: Point) -> Point:
 def run(job: SweepJob) -> int:
     """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
     started = time.monotonic()
-    model = ModelFolder.open(job.model)
+    model = open_model(job.model)
     requested = job
     plan, job = make_plan(job, model)
     job = located(job)

@@ -10,6 +10,7 @@ from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from ortho_core.generators.original_names import UNetNames
 from ortho_core.generators.part_files import read_json
 from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.verb.models import open_model
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class TrainModels:
     @staticmethod
     def open(job: TrainJob) -> "TrainModels":
         """Raises UserError."""
-        model = ModelFolder.open(job.model)
-        return TrainModels(model, model if job.preserve_model is None else ModelFolder.open(job.preserve_model))
+        model = open_model(job.model)
+        return TrainModels(model, model if job.preserve_model is None else open_model(job.preserve_model))
 
 
 def check_single_file(job: TrainSettings, model: ModelFolder, group: str = "") -> None:
@@ -36,7 +37,7 @@ def check_single_file(job: TrainSettings, model: ModelFolder, group: str = "") -
     if job.single_file and model.kind == CLASS_KIND:
         raise UserError(f"--{group}single-file: {model.path} is class-conditional, which other programs do not load")
     if job.single_file:
-        UNetNames(read_json(model.base.path / "unet" / "config.json"))
+        UNetNames(read_json((model.base.configs or model.base.path) / "unet" / "config.json"))
 
 
 def check_lora(job: TrainSettings, model: ModelFolder) -> None:

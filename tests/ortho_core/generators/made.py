@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from ortho_core.generators.model_folder import INDEX
+from ortho_core.generators.pipeline_files import INDEX
 
 
 def hub_clone(model: Path, folder: Path) -> None:

@@ -10,7 +10,8 @@ from ortho_core.errors import UserError
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
 from ortho_core.generators.load import load_generator
-from ortho_core.generators.model_folder import LORA_WEIGHTS, ModelFolder, write_lora_reference
+from ortho_core.generators.lora_files import LORA_WEIGHTS
+from ortho_core.generators.model_folder import ModelFolder, write_lora_reference
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.rotation import rotate, skew_parameters
 from tests.ortho_core.pairs.made import write_images, write_lines

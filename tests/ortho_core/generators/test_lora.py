@@ -22,7 +22,8 @@ from ortho_core.generators.lora import (
     teacher_adapter,
 )
 from ortho_core.generators.lora_config import Lora
-from ortho_core.generators.model_folder import LORA_WEIGHTS, ModelFolder
+from ortho_core.generators.lora_files import LORA_WEIGHTS
+from ortho_core.generators.model_folder import ModelFolder
 
 PROMPTS = ["a green handwritten seven on a black background", "an orange handwritten two on a white background"]
 SEEDS = [1, 2]

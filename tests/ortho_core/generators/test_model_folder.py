@@ -9,7 +9,8 @@ import torch
 
 from ortho_core.errors import UserError
 from ortho_core.generators.load import load_generator
-from ortho_core.generators.model_folder import INDEX, ModelFolder
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.pipeline_files import INDEX
 from tests.ortho_core.generators.made import hub_clone
 
 
@@ -174,7 +175,10 @@ def refused(folder, says):
 
 def test_what_is_no_model_folder_is_refused_in_one_line(tmp_path, tiny_turbo):
     refused(tmp_path / "nowhere", "nowhere does not exist")
-    refused(tiny_turbo / "README.md", r"README\.md is a file; accepted: the folder of a diffusers pipeline")
+    refused(
+        tiny_turbo / "README.md",
+        r"README\.md is a \.md file; accepted: the folder of a diffusers pipeline, or a single",
+    )
     refused(tmp_path / ("x" * 300), "cannot be read: File name too long")
     refused(tmp_path, r"no model_index\.json")
     for content, says in (
@@ -246,7 +250,7 @@ def test_parts_that_are_not_there_are_named_with_the_remedy(copy):
         ("vae/config.json", r"vae/config\.json is missing: fetch"),
         (
             "unet/diffusion_pytorch_model.safetensors",
-            r"diffusion_pytorch_model\.safetensors is missing: fetch the full",
+            r"diffusion_pytorch_model\.safetensors is missing: fetch the safetensors",
         ),
         ("tokenizer_2/tokenizer.json", "tokenizer_2 has neither"),
         ("scheduler/scheduler_config.json", r"scheduler_config\.json is missing"),
@@ -268,5 +272,5 @@ def test_weights_that_vanish_after_the_folder_was_opened_are_named(copy):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"unet/diffusion_pytorch_model\.safetensors cannot be read: No such file"):
         _ = opened.fingerprint
-    with pytest.raises(UserError, match="does not load as StableDiffusionXLPipeline"):
+    with pytest.raises(UserError, match=r"unet/diffusion_pytorch_model\.safetensors is missing: fetch"):
         load_generator(opened)

@@ -36,20 +36,25 @@ def test_the_weights_are_those_that_the_libraries_load(tiny_turbo, tmp_path):
         (unet, "diffusers", "diffusion_pytorch_model.safetensors"),
         (text, "transformers", "model.safetensors"),
     ):
-        for other in (name.replace(".s", ".fp16.s"), name.replace("safetensors", "bin"), "model.onnx", "model.msgpack"):
+        for other in (
+            name.replace(".s", ".non_ema.s"),
+            name.replace("safetensors", "bin"),
+            "model.onnx",
+            "model.msgpack",
+        ):
             (folder / other).write_bytes(b"another variant or format")
-        assert weights_of(folder, library) == [folder / name]
+        assert weights_of(folder, library) == {"": (folder / name,)}
     # Whoever reads them, an index wins with diffusers, and one file with transformers.
     UNet2DConditionModel.from_pretrained(tiny_turbo / "unet").save_pretrained(unet, max_shard_size="2MB")
     CLIPTextModel.from_pretrained(tiny_turbo / "text_encoder").save_pretrained(text, max_shard_size="40KB")
     shutil.copy(tiny_turbo / "unet" / "diffusion_pytorch_model.safetensors", unet)
     shutil.copy(tiny_turbo / "text_encoder" / "model.safetensors", text)
-    shards = weights_of(unet, "diffusers")
+    shards = weights_of(unet, "diffusers")[""]
     assert len(shards) > 2
     assert {k for shard in shards for k in load_file(shard)} == set(
         load_file(tiny_turbo / "unet" / "diffusion_pytorch_model.safetensors")
     )
-    assert weights_of(text, "transformers") == [text / "model.safetensors"]
+    assert weights_of(text, "transformers")[""] == (text / "model.safetensors",)
     # The libraries themselves: each goes without what is not in the list, and not without what is.
     (unet / "diffusion_pytorch_model.safetensors").unlink()
     UNet2DConditionModel.from_pretrained(unet, use_safetensors=True)
@@ -57,7 +62,7 @@ def test_the_weights_are_those_that_the_libraries_load(tiny_turbo, tmp_path):
         shard.write_bytes(b"not read")
     CLIPTextModel.from_pretrained(text, use_safetensors=True)
     (text / "model.safetensors").unlink()
-    assert len(weights_of(text, "transformers")) > 1
+    assert len(weights_of(text, "transformers")[""]) > 1
     shards[1].unlink()
     with pytest.raises(UserError, match=rf"{shards[1].name} is missing: fetch"):
         weights_of(unet, "diffusers")
@@ -67,12 +72,12 @@ def test_the_weights_are_those_that_the_libraries_load(tiny_turbo, tmp_path):
 
 
 def test_weights_of_another_kind_are_named_with_what_is_needed(tmp_path):
-    (tmp_path / "diffusion_pytorch_model.fp16.safetensors").touch()
+    (tmp_path / "diffusion_pytorch_model.non_ema.safetensors").touch()
     (tmp_path / "diffusion_pytorch_model.bin").touch()
     with pytest.raises(
         UserError,
         match=r"diffusion_pytorch_model\.safetensors is missing; diffusion_pytorch_model\.bin, diffusion_pytorch_model\."
-        r"fp16\.safetensors in its place is another variant or format, .*: fetch the full precision safetensors",
+        r"non_ema\.safetensors in its place is another variant or format, .*: fetch the safetensors of this part",
     ):
         weights_of(tmp_path, "diffusers")
 

@@ -17,10 +17,10 @@ from rayjobs.download.catalog import (
     is_here,
     missing_files,
     needed,
-    read_catalog,
     select,
     write_record,
 )
+from rayjobs.verb.catalog import read_catalog
 
 CATALOG = read_catalog()
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,167 @@
+"""LoRAs added to the weights of a pipeline's networks: W + Σ w · α/r · B A, in float32, rounded once to the network's dtype.
+
+diffusers' converter reads the files, whatever their format; the sums are made here, layer by layer, so that no second copy of
+the weights and no adapter is ever in a network.
+
+Axes: r the rank, o × i a layer's weight, of a convolution o × i × k × k.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ortho_core.errors import UserError
+from ortho_core.generators.lora_files import LoraFile
+
+#: The weight of one of the UNet's layers as it is on disk, by the layer's name; None where it is only in the network.
+Originals = Callable[[str], Tensor | None]
+#: Names that diffusers' converter gives factors: PEFT's, and those before it, of attention's projections and of others.
+FACTOR = re.compile(
+    r"(?P<layer>.+?)(\.to_(?P<projection>q|k|v|out)_lora|\.lora_linear_layer|\.lora)?"
+    r"[._](lora_)?(?P<which>A|B|down|up)(\.default)?\.weight"
+)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a file adds to one layer: `scale` · B A."""
+
+    A: Tensor  #: (r, i) or (r, i, k, k)
+    B: Tensor  #: (o, r) or (o, r, 1, 1)
+    scale: float
+
+    def product(self) -> Tensor:
+        """What is added to the weight, float32."""
+        A, B = self.A.float(), self.B.float()
+        if A.dim() == 2:
+            return B @ A * self.scale
+        if A.shape[2:] == (1, 1):
+            return (B.flatten(1) @ A.flatten(1))[:, :, None, None] * self.scale
+        return F.conv2d(A.transpose(0, 1), B).transpose(0, 1) * self.scale
+
+
+def merge_loras(
+    pipeline: Any, networks: Mapping[str, nn.Module], files: Sequence[LoraFile], originals: Originals
+) -> None:
+    """Add `files`, in their order, to the weights of `networks`, which are named as a pipeline names its parts.
+
+    `pipeline` is the pipeline's class. `originals` has the UNet's weights before they were rounded to its dtype; text
+    encoders, if any file adapts them, are in float32. Raises UserError, naming the file, for one of another model.
+    """
+    read = [(file, _read(file, pipeline, networks)) for file in files]
+    for part, layer in dict.fromkeys(place for _, adapters in read for place in adapters):
+        weight = _weight(networks[part], layer)
+        assert weight is not None
+        stored = originals(layer) if part == "unet" else None
+        total = (weight.data if stored is None else stored).float()
+        for file, adapters in read:
+            if (factors := adapters.get((part, layer))) is not None:
+                total = total + factors.product() * file.weight
+        weight.data.copy_(total)
+
+
+def _read(file: LoraFile, pipeline: Any, networks: Mapping[str, Any]) -> dict[tuple[str, str], Factors]:
+    """What a file adds, by part and layer. Raises UserError if it is not, whole, for these networks."""
+    try:
+        with _quiet():
+            state, alphas, metadata = pipeline.lora_state_dict(
+                str(file.path),
+                unet_config=networks["unet"].config,
+                local_files_only=True,
+                use_safetensors=True,
+                return_lora_metadata=True,
+            )
+        if not any(key.startswith(("unet.", "text_encoder")) for key in state):  # as before diffusers 0.17
+            state = {f"unet.{key}": value for key, value in state.items()}
+        halves: dict[tuple[str, str], dict[str, Tensor]] = {}
+        for key, value in state.items():
+            part, layer, which = _place(key, networks)
+            halves.setdefault((part, layer), {})[which] = value
+        stated = {
+            _place(key.removesuffix(".alpha"), networks)[:2]: float(alpha) for key, alpha in (alphas or {}).items()
+        }
+        found = {
+            place: Factors(pair["A"], pair["B"], _scale(place, pair["A"].shape[0], stated, metadata or {}))
+            for place, pair in halves.items()
+        }
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{file.said} does not fit this model: {str(error).splitlines()[0][:200]}") from error
+    fitting = sum(_fits(factors, networks.get(part), layer) for (part, layer), factors in found.items())
+    if fitting < file.layers:
+        raise UserError(
+            f"{file.said} does not fit this model, which has {fitting} of the {file.layers} layers it adapts"
+        )
+    return found
+
+
+def _place(key: str, networks: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Part, layer and factor (A or B; none of a layer's own name) that a name of diffusers' converter means."""
+    part, _, rest = key.partition(".")
+    match = FACTOR.fullmatch(rest.replace(".processor.", "."))
+    layer, which = (match["layer"], match["which"]) if match else (rest, "")
+    if match and (projection := match["projection"]):
+        if part == "unet":
+            layer += f".to_{projection}" + ".0" * (projection == "out")
+        else:
+            layer += f".{projection}_proj"
+    # transformers' text encoders had this level before version 5.6, and some still do.
+    if part in networks and not hasattr(networks[part], "text_model"):
+        layer = layer.removeprefix("text_model.")
+    return part, layer, {"down": "A", "up": "B"}.get(which, which)
+
+
+def _scale(
+    place: tuple[str, str], rank: int, stated: Mapping[tuple[str, str], float], metadata: Mapping[str, Any]
+) -> float:
+    """α/r: α as the file states it for the layer, or in its header as PEFT does, or else r."""
+    part, layer = place
+    if place in stated:
+        return stated[place] / rank
+    own = {key.removeprefix(f"{part}."): value for key, value in metadata.items() if key.startswith(f"{part}.")}
+    if own.get("use_dora"):
+        raise ValueError("it is DoRA; accepted: plain LoRA")
+    alpha = float(own.get("lora_alpha", rank))
+    for pattern, other in (own.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            alpha = float(other)
+            break
+    return alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
+
+
+def _weight(network: nn.Module | None, layer: str) -> nn.Parameter | None:
+    try:
+        weight = None if network is None else network.get_submodule(layer).weight
+    except AttributeError:
+        return None
+    return weight if isinstance(weight, nn.Parameter) else None
+
+
+def _fits(factors: Factors, network: nn.Module | None, layer: str) -> bool:
+    weight = _weight(network, layer)
+    if weight is None:
+        return False
+    out, enter, *kernel = weight.shape
+    rank = factors.A.shape[0]
+    return factors.A.shape == (rank, enter, *kernel) and factors.B.shape == (out, rank, *(1 for _ in kernel))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the converter says of files that do not fit is said by errors here."""
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        diffusers_logging.set_verbosity(before)

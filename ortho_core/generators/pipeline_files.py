@@ -1,0 +1,164 @@
+"""What the folder of a diffusers pipeline says of its model, read without loading any weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ortho_core.errors import UserError
+from ortho_core.generators.part_files import (
+    AGAIN,
+    STEMS,
+    check_file,
+    check_safetensors,
+    json_hash,
+    read_json,
+    tokenizer_files,
+    weights_of,
+)
+from ortho_core.generators.recipe import OneStepRecipe
+
+#: The file that makes a folder a pipeline's.
+INDEX = "model_index.json"
+#: The diffusers pipeline classes that are one-step generators to us, and the parts that each is loaded with. Others that a
+#: pipeline may name, a safety checker for one, have no place in one step.
+PIPELINES = {
+    "StableDiffusionPipeline": ("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
+    "StableDiffusionXLPipeline": (
+        *("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"),
+    ),
+}
+#: Parts that a pipeline may be without: it names them `[null, null]`.
+OPTIONAL = {"StableDiffusionPipeline": (), "StableDiffusionXLPipeline": ("text_encoder", "tokenizer")}
+#: The parts that compute in float32, whatever the precision of the others.
+FLOAT32 = ("vae",)
+SCHEDULER = "scheduler/scheduler_config.json"
+#: Optional file of a pipeline, with the timestep that the weights were distilled for, e.g. {"timestep": 800}.
+RECIPE = "one_step.json"
+
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """A pipeline's folder: what its configurations say, and which files the rest of it is."""
+
+    folder: Path
+    kind: str
+    #: Library and class of each part that is loaded.
+    parts: Mapping[str, tuple[str, str]]
+    #: (C, H, W) of the noise map and the latent.
+    latent_shape: tuple[int, int, int]
+    #: (Y, X) in pixels.
+    image_size: tuple[int, int]
+    recipe: OneStepRecipe
+    #: SHA-256 of what each configuration says, by its name in the folder.
+    configurations: Mapping[str, str]
+    #: Vocabularies of tokenizers that are no configuration.
+    vocabularies: tuple[Path, ...]
+    #: The files of the weights by part and variant; of configurations alone there are none.
+    weights: Mapping[str, Mapping[str, tuple[Path, ...]]]
+
+    @staticmethod
+    def read(folder: Path, *, weights: bool = True, vocabulary: str = "") -> "PipelineFiles":
+        """Read and check a pipeline's folder; with `weights=False` as the configurations of weights that are elsewhere.
+
+        `vocabulary` is the SHA-256 of the one that its tokenizers have, where they come without. Raises UserError, naming the
+        file and the remedy, for what is wrong.
+        """
+        kind, parts = read_index(folder)
+        found: dict[str, Mapping[str, object]] = {INDEX: {"_class_name": kind, **parts}}
+        vocabularies: list[Path] = []
+        files: dict[str, dict[str, tuple[Path, ...]]] = {}
+        for name, (library, _) in parts.items():
+            place = folder / name
+            if not place.is_dir():
+                raise UserError(f"{folder / INDEX} names a {name}, and there is no folder {place}: {AGAIN}")
+            if name.startswith("tokenizer"):
+                if vocabulary:
+                    content = read_json(place / "tokenizer_config.json")
+                    found[f"{name}/tokenizer_config.json"] = content | {"vocabulary": vocabulary}
+                    continue
+                for file in tokenizer_files(place):
+                    if file.suffix == ".json":
+                        found[f"{name}/{file.name}"] = read_json(file)
+                    else:
+                        vocabularies.append(check_file(file))
+            elif name == "scheduler":
+                found[SCHEDULER] = read_json(folder / SCHEDULER)
+            else:
+                found[f"{name}/config.json"] = read_json(place / "config.json")
+                if weights:
+                    files[name] = weights_of(place, library)
+                    for each in files[name].values():
+                        check_safetensors(each)
+        if (folder / RECIPE).exists() and (recipe := read_json(folder / RECIPE)):
+            found[RECIPE] = recipe
+        _, H, W = shape = _latent_shape(found["unet/config.json"], folder / "unet" / "config.json")
+        factor = _pixels_per_latent(found["vae/config.json"], folder / "vae" / "config.json")
+        timestep = _timestep(found.get(RECIPE, {}), folder / RECIPE)
+        return PipelineFiles(
+            folder=folder,
+            kind=kind,
+            parts=parts,
+            latent_shape=shape,
+            image_size=(H * factor, W * factor),
+            recipe=OneStepRecipe(parts["scheduler"][1], found[SCHEDULER], timestep),
+            configurations={name: json_hash(content) for name, content in found.items()},
+            vocabularies=tuple(vocabularies),
+            weights=files,
+        )
+
+
+def read_index(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
+    """The class of the pipeline in a folder, and library and class of each part that it is loaded with.
+
+    Raises UserError, naming the file, for what is no index of a pipeline that we know.
+    """
+    file = folder / INDEX
+    index = read_json(file)
+    kind = index.get("_class_name")
+    if not isinstance(kind, str) or kind not in PIPELINES:
+        raise UserError(f"{file} names a {kind or 'pipeline of no _class_name'}; accepted: {', '.join(PIPELINES)}")
+    parts = {}
+    for name in PIPELINES[kind]:
+        value = index.get(name) or [None, None]
+        if value == [None, None]:
+            if name not in OPTIONAL[kind]:
+                raise UserError(f"{file} names no {name}, which a {kind} needs")
+            continue
+        pair = isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
+        if not pair or value[0] not in STEMS:
+            raise UserError(f"{file}: {name} is {json.dumps(value)}; accepted: [{' or '.join(STEMS)}, name of a class]")
+        parts[name] = (value[0], value[1])
+    return kind, parts
+
+
+def _latent_shape(config: Mapping[str, object], file: Path) -> tuple[int, int, int]:
+    C: Any = config.get("in_channels")
+    size: Any = config.get("sample_size")
+    H, W = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    if not all(type(n) is int and n > 0 for n in (C, H, W)):
+        raise UserError(
+            f"{file} does not state the latent's shape: in_channels {C!r}, sample_size {size!r}; accepted: channels, and one "
+            "side or [height, width]"
+        )
+    return C, H, W
+
+
+def _pixels_per_latent(config: Mapping[str, object], file: Path) -> int:
+    """Along one side: each block of the autoencoder but one halves the image."""
+    blocks = config.get("block_out_channels")
+    if not isinstance(blocks, list) or not blocks:
+        raise UserError(
+            f"{file} does not state the autoencoder's blocks: block_out_channels {blocks!r}; accepted: a list"
+        )
+    return int(2 ** (len(blocks) - 1))
+
+
+def _timestep(recipe: Mapping[str, object], file: Path) -> int | None:
+    if unknown := sorted(recipe.keys() - {"timestep"}):
+        raise UserError(f"{file} has unknown entries {unknown}; accepted: timestep")
+    timestep = recipe.get("timestep")
+    if timestep is not None and (type(timestep) is not int or timestep < 0):
+        raise UserError(f"{file}: timestep is {timestep!r}; accepted: a whole number, 0 or above")
+    return timestep

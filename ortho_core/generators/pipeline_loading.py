@@ -1,0 +1,180 @@
+"""A pipeline's parts, loaded from a diffusers folder or a single-file checkpoint, and put together.
+
+Each part is loaded in the precision it computes in, from the files that fit it; no network is first built in another one.
+"""
+
+import importlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    create_diffusers_clip_model_from_ldm,
+    load_single_file_checkpoint,
+)
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ortho_core.errors import UserError
+from ortho_core.generators.checkpoint_file import PREFIXES, clip_vocabulary
+from ortho_core.generators.lora_files import LoraFile
+from ortho_core.generators.lora_merging import merge_loras
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.part_files import check_safetensors, preferred, read_json
+from ortho_core.generators.pipeline_files import FLOAT32
+
+#: The pipeline classes by name.
+CLASSES: dict[str, type[DiffusionPipeline]] = {
+    "StableDiffusionPipeline": StableDiffusionPipeline,
+    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
+}
+#: What a pipeline may come with and is loaded without: networks of their own that no step calls.
+LEFT_OUT: dict[str, dict[str, object]] = {
+    "StableDiffusionPipeline": {
+        **dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder")),
+        "requires_safety_checker": False,
+    },
+    "StableDiffusionXLPipeline": dict.fromkeys(("feature_extractor", "image_encoder")),
+}
+
+
+def load_pipeline(folder: ModelFolder, dtype: torch.dtype, loras: tuple[LoraFile, ...]) -> DiffusionPipeline:
+    """The pipeline on the CPU, frozen: VAE in float32, the rest in `dtype`, with `loras` added to its weights.
+
+    Raises UserError naming what is broken.
+    """
+    base = folder.base
+    kind, configs = base.kind, base.configs
+    assert configs is not None
+    source: Source = CheckpointSource(base) if base.checkpoint else FolderSource(base)
+    # A text encoder is small enough to be rounded after a LoRA was added to it.
+    exact = FLOAT32 + (tuple(name for name in base.networks if name != "unet") if any(f.on_text for f in loras) else ())
+    try:
+        networks = {name: source.load(name, torch.float32 if name in exact else dtype) for name in base.networks}
+        if loras:
+            adapted = {name: network for name, network in networks.items() if name not in FLOAT32}
+            merge_loras(CLASSES[kind], adapted, loras, source.original)
+        for name, network in networks.items():
+            if name in exact and name not in FLOAT32:
+                network.to(dtype)
+            network.requires_grad_(False).eval()
+        built_in = _tokenizers(configs, base) if base.built_in else {}
+        pipeline: DiffusionPipeline = CLASSES[kind].from_pretrained(
+            configs, local_files_only=True, **networks, **built_in, **LEFT_OUT[kind]
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+        check_safetensors(base.place / name for name in base.all_files if name.endswith(".safetensors"))
+        what = "checkpoint" if base.checkpoint else "model folder"
+        raise UserError(f"{what} {base.path} does not load as {kind}: {str(error).splitlines()[0]}") from error
+    return pipeline
+
+
+class Source(Protocol):
+    """Where a pipeline's weights are."""
+
+    def load(self, name: str, dtype: torch.dtype) -> nn.Module:
+        """A part of the pipeline in `dtype`."""
+        ...
+
+    def original(self, layer: str) -> Tensor | None:
+        """The weight of a layer of the UNet, by the layer's name, as it is on disk."""
+        ...
+
+
+class FolderSource:
+    """Parts in folders of their own, as diffusers and transformers save them."""
+
+    def __init__(self, base: ModelFolder) -> None:
+        self.base = base
+        #: Which variant of the weights each part was loaded from.
+        self.variants: dict[str, str] = {}
+
+    def load(self, name: str, dtype: torch.dtype) -> nn.Module:
+        variant = self.variants[name] = preferred(self.base.weights[name], str(dtype).removeprefix("torch."))
+        network: nn.Module = _class_of(self.base, name).from_pretrained(
+            self.base.path / name, variant=variant or None, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+        return network
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """The file that each of the UNet's tensors is in."""
+        found = {}
+        for name in self.base.weights["unet"][self.variants["unet"]]:
+            with safe_open(self.base.path / name, "pt") as stored:
+                found.update(dict.fromkeys(stored.keys(), self.base.path / name))
+        return found
+
+    def original(self, layer: str) -> Tensor | None:
+        file = self._files.get(f"{layer}.weight")
+        if file is None:
+            return None
+        with safe_open(file, "pt") as stored:
+            tensor: Tensor = stored.get_tensor(f"{layer}.weight")
+        return tensor
+
+
+class CheckpointSource:
+    """All parts in one file, in the names of the original repositories; diffusers converts them."""
+
+    def __init__(self, base: ModelFolder) -> None:
+        self.base = base
+        # Mapped into memory, not read: a part's tensors are touched when it is loaded.
+        self.tensors: Mapping[str, Tensor] = load_single_file_checkpoint(str(base.path), local_files_only=True)
+
+    def load(self, name: str, dtype: torch.dtype) -> nn.Module:
+        kind, own, configs = _class_of(self.base, name), self._part(name), str(self.base.configs)
+        if hasattr(kind, "from_single_file"):
+            network: nn.Module = kind.from_single_file(
+                own, config=configs, subfolder=name, torch_dtype=dtype, local_files_only=True
+            )
+        else:
+            network = create_diffusers_clip_model_from_ldm(
+                kind, own, subfolder=name, config=configs, torch_dtype=dtype, local_files_only=True
+            )
+        for parameter, value in network.named_parameters():
+            if value.is_meta:
+                raise ValueError(f"{name} has no {parameter}")
+        return network
+
+    def _part(self, name: str) -> dict[str, Tensor]:
+        prefix = PREFIXES[self.base.kind][name]
+        return {key: value for key, value in self.tensors.items() if key.startswith(prefix)}
+
+    @cached_property
+    def _unet(self) -> Mapping[str, Tensor]:
+        assert self.base.configs is not None
+        config = read_json(self.base.configs / "unet" / "config.json")
+        converted: Mapping[str, Tensor] = convert_ldm_unet_checkpoint(self._part("unet"), config)
+        return converted
+
+    def original(self, layer: str) -> Tensor | None:
+        return self._unet.get(f"{layer}.weight")
+
+
+def _class_of(base: ModelFolder, name: str) -> Any:
+    library, kind = base.parts[name]
+    found = getattr(importlib.import_module(library), kind, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"{library} has no network {kind}, which is named as {name}")
+    return found
+
+
+def _tokenizers(configs: Path, base: ModelFolder) -> dict[str, Any]:
+    """Tokenizers of the built-in vocabulary."""
+    from transformers import CLIPTokenizer
+
+    vocabulary, merges = clip_vocabulary()
+    settings = {
+        name: read_json(configs / name / "tokenizer_config.json") for name in base.parts if name.startswith("tokenizer")
+    }
+    return {
+        name: CLIPTokenizer(
+            vocab=vocabulary, merges=merges, **{k: v for k, v in each.items() if k != "tokenizer_class"}
+        )
+        for name, each in settings.items()
+    }

@@ -1,0 +1,141 @@
+"""The catalogue of downloadable models: what each consists of and where its files belong. No network.
+
+A model that is no pipeline by itself, a LoRA or the weights of a UNet, is two folders: one of its files as they are
+published, and one of the pipeline that `rayjobs.download.assemble` makes of them and a base.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ortho_core.errors import UserError
+
+#: The catalogue that comes with the code.
+CATALOG = Path(__file__).resolve().parents[1] / "download" / "catalog.toml"
+
+
+def inside(path: str) -> str:
+    """The path itself. Raises ValueError for one that is not plainly relative, and inside of its folder."""
+    parts = path.split("/")
+    if not path or "\\" in path or ":" in path or any(part in {"", ".", ".."} for part in parts):
+        raise ValueError(
+            f"{path!r} leads out of its folder; accepted: a relative path with / between its parts, without .."
+        )
+    return path
+
+
+Inside = Annotated[str, AfterValidator(inside)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelFile(_Part):
+    """A file of the repository, under the same path in the model's folder."""
+
+    path: Inside
+    size: int | None = Field(None, ge=0)  #: bytes
+    about: int | None = Field(None, ge=0)  #: bytes, where only a rounded figure is known
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    instead: tuple[Inside, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+    @property
+    def bytes_about(self) -> int:
+        """The size as far as it is known; of small text files it is not."""
+        return self.size or self.about or 0
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "ModelFile":
+        if self.size is not None and self.about is not None:
+            raise ValueError(f"{self.path} has a size and an about; accepted: one of them")
+        return self
+
+
+class License(_Part):
+    id: str = Field(min_length=1)
+    commercial: Literal["yes", "conditional", "no", "unclear"]
+    allows: str = Field(min_length=1)
+
+
+class Recipe(_Part):
+    """How one step is taken: the diffusers scheduler, what the network predicts, the timestep it is told."""
+
+    scheduler: str
+    prediction_type: Literal["epsilon", "v_prediction", "sample"]
+    timestep: int = Field(ge=0, lt=1000)
+
+
+class Assembly(_Part):
+    how: Literal["lora", "unet"]
+    base: str
+    into: Inside
+
+
+class Entry(_Part):
+    title: str
+    kind: Literal["generator", "base", "part", "reward"]
+    folder: Inside
+    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str = Field(pattern=r"^[\w./-]+$")
+    files: tuple[ModelFile, ...] = Field(min_length=1)
+    license: License
+    requires: tuple[str, ...] = ()
+    recipe: Recipe | None = None
+    assemble: Assembly | None = None
+
+    @property
+    def model_folder(self) -> str:
+        """The folder to give to a command, under the models root."""
+        return self.assemble.into if self.assemble else self.folder
+
+    @property
+    def bytes_about(self) -> int:
+        return sum(file.bytes_about for file in self.files)
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Entry":
+        if (self.kind == "generator") != (self.recipe is not None):
+            raise ValueError("a generator has a recipe, and nothing else has")
+        if self.assemble and (len(self.files) != 1 or self.assemble.base not in self.requires):
+            raise ValueError("what is assembled has one file, and its base among what it requires")
+        return self
+
+
+Catalog = Mapping[str, Entry]
+
+
+def read_catalog(file: Path = CATALOG) -> dict[str, Entry]:
+    """The entries by name, in the file's order. Raises UserError naming the file, the entry and the field."""
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"catalogue {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"catalogue {file} is not TOML: {error}") from error
+    if set(content) != {"models"} or not isinstance(content["models"], dict):
+        raise UserError(f"catalogue {file} has {sorted(content)} at its top; accepted: tables [models.NAME]")
+    catalog = {name: _entry(file, name, value) for name, value in content["models"].items()}
+    above: set[str] = set()
+    for name, entry in catalog.items():
+        for other in entry.requires:
+            if other not in above:
+                raise UserError(f"catalogue {file}: {name} requires {other!r}; accepted: entries above it")
+        above.add(name)
+    return catalog
+
+
+def _entry(file: Path, name: str, content: object) -> Entry:
+    try:
+        return Entry.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, (name, *fault["loc"])))
+        raise UserError(f"catalogue {file}: {place}: {fault['msg'].removeprefix('Value error, ')}") from error
