@@ -21,11 +21,11 @@ from ortho_core.pairs.prompt_file import read_prompts
 from ortho_core.pairs.rows import PairFields
 from ortho_core.records.plan import Plan, Settings
 from rayjobs.assign import job as assign
-from rayjobs.assign.config import AssignJob
+from rayjobs.assign.config import AssignJob, AssignSettings
 from rayjobs.em.config import NO_HELDOUT, USUAL_HELDOUT, EmJob
 from rayjobs.em.report import write_report
 from rayjobs.evaluate import job as evaluate
-from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.evaluate.config import EvaluateJob, EvaluateSettings
 from rayjobs.evaluate.figures import TooFewJudged
 from rayjobs.pool.run import ASSIGN_SUMMARY
 from rayjobs.reports.next_steps import generating
@@ -45,6 +45,7 @@ from rayjobs.train.models import TrainModels, check_lora
 from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
+from rayjobs.verb.faults import of_step
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import ray_session
@@ -193,26 +194,30 @@ def run(
         direct = None
         if job.validate_on_heldout:
             say("held-out pairs: the noise that the first model maps closest to each")
-            e_step(cached(job, heldout_job(job), first), first)
+            with of_step("assign", AssignSettings):
+                e_step(cached(job, heldout_job(job), first), first)
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / cycle_name(cycle)
             say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {place} maps closest to each image")
-            code = max(code, e_step(cached(job, assign_job(job, cycle, place), model), model))
+            with of_step("assign", AssignSettings):
+                code = max(code, e_step(cached(job, assign_job(job, cycle, place), model), model))
             if cycle == 1 and job.baseline and room_beside(job):
                 say("baseline: direct SFT on random noise, beside the cycles")
                 direct = background.submit(train.run, baseline_job(job), models=TrainModels(first, first))
             say(f"cycle {cycle} of {job.cycles}, M-step: fine-tuning on that noise")
             held = first if job.preserve_to == "first" else model
-            train.run(train_job(job, place, folder), watch(cycle), TrainModels(model, held))
+            with of_step("train", TrainSettings):
+                train.run(train_job(job, place, folder), watch(cycle), TrainModels(model, held))
             place = folder / "train" / "checkpoint-final"
             model = trained[folder.name] = ModelFolder.open(place)
             cycles.append(cycle_of(cycle, folder))
         if job.baseline:
             say(f"baseline: direct SFT on random noise, {job.train.epochs * job.cycles} epochs")
-            if direct is None:
-                train.run(baseline_job(job), models=TrainModels(first, first))
-            else:
-                direct.result()
+            with of_step("train", TrainSettings):
+                if direct is None:
+                    train.run(baseline_job(job), models=TrainModels(first, first))
+                else:
+                    direct.result()
         evaluation = None
         if job.heldout_place is not None:
             say("evaluation on held-out pairs")
@@ -221,7 +226,8 @@ def run(
                 models["direct"] = ModelFolder.open(job.work_dir / "direct" / "train" / "checkpoint-final")
             models |= trained
             try:
-                evaluate.run(judge_job(job, {name: one.path for name, one in models.items()}), models)
+                with of_step("evaluate", EvaluateSettings, TooFewJudged):
+                    evaluate.run(judge_job(job, {name: one.path for name, one in models.items()}), models)
                 evaluation = Evaluation.read(job.work_dir / "evaluation" / EVALUATION)
             except TooFewJudged as error:
                 if requested.heldout != USUAL_HELDOUT:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from ortho_core.pairs.rows import Failure, Shard
 from rayjobs.pool.ledger import Task
+from rayjobs.verb.faults import Fault
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,11 @@ class Receipt:
     loss: float = 0.0
     #: Where no row was usable and nothing is published yet.
     failures: tuple[Failure, ...] = ()
-    #: Why the run cannot go on.
-    error: str = ""
+    #: Why the run cannot go on, the traceback where nothing else explains it, and the worker's images side by side, 0 where
+    #: it has not come so far.
+    fault: Fault | None = None
+    traceback: str = ""
+    slots: int = 0
     #: Message of a quarantined row.
     example: str = ""
     #: What a person should know.
@@ -58,4 +62,5 @@ class Receipt:
     def of_row(row: Mapping[str, str]) -> "Receipt":
         content = json.loads(row["receipt"])
         failures = tuple(Failure(**failure) for failure in content.pop("failures"))
-        return Receipt(**content, failures=failures)
+        fault = content.pop("fault")
+        return Receipt(**content, failures=failures, fault=fault and Fault(**fault))

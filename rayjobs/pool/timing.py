@@ -7,7 +7,7 @@ from ortho_core.errors import RunFailed, UserError
 from rayjobs.pool.engine_search import EngineSearch
 from rayjobs.pool.protocol import PoolJob
 from rayjobs.pool.worker import OwnProcess
-from rayjobs.verb.faults import innermost
+from rayjobs.verb.faults import explained
 from rayjobs.verb.session import ray_session
 
 #: Evaluations of every slot that are timed, after as many that are not.
@@ -46,7 +46,7 @@ def seconds_per_evaluation(job: PoolJob, search: EngineSearch) -> Timing:
                 task.remote(search, max(1, int(job.cpus_per_worker)), "cuda" if gpus else "cpu")
             )
         except ray.exceptions.RayError as error:
-            raise RunFailed(f"the timing failed: {innermost(error)}") from error
+            raise RunFailed(f"the timing failed: {explained(error, job)}") from error
     if isinstance(timing, str):
         raise UserError(timing)
     return replace(timing, gpus_per_worker=gpus)
