@@ -27,6 +27,7 @@ from rayjobs.em.report import write_report
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob, EvaluateSettings
 from rayjobs.evaluate.figures import TooFewJudged
+from rayjobs.pool.config import PoolResources
 from rayjobs.pool.run import ASSIGN_SUMMARY
 from rayjobs.reports.next_steps import generating
 from rayjobs.reports.summaries import (
@@ -41,6 +42,7 @@ from rayjobs.reports.summaries import (
 )
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.train.memory import memory_of as train_memory
 from rayjobs.train.models import TrainModels, check_lora
 from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.training.trackers import check as check_trackers
@@ -154,12 +156,14 @@ def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, EmJob, dict[str, 
 
 def describe(job: EmJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, job, recognised = make_plan(job, ModelFolder.open(job.model))
+    model = ModelFolder.open(job.model)
+    plan, job, recognised = make_plan(job, model)
     updates = job.train.epochs * (plan.rows // job.train.batch_size)
     matching = job.train.match_evaluations(updates, job.train.batch_size) if job.train.noise == "online" else 0
     return {
         **plan.as_json(),
         **recognised,
+        **({} if job.gpu_memory is None else {"memory": memory_of(job, model, plan.rows)}),
         "heldout": job.heldout,
         "evaluations_of_the_e_steps": sum(
             job.assign.evaluations_at_most(plan.rows, draws=int(cycle == 0 or not job.warm_start))
@@ -169,6 +173,20 @@ def describe(job: EmJob) -> dict[str, object]:
         "updates": updates * job.cycles * (2 if job.baseline else 1),
         "work_dir": str(job.work_dir),
     }
+
+
+def memory_of(job: EmJob, model: ModelFolder, rows: int) -> dict[str, object]:
+    """What a dry run says of a GPU of `job.gpu_memory` GiB, for each step."""
+    search = match_search(job.train, job.train, job.assign) if job.train.noise == "online" else None
+    trained = job.train.model_copy(update={"gpu_memory": job.gpu_memory})
+    steps: dict[str, object] = {
+        "assign": assign.memory_of(assign_job(job, 1, job.model), model, job.assign.rows_per_shard or rows, rows),
+        "train": train_memory(trained, TrainModels(model, model), bool(job.train.pixel_l1_weight), search),
+    }
+    if job.heldout_place is not None:
+        judge = judge_job(job, {"base": job.model})
+        steps["evaluate"] = evaluate.memory_of(judge, model, judge.rows_per_shard, judge.rows)
+    return steps
 
 
 def run(
@@ -277,7 +295,7 @@ def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
     # A report takes a process that loads the model once more: of all cycles the last one has it.
     report = job.assign.report and cycle == job.cycles
     others = {"pairs": job.pairs, "model": model, "out": folders[1], "warm_start": before, "report": report}
-    return build(AssignJob, job.assign, job.training_fields(), **others)
+    return build(AssignJob, job.assign, job.training_fields(), **others, **_card(job, job.assign))
 
 
 def heldout_job(job: EmJob) -> AssignJob:
@@ -289,6 +307,7 @@ def heldout_job(job: EmJob) -> AssignJob:
         model=job.model,
         out=heldout_assignments(job),
         report=False,
+        **_card(job, job.assign),
     )
 
 
@@ -354,7 +373,13 @@ def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:
         trained_on=job.work_dir / cycle_name(1) / "assignments",
         out=job.work_dir / "evaluation",
         patch_size=job.assign.patch_size,
+        **_card(job, job.evaluate),
     )
+
+
+def _card(job: EmJob, step: PoolResources) -> dict[str, float | None]:
+    """The GPU that a step is planned for: its own, or that of the whole run."""
+    return {"gpu_memory": step.gpu_memory or job.gpu_memory}
 
 
 def build(kind: type[J], settings: BaseModel, pair_fields: PairFields | None = None, **others: object) -> J:

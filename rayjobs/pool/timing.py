@@ -66,7 +66,7 @@ def _time(search: EngineSearch, threads: int, device: str) -> Timing | str:
     except UserError as error:
         return str(error)
     config = search.goal.config.brief(TIMED)
-    slots = search.slots(rows, generator, config)
+    slots = search.slots(rows, generator, config, [])
     engine = Engine(generator, config, slots, rows.objective)
     inputs = rows.objective.blank_inputs(slots)
     seconds = 0.0

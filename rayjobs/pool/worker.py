@@ -102,7 +102,7 @@ class PoolWorker:
         result = ShardResult()
         for pair in usable_rows(self.pairs, shard, result.failures, task.only):
             message = (
-                f"row {pair.row}: its worker died {DEATHS} times while the shard of this row was under way; a worker that is killed "
+                f"row {pair.row}: its worker died {DEATHS} times while the shard of this row was under way; one that is killed "
                 "by signal 9 mostly met the end of the machine's memory, where fewer --workers need less"
             )
             result.failures.append(Failure(pair.sample_id, pair.row, "worker-died", message, pair.image))

@@ -81,6 +81,11 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         10, ge=0, description="updates left out because their gradient was not finite, before the run gives up"
     )
     allow_stale: bool = conduct(False, description="train on noise that was matched to another model than --model")
+    gpu_memory: float | None = conduct(
+        None,
+        gt=0,
+        description="with --dry-run: say whether an update fits a GPU of so many GiB, which need not be there",
+    )
     seed: int = decides(0, ge=0, description="decides the order of rows and every random noise")
 
     @property
@@ -114,6 +119,11 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     def rows_at_once(self) -> int:
         """Rows of the reconstruction term that one worker computes with at once."""
         return self.batch_size // (self.world * self.gradient_accumulation_steps)
+
+    @property
+    def halved(self) -> bool:
+        """Whether the frozen weights are bf16; sharding takes weights of one type alone."""
+        return bool(self.lora_rank) and self.mixed_precision == "bf16" and self.parallel == "ddp"
 
     @property
     def centers(self) -> bool:

@@ -57,8 +57,9 @@ class Fault:
         """The line, and where memory ran out the options of the job that need less; `rows` were computed at once."""
         if not self.memory:
             return self.said
+        at_once = f" with {rows} at once" if rows else ""
         less = remedies(job, rows, self.host) or ["take a machine with more memory" if self.host else "a larger GPU"]
-        return f"{self.said}; to need less: {', '.join(less)}"
+        return f"{self.said}{at_once}; to need less: {', '.join(less)}"
 
 
 def explained(error: BaseException, job: object = None, rows: int = 0) -> str:
@@ -140,7 +141,8 @@ def fault_of(error: BaseException) -> Fault:
     if ran_out_of_memory(cause):
         host = isinstance(cause, MemoryError | OSError) or "CPUAllocator" in text
         what = "the machine's memory" if host else "GPU memory" if "CUDA" in text or "HIP" in text else "memory"
-        reason = " ".join(said)[:300] if said else name
+        # PyTorch ends with a page to read; of what is before, all is of use.
+        reason = " ".join(line for line in said if not line.startswith("See documentation"))[:400] or name
         return Fault(_line(f"{what} ran out {place}: {reason}; {memory_used()}"), True, host)
     if said_of_files := _of_files(cause):
         return Fault(_line(said_of_files), unexpected=True)
