@@ -10,7 +10,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ortho_core.at_once import AtOnce
 from ortho_core.estep.engine import Found
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.rows import ROWS_ENCODED_TOGETHER, PairRows
@@ -67,7 +66,6 @@ class EvaluationRows(PairRows):
     ) -> None:
         super().__init__(objective, prompts, pairs, False, decode)
         self.judge, self.seed, self.is_base = judge, seed, is_base
-        self.at_once = AtOnce(ROWS_ENCODED_TOGETHER)
 
     def kept(self, images: Tensor, targets: Tensor) -> list[Any]:
         """Each row's target image, uint8, and its latent, on the CPU."""
