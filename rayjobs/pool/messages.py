@@ -45,15 +45,23 @@ class Receipt:
     loss: float = 0.0
     #: Where no row was usable and nothing is published yet.
     failures: tuple[Failure, ...] = ()
-    #: Why the run cannot go on, the traceback where nothing else explains it, and the worker's images side by side, 0 where
-    #: it has not come so far.
-    fault: Fault | None = None
-    traceback: str = ""
-    slots: int = 0
+    #: Why the run cannot go on.
+    error: str = ""
     #: Message of a quarantined row.
     example: str = ""
     #: What a person should know.
     notes: str = ""
+    #: Of an error: whether memory ran out, the machine's or a GPU's; the traceback, where nothing else explains it; and the
+    #: worker's images side by side, 0 where it has not come so far.
+    memory: bool = False
+    host: bool = False
+    traceback: str = ""
+    slots: int = 0
+
+    @property
+    def fault(self) -> Fault | None:
+        """What `error` is about."""
+        return Fault(self.error, self.memory, self.host, bool(self.traceback)) if self.error else None
 
     def to_row(self) -> dict[str, str]:
         return {"receipt": json.dumps(asdict(self))}
@@ -62,5 +70,4 @@ class Receipt:
     def of_row(row: Mapping[str, str]) -> "Receipt":
         content = json.loads(row["receipt"])
         failures = tuple(Failure(**failure) for failure in content.pop("failures"))
-        fault = content.pop("fault")
-        return Receipt(**content, failures=failures, fault=fault and Fault(**fault))
+        return Receipt(**content, failures=failures)

@@ -79,7 +79,15 @@ class PoolWorker:
         fault = fault_of(error)
         trace = "".join(traceback.format_exception(error)) if fault.unexpected else ""
         slots = 0 if self.broken is not None else self.searcher.usage().slots
-        return Receipt(task.shard, fault=fault, traceback=trace, slots=slots, notes=self._notes())
+        return Receipt(
+            task.shard,
+            error=fault.said,
+            notes=self._notes(),
+            memory=fault.memory,
+            host=fault.host,
+            traceback=trace,
+            slots=slots,
+        )
 
     def _notes(self) -> str:
         said = "; ".join(self.notes)

@@ -42,7 +42,7 @@ def test_a_worker_with_a_share_of_a_card_plans_with_that_share_and_with_what_is_
 
 @pytest.mark.parametrize(
     ("gib", "slots", "encoded", "decoded"),
-    [(7.5, 1, 1, 0), (9, 1, 1, 1), (12, 4, 8, 1), (17, 8, 8, 8), (200, 64, 8, 8)],
+    [(7.5, 1, 0, 0), (9, 1, 1, 1), (12, 4, 8, 1), (17, 8, 8, 8), (200, 64, 8, 8)],
 )
 def test_slots_and_parts_are_what_fits(gib, slots, encoded, decoded):
     plan = plan_search(COSTS, int(gib * GIB), MOST_SLOTS, 100)
@@ -61,6 +61,4 @@ def test_an_update_that_does_not_fit_is_divided_and_then_checkpointed():
     assert plan.peak == 15 * GIB
     assert not plan.fits
     fitting = [other for other in smaller_updates(plan, costs, 4, 4, GIB) if other.fits]
-    assert [(one.micro_batches, one.gradient_checkpointing) for one in fitting] == [(4, True)] or fitting[
-        0
-    ].peak <= 8 * GIB
+    assert [(one.micro_batches, one.gradient_checkpointing) for one in fitting] == [(2, True), (4, True)]
