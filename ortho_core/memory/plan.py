@@ -69,7 +69,7 @@ class SearchPlan:
         """Weights, what a slot takes, what was chosen."""
         once = {ROWS_ENCODED_TOGETHER: "", 1: ", images encoded and decoded one at a time", 0: ", and in tiles"}
         said = (
-            f"memory: {_gib(self.weights)} of weights, {_gib(self.each)} a slot: {self.slots} {'slot' if self.slots == 1 else 'slots'}"
+            f"memory: {_gib(self.weights)} of weights, {_gib(self.each)} a slot: {self.slots} slot{'s' * (self.slots > 1)}"
             f"{once[min(self.encoded, self.decoded)]}; {_gib(self.peak)} planned of {_gib(self.usable)} to use"
         )
         return said if self.fits else f"{said}, which does not fit"
