@@ -25,6 +25,7 @@ from ortho_core.estep.space import noise_space
 from ortho_core.generators.lora import add_lora
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.memory.blank import blank_generator, blank_text_encoders, bytes_of
 from ortho_core.memory.live import Linear, LiveBytes, without_numbers
@@ -36,9 +37,6 @@ from ortho_core.mstep.update import MStep
 #: Raised whenever something else is counted, so that what is kept from before is not read.
 VERSION = 1
 COUNTED_AT = (1, 3)
-#: A network in float32 and one in half precision are counted apart, not what they are called.
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 T = TypeVar("T", bound="SearchCosts | UpdateCosts")
 
 
@@ -113,13 +111,20 @@ def search_costs(
     # Whether a term is there matters, not its weight.
     shape |= {name: bool(value) for name, value in shape.items() if name.endswith("_weight")}
     shape |= {"measures": config.measures and config.sensitivity_rank, "steps": config.steps}
-    key = {"kind": "search", "dtype": dtype, "checkpointing": gradient_checkpointing, **shape, **(decided_by or {})}
+    computes_in = network_dtype(dtype, "cuda", halves=model.class_config is None)
+    key = {
+        "kind": "search",
+        "dtype": str(computes_in),
+        "checkpointing": gradient_checkpointing,
+        **shape,
+        **(decided_by or {}),
+    }
 
     def count() -> SearchCosts:
         with without_numbers() as live, torch.device(device):
-            generator = blank_generator(model, _TYPES[dtype], gradient_checkpointing)
+            generator = blank_generator(model, computes_in, gradient_checkpointing)
             wanted = objective(generator) if objective is not None else _reconstruction(generator, config)
-            return _count_search(live, model, generator, wanted, config, dtype)
+            return _count_search(live, model, generator, wanted, config, computes_in)
 
     return _kept(model, key, SearchCosts, count)
 
@@ -161,7 +166,7 @@ def _count_search(
     generator: OneStepGenerator,
     objective: Objective,
     config: SearchConfig,
-    dtype: str,
+    dtype: torch.dtype,
 ) -> SearchCosts:
     kept, added, rows = [], [], 0
     for count in COUNTED_AT:
@@ -256,8 +261,9 @@ def _count_update(
     gradient_checkpointing: bool,
     second_network: bool,
 ) -> UpdateCosts:
-    generator = blank_generator(model, _TYPES[dtype], gradient_checkpointing)
-    weights = _weights(model, generator, dtype)
+    frozen: torch.dtype = getattr(torch, dtype)
+    generator = blank_generator(model, frozen, gradient_checkpointing)
+    weights = _weights(model, generator, frozen)
     before = live.live
     network = generator.trainable
     if lora is not None:
@@ -321,9 +327,9 @@ def _already_in_place() -> Iterator[None]:
         nn.Module.to = usual  # type: ignore[method-assign]
 
 
-def _weights(model: ModelFolder, generator: OneStepGenerator, dtype: str) -> Weights:
+def _weights(model: ModelFolder, generator: OneStepGenerator, dtype: torch.dtype) -> Weights:
     autoencoder: Any = getattr(generator, "autoencoder", None)
-    text = sum(map(bytes_of, blank_text_encoders(model, _TYPES[dtype])))
+    text = sum(map(bytes_of, blank_text_encoders(model, dtype)))
     return Weights(bytes_of(generator.trainable), text, 0 if autoencoder is None else bytes_of(autoencoder))
 
 

@@ -158,7 +158,9 @@ def memory_of(job: EvaluateJob, model: ModelFolder, rows_per_shard: int, rows: i
     folders |= {named.get(name, named[""] / name) for name in _used(job)}
     weights = (file for folder in folders for kind in WEIGHT_FILES for file in folder.glob(kind))
     size = sum(file.stat().st_size for file in weights)
-    return described(searched_by(job, model, rows_per_shard, rows, size), job.gpus_per_worker, job.gpu_memory, {})
+    here = searched_by(job, model, rows_per_shard, rows, size)
+    changes = {"set --dtype float16": replace(here, dtype="float16")} if job.dtype == "float32" else {}
+    return described(here, job.gpus_per_worker, job.gpu_memory, changes)
 
 
 def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> int:

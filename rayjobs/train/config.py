@@ -121,11 +121,6 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         return self.batch_size // (self.world * self.gradient_accumulation_steps)
 
     @property
-    def halved(self) -> bool:
-        """Whether the frozen weights are bf16; sharding takes weights of one type alone."""
-        return bool(self.lora_rank) and self.mixed_precision == "bf16" and self.parallel == "ddp"
-
-    @property
     def centers(self) -> bool:
         """Whether the mean of the assigned noise is taken off each, where rows have any."""
         return self.trains_on_assigned if self.center_noise is None else self.center_noise

@@ -1,9 +1,12 @@
 """What a dry run says of the memory of an update, for a GPU that need not be there."""
 
+import torch
+
 from ortho_core.estep.config import SearchConfig
 from ortho_core.generators.lora_config import Lora
 from ortho_core.memory.costs import UpdateCosts, search_costs, update_costs
 from ortho_core.memory.plan import GIB, UpdatePlan, plan_update, smaller_updates, usable_bytes
+from ortho_core.mstep.update import half_dtype
 from rayjobs.train.config import TrainSettings
 from rayjobs.train.models import TrainModels
 from rayjobs.verb.remedies import remedies
@@ -13,13 +16,16 @@ def memory_of(job: TrainSettings, models: TrainModels, encodes: bool, search: Se
     """For a GPU of `job.gpu_memory` GiB; `encodes`: images are encoded while it trains; `search`: that of online noise."""
     assert job.gpu_memory is not None
     usable = usable_bytes(int(job.gpu_memory * GIB))
+    half = half_dtype(torch.device("cuda"), job)
+    named = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}[half]
+    frozen = named if job.lora_rank and job.parallel == "ddp" else "float32"
     lora = Lora(job.lora_rank, job.alpha, job.targets) if job.lora_rank else None
 
     def costs(checkpointing: bool) -> UpdateCosts:
         return update_costs(
             models.model,
             job,
-            dtype="bfloat16" if job.halved else "float32",
+            dtype=frozen,
             lora=lora,
             gradient_checkpointing=checkpointing,
             second_network=job.preserves and not (job.lora_rank and adapted(models)),
@@ -34,7 +40,7 @@ def memory_of(job: TrainSettings, models: TrainModels, encodes: bool, search: Se
     )
     found: dict[str, object] = {"gpu_memory_gib": job.gpu_memory, **plan.as_json()}
     if search is not None:
-        dtype = "bfloat16" if job.halved or job.match_dtype == "bfloat16" else "float32"
+        dtype = frozen if frozen != "float32" else named if job.match_dtype == "auto" else job.match_dtype
         slots = search_costs(models.model, dtype, search, gradient_checkpointing=job.gradient_checkpointing)
         at_once = job.rows_at_once
         matching = counted.weights.all - parked + counted.kept + slots.slots(at_once) + slots.evaluation(at_once)

@@ -1,5 +1,3 @@
-import gc
-
 import pytest
 import torch
 
@@ -10,7 +8,8 @@ from ortho_core.estep.space import noise_space
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.memory import costs
-from ortho_core.memory.live import LiveBytes
+from ortho_core.memory.blank import blank_generator
+from ortho_core.memory.live import without_numbers
 from ortho_core.mstep.config import MStepConfig
 
 
@@ -26,24 +25,21 @@ def model(tiny_turbo):
 
 
 @pytest.mark.parametrize("pixel", [0.0, 1.0])
-def test_bytes_counted_without_numbers_are_those_of_the_loaded_model(model, generator, pixel):
+def test_what_few_rows_cost_tells_what_many_do(model, generator, pixel):
     config = AssignConfig(sensitivity_rank=0, pixel_l1_weight=pixel)
     counted = costs.search_costs(model, "float32", config)
     parts = [*generator.trainable.parameters(), *generator.trainable.buffers()]
     assert counted.weights.network == sum(p.nbytes for p in parts)
-    with LiveBytes() as live:
-        objective = Reconstruction(generator, config)
-        inputs = objective.blank_inputs(6)
-        base = generator.base_noise([0] * 6)
-        space = noise_space(config, generator.latent_shape)
-        slots = empty_slots(space, objective, config, None, base, inputs)
-        assert live.peak_of(slots.step) == pytest.approx(counted.evaluation(6), rel=0.05)
-        gc.collect()
+    with without_numbers() as live:
+        blank = blank_generator(model, torch.float32)
+        objective = Reconstruction(blank, config)
+        inputs = objective.blank_inputs(12)
+        base = blank.base_noise([0] * 12)
+        slots = empty_slots(noise_space(config, blank.latent_shape), objective, config, None, base, inputs)
+        assert live.peak_of(slots.step) == pytest.approx(counted.evaluation(12), rel=0.05)
         with torch.no_grad():
-            latents = torch.zeros(6, *generator.latent_shape)
-            assert live.peak_of(lambda: generator.decode(latents)) == pytest.approx(counted.decode(6), rel=0.05)
-            images = torch.zeros(6, 3, *generator.image_size)
-            assert live.peak_of(lambda: generator.encode_images(images)) == pytest.approx(counted.encode(6), rel=0.05)
+            latents = torch.zeros(12, *blank.latent_shape)
+            assert live.peak_of(lambda: blank.decode(latents)) == pytest.approx(counted.decode(12), rel=0.05)
 
 
 def test_a_count_is_kept_by_what_decides_it(model, cache, monkeypatch):
