@@ -218,7 +218,7 @@ def _place_of(errors: Sequence[BaseException]) -> str:
 
 def _own(file: str) -> str:
     """The path of one of our files in its checkout, on whichever machine that is; nothing for another file."""
-    found = re.search(r"(?:^|/)((?:ortho_core|rayjobs)/[\w/]+\.py)$", file)
+    found = re.search(r"(?:^|/)(?<!tests/)((?:ortho_core|rayjobs)/[\w/]+\.py)$", file)
     return found[1] if found else ""
 
 

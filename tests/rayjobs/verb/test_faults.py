@@ -155,7 +155,7 @@ def test_what_libraries_and_ray_call_memory_is_said_as_such(error, says):
     said = explained(error, job)
     assert says in said
     assert ("to need less: " in said) == ("memory" in said.lower())
-    assert ("--num-workers" in said) == ("machine's" in said)
+    assert ("start fewer --num-workers" in said) == ("machine's" in said)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
