@@ -212,8 +212,7 @@ def run(
         direct = None
         if job.validate_on_heldout:
             say("held-out pairs: the noise that the first model maps closest to each")
-            with of_step("assign", AssignSettings):
-                e_step(cached(job, heldout_job(job), first), first)
+            e_step(cached(job, heldout_job(job), first), first)
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / cycle_name(cycle)
             say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {place} maps closest to each image")
