@@ -17,6 +17,7 @@ from benchmarks.study.mismatch import LAWS, kids
 from benchmarks.study.tables import PLAIN, Estimate, Judged, table
 from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
+from rayjobs.em.steps import build
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainJob
 from rayjobs.verb.console import say
@@ -124,7 +125,7 @@ class Trial:
         base, variant = self.lab.base(), self.variant
         tuned = PROTOCOL.train(self.seed, **{**TRAIN, "epochs": EPOCHS // self.cycles, **variant.train})
         if not self.is_matched:
-            train.run(em.build(TrainJob, tuned, assignments=str(self.result[1]), model=base, out=self.folder))
+            train.run(build(TrainJob, tuned, assignments=str(self.result[1]), model=base, out=self.folder))
             return
         job = EmJob(
             pairs=str(self.lab.pairs(self.seed)),

@@ -33,3 +33,19 @@ class BadRow(UserError):
 
 class RunFailed(Exception):
     """The run ended because of what happened in it (every row of the first shard failed, say), not a wrong option."""
+
+
+class OutOfMemory(RunFailed):
+    """Memory ran out where computing less at once is no way out any more."""
+
+
+#: What libraries say of it: PyTorch's allocators, cuBLAS and cuDNN, the C library.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed")
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of this package or of a library, means that memory ran out, on a GPU or on the host."""
+    if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    kinds = isinstance(error, RuntimeError | OSError)
+    return kinds and any(sign in str(error).lower() for sign in _NO_MEMORY)

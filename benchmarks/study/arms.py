@@ -18,6 +18,7 @@ from ortho_core.records.assignments import Assignments
 from rayjobs.assign.config import AssignSettings
 from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
+from rayjobs.em.steps import build
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.train import job as train
@@ -191,9 +192,7 @@ class Runs:
         if arm.cycles:
             em.run(self._em(arm, out, settings))
         else:
-            train.run(
-                em.build(TrainJob, settings, pairs=str(self.lab.pairs(self.seed)), model=self.lab.base(), out=out)
-            )
+            train.run(build(TrainJob, settings, pairs=str(self.lab.pairs(self.seed)), model=self.lab.base(), out=out))
         trained = self.final(name)
         models = {name: trained}
         return models | (

@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ortho_core.at_once import free_cached
 from ortho_core.device import to_device, to_host
+from ortho_core.errors import OutOfMemory, ran_out_of_memory
 from ortho_core.estep.candidates import best_seeds
 from ortho_core.estep.config import AssignConfig, SearchConfig
 from ortho_core.estep.curvature import Sensitivity, measure
@@ -111,7 +113,6 @@ class Engine:
         self.space = noise_space(config, generator.latent_shape)
         self.objective = objective
         self.on_event = on_event
-        self.halved = False
         #: Evaluations computed so far, those of empty slots included: how full the slots were.
         self.computed = 0
         self._sensitivity: Sensitivity | None = None
@@ -134,14 +135,13 @@ class Engine:
             try:
                 yield from self._run(waiting, first)
                 return
-            except torch.OutOfMemoryError as error:
-                if self.halved or self.slots == 1:
+            except Exception as error:
+                if isinstance(error, OutOfMemory) or self.slots == 1 or not ran_out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
             # Outside the handler, whose traceback would keep the tensors of the failed step alive.
-            self.halved, self.slots = True, self.slots // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            self.slots //= 2
+            free_cached()
             waiting.restart()
             if self.on_event is not None:
                 self.on_event(f"out of memory, going on with {self.slots} images side by side ({reason})")

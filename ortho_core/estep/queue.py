@@ -5,10 +5,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ortho_core.errors import RunFailed
+from ortho_core.errors import OutOfMemory, ran_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,12 @@ class _Queue:
         """Have one more at hand, if there is one for now."""
         try:
             request = next(self._source, None)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
             # Not the engine's to answer: a source that has failed once says nothing more, and its rows would be lost.
             reason = str(error).splitlines()[0]
-            raise RunFailed(f"out of memory while images were encoded, use fewer slots ({reason})") from error
+            raise OutOfMemory(f"out of memory while images were encoded, use fewer slots ({reason})") from error
         if request is not None:
             self._next.append(request)
         return request is not None

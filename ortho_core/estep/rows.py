@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ortho_core.at_once import AtOnce
 from ortho_core.device import to_device
 from ortho_core.errors import BadRow
 from ortho_core.estep.engine import Found
@@ -73,6 +74,7 @@ class PairRows:
     ) -> None:
         self.objective = objective
         self.prompts, self.pairs, self.store_latents, self.decode = prompts, pairs, store_latents, decode
+        self.at_once = AtOnce(ROWS_ENCODED_TOGETHER)
         self.waited = 0.0
 
     def batches(self, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[Batch]:
@@ -91,12 +93,17 @@ class PairRows:
                 continue
             images = torch.cat([images, images[-1:].expand(ROWS_ENCODED_TOGETHER - len(batch), -1, -1, -1)])
             images = to_device(images, generator.device)
-            with torch.no_grad():
-                targets = generator.encode_images(images)
+            targets = self._encoded(images)
             condition = self.prompts([pair.prompt for pair in batch])
             without_image = [replace(pair, content=None) for pair in batch]
             kept = self.kept(images, targets)[: len(batch)]
             yield Batch(without_image, kept, self.objective.inputs(condition, targets, images))
+
+    @torch.no_grad()
+    def _encoded(self, images: Tensor) -> Tensor:
+        """E(x) of images (B, 3, Y, X), in parts where memory runs out."""
+        encode = self.objective.generator.encode_images
+        return torch.cat(self.at_once(len(images), lambda part: encode(images[part])))
 
     def kept(self, images: Tensor, targets: Tensor) -> list[object]:
         """What the records need of images (B, 3, Y, X) and their target latents, one for each."""

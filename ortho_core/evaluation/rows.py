@@ -85,9 +85,15 @@ class EvaluationRows(PairRows):
         pairs, kept = [*pairs, *[pairs[-1]] * missing], [*kept, *[kept[-1]] * missing]
         noise = torch.cat([noise, noise[-1:].expand(missing, -1, -1, -1)]).to(generator.device)
         texts = [pair.prompt for pair in pairs]
-        latents = generator.denoise(noise, self.prompts(texts))
-        closest, target = to_bytes(generator.decode(latents)), torch.stack([image for image, _ in kept])
-        figures = {"latent_mse": mean_square(latents.cpu(), torch.stack([latent for _, latent in kept]))}
+        condition = self.prompts(texts)
+
+        def closest_of(part: slice) -> tuple[Tensor, Tensor]:
+            latents = generator.denoise(noise[part], condition[part])
+            return latents.cpu(), to_bytes(generator.decode(latents))
+
+        latents, closest = (torch.cat(parts) for parts in zip(*self.at_once(len(noise), closest_of), strict=True))
+        target = torch.stack([image for image, _ in kept])
+        figures = {"latent_mse": mean_square(latents, torch.stack([latent for _, latent in kept]))}
         figures |= judge.compare(self._seen(closest), self._seen(target))
         samples, others = self._samples(pairs, "evaluate"), self._samples(pairs, "evaluate", "other")
         seen = judge.look(self._seen(samples), texts)
@@ -109,9 +115,7 @@ class EvaluationRows(PairRows):
     def _samples(self, pairs: Sequence[Pair], *names: str) -> Tensor:
         """uint8 images of the rows' prompts at base noises of the rows' own, the same for each model."""
         seeds = [noise_seed(self.seed, *names, pair.sample_id) for pair in pairs]
-        return sample(
-            self.objective.generator, self.prompts, [pair.prompt for pair in pairs], seeds, ROWS_ENCODED_TOGETHER
-        )
+        return sample(self.objective.generator, self.prompts, [pair.prompt for pair in pairs], seeds, self.at_once)
 
     def _seen(self, images: Tensor) -> Tensor:
         """uint8 images as the judges see them."""
@@ -121,7 +125,5 @@ class EvaluationRows(PairRows):
         """Of each prompt, how far its samples are apart."""
         seeds = [noise_seed(self.seed, "diversity", i) for i in range(SPREAD_SEEDS)]
         generator = self.objective.generator
-        images = (
-            sample(generator, self.prompts, [text] * SPREAD_SEEDS, seeds, ROWS_ENCODED_TOGETHER) for text in texts
-        )
+        images = (sample(generator, self.prompts, [text] * SPREAD_SEEDS, seeds, self.at_once) for text in texts)
         return [mean_pairwise_distance(one) for one in images]

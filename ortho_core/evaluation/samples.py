@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from ortho_core.at_once import AtOnce
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.pictures import to_bytes, to_picture
@@ -22,15 +23,16 @@ def sample(
     prompts: PromptCache,
     texts: list[str],
     seeds: list[int],
-    batch_size: int,
+    at_once: AtOnce | int,
 ) -> Tensor:
     """uint8 images (B, 3, Y, X) of the prompts at the base noises of the seeds: what a user of the model sees."""
-    images = []
-    for start in range(0, len(texts), batch_size):
-        part = slice(start, start + batch_size)
+
+    def made(part: slice) -> Tensor:
         noise = generator.base_noise(seeds[part])
-        images.append(to_bytes(generator.decode(generator.denoise(noise, prompts(texts[part])))))
-    return torch.cat(images)
+        return to_bytes(generator.decode(generator.denoise(noise, prompts(texts[part]))))
+
+    parts = AtOnce(at_once) if isinstance(at_once, int) else at_once
+    return torch.cat(parts(len(texts), made))
 
 
 def rms_distance(images: Tensor, others: Tensor) -> Float[np.ndarray, " B"]:

@@ -5,6 +5,7 @@ from collections.abc import Container, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ortho_core.at_once import AtOnce
 from ortho_core.estep.engine import Found
 from ortho_core.estep.rows import ROWS_ENCODED_TOGETHER, Batch
 from ortho_core.generators.prompt_cache import PromptCache, TextCache
@@ -22,6 +23,7 @@ class PromptRows:
         self.prompts, self.rows = prompts, rows
         self.encoded = TextCache(objective.rewards.encode_prompts)
         self.encoded_reported = TextCache(objective.reported.encode_prompts)
+        self.at_once = AtOnce(ROWS_ENCODED_TOGETHER)
         self.waited = 0.0
 
     def batches(self, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[Batch]:
@@ -53,10 +55,17 @@ class PromptRows:
         generator, missing = self.objective.generator, ROWS_ENCODED_TOGETHER - len(texts)
         noise = torch.cat([noise, noise[-1:].expand(missing, -1, -1, -1)]).to(generator.device)
         filled = texts + texts[-1:] * missing
-        latents = generator.denoise(noise, self.prompts(filled))
-        images = generator.decode(latents).clamp(0, 1)
-        scores = self.objective.reported.scores(images, self.encoded_reported(filled))
-        return {name: values.float().cpu() for name, values in scores.items()}, latents[: len(texts)].float().cpu()
+        condition, encoded = self.prompts(filled), self.encoded_reported(filled)
+
+        def seen(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            latents = generator.denoise(noise[part], condition[part])
+            images = generator.decode(latents).clamp(0, 1)
+            scores = self.objective.reported.scores(images, {name: rows[part] for name, rows in encoded.items()})
+            return latents.float().cpu(), {name: values.float().cpu() for name, values in scores.items()}
+
+        latents, scores = zip(*self.at_once(len(noise), seen), strict=True)
+        found = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
+        return found, torch.cat(latents)[: len(texts)]
 
     def killed(self) -> int:
         return 0

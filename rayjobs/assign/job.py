@@ -5,11 +5,13 @@ A Ray Data actor pool works through shards of rows; each actor holds the model, 
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
+from ortho_core.memory.plan import MOST_SLOTS
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Shard
 from ortho_core.records.assignments import Assignments
@@ -20,6 +22,7 @@ from rayjobs.assign.config import AssignJob
 from rayjobs.assign.report import REPORT, write_report
 from rayjobs.assign.worker import search_of
 from rayjobs.pool.driver import work_through
+from rayjobs.pool.memory import Searched, described
 from rayjobs.pool.run import ShardedRun
 from rayjobs.reports.next_steps import RETRY, beside, left_out, next_command, settled_rows
 from rayjobs.reports.words import counted
@@ -86,13 +89,18 @@ def describe(job: AssignJob) -> dict[str, object]:
         record += 4 * C * H * W
     draws = 0 if job.warm_start else 1
     evaluations = job.evaluations_at_most(plan.rows, draws)
-    timing = seconds_per_evaluation(job, search_of(job, model, plan, pairs))
-    hours = timing.hours(evaluations)
-    return {
+    content: dict[str, object] = {
         **plan.as_json(),
         "recognised": pairs.record(),
         "evaluations_at_most": evaluations,
         "candidate_forwards": plan.rows * job.candidate_forwards * draws,
+    }
+    if job.gpu_memory is not None:  # of another machine's time nothing is known here
+        return {**content, "memory": memory_of(job, model, plan.rows_per_shard, plan.rows), "out": job.out}
+    timing = seconds_per_evaluation(job, search_of(job, model, plan, pairs))
+    hours = timing.hours(evaluations)
+    return {
+        **content,
         **timing.as_json(),
         f"{'gpu' if timing.device == 'cuda' else 'worker'}_hours_at_most": round(
             hours * (timing.gpus_per_worker or 1), 3
@@ -101,6 +109,24 @@ def describe(job: AssignJob) -> dict[str, object]:
         "bytes_to_write_about": plan.rows * record,
         "out": job.out,
     }
+
+
+def memory_of(job: AssignJob, model: ModelFolder, rows_per_shard: int, rows: int) -> dict[str, object]:
+    """What a dry run says of a GPU of `job.gpu_memory` GiB."""
+    assert job.gpu_memory is not None
+    most = min(job.slots or MOST_SLOTS, rows_per_shard)
+    here = Searched(model, job.dtype, job, most, rows, job.gradient_checkpointing)
+    changes = {}
+    checkpointed = replace(here, gradient_checkpointing=True)
+    if model.class_config is None and not job.gradient_checkpointing:
+        changes["set --gradient-checkpointing"] = checkpointed
+    if job.dtype == "float32":
+        changes["set --dtype float16"] = replace(here, dtype="float16")
+        changes["set --dtype float16 --gradient-checkpointing"] = replace(checkpointed, dtype="float16")
+    if job.pixel_l1_weight:
+        plain = job.model_copy(update={"pixel_l1_weight": 0.0})
+        changes["set --pixel-l1-weight 0"] = replace(here, config=plain)
+    return described(here, job.gpus_per_worker, job.gpu_memory, changes)
 
 
 def run(job: AssignJob, model: ModelFolder | None = None) -> int:

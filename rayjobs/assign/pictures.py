@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ortho_core.at_once import AtOnce
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
@@ -21,7 +22,7 @@ from ortho_core.pictures import to_bytes, to_picture
 from ortho_core.records.sampled import SampledRecord
 from ortho_core.report.page import Embedded
 from rayjobs.assign.config import AssignJob
-from rayjobs.verb.faults import innermost
+from rayjobs.verb.faults import explained
 
 #: Rows that are rendered together: few beside the slots of the search, which kept gradients as well.
 RENDERED_TOGETHER = 4
@@ -66,7 +67,7 @@ def take_pictures(
         return list(ray.get(pending, timeout=PICTURES_PATIENCE_S))
     except ray.exceptions.RayError as failure:
         ray.cancel(pending, force=True)
-        raise RunFailed(innermost(failure)) from failure
+        raise RunFailed(explained(failure, job)) from failure
 
 
 @torch.no_grad()
@@ -90,12 +91,15 @@ def draw(
         targets = list(pool.map(target, records))
     prompts = PromptCache(generator)
     images: list[list[Embedded]] = [[], []]
-    for start in range(0, len(records), RENDERED_TOGETHER):
-        some = slice(start, start + RENDERED_TOGETHER)
-        condition = prompts([record.prompt for record in records[some]])
-        for rendered, maps in zip(images, noise, strict=True):
-            latents = generator.denoise(maps[some].to(generator.device), condition)
-            rendered += [Embedded.of(to_picture(image)) for image in to_bytes(generator.decode(latents))]
+
+    def made(part: slice) -> list[Tensor]:
+        condition = prompts([record.prompt for record in records[part]])
+        rows = (generator.denoise(maps[part].to(generator.device), condition) for maps in noise)
+        return [to_bytes(generator.decode(latents)) for latents in rows]
+
+    for part in AtOnce(RENDERED_TOGETHER)(len(records), made):
+        for rendered, pictures in zip(images, part, strict=True):
+            rendered += [Embedded.of(to_picture(picture)) for picture in pictures]
     return [RowPictures(*row) for row in zip(targets, *images, strict=True)]
 
 

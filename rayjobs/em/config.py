@@ -74,6 +74,11 @@ class EmJob(PairFields):
     validate_on_heldout: bool = decides(
         False, description="assign the held-out pairs with the first model too, and watch every M-step on them"
     )
+    gpu_memory: float | None = conduct(
+        None,
+        gt=0,
+        description="plan every step for a GPU of so many GiB; with --dry-run for one that need not be there",
+    )
     assign: EStepSettings = EStepSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
@@ -15,17 +13,16 @@ from ortho_core.evaluation.statistics import FEWEST_ROWS
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved, settings
 from ortho_core.mstep.matching import match_search
-from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.hold_out import held_out_of
 from ortho_core.pairs.prompt_file import read_prompts
-from ortho_core.pairs.rows import PairFields
 from ortho_core.records.plan import Plan, Settings
 from rayjobs.assign import job as assign
-from rayjobs.assign.config import AssignJob
+from rayjobs.assign.config import AssignJob, AssignSettings
 from rayjobs.em.config import NO_HELDOUT, USUAL_HELDOUT, EmJob
 from rayjobs.em.report import write_report
+from rayjobs.em.steps import assign_job, baseline_job, cached, heldout_job, judge_job, train_job
 from rayjobs.evaluate import job as evaluate
-from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.evaluate.figures import TooFewJudged
 from rayjobs.pool.run import ASSIGN_SUMMARY
 from rayjobs.reports.next_steps import generating
@@ -40,11 +37,13 @@ from rayjobs.reports.summaries import (
     cycle_name,
 )
 from rayjobs.train import job as train
-from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.train.config import TrainSettings
+from rayjobs.train.memory import memory_of as train_memory
 from rayjobs.train.models import TrainModels, check_lora, check_single_file
 from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
+from rayjobs.verb.faults import of_step
 from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.plan import claim, replace_text
@@ -53,7 +52,6 @@ from rayjobs.verb.session import ray_session
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
-J = TypeVar("J", bound=BaseModel)
 #: What is held out where nothing is said: this share, but so many rows at least, and never more than this share.
 USUAL_SHARE, USUAL_LEAST, MOST_SHARE = 20, 16, 5
 
@@ -155,12 +153,14 @@ def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, EmJob, dict[str, 
 
 def describe(job: EmJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, job, recognised = make_plan(job, open_model(job.model))
+    model = open_model(job.model)
+    plan, job, recognised = make_plan(job, model)
     updates = job.train.epochs * (plan.rows // job.train.batch_size)
     matching = job.train.match_evaluations(updates, job.train.batch_size) if job.train.noise == "online" else 0
     return {
         **plan.as_json(),
         **recognised,
+        **({} if job.gpu_memory is None else {"memory": memory_of(job, model, plan.rows)}),
         "heldout": job.heldout,
         "evaluations_of_the_e_steps": sum(
             job.assign.evaluations_at_most(plan.rows, draws=int(cycle == 0 or not job.warm_start))
@@ -170,6 +170,20 @@ def describe(job: EmJob) -> dict[str, object]:
         "updates": updates * job.cycles * (2 if job.baseline else 1),
         "work_dir": str(job.work_dir),
     }
+
+
+def memory_of(job: EmJob, model: ModelFolder, rows: int) -> dict[str, object]:
+    """What a dry run says of a GPU of `job.gpu_memory` GiB, for each step."""
+    search = match_search(job.train, job.train, job.assign) if job.train.noise == "online" else None
+    trained = job.train.model_copy(update={"gpu_memory": job.gpu_memory})
+    steps: dict[str, object] = {
+        "assign": assign.memory_of(assign_job(job, 1, job.model), model, job.assign.rows_per_shard or rows, rows),
+        "train": train_memory(trained, TrainModels(model, model), bool(job.train.pixel_l1_weight), search),
+    }
+    if job.heldout_place is not None:
+        judge = judge_job(job, {"base": job.model})
+        steps["evaluate"] = evaluate.memory_of(judge, model, judge.rows_per_shard, judge.rows)
+    return steps
 
 
 def run(
@@ -199,22 +213,25 @@ def run(
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / cycle_name(cycle)
             say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {place} maps closest to each image")
-            code = max(code, e_step(cached(job, assign_job(job, cycle, place), model), model))
+            with of_step("assign", AssignSettings):
+                code = max(code, e_step(cached(job, assign_job(job, cycle, place), model), model))
             if cycle == 1 and job.baseline and room_beside(job):
                 say("baseline: direct SFT on random noise, beside the cycles")
                 direct = background.submit(train.run, baseline_job(job), models=TrainModels(first, first))
             say(f"cycle {cycle} of {job.cycles}, M-step: fine-tuning on that noise")
             held = first if job.preserve_to == "first" else model
-            train.run(train_job(job, place, folder), watch(cycle), TrainModels(model, held))
+            with of_step("train", TrainSettings):
+                train.run(train_job(job, place, folder), watch(cycle), TrainModels(model, held))
             place = folder / "train" / "checkpoint-final"
             model = trained[folder.name] = ModelFolder.open(place)
             cycles.append(cycle_of(cycle, folder))
         if job.baseline:
             say(f"baseline: direct SFT on random noise, {job.train.epochs * job.cycles} epochs")
-            if direct is None:
-                train.run(baseline_job(job), models=TrainModels(first, first))
-            else:
-                direct.result()
+            with of_step("train", TrainSettings):
+                if direct is None:
+                    train.run(baseline_job(job), models=TrainModels(first, first))
+                else:
+                    direct.result()
         evaluation = None
         if job.heldout_place is not None:
             say("evaluation on held-out pairs")
@@ -223,7 +240,8 @@ def run(
                 models["direct"] = ModelFolder.open(job.work_dir / "direct" / "train" / "checkpoint-final")
             models |= trained
             try:
-                evaluate.run(judge_job(job, {name: one.path for name, one in models.items()}), models)
+                with of_step("evaluate", EvaluateSettings, TooFewJudged):
+                    evaluate.run(judge_job(job, {name: one.path for name, one in models.items()}), models)
                 evaluation = Evaluation.read(job.work_dir / "evaluation" / EVALUATION)
             except TooFewJudged as error:
                 if requested.heldout != USUAL_HELDOUT:
@@ -265,98 +283,6 @@ def room_beside(job: EmJob) -> bool:
     enough = job.train.fitting(workers) == workers
     fits = job.assign.cpus_per_worker <= job.train.cpus_per_worker and job.assign.gpus() <= job.train.gpus()
     return enough and fits
-
-
-def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
-    folders = [job.work_dir / cycle_name(n) / "assignments" for n in (cycle - 1, cycle)]
-    before = folders[0] if job.warm_start and cycle > 1 else None
-    # A report takes a process that loads the model once more: of all cycles the last one has it.
-    report = job.assign.report and cycle == job.cycles
-    others = {"pairs": job.pairs, "model": model, "out": folders[1], "warm_start": before, "report": report}
-    return build(AssignJob, job.assign, job.training_fields(), **others)
-
-
-def heldout_job(job: EmJob) -> AssignJob:
-    return build(
-        AssignJob,
-        job.assign,
-        job.heldout_fields(),
-        pairs=job.heldout_place,
-        model=job.model,
-        out=heldout_assignments(job),
-        report=False,
-    )
-
-
-def heldout_assignments(job: EmJob) -> Path:
-    return job.work_dir / "heldout_assignments"
-
-
-def cached(job: EmJob, step: AssignJob, model: ModelFolder) -> AssignJob:
-    """With a cache, the E-step's folder becomes a link to where the assignments of its plan are, or are to be.
-
-    Two runs that make the same assignments at once are two drivers on one folder, which the ledger is made for.
-    """
-    if job.assignments_cache is None:
-        return step
-    plan, _, _ = assign.make_plan(step, model)
-    entry = job.assignments_cache.absolute() / plan.run_fingerprint
-    entry.mkdir(parents=True, exist_ok=True)
-    link = Path(step.out)
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.exists():
-        link.unlink(missing_ok=True)  # it may lead to where the cache was
-        link.symlink_to(entry, target_is_directory=True)
-    return step
-
-
-def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:
-    # Each cycle has a seed of its own, or the preserve term would see the same "fresh" noise again.
-    return build(
-        TrainJob,
-        train_settings(job, {"seed": noise_seed(job.train.seed, folder.name)}),
-        assignments=folder / "assignments",
-        model=model,
-        preserve_model=job.model if job.preserve_to == "first" else None,
-        pairs=job.pairs,
-        out=folder / "train",
-    )
-
-
-def train_settings(job: EmJob, changes: Settings) -> TrainSettings:
-    watched: Settings = {"validation": str(heldout_assignments(job))} if job.validate_on_heldout else {}
-    return job.train.model_copy(update={**changes, **watched})
-
-
-def baseline_job(job: EmJob) -> TrainJob:
-    """Direct SFT: the same targets, losses and number of updates as all cycles together, on random noise."""
-    return build(
-        TrainJob,
-        train_settings(job, {"noise": "random", "center_noise": None, "epochs": job.train.epochs * job.cycles}),
-        assignments=job.work_dir / cycle_name(1) / "assignments",
-        model=job.model,
-        pairs=job.pairs,
-        out=job.work_dir / "direct" / "train",
-    )
-
-
-def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:
-    return build(
-        EvaluateJob,
-        job.evaluate,
-        job.heldout_fields(),
-        model=models,
-        pairs=job.heldout_place,
-        trained_on=job.work_dir / cycle_name(1) / "assignments",
-        out=job.work_dir / "evaluation",
-        patch_size=job.assign.patch_size,
-    )
-
-
-def build(kind: type[J], settings: BaseModel, pair_fields: PairFields | None = None, **others: object) -> J:
-    """A job of one verb from its settings, the fields of the pair set and its other options."""
-    named = pair_fields.pair_fields().model_dump() if pair_fields is not None else {}
-    return kind.model_validate({**settings.model_dump(), **named, **others})
 
 
 def cycle_of(number: int, folder: Path) -> Cycle:

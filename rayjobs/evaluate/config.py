@@ -50,7 +50,9 @@ class EvaluateSettings(PoolResources, Precision):
         128, ge=8, description="held-out rows used, from the first; of a part of a set, from all over it"
     )
     steps: int = decides(20, ge=1, description="evaluations of the E-step that looks for each row's closest image")
-    batch_size: int = conduct(32, ge=1, description="images side by side in that E-step")
+    batch_size: int = conduct(
+        0, ge=0, description="images side by side in that E-step (0: what fits the GPU, 32 without one)"
+    )
     seed: int = decides(0, ge=0, description="decides the noises and the resamples")
     rows_per_shard: int = resolved(128, ge=1, description="rows of one task and part file, what a lost worker repeats")
     workers: Annotated[str, BeforeValidator(span)] = conduct(

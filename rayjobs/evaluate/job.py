@@ -26,9 +26,10 @@ from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import Parts, check_judged, count_in_training, draw, judge_all, table_of, write_failures
 from rayjobs.evaluate.plan import PARTS, EvaluationPlan, ExtractorUsed, take_base_from
 from rayjobs.evaluate.report import write_report
-from rayjobs.evaluate.worker import Judging, folders_of_rewards, judge_models, reward_names
+from rayjobs.evaluate.worker import Judging, folders_of_rewards, judge_models, reward_names, searched_by
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
+from rayjobs.pool.memory import described
 from rayjobs.pool.run import exit_code
 from rayjobs.reports.next_steps import left_out
 from rayjobs.reports.summaries import EVALUATION, Evaluation, FeatureSource, FeatureSources
@@ -37,6 +38,9 @@ from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, replace_text
+
+#: What the weights of judges are in.
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 def open_models(job: EvaluateJob) -> dict[str, ModelFolder]:
@@ -141,9 +145,28 @@ def describe(job: EvaluateJob) -> dict[str, Any]:
         "evaluations": plan.rows * job.steps,
         # Three PNGs a row, the targets once; photographs take about two bytes a pixel.
         "bytes_to_write_at_most_about": (3 * plan.rows + plan.heldout_rows) * (3 * Y * X + 8192),
+        **(
+            {}
+            if job.gpu_memory is None
+            else {"memory": memory_of(job, models[plan.base], plan.rows_per_shard, plan.rows)}
+        ),
         "writes": [EVALUATION, "evaluation.parquet", "failures.jsonl", "pictures/", f"{PARTS}/"],
         "out": str(job.out),
     }
+
+
+def memory_of(job: EvaluateJob, model: ModelFolder, rows_per_shard: int, rows: int) -> dict[str, object]:
+    """What a dry run says of a GPU of `job.gpu_memory` GiB."""
+    assert job.gpu_memory is not None
+    judges = judge_models(job)
+    folders = {judges.features.folder, *([judges.cmmd.folder] if judges.cmmd is not None else [])}
+    named = folders_of_rewards(job)
+    folders |= {named.get(name, named[""] / name) for name in _used(job)}
+    weights = (file for folder in folders for kind in WEIGHT_FILES for file in folder.glob(kind))
+    size = sum(file.stat().st_size for file in weights)
+    here = searched_by(job, model, rows_per_shard, rows, size)
+    changes = {"set --dtype float16": replace(here, dtype="float16")} if job.dtype == "float32" else {}
+    return described(here, job.gpus_per_worker, job.gpu_memory, changes)
 
 
 def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> int:

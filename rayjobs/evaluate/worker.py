@@ -17,6 +17,8 @@ from ortho_core.evaluation.rows import EvaluationRows
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.memory.plan import MOST_SLOTS
 from ortho_core.pairs.decoding import Decode
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Shard
@@ -25,7 +27,12 @@ from ortho_core.records.plan import fingerprint
 from ortho_core.rewards.names import parse_rewards
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.plan import EvaluationPlan
+from rayjobs.pool.engine_search import FEW_SLOTS
+from rayjobs.pool.memory import Searched, slots_on_gpu
 from rayjobs.pool.protocol import Usage, WorkerPlace
+
+#: Images side by side without a GPU, where nothing else is said.
+CPU_BATCH = 32
 
 
 def reward_names(job: EvaluateJob) -> list[str]:
@@ -50,6 +57,17 @@ def judge_models(job: EvaluateJob) -> JudgeModels:
     return JudgeModels(features, None if same else cmmd, job.rewards, folders_of_rewards(job), lpips)
 
 
+def search_config(job: EvaluateJob) -> AssignConfig:
+    """The E-step that looks for each row's closest image."""
+    return AssignConfig(patch_size=job.patch_size, steps=job.steps, patience=0)
+
+
+def searched_by(job: EvaluateJob, model: ModelFolder, rows_per_shard: int, rows: int, judges: int = 0) -> Searched:
+    """What decides the memory of that E-step, beside so many bytes of judges."""
+    most = min(job.batch_size or MOST_SLOTS, rows_per_shard)
+    return Searched(model, job.dtype, search_config(job), most, rows, judges=judges)
+
+
 @dataclass(frozen=True)
 class Judging:
     """What a worker of the job does."""
@@ -61,7 +79,7 @@ class Judging:
 
     @property
     def passes(self) -> int:
-        return self.job.steps * -(-self.plan.rows_per_shard // self.job.batch_size)
+        return self.job.steps * -(-self.plan.rows_per_shard // (self.job.batch_size or FEW_SLOTS))
 
     def load(self, place: WorkerPlace, notes: list[str]) -> "ModelByModel":
         judge = Judge(judge_models(self.job), place.device)
@@ -108,6 +126,14 @@ class ModelByModel:
             slots, computed, waited = engine.slots, computed + engine.computed, waited + present.rows.waited
         return Usage(slots, computed, waited, killed)
 
+    def _slots(self, generator: OneStepGenerator, model: ModelFolder, config: AssignConfig) -> int:
+        """Images side by side: as the job says, or as many as fit beside the judges."""
+        job, plan = self.judging.job, self.judging.plan
+        if job.batch_size or generator.device.type != "cuda":
+            return min(job.batch_size or CPU_BATCH, plan.rows_per_shard)
+        searched = searched_by(job, model, plan.rows_per_shard, plan.rows)
+        return slots_on_gpu(searched, generator, job.gpus_per_worker, job.gpu_memory, self.notes)
+
     def _turn_to(self, name: str) -> Loaded:
         """Have the model `name` in memory, and no other."""
         if self.present is not None and self.present.name == name:
@@ -125,9 +151,9 @@ class ModelByModel:
         prompts = PromptCache(generator)
         if conditions is not None:
             prompts.conditions = conditions
-        config = AssignConfig(patch_size=job.patch_size, steps=job.steps, patience=0)
+        config = search_config(job)
         objective = Reconstruction(generator, config)
-        slots = min(job.batch_size, plan.rows_per_shard)
+        slots = self._slots(generator, model, config)
         engine = Engine(generator, config, slots, objective, on_event=self.notes.append)
         is_base = name == plan.base
         rows = EvaluationRows(objective, prompts, self.judging.pairs, self.judge, job.seed, is_base, self.decode)

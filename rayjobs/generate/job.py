@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ortho_core.at_once import AtOnce
 from ortho_core.class_names import class_number
 from ortho_core.device import pick_device
 from ortho_core.errors import UserError
@@ -21,7 +21,6 @@ from ortho_core.evaluation.samples import sample
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
-from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.marks import decides, settings
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.layouts.metadata import PAIRS
@@ -168,7 +167,7 @@ def make(job: GenerateJob, model: ModelFolder, batches: Sequence[Sequence[Planne
     """Make the images of these batches; one batch is in memory at a time."""
     progress = Progress("generate", total, "images", done=total - sum(map(len, batches)), starting="loading the model")
     generator = load_generator(model, pick_device(job.device), job.dtype)
-    prompts, size = PromptCache(generator), job.batch_size
+    prompts, at_once = PromptCache(generator), AtOnce(job.batch_size, on_event=say)
     texts = list(dict.fromkeys(image.prompt for batch in batches for image in batch))
     if cut := generator.count_truncated(texts):
         say(f"{counted(cut, 'prompt is', 'prompts are')} longer than the text encoder reads, and cut off at the end")
@@ -176,31 +175,13 @@ def make(job: GenerateJob, model: ModelFolder, batches: Sequence[Sequence[Planne
         (folder.child(place) if place else folder).sweep("")
     with ThreadPoolExecutor(ENCODERS) as encoders:
         for batch in batches:
-            made, size = sampled(generator, prompts, batch, size)
+            made = sample(generator, prompts, [p.prompt for p in batch], [p.seed for p in batch], at_once)
             for image, content in zip(
                 batch, encoders.map(Planned.encoded, batch, made, [model.fingerprint] * len(batch)), strict=True
             ):
                 folder.create(image.file, content)
             progress.advance(len(batch))
     progress.close()
-
-
-def sampled(
-    generator: OneStepGenerator, prompts: PromptCache, batch: Sequence[Planned], size: int
-) -> tuple[Tensor, int]:
-    """The images of a batch, uint8 (B, 3, Y, X), at most `size` at once, and what size there was memory for."""
-    while True:
-        try:
-            return sample(generator, prompts, [p.prompt for p in batch], [p.seed for p in batch], size), size
-        except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
-            if size == 1:
-                raise UserError(f"there is no memory for one image, try --dtype bfloat16 ({reason})") from error
-        # Outside the handler, whose traceback would keep the tensors of the failed step alive.
-        size //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        say(f"out of memory, going on with {counted(size, 'image')} at once ({reason})")
 
 
 def write_grid(folder: Store, images: Sequence[Planned], plan: GeneratePlan) -> int:

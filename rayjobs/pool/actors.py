@@ -21,7 +21,7 @@ from rayjobs.pool.messages import Work
 from rayjobs.pool.prometheus import WorkerMetrics
 from rayjobs.pool.protocol import Search
 from rayjobs.pool.worker import Counted, PoolWorker
-from rayjobs.verb.faults import innermost
+from rayjobs.verb.faults import explained
 
 #: Calls of one worker at a time, each with a shard: while the last images of one are searched, the next one's enter.
 CALLS = 2
@@ -77,11 +77,13 @@ def pooled(
     gpus: float,
     labels: dict[str, str] | None = None,
     patience_s: float,
+    job: object = None,
 ) -> Iterator[dict[str, str]]:
     """Give each of `tasks` to an actor of class `worker`; yields what it returns, in order of completion.
 
     The pool has `sizes` (least, most) actors. A worker is called with a batch of one task and returns a batch of one row.
-    `patience_s` ends a run in which no task is finished for so long. Raises RunFailed.
+    `patience_s` ends a run in which no task is finished for so long. Raises RunFailed, which names the options of `job` that
+    need less memory where that ran out.
     """
     context = ray.data.DataContext.get_current()
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the import has just set it to its own
@@ -109,4 +111,4 @@ def pooled(
     try:
         yield from done.iter_rows()
     except ray.exceptions.RayError as error:
-        raise RunFailed(f"a worker failed: {innermost(error)}") from error
+        raise RunFailed(f"a worker failed: {explained(error, job)}") from error

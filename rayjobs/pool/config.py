@@ -51,6 +51,11 @@ class PoolResources(WorkerResources):
         ge=0,
         description="CPUs of the process that decodes images for a worker (none: 1 where the cluster has so many to spare)",
     )
+    gpu_memory: float | None = conduct(
+        None,
+        gt=0,
+        description="plan for a GPU of so many GiB (none: as many as it has); with --dry-run for one that need not be there",
+    )
     max_failure_rate: float = conduct(
         0.5, ge=0, le=1, description="end the run once more than this share of the rows so far is quarantined"
     )

@@ -11,6 +11,7 @@ from rayjobs.pool.messages import Receipt, Work
 from rayjobs.pool.protocol import PoolJob, Search
 from rayjobs.pool.worker import OwnProcess, PoolWorker
 from rayjobs.verb.console import Progress, say
+from rayjobs.verb.faults import ElsewhereTraceback, Fault, traceback_kept
 
 #: Rows before which the share of quarantined ones says too little to end a run.
 MANY_ROWS = 100
@@ -33,10 +34,10 @@ def work_through(
     loss, assigned, example = 0.0, 0, f"see {job.out}/failures.jsonl"
     for receipt in receipts(job, ledger, list(todo.values()), search):
         work, failures = todo[receipt.shard], receipt.failures
-        if receipt.error:
-            raise RunFailed(receipt.error)
         if receipt.notes:
             say(f"{verb}: {receipt.notes}")
+        if receipt.fault is not None:
+            raise failed(job, receipt.fault, verb, receipt.slots, receipt.traceback)
         if failures and not work.task.revision:
             if work.shard.index == 0:
                 reasons = ", ".join(sorted({f.reason for f in failures}))
@@ -58,6 +59,16 @@ def work_through(
         note = f"mean loss {loss / assigned:.4f}" if assigned else ""
         progress.advance(work.rows, note + (f", {quarantined} quarantined" if quarantined else ""))
     progress.close()
+
+
+def failed(job: PoolJob, fault: Fault, verb: str, slots: int, traceback: str) -> RunFailed:
+    """Why the run ends, of a worker's fault: with the options of this verb that need less memory, or with its traceback."""
+    if not fault.unexpected:
+        return RunFailed(fault.remedied(job, slots))
+    there = ElsewhereTraceback(traceback)
+    error = RunFailed(f"a worker failed: {fault.said}; {traceback_kept(there, verb)}")
+    error.__cause__ = there
+    return error
 
 
 def receipts(job: PoolJob, ledger: Ledger[ShardedPlan], todo: list[Work], search: Search) -> Iterator[Receipt]:
@@ -90,5 +101,6 @@ def receipts(job: PoolJob, ledger: Ledger[ShardedPlan], todo: list[Work], search
         gpus=job.gpus(),
         labels=job.node_labels,
         patience_s=max(NO_PROGRESS_S, PATIENCE_PER_PASS_S * search.passes),
+        job=job,
     )
     yield from map(Receipt.of_row, done)

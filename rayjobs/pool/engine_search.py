@@ -6,20 +6,23 @@ from typing import Any, Protocol
 
 import torch
 
-from ortho_core.estep.capacity import slots_that_fit
 from ortho_core.estep.config import SearchConfig
 from ortho_core.estep.engine import Engine
+from ortho_core.estep.objective import Objective, Reconstruction
 from ortho_core.estep.rows import Rows
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.memory.costs import on
+from ortho_core.memory.plan import CPU_SLOTS, MOST_SLOTS
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Shard
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import AssignmentPlan
 from rayjobs.pool.config import PoolSettings
+from rayjobs.pool.memory import Searched, slots_on_gpu
 from rayjobs.pool.protocol import Decoder, Usage, WorkerPlace
 
 #: Images side by side of a worker that counts them itself, as far as is known beforehand: few, as it bounds a time from above.
@@ -59,7 +62,7 @@ class EngineSearch:
         plan, earlier = self.plan, Assignments(self.warm_start) if self.warm_start else None
         generator = self.generator(place.device)
         rows = self.goal.rows(generator, self.pairs, place.decoder)
-        slots = self.slots(rows, generator, self.goal.config)
+        slots = self.slots(rows, generator, self.goal.config, notes)
         if self.settings.compile:  # not before the slots are counted: each batch size that is tried would be compiled
             compiled: Any = torch.compile(generator.trainable, dynamic=False)
             generator.trainable = compiled
@@ -74,11 +77,31 @@ class EngineSearch:
             self.model, device, settings.dtype, gradient_checkpointing=settings.gradient_checkpointing
         )
 
-    def slots(self, rows: Rows, generator: OneStepGenerator, config: SearchConfig) -> int:
-        """Images side by side: as the job says, or as many as fit."""
-        if self.settings.slots:
-            return self.settings.slots
-        return min(slots_that_fit(generator, config, rows.objective), self.plan.rows_per_shard)
+    def slots(self, rows: Rows, generator: OneStepGenerator, config: SearchConfig, notes: list[str]) -> int:
+        """Images side by side: as the job says, or as many as fit on the GPU; what was planned is appended to `notes`."""
+        settings = self.settings
+        if settings.slots:
+            return settings.slots
+        if generator.device.type != "cuda":
+            return min(CPU_SLOTS, self.plan.rows_per_shard)
+        searched = self.searched(config, rows.objective, str(generator.device))
+        return slots_on_gpu(searched, generator, settings.gpus_per_worker, settings.gpu_memory, notes)
+
+    def searched(self, config: SearchConfig, objective: Objective, device: str) -> Searched:
+        """What decides the memory that the search for an objective, whose own networks are on `device`, takes on a GPU."""
+        plan, settings = self.plan, self.settings
+        own = not isinstance(objective, Reconstruction)
+        return Searched(
+            self.model,
+            settings.dtype,
+            config,
+            min(MOST_SLOTS, plan.rows_per_shard),
+            plan.rows,
+            settings.gradient_checkpointing,
+            (lambda blank: on(blank, objective)) if own else None,
+            plan.model_dump(mode="json", include={"reward_fingerprints", "rewards"}) if own else None,
+            device if own else "cpu",
+        )
 
 
 class EngineSearcher:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from ortho_core.pairs.rows import Failure, Shard
 from rayjobs.pool.ledger import Task
+from rayjobs.verb.faults import Fault
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,17 @@ class Receipt:
     example: str = ""
     #: What a person should know.
     notes: str = ""
+    #: Of an error: whether memory ran out, the machine's or a GPU's; the traceback, where nothing else explains it; and the
+    #: worker's images side by side, 0 where it has not come so far.
+    memory: bool = False
+    host: bool = False
+    traceback: str = ""
+    slots: int = 0
+
+    @property
+    def fault(self) -> Fault | None:
+        """What `error` is about."""
+        return Fault(self.error, self.memory, self.host, bool(self.traceback)) if self.error else None
 
     def to_row(self) -> dict[str, str]:
         return {"receipt": json.dumps(asdict(self))}

@@ -7,7 +7,7 @@ from ortho_core.errors import RunFailed, UserError
 from rayjobs.pool.engine_search import EngineSearch
 from rayjobs.pool.protocol import PoolJob
 from rayjobs.pool.worker import OwnProcess
-from rayjobs.verb.faults import innermost
+from rayjobs.verb.faults import explained
 from rayjobs.verb.session import ray_session
 
 #: Evaluations of every slot that are timed, after as many that are not.
@@ -44,7 +44,7 @@ def seconds_per_evaluation(job: PoolJob, search: EngineSearch) -> Timing:
         try:
             timing: Timing | str = ray.get(task.remote(search, max(1, int(job.cpus_per_worker)), device))
         except ray.exceptions.RayError as error:
-            raise RunFailed(f"the timing failed: {innermost(error)}") from error
+            raise RunFailed(f"the timing failed: {explained(error, job)}") from error
     if isinstance(timing, str):
         raise UserError(timing)
     return replace(timing, gpus_per_worker=gpus)
@@ -64,7 +64,7 @@ def _time(search: EngineSearch, threads: int, device: str) -> Timing | str:
     except UserError as error:
         return str(error)
     config = search.goal.config.brief(TIMED)
-    slots = search.slots(rows, generator, config)
+    slots = search.slots(rows, generator, config, [])
     engine = Engine(generator, config, slots, rows.objective)
     inputs = rows.objective.blank_inputs(slots)
     seconds = 0.0

@@ -1,10 +1,10 @@
 """What each worker of the pool does, whatever it searches for: turn shards into part files, and tell how it goes."""
 
 import time
+import traceback
 
 import torch
 
-from ortho_core.errors import RunFailed, UserError
 from ortho_core.pairs.decoding import Decode, decode_in_threads, usable_rows
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Failure, Shard
@@ -14,7 +14,7 @@ from rayjobs.pool.ledger import Ledger, Task
 from rayjobs.pool.messages import Receipt, Work
 from rayjobs.pool.protocol import Search, WorkerPlace
 from rayjobs.pool.turns import Turns
-from rayjobs.verb.faults import innermost
+from rayjobs.verb.faults import fault_of
 
 #: A shard that was under way so often when its worker died is quarantined instead of begun again.
 DEATHS = 4
@@ -53,26 +53,46 @@ class PoolWorker:
     def __init__(self, search: Search, ledger: Ledger[ShardedPlan], place: WorkerPlace) -> None:
         self.pairs, self.ledger, self.place = search.pairs, ledger, place
         self.turns, self.notes = Turns(), list[str]()
-        self.error = ""
+        self.broken: Exception | None = None
         try:
             torch.set_num_threads(place.threads)
             self.searcher = search.load(place, self.notes)
         except Exception as error:  # raised from here, it would restart an actor for ever
-            self.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {innermost(error)}"
+            self.broken = error
 
     def work(self, work: Work) -> Receipt:
         """Search a shard and publish what was found."""
         task = work.task
-        if self.error:
-            return Receipt(task.shard, error=self.error)
+        if self.broken is not None:
+            return self._ended(task, self.broken)
         try:
             # The first of two attempts may have published and died before it could say so.
             if (footer := self.ledger.committed(task)) is not None:
                 about = footer.about
                 return Receipt(task.shard, footer.rows, len(about.failures), about.loss_sum)
             return self._publish(task, self._search(task, work.shard))
-        except (UserError, RunFailed) as error:
-            return Receipt(task.shard, error=str(error))
+        except Exception as error:  # raised from here, Ray would bring it without its place
+            return self._ended(task, error)
+
+    def _ended(self, task: Task, error: Exception) -> Receipt:
+        """What the driver is to know of an error that ends the run."""
+        fault = fault_of(error)
+        trace = "".join(traceback.format_exception(error)) if fault.unexpected else ""
+        slots = 0 if self.broken is not None else self.searcher.usage().slots
+        return Receipt(
+            task.shard,
+            error=fault.said,
+            notes=self._notes(),
+            memory=fault.memory,
+            host=fault.host,
+            traceback=trace,
+            slots=slots,
+        )
+
+    def _notes(self) -> str:
+        said = "; ".join(self.notes)
+        self.notes.clear()
+        return said
 
     def _search(self, task: Task, shard: Shard) -> ShardResult:
         attempts = self.place.attempts
@@ -89,13 +109,15 @@ class PoolWorker:
         """Every row of a shard as a failure: unusable rows by their own reason, the others because the worker died."""
         result = ShardResult()
         for pair in usable_rows(self.pairs, shard, result.failures, task.only):
-            message = f"row {pair.row}: its worker died {DEATHS} times while the shard of this row was under way"
+            message = (
+                f"row {pair.row}: its worker died {DEATHS} times while the shard of this row was under way; one that is killed "
+                "by signal 9 mostly met the end of the machine's memory, where fewer --workers need less"
+            )
             result.failures.append(Failure(pair.sample_id, pair.row, "worker-died", message, pair.image))
         return result
 
     def _publish(self, task: Task, result: ShardResult) -> Receipt:
-        notes = "; ".join(self.notes)
-        self.notes.clear()
+        notes = self._notes()
         if not result.rows:
             # Of a whole shard the driver decides whether that is the data's fault or the run's; of rows that failed
             # before there is nothing new to say.

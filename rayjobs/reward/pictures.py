@@ -15,7 +15,7 @@ from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.pictures import save_png, to_bytes
 from ortho_core.records.assignments import Assignments
 from rayjobs.verb.console import say
-from rayjobs.verb.faults import innermost
+from rayjobs.verb.faults import explained
 
 if TYPE_CHECKING:
     from rayjobs.reward.config import RewardJob
@@ -35,7 +35,7 @@ def take_pictures(job: "RewardJob", model: ModelFolder) -> None:
         job.fitting(1, job.node_labels)  # this cluster may be another than the search's
         ray.get(remote.remote(job, model, job.worker_device()))
     except (UserError, ray.exceptions.RayError) as failure:
-        say(f"reward: no pictures for the report: {innermost(failure)}")
+        say(f"reward: no pictures for the report: {explained(failure, job)}")
 
 
 @torch.no_grad()

@@ -13,9 +13,10 @@ from ortho_core.storage.open import open_store
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob
 from rayjobs.em import job as em
+from rayjobs.em import steps
 from rayjobs.em.config import NO_HELDOUT, EmJob
 from rayjobs.evaluate import job as evaluate
-from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.evaluate.config import EvaluateJob, EvaluateSettings
 from rayjobs.reports.summaries import EM_SUMMARY, EVALUATION, Cycle, EmSummary, Evaluation, ModelEstimates, cycle_name
 from rayjobs.sweep.config import SweepJob
 from rayjobs.sweep.points import base_of
@@ -24,6 +25,7 @@ from rayjobs.sweep.space import Point, short_names, text, with_values
 from rayjobs.train.plan import TrainPlan
 from rayjobs.training.progress import last_logged
 from rayjobs.training.run_files import HISTORY
+from rayjobs.verb.faults import of_step
 from rayjobs.verb.plan import replace_text
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ def em_job(job: SweepJob, values: Point, work_dir: Path) -> EmJob:
     settled = with_values(base_of(job), values).model_copy(update={**shared, "assignments_cache": cache})
     if not job.watched:
         return settled
-    watched = settled.train.model_copy(update={"validation": str(em.heldout_assignments(job))})
+    watched = settled.train.model_copy(update={"validation": str(steps.heldout_assignments(job))})
     return settled.model_copy(update={"train": watched})
 
 
@@ -153,7 +155,8 @@ def run_trial(
     models = {"base": job.model, "trial": trained.path}
     assigned = folder / "em" / cycle_name(1) / "assignments"
     judge = judge_job(job, models, folder / "evaluation", evaluation_of(job), assigned)
-    evaluate.run(judge, {"base": model, "trial": trained})
+    with of_step("evaluate", EvaluateSettings):
+        evaluate.run(judge, {"base": model, "trial": trained})
     cycles = summary.cycles
     record = TrialRecord(
         status="finished",

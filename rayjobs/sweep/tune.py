@@ -25,8 +25,10 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.assign import job as assign
-from rayjobs.em import job as em
+from rayjobs.assign.config import AssignSettings
+from rayjobs.em import steps
 from rayjobs.evaluate import job as evaluate
+from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.reports.summaries import EVALUATION, Evaluation, ModelEstimates
 from rayjobs.sweep.config import SweepJob
 from rayjobs.sweep.points import points_of
@@ -45,10 +47,11 @@ from rayjobs.sweep.trial import (
     write_record,
 )
 from rayjobs.train import job as train
+from rayjobs.train.config import TrainSettings
 from rayjobs.train.models import TrainModels
 from rayjobs.training.loop import Report
 from rayjobs.verb.console import say
-from rayjobs.verb.faults import innermost
+from rayjobs.verb.faults import explained, of_step
 from rayjobs.verb.resources import WorkerResources
 
 if TYPE_CHECKING:
@@ -72,17 +75,21 @@ def references(job: SweepJob, model: ModelFolder, point: Point) -> ModelEstimate
     beside = em_job(job, point, job.work_dir / REFERENCES)
     if job.watched:
         say("held-out pairs: the noise that the first model maps closest to each")
-        assign.run(em.cached(beside, em.heldout_job(job), model), model)
+        with of_step("assign", AssignSettings):
+            assign.run(steps.cached(beside, steps.heldout_job(job), model), model)
     if job.baseline:
         say("E-step of the first trial")
-        assign.run(em.cached(beside, em.assign_job(beside, 1, job.model), model), model)
+        with of_step("assign", AssignSettings):
+            assign.run(steps.cached(beside, steps.assign_job(beside, 1, job.model), model), model)
         say("direct SFT on random noise, to compare with")
-        direct = em.baseline_job(beside)
-        train.run(direct, models=TrainModels(model, model))
+        direct = steps.baseline_job(beside)
+        with of_step("train", TrainSettings):
+            train.run(direct, models=TrainModels(model, model))
         models["direct"] = ModelFolder.open(direct.out / "checkpoint-final")
     say("the held-out figures of " + " and ".join(models))
     paths = {name: folder.path for name, folder in models.items()}
-    evaluate.run(judge_job(job, paths, evaluation_of(job)), models)
+    with of_step("evaluate", EvaluateSettings):
+        evaluate.run(judge_job(job, paths, evaluation_of(job)), models)
     return Evaluation.read(evaluation_of(job) / EVALUATION).metrics
 
 
@@ -240,7 +247,7 @@ def outcome(job: SweepJob, result: tune.Result) -> TrialRecord:
     """A trial's record; of one that failed, the reason."""
     values = values_of(result.config)
     if result.error is not None:
-        return write_record(job, TrialRecord(status="failed", values=values, error=innermost(result.error)))
+        return write_record(job, TrialRecord(status="failed", values=values, error=explained(result.error, job)))
     record = record_of(job, values)
     if record is None:
         raise RunFailed(f"the trial {folder_of(job, values).name} left no record; run the same command again")

@@ -85,6 +85,11 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         10, ge=0, description="updates left out because their gradient was not finite, before the run gives up"
     )
     allow_stale: bool = conduct(False, description="train on noise that was matched to another model than --model")
+    gpu_memory: float | None = conduct(
+        None,
+        gt=0,
+        description="with --dry-run: say whether an update fits a GPU of so many GiB, which need not be there",
+    )
     seed: int = decides(0, ge=0, description="decides the order of rows and every random noise")
 
     @property

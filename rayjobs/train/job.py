@@ -23,6 +23,7 @@ from ortho_core.records.plan import fingerprint
 from ortho_core.storage.open import open_store
 from rayjobs.reports.next_steps import beside, generating
 from rayjobs.train.config import TRAINING, TrainJob
+from rayjobs.train.memory import memory_of
 from rayjobs.train.models import TrainModels, check_lora, check_single_file
 from rayjobs.train.plan import TrainPlan
 from rayjobs.train.worker import train_worker
@@ -192,6 +193,9 @@ def describe(job: TrainJob) -> dict[str, object]:
         content["bytes_of_checkpoints_about"] = models.model.base.weight_bytes * kept
     if job.noise == "online":
         content["evaluations_of_matching"] = job.match_evaluations(plan.updates, job.batch_size)
+    if job.gpu_memory is not None:
+        search = match_search(job, job, data.noise_settings) if job.noise == "online" else None
+        content["memory"] = memory_of(job, models, data.needs_images or data.encodes, search)
     return {**content, "model_folders": kept, "rows_at_once_on_each_worker": job.rows_at_once, "out": str(job.out)}
 
 

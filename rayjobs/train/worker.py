@@ -33,6 +33,8 @@ from rayjobs.train.feed import ahead, feed, read_here
 from rayjobs.train.models import TrainModels
 from rayjobs.train.plan import TrainPlan
 from rayjobs.training.loop import TrainLoop, Update, work
+from rayjobs.verb.faults import memory_used
+from rayjobs.verb.remedies import remedies
 
 #: As options name them what a network computes in.
 COMPUTES_IN = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -55,27 +57,18 @@ def train_worker(config: dict[str, Any]) -> dict[str, object]:
         try:
             return Training(job, config["plan"], config["data"], config["models"], rank, world).run()
         except torch.OutOfMemoryError as error:
-            raise RunFailed(out_of_memory(job)) from error
+            raise RunFailed(out_of_memory(job, error)) from error
 
     return work(job, job.out, run)
 
 
-def out_of_memory(job: TrainJob) -> str:
-    """Which options lower the memory that is needed."""
-    remedies = [
-        "raise --gradient-accumulation-steps" if job.rows_at_once > 1 else "",
-        "" if job.gradient_checkpointing else "set --gradient-checkpointing",
-        "set --mixed-precision fp16" if job.mixed_precision == "no" else "",
-        "set --match-dtype float16" if job.noise == "online" and job.match_dtype == "float32" else "",
-        "" if job.lora_rank else "train an adapter (--lora-rank 16)",
-        "" if job.optimizer == "adafactor" or job.lora_rank else "set --optimizer adafactor",
-        "hold it to nothing (--preserve-latent-weight 0)" if job.preserves else "",
-        "" if job.parallel == "fsdp" else "shard over several GPUs (--parallel fsdp --num-workers N)",
-    ]
+def out_of_memory(job: TrainJob, error: Exception | None = None) -> str:
+    """How much was computed, what `error` says of it, and which options lower the memory that is needed."""
+    used = "" if error is None else f", {' '.join(str(error).split())[:300]}, {memory_used()}"
     return (
         f"GPU memory ran out with {job.rows_at_once} rows at once on each worker (--batch-size {job.batch_size} over "
-        f"{job.world} workers in {job.gradient_accumulation_steps} micro-batches); to need less: "
-        + ", ".join(r for r in remedies if r)
+        f"{job.world} workers in {job.gradient_accumulation_steps} micro-batches){used}; to need less: "
+        + ", ".join(remedies(job, job.rows_at_once))
     )
 
 

@@ -17,7 +17,7 @@ from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.progress import follow
 from rayjobs.training.run_files import HISTORY, STOPPED, TRAIN_SUMMARY, forget, rescue
 from rayjobs.verb.console import say, summary_json
-from rayjobs.verb.faults import innermost
+from rayjobs.verb.faults import explained
 from rayjobs.verb.plan import claim, replace_text
 from rayjobs.verb.session import ray_session
 
@@ -118,7 +118,7 @@ def run_workers(
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise RunFailed(f"training failed: {innermost(error)}") from error
+            raise RunFailed(f"training failed: {explained(error, job)}") from error
     summary = dict(result.return_value or {})
     if "error" in summary:
         (out / STOPPED).unlink(missing_ok=True)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ortho_core.device import pick_device
-from ortho_core.errors import RunFailed, UserError
+from ortho_core.errors import RunFailed
 from ortho_core.pictures import labelled_rows
 from ortho_core.records.plan import fingerprint
 from ortho_core.storage.folders import sweep_partial
@@ -31,6 +31,7 @@ from rayjobs.training.config import TrainingSettings
 from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.run_files import HISTORY, STATE, STOPPED, saved_state, trim_history
 from rayjobs.training.trackers import Trackers
+from rayjobs.verb.faults import fault_of
 from rayjobs.verb.plan import replace_text
 
 #: What a subclass takes for one update.
@@ -279,8 +280,12 @@ def work(settings: TrainingSettings, out: Path, run: Callable[[int, int], dict[s
     torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
     try:
         return run(context.get_world_rank(), context.get_world_size())
-    except (UserError, RunFailed) as error:
+    except Exception as error:
+        fault = fault_of(error)
+        if fault.unexpected:
+            raise
+        said = fault.remedied(settings)
         if context.get_world_size() == 1:
-            return {"error": str(error)}
-        replace_text(stopped, str(error))
-        raise
+            return {"error": said}
+        replace_text(stopped, said)
+        raise RunFailed(said) from error

@@ -2,21 +2,28 @@
 
 import errno
 import os
+import re
+import resource
 import select
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from ortho_core.errors import DISTRIBUTION
-from rayjobs.verb.help import leaves
+from ortho_core.errors import DISTRIBUTION, OutOfMemory, RunFailed, UserError, ran_out_of_memory
 from rayjobs.verb.paths import outputs
+from rayjobs.verb.remedies import remedies
 
 #: The exit code that a shell shows of a command whose reader has gone: `ortho look PAIRS | head -1`.
 CLOSED_PIPE = 141
-CHECKOUT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+#: How Ray's messages say that a process was killed from outside.
+_KILLED = ("SIGKILL", "OOM killer", "oom-killer", "signal 9", "exit code 137")
 GOES_ON = "the same command goes on from here"
 REMEDIES = {
     errno.ENOSPC: f"free some room there; {GOES_ON}",
@@ -26,24 +33,71 @@ REMEDIES = {
     errno.EACCES: "change its permissions, or choose another place",
     errno.EPERM: "change its permissions, or choose another place",
     errno.EMFILE: "raise the limit of open files (ulimit -n 65536)",
-    errno.ENOMEM: f"end other programs; {GOES_ON}",
     errno.EIO: f"see whether the disk or the network's file system is well; {GOES_ON}",
     errno.ESTALE: f"mount the network's file system again; {GOES_ON}",
 }
 
 
-def innermost(error: BaseException) -> str:
-    """The worker's own message in one line, without the stack of processes above it; a hint where memory ran out."""
-    error = _cause(error)
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    message = lines[-1].strip() if lines else type(error).__name__
-    hint = "; lower --batch-size" if "out of memory" in str(error).lower() else ""
-    return message + hint
+class ElsewhereTraceback(Exception):
+    """The traceback of another process, as text: the cause of the error that tells of it here."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, in one line with its place."""
+
+    said: str
+    #: Whether memory ran out; of the machine, if not of a GPU.
+    memory: bool = False
+    host: bool = False
+    #: Whether nothing below explains it, so that its traceback is of use.
+    unexpected: bool = False
+
+    def remedied(self, job: object, rows: int = 0) -> str:
+        """The line, and where memory ran out the options of the job that need less; `rows` were computed at once."""
+        if not self.memory:
+            return self.said
+        at_once = f" with {rows} at once" if rows else ""
+        less = remedies(job, rows, self.host) or ["take a machine with more memory" if self.host else "a larger GPU"]
+        return f"{self.said}{at_once}; to need less: {', '.join(less)}"
+
+
+def explained(error: BaseException, job: object = None, rows: int = 0) -> str:
+    """One line: the message of the process that failed, its place, and where memory ran out what needs less of it."""
+    return fault_of(error).remedied(job, rows)
 
 
 def last_words(error: Exception, verb: str, job: BaseModel | None) -> str:
     """What the command says of an error that nothing below it explains: what, where, a remedy, the traceback's file."""
-    line = " ".join(f"{_fault(_cause(error), job)}; {_kept(error, verb)}".split())
+    cause = [*_unwrapped(error)][-1]
+    written = [] if job is None else [f"{option} {place}" for option, place in outputs(job)]
+    said = _of_files(cause, ", ".join(written) or "standard output") or explained(error, job)
+    return _line(f"{said}; {traceback_kept(error, verb)}")
+
+
+@contextmanager
+def of_step(name: str, settings: type[BaseModel], *untouched: type[Exception]) -> Iterator[None]:
+    """Inside, what ends a step of a larger verb names the step's options as that verb has them: `--assign.slots`.
+
+    Errors of the kinds `untouched` pass as they are.
+    """
+
+    def prefixed(option: re.Match[str]) -> str:
+        return f"--{name}.{option[1]}" if option[1].replace("-", "_") in settings.model_fields else option[0]
+
+    try:
+        yield
+    except Exception as error:
+        fault = fault_of(error)
+        said = re.sub(r"(?<![\w.-])--([a-z][a-z0-9-]*)", prefixed, fault.said)
+        if fault.unexpected or said == fault.said or isinstance(error, untouched):
+            raise
+        refused = isinstance([*_unwrapped(error)][-1], UserError)
+        raise (UserError if refused else RunFailed)(said) from error
+
+
+def _line(said: str) -> str:
+    line = " ".join(said.split())
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
@@ -65,66 +119,110 @@ def drop_unwritten() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The error of the process that failed, below those of Ray that brought it here."""
-    for failure in (getattr(error, "worker_failures", None) or {}).values():
-        error = failure
-        break
-    while isinstance(inner := getattr(error, "cause", None), BaseException):
-        error = inner
-    return error
-
-
-def _fault(error: BaseException, job: BaseModel | None) -> str:
-    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+def fault_of(error: BaseException) -> Fault:
+    """What an error means, of this process or brought here by Ray from another."""
+    wrappers = [*_unwrapped(error)]
+    cause = wrappers[-1]
+    place = _place_of(wrappers)
+    if isinstance(cause, UserError | RunFailed):
+        return Fault(_line(str(cause)), memory=isinstance(cause, OutOfMemory))
+    name, text = type(cause).__name__, str(cause)
+    said = [line.strip() for line in text.splitlines() if line.strip()]
+    if type(cause).__module__.startswith("ray."):
+        if name == "OutOfMemoryError" or "running low on memory" in text:
+            used = next((line for line in said if "Memory on the node" in line), said[0] if said else name)
+            return Fault(_line(f"the machine's memory ran out, and Ray ended the worker: {used[:300]}"), True, True)
+        if any(sign in text for sign in _KILLED):
+            return Fault(
+                "a worker's process was killed (signal 9), as the system does where the machine's memory runs out",
+                True,
+                True,
+            )
+    if ran_out_of_memory(cause):
+        host = isinstance(cause, MemoryError | OSError) or "CPUAllocator" in text
+        what = "the machine's memory" if host else "GPU memory" if "CUDA" in text or "HIP" in text else "memory"
+        # PyTorch ends with a page to read; of what is before, all is of use.
+        reason = " ".join(line for line in said if not line.startswith("See documentation"))[:400] or name
+        return Fault(_line(f"{what} ran out {place}: {reason}; {memory_used()}"), True, host)
+    if said_of_files := _of_files(cause):
+        return Fault(_line(said_of_files), unexpected=True)
     message = (said[-1] if said else "no reason given")[:500]
-    memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-    if memory or "out of memory" in str(error).lower():
-        lower = " or ".join(_sizes(job)) or "how much is done at once"
-        return f"memory ran out {_line_of(error)}: {said[0][:200] if said else type(error).__name__}; lower {lower}"
-    if isinstance(error, ImportError):
-        return f"{message} ({_line_of(error)}): install {DISTRIBUTION} anew, with all that it needs"
+    if isinstance(cause, ImportError):
+        return Fault(
+            _line(f"{message} ({place}): install {DISTRIBUTION} anew, with all that it needs"), unexpected=True
+        )
+    return Fault(_line(f"{name} {place}: {message}"), unexpected=True)
+
+
+def memory_used() -> str:
+    """What this process has used at most, of its GPU where it has one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        free, total = torch.cuda.mem_get_info()
+        most = torch.cuda.max_memory_allocated()
+        return f"this process used {most / GIB:.1f} GiB of {total / GIB:.1f}, {free / GIB:.1f} are free"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"this process used {peak / GIB:.1f} GiB"
+
+
+def _unwrapped(error: BaseException) -> Iterator[BaseException]:
+    """The error, and below those of Ray that brought it here the one of the process that failed, which is the last."""
+    yield error
+    failures = getattr(error, "worker_failures", None) or {}
+    inside = [
+        *failures.values(),
+        *(getattr(error, name, None) for name in ("cause", "controller_failure", "_base_exc")),
+    ]
+    if type(error).__module__.startswith("ray.") and error.__cause__ is not None:
+        inside.append(error.__cause__)
+    for inner in inside:
+        if isinstance(inner, BaseException) and inner is not error:
+            yield from _unwrapped(inner)
+            return
+
+
+def _of_files(error: BaseException, place: str = "") -> str:
+    """What there is to say of a file that cannot be read or written; nothing of other errors.
+
+    `place` is where it must be where the error does not name it, as with a write to a full disk.
+    """
+    if ran_out_of_memory(error):
+        return ""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and os.strerror(errno.ENOSPC) in str(error):  # as safetensors and others say it
         number = errno.ENOSPC
-    if number is not None:
-        remedy = REMEDIES.get(number, GOES_ON)
-        reason = getattr(error, "strerror", None) or os.strerror(number)
-        return f"{_place(error, job)}: {reason} ({_line_of(error)}); {remedy}"
-    return f"{type(error).__name__} {_line_of(error)}: {message}"
-
-
-def _place(error: BaseException, job: BaseModel | None) -> str:
-    """The file, where the error names it; a write to a full disk does not, so the folders that the job writes."""
     file = getattr(error, "filename", None)
     if file is not None:
-        return os.fsdecode(file) if isinstance(file, str | bytes) else str(file)
-    written = [] if job is None else [f"{option} {place}" for option, place in outputs(job)]
-    return ", ".join(written) or "standard output"
+        place = os.fsdecode(file) if isinstance(file, str | bytes) else str(file)
+    if number is None or not place:
+        return ""
+    reason = getattr(error, "strerror", None) or os.strerror(number)
+    return f"{place}: {reason} ({_place_of([error])}); {REMEDIES.get(number, GOES_ON)}"
 
 
-def _line_of(error: BaseException) -> str:
-    """The innermost line of this distribution on the way to the error, else the innermost of all."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_own(frame.filename)]
-    if not (own or frames):
-        return "in a worker"
-    frame = (own or frames)[-1]
-    file = Path(frame.filename)
-    return f"in {file.relative_to(CHECKOUT) if own else file.name}, line {frame.lineno}"
+def _place_of(errors: Sequence[BaseException]) -> str:
+    """The innermost line of this distribution on the way to an error, else the innermost of all.
+
+    `errors` are an error and what it was wrapped in: what comes from another process has its traceback as text, or none.
+    """
+    for error in reversed(errors):
+        frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+        text = getattr(error, "_traceback_str", None) or getattr(error, "traceback_str", None) or ""
+        frames = frames or [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', text)]
+        own = [(shown, line) for file, line in frames if (shown := _own(file))]
+        if own or frames:
+            file, line = own[-1] if own else (Path(frames[-1][0]).name, frames[-1][1])
+            return f"in {file}, line {line}"
+    return "in a worker"
 
 
-def _is_own(file: str) -> bool:
-    return any(Path(file).is_relative_to(CHECKOUT / package) for package in ("ortho_core", "rayjobs"))
+def _own(file: str) -> str:
+    """The path of one of our files in its checkout, on whichever machine that is; nothing for another file."""
+    found = re.search(r"(?:^|/)(?<!tests/)((?:ortho_core|rayjobs)/[\w/]+\.py)$", file)
+    return found[1] if found else ""
 
 
-def _sizes(job: BaseModel | None) -> list[str]:
-    """The options by which the job needs less memory."""
-    names = [] if job is None else [name for name, _ in leaves(type(job))]
-    return [f"--{name.replace('_', '-')}" for name in names if name.rpartition(".")[2] in {"slots", "batch_size"}]
-
-
-def _kept(error: Exception, verb: str) -> str:
+def traceback_kept(error: Exception, verb: str) -> str:
     """Write the traceback to a file that its owner alone can read; returns where it is."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f"ortho-{verb}-", suffix=".traceback", text=True)

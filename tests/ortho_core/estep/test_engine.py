@@ -198,7 +198,7 @@ def requests(generator, condition, targets, config):
     return [Request(i, i, {name: tensor[i] for name, tensor in inputs.items()}) for i in range(len(targets))]
 
 
-def test_out_of_memory_halves_the_slots_once_and_says_so(generator, batch):
+def test_out_of_memory_halves_the_slots_as_often_as_it_takes_and_says_so(generator, batch):
     condition, _, targets = batch
     config, heard = AssignConfig(steps=4), []
     engine = Engine(Fragile(generator, 3), config, 6, on_event=heard.append)
@@ -211,8 +211,10 @@ def test_out_of_memory_halves_the_slots_once_and_says_so(generator, batch):
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.parameters, b.parameters)
     smaller = Engine(Fragile(generator, 1), config, 6)
+    assert len(list(smaller.run(requests(generator, condition, targets, config)))) == 8
+    assert smaller.slots == 1
     with pytest.raises(torch.OutOfMemoryError):
-        list(smaller.run(requests(generator, condition, targets, config)))
+        list(Engine(Fragile(generator, 0), config, 6).run(requests(generator, condition, targets, config)))
 
 
 def test_a_source_that_runs_out_of_memory_is_not_taken_for_its_end(generator, batch):

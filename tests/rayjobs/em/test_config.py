@@ -8,7 +8,7 @@ import yaml
 from rayjobs.assign.config import AssignSettings
 from rayjobs.cli import main
 from rayjobs.em.config import EmJob
-from rayjobs.em.job import baseline_job, train_job
+from rayjobs.em.steps import baseline_job, train_job
 from rayjobs.train.config import TrainSettings
 from rayjobs.verb.paths import located, relative_paths
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pictures import to_bytes
 from rayjobs.cli import main
-from rayjobs.generate import job
 
 PROMPTS = [f"a {colour} handwritten two on a black background" for colour in ("red", "green", "blue")]
 
@@ -126,23 +126,23 @@ def test_a_finished_run_is_not_made_again_and_another_is_refused(tiny_turbo, pro
 
 
 def test_out_of_memory_halves_the_batch(tiny_turbo, prompts, tmp_path, monkeypatch, capsys):
-    usual, sizes = job.sample, []
+    usual, sizes = DiffusersGenerator.denoise, []
 
-    def short(generator, cache, texts, seeds, batch_size):
-        sizes.append(batch_size)
-        if batch_size > least:
+    def short(self, noise, condition):
+        sizes.append(len(noise))
+        if len(noise) > least:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return usual(generator, cache, texts, seeds, batch_size)
+        return usual(self, noise, condition)
 
-    monkeypatch.setattr(job, "sample", short)
+    monkeypatch.setattr(DiffusersGenerator, "denoise", short)
     argv = ["generate", "--model", str(tiny_turbo), "--prompts", str(prompts), "--images-per-prompt", "3"]
     least = 2
     assert main([*argv, "--batch-size", "8", "--out", str(tmp_path / "a")]) == 0
-    assert sizes == [8, 4, 2, 2]
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
     assert len([*(tmp_path / "a").glob("0*.png")]) == 9
     least = 0
     assert main([*argv, "--out", str(tmp_path / "b")]) == 1
-    assert "there is no memory for one image, try --dtype bfloat16" in capsys.readouterr().err
+    assert "compute on the CPU (--device cpu)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

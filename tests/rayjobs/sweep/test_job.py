@@ -135,7 +135,7 @@ def test_a_folder_is_named_by_its_values_and_by_nothing_else(small_pairs, tiny_t
 def test_of_trials_that_start_at_once_one_makes_the_e_step(small_pairs, tiny_turbo, digits, tmp_path):
     import ray
 
-    from rayjobs.em import job as em
+    from rayjobs.em import steps as em
 
     sweep = job(small_pairs, tiny_turbo, digits, tmp_path)
     maker = ray.remote(num_cpus=0, max_concurrency=1)(EStep).remote()

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from rayjobs.cli import main
-from rayjobs.verb.faults import last_words
+from rayjobs.train.config import TrainJob
+from rayjobs.verb.faults import explained, last_words
 from rayjobs.verb.table import VERBS, Verb
 from tests.conftest import ROOT, copy_pairs
 
@@ -124,7 +126,36 @@ def test_memory_that_runs_out_names_the_options_that_need_less(monkeypatch, caps
     assert main(["generate", "--model", str(tiny_turbo), "--prompt", "a two", "--out", str(tmp_path / "out")]) == 1
     line = last_line("generate", capsys.readouterr().err)
     assert "memory ran out in rayjobs/generate/job.py, line " in line
-    assert "Tried to allocate 2.00 GiB.; lower --batch-size" in line
+    assert "Tried to allocate 2.00 GiB. GPU 0 has 79 GiB.; this process used " in line
+    assert "; to need less: lower --batch-size" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "the machine's memory ran out in a worker: MemoryError"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            "the machine's",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "GPU memory ran out",
+        ),
+        (
+            ray.exceptions.OutOfMemoryError("Task was killed.\nMemory on the node was 27 / 28 GB.\nsee"),
+            "Memory on the node was",
+        ),
+        (ray.exceptions.ActorDiedError(), "ActorDiedError"),
+        (ray.exceptions.WorkerCrashedError(), "WorkerCrashedError"),
+    ],
+)
+def test_what_libraries_and_ray_call_memory_is_said_as_such(error, says):
+    job = TrainJob(assignments="a", model="m", out="o", num_workers=2)
+    said = explained(error, job)
+    assert says in said
+    assert ("to need less: " in said) == ("memory" in said.lower())
+    assert ("start fewer --num-workers" in said) == ("machine's" in said)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])

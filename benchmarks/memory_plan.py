@@ -1,0 +1,276 @@
+"""What is planned of a GPU's memory for SDXL at 512 pixels against what is alive: `python -m benchmarks.memory_plan`.
+
+For cards of 12, 24 and 80 GB: `assign`, `train --lora-rank 16` with 4 rows, `evaluate`, each in half precision. The planner's
+peak comes from counts at few rows, from an allowance and arithmetic. Beside it stands the peak of the whole step at the planned
+number of rows, counted here by other means: the slots of the engine, generator and loss run on tensors without numbers, with
+text encoders, images that are encoded and decoded as planned, and a counter of this folder's. Folders are written from SDXL
+Turbo's configurations, without weights. No GPU is needed, and none is measured: an allocator needs more than is alive, which
+is what the planner's allowance is for.
+"""
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from benchmarks.estep_gpu import FULL, SMALL, random_condition, random_unet
+from benchmarks.mstep import LiveBytes, Network
+from benchmarks.results import write_results
+from ortho_core.estep.config import AssignConfig
+from ortho_core.estep.curvature import Sensitivity
+from ortho_core.estep.objective import Reconstruction
+from ortho_core.estep.slots import empty_slots
+from ortho_core.estep.space import noise_space
+from ortho_core.generators.lora import add_lora
+from ortho_core.generators.lora_config import Lora
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.memory.costs import UpdateCosts, search_costs, update_costs
+from ortho_core.memory.plan import (
+    GIB,
+    MOST_SLOTS,
+    SearchPlan,
+    UpdatePlan,
+    plan_search,
+    plan_update,
+    smaller_updates,
+    usable_bytes,
+)
+from ortho_core.mstep.config import MStepConfig
+from ortho_core.mstep.loss import SftBatch, sft_loss
+from ortho_core.mstep.teacher import AdapterTeacher
+from ortho_core.mstep.update import make_optimizer
+
+CARDS = (12, 24, 80)
+RANK, ROWS, PRESERVED = 16, 4, 1
+#: SDXL's autoencoder and text encoders.
+AUTOENCODER: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+TEXT: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "text_encoder": (
+        CLIPTextModel,
+        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    ),
+    "text_encoder_2": (
+        CLIPTextModelWithProjection,
+        {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+        | {"projection_dim": 1280},
+    ),
+}
+
+
+def unet_of(shape: dict[str, Any], dtype: torch.dtype) -> Any:
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    network = random_unet(shape, torch.device("cpu")).requires_grad_(False).eval()
+    torch.set_default_dtype(usual)
+    return network
+
+
+def write_folder(folder: Path, shape: dict[str, Any]) -> ModelFolder:
+    """A model folder of configurations alone, as the planner reads them."""
+    with FakeTensorMode():
+        unet_of(shape, torch.float32).save_config(folder / "unet")
+        AutoencoderKL(**AUTOENCODER).save_config(folder / "vae")
+    parts: dict[str, list[str]] = {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    for name, (kind, settings) in TEXT.items():
+        CLIPTextConfig(**settings).save_pretrained(folder / name)
+        parts[name] = ["transformers", kind.__name__]
+    named = {"_class_name": "StableDiffusionXLPipeline", "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"]}
+    tokenizers = {name: ["transformers", "CLIPTokenizer"] for name in ("tokenizer", "tokenizer_2")}
+    (folder / "model_index.json").write_text(json.dumps({**named, **tokenizers, **parts}))
+    side = shape["sample_size"]
+    return ModelFolder(
+        path=folder,
+        kind="StableDiffusionXLPipeline",
+        latent_shape=(4, side, side),
+        target_shape=(4, side, side),
+        image_size=(8 * side, 8 * side),
+        recipe=None,
+        class_config=None,
+        configurations={"sides": str(shape)},
+        files=(),
+    )
+
+
+class Whole(Network):
+    """The network with everything else of the pipeline, in half precision but for the autoencoder."""
+
+    def __init__(self, shape: dict[str, Any], dtype: torch.dtype) -> None:
+        super().__init__(unet_of(shape, dtype))
+        self.dtype = dtype
+        self.pipeline.vae = AutoencoderKL(**AUTOENCODER).requires_grad_(False).eval()
+        torch.set_default_dtype(dtype)
+        self.encoders = [kind(CLIPTextConfig(**settings)).eval() for kind, settings in TEXT.values()]
+        torch.set_default_dtype(torch.float32)
+
+    def condition(self, rows: int) -> Any:
+        return random_condition(self.trainable.config, rows, {"device": "cpu", "dtype": self.dtype})
+
+
+def alive_in_a_search(shape: dict[str, Any], plan: SearchPlan, dtype: torch.dtype, config: AssignConfig) -> int:
+    """Most bytes alive at once: two evaluations of all slots, the next images encoded, and some that were found decoded."""
+    with FakeTensorMode(), LiveBytes() as counted:
+        generator = Whole(shape, dtype)
+        (C, H, W), S = generator.latent_shape, plan.slots
+        objective = Reconstruction(generator, config)
+        base, targets = torch.zeros(S, C, H, W), torch.zeros(S, C, H, W)
+        inputs = objective.inputs(generator.condition(S), targets, None)
+        sensitivity = None
+        if config.measures:
+            sensitivity = Sensitivity(
+                torch.zeros(config.sensitivity_rank, C, H, W), torch.ones(config.sensitivity_rank), 1.0
+            )
+        kept = generator.condition(3434)  # what the cache of prompts holds at most, one GiB
+        slots = empty_slots(noise_space(config, (C, H, W)), objective, config, sensitivity, base, inputs)
+        slots.enter(torch.arange(S), base, torch.zeros_like(slots.x), inputs)
+        del inputs, base, targets
+        gc.collect()
+        counted.peak = counted.live
+        slots.step()
+        slots.step()
+        vae = generator.pipeline.vae
+        with torch.no_grad():
+            for _ in range(8 // max(1, plan.encoded)):
+                vae.encode(torch.zeros(max(1, plan.encoded), 3, 8 * H, 8 * W)).latent_dist.mean  # noqa: B018
+            for _ in range(8 // max(1, plan.decoded)):
+                vae.decode(torch.zeros(max(1, plan.decoded), C, H, W))
+        del kept
+    return counted.peak
+
+
+def alive_in_an_update(shape: dict[str, Any], plan: UpdatePlan, config: MStepConfig) -> int:
+    """Most bytes alive at once during the second of two updates in micro-batches, text encoders still on the card."""
+    with FakeTensorMode(), LiveBytes() as counted, gpu_autocast():
+        generator = Whole(shape, torch.bfloat16)
+        network = generator.trainable
+        if plan.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        with patch.object(nn.Module, "to", lambda self, *_, **__: self):
+            add_lora(network, Lora(RANK, float(RANK)), 0)
+        generator.pipeline.vae = None  # parked
+        parameters = [p for p in network.train().parameters() if p.requires_grad]
+        optimizer, teacher = make_optimizer(config, parameters), AdapterTeacher(network)
+        _, H, W = generator.latent_shape
+        rows, preserved = -(-ROWS // plan.micro_batches), -(-PRESERVED // plan.micro_batches)
+        for turn in range(2):
+            gc.collect()
+            counted.peak = counted.live if turn else counted.peak
+            for _ in range(plan.micro_batches):
+                noise, held = torch.zeros(rows, 4, H, W), torch.zeros(preserved, 4, H, W)
+                batch = SftBatch(noise, generator.condition(rows), noise, None, held, generator.condition(preserved))
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = sft_loss(generator, teacher, batch, config)["loss"]
+                loss.backward()
+                del loss
+            optimizer.step()
+            optimizer.zero_grad()
+    return counted.peak
+
+
+class gpu_autocast:
+    """A GPU's autocast computes the norms of layers and groups in float32; a CPU's does not."""
+
+    def __enter__(self) -> None:
+        self.usual = nn.LayerNorm.forward, nn.GroupNorm.forward
+
+        def whole(forward: Any) -> Any:
+            def called(module: Any, x: torch.Tensor) -> torch.Tensor:
+                if not torch.is_autocast_enabled("cpu"):
+                    return forward(module, x)
+                with torch.autocast("cpu", enabled=False):
+                    weight, bias = module.weight.float(), module.bias.float()
+                    if isinstance(module, nn.GroupNorm):
+                        return nn.functional.group_norm(x.float(), module.num_groups, weight, bias, module.eps)
+                    return nn.functional.layer_norm(x.float(), module.normalized_shape, weight, bias, module.eps)
+
+            return called
+
+        nn.LayerNorm.forward, nn.GroupNorm.forward = (whole(forward) for forward in self.usual)
+
+    def __exit__(self, *_: object) -> None:
+        nn.LayerNorm.forward, nn.GroupNorm.forward = self.usual
+
+
+def searches(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) -> list[dict[str, Any]]:
+    """`assign`, and `evaluate` with its small judges."""
+    found = []
+    for verb, config in (("assign", AssignConfig()), ("evaluate", AssignConfig(steps=20, patience=0))):
+        costs = search_costs(model, "float16", config)
+        for card in cards:
+            plan = plan_search(costs, usable_bytes(card * GIB), MOST_SLOTS, 10_000)
+            alive = alive_in_a_search(shape, plan, torch.float16, config)
+            row = {"verb": verb, "card": card, "chosen": f"{plan.slots} slots", "fits": plan.fits}
+            found.append(row | filled(plan.peak, alive, card) | {"decoded": plan.decoded, "encoded": plan.encoded})
+    return found
+
+
+def updates(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) -> list[dict[str, Any]]:
+    """`train --lora-rank 16 --batch-size 4 --mixed-precision bf16`, changed as the dry run says where it does not fit."""
+    config, found = MStepConfig(mixed_precision="bf16"), []
+
+    def costs(checkpointing: bool) -> UpdateCosts:
+        return update_costs(
+            model,
+            config,
+            dtype="bfloat16",
+            lora=Lora(RANK, float(RANK)),
+            gradient_checkpointing=checkpointing,
+            second_network=False,
+        )
+
+    for card in cards:
+        counted = costs(False)
+        parked = counted.weights.autoencoder
+        plan = plan_update(counted, usable_bytes(card * GIB), ROWS, PRESERVED, 1, parked, False)
+        if not plan.fits:
+            plan = next(p for p in smaller_updates(plan, costs, ROWS, PRESERVED, parked) if p.fits)
+        alive = alive_in_an_update(shape, plan, config)
+        chosen = f"{plan.micro_batches} micro-batches" + (", checkpointed" if plan.gradient_checkpointing else "")
+        row = {"verb": f"train --lora-rank {RANK}", "card": card, "chosen": chosen, "fits": plan.fits}
+        found.append(row | filled(plan.peak, alive, card))
+    return found
+
+
+def filled(planned: int, alive: int, card: int) -> dict[str, Any]:
+    return {
+        "planned_gib": round(planned / GIB, 2),
+        "alive_gib": round(alive / GIB, 2),
+        "planned_over_alive": round(planned / alive, 3),
+        "of_the_card": round(planned / GIB / card, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cards", type=int, nargs="+", default=list(CARDS), help="GiB of each")
+    parser.add_argument("--small", action="store_true", help="in miniature")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    shape, began = SMALL if args.small else FULL, time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = write_folder(Path(scratch), shape)
+        rows = [*searches(model, shape, tuple(args.cards)), *updates(model, shape, tuple(args.cards))]
+    for row in rows:
+        print(json.dumps(row))
+    found = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "rows": rows}
+    write_results(found | {"seconds": round(time.perf_counter() - began, 1)}, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a model needs of a GPU's memory, counted without one, and what is planned with it."""

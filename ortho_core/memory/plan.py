@@ -1,0 +1,174 @@
+"""How much fits on a GPU: arithmetic on what was counted, an allowance for what is not counted, and one line of it."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ortho_core.estep.rows import ROWS_ENCODED_TOGETHER
+from ortho_core.memory.costs import SearchCosts, UpdateCosts
+
+GIB = 2**30
+#: What a process takes on a card beside its tensors: CUDA's context and the code of kernels, workspaces of cuBLAS and cuDNN.
+CONTEXT_BYTES = int(0.7 * GIB)
+#: The share of a card that stays free: PyTorch's allocator cuts blocks of many sizes, and what is between them is lost; and
+#: convolutions take workspaces for a moment. Counted bytes know of neither.
+ALLOCATOR_SHARE = 0.08
+#: Without a GPU, more slots than this gain little and take memory that other processes want.
+CPU_SLOTS = 16
+#: Beyond this a device is busy, and a shard's last images would leave most of the slots empty.
+MOST_SLOTS = 64
+#: Slots of a model that cannot be counted: few, and halved should they be too many.
+UNCOUNTED_SLOTS = 4
+#: Encoded prompts that a cache keeps, in bytes at most and in number; as `PromptCache` has it.
+PROMPT_BYTES, PROMPTS_KEPT = 1 << 30, 4096
+
+
+def usable_bytes(total: int, share: float = 1.0, free: int | None = None) -> int:
+    """Bytes for tensors on a card of `total`, of which this process is to take `share`; `free` of it are free or its own."""
+    room = total * min(1.0, share) - CONTEXT_BYTES
+    return int((room if free is None else min(room, free)) * (1 - ALLOCATOR_SHARE))
+
+
+def round_down(slots: int) -> int:
+    """1, 2, 3, 4, 6, 8, 12, ...: near enough to the limit, and the same on machines whose free memory differs a little."""
+    best = 1
+    for power in range(7):
+        for value in (2**power, 3 * 2**power):
+            if best < value <= min(slots, MOST_SLOTS):
+                best = value
+    return best
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """Images side by side, images that are encoded and decoded at once (0: one in tiles), and what that takes."""
+
+    usable: int
+    weights: int
+    each: int
+    slots: int
+    encoded: int
+    decoded: int
+    peak: int
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.usable
+
+    @property
+    def sliced(self) -> bool:
+        """Whether the autoencoder takes one image at a time."""
+        return min(self.encoded, self.decoded) < ROWS_ENCODED_TOGETHER
+
+    @property
+    def tiled(self) -> bool:
+        """Whether it takes a tile at a time."""
+        return not (self.encoded and self.decoded)
+
+    def line(self) -> str:
+        """Weights, what a slot takes, what was chosen."""
+        once = {ROWS_ENCODED_TOGETHER: "", 1: ", images encoded and decoded one at a time", 0: ", and in tiles"}
+        said = (
+            f"memory: {_gib(self.weights)} of weights, {_gib(self.each)} a slot: {self.slots} slot{'s' * (self.slots > 1)}"
+            f"{once[min(self.encoded, self.decoded)]}; {_gib(self.peak)} planned of {_gib(self.usable)} to use"
+        )
+        return said if self.fits else f"{said}, which does not fit"
+
+    def as_json(self) -> dict[str, object]:
+        """For a dry run."""
+        return {
+            "weights_gib": _number(self.weights),
+            "gib_per_slot": _number(self.each),
+            "slots": self.slots,
+            "images_encoded_at_once": self.encoded,
+            "images_decoded_at_once": self.decoded,
+            "planned_gib": _number(self.peak),
+            "usable_gib": _number(self.usable),
+            "fits": self.fits,
+        }
+
+
+def plan_search(costs: SearchCosts, usable: int, most: int, rows: int, judges: int = 0) -> SearchPlan:
+    """As many slots as fit, at most `most`, for a search over so many rows; `judges` are bytes of other models beside it."""
+    weights = costs.weights.all + judges
+    prompts = min(PROMPT_BYTES, min(rows, PROMPTS_KEPT) * costs.prompt)
+    waiting = 2 * ROWS_ENCODED_TOGETHER * costs.row
+    fixed = weights + prompts + waiting
+    each = costs.slots.each + costs.evaluation.each
+    slots = round_down(min(most, (usable - fixed - costs.slots.base - costs.evaluation.base) // max(1, each)))
+    slots = min(slots, most)
+    between = fixed + costs.slots(slots)
+
+    def at_once(cost: Callable[[int], int], tile: int) -> tuple[int, int]:
+        for count in (ROWS_ENCODED_TOGETHER, 1):
+            if between + cost(count) <= usable:
+                return count, cost(count)
+        return 0, tile
+
+    encoded, encode = at_once(costs.encode, costs.encode_tile)
+    decoded, decode = at_once(costs.decode, costs.decode_tile)
+    forward = costs.forward(ROWS_ENCODED_TOGETHER if decoded == ROWS_ENCODED_TOGETHER else min(slots, 4))
+    peak = between + max(costs.evaluation(slots), encode, decode, min(forward, costs.evaluation(slots)))
+    return SearchPlan(usable, weights, each, slots, encoded, decoded, peak)
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """How an update is computed, and what that takes."""
+
+    usable: int
+    weights: int
+    kept: int
+    micro_batches: int
+    gradient_checkpointing: bool
+    peak: int
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.usable
+
+    def as_json(self) -> dict[str, object]:
+        """For a dry run."""
+        return {
+            "weights_gib": _number(self.weights),
+            "kept_between_updates_gib": _number(self.kept),
+            "planned_gib": _number(self.peak),
+            "usable_gib": _number(self.usable),
+            "fits": self.fits,
+        }
+
+
+def plan_update(
+    costs: UpdateCosts, usable: int, rows: int, preserve_rows: int, micro_batches: int, parked: int, checkpointing: bool
+) -> UpdatePlan:
+    """An update of so many rows on one worker, in micro-batches; `parked` bytes of the weights are off the card by then."""
+    weights = costs.weights.all - parked
+    part = math.ceil(rows / micro_batches), math.ceil(preserve_rows / micro_batches)
+    peak = weights + costs.kept + costs.update(*part)
+    return UpdatePlan(usable, weights, costs.kept, micro_batches, checkpointing, peak)
+
+
+def smaller_updates(
+    plan: UpdatePlan,
+    costs: Callable[[bool], UpdateCosts],
+    rows: int,
+    preserve_rows: int,
+    parked: int,
+) -> Iterator[UpdatePlan]:
+    """The same update in more micro-batches, then with gradient checkpointing as well: each needs less than the one before."""
+    for checkpointing in (False, True):
+        if plan.gradient_checkpointing and not checkpointing:
+            continue
+        counted = costs(checkpointing)
+        for pieces in (n for n in range(1, rows + 1) if rows % n == 0 and n >= plan.micro_batches):
+            other = plan_update(counted, plan.usable, rows, preserve_rows, pieces, parked, checkpointing)
+            if other.peak < plan.peak:
+                yield replace(other, usable=plan.usable)
+
+
+def _number(size: int) -> float:
+    return round(size / GIB, 2)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size < 10 * GIB else f"{size / GIB:.1f} GiB"
