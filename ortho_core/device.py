@@ -6,7 +6,7 @@ from torch import Tensor
 from ortho_core.errors import UserError
 
 #: What the kinds of devices are called in messages. ROCm presents AMD's GPUs as `cuda`.
-KINDS = {"cuda": "NVIDIA's GPUs, and AMD's with ROCm", "mps": "Apple's GPU", "xpu": "Intel's GPUs"}
+GPU_KINDS = {"cuda": "NVIDIA's GPUs, and AMD's with ROCm", "mps": "Apple's GPU", "xpu": "Intel's GPUs"}
 
 
 def pick_device(device: str) -> str:
@@ -21,25 +21,25 @@ def pick_device(device: str) -> str:
             return device
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {device} does not work: {str(error).splitlines()[0][:200]}") from error
-    if kind != "cpu" and kind not in KINDS:
+    if kind != "cpu" and kind not in GPU_KINDS:
         wrong = "is no device"
     elif count:
         wrong = f"is not among the {count} there {'are' if count > 1 else 'is'}"
     else:
-        wrong = f"is not here ({KINDS[kind]}; PyTorch {torch.__version__} sees none)"
+        wrong = f"is not here ({GPU_KINDS[kind]}; PyTorch {torch.__version__} sees none)"
     raise UserError(f"--device {device} {wrong}; accepted: {', '.join(['auto', *devices()])}")
 
 
 def devices() -> list[str]:
     """The devices of this machine, as options name them."""
-    return ["cpu", *(f"{kind}:{k}" for kind in KINDS for k in range(_count(kind)))]
+    return ["cpu", *(f"{kind}:{k}" for kind in GPU_KINDS for k in range(_count(kind)))]
 
 
 def _count(kind: str) -> int:
     """How many there are of a kind; 0 of one that is none."""
     if kind == "cpu":
         return 1
-    module = getattr(torch, kind) if kind in KINDS else None
+    module = getattr(torch, kind) if kind in GPU_KINDS else None
     return int(module.device_count()) if module is not None and module.is_available() else 0
 
 

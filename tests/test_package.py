@@ -27,6 +27,7 @@ DATA = {
     ),
     "rayjobs/py.typed",
     "rayjobs/download/catalog.toml",
+    *(str(file.relative_to(ROOT)) for file in (ROOT / "ortho_core/generators/families").rglob("*") if file.is_file()),
 }
 
 

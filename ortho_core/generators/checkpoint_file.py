@@ -18,19 +18,19 @@ from ortho_core.storage.hashes import content_hash
 SUFFIX = ".safetensors"
 FAMILIES = Path(__file__).parent / "families"
 #: The merges of CLIP's vocabulary, which the tokenizers of all families have.
-MERGES = FAMILIES / "clip-merges.txt.xz"
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
+MERGES_FILE = FAMILIES / "clip-merges.txt.xz"
+UNET_WEIGHTS, VAE = "model.diffusion_model.", "first_stage_model."
 #: What the names of a part's tensors begin with, by the pipeline's class.
 PREFIXES = {
     "StableDiffusionXLPipeline": {
-        "unet": UNET,
+        "unet": UNET_WEIGHTS,
         "vae": VAE,
         "text_encoder": "conditioner.embedders.0.",
         "text_encoder_2": "conditioner.embedders.1.",
     },
-    "StableDiffusionPipeline": {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model."},
+    "StableDiffusionPipeline": {"unet": UNET_WEIGHTS, "vae": VAE, "text_encoder": "cond_stage_model."},
 }
-LATENT = f"{UNET}input_blocks.0.0.weight"
+LATENT = f"{UNET_WEIGHTS}input_blocks.0.0.weight"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Family:
     width: int
 
 
-KNOWN = (
+BUILT_IN = (
     Family("sdxl", "SDXL Turbo", "conditioner.embedders.1.model.token_embedding.weight", 1280),
     Family("sd2", "SD Turbo", "cond_stage_model.model.token_embedding.weight", 1024),
     Family(
@@ -79,7 +79,7 @@ class CheckpointFile:
                 break
         else:
             family = _family_of(file, shapes)
-            configs = PipelineFiles.read(FAMILIES / family.name, weights=False, vocabulary=content_hash(MERGES))
+            configs = PipelineFiles.read(FAMILIES / family.name, weights=False, vocabulary=content_hash(MERGES_FILE))
         for part, prefix in PREFIXES[configs.kind].items():
             if part in configs.parts and not any(name.startswith(prefix) for name in shapes):
                 raise UserError(f"{file} has no {part} ({prefix}...), which a {configs.kind} needs")
@@ -102,11 +102,11 @@ def _refuse_other_files(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> No
 
 
 def _family_of(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> Family:
-    for family in KNOWN:
+    for family in BUILT_IN:
         if (shape := shapes.get(family.mark)) is not None and shape[-1] == family.width:
             return family
     raise UserError(
-        f"{file} is of no family whose configurations are built in ({', '.join(each.like for each in KNOWN)}): put a diffusers "
+        f"{file} is of no family whose configurations are built in ({', '.join(each.like for each in BUILT_IN)}): put a diffusers "
         f"folder of its kind, which needs no weights, beside it as {file.with_suffix('')}"
     )
 
@@ -117,7 +117,7 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     # The printable bytes stand for themselves, the others for letters from 256 on.
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(byte) for byte in plain] + [chr(256 + n) for n in range(256 - len(plain))]
-    lines = lzma.decompress(MERGES.read_bytes()).decode("utf-8").split("\n")
+    lines = lzma.decompress(MERGES_FILE.read_bytes()).decode("utf-8").split("\n")
     merges = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(left + right for left, right in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

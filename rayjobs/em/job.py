@@ -205,16 +205,20 @@ def run(
     plan, job, recognised = make_plan(job, first)
     claim(job.work_dir, plan)
     code, cycles, trained = 0, list[Cycle](), dict[str, ModelFolder]()
+
+    def assigned(step: AssignJob, step_model: ModelFolder) -> int:
+        with of_step("assign", AssignSettings):
+            return e_step(cached(job, step, step_model), step_model)
+
     with ray_session(), beside() as background:
         direct = None
         if job.validate_on_heldout:
             say("held-out pairs: the noise that the first model maps closest to each")
-            e_step(cached(job, heldout_job(job), first), first)
+            assigned(heldout_job(job), first)
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / cycle_name(cycle)
             say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {place} maps closest to each image")
-            with of_step("assign", AssignSettings):
-                code = max(code, e_step(cached(job, assign_job(job, cycle, place), model), model))
+            code = max(code, assigned(assign_job(job, cycle, place), model))
             if cycle == 1 and job.baseline and room_beside(job):
                 say("baseline: direct SFT on random noise, beside the cycles")
                 direct = background.submit(train.run, baseline_job(job), models=TrainModels(first, first))

@@ -19,12 +19,15 @@ def memory_of(job: TrainSettings, models: TrainModels, encodes: bool, search: Se
     half = half_dtype(torch.device("cuda"), job)
     named = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}[half]
     frozen = named if job.lora_rank and job.parallel == "ddp" else "float32"
+    # Said, as "auto" is float32 on the CPU that the tensors pretend to be on.
+    computed = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[half]
+    settled = job.model_copy(update={"mixed_precision": computed})
     lora = Lora(job.lora_rank, job.alpha, job.targets) if job.lora_rank else None
 
     def costs(checkpointing: bool) -> UpdateCosts:
         return update_costs(
             models.model,
-            job,
+            settled,
             dtype=frozen,
             lora=lora,
             gradient_checkpointing=checkpointing,

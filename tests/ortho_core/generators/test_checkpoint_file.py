@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from ortho_core.errors import UserError
-from ortho_core.generators.checkpoint_file import FAMILIES, KNOWN, LATENT, clip_vocabulary
+from ortho_core.generators.checkpoint_file import FAMILIES, BUILT_IN, LATENT, clip_vocabulary
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from tests.ortho_core.generators.original_names import single_file
@@ -74,7 +74,7 @@ def test_configurations_are_those_of_the_pipeline_it_lies_in(checkpoint, tiny_tu
     assert ModelFolder.open(inside).latent_shape == (4, 8, 8)
 
 
-@pytest.mark.parametrize("family", KNOWN, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", BUILT_IN, ids=lambda family: family.name)
 def test_the_built_in_configurations_are_of_the_published_networks(family):
     from diffusers import UNet2DConditionModel
 
