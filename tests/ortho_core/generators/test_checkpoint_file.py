@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from ortho_core.errors import UserError
-from ortho_core.generators.checkpoint_file import FAMILIES, BUILT_IN, LATENT, clip_vocabulary
+from ortho_core.generators.checkpoint_file import BUILT_IN, FAMILIES, LATENT, clip_vocabulary
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from tests.ortho_core.generators.original_names import single_file
