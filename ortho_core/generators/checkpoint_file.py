@@ -106,8 +106,8 @@ def _family_of(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> Family:
         if (shape := shapes.get(family.mark)) is not None and shape[-1] == family.width:
             return family
     raise UserError(
-        f"{file} is of no family whose configurations are built in ({', '.join(each.like for each in BUILT_IN)}): put a diffusers "
-        f"folder of its kind, which needs no weights, beside it as {file.with_suffix('')}"
+        f"{file} is of no family whose configurations are built in ({', '.join(each.like for each in BUILT_IN)}): put a "
+        f"diffusers folder of its kind, which needs no weights, beside it as {file.with_suffix('')}"
     )
 
 

@@ -234,7 +234,8 @@ def _open(folder: Path) -> ModelFolder:
     if checkpoints and config.get("kind") is None:
         some = ", ".join(checkpoints[:4])
         raise UserError(
-            f"{folder} is not a model folder: no {INDEX} in it; to use a checkpoint there, name its file ({some})"
+            f"{folder} is not a model folder: no {INDEX} in it, nor a {LORA_REFERENCE}; --model takes the file of a checkpoint "
+            f"there, --lora that of a LoRA ({some})"
         )
     raise UserError(
         f"{folder} is not a model folder: no {INDEX} in it (a diffusers pipeline is expected), "

@@ -127,7 +127,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(checkpoint, tiny_turbo, tm
     save_file(tensors, checkpoint)
     shutil.rmtree(checkpoint.with_suffix(""))
     refused(checkpoint, f"no family whose configurations are built in .*: put a diffusers folder .* as {tmp_path}/tiny")
-    refused(tmp_path, "to use a checkpoint there, name its file")
+    refused(tmp_path, "--model takes the file of a checkpoint there")
     (tmp_path / "old.ckpt").write_bytes(whole)
     refused(tmp_path / "old.ckpt", r"is a \.ckpt file; accepted")
 

@@ -340,7 +340,9 @@ def test_a_folder_must_be_of_one_kind(editable, tiny_turbo):
     with pytest.raises(UserError, match=r"lora\.json without pytorch_lora_weights\.safetensors"):
         ModelFolder.open(folder)
     (folder / "lora.json").unlink()
-    with pytest.raises(UserError, match=r"no model_index\.json .* nor a lora\.json"):
+    with pytest.raises(
+        UserError, match=r"no model_index\.json .* nor a lora\.json.*--lora that of a LoRA \(lora_kohya"
+    ):
         ModelFolder.open(folder)
 
 
