@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 
+#: Beyond it a power of two is no float32 any more, and gradients are nothing.
+MOST_EXPONENT = 100
+
+
 def network_dtype(asked: str, device: str | torch.device, *, halves: bool = True) -> torch.dtype:
     """The dtype that `--dtype` asks for: `auto` is float32 on a CPU, and on a GPU float16 for a network that `halves`."""
     if asked != "auto":
@@ -60,7 +64,7 @@ def run_network(run: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) 
         largest = gradient.flatten(1).abs().amax(1)
         # Apple's GPUs cannot take a number apart.
         apart = torch.frexp(largest.cpu() if device.type == "mps" else largest).exponent.to(device)
-        exponent = torch.where(largest.isfinite(), apart, 0)
+        exponent = torch.where(largest.isfinite(), apart, 0).clamp(-MOST_EXPONENT, MOST_EXPONENT)
         exponents.append(exponent.view(-1, *[1] * (gradient.ndim - 1)))
         return torch.ldexp(gradient, -exponents[-1])
 

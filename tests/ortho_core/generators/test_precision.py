@@ -50,6 +50,14 @@ def test_gradients_that_float16_would_lose_come_through_it():
     assert torch.equal(found[:1], gradient(half, x[:1], torch.float16, weights[:1]))
 
 
+def test_a_gradient_at_the_end_of_float32_stays_finite():
+    weights = torch.full((2, 4), 1e-42)
+    weights[1] = 1e38
+    found = gradient(nn.Linear(4, 4, bias=False).half(), torch.ones(2, 4), torch.float16, weights)
+    assert found.isfinite().all()
+    assert found[1].any()
+
+
 def test_a_gradient_that_is_not_finite_stays_so_and_spoils_no_other():
     network = nn.Linear(4, 4).half()
     weights = torch.ones(2, 4)
