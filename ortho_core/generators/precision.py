@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 
-#: Beyond it a power of two is no float32 any more, and gradients are nothing.
-MOST_EXPONENT = 100
+#: Of the powers of two that are float32, and whose inverses are.
+EXPONENTS = (-126, 126)
 
 
 def network_dtype(asked: str, device: str | torch.device, *, halves: bool = True) -> torch.dtype:
@@ -64,7 +64,7 @@ def run_network(run: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) 
         largest = gradient.flatten(1).abs().amax(1)
         # Apple's GPUs cannot take a number apart.
         apart = torch.frexp(largest.cpu() if device.type == "mps" else largest).exponent.to(device)
-        exponent = torch.where(largest.isfinite(), apart, 0).clamp(-MOST_EXPONENT, MOST_EXPONENT)
+        exponent = torch.where(largest.isfinite(), apart, 0).clamp(*EXPONENTS)
         exponents.append(exponent.view(-1, *[1] * (gradient.ndim - 1)))
         return torch.ldexp(gradient, -exponents[-1])
 
