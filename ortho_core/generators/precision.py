@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 #: Of the powers of two that are float32, and whose inverses are.
 EXPONENTS = (-126, 126)
 

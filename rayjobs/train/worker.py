@@ -33,7 +33,7 @@ from rayjobs.train.feed import ahead, feed, read_here
 from rayjobs.train.models import TrainModels
 from rayjobs.train.plan import TrainPlan
 from rayjobs.training.loop import TrainLoop, Update, work
-from rayjobs.verb.faults import memory_used
+from rayjobs.verb.faults import memory_used, said_of_memory
 from rayjobs.verb.remedies import remedies
 
 #: As options name them what a network computes in.
@@ -64,7 +64,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, object]:
 
 def out_of_memory(job: TrainJob, error: Exception | None = None) -> str:
     """How much was computed, what `error` says of it, and which options lower the memory that is needed."""
-    used = "" if error is None else f", {' '.join(str(error).split())[:300]}, {memory_used()}"
+    used = "" if error is None else f", {said_of_memory(error)}, {memory_used()}"
     return (
         f"GPU memory ran out with {job.rows_at_once} rows at once on each worker (--batch-size {job.batch_size} over "
         f"{job.world} workers in {job.gradient_accumulation_steps} micro-batches){used}; to need less: "

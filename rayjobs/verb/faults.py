@@ -141,9 +141,7 @@ def fault_of(error: BaseException) -> Fault:
     if ran_out_of_memory(cause):
         host = isinstance(cause, MemoryError | OSError) or "CPUAllocator" in text
         what = "the machine's memory" if host else "GPU memory" if "CUDA" in text or "HIP" in text else "memory"
-        # PyTorch ends with a page to read; of what is before, all is of use.
-        reason = " ".join(line for line in said if not line.startswith("See documentation"))[:400] or name
-        return Fault(_line(f"{what} ran out {place}: {reason}; {memory_used()}"), True, host)
+        return Fault(_line(f"{what} ran out {place}: {said_of_memory(cause) or name}; {memory_used()}"), True, host)
     if said_of_files := _of_files(cause):
         return Fault(_line(said_of_files), unexpected=True)
     message = (said[-1] if said else "no reason given")[:500]
@@ -152,6 +150,12 @@ def fault_of(error: BaseException) -> Fault:
             _line(f"{message} ({place}): install {DISTRIBUTION} anew, with all that it needs"), unexpected=True
         )
     return Fault(_line(f"{name} {place}: {message}"), unexpected=True)
+
+
+def said_of_memory(error: BaseException) -> str:
+    """What an allocator said: all but the page to read that PyTorch ends with."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith("See documentation"))[:400]
 
 
 def memory_used() -> str:

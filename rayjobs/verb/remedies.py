@@ -8,7 +8,8 @@ from pydantic import BaseModel
 #: What an option can do for the memory of a GPU, and of the process: its name, whether it is still open in this job (given the
 #: rows that are computed at once, 0 where that is not known), and what to do with it. The first needs the least of a user.
 _OPEN: tuple[tuple[str, Callable[[Any, int], bool], str], ...] = (
-    ("slots", lambda job, rows: rows != 1, "lower --slots"),
+    # `reward` of one prompt has one row.
+    ("slots", lambda job, rows: rows != 1 and getattr(job, "prompts", "") is not None, "lower --slots"),
     ("batch_size", lambda job, rows: rows != 1 and not hasattr(job, "rows_at_once"), "lower --batch-size"),
     (
         "gradient_accumulation_steps",

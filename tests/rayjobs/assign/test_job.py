@@ -212,8 +212,9 @@ def test_a_model_that_does_not_load_is_one_line_not_a_restart_loop(small_pairs, 
 
     broken = tmp_path / "broken"
     shutil.copytree(tiny_turbo, broken)
-    (broken / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(RunFailed, match=r"vae.diffusion_pytorch_model\.safetensors is broken \(.*\): "):
+    config = json.loads((broken / "vae" / "config.json").read_text())
+    (broken / "vae" / "config.json").write_text(json.dumps({**config, "latent_channels": 8}))
+    with pytest.raises(RunFailed, match=r"model folder .*broken does not load as StableDiffusionXLPipeline: "):
         run(job(small_pairs, broken, tmp_path / "out"))
 
 
