@@ -18,7 +18,6 @@ import json
 import statistics
 import tempfile
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,8 +27,6 @@ from unittest.mock import patch
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.estep_gpu import FULL, SMALL, random_condition, random_unet
 from benchmarks.estep_throughput import synchronize, timed
@@ -43,6 +40,7 @@ from ortho_core.generators.one_step import OneStep
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import Condition
 from ortho_core.losses import mean_square
+from ortho_core.memory.live import LiveBytes
 from ortho_core.mstep.config import MatchingConfig, MStepConfig, SftConfig
 from ortho_core.mstep.data import MatchedData, to_batch
 from ortho_core.mstep.loss import SftBatch, sft_loss
@@ -230,38 +228,6 @@ class Network(DiffusersGenerator):
         self.pipeline, self.trainable = SimpleNamespace(unet=unet), unet
         self.latent_shape, self.image_size = (4, side, side), (8 * side, 8 * side)
         self.step = OneStep(timestep=999, input_scale=1.0, noise_weight=0.5, output_weight=0.5)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive at once, of tensors made within."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[int] = set()
-        self.live = self.peak = 0
-
-    def count(self, value: Any) -> None:
-        for tensor in tree_leaves(value):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            storage = tensor.untyped_storage()
-            key = storage._cdata
-            if key in self.seen:
-                continue
-            self.seen.add(key)
-            size = storage.nbytes()
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.live -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.count(result)
-        return result
 
 
 def update_at_size(shape: dict[str, Any], device: torch.device, rank: int, rows: int) -> Callable[[], None]:

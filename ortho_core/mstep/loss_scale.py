@@ -1,7 +1,7 @@
 """The factor on a loss whose gradient passes through float16, so that small gradients are not flushed to zero.
 
 As in mixed-precision training of Micikevicius et al. (2018), but an update whose gradient overflows is made again with a
-smaller factor instead of being left out: a run sees the same updates in every precision.
+smaller factor instead of being left out.
 """
 
 #: A factor to begin with, and the one below which it is not the factor that makes a gradient overflow.

@@ -7,6 +7,7 @@ import json
 import shlex
 
 from ortho_core.storage.open import open_store
+from rayjobs.pool.run import ASSIGN_SUMMARY
 from rayjobs.reports.words import counted
 
 RETRY = "; once that is mended, the same command with --retry-failures takes them again"
@@ -36,5 +37,5 @@ def left_out(place: object, code: int, rows: int, again: str = "") -> list[str]:
 
 def settled_rows(place: str) -> tuple[int, int]:
     """Rows that are assigned and quarantined, as the summary in a folder counts them."""
-    summary = json.loads(open_store(place).read("summary.json"))
+    summary = json.loads(open_store(place).read(ASSIGN_SUMMARY))
     return int(summary["assigned"]), int(summary["quarantined"])

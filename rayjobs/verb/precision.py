@@ -14,6 +14,6 @@ class Precision(BaseModel):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = decides(
         "auto",
-        description="precision of network and text encoders; auto: float32 on a CPU, float16 on a GPU, where SDXL's errors are a "
-        "ninth of bfloat16's",
+        description="precision of network and text encoders; auto: float32 on a CPU, float16 on a GPU, with an eighth of "
+        "bfloat16's error",
     )
