@@ -19,7 +19,7 @@ from ortho_core.storage.store import Store
 from rayjobs.assign.chosen import ChosenRows, HardPrompt, choose
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.pictures import RowPictures, take_pictures
-from rayjobs.pool.run import ASSIGN_SUMMARY
+from rayjobs.pool.ledger import ASSIGN_SUMMARY
 from rayjobs.reports.parts import Phase, cost_table, gaussian_section, provenance
 from rayjobs.reports.summaries import AssignmentRun, GaussianCheck
 from rayjobs.reports.words import counted, duration, listed

@@ -24,7 +24,7 @@ from rayjobs.em.steps import assign_job, baseline_job, cached, heldout_job, judg
 from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.evaluate.figures import TooFewJudged
-from rayjobs.pool.run import ASSIGN_SUMMARY
+from rayjobs.pool.ledger import ASSIGN_SUMMARY
 from rayjobs.reports.next_steps import generating
 from rayjobs.reports.summaries import (
     EM_SUMMARY,

@@ -32,6 +32,9 @@ from ortho_core.storage.store import Store
 
 AnyShardedPlan = TypeVar("AnyShardedPlan", bound=ShardedPlan, covariant=True)
 
+#: What a finished run says of itself, in the same folder.
+ASSIGN_SUMMARY = "summary.json"
+
 #: What is summed over the parts of a run, of what they say of their rows.
 SUMMED = (
     *("truncated_prompts", "evaluations", "candidate_forwards"),

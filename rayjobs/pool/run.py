@@ -12,11 +12,9 @@ from ortho_core.errors import RunFailed
 from ortho_core.noise.gaussianity import in_words, verdict
 from ortho_core.records.diagnostics import write_gaussianity
 from ortho_core.records.plan import FINGERPRINT
-from rayjobs.pool.ledger import AnyShardedPlan, Counts, Ledger
+from rayjobs.pool.ledger import ASSIGN_SUMMARY, AnyShardedPlan, Counts, Ledger
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.plan import claim
-
-ASSIGN_SUMMARY = "summary.json"
 
 
 class ShardedRun(Generic[AnyShardedPlan]):

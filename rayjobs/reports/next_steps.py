@@ -7,7 +7,7 @@ import json
 import shlex
 
 from ortho_core.storage.open import open_store
-from rayjobs.pool.run import ASSIGN_SUMMARY
+from rayjobs.pool.ledger import ASSIGN_SUMMARY
 from rayjobs.reports.words import counted
 
 RETRY = "; once that is mended, the same command with --retry-failures takes them again"
