@@ -41,7 +41,7 @@ format: setup
 # After a change of the dependencies in pyproject.toml: exact versions and hashes for Linux and macOS, no download addresses.
 # Versions that are in the lock stay; `make lock UPGRADE=--upgrade` takes the newest.
 lock:
-	$(BIN)/uv pip compile --quiet $(UPGRADE) --universal --extra s3 --extra mlflow --extra wandb --extra optuna --extra lpips --extra rewards --extra dev --group published \
+	$(BIN)/uv pip compile --quiet $(UPGRADE) --universal --extra s3 --extra mlflow --extra wandb --extra optuna --extra lpips --extra nf4 --extra rewards --extra dev --group published \
 	  --generate-hashes --no-annotate --no-emit-index-url --no-header pyproject.toml --output-file requirements.lock
 
 # Not runs/, where results are.

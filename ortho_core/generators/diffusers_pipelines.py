@@ -23,6 +23,7 @@ from ortho_core.generators.pipeline_files import RECIPE
 from ortho_core.generators.pipeline_loading import load_pipeline
 from ortho_core.generators.precision import run_network
 from ortho_core.generators.protocol import Condition
+from ortho_core.generators.quantized import is_quantized, quantize_layers
 from ortho_core.generators.single_file import SINGLE_FILE, write_single_file
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.storage.folders import replace_folder
@@ -66,11 +67,17 @@ class DiffusersGenerator:
 
     @staticmethod
     def load(
-        folder: ModelFolder, device: torch.device, dtype: torch.dtype, *, keep_adapter: bool = False
+        folder: ModelFolder,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        keep_adapter: bool = False,
+        quantize: str = "none",
     ) -> "DiffusersGenerator":
         """Load a pipeline's folder or checkpoint from local safetensors, or a LoRA folder and its base.
 
-        The adapter is merged into the network, or with `keep_adapter` left apart and trainable. Raises UserError naming
+        The adapter is merged into the network, or with `keep_adapter` left apart and trainable; `quantize` packs the
+        network then. Raises UserError naming
         what is broken.
         """
         adapted = folder.lora_base is not None
@@ -78,6 +85,7 @@ class DiffusersGenerator:
         pipeline = load_pipeline(folder, dtype, (*own, *folder.loras))
         generator = DiffusersGenerator(pipeline, folder.recipe.timestep if folder.recipe is not None else None)
         generator.folder = folder
+        quantize_layers(pipeline.unet, quantize, device)
         if adapted and keep_adapter:
             attach_lora(pipeline.unet, folder.path)
         pipeline.to(device)
@@ -172,6 +180,9 @@ class DiffusersGenerator:
                 raise UserError(
                     f"the LoRA folder {folder} would replace its base model {base.path}; choose another place"
                 )
+
+        elif is_quantized(self.pipeline.unet):
+            raise UserError("weights in int8 or nf4 are not saved as a model: load it without --quantize")
 
         def write(aside: Path) -> None:
             if base is not None:

@@ -3,7 +3,7 @@
 import torch
 
 from ortho_core.errors import UserError
-from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
+from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder, check_quantize
 from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.protocol import OneStepGenerator
 
@@ -15,13 +15,15 @@ def load_generator(
     *,
     gradient_checkpointing: bool = False,
     keep_adapter: bool = False,
+    quantize: str = "none",
 ) -> OneStepGenerator:
     """Load the generator in `folder` onto `device`, its network in `dtype` (`auto`: see `network_dtype`), its weights frozen.
 
     `gradient_checkpointing` computes activations twice to keep fewer of them. A LoRA folder's adapter is merged into the
-    network; `keep_adapter` leaves it apart and trainable, in float32. Raises UserError for weights that do not load, and for a
-    LoRA folder as its `fingerprint` does.
+    network; `keep_adapter` leaves it apart and trainable, in float32. `quantize` (int8, nf4) packs the frozen weights, with
+    what is merged into them. Raises UserError for weights that do not load, and for a LoRA folder as its `fingerprint` does.
     """
+    check_quantize(folder, quantize)
     if folder.kind == CLASS_KIND:
         from ortho_core.generators.class_conditional import ClassGenerator
 
@@ -36,7 +38,11 @@ def load_generator(
     from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
     generator = DiffusersGenerator.load(
-        folder, torch.device(device), network_dtype(dtype, device), keep_adapter=keep_adapter
+        folder,
+        torch.device(device),
+        network_dtype(dtype, device),
+        keep_adapter=keep_adapter,
+        quantize=quantize,
     )
     if gradient_checkpointing:
         generator.pipeline.unet.enable_gradient_checkpointing()

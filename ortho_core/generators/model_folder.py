@@ -335,3 +335,9 @@ def _over(hashes: Mapping[str, str], digest: Any) -> str:
     for name, value in sorted(hashes.items()):
         digest.update(f"{name}\0{value}\0".encode())
     return str(digest.hexdigest())
+
+
+def check_quantize(folder: ModelFolder, quantize: str, group: str = "") -> None:
+    """Raises UserError for a model that is not packed."""
+    if folder.kind == CLASS_KIND and quantize != "none":
+        raise UserError(f"--{group}quantize: {folder.path} is class-conditional and too small for it; leave it out")

@@ -78,7 +78,7 @@ def describe(job: AssignJob) -> dict[str, object]:
     """What a dry run prints; times a few evaluations on a worker like those of the run."""
     from rayjobs.pool.timing import seconds_per_evaluation
 
-    model = open_model(job.model, job.dtype, job.lora)
+    model = open_model(job.model, job.dtype, job.lora, job.quantize)
     plan, pairs, _ = make_plan(job, model)
     C, H, W = shape = model.latent_shape
     numbers = 0 if plan.noise.is_free else noise_space(job, shape).parameters
@@ -134,7 +134,7 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
 
     Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
     """
-    model = model or open_model(job.model, job.dtype, job.lora)
+    model = model or open_model(job.model, job.dtype, job.lora, job.quantize)
     job = located(job)
     plan, pairs, shards = make_plan(job, model)
     begun = ShardedRun(job.out, plan, job.retry_failures)

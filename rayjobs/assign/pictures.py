@@ -82,7 +82,7 @@ def draw(
 ) -> list[RowPictures]:
     """On a worker: fetch the targets, load the model and render."""
     torch.set_num_threads(threads)
-    generator = load_generator(model, device, job.dtype)
+    generator = load_generator(model, device, job.dtype, quantize=job.quantize)
 
     def target(record: SampledRecord) -> Embedded | str:
         return target_of(pairs, record, generator.image_size)

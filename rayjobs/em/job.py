@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
 from ortho_core.evaluation.statistics import FEWEST_ROWS
-from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.model_folder import ModelFolder, check_quantize
 from ortho_core.marks import decides, resolved, settings
 from ortho_core.mstep.matching import match_search
 from ortho_core.pairs.hold_out import held_out_of
@@ -71,7 +71,9 @@ def check(job: EmJob, model: ModelFolder, rows: int) -> None:
     if job.train.noise == "online":
         noise_space(match_search(job.train, job.train, job.assign), model.latent_shape)
     check_trackers(job.train)
-    check_lora(job.train, model)
+    for group, step in (("assign.", job.assign), ("evaluate.", job.evaluate)):
+        check_quantize(model, step.quantize, group)
+    check_lora(job.train, model, "train.")
     check_single_file(job.train, model, "train.")
     if job.train.preserve_file is not None:
         read_prompts(job.train.preserve_file)

@@ -147,7 +147,7 @@ class ModelByModel:
             self.present = None
             if torch.device(self.device).type == "cuda":
                 torch.cuda.empty_cache()
-        generator = load_generator(model, self.device, job.dtype)
+        generator = load_generator(model, self.device, job.dtype, quantize=job.quantize)
         prompts = PromptCache(generator)
         if conditions is not None:
             prompts.conditions = conditions

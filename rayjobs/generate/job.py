@@ -126,13 +126,13 @@ def planned_images(job: GenerateJob, plan: GeneratePlan, asked: Sequence[Asked])
 
 def describe(job: GenerateJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, _ = make_plan(job, open_model(job.model, job.dtype, job.lora))
+    plan, _ = make_plan(job, open_model(job.model, job.dtype, job.lora, job.quantize))
     return {**plan.as_json(), "images": plan.images, "out": str(job.out)}
 
 
 def run(job: GenerateJob) -> int:
     """Generate what is not there yet. Returns 0. Raises UserError."""
-    model = open_model(job.model, job.dtype, job.lora)
+    model = open_model(job.model, job.dtype, job.lora, job.quantize)
     plan, asked = make_plan(job, model)
     folder = claim(job.out, plan)
     images = planned_images(job, plan, asked)
@@ -166,7 +166,7 @@ def unfinished(images: Sequence[Planned], size: int, folder: Store) -> Iterator[
 def make(job: GenerateJob, model: ModelFolder, batches: Sequence[Sequence[Planned]], total: int, folder: Store) -> None:
     """Make the images of these batches; one batch is in memory at a time."""
     progress = Progress("generate", total, "images", done=total - sum(map(len, batches)), starting="loading the model")
-    generator = load_generator(model, pick_device(job.device), job.dtype)
+    generator = load_generator(model, pick_device(job.device), job.dtype, quantize=job.quantize)
     prompts, at_once = PromptCache(generator), AtOnce(job.batch_size, on_event=say)
     texts = list(dict.fromkeys(image.prompt for batch in batches for image in batch))
     if cut := generator.count_truncated(texts):

@@ -21,7 +21,7 @@ from rayjobs.verb.models import open_model
 
 def check(job: InvertJob) -> ModelFolder:
     """The job's model folder. Raises UserError for whatever can be found wrong before the model is loaded."""
-    model = open_model(job.model, job.dtype, job.lora)
+    model = open_model(job.model, job.dtype, job.lora, job.quantize)
     noise_space(job, model.latent_shape)
     if not job.prompt.strip():
         raise UserError("--prompt is blank")
@@ -44,7 +44,7 @@ def run(job: InvertJob) -> int:
     """Invert one image. Returns 0. Raises UserError or RunFailed."""
     model = check(job)
     fingerprint = model.fingerprint
-    generator = load_generator(model, pick_device(job.device), job.dtype)
+    generator = load_generator(model, pick_device(job.device), job.dtype, quantize=job.quantize)
     try:
         pixels = decode_image(job.target_image.read_bytes(), generator.image_size, job.target_image.name)
     except BadRow as error:

@@ -74,7 +74,11 @@ class EngineSearch:
         """The loaded model. Raises UserError."""
         settings = self.settings
         return load_generator(
-            self.model, device, settings.dtype, gradient_checkpointing=settings.gradient_checkpointing
+            self.model,
+            device,
+            settings.dtype,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            quantize=settings.quantize,
         )
 
     def slots(self, rows: Rows, generator: OneStepGenerator, config: SearchConfig, notes: list[str]) -> int:

@@ -79,7 +79,7 @@ def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, 
 
 def describe(job: RewardJob) -> dict[str, object]:
     """What a dry run prints."""
-    model = open_model(job.model, job.dtype, job.lora)
+    model = open_model(job.model, job.dtype, job.lora, job.quantize)
     if job.prompt is not None:
         return {"reward_fingerprints": check(job, model), "evaluations_at_most": job.steps, "out": job.out}
     from rayjobs.pool.timing import seconds_per_evaluation
@@ -100,7 +100,7 @@ def describe(job: RewardJob) -> dict[str, object]:
 
 def run(job: RewardJob) -> int:
     """Optimise what is not done yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
-    model = open_model(job.model, job.dtype, job.lora)
+    model = open_model(job.model, job.dtype, job.lora, job.quantize)
     if job.prompt is not None:
         from rayjobs.reward.one_prompt import run_one
 

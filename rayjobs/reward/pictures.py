@@ -44,7 +44,7 @@ def draw(job: "RewardJob", model: ModelFolder, device: str) -> None:
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     found = Assignments(job.out)
     index = range(min(PICTURED, len(found)))
-    generator = load_generator(model, device, job.dtype)
+    generator = load_generator(model, device, job.dtype, quantize=job.quantize)
     shape = generator.latent_shape
     prompts = [row["prompt"] for row in found.rows(index, ["prompt"])]
     base = found.base_noise(index, shape).to(device)

@@ -13,6 +13,7 @@ from ortho_core.mstep.config import MatchingConfig, MStepConfig, NoiseKind
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import Location, ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.training.config import TrainingSettings
+from rayjobs.verb.precision import Quantize
 
 #: Values of `--preserve-prompts` that are no files.
 ELSEWHERE, TRAINING = "elsewhere", "training"
@@ -59,6 +60,10 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     )
     lora_targets: Annotated[tuple[str, ...], BeforeValidator(_names)] = decides(
         Lora.targets, description="endings of the names of the layers that get an adapter"
+    )
+    quantize: Quantize = decides(
+        "none",
+        description="pack the frozen base under --lora-rank in 8 or 4 bits, for small GPUs (docs/devices.md)",
     )
     lora_merge: bool = decides(False, description="save whole models with the adapter merged in, not adapters")
     single_file: bool = conduct(

@@ -40,19 +40,28 @@ def check_single_file(job: TrainSettings, model: ModelFolder, group: str = "") -
         UNetNames(read_json((model.base.configs or model.base.path) / "unet" / "config.json"))
 
 
-def check_lora(job: TrainSettings, model: ModelFolder) -> None:
+def check_lora(job: TrainSettings, model: ModelFolder, group: str = "") -> None:
     """Raises UserError if the model takes no adapter, or its own is not of the shape that was asked for."""
+    if job.quantize != "none" and not job.lora_rank:
+        raise UserError(
+            f"--{group}quantize {job.quantize} packs weights that do not train: train an adapter on them (--{group}lora-rank 16)"
+        )
+    if job.quantize != "none" and job.parallel == "fsdp":
+        raise UserError(
+            f"--{group}parallel fsdp shards weights of one type, and not those of --{group}quantize {job.quantize}: take ddp"
+        )
     if job.lora_rank and model.kind == CLASS_KIND:
         raise UserError(
-            f"--lora-rank: {model.path} is class-conditional, which has no adapters: train all weights (--lora-rank 0)"
+            f"--{group}lora-rank: {model.path} is class-conditional, which has no adapters: "
+            f"train all weights (--{group}lora-rank 0)"
         )
     there = lora_of(model)
     if there is None:
         return
     if not job.lora_rank:
         raise UserError(
-            f"--model {model.path} is a LoRA adapter: go on with it (--lora-rank {there.rank}), or start from a model that "
-            "was trained with --lora-merge"
+            f"--model {model.path} is a LoRA adapter: go on with it (--{group}lora-rank {there.rank}), or start from a model "
+            "that was trained with --lora-merge"
         )
     asked = Lora(job.lora_rank, job.alpha, tuple(sorted(job.targets)))
     if asked != replace(there, targets=tuple(sorted(there.targets))):

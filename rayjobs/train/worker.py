@@ -116,14 +116,20 @@ class Training(TrainLoop[Share]):
         job = self.job
         return bool(job.lora_rank) and self.half is not None and job.parallel == "ddp"
 
+    @property
+    def _frozen_in(self) -> str:
+        """The precision of weights that do not train."""
+        return COMPUTES_IN[self.half] if self._halved else "float32"
+
     def _load(self) -> OneStepGenerator:
         job = self.job
         generator = load_generator(
             self.models.model,
             self.device,
-            COMPUTES_IN[self.half] if self._halved else "float32",
+            self._frozen_in,
             gradient_checkpointing=job.gradient_checkpointing,
             keep_adapter=bool(job.lora_rank),
+            quantize=job.quantize,
         )
         if not job.lora_rank:
             generator.trainable.requires_grad_(True)
@@ -141,7 +147,8 @@ class Training(TrainLoop[Share]):
             return AdapterTeacher(network)
         if start:
             return FrozenTeacher.copy_of(network)
-        return FrozenTeacher(load_generator(held, self.generator.device).trainable)
+        teacher = load_generator(held, self.generator.device, self._frozen_in, quantize=self.job.quantize)
+        return FrozenTeacher(teacher.trainable)
 
     def _matching(self) -> OnlineMatching:
         job = self.job

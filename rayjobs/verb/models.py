@@ -6,12 +6,14 @@ from pathlib import Path
 
 from ortho_core.errors import UserError
 from ortho_core.generators.lora_config import AddedLora
-from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.model_folder import ModelFolder, check_quantize
 from rayjobs.verb.catalog import Entry, read_catalog
 from rayjobs.verb.console import say
 
 
-def open_model(place: Path, dtype: str | None = None, loras: Sequence[AddedLora] = ()) -> ModelFolder:
+def open_model(
+    place: Path, dtype: str | None = None, loras: Sequence[AddedLora] = (), quantize: str = "none"
+) -> ModelFolder:
     """The model in `place` with `loras` added; says, for the precision `dtype`, which of several files will be loaded.
 
     Raises UserError, in one line: of a model that is not here but in the catalogue, with the command that brings it.
@@ -19,6 +21,7 @@ def open_model(place: Path, dtype: str | None = None, loras: Sequence[AddedLora]
     if not place.exists() and (answer := in_catalogue(place)):
         raise UserError(answer)
     model = ModelFolder.open(place).with_loras(loras)
+    check_quantize(model, quantize)
     if dtype is not None and (line := model.files_used(dtype)):
         say(line)
     return model

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ortho_core.marks import decides
 
+#: In what the weights of the network are kept, where they do not train.
+Quantize = Literal["none", "int8", "nf4"]
+
 
 class Precision(BaseModel):
     """The precision of the model, of every verb that has one and does not train it."""
@@ -16,4 +19,7 @@ class Precision(BaseModel):
         "auto",
         description="precision of network and text encoders; auto: float32 on a CPU, float16 on a GPU, with an eighth of "
         "bfloat16's error",
+    )
+    quantize: Quantize = decides(
+        "none", description="pack the network's linear layers in 8 or 4 bits, for small GPUs (docs/devices.md)"
     )

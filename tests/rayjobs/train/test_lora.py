@@ -123,3 +123,33 @@ def test_targets_in_another_order_are_the_same_adapter(adapted, assigned, tmp_pa
     targets = tuple(reversed(Lora.targets))
     model = adapted / "checkpoint-final"
     planned(job(assigned, model, tmp_path / "out", allow_stale=True, lora_rank=2, lora_targets=targets))
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_an_adapter_trains_on_a_packed_base(kind, adapted, assigned, tiny_turbo, tmp_path):
+    own = {"lora_rank": 2, "lr": 3e-2, "quantize": kind}
+    assert run(job(assigned, tiny_turbo, tmp_path / "whole", **own)) == 0
+    first, last = losses(adapted)
+    assert losses(tmp_path / "whole") == pytest.approx([first, last], rel=0.03)
+    assert losses(tmp_path / "whole") != losses(adapted)
+    # It is an adapter like any other, of the base as it is on disk.
+    folders = (tmp_path / "whole" / "checkpoint-final", adapted / "checkpoint-final", tiny_turbo)
+    ours, theirs, before = (images(load_generator(ModelFolder.open(folder))) for folder in folders)
+    assert (ours - theirs).abs().mean() < 0.5 * (before - theirs).abs().mean()
+    with pytest.raises(UserError, match="quantize"):
+        run(job(assigned, tiny_turbo, tmp_path / "whole", **(own | {"quantize": "none"})))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, r"--quantize nf4 packs weights that do not train: train an adapter on them \(--lora-rank 16\)"),
+        (
+            {"lora_rank": 2, "parallel": "fsdp", "num_workers": 2},
+            "--parallel fsdp shards weights of one type, .*take ddp",
+        ),
+    ],
+)
+def test_what_cannot_be_packed_is_said_before_it_starts(options, says, assigned, tiny_turbo, tmp_path):
+    with pytest.raises(UserError, match=says):
+        planned(job(assigned, tiny_turbo, tmp_path / "out", quantize="nf4", **options))

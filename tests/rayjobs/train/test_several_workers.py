@@ -70,6 +70,15 @@ def test_two_sharded_workers_train_the_same_model(one, options, assigned, tiny_t
 
 
 @pytest.mark.slow
+def test_two_workers_train_the_same_adapter_on_a_packed_base(assigned, tiny_turbo, tmp_path):
+    own = {"lora_rank": 2, "lr": 3e-2, "quantize": "nf4"}
+    for out, workers in (("one", 0), ("two", 2)):
+        assert run(job(assigned, tiny_turbo, tmp_path / out, **own, num_workers=workers)) == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    assert_same_weights(tmp_path / "two" / "checkpoint-final", tmp_path / "one" / "checkpoint-final", 0.01)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_workers_train_the_same_adapter(adapted, assigned, tiny_turbo, tmp_path, parallel):
     own = {"lora_rank": 2, "lr": 3e-2, "num_workers": 2, "parallel": parallel, "checkpoint_every": 2}

@@ -1,0 +1,127 @@
+"""A frozen network in fewer bits: the weights of its linear layers in int8 or nf4, what they compute in as it was.
+
+Products are of weights taken back to the precision of what comes in, forward and again backward, so that neither they nor the
+inputs of a layer are kept in between: all that a search or an adapter needs beside the weights stays as it was. The layers of
+libraries are made for other ends: bitsandbytes' LLM.int8 rounds what comes in as well, and keeps it for the backward pass, and
+torchao's keeps the weights that it took back.
+
+Axes: o × i a layer's weight.
+"""
+
+import logging
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ortho_core.errors import UserError
+
+# Whoever imports bitsandbytes, PEFT for one, is told of a kernel for CPUs that only a hub has, and that nothing here calls.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+#: Weights of nf4 that share a scale, as in QLoRA (Dettmers et al. 2023).
+NF4_BLOCK = 64
+#: Layers of the embeddings of time and size stay as they are: few weights, on which all others depend.
+KEPT = ("time_embedding", "add_embedding", "time_emb_proj", "class_embedding")
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ + b, where `layer.taken_back` has W; the gradient is of x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: "QuantizedLinear") -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.taken_back(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return gradient @ ctx.layer.taken_back(gradient.dtype), None, None
+
+
+class QuantizedLinear(nn.Linear):
+    """A frozen linear layer whose weights are kept in fewer bits, with scales (float32)."""
+
+    scale: Tensor
+
+    def __init__(self, layer: nn.Linear, weight: Tensor, scale: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("scale", scale)
+        bias = layer.bias
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(weight.device), requires_grad=False)
+        self.train(layer.training)
+
+    def taken_back(self, dtype: torch.dtype) -> Tensor:
+        """W (o, i) in `dtype`."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.to(torch.get_autocast_dtype(input.device.type))
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return cast(Tensor, _Product.apply(input, bias, self))
+
+
+class Int8Linear(QuantizedLinear):
+    """W = q · s with q in [-127, 127], int8, and s (o, 1)."""
+
+    @staticmethod
+    def of(layer: nn.Linear, device: torch.device) -> "Int8Linear":
+        weight = layer.weight.detach().to(device).float()
+        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        return Int8Linear(layer, (weight / scale).round_().to(torch.int8), scale)
+
+    def taken_back(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype) * self.scale.to(dtype)
+
+
+class NF4Linear(QuantizedLinear):
+    """W in 4 bits, the quantiles of a normal distribution, times a scale for every `NF4_BLOCK` weights, as bitsandbytes packs."""
+
+    @staticmethod
+    def of(layer: nn.Linear, device: torch.device) -> "NF4Linear":
+        weight = layer.weight.detach().to(device).contiguous()
+        packed, scale = torch.ops.bitsandbytes.quantize_4bit.default(weight, NF4_BLOCK, "nf4", torch.uint8)
+        return NF4Linear(layer, packed, scale.float())
+
+    def taken_back(self, dtype: torch.dtype) -> Tensor:
+        # As one row: on a CPU, bitsandbytes takes rows for whole blocks, also where they are not.
+        count, unpack = self.out_features * self.in_features, torch.ops.bitsandbytes.dequantize_4bit.default
+        row: Tensor = unpack(self.weight, self.scale, NF4_BLOCK, "nf4", [count], dtype)
+        return row.reshape(self.out_features, self.in_features)
+
+
+#: What packs a layer, onto a device.
+KINDS = {"int8": Int8Linear.of, "nf4": NF4Linear.of}
+
+
+def quantize_layers(network: nn.Module, kind: str, device: torch.device) -> None:
+    """Pack the network's linear layers as `kind` says (`none`: as they are), but for the embeddings', each onto `device`.
+
+    Raises UserError where `nf4` lacks the package that packs it.
+    """
+    if kind == "none":
+        return
+    if kind == "nf4":
+        _load_bitsandbytes()
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, nn.Linear) and not any(part in KEPT for part in name.split(".")):
+            network.set_submodule(name, KINDS[kind](layer, device))
+
+
+def is_quantized(network: nn.Module) -> bool:
+    """Whether any of the network's layers was packed by `quantize_layers`."""
+    return any(isinstance(layer, QuantizedLinear) for layer in network.modules())
+
+
+def _load_bitsandbytes() -> None:
+    """Have its operators, `torch.ops.bitsandbytes`."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "--quantize nf4 needs bitsandbytes: pip install 'ortho-em[nf4]'; --quantize int8 needs nothing"
+        ) from error
