@@ -14,13 +14,14 @@ from pydantic import BaseModel
 from ortho_core import __version__
 from ortho_core.errors import RunFailed, UserError
 from rayjobs.verb.faults import CLOSED_PIPE, drop_unwritten, last_words, reader_gone
+from rayjobs.verb.interrupts import Interrupted
 from rayjobs.verb.options import Parsed, as_yaml, parse
 from rayjobs.verb.paths import check_outputs
 from rayjobs.verb.table import VERBS, Verb
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Exit code 0: done; 1: refused or failed; 3: done, with rows quarantined.
+    """Run one verb. Exit code 0: done; 1: refused or failed; 3: done, with rows quarantined; 130, 143: told to end.
 
     Every error ends as one line; with ORTHO_TRACEBACK=1 its traceback comes before.
     """
@@ -44,9 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except (UserError, RunFailed) as error:
         return ended(name, str(error), error)
-    except KeyboardInterrupt:
-        ended(name, "interrupted; the same command again goes on from here")
-        return 130
+    except KeyboardInterrupt as error:
+        told = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        ended(name, str(told))
+        return told.code
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_gone():
             return CLOSED_PIPE
@@ -89,8 +91,6 @@ def carry_out(parsed: Parsed[BaseModel], verb: Verb) -> int:
     if parsed.dry_run:
         print(yaml.safe_dump(describe(parsed.job), sort_keys=False), end="")
         return 0
-    # A scheduler's SIGTERM ends the job the way Ctrl-C does: Ray is shut down, nothing half-written stays.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = run(parsed.job)
     for line in verb.ending(parsed.job, code):
         print(line, file=sys.stderr, flush=True)

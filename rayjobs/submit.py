@@ -19,6 +19,7 @@ from ortho_core.storage.store import one_line
 from rayjobs.pool.config import labels
 from rayjobs.verb.console import say
 from rayjobs.verb.help import flag_of
+from rayjobs.verb.interrupts import Interrupted, taken
 from rayjobs.verb.options import Rest, config_file, parse
 from rayjobs.verb.paths import relative_paths
 from rayjobs.verb.table import VERBS
@@ -173,15 +174,17 @@ def run(job: SubmitJob) -> int:
         return 0
     try:
         return outcome(follow(client, name, follow_by), name)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        code = error.code if isinstance(error, Interrupted) else INTERRUPTED
+        taken()
         if not stop_wanted(name):
             say(f"submit: the job goes on; follow it with `{follow_by}`, stop it with `ray job stop {name}`")
-            return INTERRUPTED
+            return code
     client.stop_job(name)
     say(f"submit: stopping {name}; the same command again goes on from there")
     while not client.get_job_status(name).is_terminal():
         time.sleep(0.5)
-    return INTERRUPTED
+    return code
 
 
 def connect(address: str | None) -> "JobSubmissionClient":
@@ -293,6 +296,6 @@ def stop_wanted(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    from rayjobs.cli import main
+    from rayjobs.__main__ import main
 
     sys.exit(main(["submit", *sys.argv[1:]]))

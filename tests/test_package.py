@@ -54,7 +54,7 @@ def test_the_wheel_holds_the_code_what_the_code_reads_and_nothing_else(built):
     code = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert names == code | DATA
     assert (about["Name"], about["Version"]) == (DISTRIBUTION, __version__)
-    assert "ortho = rayjobs.cli:main" in entries
+    assert "ortho = rayjobs.__main__:main" in entries
 
 
 def test_the_source_distribution_holds_no_examples_and_no_tests(built):

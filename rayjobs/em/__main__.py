@@ -2,6 +2,6 @@
 
 import sys
 
-from rayjobs.cli import main
+from rayjobs.__main__ import main
 
 sys.exit(main(["em", *sys.argv[1:]]))

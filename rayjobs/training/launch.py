@@ -1,12 +1,11 @@
 """A training run from its plan to its summary: workers under Ray Train, restarts, and what a run resumes from."""
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.records.plan import FINGERPRINT
@@ -23,6 +22,8 @@ from rayjobs.verb.session import ray_session
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
+
+T = TypeVar("T")
 
 
 def claimed(out: Path, plan: TrainingPlan) -> bool:
@@ -114,9 +115,9 @@ def run_workers(
             callbacks=list(callbacks),
         ),
     )
-    with follow(out / HISTORY, title, updates), own_interrupts():
+    with follow(out / HISTORY, title, updates):
         try:
-            result = trainer.fit()
+            result = beside(trainer.fit)
         except TrainingFailedError as error:
             raise RunFailed(f"training failed: {explained(error, job)}") from error
     summary = dict(result.return_value or {})
@@ -126,14 +127,18 @@ def run_workers(
     return summary
 
 
-@contextmanager
-def own_interrupts() -> Iterator[None]:
-    """Put the handler of Ctrl-C back: Ray Train leaves its own behind, which would end a later step with exit code 0."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def beside(work: Callable[[], T]) -> T:
+    """What `work` returns or raises, done in a thread of its own, so that signals come through here.
+
+    In the main thread Ray Train takes Ctrl-C for itself, waits for as long as its controller takes, and exits with 0.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
