@@ -38,17 +38,18 @@ def model_card(
     lora: bool,
     single_file: bool = False,
     classes: Sequence[str] = (),
+    made: str = "",
 ) -> str:
     """A model card in the hub's format. `base` is the name of the model that was fine-tuned, empty where none was; `model` is
     the pipeline that its use begins with: that of a LoRA's weights, or one that takes its step as this does.
 
     `classes` are those of a class-conditional generator; without any it is a diffusers pipeline. `facts` become a table of
-    two columns, `metrics` one of names and numbers, `config` a YAML block.
+    two columns, `metrics` one of names and numbers, `config` a YAML block. `made` says how it was, where it was not trained.
     """
     tags = ["class-conditional" if classes else "text-to-image", "one-step", "ortho", *(["lora"] if lora else [])]
     head: dict[str, object] = {} if classes else {"library_name": "diffusers"}
     if base:
-        head |= {"base_model": base, "base_model_relation": "adapter" if lora else "finetune"}
+        head |= {"base_model": base} | ({} if made else {"base_model_relation": "adapter" if lora else "finetune"})
     front = yaml.safe_dump({**head, "tags": tags}, sort_keys=False)
     use = _use(model, lora)
     if lora or single_file:
@@ -57,13 +58,15 @@ def model_card(
     if classes:
         use = USE_CLASSES.format(prompt=shlex.quote(classes[0]))
     parts = [
-        f"---\n{front}---\n\n# {title}\n\nA one-step generator {'fine-tuned' if base else 'trained'} with Ortho.\n",
+        f"---\n{front}---\n\n# {title}\n\nA one-step generator {made or ('fine-tuned' if base else 'trained')} with Ortho.\n",
         _table(("", ""), facts),
-        "## Metrics\n",
-        _table(("metric", "value"), {name: f"{value:.5g}" for name, value in metrics.items()}),
-        f"## Use\n\n{use}\n",
-        f"## Configuration\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=True)}```\n",
     ]
+    if metrics:
+        measured = _table(("metric", "value"), {name: f"{value:.5g}" for name, value in metrics.items()})
+        parts.append(f"## Metrics\n\n{measured}")
+    parts.append(f"## Use\n\n{use}\n")
+    if config:
+        parts.append(f"## Configuration\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=True)}```\n")
     return "\n".join(parts)
 
 

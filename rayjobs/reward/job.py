@@ -18,7 +18,7 @@ from ortho_core.records.plan import NoiseSettings, RewardPlan
 from ortho_core.rewards.names import parse_rewards, reward_fingerprints
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.run import ShardedRun
-from rayjobs.reports.next_steps import RETRY, beside, left_out, next_command, settled_rows
+from rayjobs.reports.next_steps import RETRY, left_out, settled_rows, training
 from rayjobs.reports.summaries import RewardSummary
 from rayjobs.reports.words import counted
 from rayjobs.reward.config import RewardJob
@@ -144,5 +144,5 @@ def ending(job: RewardJob, code: int) -> list[str]:
     return [
         f"reward: {found} noise, in {job.out}, report.html there shows it",
         *left_out(job.out, code, quarantined, RETRY),
-        next_command("train", model=job.model, assignments=job.out, noise="base", out=beside(job.out, "trained")),
+        *training(job.model, job.lora, job.out, noise="base"),
     ]
