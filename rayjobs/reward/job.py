@@ -23,6 +23,7 @@ from rayjobs.reports.summaries import RewardSummary
 from rayjobs.reports.words import counted
 from rayjobs.reward.config import RewardJob
 from rayjobs.reward.gains import gains
+from rayjobs.reward.memory import memory_of
 from rayjobs.reward.pictures import take_pictures
 from rayjobs.reward.report import write_report
 from rayjobs.reward.worker import search_of
@@ -78,20 +79,24 @@ def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, 
 
 
 def describe(job: RewardJob) -> dict[str, object]:
-    """What a dry run prints."""
+    """What a dry run prints; over a file of prompts it times a few evaluations on a worker like those of the run."""
     model = open_model(job.model, job.dtype, job.lora)
     if job.prompt is not None:
-        return {"reward_fingerprints": check(job, model), "evaluations_at_most": job.steps, "out": job.out}
+        weights = check(job, model)
+        planned = {} if job.gpu_memory is None else {"memory": memory_of(job, model, weights, 1, 1)}
+        return {"reward_fingerprints": weights, "evaluations_at_most": job.steps, **planned, "out": job.out}
     from rayjobs.pool.timing import seconds_per_evaluation
 
     plan, rows, _ = make_plan(job, model)
-    timing = seconds_per_evaluation(job, search_of(job, model, plan, rows))
     evaluations = plan.rows * job.steps
+    content = {**plan.as_json(), "recognised": rows.record(), "evaluations_at_most": evaluations}
+    if job.gpu_memory is not None:  # of another machine's time nothing is known here
+        memory = memory_of(job, model, plan.reward_fingerprints, plan.rows, plan.rows_per_shard)
+        return {**content, "memory": memory, "out": job.out}
+    timing = seconds_per_evaluation(job, search_of(job, model, plan, rows))
     least = min(max(1, job.pool_size[1]), plan.shards)
     return {
-        **plan.as_json(),
-        "recognised": rows.record(),
-        "evaluations_at_most": evaluations,
+        **content,
         **timing.as_json(),
         "hours_at_most": round(timing.hours(evaluations) / least, 3),
         "out": job.out,
