@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import mstep
+from benchmarks.host_memory import measure
 from benchmarks.problem import FORWARD, Curve, Problem
 from benchmarks.rivals import RIVALS, best_of, from_noise, ours
 from tests.conftest import ROOT
@@ -138,3 +139,13 @@ def test_the_first_line_program_measures_every_set(tmp_path):
     assert len(said.strip().splitlines()) == 2 + len(found)
     for (turn,) in found.values():
         assert turn["here"]["rows"] == turn["there"]["rows"] >= turn["here"]["read_rows"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
+def test_half_precision_is_loaded_without_a_copy_in_float32(tmp_path, tiny_turbo):
+    """At most a quarter beyond the files: the autoencoder in float32, a layer's sum, buffers. A copy would be twice the files."""
+    found = measure("small", tmp_path, tiny_turbo)
+    assert found.keys() == {"folder", "LoRA folder, merged", "LoRA folder, adapter apart"}
+    for name, row in found.items():
+        assert row["on_disk_gb"] > 0.3
+        assert 0.9 < row["times"] < 1.25, name

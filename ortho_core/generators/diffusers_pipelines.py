@@ -88,7 +88,9 @@ class DiffusersGenerator:
         quantize_layers(pipeline.unet, quantize, device)
         if adapted and keep_adapter:
             attach_lora(pipeline.unet, folder.path)
-        pipeline.to(device)
+        # Not `pipeline.to`, which says of each part in float16 that a CPU cannot run it; PyTorch can.
+        for name in folder.base.networks:
+            _place(getattr(pipeline, name), device)
         if device.type == "cuda":  # the memory format that its convolutions are fastest in
             pipeline.unet.to(memory_format=torch.channels_last)
         return generator

@@ -1,6 +1,7 @@
 """What describes adapters, without PyTorch: the shape of one that is trained, and files of others that are added to a model."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -43,6 +44,11 @@ def _read_several(given: Any) -> Any:
     if isinstance(given, str):
         given = given.split(",")
     return [_read_one(each) if isinstance(each, str) else each for each in given] if isinstance(given, list) else given
+
+
+def as_option(loras: Sequence[AddedLora]) -> str:
+    """The value of `--lora` that names these."""
+    return ",".join(f"{each.file}:{each.weight:g}" for each in loras)
 
 
 #: `FILE[:WEIGHT],FILE[:WEIGHT]`, or a list.

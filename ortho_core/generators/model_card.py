@@ -1,25 +1,29 @@
 """The README.md in a checkpoint folder: what the model is, what it was made from, and how it measured."""
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 
 import yaml
 
 from ortho_core.generators.kohya import KOHYA_WEIGHTS
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.single_file import SINGLE_FILE
 
 USE = """```python
-from diffusers import DiffusionPipeline
+from diffusers import {classes}
 
-pipeline = DiffusionPipeline.from_pretrained("{folder}")
-{load}image = pipeline("a prompt like those it was trained on", num_inference_steps=1, guidance_scale=0.0).images[0]
+{load}image = pipeline("a prompt like those it was trained on", {call}, guidance_scale=0.0).images[0]
 ```"""
 
+#: Where the reader has put the folder that the card lies in.
+THIS = "path/of/this/folder"
 #: The same in other programs.
 USE_ELSEWHERE = """In ComfyUI, Forge and A1111: `{file}` of this folder belongs into their folder of {what}; 1 step, CFG 1.
 """
 
 USE_CLASSES = """```
-ortho generate --model path/of/this/folder --prompt "{prompt}" --out DIR
+ortho generate --model path/of/this/folder --prompt {prompt} --out DIR
 ```"""
 
 
@@ -27,41 +31,83 @@ def model_card(
     title: str,
     *,
     base: str,
-    base_folder: str = "",
+    model: ModelFolder | None = None,
     facts: Mapping[str, object],
     metrics: Mapping[str, float],
     config: Mapping[str, object],
     lora: bool,
     single_file: bool = False,
     classes: Sequence[str] = (),
+    made: str = "",
 ) -> str:
-    """A model card in the hub's format. `base` is the name of the model that was fine-tuned, empty where none was, `base_folder`
-    where it is.
+    """A model card in the hub's format. `base` is the name of the model that was fine-tuned, empty where none was; `model` is
+    the pipeline that its use begins with: that of a LoRA's weights, or one that takes its step as this does.
 
     `classes` are those of a class-conditional generator; without any it is a diffusers pipeline. `facts` become a table of
-    two columns, `metrics` one of names and numbers, `config` a YAML block.
+    two columns, `metrics` one of names and numbers, `config` a YAML block. `made` says how it was, where it was not trained.
     """
     tags = ["class-conditional" if classes else "text-to-image", "one-step", "ortho", *(["lora"] if lora else [])]
     head: dict[str, object] = {} if classes else {"library_name": "diffusers"}
     if base:
-        head |= {"base_model": base, "base_model_relation": "adapter" if lora else "finetune"}
+        head |= {"base_model": base} | ({} if made else {"base_model_relation": "adapter" if lora else "finetune"})
     front = yaml.safe_dump({**head, "tags": tags}, sort_keys=False)
-    load = 'pipeline.load_lora_weights("path/of/this/folder")\n' if lora else ""
-    use = USE.format(folder=base_folder if lora else "path/of/this/folder", load=load)
+    use = _use(model, lora)
     if lora or single_file:
         file, what = (KOHYA_WEIGHTS, "LoRAs") if lora else (SINGLE_FILE, "checkpoints")
         use += f"\n\n{USE_ELSEWHERE.format(file=file, what=what)}"
     if classes:
-        use = USE_CLASSES.format(prompt=classes[0])
+        use = USE_CLASSES.format(prompt=shlex.quote(classes[0]))
     parts = [
-        f"---\n{front}---\n\n# {title}\n\nA one-step generator {'fine-tuned' if base else 'trained'} with Ortho.\n",
+        f"---\n{front}---\n\n# {title}\n\nA one-step generator {made or ('fine-tuned' if base else 'trained')} with Ortho.\n",
         _table(("", ""), facts),
-        "## Metrics\n",
-        _table(("metric", "value"), {name: f"{value:.5g}" for name, value in metrics.items()}),
-        f"## Use\n\n{use}\n",
-        f"## Configuration\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=True)}```\n",
     ]
+    if metrics:
+        measured = _table(("metric", "value"), {name: f"{value:.5g}" for name, value in metrics.items()})
+        parts.append(f"## Metrics\n\n{measured}")
+    parts.append(f"## Use\n\n{use}\n")
+    if config:
+        parts.append(f"## Configuration\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=True)}```\n")
     return "\n".join(parts)
+
+
+def _use(model: ModelFolder | None, lora: bool) -> str:
+    """Code that makes an image with diffusers alone."""
+    classes, load, size = ["DiffusionPipeline"], _from_pretrained(THIS), ""
+    if lora:
+        assert model is not None
+        if not model.checkpoint:
+            load = _from_pretrained(str(model.path), model)
+        else:
+            classes, load, size = _from_single_file(model)
+        load += f"pipeline.load_lora_weights({_quoted(THIS)})\n"
+    recipe = model.recipe if model is not None else None
+    step = "num_inference_steps=1" if recipe is None or recipe.timestep is None else f"timesteps=[{recipe.timestep}]"
+    return USE.format(classes=", ".join(classes), load=load, call=size + step)
+
+
+def _from_pretrained(folder: str, model: ModelFolder | None = None) -> str:
+    # diffusers takes a variant of the weights, alone or not, only where it is named.
+    alone = [next(iter(variants)) for variants in model.weights.values() if "" not in variants] if model else []
+    variant = f", variant={_quoted(alone[0])}" if alone else ""
+    return f"pipeline = DiffusionPipeline.from_pretrained({_quoted(folder)}{variant})\n"
+
+
+def _from_single_file(model: ModelFolder) -> tuple[list[str], str, str]:
+    """Names to import, the lines that load a checkpoint, and the size of its images if its configurations do not say it."""
+    load = f"pipeline = {model.kind}.from_single_file({_quoted(str(model.path))}"
+    if not model.built_in:
+        return [model.kind], f"{load}, config={_quoted(str(model.configs))})\n", ""
+    # diffusers takes the configurations of the family's first model from the hub: for many steps, and of another size.
+    recipe, (Y, X) = model.recipe, model.image_size
+    assert recipe is not None
+    changed = {name: recipe.config[name] for name in ("prediction_type", "timestep_spacing") if name in recipe.config}
+    options = ", ".join(f"{name}={_quoted(str(value))}" for name, value in changed.items())
+    scheduler = f"pipeline.scheduler = {recipe.scheduler}.from_config(pipeline.scheduler.config, {options})\n"
+    return [recipe.scheduler, model.kind], f"{load})\n{scheduler}", f"height={Y}, width={X}, "
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, object]) -> str:

@@ -1,4 +1,5 @@
-"""Where a model comes from: the catalogue's entry that `ortho download` brought into its folder, and what a card says of it."""
+"""Where a model comes from: the catalogue's entry that `ortho download` brought into its folder, or the model that `ortho
+convert` made it of, and what a card says of it."""
 
 import json
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import yaml
 #: What was downloaded into a folder, by the name of the entry. JSON; without its suffix, because the .json files of a model
 #: folder are part of its fingerprint, and that of a model must not depend on how it got there.
 RECORD = ".ortho-download"
+#: What a folder was converted from, as two fingerprints. JSON, and no suffix either.
+CONVERTED = ".ortho-convert"
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,18 @@ def base_name(folder: Path) -> str:
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         pass
     return str(folder)
+
+
+def write_conversion(folder: Path, fingerprint: str, of: str) -> None:
+    """Say in a folder that the model there, with this fingerprint, is the one with the fingerprint `of`, LoRAs included."""
+    content = {"fingerprint": fingerprint, "converted_from": of}
+    (folder / CONVERTED).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def converted_from(folder: Path, fingerprint: str) -> str | None:
+    """The fingerprint of the model that the one in a folder was made of; None where it was not, or has changed since."""
+    try:
+        content = json.loads((folder / CONVERTED).read_text(encoding="utf-8"))
+        return str(content["converted_from"]) if content["fingerprint"] == fingerprint else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -24,7 +24,7 @@ from rayjobs.assign.worker import search_of
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.memory import Searched, described
 from rayjobs.pool.run import ShardedRun
-from rayjobs.reports.next_steps import RETRY, beside, left_out, next_command, settled_rows
+from rayjobs.reports.next_steps import RETRY, left_out, settled_rows, training
 from rayjobs.reports.words import counted
 from rayjobs.verb.console import say
 from rayjobs.verb.models import open_model
@@ -174,5 +174,5 @@ def ending(job: AssignJob, code: int) -> list[str]:
     return [
         f"assign: {counted(assigned, 'image has its', 'images have their')} noise, in {job.out}{report}",
         *left_out(job.out, code, quarantined, RETRY),
-        next_command("train", model=job.model, assignments=job.out, out=beside(job.out, "trained")),
+        *training(job.model, job.lora, job.out),
     ]

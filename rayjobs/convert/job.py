@@ -1,5 +1,6 @@
-"""`ortho convert`: a pipeline's folder as one checkpoint, a LoRA folder as kohya's LoRA. No cluster."""
+"""`ortho convert`: a pipeline as one checkpoint or a folder, with LoRAs merged in; a LoRA folder as kohya's LoRA. No cluster."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,58 +10,88 @@ from ortho_core.errors import UserError
 from ortho_core.generators.kohya import write_kohya
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import read_lora
+from ortho_core.generators.lora_config import as_option
 from ortho_core.generators.lora_files import LORA_WEIGHTS
+from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
-from ortho_core.generators.origin import base_name
+from ortho_core.generators.origin import CONVERTED, base_name, origin_of, write_conversion
 from ortho_core.generators.part_files import read_json
 from ortho_core.generators.shared_files import written_here
 from ortho_core.generators.single_file import write_single_file
+from ortho_core.storage.folders import replace_folder
 from rayjobs.convert.config import ConvertJob
 from rayjobs.verb.console import say
 
 SUFFIX = ".safetensors"
-#: What a file is, by whether it is of an adapter, and where other programs look for it.
-WRITTEN = {
-    True: ("LoRA in kohya's format", "ComfyUI/models/loras, or models/Lora of Forge and A1111"),
-    False: (
-        "checkpoint in the original names",
-        "ComfyUI/models/checkpoints, or models/Stable-diffusion of Forge and A1111",
-    ),
-}
+#: What names of models in files of other formats end in: none of them is meant as a folder.
+OTHER_FILES = (".bin", ".ckpt", ".gguf", ".onnx", ".pt", ".pth", ".safetensor")
 
 
-def opened(job: ConvertJob) -> tuple[ModelFolder, Path, bool]:
-    """The model, the file to write, and whether that is of an adapter. Raises UserError for what cannot be converted."""
+@dataclass(frozen=True)
+class Form:
+    """A form that a model is written in, and what is done with it next."""
+
+    what: str
+    next: str
+
+
+LORA = Form("LoRA in kohya's format", "copy it to ComfyUI/models/loras, or models/Lora of Forge and A1111")
+CHECKPOINT = Form(
+    "checkpoint in the original names",
+    "copy it to ComfyUI/models/checkpoints, or models/Stable-diffusion of Forge and A1111",
+)
+FOLDER = Form("diffusers folder", "a --model of every verb; assignments made with what it was converted from fit it")
+
+
+def opened(job: ConvertJob) -> tuple[ModelFolder, Path, Form]:
+    """The model, the file or folder to write, and its form. Raises UserError for what cannot be converted."""
     model = ModelFolder.open(job.model)
     if model.kind == CLASS_KIND:
         raise UserError(f"--model {job.model} is class-conditional, which other programs do not load")
     if job.merge and model.lora_base is None:
         raise UserError(f"--merge: {job.model} is no LoRA folder; leave it out")
+    if job.lora and job.out is None:
+        raise UserError("--lora: give --out FOLDER (or NAME.safetensors) for the model with the LoRA in it")
     out = job.out or model.path.with_name(f"{model.path.name.removesuffix(SUFFIX)}{SUFFIX}")
-    if out.suffix != SUFFIX:
+    if out.suffix in OTHER_FILES:
         raise UserError(
-            f"--out {out}: other programs know the format by its name; accepted: a name that ends in {SUFFIX}"
+            f"--out {out}: other programs know the format by its name; accepted: a name that ends in {SUFFIX}, or a folder"
         )
-    if out.is_dir() or (out.exists() and (out.samefile(model.path) or not written_here(out))):
+    form = FOLDER if out.suffix != SUFFIX else CHECKPOINT
+    if model.lora_base is not None and not job.merge:
+        if job.lora or form is FOLDER:
+            raise UserError(
+                f"--model {job.model} is a LoRA folder: --merge makes a whole model of its base and the LoRA"
+            )
+        form = LORA
+    if not _replaceable(out, form, model):
         raise UserError(
             f"--out {out} is there, and was not written by ortho: it would be replaced; choose another name"
         )
-    return model, out, model.lora_base is not None and not job.merge
+    return model.with_loras(job.lora), out, form
+
+
+def _replaceable(out: Path, form: Form, model: ModelFolder) -> bool:
+    """Whether nothing is lost when `out` is written."""
+    if not out.exists():
+        return True
+    if form is FOLDER:
+        return out.is_dir() and ((out / CONVERTED).is_file() or not any(out.iterdir()))
+    return out.is_file() and not out.samefile(model.path) and written_here(out)
 
 
 def describe(job: ConvertJob) -> dict[str, Any]:
     """What a dry run prints."""
-    model, out, adapter = opened(job)
-    what, _ = WRITTEN[adapter]
-    return {"model": str(job.model), "kind": model.kind, "written": what, "dtype": job.dtype, "out": str(out)}
+    model, out, form = opened(job)
+    return {"model": str(job.model), "kind": model.kind, "written": form.what, "dtype": job.dtype, "out": str(out)}
 
 
 def run(job: ConvertJob) -> int:
-    """Write the file. Returns 0. Raises UserError."""
-    model, out, adapter = opened(job)
+    """Write the file or the folder. Returns 0. Raises UserError."""
+    model, out, form = opened(job)
     title, dtype = "/".join(model.path.parts[-2:]), getattr(torch, job.dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if adapter:
+    if form is LORA:
         lora, weights = read_lora(model.path / LORA_WEIGHTS)
         unet = read_json((model.base.configs or model.base.path) / "unet" / "config.json")
         write_kohya(out, weights, lora, unet, title=title, base=base_name(model.base.path), dtype=dtype)
@@ -70,7 +101,36 @@ def run(job: ConvertJob) -> int:
 
         generator = load_generator(model, dtype=job.dtype)
         assert isinstance(generator, DiffusersGenerator)
-        write_single_file(out, generator.pipeline, title=title, dtype=dtype)
-    what, where = WRITTEN[adapter]
-    say(f"{out}, {out.stat().st_size / 1e6:,.1f} MB: a {what}; copy it to {where}")
+        if form is FOLDER:
+            write_folder(job, model, generator, out)
+        else:
+            write_single_file(out, generator.pipeline, title=title, dtype=dtype)
+    files = [out] if out.is_file() else [file for file in out.rglob("*") if file.is_file()]
+    say(f"{out}, {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB: a {form.what}; {form.next}")
     return 0
+
+
+def write_folder(job: ConvertJob, model: ModelFolder, generator: Any, out: Path) -> None:
+    """Write the pipeline with a card, and a record that it is the model that it was converted from."""
+    origin = origin_of(model.base.path)
+    card = model_card(
+        "/".join(out.absolute().parts[-2:]),
+        base=base_name(model.base.path),
+        model=model,
+        facts={
+            **({} if origin is None else {"base model": origin}),
+            "converted from": f"{job.model} (fingerprint {model.fingerprint})",
+            **({"with": as_option(job.lora)} if job.lora else {}),
+            "precision": job.dtype,
+        },
+        metrics={},
+        config={},
+        lora=False,
+        made="put together",
+    )
+
+    def write(aside: Path) -> None:
+        generator.save(aside, card)
+        write_conversion(aside, ModelFolder.open(aside).fingerprint, model.fingerprint)
+
+    replace_folder(out, write)

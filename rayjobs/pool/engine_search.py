@@ -27,6 +27,9 @@ from rayjobs.pool.protocol import Decoder, Usage, WorkerPlace
 
 #: Images side by side of a worker that counts them itself, as far as is known beforehand: few, as it bounds a time from above.
 FEW_SLOTS = 8
+#: What of a plan tells one search for rewards from another. Besides there is the precision that was asked for: where it is left
+#: open, the rewards are not halved with the generator.
+REWARDS = {"reward_fingerprints", "rewards"}
 
 
 class Goal(Protocol):
@@ -103,7 +106,7 @@ class EngineSearch:
             plan.rows,
             settings.gradient_checkpointing,
             (lambda blank: on(blank, objective)) if own else None,
-            plan.model_dump(mode="json", include={"reward_fingerprints", "rewards"}) if own else None,
+            {"asked": settings.dtype, **plan.model_dump(mode="json", include=REWARDS)} if own else None,
             device if own else "cpu",
         )
 

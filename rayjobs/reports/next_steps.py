@@ -5,7 +5,11 @@ Each verb's job has its `ending`, made of these. Of a verb that is run by anothe
 
 import json
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 
+from ortho_core.generators.lora_config import AddedLora, as_option
+from ortho_core.generators.model_folder import LORA_REFERENCE
 from ortho_core.storage.open import open_store
 from rayjobs.pool.ledger import ASSIGN_SUMMARY
 from rayjobs.reports.words import counted
@@ -23,6 +27,23 @@ def next_command(verb: str, **options: object) -> str:
     """The line with the next command; `prompt` and `model` may be left for the user to fill in."""
     given = (f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in options.items())
     return " ".join([f"next: ortho {verb}", *given])
+
+
+def converting(model: object, loras: Sequence[AddedLora], out: object) -> str:
+    """The command that makes a folder of a model with LoRAs, which is what trains."""
+    merge = ["--merge"] if (Path(str(model)) / LORA_REFERENCE).is_file() else []
+    return shlex.join(["ortho", "convert", str(model), *merge, "--lora", as_option(loras), "--out", str(out)])
+
+
+def training(model: object, loras: Sequence[AddedLora], assignments: str, **options: object) -> list[str]:
+    """The lines that train on assignments, which were made with a model and these LoRAs."""
+    out = beside(assignments, "trained")
+    if not loras:
+        return [next_command("train", model=model, assignments=assignments, **options, out=out)]
+    # A model is a local folder, wherever the assignments are.
+    folder = beside(assignments, "model") if "://" not in assignments else "FOLDER"
+    train = next_command("train", model=folder, assignments=assignments, **options, out=out)
+    return [f"next: {converting(model, loras, folder)}", train.replace("next:", "then:", 1)]
 
 
 def generating(model: object, out: object, prompt: str = "a prompt") -> str:

@@ -18,11 +18,12 @@ from ortho_core.records.plan import NoiseSettings, RewardPlan
 from ortho_core.rewards.names import parse_rewards, reward_fingerprints
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.run import ShardedRun
-from rayjobs.reports.next_steps import RETRY, beside, left_out, next_command, settled_rows
+from rayjobs.reports.next_steps import RETRY, left_out, settled_rows, training
 from rayjobs.reports.summaries import RewardSummary
 from rayjobs.reports.words import counted
 from rayjobs.reward.config import RewardJob
 from rayjobs.reward.gains import gains
+from rayjobs.reward.memory import memory_of
 from rayjobs.reward.pictures import take_pictures
 from rayjobs.reward.report import write_report
 from rayjobs.reward.worker import search_of
@@ -78,20 +79,24 @@ def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, 
 
 
 def describe(job: RewardJob) -> dict[str, object]:
-    """What a dry run prints."""
+    """What a dry run prints; over a file of prompts it times a few evaluations on a worker like those of the run."""
     model = open_model(job.model, job.dtype, job.lora, job.quantize)
     if job.prompt is not None:
-        return {"reward_fingerprints": check(job, model), "evaluations_at_most": job.steps, "out": job.out}
+        weights = check(job, model)
+        planned = {} if job.gpu_memory is None else {"memory": memory_of(job, model, weights, 1, 1)}
+        return {"reward_fingerprints": weights, "evaluations_at_most": job.steps, **planned, "out": job.out}
     from rayjobs.pool.timing import seconds_per_evaluation
 
     plan, rows, _ = make_plan(job, model)
-    timing = seconds_per_evaluation(job, search_of(job, model, plan, rows))
     evaluations = plan.rows * job.steps
+    content = {**plan.as_json(), "recognised": rows.record(), "evaluations_at_most": evaluations}
+    if job.gpu_memory is not None:  # of another machine's time nothing is known here
+        memory = memory_of(job, model, plan.reward_fingerprints, plan.rows, plan.rows_per_shard)
+        return {**content, "memory": memory, "out": job.out}
+    timing = seconds_per_evaluation(job, search_of(job, model, plan, rows))
     least = min(max(1, job.pool_size[1]), plan.shards)
     return {
-        **plan.as_json(),
-        "recognised": rows.record(),
-        "evaluations_at_most": evaluations,
+        **content,
         **timing.as_json(),
         "hours_at_most": round(timing.hours(evaluations) / least, 3),
         "out": job.out,
@@ -144,5 +149,5 @@ def ending(job: RewardJob, code: int) -> list[str]:
     return [
         f"reward: {found} noise, in {job.out}, report.html there shows it",
         *left_out(job.out, code, quarantined, RETRY),
-        next_command("train", model=job.model, assignments=job.out, noise="base", out=beside(job.out, "trained")),
+        *training(job.model, job.lora, job.out, noise="base"),
     ]

@@ -24,7 +24,13 @@ def run_one(job: RewardJob, model: ModelFolder) -> int:
     out = Path(job.out)
     one_search.check_folder(out, "reward --prompt")
     fingerprint, started = model.fingerprint, time.monotonic()
-    generator = load_generator(model, job.own_device(), job.dtype, quantize=job.quantize)
+    generator = load_generator(
+        model,
+        job.own_device(),
+        job.dtype,
+        gradient_checkpointing=job.gradient_checkpointing,
+        quantize=job.quantize,
+    )
     objective = objective_of(job, generator)
     steps: list[Tensor] = []
     objective.on_images = lambda images: steps.append(to_bytes(images[:1]))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
@@ -18,12 +20,17 @@ from rayjobs.reward.config import RewardJob
 
 def objective_of(job: RewardJob, generator: OneStepGenerator) -> RewardObjective:
     """The job's rewards around a generator; those that are only reported share what they can with the others."""
+    return RewardObjective(generator, *rewards_of(job, generator.device))
+
+
+def rewards_of(job: RewardJob, device: str | torch.device) -> tuple[WeightedSum, WeightedSum]:
+    """Those that are optimised, and all that are reported, loaded. Raises UserError."""
     spec = f"{job.reward},{job.report_rewards}" if job.report_rewards else job.reward
     # A score is not worth rounding where nobody asked for it: the models are small beside the generator.
     dtype = "float32" if job.dtype == "auto" else job.dtype
-    told = load_rewards(spec, job.folders(), generator.device, dtype)
+    told = load_rewards(spec, job.folders(), device, dtype)
     weights = parse_rewards(job.reward)
-    return RewardObjective(generator, WeightedSum({name: told.rewards[name] for name in weights}, weights), told)
+    return WeightedSum({name: told.rewards[name] for name in weights}, weights), told
 
 
 @dataclass(frozen=True)

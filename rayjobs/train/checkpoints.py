@@ -89,7 +89,7 @@ class CheckpointFolders:
         return model_card(
             f"{job.title} {name}",
             base=base_name(self.model.base.path),
-            base_folder=str(self.model.base.path),
+            model=self.model.base,
             facts={
                 **({} if (origin := origin_of(self.model.base.path)) is None else {"base model": origin}),
                 "trained on": f"{plan.rows} {rows}, {job.noise} noise ({kinds[job.noise]})",

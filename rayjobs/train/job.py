@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
+from ortho_core.generators.lora_config import AddedLora
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.origin import converted_from
 from ortho_core.marks import decides, settings
 from ortho_core.mstep.data import MatchedData
 from ortho_core.mstep.elsewhere import general_prompts, unseen_classes
@@ -21,7 +23,7 @@ from ortho_core.pairs.rows import PairFields
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.plan import fingerprint
 from ortho_core.storage.open import open_store
-from rayjobs.reports.next_steps import beside, generating
+from rayjobs.reports.next_steps import beside, converting, generating
 from rayjobs.train.config import TRAINING, TrainJob
 from rayjobs.train.memory import memory_of
 from rayjobs.train.models import TrainModels, check_lora, check_single_file
@@ -120,10 +122,11 @@ def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
     assignments = Assignments(job.assignments)
     check_assignments(assignments, model.latent_shape)
     made_with = assignments.plan.model_fingerprint
-    if job.noise == "matched" and made_with != model.fingerprint and not job.allow_stale:
+    fits = made_with in (model.fingerprint, converted_from(model.path, model.fingerprint))
+    if job.noise == "matched" and not fits and not job.allow_stale:
         raise UserError(
             f"the assignments in {job.assignments} were made with another model (fingerprint {made_with}) than --model "
-            f"{job.model} ({model.fingerprint}): assign again with this model, or say --allow-stale"
+            f"{job.model} ({model.fingerprint}): {remedy_of(job.assignments)}assign again with this model, or say --allow-stale"
         )
     if job.noise == "matched" and assignments.of_rewards:
         raise UserError(
@@ -137,6 +140,16 @@ def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
     if job.pair_fields() != PairFields():
         raise UserError("how pairs are read was said when they were assigned: leave the options of pairs out")
     return assignments
+
+
+def remedy_of(assignments: str) -> str:
+    """What else can be done with assignments that were made with LoRAs."""
+    try:
+        config = json.loads(open_store(assignments).read("summary.json"))["config"]
+        loras = tuple(AddedLora(**each) for each in config.get("lora", ()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return f"`{converting(config['model'], loras, 'FOLDER')}` makes the one for --model; or " if loras else ""
 
 
 def unassigned(job: TrainJob, model: ModelFolder) -> UnassignedRows:

@@ -251,6 +251,13 @@ def _fill(values: dict[str, object], path: list[str], value: object) -> None:
 def unknown_option(name: str, known: list[str]) -> str:
     """The line about an option that is none, with the one that is likely to be meant."""
     name = name.partition("=")[0].lstrip("-").replace("-", "_")
+    if (
+        name.rpartition(".")[2] == "lora" and "model" in known
+    ):  # of a verb that trains, whose result would be of two parts
+        return (
+            f"unknown option {name!r}: `ortho convert MODEL --lora FILE --out FOLDER` merges LoRAs into a "
+            "model; give --model FOLDER"
+        )
     return f"unknown option {name!r}{_meant(name, known)}"
 
 

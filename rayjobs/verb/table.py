@@ -160,7 +160,7 @@ VERBS = {
     "convert": Verb(
         "rayjobs.convert.job",
         "ConvertJob",
-        "a model as one file for ComfyUI, Forge and A1111",
+        "a model as one file for ComfyUI, Forge and A1111, or as a folder",
         example="runs/trained/checkpoint-final",
     ),
     "export": Verb(

@@ -1,6 +1,7 @@
 """The generator against diffusers itself: the same prompt embeddings, the same step, the same image."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -231,3 +232,27 @@ def test_gradient_checkpointing_computes_twice_and_changes_no_gradient(tiny_turb
         gradients.append(noise.grad)
     assert calls == {"plain": 1, "again": 2}
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("keep_adapter", [False, True])
+def test_half_precision_on_a_cpu_works_without_a_warning(keep_adapter, tiny_turbo, tmp_path, caplog):
+    """diffusers' own way of moving a pipeline says that it cannot run; its log does not reach the root's."""
+    adapted = load_generator(ModelFolder.open(tiny_turbo))
+    add_lora(adapted.trainable, Lora(2, 2.0), seed=0)
+    adapted.save(tmp_path / "lora")
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    try:
+        generator = load_generator(ModelFolder.open(tmp_path / "lora"), dtype="float16", keep_adapter=keep_adapter)
+        generator.park(text=True, autoencoder=True)
+        with torch.no_grad():
+            latents = generator.denoise(generator.base_noise([1, 2]), generator.encode_prompts(PROMPTS))
+            again = generator.encode_images(generator.decode(latents))
+        generator.save(tmp_path / "saved", single_file=True)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(caplog.handler)
+    assert generator.trainable.conv_in.weight.dtype == torch.float16
+    assert again.isfinite().all()
+    assert [record.getMessage() for record in caplog.records] == []

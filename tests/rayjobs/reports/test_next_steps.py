@@ -41,6 +41,31 @@ def summaries(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("model", ["m", "adapter"])
+@pytest.mark.parametrize(
+    ("verb", "argv"),
+    [
+        ("assign", "--pairs p --model {model} --lora a.safetensors:0.5,b --out {out}"),
+        ("reward", "--model {model} --lora a.safetensors:0.5,b --reward clip --prompts p.txt --out {out}"),
+    ],
+)
+def test_what_a_lora_found_trains_on_the_folder_that_it_is_merged_into(
+    verb, argv, model, summaries, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "lora.json").write_text("{}")
+    lines = said(verb, argv.format(out=summaries, model=model).split())
+    assert lines[-1].startswith("then: ortho train ")
+    convert, train = (shlex.split(line.partition("ortho ")[2]) for line in lines[-2:])
+    assert ("--merge" in convert) == (model == "adapter")
+    assert convert[convert.index("--lora") + 1] == "a.safetensors:0.5,b:1"
+    assert convert[convert.index("--out") + 1] == train[train.index("--model") + 1]
+    for command in (convert, train):
+        assert main([*command, "--print-config"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("verb", "argv", "follows"),
     [

@@ -1,10 +1,13 @@
 """Training an adapter: what its folders are, how a run goes on with it, and what it is held to."""
 
 import json
+import re
+import shlex
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 
 from ortho_core.errors import UserError
 from ortho_core.generators.load import load_generator
@@ -16,9 +19,10 @@ from ortho_core.losses import mean_square
 from ortho_core.mstep.data import to_batch
 from ortho_core.records.plan import read_plan
 from ortho_core.storage.open import open_store
+from rayjobs.cli import main
 from rayjobs.train.job import run
 from rayjobs.train.plan import TrainPlan
-from tests.rayjobs.train.training import diffusers_images, history, images, job, losses, planned
+from tests.rayjobs.train.training import diffusers_images, history, images, job, losses, other_model, planned
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -153,3 +157,38 @@ def test_an_adapter_trains_on_a_packed_base(kind, adapted, assigned, tiny_turbo,
 def test_what_cannot_be_packed_is_said_before_it_starts(options, says, assigned, tiny_turbo, tmp_path):
     with pytest.raises(UserError, match=says):
         planned(job(assigned, tiny_turbo, tmp_path / "out", quantize="nf4", **options))
+
+
+@pytest.fixture(scope="module")
+def styled(tiny_turbo, assigned, tmp_path_factory):
+    """A LoRA of somebody's, and what `ortho assign --lora` makes with it."""
+    folder = tmp_path_factory.mktemp("styled")
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    draw = torch.Generator().manual_seed(1)
+    factors = {"lora_A": torch.randn(4, 96, generator=draw), "lora_B": torch.randn(96, 4, generator=draw)}
+    save_file({f"{name}.{key}.weight": value for key, value in factors.items()}, folder / "a style.safetensors")
+    argv = ["assign", "--pairs", assigned[0], "--model", tiny_turbo, "--lora", f"{folder / 'a style.safetensors'}:0.5"]
+    argv += ["--out", folder / "out", "--workers", "0", "--steps", "2", "--slots", "8", "--report", "false"]
+    assert main([str(each) for each in argv]) == 0
+    return assigned[0], folder / "out"
+
+
+def test_assignments_made_with_a_lora_train_on_the_folder_that_it_is_merged_into(styled, tiny_turbo, tmp_path):
+    with pytest.raises(UserError, match="made with another model") as refused:
+        planned(job(styled, tiny_turbo, tmp_path / "out"))
+    command = re.search(r"`ortho (convert .*)` makes the one for --model; or assign again", str(refused.value))[1]
+    assert main(shlex.split(command.replace("FOLDER", str(tmp_path / "whole")))) == 0
+    one = job(styled, tmp_path / "whole", tmp_path / "out", epochs=1, save_every=0, lora_rank=2)
+    assert run(one) == 0
+    card = (tmp_path / "out" / "checkpoint-final" / "README.md").read_text()
+    assert f'from_pretrained("{tmp_path / "whole"}")' in card
+    with pytest.raises(UserError, match="made with another model"):
+        planned(job(styled, other_model(tmp_path / "whole", tmp_path / "altered"), tmp_path / "other"))
+
+
+def test_a_verb_that_trains_says_how_a_lora_comes_in(capsys):
+    for argv in (["train", "--lora", "a.safetensors"], ["em", "--assign.lora", "a.safetensors:0.5"]):
+        assert main(argv) == 1
+        said = capsys.readouterr().err
+        assert "`ortho convert MODEL --lora FILE --out FOLDER` merges LoRAs into a model; give --model FOLDER" in said
+        assert said.count("\n") == 1

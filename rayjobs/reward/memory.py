@@ -1,0 +1,78 @@
+"""What a dry run says of the memory of a search for rewards, for a GPU that need not be there.
+
+The rewards' models are loaded, on the CPU: what they take beside the generator is what they have, and the search for them is
+counted with their own code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.memory.blank import bytes_of
+from ortho_core.memory.plan import MOST_SLOTS
+from ortho_core.rewards.clip import ClipTower
+from ortho_core.rewards.combined import WeightedSum
+from ortho_core.rewards.names import parse_rewards
+from ortho_core.rewards.objective import RewardObjective
+from rayjobs.pool.engine_search import REWARDS
+from rayjobs.pool.memory import Searched, described
+from rayjobs.reward.config import RewardJob
+from rayjobs.reward.worker import rewards_of
+
+
+def memory_of(
+    job: RewardJob, model: ModelFolder, fingerprints: Mapping[str, str], rows: int, rows_per_shard: int
+) -> dict[str, object]:
+    """For a GPU of `job.gpu_memory` GiB, which searches for `rows` prompts; `fingerprints` are of the rewards' weights."""
+    assert job.gpu_memory is not None
+    share = None if job.prompt is not None else job.gpus_per_worker  # one prompt has the card to itself
+    here = searched(job, model, fingerprints, rows, rows_per_shard)
+    found = described(here, share, job.gpu_memory, {})
+    if found["fits"]:  # the changes load the rewards once more
+        return found
+    return described(here, share, job.gpu_memory, changes(job, here, model, fingerprints))
+
+
+def searched(
+    job: RewardJob, model: ModelFolder, fingerprints: Mapping[str, str], rows: int, rows_per_shard: int
+) -> Searched:
+    """What decides the memory of the job's search. Raises UserError for rewards that do not load."""
+    optimised, told = rewards_of(job, "cpu")
+    decides = {"reward_fingerprints": dict(fingerprints), "rewards": parse_rewards(job.reward)}
+    assert decides.keys() == REWARDS
+    return Searched(
+        model,
+        job.dtype,
+        # As of one prompt: measuring the generator takes more evaluations than that does.
+        job if job.prompt is None else job.model_copy(update={"sensitivity_rank": 0}),
+        min(job.slots or MOST_SLOTS, rows_per_shard),
+        rows,
+        job.gradient_checkpointing,
+        lambda blank: RewardObjective(blank, optimised, told),
+        {"asked": job.dtype, **decides},
+        judges=sum(map(bytes_of, models_of(told))),
+    )
+
+
+def models_of(rewards: WeightedSum) -> list[nn.Module]:
+    """The networks of rewards, each once: several may look through the same one."""
+    parts = [part for reward in rewards.rewards.values() for part in vars(reward).values()]
+    networks = [part.model if isinstance(part, ClipTower) else part for part in parts]
+    return list({id(network): network for network in networks if isinstance(network, nn.Module)}.values())
+
+
+def changes(job: RewardJob, here: Searched, model: ModelFolder, fingerprints: Mapping[str, str]) -> dict[str, Searched]:
+    """Options that need less, each with the search as it is then."""
+    found: dict[str, Searched] = {}
+    checkpoints = model.class_config is None and not job.gradient_checkpointing
+    if checkpoints:
+        found["set --gradient-checkpointing"] = replace(here, gradient_checkpointing=True)
+    if job.dtype in ("auto", "float32"):  # "auto" leaves the rewards in float32
+        halved = job.model_copy(update={"dtype": "float16"})
+        half = searched(halved, model, fingerprints, here.rows, here.most)
+        found["set --dtype float16"] = half
+        if checkpoints:
+            found["set --dtype float16 --gradient-checkpointing"] = replace(half, gradient_checkpointing=True)
+    return found
