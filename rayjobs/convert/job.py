@@ -40,7 +40,9 @@ CHECKPOINT = Form(
     "checkpoint in the original names",
     "copy it to ComfyUI/models/checkpoints, or models/Stable-diffusion of Forge and A1111",
 )
-FOLDER = Form("diffusers folder", "a --model of every verb; assignments made with what it was converted from fit it")
+DIFFUSERS_FOLDER = Form(
+    "diffusers folder", "a --model of every verb; assignments made with what it was converted from fit it"
+)
 
 
 def opened(job: ConvertJob) -> tuple[ModelFolder, Path, Form]:
@@ -57,9 +59,9 @@ def opened(job: ConvertJob) -> tuple[ModelFolder, Path, Form]:
         raise UserError(
             f"--out {out}: other programs know the format by its name; accepted: a name that ends in {SUFFIX}, or a folder"
         )
-    form = FOLDER if out.suffix != SUFFIX else CHECKPOINT
+    form = DIFFUSERS_FOLDER if out.suffix != SUFFIX else CHECKPOINT
     if model.lora_base is not None and not job.merge:
-        if job.lora or form is FOLDER:
+        if job.lora or form is DIFFUSERS_FOLDER:
             raise UserError(
                 f"--model {job.model} is a LoRA folder: --merge makes a whole model of its base and the LoRA"
             )
@@ -75,7 +77,7 @@ def _replaceable(out: Path, form: Form, model: ModelFolder) -> bool:
     """Whether nothing is lost when `out` is written."""
     if not out.exists():
         return True
-    if form is FOLDER:
+    if form is DIFFUSERS_FOLDER:
         return out.is_dir() and ((out / CONVERTED).is_file() or not any(out.iterdir()))
     return out.is_file() and not out.samefile(model.path) and written_here(out)
 
@@ -101,7 +103,7 @@ def run(job: ConvertJob) -> int:
 
         generator = load_generator(model, dtype=job.dtype)
         assert isinstance(generator, DiffusersGenerator)
-        if form is FOLDER:
+        if form is DIFFUSERS_FOLDER:
             write_folder(job, model, generator, out)
         else:
             write_single_file(out, generator.pipeline, title=title, dtype=dtype)
