@@ -16,6 +16,7 @@ from ortho_core.mstep.matching import match_search
 from ortho_core.pairs.hold_out import held_out_of
 from ortho_core.pairs.prompt_file import read_prompts
 from ortho_core.records.plan import Plan, Settings
+from ortho_core.storage.lease import Lease, held
 from rayjobs.assign import job as assign
 from rayjobs.assign.config import AssignJob, AssignSettings
 from rayjobs.em.config import NO_HELDOUT, USUAL_HELDOUT, EmJob
@@ -200,15 +201,29 @@ def run(
     job's, where the caller has opened it.
     """
     started = time.monotonic()
-    # Folders as the user named them, for messages and records; what is opened knows its absolute path.
-    first, place = model or open_model(job.model), job.model
-    model = first
-    requested = job
+    first, requested = model or open_model(job.model), job
     plan, job, recognised = make_plan(job, first)
     claim(job.work_dir, plan)
+    with held(job.work_dir, "em", say) as lease:
+        return _run(started, requested, job, first, recognised, lease, e_step, watch)
+
+
+def _run(
+    started: float,
+    requested: EmJob,
+    job: EmJob,
+    first: ModelFolder,
+    recognised: dict[str, Settings | None],
+    lease: Lease,
+    e_step: Callable[[AssignJob, ModelFolder], int],
+    watch: Callable[[int], Sequence["UserCallback"]],
+) -> int:
+    # Folders as the user named them, for messages and records; what is opened knows its absolute path.
+    place, model = job.model, first
     code, cycles, trained = 0, list[Cycle](), dict[str, ModelFolder]()
 
     def assigned(step: AssignJob, step_model: ModelFolder) -> int:
+        lease.check()
         with of_step("assign", AssignSettings):
             return e_step(cached(job, step, step_model), step_model)
 
@@ -262,6 +277,7 @@ def run(
         seconds_this_run=round(time.monotonic() - started, 1),
         config=requested.model_dump(mode="json"),
     )
+    lease.check()
     replace_text(job.work_dir / EM_SUMMARY, summary.text())
     write_report(job.work_dir)
     say(f"done: the fine-tuned model is {place}, the report {job.work_dir / 'report.html'}")

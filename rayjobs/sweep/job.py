@@ -13,6 +13,7 @@ from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved, settings
 from ortho_core.records.plan import Plan, Settings, fingerprint
+from ortho_core.storage.lease import Lease, held
 from rayjobs.em import job as em
 from rayjobs.em.config import EmJob
 from rayjobs.evaluate.job import make_plan as evaluation_plan
@@ -175,6 +176,11 @@ def run(job: SweepJob) -> int:
     plan, job = make_plan(job, model)
     job = located(job)
     claim(job.work_dir, plan)
+    with held(job.work_dir, "sweep", say) as lease:
+        return _run(started, requested, job, model, lease)
+
+
+def _run(started: float, requested: SweepJob, job: SweepJob, model: ModelFolder, lease: Lease) -> int:
     space = space_of(job)
     points = begun_points(job) if job.search == "optuna" else points_of(job, space)
     outcomes = records_of(job, points, points_of(job, space))
@@ -190,6 +196,7 @@ def run(job: SweepJob) -> int:
             outcomes = tune_trials(job, model, space)
         seconds = round(time.monotonic() - started, 1)
     summary = summarise(job, space, compared, outcomes, seconds, requested.model_dump(mode="json"))
+    lease.check()
     replace_text(file, summary.text())
     write_report(job.work_dir)
     say(table(summary))

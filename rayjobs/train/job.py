@@ -22,6 +22,7 @@ from ortho_core.pairs.prompt_file import read_prompts
 from ortho_core.pairs.rows import PairFields
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.plan import fingerprint
+from ortho_core.storage.lease import Lease
 from ortho_core.storage.open import open_store
 from rayjobs.reports.next_steps import beside, converting, generating
 from rayjobs.train.config import TRAINING, TrainJob
@@ -220,8 +221,20 @@ def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainMo
     models = models or TrainModels.open(job)
     plan, data = make_plan(job, models)
     job = located(job)
-    if not launch.claimed(job.out, plan):
-        return 0
+    with launch.claimed(job.out, plan) as lease:
+        if lease is not None:
+            _train(job, plan, data, models, lease, callbacks)
+    return 0
+
+
+def _train(
+    job: TrainJob,
+    plan: TrainPlan,
+    data: MatchedData,
+    models: TrainModels,
+    lease: Lease,
+    callbacks: Sequence["UserCallback"],
+) -> None:
     if isinstance(data.source, Assignments) and job.centers and len(data.source) > 1:
         mean = data.source.mean_noise(data.latent_shape)
         data = replace(data, center=mean.numpy())
@@ -230,8 +243,7 @@ def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainMo
         say(f"train: {held_line(job, data)}")
     title = f"train on {job.noise} noise"
     config = {"data": data, "models": models}
-    launch.train(job, job.out, plan, train_worker, config, title, callbacks)
-    return 0
+    launch.train(job, job.out, plan, train_worker, config, title, lease, callbacks)
 
 
 def ending(job: TrainJob, code: int) -> list[str]:

@@ -27,6 +27,7 @@ from ortho_core.mstep.update import MStep, Outcome, autocast, half_dtype
 from ortho_core.mstep.validation import PICTURE, Validation, figures
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.records.assignments import Assignments
+from ortho_core.storage.lease import Ticket
 from rayjobs.train.checkpoints import CheckpointFolders
 from rayjobs.train.config import TrainJob
 from rayjobs.train.feed import ahead, feed, read_here
@@ -55,7 +56,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, object]:
 
     def run(rank: int, world: int) -> dict[str, object]:
         try:
-            return Training(job, config["plan"], config["data"], config["models"], rank, world).run()
+            return Training(job, config["plan"], config["data"], config["models"], rank, world, config["ticket"]).run()
         except torch.OutOfMemoryError as error:
             raise RunFailed(out_of_memory(job, error)) from error
 
@@ -76,11 +77,18 @@ class Training(TrainLoop[Share]):
     """Fine-tunes on assigned noise; `checkpoint-best` is the lowest error on the held-out rows, or else the lowest loss."""
 
     def __init__(
-        self, job: TrainJob, plan: TrainPlan, data: MatchedData, models: TrainModels, rank: int, world: int
+        self,
+        job: TrainJob,
+        plan: TrainPlan,
+        data: MatchedData,
+        models: TrainModels,
+        rank: int,
+        world: int,
+        ticket: Ticket | None = None,
     ) -> None:
         epoch = data.order.updates
         terms = (*TERMS, *MATCH_TERMS) if job.noise == "online" else TERMS
-        super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world)
+        super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world, ticket)
         self.job, self.data, self.models = job, data, models
         #: What the network computes in, where that is not float32.
         self.half = half_dtype(self.device, job)

@@ -122,10 +122,11 @@ def run(job: TrainGanJob) -> int:
     """Train, or go on training. Returns 0. Raises UserError or RunFailed."""
     plan, pairs = make_plan(job)
     job = located(job)
-    if not launch.claimed(job.out, plan):
-        return 0
-    config, title = {"location": pairs.location}, f"train-gan on {job.data}"
-    summary = launch.train(job, job.out, plan, train_gan_worker, config, title)
+    with launch.claimed(job.out, plan) as lease:
+        if lease is None:
+            return 0
+        config, title = {"location": pairs.location}, f"train-gan on {job.data}"
+        summary = launch.train(job, job.out, plan, train_gan_worker, config, title, lease)
     measured = Diversity(summary["diversity"]["by_class"])
     say(f"train-gan: the generator is {job.out / 'checkpoint-final'}; {measured.sentence()}")
     return 0

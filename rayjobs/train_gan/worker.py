@@ -20,6 +20,7 @@ from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.pairs.known_sets import Labelled
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pictures import to_bytes
+from ortho_core.storage.lease import Ticket
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.plan import TrainGanPlan
 from rayjobs.training.loop import TrainLoop, Update, work
@@ -33,7 +34,7 @@ def train_gan_worker(config: dict[str, Any]) -> dict[str, object]:
     job = TrainGanJob.model_validate(config["job"])
 
     def run(rank: int, world: int) -> dict[str, object]:
-        return GanTraining(job, config["plan"], PairSet(config["location"]), rank, world).run()
+        return GanTraining(job, config["plan"], PairSet(config["location"]), rank, world, config["ticket"]).run()
 
     return work(job, job.out, run)
 
@@ -41,7 +42,15 @@ def train_gan_worker(config: dict[str, Any]) -> dict[str, object]:
 class GanTraining(TrainLoop[FitBatch]):
     """Fits a class-conditional generator to labelled images, which every worker holds all of."""
 
-    def __init__(self, job: TrainGanJob, plan: TrainGanPlan, pairs: PairSet, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        job: TrainGanJob,
+        plan: TrainGanPlan,
+        pairs: PairSet,
+        rank: int,
+        world: int,
+        ticket: Ticket | None = None,
+    ) -> None:
         config = plan.generator
         images, self.data = Labelled.of(pairs, config.classes).images(pairs, config.image_shape)
         self.job, self.images = job, torch.from_numpy(images)
@@ -51,7 +60,7 @@ class GanTraining(TrainLoop[FitBatch]):
         if not epoch:
             raise RunFailed(f"{len(images)} usable images fill no update; the first of the others: {self.data.bad[0]}")
         terms = terms_of(job.fit_config())
-        super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world)
+        super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world, ticket)
         torch.manual_seed(job.seed)  # the same first weights on every worker
         network = ClassNetwork(config).to(self.device)
         self.generator = ClassGenerator(config, network)

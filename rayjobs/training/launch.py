@@ -2,14 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.records.plan import FINGERPRINT
 from ortho_core.report.plots import draw_charts
+from ortho_core.storage.lease import Lease, held
 from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.training.config import TrainingSettings
 from rayjobs.training.plan import TrainingPlan
@@ -24,16 +26,29 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 T = TypeVar("T")
+#: Seconds between two looks at the lease.
+LOOK_S = 1.0
 
 
-def claimed(out: Path, plan: TrainingPlan) -> bool:
-    """Make `out` the folder of the run; False, after saying so, if the run is complete. Raises UserError."""
+@contextmanager
+def claimed(out: Path, plan: TrainingPlan) -> Iterator[Lease | None]:
+    """Make `out` the folder of the run, and hold it inside; None, after saying so, if the run is complete. Raises UserError."""
     claim(out, plan)
-    if not (out / TRAIN_SUMMARY).is_file():
-        return True
-    forget(out)
-    say(f"{plan.verb}: {out} is complete")
-    return False
+    if is_complete(out, plan):
+        yield None
+        return
+    with held(out, plan.verb, say) as lease:
+        # Another driver may have finished it meanwhile.
+        yield None if is_complete(out, plan) else lease
+
+
+def is_complete(out: Path, plan: TrainingPlan) -> bool:
+    """Whether there is nothing left to do; says so."""
+    complete = (out / TRAIN_SUMMARY).is_file()
+    if complete:
+        forget(out)
+        say(f"{plan.verb}: {out} is complete")
+    return complete
 
 
 def train(
@@ -43,17 +58,18 @@ def train(
     worker: Callable[[dict[str, Any]], Mapping[str, object]],
     config: Mapping[str, object],
     title: str,
+    lease: Lease,
     callbacks: Sequence["UserCallback"] = (),
 ) -> dict[str, Any]:
     """Train, or go on training; returns the summary, whose file marks the run as complete. Raises UserError or RunFailed.
 
-    Each worker is called with `config`, the job and the plan. `callbacks` are Ray Train's.
+    Each worker is called with `config`, the job, the plan and the ticket of the `lease` on the folder. `callbacks` are Ray
+    Train's.
     """
     started, settings = time.monotonic(), job.model_dump(mode="json")
+    given = {"job": settings, "plan": plan, "ticket": lease.ticket, **config}
     with ray_session():
-        result = run_workers(
-            job, out, worker, {"job": settings, "plan": plan, **config}, title, plan.updates, callbacks
-        )
+        result = run_workers(job, out, worker, given, title, plan.updates, lease, callbacks)
     for failure in result["tracker_failures"]:
         say(f"{plan.verb}: {failure}")
     draw_charts(training_charts([TrainingLog(out / HISTORY)]), out / "train_history.png")
@@ -65,6 +81,7 @@ def train(
         "config": settings,
         FINGERPRINT: plan.run_fingerprint,
     }
+    lease.check()
     replace_text(out / TRAIN_SUMMARY, summary_json(summary))
     forget(out)
     return summary
@@ -77,6 +94,7 @@ def run_workers(
     config: dict[str, object],
     title: str,
     updates: int,
+    lease: Lease,
     callbacks: Sequence["UserCallback"] = (),
 ) -> dict[str, Any]:
     """Run workers under Ray Train, which restarts them after a failure, from the last resumable state; rank 0's summary.
@@ -117,7 +135,7 @@ def run_workers(
     )
     with follow(out / HISTORY, title, updates):
         try:
-            result = beside(trainer.fit)
+            result = beside(trainer.fit, lease.check)
         except TrainingFailedError as error:
             raise RunFailed(f"training failed: {explained(error, job)}") from error
     summary = dict(result.return_value or {})
@@ -127,8 +145,8 @@ def run_workers(
     return summary
 
 
-def beside(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, done in a thread of its own, so that signals come through here.
+def beside(work: Callable[[], T], look: Callable[[], object]) -> T:
+    """What `work` returns or raises, done in a thread of its own, so that signals come through here; `look` every second.
 
     In the main thread Ray Train takes Ctrl-C for itself, waits for as long as its controller takes, and exits with 0.
     """
@@ -141,4 +159,7 @@ def beside(work: Callable[[], T]) -> T:
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
+    while not done.done():
+        look()
+        wait([done], LOOK_S)
     return done.result()

@@ -27,6 +27,7 @@ from ortho_core.errors import RunFailed
 from ortho_core.pictures import labelled_rows
 from ortho_core.records.plan import fingerprint
 from ortho_core.storage.folders import sweep_partial
+from ortho_core.storage.lease import LeaseLost, Ticket
 from rayjobs.training.config import TrainingSettings
 from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.run_files import HISTORY, STATE, STOPPED, saved_state, trim_history
@@ -74,11 +75,17 @@ class TrainLoop(ABC, Generic[Batch]):
         updates: int,
         rank: int,
         world: int,
+        ticket: Ticket | None = None,
     ) -> None:
-        """`plan` goes to the trackers, where its fingerprint identifies the run. `terms` starts with the loss."""
+        """`plan` goes to the trackers, where its fingerprint identifies the run. `terms` starts with the loss.
+
+        `ticket` is of the lease on the folder, which rank 0 looks at before it writes.
+        """
         self.settings, self.out, self.title, self.plan = job, out, title, plan
         self.terms, self.updates_per_epoch, self.updates = terms, updates_per_epoch, updates
         self.rank, self.world = rank, world
+        self.ticket = ticket if rank == 0 else None
+        self._still_held()
         #: Where this worker computes.
         self.device = device_of(job)
         self._saved = saved_state(out)
@@ -150,6 +157,7 @@ class TrainLoop(ABC, Generic[Batch]):
         first, since = True, time.monotonic()
         for batch in self.batches():
             done = self.one_update(batch)
+            self._still_held()
             self.update += 1
             if done.applied:
                 self.sums += [*done.terms.tolist(), 1.0]
@@ -168,6 +176,11 @@ class TrainLoop(ABC, Generic[Batch]):
             if (self.update % every == 0 if every else epoch_ends) or self.update == self.updates:
                 self._checkpoint()
             first, since = False, time.monotonic()
+
+    def _still_held(self) -> None:
+        """Raises LeaseLost where another driver has taken the folder over."""
+        if self.ticket is not None:
+            self.ticket.check()
 
     @property
     def updates_per_second(self) -> float | None:
@@ -282,7 +295,7 @@ def work(settings: TrainingSettings, out: Path, run: Callable[[int, int], dict[s
         return run(context.get_world_rank(), context.get_world_size())
     except Exception as error:
         fault = fault_of(error)
-        if fault.unexpected:
+        if fault.unexpected or isinstance(error, LeaseLost):  # nothing is written into what is another's
             raise
         said = fault.remedied(settings)
         if context.get_world_size() == 1:
