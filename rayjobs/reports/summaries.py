@@ -140,6 +140,20 @@ class SkippedUpdate(Record):
     rows: list[str]
 
 
+class FileReceipt(Record):
+    """One file of a finished run, as it was written."""
+
+    bytes: int
+    changed_ns: int
+    sha256: str
+
+
+class Certified(Record):
+    """What the summary of any training run says of its model folders, by file; nothing of a run from before it did."""
+
+    files: dict[str, FileReceipt] = Field(default_factory=dict)
+
+
 class TrainSummary(Record):
     """`train_summary.json` of an M-step. A loss that was not finite is None."""
 

@@ -221,7 +221,7 @@ def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainMo
     models = models or TrainModels.open(job)
     plan, data = make_plan(job, models)
     job = located(job)
-    with launch.claimed(job.out, plan) as lease:
+    with launch.claimed(job, job.out, plan) as lease:
         if lease is not None:
             _train(job, plan, data, models, lease, callbacks)
     return 0

@@ -122,7 +122,7 @@ def run(job: TrainGanJob) -> int:
     """Train, or go on training. Returns 0. Raises UserError or RunFailed."""
     plan, pairs = make_plan(job)
     job = located(job)
-    with launch.claimed(job.out, plan) as lease:
+    with launch.claimed(job, job.out, plan) as lease:
         if lease is None:
             return 0
         config, title = {"location": pairs.location}, f"train-gan on {job.data}"

@@ -48,6 +48,10 @@ class TrainingSettings(TrackerSettings, WorkerResources):
     )
     keep_states: int = conduct(1, ge=1, description="resumable states that are kept")
     log_every: int = conduct(5, ge=1, description="updates between entries of the log")
+    verify: bool = conduct(
+        False,
+        description="of a run that is finished, compare all files with their checksums, and not sizes and times alone",
+    )
     max_restarts: int = conduct(3, ge=0, description="how often dead workers are started again")
 
     @property

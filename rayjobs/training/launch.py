@@ -13,9 +13,11 @@ from ortho_core.records.plan import FINGERPRINT
 from ortho_core.report.plots import draw_charts
 from ortho_core.storage.lease import Lease, held
 from rayjobs.reports.curves import TrainingLog, training_charts
+from rayjobs.reports.summaries import Certified
 from rayjobs.training.config import TrainingSettings
 from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.progress import follow
+from rayjobs.training.receipts import check_receipts, receipts
 from rayjobs.training.run_files import HISTORY, STOPPED, TRAIN_SUMMARY, forget, rescue
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.faults import explained
@@ -31,24 +33,28 @@ LOOK_S = 1.0
 
 
 @contextmanager
-def claimed(out: Path, plan: TrainingPlan) -> Iterator[Lease | None]:
-    """Make `out` the folder of the run, and hold it inside; None, after saying so, if the run is complete. Raises UserError."""
+def claimed(job: TrainingSettings, out: Path, plan: TrainingPlan) -> Iterator[Lease | None]:
+    """Make `out` the folder of the run, and hold it inside; None, after saying so, if the run is complete.
+
+    Raises UserError, also where a finished run is no more what it was.
+    """
     claim(out, plan)
-    if is_complete(out, plan):
+    if is_complete(job, out, plan):
         yield None
         return
     with held(out, plan.verb, say) as lease:
         # Another driver may have finished it meanwhile.
-        yield None if is_complete(out, plan) else lease
+        yield None if is_complete(job, out, plan) else lease
 
 
-def is_complete(out: Path, plan: TrainingPlan) -> bool:
-    """Whether there is nothing left to do; says so."""
-    complete = (out / TRAIN_SUMMARY).is_file()
-    if complete:
-        forget(out)
-        say(f"{plan.verb}: {out} is complete")
-    return complete
+def is_complete(job: TrainingSettings, out: Path, plan: TrainingPlan) -> bool:
+    """Whether there is nothing left to do; says so. Raises UserError where what was made is damaged or lost."""
+    if not (out / TRAIN_SUMMARY).is_file():
+        return False
+    check_receipts(out, Certified.read(out / TRAIN_SUMMARY).files, job.verify)
+    forget(out)
+    say(f"{plan.verb}: {out} is complete")
+    return True
 
 
 def train(
@@ -80,6 +86,7 @@ def train(
         "seconds_this_run": round(time.monotonic() - started, 2),
         "config": settings,
         FINGERPRINT: plan.run_fingerprint,
+        "files": {name: receipt.model_dump() for name, receipt in receipts(out).items()},
     }
     lease.check()
     replace_text(out / TRAIN_SUMMARY, summary_json(summary))

@@ -1,0 +1,96 @@
+"""What a finished run certifies: every file of its model folders, with size, time of change and checksum, in its summary.
+
+At each start sizes and times are compared, and a file with another time by its checksum: a copy has one of its own. What is lost
+or damaged is linked anew from an equal file of another folder, as the last epoch's is of the final one.
+"""
+
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from ortho_core.errors import UserError
+from ortho_core.storage.hashes import content_hash
+from rayjobs.reports.summaries import FileReceipt
+from rayjobs.training.run_files import TRAIN_SUMMARY
+from rayjobs.verb.console import say
+
+#: The folders that are certified, and the one that must be there: others may be deleted to save space.
+FOLDERS, FINAL = "checkpoint-*", "checkpoint-final"
+
+
+Receipts = Mapping[str, FileReceipt]
+
+
+def receipts(out: Path) -> dict[str, FileReceipt]:
+    """Of all files in the run's model folders, by their path from `out`. Raises OSError."""
+    found: dict[str, FileReceipt] = {}
+    hashes: dict[tuple[int, int], str] = {}  # most files are links to those of another folder
+    for file in sorted(file for folder in out.glob(FOLDERS) for file in folder.rglob("*") if file.is_file()):
+        status = file.stat()
+        key = status.st_dev, status.st_ino
+        hashes[key] = digest = hashes.get(key) or content_hash(file)
+        name = file.relative_to(out).as_posix()
+        found[name] = FileReceipt(bytes=status.st_size, changed_ns=status.st_mtime_ns, sha256=digest)
+    return found
+
+
+def check_receipts(out: Path, made: Receipts, verify: bool) -> None:
+    """Mend what is lost or damaged where an equal file is there; `verify` compares every checksum, whatever the times say.
+
+    Raises UserError, naming the first file that cannot be mended and what to do.
+    """
+    gone = {name for name in {file.partition("/")[0] for file in made} if name != FINAL and not (out / name).exists()}
+    kept = {file: receipt for file, receipt in made.items() if file.partition("/")[0] not in gone}
+    damaged = {file: fault for file, receipt in kept.items() if (fault := _fault(out / file, receipt, verify))}
+    for file, fault in damaged.items():
+        equal = next(
+            (
+                other
+                for other, receipt in kept.items()
+                if other not in damaged
+                and receipt.sha256 == made[file].sha256
+                and not _fault(out / other, receipt, True)
+            ),
+            None,
+        )
+        if equal is None:
+            raise UserError(
+                f"{out / file} {fault}, and is no more what the finished run wrote: put it back from a copy, or delete "
+                f"{out / TRAIN_SUMMARY}, and the same command trains anew"
+            )
+        _link(out / equal, out / file)
+        say(f"{out / file} {fault}: linked anew from {equal}")
+    if verify:
+        say(f"{len(kept)} files in {out} have the checksums they were written with")
+
+
+def _fault(file: Path, receipt: FileReceipt, verify: bool) -> str:
+    """What is wrong with a file; empty: nothing."""
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return "is no file"
+        if status.st_size != receipt.bytes:
+            return f"has {status.st_size:,} bytes, not {receipt.bytes:,}"
+        if (verify or status.st_mtime_ns != receipt.changed_ns) and content_hash(file) != receipt.sha256:
+            return "has another checksum"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return ""
+
+
+def _link(source: Path, target: Path) -> None:
+    aside = target.with_name(f".{target.name}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside.unlink(missing_ok=True)
+    if target.is_dir():
+        shutil.rmtree(target)
+    try:
+        os.link(source, aside)
+    except OSError:
+        shutil.copy2(source, aside)
+    os.replace(aside, target)
