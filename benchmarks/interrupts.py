@@ -8,8 +8,10 @@ temporary folder. A verb that is through before the signal comes counts as throu
 
 import argparse
 import getpass
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +41,7 @@ SOME = ("--part", "heldout:24")
 def commands(out: Path, made: Path) -> dict[str, list[str]]:
     """A short run of each verb into `out`; `made` holds finished assignments."""
     model = ("--model", MODEL)
-    em = (*model, "--pairs", PAIRS, "--cycles", "2", "--heldout", "16", "--evaluate.rows", "16")
+    em = (*model, "--pairs", str(made.parent / "pairs"), "--cycles", "2", "--heldout", "8", "--assign.steps", "2")
     return {
         "assign": ["assign", *model, "--pairs", PAIRS, *SOME, "--steps", "4", "--out", str(out)],
         "assign, no pool": [
@@ -53,7 +55,7 @@ def commands(out: Path, made: Path) -> dict[str, list[str]]:
             *("train", *model, "--assignments", str(made), "--epochs", "2", "--batch-size", "8"),
             *("--num-workers", "0", "--out", str(out)),
         ],
-        "em": ["em", *em, "--work-dir", str(out)],
+        "em": ["em", *em, "--train.epochs", "1", "--train.batch-size", "8", "--work-dir", str(out)],
         "evaluate": ["evaluate", *model, "--pairs", PAIRS, *SOME, "--rows", "24", "--out", str(out)],
         "reward": ["reward", *model, "--reward", "tiny-clip", "--prompt", "a red three", "--out", str(out)],
         "invert": [
@@ -154,6 +156,16 @@ def _name(process: psutil.Process) -> str:
         return "gone"
 
 
+def write_pairs(folder: Path, rows: int) -> None:
+    """The first of the example's pairs, in a set of their own."""
+    (folder / "images").mkdir(parents=True)
+    lines = Path(PAIRS, "pairs.jsonl").read_text().splitlines(keepends=True)[:rows]
+    for line in lines:
+        image = json.loads(line)["image"]
+        shutil.copyfile(Path(PAIRS, image), folder / image)
+    (folder / "pairs.jsonl").write_text("".join(lines))
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
     # A short path: Ray's sockets lie below it.
@@ -173,6 +185,7 @@ def main() -> None:
     ended: list[Run] = []
     with scratch() as root:
         made = root / "made"
+        write_pairs(root / "pairs", 32)
         once = [
             "assign",
             "--model",

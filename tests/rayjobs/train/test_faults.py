@@ -31,6 +31,7 @@ from tests.rayjobs.train.training import (
 )
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+ROOT = Path(__file__).parents[3]
 #: Seventy-two updates in six epochs, a state after every fifth: the kill is in the midst of an epoch.
 LONG = {"epochs": 6, "batch_size": 2, "checkpoint_every": 5, "lr": 1e-4, "save_every": 1}
 
@@ -233,3 +234,34 @@ def test_a_listing_of_states_that_a_kill_cut_short_costs_one_state_at_most(tmp_p
     rescue(tmp_path)
     assert torch.load(tmp_path / STATE, weights_only=True) == {"update": 10}
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 3.0, 9.0])
+def test_two_drivers_on_one_folder_make_what_one_makes(seconds, assigned, tiny_turbo, tmp_path):
+    def start(out):
+        command = [
+            sys.executable,
+            "-m",
+            "rayjobs",
+            "train",
+            "--model",
+            str(tiny_turbo),
+            "--assignments",
+            str(assigned[1]),
+        ]
+        command += ["--epochs", "2", "--batch-size", "8", "--cpus-per-worker", "0.5", "--out", str(out)]
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    alone = start(tmp_path / "one")
+    _, said = alone.communicate(timeout=300)
+    assert alone.returncode == 0, said
+    first = start(tmp_path / "two")
+    time.sleep(seconds)
+    second = start(tmp_path / "two")
+    told = [process.communicate(timeout=300)[1] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], told
+    assert sum("is being worked on by `ortho train` on" in said for said in told) == 1
+    assert_same_weights(tmp_path / "two" / "checkpoint-final", tmp_path / "one" / "checkpoint-final", 0.0)
+    assert len(history(tmp_path / "two")) == len(history(tmp_path / "one"))
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
