@@ -101,6 +101,7 @@ class EngineSearch:
             (lambda blank: on(blank, objective)) if own else None,
             plan.model_dump(mode="json", include={"reward_fingerprints", "rewards"}) if own else None,
             device if own else "cpu",
+            decodes=own,
         )
 
 
