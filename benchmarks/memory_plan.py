@@ -1,11 +1,12 @@
-"""What is planned of a GPU's memory for SDXL at 512 pixels against what is alive: `python -m benchmarks.memory_plan`.
+"""What is planned of a GPU's memory against what is alive: `python -m benchmarks.memory_plan`.
 
-For cards of 12, 24 and 80 GB: `assign`, `train --lora-rank 16` with 4 rows, `evaluate`, each in half precision. The planner's
-peak comes from counts at few rows, from an allowance and arithmetic. Beside it stands the peak of the whole step at the planned
-number of rows, counted here by other means: the slots of the engine, generator and loss run on tensors without numbers, with
-text encoders, images that are encoded and decoded as planned, and a counter of this folder's. Folders are written from SDXL
-Turbo's configurations, without weights. No GPU is needed, and none is measured: an allocator needs more than is alive, which
-is what the planner's allowance is for.
+First with real tensors: the code of every verb runs tiny-turbo on a CPU, and its live bytes are counted (`memory_real.py`).
+Then for SDXL at 512 pixels, for cards of 12, 24 and 80 GB: `assign`, `train --lora-rank 16` with 4 rows, `evaluate`, each in
+half precision. The planner's peak comes from counts at few rows, from an allowance and arithmetic. Beside it stands the peak of
+the whole step at the planned number of rows, put together here: slots, generator and loss run without numbers, with text
+encoders, images that are encoded and decoded as planned, and a counter of this folder's. Folders are written from SDXL Turbo's
+configurations, without weights. No GPU is needed, and none is measured: an allocator needs more than is alive, which is what
+the planner's allowance is for.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from torch._subclasses import FakeTensorMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks.estep_gpu import FULL, SMALL, random_condition, random_unet
+from benchmarks.memory_real import Compared, everything
 from benchmarks.mstep import LiveBytes, Network
 from benchmarks.results import write_results
 from ortho_core.estep.config import AssignConfig
@@ -50,6 +52,7 @@ from ortho_core.mstep.loss import SftBatch, sft_loss
 from ortho_core.mstep.teacher import AdapterTeacher
 from ortho_core.mstep.update import make_optimizer
 
+ROOT = Path(__file__).resolve().parents[1]
 CARDS = (12, 24, 80)
 RANK, ROWS, PRESERVED = 16, 4, 1
 #: SDXL's autoencoder and text encoders.
@@ -147,7 +150,7 @@ def alive_in_a_search(shape: dict[str, Any], plan: SearchPlan, dtype: torch.dtyp
         with torch.no_grad():
             for _ in range(8 // max(1, plan.encoded)):
                 vae.encode(torch.zeros(max(1, plan.encoded), 3, 8 * H, 8 * W)).latent_dist.mean  # noqa: B018
-            for _ in range(8 // max(1, plan.decoded)):
+            for _ in range(8 // max(1, plan.decoded) if plan.decodes else 0):
                 vae.decode(torch.zeros(max(1, plan.decoded), C, H, W))
         del kept
     return counted.peak
@@ -212,7 +215,7 @@ def searches(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) 
     for verb, config in (("assign", AssignConfig()), ("evaluate", AssignConfig(steps=20, patience=0))):
         costs = search_costs(model, "float16", config)
         for card in cards:
-            plan = plan_search(costs, usable_bytes(card * GIB), MOST_SLOTS, 10_000)
+            plan = plan_search(costs, usable_bytes(card * GIB), MOST_SLOTS, 10_000, decodes=verb != "assign")
             alive = alive_in_a_search(shape, plan, torch.float16, config)
             row = {"verb": verb, "card": card, "chosen": f"{plan.slots} slots", "fits": plan.fits}
             found.append(row | filled(plan.peak, alive, card) | {"decoded": plan.decoded, "encoded": plan.encoded})
@@ -255,17 +258,27 @@ def filled(planned: int, alive: int, card: int) -> dict[str, Any]:
     }
 
 
+def of_real(compared: Compared) -> dict[str, Any]:
+    figures = {"planned_mb": compared.planned / 1e6, "counted_mb": compared.counted / 1e6, "ratio": compared.ratio}
+    return {"verb": compared.verb, "rows": compared.rows, **{name: round(each, 3) for name, each in figures.items()}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cards", type=int, nargs="+", default=list(CARDS), help="GiB of each")
     parser.add_argument("--small", action="store_true", help="in miniature")
+    parser.add_argument("--only", choices=("real", "cards"), help="one of the two tables")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     shape, began = SMALL if args.small else FULL, time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        model = write_folder(Path(scratch), shape)
-        rows = [*searches(model, shape, tuple(args.cards)), *updates(model, shape, tuple(args.cards))]
+    rows: list[dict[str, Any]] = []
+    if args.only != "cards":
+        rows += map(of_real, everything(ModelFolder.open(ROOT / "models" / "tiny-turbo"), ROOT / "examples" / "digits"))
+    if args.only != "real":
+        with tempfile.TemporaryDirectory() as scratch:
+            model = write_folder(Path(scratch), shape)
+            rows += [*searches(model, shape, tuple(args.cards)), *updates(model, shape, tuple(args.cards))]
     for row in rows:
         print(json.dumps(row))
     found = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "rows": rows}

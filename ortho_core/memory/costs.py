@@ -18,24 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from ortho_core.estep.config import AssignConfig, SearchConfig
-from ortho_core.estep.curvature import Sensitivity
 from ortho_core.estep.objective import Objective, Reconstruction
-from ortho_core.estep.slots import empty_slots
-from ortho_core.estep.space import noise_space
 from ortho_core.generators.lora import add_lora
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.memory.blank import blank_generator, blank_text_encoders, bytes_of
-from ortho_core.memory.live import Linear, LiveBytes, without_numbers
+from ortho_core.memory.blank import blank_generator, blank_network, bytes_of
+from ortho_core.memory.live import NOTHING, Linear, LiveBytes, rounded, without_numbers
+from ortho_core.memory.moments import Moments, at_most, moments_of
+from ortho_core.memory.searches import count_matching, count_slots
 from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import SftBatch
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher
 from ortho_core.mstep.update import MStep
 
 #: Raised whenever something else is counted, so that what is kept from before is not read.
-VERSION = 1
+VERSION = 2
 COUNTED_AT = (1, 3)
 T = TypeVar("T", bound="SearchCosts | UpdateCosts")
 
@@ -62,17 +61,19 @@ class SearchCosts:
     slots: Linear
     #: On top, while S slots are evaluated.
     evaluation: Linear
-    #: While so many images are encoded, latents decoded, and noise is run forward without a gradient.
+    #: While so many prompts or images are encoded, latents decoded, and noise is run forward without a gradient.
+    text: Linear
     encode: Linear
     decode: Linear
     forward: Linear
     #: While a quarter of an image is encoded and decoded: a tile.
     encode_tile: int
     decode_tile: int
-    #: The condition of one prompt.
+    #: What is kept of one encoded prompt.
     prompt: int
-    #: The objective's inputs of one row.
+    #: The objective's inputs of one row, and its image while the row waits.
     row: int
+    image: int
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,16 @@ class UpdateCosts:
     weights: Weights
     #: Between updates: what trains, the optimiser's state, an average, a second network as the teacher; not `weights`.
     kept: int
-    #: On top, while B rows and P preserve rows are computed: gradients and activations.
-    base: int
-    row: int
-    preserve_row: int
+    #: On top, while B rows and P preserve rows are computed: the moments at which most activations and gradients are alive.
+    moments: Moments
+    #: What is kept of one encoded prompt.
+    prompt: int = 0
+    #: Of a search for B rows by the network that trains: kept between updates, and on top while it goes on.
+    slots: Linear = NOTHING
+    evaluation: Linear = NOTHING
 
     def update(self, rows: int, preserve_rows: int) -> int:
-        return self.base + self.row * rows + self.preserve_row * preserve_rows
+        return at_most(self.moments, rows, preserve_rows)
 
 
 def search_costs(
@@ -124,7 +128,7 @@ def search_costs(
         with without_numbers() as live, torch.device(device):
             generator = blank_generator(model, computes_in, gradient_checkpointing)
             wanted = objective(generator) if objective is not None else _reconstruction(generator, config)
-            return _count_search(live, model, generator, wanted, config, computes_in)
+            return _count_search(live, model, generator, wanted, config)
 
     return _kept(model, key, SearchCosts, count)
 
@@ -137,19 +141,26 @@ def update_costs(
     lora: Lora | None,
     gradient_checkpointing: bool,
     second_network: bool,
+    search: AssignConfig | None = None,
+    searches_in: torch.dtype | None = None,
+    as_on_a_gpu: bool = True,
 ) -> UpdateCosts:
     """Of an update of all weights, or of an adapter, over frozen weights of `dtype`; `second_network`: the teacher is one.
+
+    `search` is that of noise that is matched while training, `searches_in` the type that autocast computes it in, if any.
 
     Raises whatever goes wrong where a model cannot be counted.
     """
     shape = config.model_dump(include={"optimizer", "mixed_precision", "ema", "preserve_differences"})
     shape |= {name: value > 0 for name, value in config.model_dump().items() if name.endswith("_weight")}
     key: dict[str, object] = {"kind": "update", "dtype": dtype, "checkpointing": gradient_checkpointing, **shape}
-    key |= {"lora": None if lora is None else asdict(lora), "second_network": second_network}
+    key |= {"lora": None if lora is None else asdict(lora), "second_network": second_network, "on_a_gpu": as_on_a_gpu}
+    key |= {"search": None if search is None else search.model_dump(), "searches_in": str(searches_in)}
 
     def count() -> UpdateCosts:
-        with without_numbers() as live:
-            return _count_update(live, model, config, dtype, lora, gradient_checkpointing, second_network)
+        with without_numbers(as_on_a_gpu) as live:
+            where = dtype, lora, gradient_checkpointing, second_network
+            return _count_update(live, model, config, *where, search, searches_in)
 
     return _kept(model, key, UpdateCosts, count)
 
@@ -166,13 +177,12 @@ def _count_search(
     generator: OneStepGenerator,
     objective: Objective,
     config: SearchConfig,
-    dtype: torch.dtype,
 ) -> SearchCosts:
     kept, added, rows = [], [], 0
     for count in COUNTED_AT:
         inputs = objective.blank_inputs(count)
         rows = sum(tensor.nbytes for tensor in inputs.values()) // count
-        slots, step = _count_slots(live, generator, objective, config, count, inputs)
+        slots, step = count_slots(live, generator, objective, config, count, inputs)
         kept.append(slots)
         added.append(step)
     Y, X = generator.image_size
@@ -190,9 +200,13 @@ def _count_search(
     def latents(count: int, part: int = 1) -> Tensor:
         return torch.zeros(count, c, h // part, w // part)
 
-    def forward(count: int) -> Tensor:
-        noise = torch.zeros(count, *generator.latent_shape)
-        return generator.denoise(noise, generator.encode_prompts([""] * count))
+    def forward(count: int) -> int:
+        noise, condition = generator.base_noise([0] * count), generator.encode_prompts([""] * count)
+        inputs = sum(rounded(tensor.nbytes) for tensor in (noise, *condition.tensors.values()))
+        return inputs + live.peak_of(lambda: generator.denoise(noise, condition))
+
+    with torch.no_grad():
+        forwards = forward(COUNTED_AT[0]), forward(COUNTED_AT[1])
 
     with torch.no_grad():
         tiles = (
@@ -203,53 +217,28 @@ def _count_search(
                 live.peak_of(lambda: generator.decode(latents(1, 2))),
             )
         )
+    # What other objectives know of a prompt is kept as its condition is.
+    prompt = _bytes_of_prompt(generator) if isinstance(objective, Reconstruction) else rows
+    image = 12 * Y * X if isinstance(objective, Reconstruction) else 0
     return SearchCosts(
-        _weights(model, generator, dtype),
+        _weights(generator),
         Linear.through(COUNTED_AT, (kept[0], kept[1])),
         Linear.through(COUNTED_AT, (added[0], added[1])),
+        of(lambda count: generator.encode_prompts([""] * count)),
         of(lambda count: generator.encode_images(images(count))),
         of(lambda count: generator.decode(latents(count))),
-        of(forward),
+        Linear.through(COUNTED_AT, forwards),
         *tiles,
-        prompt=sum(tensor.nbytes for tensor in generator.encode_prompts([""]).tensors.values()),
+        prompt=prompt,
         row=rows,
+        image=image,
     )
 
 
-def _count_slots(
-    live: LiveBytes,
-    generator: OneStepGenerator,
-    objective: Objective,
-    config: SearchConfig,
-    count: int,
-    inputs: Mapping[str, Tensor],
-) -> tuple[int, int]:
-    """Bytes of so many slots between evaluations, and what two evaluations need on top."""
-    space = noise_space(config, generator.latent_shape)
-    sensitivity = None
-    if config.measures:
-        k, device = config.sensitivity_rank, generator.device
-        directions = torch.zeros(k, *generator.latent_shape, device=device)
-        sensitivity = Sensitivity(directions, torch.ones(k, device=device), 1.0)
-    base = torch.zeros(count, *generator.latent_shape, device=generator.device)
-    before = live.live
-    slots = empty_slots(space, objective, config, sensitivity, base, inputs)
-    slots.enter(torch.arange(count, device=base.device), base, torch.zeros_like(slots.x), inputs)
-    kept = live.live - before
-
-    def evaluate() -> None:
-        slots.step()
-        slots.step()
-
-    return kept, live.peak_of(evaluate)
-
-
-class _BlankStep(MStep):
-    """An update whose gradient has a norm that no tensor says: the host cannot read one without numbers."""
-
-    def _clip(self, terms: Tensor) -> tuple[Tensor, float]:
-        nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        return terms, self.config.max_grad_norm
+@torch.no_grad()
+def _bytes_of_prompt(generator: OneStepGenerator) -> int:
+    """Of one encoded prompt, each of whose tensors is kept by itself."""
+    return sum(rounded(tensor.nbytes) for tensor in generator.encode_prompts([""]).tensors.values())
 
 
 def _count_update(
@@ -260,10 +249,12 @@ def _count_update(
     lora: Lora | None,
     gradient_checkpointing: bool,
     second_network: bool,
+    search: AssignConfig | None,
+    searches_in: torch.dtype | None,
 ) -> UpdateCosts:
     frozen: torch.dtype = getattr(torch, dtype)
     generator = blank_generator(model, frozen, gradient_checkpointing)
-    weights = _weights(model, generator, frozen)
+    weights = _weights(generator)
     before = live.live
     network = generator.trainable
     if lora is not None:
@@ -273,22 +264,28 @@ def _count_update(
         network.requires_grad_(True)
     teacher: FrozenTeacher | AdapterTeacher | None = None
     if config.preserves:
-        other = blank_generator(model, torch.float32).trainable if second_network else None
+        other = blank_network(model, torch.float32) if second_network else None
         teacher = FrozenTeacher(other) if other is not None else AdapterTeacher(network)
-    step = _BlankStep(generator, teacher, config, 10)
+    step = MStep(generator, teacher, config, 10)
     step.update(_blank_batch(generator, 1, int(config.preserves), config))  # makes the optimiser's state
     kept = live.live - before
 
-    def peak(rows: int, preserve_rows: int) -> int:
+    def trace(rows: int, preserve_rows: int) -> list[int]:
         batch = _blank_batch(generator, rows, preserve_rows, config)
-        return live.peak_of(lambda: step.update(batch)) + sum(_bytes_of_batch(batch))
+        given = sum(_bytes_of_batch(batch))
+        return [given + alive for alive in live.trace_of(lambda: step.update(batch))]
 
     pair = 2 if config.preserve_differences else 1
     P = pair * int(config.preserves)
-    first = peak(1, P)
-    row = peak(2, P) - first
-    preserve_row = (peak(1, 2 * P) - first) // P if P else 0
-    return UpdateCosts(weights, kept, first - row - P * preserve_row, row, preserve_row)
+    # Of two rows at least: what is summed over one alone takes other operations.
+    few, more = trace(2, 2 * P), trace(3, 2 * P)
+    moments = moments_of(few, more, trace(2, 3 * P) if P else few, (2, 2 * P), max(P, 1))
+    prompt = _bytes_of_prompt(generator)
+    if search is None:
+        return UpdateCosts(weights, kept, moments, prompt)
+    one, three = (_blank_batch(generator, count, 0, config) for count in COUNTED_AT)
+    matched = count_matching(live, step, (one, three), search, searches_in)
+    return UpdateCosts(weights, kept, moments, prompt, *matched)
 
 
 def _blank_batch(generator: OneStepGenerator, rows: int, preserve_rows: int, config: MStepConfig) -> SftBatch:
@@ -327,10 +324,12 @@ def _already_in_place() -> Iterator[None]:
         nn.Module.to = usual  # type: ignore[method-assign]
 
 
-def _weights(model: ModelFolder, generator: OneStepGenerator, dtype: torch.dtype) -> Weights:
-    autoencoder: Any = getattr(generator, "autoencoder", None)
-    text = sum(map(bytes_of, blank_text_encoders(model, dtype)))
-    return Weights(bytes_of(generator.trainable), text, 0 if autoencoder is None else bytes_of(autoencoder))
+def _weights(generator: OneStepGenerator) -> Weights:
+    other: Any = generator
+    text = sum(map(bytes_of, getattr(other, "text_encoders", ())))
+    return Weights(
+        bytes_of(generator.trainable), text, bytes_of(other.pipeline.vae) if hasattr(other, "pipeline") else 0
+    )
 
 
 def on(generator: OneStepGenerator, objective: Objective) -> Objective:
@@ -374,4 +373,6 @@ def _read(content: Mapping[str, Any], kind: type[T]) -> T:
     for name, value in values.items():
         if isinstance(value, dict):
             values[name] = Weights(**value) if name == "weights" else Linear(**value)
+        elif isinstance(value, list):
+            values[name] = tuple(tuple(moment) for moment in value)
     return kind(**values)

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from ortho_core.device import Constant
 
 #: PyTorch's allocator rounds every size up to a multiple of this.
 ROUNDED_TO = 512
@@ -40,22 +43,34 @@ class Linear:
         return Linear(max(0, counted[0] - each * rows[0]), each)
 
 
+NOTHING = Linear(0, 0)
+
+
+def rounded(size: int) -> int:
+    """What an allocator gives for a tensor of so many bytes."""
+    return -(-size // ROUNDED_TO) * ROUNDED_TO
+
+
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages of tensors that are made inside, as long as they live."""
 
-    def __init__(self) -> None:
+    def __init__(self, fakes: FakeTensorMode | None = None) -> None:
+        """`fakes` is the mode around this one in which tensors hold no numbers; what is read of them is one."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self._fakes = fakes
         self.live = self.peak = 0
         self._seen: set[int] = set()
+        #: Bytes alive after every operation, while they are traced.
+        self._trace: list[int] | None = None
 
-    def _count(self, value: Any) -> None:
+    def _count(self, value: Any, made: bool) -> None:
         for tensor in tree_leaves(value):
             if not isinstance(tensor, torch.Tensor):
                 continue
             storage = tensor.untyped_storage()
             key = storage._cdata
             if key not in self._seen:
-                size = -(-storage.nbytes() // ROUNDED_TO) * ROUNDED_TO
+                size = rounded(storage.nbytes()) if made else 0
                 self._seen.add(key)
                 self.live += size
                 self.peak = max(self.peak, self.live)
@@ -66,9 +81,31 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # What goes in and was not made inside was there before: a view of it, as of a weight, takes nothing.
+        if any(isinstance(leaf, torch.Tensor) and not self._was_made(leaf) for leaf in tree_leaves((args, kwargs))):
+            if self._fakes is not None:
+                args, kwargs = tree_map(self._without_numbers, (args, kwargs or {}))
+            self._count((args, kwargs), made=False)
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0 if args[0].is_floating_point() else 1
         made = func(*args, **(kwargs or {}))
-        self._count(made)
+        self._count(made, made=True)
+        if self._trace is not None:
+            self._trace.append(self.live)
         return made
+
+    def _was_made(self, tensor: torch.Tensor) -> bool:
+        """Inside; where there are no numbers, a tensor of the kind that has none was."""
+        if self._fakes is not None:
+            return isinstance(tensor, FakeTensor)
+        return tensor.untyped_storage()._cdata in self._seen
+
+    def _without_numbers(self, value: Any) -> Any:
+        """A tensor of the world outside, as a weight of a reward, as operations see it: else its views would be new ones."""
+        if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
+            assert self._fakes is not None
+            return self._fakes.from_tensor(value)
+        return value
 
     def peak_of(self, work: Callable[[], object]) -> int:
         """The most bytes alive at once while `work` runs, on top of those alive before it."""
@@ -76,6 +113,16 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = self.peak = self.live
         work()
         return self.peak - before
+
+    def trace_of(self, work: Callable[[], object]) -> list[int]:
+        """Bytes alive after each operation of `work`, on top of those alive before it."""
+        gc.collect()
+        before, self._trace = self.live, []
+        try:
+            work()
+            return [live - before for live in self._trace]
+        finally:
+            self._trace = None
 
 
 def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,17 +140,27 @@ def _to_float32(value: Any) -> Any:
     return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
+def _beside(constant: Constant, tensor: torch.Tensor) -> torch.Tensor:
+    """A `Constant` that is not kept: what has no numbers would spoil every later use of it."""
+    return constant.host.to(tensor.device, tensor.dtype)
+
+
 @contextmanager
-def without_numbers() -> Iterator[LiveBytes]:
+def without_numbers(as_on_a_gpu: bool = True) -> Iterator[LiveBytes]:
     """Inside, tensors hold no numbers, and their bytes are counted.
 
-    Autocast is as on a GPU, where it leaves larger tensors behind. For one thread of a process at a time.
+    Autocast is as on a GPU, where it leaves larger tensors behind; else as on a CPU, to compare with tensors that are really
+    there. For one thread of a process at a time.
     """
-    usual = {name: getattr(F, name) for name in _FLOAT32_ON_A_GPU}
+    usual = {name: getattr(F, name) for name in _FLOAT32_ON_A_GPU if as_on_a_gpu}
     for name, function in usual.items():
         setattr(F, name, _in_float32(function))
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
+        with (
+            patch.object(Constant, "beside", _beside),
+            FakeTensorMode(allow_non_fake_inputs=True) as fakes,
+            LiveBytes(fakes) as live,
+        ):
             yield live
     finally:
         for name, function in usual.items():

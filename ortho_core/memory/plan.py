@@ -19,6 +19,8 @@ CPU_SLOTS = 16
 MOST_SLOTS = 64
 #: Slots of a model that cannot be counted: few, and halved should they be too many.
 UNCOUNTED_SLOTS = 4
+#: Batches of rows that wait for a slot or are made ready for one, besides those in the slots, whose inputs stay to go back to.
+BATCHES_WAITING = 2
 #: Encoded prompts that a cache keeps, in bytes at most and in number; as `PromptCache` has it.
 PROMPT_BYTES, PROMPTS_KEPT = 1 << 30, 4096
 
@@ -50,6 +52,8 @@ class SearchPlan:
     encoded: int
     decoded: int
     peak: int
+    #: Whether images are decoded outside of the evaluations.
+    decodes: bool = True
 
     @property
     def fits(self) -> bool:
@@ -67,7 +71,8 @@ class SearchPlan:
 
     def line(self) -> str:
         """Weights, what a slot takes, what was chosen."""
-        once = {ROWS_ENCODED_TOGETHER: "", 1: ", images encoded and decoded one at a time", 0: ", and in tiles"}
+        done = "encoded and decoded" if self.decodes else "encoded"
+        once = {ROWS_ENCODED_TOGETHER: "", 1: f", images {done} one at a time", 0: f", images {done} in tiles"}
         said = (
             f"memory: {_gib(self.weights)} of weights, {_gib(self.each)} a slot: {self.slots} slot{'s' * (self.slots > 1)}"
             f"{once[min(self.encoded, self.decoded)]}; {_gib(self.peak)} planned of {_gib(self.usable)} to use"
@@ -88,16 +93,26 @@ class SearchPlan:
         }
 
 
-def plan_search(costs: SearchCosts, usable: int, most: int, rows: int, judges: int = 0) -> SearchPlan:
-    """As many slots as fit, at most `most`, for a search over so many rows; `judges` are bytes of other models beside it."""
+def kept_prompts(prompt: int, rows: int) -> int:
+    """Bytes of the encoded prompts of so many rows, all different, as far as a cache keeps them."""
+    return min(PROMPT_BYTES, min(rows, PROMPTS_KEPT) * prompt)
+
+
+def plan_search(
+    costs: SearchCosts, usable: int, most: int, rows: int, judges: int = 0, decodes: bool = True
+) -> SearchPlan:
+    """As many slots as fit, at most `most`, for a search over so many rows; `judges` are bytes of other models beside it.
+
+    `decodes`: the images of what was found are looked at, outside of the evaluations.
+    """
     weights = costs.weights.all + judges
-    prompts = min(PROMPT_BYTES, min(rows, PROMPTS_KEPT) * costs.prompt)
-    waiting = 2 * ROWS_ENCODED_TOGETHER * costs.row
+    prompts = kept_prompts(costs.prompt, rows)
+    waiting = BATCHES_WAITING * ROWS_ENCODED_TOGETHER * costs.row + ROWS_ENCODED_TOGETHER * costs.image
     fixed = weights + prompts + waiting
-    each = costs.slots.each + costs.evaluation.each
+    each = costs.slots.each + costs.evaluation.each + costs.row
     slots = round_down(min(most, (usable - fixed - costs.slots.base - costs.evaluation.base) // max(1, each)))
     slots = min(slots, most)
-    between = fixed + costs.slots(slots)
+    between = fixed + costs.slots(slots) + slots * costs.row
 
     def at_once(cost: Callable[[int], int], tile: int) -> tuple[int, int]:
         for count in (ROWS_ENCODED_TOGETHER, 1):
@@ -106,10 +121,11 @@ def plan_search(costs: SearchCosts, usable: int, most: int, rows: int, judges: i
         return 0, tile
 
     encoded, encode = at_once(costs.encode, costs.encode_tile)
-    decoded, decode = at_once(costs.decode, costs.decode_tile)
-    forward = costs.forward(ROWS_ENCODED_TOGETHER if decoded == ROWS_ENCODED_TOGETHER else min(slots, 4))
-    peak = between + max(costs.evaluation(slots), encode, decode, min(forward, costs.evaluation(slots)))
-    return SearchPlan(usable, weights, each, slots, encoded, decoded, peak)
+    decoded, decode = at_once(costs.decode, costs.decode_tile) if decodes else (ROWS_ENCODED_TOGETHER, 0)
+    text = costs.text(ROWS_ENCODED_TOGETHER)
+    forward = costs.forward(decoded or 1) if decodes else 0
+    peak = between + max(costs.evaluation(slots), encode, decode, forward, text)
+    return SearchPlan(usable, weights, each, slots, encoded, decoded, peak, decodes)
 
 
 @dataclass(frozen=True)
@@ -122,6 +138,8 @@ class UpdatePlan:
     micro_batches: int
     gradient_checkpointing: bool
     peak: int
+    #: How many prompts stay encoded.
+    prompts: int = 0
 
     @property
     def fits(self) -> bool:
@@ -139,13 +157,24 @@ class UpdatePlan:
 
 
 def plan_update(
-    costs: UpdateCosts, usable: int, rows: int, preserve_rows: int, micro_batches: int, parked: int, checkpointing: bool
+    costs: UpdateCosts,
+    usable: int,
+    rows: int,
+    preserve_rows: int,
+    micro_batches: int,
+    parked: int,
+    checkpointing: bool,
+    prompts: int = 0,
 ) -> UpdatePlan:
-    """An update of so many rows on one worker, in micro-batches; `parked` bytes of the weights are off the card by then."""
+    """An update of so many rows on one worker, in micro-batches; `parked` bytes of the weights are off the card by then.
+
+    `prompts` is how many stay encoded on the card. Where noise is matched, its search may need more than the update.
+    """
     weights = costs.weights.all - parked
     part = math.ceil(rows / micro_batches), math.ceil(preserve_rows / micro_batches)
-    peak = weights + costs.kept + costs.update(*part)
-    return UpdatePlan(usable, weights, costs.kept, micro_batches, checkpointing, peak)
+    kept = costs.kept + kept_prompts(costs.prompt, prompts) + costs.slots(part[0])
+    peak = weights + kept + max(costs.update(*part), costs.evaluation(part[0]))
+    return UpdatePlan(usable, weights, kept, micro_batches, checkpointing, peak, prompts)
 
 
 def smaller_updates(
@@ -161,7 +190,8 @@ def smaller_updates(
             continue
         counted = costs(checkpointing)
         for pieces in (n for n in range(1, rows + 1) if rows % n == 0 and n >= plan.micro_batches):
-            other = plan_update(counted, plan.usable, rows, preserve_rows, pieces, parked, checkpointing)
+            where = rows, preserve_rows, pieces, parked, checkpointing, plan.prompts
+            other = plan_update(counted, plan.usable, *where)
             if other.peak < plan.peak:
                 yield replace(other, usable=plan.usable)
 

@@ -4,8 +4,8 @@ Axes: B images, 3 × Y × X the image, S × S what a reward's network sees, P pr
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -78,6 +78,8 @@ class Preprocessing:
     crop_to_even: bool = True
     #: A bicubic resize overshoots at edges. On 8-bit pictures that is cut off; on floats it is not.
     cut_overshoot: bool = True
+    #: Mean and deviation, ready for images on any device.
+    _statistics: tuple[Constant, Constant] = field(init=False, repr=False, compare=False)
 
     def __call__(self, images: Tensor) -> Tensor:
         images = images.clamp(0, 1)
@@ -87,10 +89,10 @@ class Preprocessing:
         mean, std = self._statistics
         return (images - mean.beside(images)) / std.beside(images)
 
-    @cached_property
-    def _statistics(self) -> tuple[Constant, Constant]:
+    def __post_init__(self) -> None:
         mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (self.mean, self.std))
-        return Constant(mean), Constant(std)
+        # At once: the first call may be one that counts memory, with tensors that hold no numbers.
+        object.__setattr__(self, "_statistics", (Constant(mean), Constant(std)))
 
     def _fit(self, images: Tensor) -> Tensor:
         S, (Y, X) = self.size, images.shape[-2:]

@@ -115,7 +115,7 @@ def memory_of(job: AssignJob, model: ModelFolder, rows_per_shard: int, rows: int
     """What a dry run says of a GPU of `job.gpu_memory` GiB."""
     assert job.gpu_memory is not None
     most = min(job.slots or MOST_SLOTS, rows_per_shard)
-    here = Searched(model, job.dtype, job, most, rows, job.gradient_checkpointing)
+    here = Searched(model, job.dtype, job, most, rows, job.gradient_checkpointing, decodes=False)
     changes = {}
     checkpointed = replace(here, gradient_checkpointing=True)
     if model.class_config is None and not job.gradient_checkpointing:

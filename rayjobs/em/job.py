@@ -12,6 +12,7 @@ from ortho_core.estep.space import noise_space
 from ortho_core.evaluation.statistics import FEWEST_ROWS
 from ortho_core.generators.model_folder import ModelFolder, check_quantize
 from ortho_core.marks import decides, resolved, settings
+from ortho_core.mstep.elsewhere import general_prompts
 from ortho_core.mstep.matching import match_search
 from ortho_core.pairs.hold_out import held_out_of
 from ortho_core.pairs.prompt_file import read_prompts
@@ -181,7 +182,9 @@ def memory_of(job: EmJob, model: ModelFolder, rows: int) -> dict[str, object]:
     trained = job.train.model_copy(update={"gpu_memory": job.gpu_memory})
     steps: dict[str, object] = {
         "assign": assign.memory_of(assign_job(job, 1, job.model), model, job.assign.rows_per_shard or rows, rows),
-        "train": train_memory(trained, TrainModels(model, model), bool(job.train.pixel_l1_weight), search),
+        "train": train_memory(
+            trained, TrainModels(model, model), bool(job.train.pixel_l1_weight), search, rows + len(general_prompts())
+        ),
     }
     if job.heldout_place is not None:
         judge = judge_job(job, {"base": job.model})

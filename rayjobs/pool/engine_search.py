@@ -108,6 +108,7 @@ class EngineSearch:
             (lambda blank: on(blank, objective)) if own else None,
             {"asked": settings.dtype, **plan.model_dump(mode="json", include=REWARDS)} if own else None,
             device if own else "cpu",
+            decodes=own,
         )
 
 

@@ -30,6 +30,8 @@ class Searched:
     device: str = "cpu"
     #: Bytes of other models beside it.
     judges: int = 0
+    #: Whether images of what was found are made, outside of the search.
+    decodes: bool = True
 
     def plan(self, usable: int, allocated: int = 0) -> SearchPlan:
         """For so many bytes, of which `allocated` are taken by the model and the others beside it, where they are loaded.
@@ -45,7 +47,8 @@ class Searched:
             decided_by=self.decided_by,
             device=self.device,
         )
-        return plan_search(costs, usable, self.most, self.rows, max(self.judges, allocated - costs.weights.all))
+        judges = max(self.judges, allocated - costs.weights.all)
+        return plan_search(costs, usable, self.most, self.rows, judges, self.decodes)
 
 
 def slots_on_gpu(

@@ -209,7 +209,8 @@ def describe(job: TrainJob) -> dict[str, object]:
         content["evaluations_of_matching"] = job.match_evaluations(plan.updates, job.batch_size)
     if job.gpu_memory is not None:
         search = match_search(job, job, data.noise_settings) if job.noise == "online" else None
-        content["memory"] = memory_of(job, models, data.needs_images or data.encodes, search)
+        prompts = data.order.rows + len(data.preserve_prompts)
+        content["memory"] = memory_of(job, models, data.needs_images or data.encodes, search, prompts)
     return {**content, "model_folders": kept, "rows_at_once_on_each_worker": job.rows_at_once, "out": str(job.out)}
 
 

@@ -1,27 +1,17 @@
 import pytest
 import torch
 
+from benchmarks.memory_real import updated
 from ortho_core.estep.config import AssignConfig
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.slots import empty_slots
 from ortho_core.estep.space import noise_space
 from ortho_core.generators.lora_config import Lora
-from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.memory import costs
 from ortho_core.memory.blank import blank_generator
 from ortho_core.memory.live import without_numbers
 from ortho_core.mstep.config import MStepConfig
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "ortho" / "memory"
-
-
-@pytest.fixture
-def model(tiny_turbo):
-    return ModelFolder.open(tiny_turbo)
+from tests.ortho_core.memory.conftest import WITHIN
 
 
 @pytest.mark.parametrize("pixel", [0.0, 1.0])
@@ -63,8 +53,38 @@ def test_checkpointing_and_half_precision_need_less_and_adapters_less_than_all_w
     whole = costs.update_costs(model, step, dtype="float32", lora=None, second_network=True, **where)
     adapter = costs.update_costs(model, step, dtype="bfloat16", lora=Lora(4, 4.0), second_network=False, **where)
     assert adapter.kept < whole.kept / 4
-    assert adapter.update(4, 1) - adapter.update(3, 1) == adapter.row
     checkpointed = costs.update_costs(
         model, step, dtype="bfloat16", lora=Lora(4, 4.0), second_network=False, gradient_checkpointing=True
     )
-    assert checkpointed.row < adapter.row
+    assert checkpointed.update(8, 1) < adapter.update(8, 1)
+
+
+@pytest.mark.parametrize(
+    ("lora", "precision", "online"),
+    [
+        (None, "no", False),
+        (None, "bf16", True),
+        (Lora(4, 4.0), "bf16", False),
+        (Lora(4, 4.0), "no", True),
+    ],
+    ids=["all-weights", "all-weights-online", "adapter", "adapter-online"],
+)
+def test_an_update_with_preserve_rows_takes_what_was_planned(model, lora, precision, online):
+    update = updated(model, 8, 4, MStepConfig(mixed_precision=precision), lora, online)
+    assert update.ratio == pytest.approx(1, abs=WITHIN), update
+
+
+@pytest.mark.parametrize(
+    ("rows", "config"),
+    [
+        # Gradients decide what two rows take, activations what sixteen do.
+        (2, MStepConfig()),
+        (16, MStepConfig(preserve_differences=True)),
+        (4, MStepConfig(pixel_l1_weight=1.0, preserve_pixel_weight=1.0)),
+        (4, MStepConfig(optimizer="adafactor", ema=True)),
+    ],
+    ids=["few-rows", "many-rows", "pixels", "adafactor"],
+)
+def test_updates_of_other_kinds_take_what_was_planned(model, rows, config):
+    update = updated(model, rows, 2, config, None)
+    assert update.ratio == pytest.approx(1, abs=WITHIN), update

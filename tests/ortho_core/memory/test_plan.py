@@ -17,6 +17,7 @@ COSTS = SearchCosts(
     Weights(5 * GIB, GIB, GIB),
     slots=Linear(0, GIB // 100),
     evaluation=Linear(0, GIB),
+    text=Linear(0, 0),
     encode=Linear(0, GIB // 2),
     decode=Linear(0, GIB),
     forward=Linear(0, GIB // 10),
@@ -24,6 +25,7 @@ COSTS = SearchCosts(
     decode_tile=GIB // 4,
     prompt=1000,
     row=1000,
+    image=1000,
 )
 
 
@@ -55,7 +57,7 @@ def test_slots_and_parts_are_what_fits(gib, slots, encoded, decoded):
 def test_an_update_that_does_not_fit_is_divided_and_then_checkpointed():
     def costs(checkpointing):
         each = GIB // 4 if checkpointing else GIB
-        return UpdateCosts(Weights(5 * GIB, GIB, GIB), GIB, 0, each, each)
+        return UpdateCosts(Weights(5 * GIB, GIB, GIB), GIB, ((0, each, each),))
 
     plan = plan_update(costs(False), 8 * GIB, 4, 4, 1, GIB, False)
     assert plan.peak == 15 * GIB
