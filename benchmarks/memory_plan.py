@@ -51,9 +51,10 @@ from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import SftBatch, sft_loss
 from ortho_core.mstep.teacher import AdapterTeacher
 from ortho_core.mstep.update import make_optimizer
+from rayjobs.pool.memory import Searched
 
 ROOT = Path(__file__).resolve().parents[1]
-CARDS = (12, 24, 80)
+CARDS, SMALL_CARDS = (12, 24, 80), (6, 8, 12)
 RANK, ROWS, PRESERVED = 16, 4, 1
 #: SDXL's autoencoder and text encoders.
 AUTOENCODER: dict[str, Any] = {
@@ -249,6 +250,37 @@ def updates(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) -
     return found
 
 
+def packed(model: ModelFolder, cards: tuple[int, ...]) -> list[dict[str, Any]]:
+    """`assign` and `train` as above on small cards, by what the network is packed in; what the worker would choose by itself."""
+    config, found = MStepConfig(mixed_precision="bf16"), []
+    for kind in ("none", "int8", "nf4"):
+        searched = Searched(model, "float16", AssignConfig(), MOST_SLOTS, 10_000, decodes=False, quantize=kind)
+        for card in cards:
+            plan = searched.fitting(usable_bytes(card * GIB))
+            found.append({"verb": "assign", "quantize": kind, "card": card, **plan.as_json()})
+
+        def costs(checkpointing: bool, kind: str = kind) -> UpdateCosts:
+            return update_costs(
+                model,
+                config,
+                dtype="bfloat16",
+                lora=Lora(RANK, float(RANK)),
+                gradient_checkpointing=checkpointing,
+                second_network=False,
+                quantize=kind,
+            )
+
+        for card in cards:
+            counted = costs(False)
+            parked, usable = counted.weights.autoencoder, usable_bytes(card * GIB)
+            asked = plan_update(counted, usable, ROWS, PRESERVED, 1, parked, False)
+            smaller = [] if asked.fits else list(smaller_updates(asked, costs, ROWS, PRESERVED, parked))
+            plan = next((p for p in smaller if p.fits), smaller[-1] if smaller else asked)
+            row = {"verb": f"train --lora-rank {RANK}", "quantize": kind, "card": card, **plan.as_json()}
+            found.append(row | {"micro_batches": plan.micro_batches})
+    return found
+
+
 def filled(planned: int, alive: int, card: int) -> dict[str, Any]:
     return {
         "planned_gib": round(planned / GIB, 2),
@@ -267,18 +299,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cards", type=int, nargs="+", default=list(CARDS), help="GiB of each")
     parser.add_argument("--small", action="store_true", help="in miniature")
-    parser.add_argument("--only", choices=("real", "cards"), help="one of the two tables")
+    parser.add_argument("--only", choices=("real", "cards", "packed"), help="one of the three tables")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     shape, began = SMALL if args.small else FULL, time.perf_counter()
     rows: list[dict[str, Any]] = []
-    if args.only != "cards":
+    if args.only in (None, "real"):
         rows += map(of_real, everything(ModelFolder.open(ROOT / "models" / "tiny-turbo"), ROOT / "examples" / "digits"))
     if args.only != "real":
         with tempfile.TemporaryDirectory() as scratch:
             model = write_folder(Path(scratch), shape)
-            rows += [*searches(model, shape, tuple(args.cards)), *updates(model, shape, tuple(args.cards))]
+            if args.only != "packed":
+                rows += [*searches(model, shape, tuple(args.cards)), *updates(model, shape, tuple(args.cards))]
+            if args.only != "cards":
+                rows += packed(model, SMALL_CARDS)
     for row in rows:
         print(json.dumps(row))
     found = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "rows": rows}

@@ -46,8 +46,8 @@ class DiffusersGenerator:
         self.pipeline, self.timestep = pipeline, timestep
         #: The folder that it was loaded from.
         self.folder: ModelFolder | None = None
-        #: Where `park` moves what is not in use.
-        self.host = torch.device("cpu")
+        #: Where `park` moves what is not in use, and whether the text encoders go there whenever they have encoded.
+        self.host, self.parks_text = torch.device("cpu"), False
         unet, vae = pipeline.unet, pipeline.vae
         if unet.config.time_cond_proj_dim is not None:
             raise UserError("a UNet with a guidance embedding (time_cond_proj_dim) is not a one-step model we can run")
@@ -124,6 +124,8 @@ class DiffusersGenerator:
             # SDXL's micro-conditioning: original size, crop corner, target size, all of an uncropped image.
             ids = torch.tensor([[Y, X, 0, 0, Y, X]], dtype=encoded[0].dtype)
             condition |= {"text_embeds": encoded[2], "time_ids": to_device(ids, self.device).repeat(len(prompts), 1)}
+        if self.parks_text:
+            self.park(text=True)
         return Condition(condition)
 
     def count_truncated(self, prompts: list[str]) -> int:

@@ -14,11 +14,17 @@ from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.part_files import read_json
 from ortho_core.generators.pipeline_files import read_index
 from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.generators.quantized import quantize_layers
 
 
-def blank_generator(folder: ModelFolder, dtype: torch.dtype, gradient_checkpointing: bool = False) -> OneStepGenerator:
-    """The folder's model, network and text encoders in `dtype`; to be called where tensors hold no numbers."""
-    network = blank_network(folder, dtype, gradient_checkpointing)
+def blank_generator(
+    folder: ModelFolder, dtype: torch.dtype, gradient_checkpointing: bool = False, quantize: str = "none"
+) -> OneStepGenerator:
+    """The folder's model, network and text encoders in `dtype`, the network packed as `quantize` says.
+
+    To be called where tensors hold no numbers.
+    """
+    network = blank_network(folder, dtype, gradient_checkpointing, quantize)
     if folder.class_config is not None:
         assert isinstance(network, ClassNetwork)
         return ClassGenerator(folder.class_config, network)
@@ -31,7 +37,9 @@ def blank_generator(folder: ModelFolder, dtype: torch.dtype, gradient_checkpoint
     return BlankPipeline(folder, network, _frozen(autoencoder), _text_encoders(folder, dtype))
 
 
-def blank_network(folder: ModelFolder, dtype: torch.dtype, gradient_checkpointing: bool = False) -> nn.Module:
+def blank_network(
+    folder: ModelFolder, dtype: torch.dtype, gradient_checkpointing: bool = False, quantize: str = "none"
+) -> nn.Module:
     """The network alone, frozen."""
     if folder.class_config is not None:
         with _default(dtype):
@@ -42,6 +50,7 @@ def blank_network(folder: ModelFolder, dtype: torch.dtype, gradient_checkpointin
         unet = UNet2DConditionModel.from_config(read_json(_configurations(folder) / "unet" / "config.json"))
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    quantize_layers(unet, quantize, unet.device)
     return _frozen(unet)
 
 

@@ -34,7 +34,7 @@ from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher
 from ortho_core.mstep.update import MStep
 
 #: Raised whenever something else is counted, so that what is kept from before is not read.
-VERSION = 2
+VERSION = 3
 COUNTED_AT = (1, 3)
 T = TypeVar("T", bound="SearchCosts | UpdateCosts")
 
@@ -101,6 +101,7 @@ def search_costs(
     config: SearchConfig,
     *,
     gradient_checkpointing: bool = False,
+    quantize: str = "none",
     objective: Callable[[OneStepGenerator], Objective] | None = None,
     decided_by: Mapping[str, object] | None = None,
     device: str = "cpu",
@@ -120,13 +121,14 @@ def search_costs(
         "kind": "search",
         "dtype": str(computes_in),
         "checkpointing": gradient_checkpointing,
+        "quantize": quantize,
         **shape,
         **(decided_by or {}),
     }
 
     def count() -> SearchCosts:
         with without_numbers() as live, torch.device(device):
-            generator = blank_generator(model, computes_in, gradient_checkpointing)
+            generator = blank_generator(model, computes_in, gradient_checkpointing, quantize)
             wanted = objective(generator) if objective is not None else _reconstruction(generator, config)
             return _count_search(live, model, generator, wanted, config)
 
@@ -141,6 +143,7 @@ def update_costs(
     lora: Lora | None,
     gradient_checkpointing: bool,
     second_network: bool,
+    quantize: str = "none",
     search: AssignConfig | None = None,
     searches_in: torch.dtype | None = None,
     as_on_a_gpu: bool = True,
@@ -155,11 +158,12 @@ def update_costs(
     shape |= {name: value > 0 for name, value in config.model_dump().items() if name.endswith("_weight")}
     key: dict[str, object] = {"kind": "update", "dtype": dtype, "checkpointing": gradient_checkpointing, **shape}
     key |= {"lora": None if lora is None else asdict(lora), "second_network": second_network, "on_a_gpu": as_on_a_gpu}
+    key["quantize"] = quantize
     key |= {"search": None if search is None else search.model_dump(), "searches_in": str(searches_in)}
 
     def count() -> UpdateCosts:
         with without_numbers(as_on_a_gpu) as live:
-            where = dtype, lora, gradient_checkpointing, second_network
+            where = dtype, lora, gradient_checkpointing, second_network, quantize
             return _count_update(live, model, config, *where, search, searches_in)
 
     return _kept(model, key, UpdateCosts, count)
@@ -249,11 +253,12 @@ def _count_update(
     lora: Lora | None,
     gradient_checkpointing: bool,
     second_network: bool,
+    quantize: str,
     search: AssignConfig | None,
     searches_in: torch.dtype | None,
 ) -> UpdateCosts:
     frozen: torch.dtype = getattr(torch, dtype)
-    generator = blank_generator(model, frozen, gradient_checkpointing)
+    generator = blank_generator(model, frozen, gradient_checkpointing, quantize)
     weights = _weights(generator)
     before = live.live
     network = generator.trainable
@@ -264,7 +269,7 @@ def _count_update(
         network.requires_grad_(True)
     teacher: FrozenTeacher | AdapterTeacher | None = None
     if config.preserves:
-        other = blank_network(model, torch.float32) if second_network else None
+        other = blank_network(model, frozen, quantize=quantize) if second_network else None
         teacher = FrozenTeacher(other) if other is not None else AdapterTeacher(network)
     step = MStep(generator, teacher, config, 10)
     step.update(_blank_batch(generator, 1, int(config.preserves), config))  # makes the optimiser's state

@@ -54,6 +54,10 @@ class SearchPlan:
     peak: int
     #: Whether images are decoded outside of the evaluations.
     decodes: bool = True
+    #: Whether the text encoders are on the card only while they encode.
+    parked: bool = False
+    #: Whether activations are computed twice.
+    gradient_checkpointing: bool = False
 
     @property
     def fits(self) -> bool:
@@ -75,7 +79,9 @@ class SearchPlan:
         once = {ROWS_ENCODED_TOGETHER: "", 1: f", images {done} one at a time", 0: f", images {done} in tiles"}
         said = (
             f"memory: {_gib(self.weights)} of weights, {_gib(self.each)} a slot: {self.slots} slot{'s' * (self.slots > 1)}"
-            f"{once[min(self.encoded, self.decoded)]}; {_gib(self.peak)} planned of {_gib(self.usable)} to use"
+            f"{once[min(self.encoded, self.decoded)]}{', text encoders on the card only to encode' * self.parked}"
+            f"{', activations computed twice' * self.gradient_checkpointing}"
+            f"; {_gib(self.peak)} planned of {_gib(self.usable)} to use"
         )
         return said if self.fits else f"{said}, which does not fit"
 
@@ -87,6 +93,8 @@ class SearchPlan:
             "slots": self.slots,
             "images_encoded_at_once": self.encoded,
             "images_decoded_at_once": self.decoded,
+            "text_encoders_parked": self.parked,
+            "gradient_checkpointing": self.gradient_checkpointing,
             "planned_gib": _number(self.peak),
             "usable_gib": _number(self.usable),
             "fits": self.fits,
@@ -99,13 +107,15 @@ def kept_prompts(prompt: int, rows: int) -> int:
 
 
 def plan_search(
-    costs: SearchCosts, usable: int, most: int, rows: int, judges: int = 0, decodes: bool = True
+    costs: SearchCosts, usable: int, most: int, rows: int, judges: int = 0, decodes: bool = True, parked: bool = False
 ) -> SearchPlan:
     """As many slots as fit, at most `most`, for a search over so many rows; `judges` are bytes of other models beside it.
 
-    `decodes`: the images of what was found are looked at, outside of the evaluations.
+    `decodes`: the images of what was found are looked at, outside of the evaluations. `parked`: the text encoders are on the
+    card only while they encode.
     """
-    weights = costs.weights.all + judges
+    texts = costs.weights.text if parked else 0
+    weights = costs.weights.all - texts + judges
     prompts = kept_prompts(costs.prompt, rows)
     waiting = BATCHES_WAITING * ROWS_ENCODED_TOGETHER * costs.row + ROWS_ENCODED_TOGETHER * costs.image
     fixed = weights + prompts + waiting
@@ -122,10 +132,10 @@ def plan_search(
 
     encoded, encode = at_once(costs.encode, costs.encode_tile)
     decoded, decode = at_once(costs.decode, costs.decode_tile) if decodes else (ROWS_ENCODED_TOGETHER, 0)
-    text = costs.text(ROWS_ENCODED_TOGETHER)
+    text = texts + costs.text(ROWS_ENCODED_TOGETHER)
     forward = costs.forward(decoded or 1) if decodes else 0
     peak = between + max(costs.evaluation(slots), encode, decode, forward, text)
-    return SearchPlan(usable, weights, each, slots, encoded, decoded, peak, decodes)
+    return SearchPlan(usable, weights, each, slots, encoded, decoded, peak, decodes, parked)
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,7 @@ class UpdatePlan:
         return {
             "weights_gib": _number(self.weights),
             "kept_between_updates_gib": _number(self.kept),
+            "gradient_checkpointing": self.gradient_checkpointing,
             "planned_gib": _number(self.peak),
             "usable_gib": _number(self.usable),
             "fits": self.fits,

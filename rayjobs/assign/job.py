@@ -22,7 +22,7 @@ from rayjobs.assign.config import AssignJob
 from rayjobs.assign.report import REPORT, write_report
 from rayjobs.assign.worker import search_of
 from rayjobs.pool.driver import work_through
-from rayjobs.pool.memory import Searched, described
+from rayjobs.pool.memory import Searched, described, smaller
 from rayjobs.pool.run import ShardedRun
 from rayjobs.reports.next_steps import RETRY, left_out, settled_rows, training
 from rayjobs.reports.words import counted
@@ -115,14 +115,8 @@ def memory_of(job: AssignJob, model: ModelFolder, rows_per_shard: int, rows: int
     """What a dry run says of a GPU of `job.gpu_memory` GiB."""
     assert job.gpu_memory is not None
     most = min(job.slots or MOST_SLOTS, rows_per_shard)
-    here = Searched(model, job.dtype, job, most, rows, job.gradient_checkpointing, decodes=False)
-    changes = {}
-    checkpointed = replace(here, gradient_checkpointing=True)
-    if model.class_config is None and not job.gradient_checkpointing:
-        changes["set --gradient-checkpointing"] = checkpointed
-    if job.dtype == "float32":
-        changes["set --dtype float16"] = replace(here, dtype="float16")
-        changes["set --dtype float16 --gradient-checkpointing"] = replace(checkpointed, dtype="float16")
+    here = Searched(model, job.dtype, job, most, rows, job.gradient_checkpointing, decodes=False, quantize=job.quantize)
+    changes = smaller(here)
     if job.pixel_l1_weight:
         plain = job.model_copy(update={"pixel_l1_weight": 0.0})
         changes["set --pixel-l1-weight 0"] = replace(here, config=plain)

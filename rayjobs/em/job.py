@@ -40,6 +40,7 @@ from rayjobs.reports.summaries import (
 )
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainSettings
+from rayjobs.train.memory import Updates
 from rayjobs.train.memory import memory_of as train_memory
 from rayjobs.train.models import TrainModels, check_lora, check_single_file
 from rayjobs.training.run_files import TRAIN_SUMMARY
@@ -180,11 +181,11 @@ def memory_of(job: EmJob, model: ModelFolder, rows: int) -> dict[str, object]:
     """What a dry run says of a GPU of `job.gpu_memory` GiB, for each step."""
     search = match_search(job.train, job.train, job.assign) if job.train.noise == "online" else None
     trained = job.train.model_copy(update={"gpu_memory": job.gpu_memory})
+    prompts = rows + len(general_prompts())
+    updates = Updates(trained, TrainModels(model, model), bool(job.train.pixel_l1_weight), search, prompts)
     steps: dict[str, object] = {
         "assign": assign.memory_of(assign_job(job, 1, job.model), model, job.assign.rows_per_shard or rows, rows),
-        "train": train_memory(
-            trained, TrainModels(model, model), bool(job.train.pixel_l1_weight), search, rows + len(general_prompts())
-        ),
+        "train": train_memory(updates),
     }
     if job.heldout_place is not None:
         judge = judge_job(job, {"base": job.model})

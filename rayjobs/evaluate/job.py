@@ -29,7 +29,7 @@ from rayjobs.evaluate.report import write_report
 from rayjobs.evaluate.worker import Judging, folders_of_rewards, judge_models, reward_names, searched_by
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
-from rayjobs.pool.memory import described
+from rayjobs.pool.memory import described, smaller
 from rayjobs.pool.run import exit_code
 from rayjobs.reports.next_steps import left_out
 from rayjobs.reports.summaries import EVALUATION, Evaluation, FeatureSource, FeatureSources
@@ -166,8 +166,7 @@ def memory_of(job: EvaluateJob, model: ModelFolder, rows_per_shard: int, rows: i
     weights = (file for folder in folders for kind in WEIGHT_FILES for file in folder.glob(kind))
     size = sum(file.stat().st_size for file in weights)
     here = searched_by(job, model, rows_per_shard, rows, size)
-    changes = {"set --dtype float16": replace(here, dtype="float16")} if job.dtype == "float32" else {}
-    return described(here, job.gpus_per_worker, job.gpu_memory, changes)
+    return described(here, job.gpus_per_worker, job.gpu_memory, smaller(here))
 
 
 def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> int:

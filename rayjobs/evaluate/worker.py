@@ -65,7 +65,7 @@ def search_config(job: EvaluateJob) -> AssignConfig:
 def searched_by(job: EvaluateJob, model: ModelFolder, rows_per_shard: int, rows: int, judges: int = 0) -> Searched:
     """What decides the memory of that E-step, beside so many bytes of judges."""
     most = min(job.batch_size or MOST_SLOTS, rows_per_shard)
-    return Searched(model, job.dtype, search_config(job), most, rows, judges=judges)
+    return Searched(model, job.dtype, search_config(job), most, rows, judges=judges, quantize=job.quantize)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ class EngineSearch:
             {"asked": settings.dtype, **plan.model_dump(mode="json", include=REWARDS)} if own else None,
             device if own else "cpu",
             decodes=own,
+            quantize=settings.quantize,
         )
 
 

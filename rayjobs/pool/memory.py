@@ -1,7 +1,8 @@
 """What a worker's GPU holds of a search: planned on the worker, or in a dry run for a card that is not there."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from ortho_core.estep.config import SearchConfig
@@ -32,6 +33,10 @@ class Searched:
     judges: int = 0
     #: Whether images of what was found are made, outside of the search.
     decodes: bool = True
+    #: In what the weights of the network are kept.
+    quantize: str = "none"
+    #: Whether the text encoders are on the card only while they encode.
+    parked: bool = False
 
     def plan(self, usable: int, allocated: int = 0) -> SearchPlan:
         """For so many bytes, of which `allocated` are taken by the model and the others beside it, where they are loaded.
@@ -43,12 +48,28 @@ class Searched:
             self.dtype,
             self.config,
             gradient_checkpointing=self.gradient_checkpointing,
+            quantize=self.quantize,
             objective=self.objective,
             decided_by=self.decided_by,
             device=self.device,
         )
         judges = max(self.judges, allocated - costs.weights.all)
-        return plan_search(costs, usable, self.most, self.rows, judges, self.decodes)
+        plan = plan_search(costs, usable, self.most, self.rows, judges, self.decodes, self.parked)
+        return replace(plan, gradient_checkpointing=self.gradient_checkpointing)
+
+    def fitting(self, usable: int, allocated: int = 0) -> SearchPlan:
+        """The first plan that fits: as it is, with the text encoders parked, with activations computed twice, with both.
+
+        Where none does, the last. Raises as `plan` does.
+        """
+        if self.model.class_config is not None:  # nothing of it can be
+            return self.plan(usable, allocated)
+        twice = (False, True) if not self.gradient_checkpointing else (True,)
+        for checkpointing, parked in product(twice, (False, True)):
+            plan = replace(self, gradient_checkpointing=checkpointing, parked=parked).plan(usable, allocated)
+            if plan.fits:
+                break
+        return plan
 
 
 def slots_on_gpu(
@@ -59,7 +80,7 @@ def slots_on_gpu(
     What was planned is appended to `notes`.
     """
     try:
-        plan = searched.plan(*usable_on(generator, share, gpu_memory))
+        plan = searched.fitting(*usable_on(generator, share, gpu_memory))
     except Exception as error:  # an architecture that is counted nowhere must still run
         why = " ".join(str(error).split())[:200] or type(error).__name__
         slots = min(UNCOUNTED_SLOTS, searched.most)
@@ -81,10 +102,15 @@ def usable_on(generator: OneStepGenerator, share: float | None, gpu_memory: floa
 
 
 def spare(generator: OneStepGenerator, plan: SearchPlan) -> None:
-    """Have a pipeline's autoencoder take one image at a time, or tiles of a quarter of it, where all at once do not fit."""
-    autoencoder: Any = getattr(getattr(generator, "pipeline", None), "vae", None)
+    """Have a pipeline do what was planned: its autoencoder take one image at a time, or tiles of a quarter of it, its text
+    encoders leave the card when they have encoded, its network compute activations twice."""
+    pipeline: Any = generator
+    autoencoder = getattr(getattr(generator, "pipeline", None), "vae", None)
     if autoencoder is None:
         return
+    pipeline.parks_text = plan.parked
+    if plan.gradient_checkpointing:
+        pipeline.pipeline.unet.enable_gradient_checkpointing()
     if plan.sliced:
         autoencoder.enable_slicing()
     if plan.tiled:
@@ -93,15 +119,26 @@ def spare(generator: OneStepGenerator, plan: SearchPlan) -> None:
         autoencoder.tile_latent_min_size = max(generator.latent_shape[1:]) // 2
 
 
+def smaller(searched: Searched) -> dict[str, Searched]:
+    """Options of any verb that need less, the search as it is then by what to set."""
+    halved = searched.dtype == "float32"
+    here = replace(searched, dtype="float16") if halved else searched
+    found = {"set --dtype float16": here} if halved else {}
+    if searched.quantize == "none" and searched.model.class_config is None:
+        said = "set --dtype float16 --quantize" if halved else "set --quantize"
+        found |= {f"{said} {kind}": replace(here, quantize=kind) for kind in ("int8", "nf4")}
+    return found
+
+
 def described(
     searched: Searched, share: float | None, gpu_memory: float, changes: Mapping[str, Searched]
 ) -> dict[str, object]:
     """What a dry run says of a card of `gpu_memory` GiB; where it does not fit, the first of the `changes` that does."""
     usable = usable_bytes(int(gpu_memory * GIB), share or 1.0)
-    plan = searched.plan(usable)
+    plan = searched.fitting(usable)
     found: dict[str, object] = {"gpu_memory_gib": gpu_memory, **plan.as_json(), "said": plan.line()}
     if plan.fits:
         return found
-    plans = {change: other.plan(usable) for change, other in changes.items()}
+    plans = {change: other.fitting(usable) for change, other in changes.items()}
     fitting = [f"{change}: {other.line()}" for change, other in plans.items() if other.fits]
     return found | {"to_fit": fitting[:1] or ["a larger card: no option of this verb makes it fit"]}

@@ -5,7 +5,6 @@ counted with their own code.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import nn
 
@@ -17,7 +16,7 @@ from ortho_core.rewards.combined import WeightedSum
 from ortho_core.rewards.names import parse_rewards
 from ortho_core.rewards.objective import RewardObjective
 from rayjobs.pool.engine_search import REWARDS
-from rayjobs.pool.memory import Searched, described
+from rayjobs.pool.memory import Searched, described, smaller
 from rayjobs.reward.config import RewardJob
 from rayjobs.reward.worker import rewards_of
 
@@ -53,6 +52,7 @@ def searched(
         lambda blank: RewardObjective(blank, optimised, told),
         {"asked": job.dtype, **decides},
         judges=sum(map(bytes_of, models_of(told))),
+        quantize=job.quantize,
     )
 
 
@@ -66,13 +66,7 @@ def models_of(rewards: WeightedSum) -> list[nn.Module]:
 def changes(job: RewardJob, here: Searched, model: ModelFolder, fingerprints: Mapping[str, str]) -> dict[str, Searched]:
     """Options that need less, each with the search as it is then."""
     found: dict[str, Searched] = {}
-    checkpoints = model.class_config is None and not job.gradient_checkpointing
-    if checkpoints:
-        found["set --gradient-checkpointing"] = replace(here, gradient_checkpointing=True)
     if job.dtype in ("auto", "float32"):  # "auto" leaves the rewards in float32
         halved = job.model_copy(update={"dtype": "float16"})
-        half = searched(halved, model, fingerprints, here.rows, here.most)
-        found["set --dtype float16"] = half
-        if checkpoints:
-            found["set --dtype float16 --gradient-checkpointing"] = replace(half, gradient_checkpointing=True)
-    return found
+        found["set --dtype float16"] = searched(halved, model, fingerprints, here.rows, here.most)
+    return found | smaller(here)

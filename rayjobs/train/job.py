@@ -26,7 +26,7 @@ from ortho_core.storage.lease import Lease
 from ortho_core.storage.open import open_store
 from rayjobs.reports.next_steps import beside, converting, generating
 from rayjobs.train.config import TRAINING, TrainJob
-from rayjobs.train.memory import memory_of
+from rayjobs.train.memory import Updates, memory_of
 from rayjobs.train.models import TrainModels, check_lora, check_single_file
 from rayjobs.train.plan import TrainPlan
 from rayjobs.train.worker import train_worker
@@ -208,9 +208,7 @@ def describe(job: TrainJob) -> dict[str, object]:
     if job.noise == "online":
         content["evaluations_of_matching"] = job.match_evaluations(plan.updates, job.batch_size)
     if job.gpu_memory is not None:
-        search = match_search(job, job, data.noise_settings) if job.noise == "online" else None
-        prompts = data.order.rows + len(data.preserve_prompts)
-        content["memory"] = memory_of(job, models, data.needs_images or data.encodes, search, prompts)
+        content["memory"] = memory_of(Updates.of(job, models, data))
     return {**content, "model_folders": kept, "rows_at_once_on_each_worker": job.rows_at_once, "out": str(job.out)}
 
 

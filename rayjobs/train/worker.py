@@ -31,6 +31,7 @@ from ortho_core.storage.lease import Ticket
 from rayjobs.train.checkpoints import CheckpointFolders
 from rayjobs.train.config import TrainJob
 from rayjobs.train.feed import ahead, feed, read_here
+from rayjobs.train.memory import Updates, checkpoints
 from rayjobs.train.models import TrainModels
 from rayjobs.train.plan import TrainPlan
 from rayjobs.training.loop import TrainLoop, Update, work
@@ -92,6 +93,8 @@ class Training(TrainLoop[Share]):
         self.job, self.data, self.models = job, data, models
         #: What the network computes in, where that is not float32.
         self.half = half_dtype(self.device, job)
+        #: Whether activations are computed twice.
+        self.checkpoints = checkpoints(Updates.of(job, models, data), self.device)
         # Before the model is loaded: both take seconds, in different processes.
         self.shares: Iterator[Share] = iter(())
         if self.update < self.updates:
@@ -135,7 +138,7 @@ class Training(TrainLoop[Share]):
             self.models.model,
             self.device,
             self._frozen_in,
-            gradient_checkpointing=job.gradient_checkpointing,
+            gradient_checkpointing=self.checkpoints,
             keep_adapter=bool(job.lora_rank),
             quantize=job.quantize,
         )
@@ -263,6 +266,7 @@ class Training(TrainLoop[Share]):
             "match_evaluations": job.match_evaluations(self.updates, job.batch_size)
             if self.matching is not None
             else 0,
+            "gradient_checkpointing": self.checkpoints,
             "images_per_second": job.batch_size * speed if speed is not None else None,
         }
 

@@ -19,6 +19,7 @@ _OPEN: tuple[tuple[str, Callable[[Any, int], bool], str], ...] = (
     ("gradient_checkpointing", lambda job, rows: not job.gradient_checkpointing, "set --gradient-checkpointing"),
     ("mixed_precision", lambda job, rows: job.mixed_precision == "no", "set --mixed-precision fp16"),
     ("dtype", lambda job, rows: job.dtype == "float32", "set --dtype float16"),
+    ("quantize", lambda job, rows: job.quantize == "none" and getattr(job, "lora_rank", 1) > 0, "set --quantize int8"),
     (
         "match_dtype",
         lambda job, rows: job.noise == "online" and job.match_dtype == "float32",
