@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from ortho_core import plain_text
+
 #: Bytes of a stream that are kept at hand: the `readline` of fsspec takes a whole block for each line.
 BUFFER = 1 << 20
 
@@ -18,9 +20,13 @@ class OutsideRoot(ValueError):
     """A name leads out of its folder."""
 
 
+class NotAFile(FileNotFoundError):
+    """There is something else at a name: a folder, a pipe, a device, a socket. It was not opened."""
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, as one line of at most 300 characters; libraries write whole paragraphs."""
-    return " ".join(str(error).split())[:300]
+    return plain_text.one_line(error)
 
 
 def plain_name(name: str) -> str:

@@ -1,14 +1,15 @@
 """Charts of what happened along a run: the terms of training logs over updates, those of a search over its evaluations."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ortho_core.parsing import NotParsedError, json_object
 from ortho_core.report.charts import COLOURS, Chart, Series
 
 #: Figures of a training log by group that have a chart where any value is not 0, and the charts' titles.
@@ -47,7 +48,16 @@ class TrainingLog:
     shift: int = 0
 
     def entries(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
+        """The lines that hold an entry: a kill may have cut one."""
+        if not self.file.is_file():
+            return []
+        found = []
+        for line in self.file.read_bytes().splitlines():
+            with suppress(NotParsedError):
+                entry = json_object(line, "a line")
+                if "group" in entry and isinstance(entry.get("update"), int):
+                    found.append(entry)
+        return found
 
 
 def training_charts(logs: Sequence[TrainingLog]) -> list[Chart]:

@@ -1,6 +1,5 @@
 """The M-step job: `ortho train` fine-tunes on assigned noise (or, for comparison, on random noise) with Ray Train."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +19,8 @@ from ortho_core.noise.rotation import block_dimension
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.prompt_file import read_prompts
 from ortho_core.pairs.rows import PairFields
+from ortho_core.parsing import json_object
+from ortho_core.plain_text import as_given, one_line
 from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.plan import fingerprint
 from ortho_core.storage.open import open_store
@@ -145,7 +146,7 @@ def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
 def remedy_of(assignments: str) -> str:
     """What else can be done with assignments that were made with LoRAs."""
     try:
-        config = json.loads(open_store(assignments).read("summary.json"))["config"]
+        config = json_object(open_store(assignments).read("summary.json"), "summary.json")["config"]
         loras = tuple(AddedLora(**each) for each in config.get("lora", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
@@ -187,11 +188,11 @@ def validation_of(job: TrainJob, shape: tuple[int, int, int]) -> str | None:
 def images_of(assignments: str, pairs: str | None) -> PairSet:
     """The pair set that the assignments were made from, as their summary says, or the same at another place `pairs`."""
     try:
-        config = json.loads(open_store(assignments).read("summary.json"))["config"]
-        fields = PairFields(**{name: config[name] for name in PairFields.model_fields})
-        return open_pairs(pairs or config["pairs"], fields, "images", count=False)
+        config = json_object(open_store(assignments).read("summary.json"), "it")["config"]
+        fields = PairFields(**{name: config[name] for name in PairFields.model_fields if name in config})
+        return open_pairs(pairs or as_given(config["pairs"]), fields, "images", count=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{assignments}/summary.json does not say where the images are: {error!r}") from error
+        raise UserError(f"{assignments}/summary.json does not say where the images are: {one_line(error)}") from error
 
 
 def describe(job: TrainJob) -> dict[str, object]:

@@ -5,7 +5,6 @@ Axes: n images of a file, Y × X pixels, grey or × 3.
 
 import gzip
 import io
-import json
 import math
 import re
 import struct
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ortho_core.errors import UserError
+from ortho_core.parsing import needed, parse_json
 from ortho_core.storage.store import Store
 
 Split = Literal["train", "test"]
@@ -279,10 +279,7 @@ def _in_order(names: Any) -> list[str]:
 
 
 def _json(root: Store, file: str) -> Any:
-    try:
-        return json.loads(root.read(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{root.location}/{file} is not JSON: {error}") from error
+    return needed(parse_json, root.read(file), f"{root.location}/{file}")
 
 
 def _numbers(values: Any, where: str) -> np.ndarray:

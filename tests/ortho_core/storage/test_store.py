@@ -126,7 +126,7 @@ def test_a_folder_is_no_file(store):
 
 def test_a_pipe_is_no_file_and_nothing_waits_for_its_writer(local):
     os.mkfifo(local.path / "pipe")
-    with pytest.raises(FileNotFoundError, match="not a file"):
+    with pytest.raises(FileNotFoundError, match="it is a pipe, not a regular file"):
         local.read("pipe")
 
 
