@@ -1,6 +1,6 @@
 """The errors that a user can cause, each told in one line that names the place, what was found and what is accepted."""
 
-from ortho_core.plain_text import redacted
+from ortho_core.plain_text import message
 
 #: What `pip install` calls this package; `ortho` on PyPI is another project.
 DISTRIBUTION = "ortho-em"
@@ -14,11 +14,12 @@ def install(extra: str) -> str:
 class UserError(Exception):
     """Something the user gave is wrong; the command line prints the message as one line and exits with 1.
 
-    The message holds no secret of a URL: it goes to terminals, logs and reports.
+    Whatever it is given, the message is one line without control characters and without secrets of URLs: it goes to terminals,
+    logs and reports.
     """
 
     def __init__(self, *said: object) -> None:
-        super().__init__(*(redacted(each) if isinstance(each, str) else each for each in said))
+        super().__init__(*(message(each) if isinstance(each, str) else each for each in said))
 
 
 class NoPairSet(UserError):
@@ -43,7 +44,7 @@ class RunFailed(Exception):
     """The run ended because of what happened in it (every row of the first shard failed, say), not a wrong option."""
 
     def __init__(self, *said: object) -> None:
-        super().__init__(*(redacted(each) if isinstance(each, str) else each for each in said))
+        super().__init__(*(message(each) if isinstance(each, str) else each for each in said))
 
 
 class OutOfMemory(RunFailed):

@@ -61,6 +61,11 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else _escaped(found[0]), redacted(text))
 
 
+def message(text: str) -> str:
+    """`printable`, as one line."""
+    return printable(text).replace("\n", "\\n")
+
+
 def one_line(text: object, most: int = 300) -> str:
     """What is said by others as one printable line of at most `most` characters; libraries write whole paragraphs."""
     return printable(" ".join(str(text).split())[:most])

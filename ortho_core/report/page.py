@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import jinja2
 from PIL import Image
 
+from ortho_core.plain_text import redacted
 from ortho_core.report.charts import COLOURS, Chart
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def render(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.from_string(source)
-    return page.render(
+    html = page.render(
         title=title,
         subtitle=subtitle,
         sections=sections,
@@ -268,3 +269,5 @@ def render(
         cell=Table.cell,
         colours=COLOURS,
     )
+    # Names of files need not be text: such a byte is shown as an escape.
+    return redacted(html).encode("utf-8", "backslashreplace").decode()

@@ -55,7 +55,7 @@ class TrainingLog:
         for line in self.file.read_bytes().splitlines():
             with suppress(NotParsedError):
                 entry = json_object(line, "a line")
-                if "group" in entry and isinstance(entry.get("update"), int):
+                if "group" in entry and _is_number(entry.get("update")):
                     found.append(entry)
         return found
 
@@ -75,9 +75,13 @@ def training_charts(logs: Sequence[TrainingLog]) -> list[Chart]:
 
 
 def _series(log: TrainingLog, entries: Sequence[Mapping[str, Any]], group: str, term: str) -> Series:
-    mine = [entry for entry in entries if entry["group"] == group and entry.get(term) is not None]
+    mine = [entry for entry in entries if entry["group"] == group and _is_number(entry.get(term))]
     updates, values = [log.shift + entry["update"] for entry in mine], [entry[term] for entry in mine]
     return Series(log.label, updates, values, log.colour, points=group == "validation")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def loss_chart(history: Mapping[str, Sequence[float]]) -> Chart:

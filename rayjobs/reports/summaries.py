@@ -12,6 +12,7 @@ from ortho_core.estep.config import FORWARDS_PER_EVALUATION
 from ortho_core.evaluation.metrics import Estimate
 from ortho_core.noise.gaussianity import Covariance, KsTest
 from ortho_core.parsing import needed, parse_model, regular_bytes
+from ortho_core.plain_text import redacted_all
 from ortho_core.records.plan import Settings
 from rayjobs.verb.console import versions
 
@@ -45,7 +46,7 @@ class Record(BaseModel):
 
     def text(self) -> str:
         """The file's text."""
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        return json.dumps(redacted_all(self.model_dump(mode="json")), indent=1) + "\n"
 
 
 class Made(Record):
