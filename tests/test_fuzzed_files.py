@@ -201,7 +201,7 @@ def lora_header(content: bytes, folder: Path) -> None:
 
 def read_card(content: bytes, folder: Path) -> None:
     (folder / "README.md").write_bytes(b"---\n" + content + b"---\n\n# A\n")
-    assert base_name(folder)
+    assert isinstance(base_name(folder), str)
 
 
 def read_origin(content: bytes, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from ortho_core.errors import UserError
-from ortho_core.storage.store import BUFFER, Entries, NotAFile, OutsideRoot, plain_name
+from ortho_core.storage.store import BUFFER, Entries, NotAFile, OutsideRoot, TooLarge, plain_name
 
 #: What is no regular file.
 KINDS = (
@@ -72,6 +72,11 @@ class LocalStore:
             # No more is asked for than there is: room is made for what is asked for.
             there = max(0, os.fstat(stream.fileno()).st_size - start)
             return stream.read(-1 if length is None else min(length, there))
+
+    def read_within(self, name: str, most: int) -> bytes:
+        if (size := self.size(name)) > most:
+            raise TooLarge(size)
+        return self.read(name, 0, most)
 
     def open(self, name: str) -> io.BufferedReader:
         path = self.path / name
@@ -183,7 +188,9 @@ def _blobs(root: Path) -> Path | None:
 def _check_regular(status: os.stat_result, name: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = next((kind for is_of, kind in KINDS if is_of(status.st_mode)), "something else")
-        raise NotAFile(errno.ENOENT, f"it is a {kind}, not a regular file", name)
+        fault = NotAFile(errno.ENOENT, f"it is a {kind}, not a regular file", name)
+        fault.is_folder = stat.S_ISDIR(status.st_mode)
+        raise fault
 
 
 def check_no_folder(path: Path) -> None:

@@ -22,7 +22,7 @@ from ortho_core.pairs.instead import said_of
 from ortho_core.pairs.names import USUAL_PROMPTS, usual
 from ortho_core.pairs.rows import Cut, PairFields, PairRecord, RecordsHaveAll, Shard
 from ortho_core.parsing import NotParsedError, parse_json
-from ortho_core.storage.store import Store, plain_name
+from ortho_core.storage.store import Store, TooLarge, plain_name
 
 TEXTS = ("txt", "prompt", "caption", "text", "cls")
 _USUAL_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
@@ -184,4 +184,6 @@ class WebDataset(RecordsHaveAll):
         if named is None:
             raise BadRow("missing-image", f"image {image[:200]!r} is no member of a tar file, FILE.tar#OFFSET+SIZE")
         file, offset, size = named.groups()
+        if int(size) > self.fields.max_image_bytes:
+            raise TooLarge(int(size))
         return self.root.read(plain_name(file), int(offset), int(size))
