@@ -1,6 +1,10 @@
 """The errors that a user can cause, each told in one line that names the place, what was found and what is accepted."""
 
-from ortho_core.plain_text import message
+from collections.abc import Callable
+from typing import Any
+
+from ortho_core.text.parsing import NotParsedError
+from ortho_core.text.plain_text import message
 
 #: What `pip install` calls this package; `ortho` on PyPI is another project.
 DISTRIBUTION = "ortho-em"
@@ -20,6 +24,14 @@ class UserError(Exception):
 
     def __init__(self, *said: object) -> None:
         super().__init__(*(message(each) if isinstance(each, str) else each for each in said))
+
+
+def needed(parse: Callable[..., Any], *arguments: Any, remedy: str = "") -> Any:
+    """What `parse` makes of its arguments, where a user has to know that it is not parsed. Raises UserError with the `remedy`."""
+    try:
+        return parse(*arguments)
+    except NotParsedError as error:
+        raise UserError(f"{error}; {remedy}" if remedy else str(error)) from error
 
 
 class NoPairSet(UserError):

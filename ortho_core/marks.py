@@ -10,7 +10,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 from pydantic import BaseModel, Field, JsonValue
 from pydantic.fields import FieldInfo
 
-from ortho_core.plain_text import redacted_all
+from ortho_core.text.plain_text import redacted_all
 
 T = TypeVar("T")
 KEY = "mark"

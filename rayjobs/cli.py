@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from ortho_core import __version__
 from ortho_core.errors import RunFailed, UserError
-from ortho_core.plain_text import printable, redacted_all
+from ortho_core.text.plain_text import printable, redacted_all
 from rayjobs.verb.faults import CLOSED_PIPE, drop_unwritten, last_words, reader_gone
 from rayjobs.verb.interrupts import Interrupted
 from rayjobs.verb.options import Parsed, as_yaml, parse

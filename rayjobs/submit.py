@@ -15,8 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ortho_core.errors import UserError
 from ortho_core.marks import conduct, decides
-from ortho_core.plain_text import printable
 from ortho_core.storage.store import one_line
+from ortho_core.text.plain_text import printable
 from rayjobs.pool.config import labels
 from rayjobs.verb.console import say
 from rayjobs.verb.help import flag_of

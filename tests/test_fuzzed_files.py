@@ -27,11 +27,11 @@ from ortho_core.pairs.own_folders import OWN_MARKS, own_folder
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.prompt_file import read_prompt_rows
 from ortho_core.pairs.rows import PairFields
-from ortho_core.parsing import NotParsedError, parse_json, parse_toml, parse_yaml
 from ortho_core.records.plan import ASSIGNMENT_PLANS, parse_plan
 from ortho_core.records.reference_folder import SampleReader, parse_entry
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.open import open_store
+from ortho_core.text.parsing import NotParsedError, parse_json, parse_toml, parse_yaml
 from rayjobs.em.config import EmJob
 from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.reports.next_steps import settled_rows

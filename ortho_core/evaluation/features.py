@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ortho_core.errors import UserError, install
-from ortho_core.parsing import NotParsedError, json_file, shown
 from ortho_core.pictures import to_bytes
-from ortho_core.plain_text import one_line
 from ortho_core.rewards.base import check_files, frozen, load_weights, read_weights
 from ortho_core.rewards.clip import ClipTower, clip_files
 from ortho_core.rewards.names import fingerprint_of
+from ortho_core.text.parsing import NotParsedError, json_file, shown
+from ortho_core.text.plain_text import one_line
 
 #: The CLIP model that comes with the code.
 TINY_CLIP = Path(__file__).resolve().parent / "tiny-clip"

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ortho_core.errors import UserError
-from ortho_core.parsing import first_fault
+from ortho_core.text.parsing import first_fault
 
 
 class ClassConfig(BaseModel):

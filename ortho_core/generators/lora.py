@@ -21,7 +21,7 @@ from ortho_core.generators.kohya import KOHYA_WEIGHTS, write_kohya
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.lora_files import LORA_WEIGHTS, LoraFile
 from ortho_core.generators.model_folder import ModelFolder
-from ortho_core.parsing import json_object, texts_of
+from ortho_core.text.parsing import json_object, texts_of
 
 #: Names of the two adapters in a network: the one that trains (the name PEFT and diffusers give the only one), its copy.
 TRAINED, TEACHER = "default", "teacher"

@@ -10,7 +10,7 @@ import yaml
 from ortho_core.generators.kohya import KOHYA_WEIGHTS
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.single_file import SINGLE_FILE
-from ortho_core.plain_text import one_line, printable
+from ortho_core.text.plain_text import one_line, printable
 
 USE = """from diffusers import {classes}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ortho_core.parsing import NotParsedError, json_file, parse_yaml
+from ortho_core.text.parsing import NotParsedError, json_file, parse_yaml
 
 #: What was downloaded into a folder, by the name of the entry. JSON; without its suffix, because the .json files of a model
 #: folder are part of its fingerprint, and that of a model must not depend on how it got there.

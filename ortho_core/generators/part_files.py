@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ortho_core.errors import UserError
-from ortho_core.parsing import NotParsedError, json_object, regular_bytes
+from ortho_core.text.parsing import NotParsedError, json_object, regular_bytes
 
 #: What a file begins with that git left in place of a large one.
 POINTER = b"version https://git-lfs.github.com/spec/"

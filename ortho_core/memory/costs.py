@@ -34,7 +34,7 @@ from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import SftBatch
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher
 from ortho_core.mstep.update import MStep
-from ortho_core.parsing import regular_bytes
+from ortho_core.text.parsing import regular_bytes
 
 #: Raised whenever something else is counted, so that what is kept from before is not read.
 VERSION = 1

@@ -5,24 +5,20 @@ Axes: Y × X pixels.
 
 import importlib
 import io
-import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ortho_core.errors import BadRow
 from ortho_core.pairs.instead import instead
+from ortho_core.pairs.limits import MAX_IMAGE_PIXELS, PIXELS_AT_ONCE, Room
 from ortho_core.pairs.metadata_limits import without_metadata
-from ortho_core.pairs.rows import MAX_IMAGE_PIXELS
 
 #: Larger images are refused before they are decoded (a decompression bomb is small on disk), unless a set is read otherwise.
 MAX_PIXELS = MAX_IMAGE_PIXELS
-#: Pixels that all threads of a process decode at once; each takes up to 16 bytes on its way. A larger image is alone.
-PIXELS_AT_ONCE = 80_000_000
 #: Packages that teach Pillow further formats where they are installed (HEIC and JPEG XL among them).
 PLUGINS = ("pillow_heif", "pillow_jxl")
 for _plugin in PLUGINS:
@@ -56,44 +52,6 @@ UPRIGHT = {
 }
 #: TIFF tags: what a page is for, bits of a sample, what the bits mean, the least and greatest sample.
 SUBFILE_TYPE, BITS, SAMPLE_FORMAT, LEAST, GREATEST = 254, 258, 339, 340, 341
-
-
-class Room:
-    """Room for so many pixels at once, over all threads; who asks first is let in first, and the sum is never exceeded but by
-    one image alone."""
-
-    def __init__(self, pixels: int) -> None:
-        self.pixels, self.used = pixels, 0
-        self._waiting: deque[object] = deque()
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def held(self) -> Iterator[Callable[[int], None]]:
-        """Gives a function that waits for room for so many pixels, held until the block ends or it is called again."""
-        mine = 0
-
-        def hold(pixels: int) -> None:
-            nonlocal mine
-            ticket = object()
-            with self._changed:
-                self.used, mine = self.used - mine, 0
-                self._waiting.append(ticket)
-                try:
-                    self._changed.wait_for(lambda: self._waiting[0] is ticket and self._has_room(pixels))
-                    self.used, mine = self.used + pixels, pixels
-                finally:
-                    self._waiting.remove(ticket)
-                    self._changed.notify_all()
-
-        try:
-            yield hold
-        finally:
-            with self._changed:
-                self.used -= mine
-                self._changed.notify_all()
-
-    def _has_room(self, pixels: int) -> bool:
-        return not self.used or self.used + pixels <= self.pixels
 
 
 ROOM = Room(PIXELS_AT_ONCE)

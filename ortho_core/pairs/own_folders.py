@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ortho_core.parsing import NotParsedError, json_object
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import NotParsedError, json_object
 
 
 def _is_run(content: Any) -> bool:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ortho_core.errors import UserError
-from ortho_core.parsing import json_object, parse_json
-from ortho_core.plain_text import one_line
+from ortho_core.text.parsing import json_object, parse_json
+from ortho_core.text.plain_text import one_line
 
 ACCEPTED = "one prompt a line, .jsonl with `prompt`, or .json, a list of prompts"
 

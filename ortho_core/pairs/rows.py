@@ -12,6 +12,7 @@ from ortho_core.errors import BadRow
 from ortho_core.marks import conduct, resolved
 from ortho_core.pairs.captions import CaptionChoice, choose, texts_of
 from ortho_core.pairs.hold_out import check_part
+from ortho_core.pairs.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_PROMPT_LENGTH, OPENED_PIXELS
 from ortho_core.storage.location import Location
 
 
@@ -29,12 +30,6 @@ class Failure:
 
 #: How the rows of a folder are kept; `ortho_core.pairs.layouts` has a module for each.
 LayoutName = Literal["metadata", "parquet", "arrow", "webdataset", "labelled", "captions", "classes", "images"]
-
-
-#: Limits of what a row may cost, where nothing else is said; of pixels Pillow opens no more than the last.
-MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, OPENED_PIXELS = 256 << 20, 80_000_000, 178_956_970
-#: A model reads some hundred characters of a prompt; counting the tokens of 20 million takes a minute and gigabytes.
-MAX_PROMPT_LENGTH = 20_000
 
 
 class PairFields(BaseModel):

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ortho_core.errors import UserError
 from ortho_core.pairs.rows import Failure
-from ortho_core.parsing import parse_model
 from ortho_core.storage.store import Store, one_line
+from ortho_core.text.parsing import parse_model
 
 SCHEMA = pa.schema(
     [

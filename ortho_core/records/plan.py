@@ -12,10 +12,10 @@ from typing import ClassVar, Literal, TypeVar
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from ortho_core.errors import UserError
-from ortho_core.parsing import NotParsedError, model_of, needed, parse_json, shown
+from ortho_core.errors import UserError, needed
 from ortho_core.records.parts import HALF_SCHEMA, PART, REWARD_FIELDS, SCHEMA, part_name
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import NotParsedError, model_of, parse_json, shown
 
 #: Bump when the meaning of a plan or of the files it describes changes.
 FORMAT = 5

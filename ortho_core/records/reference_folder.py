@@ -27,10 +27,10 @@ from torch import Tensor
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.formats.json_lines import lines_of
 from ortho_core.pairs.rows import Shard
-from ortho_core.parsing import NotParsedError, json_object, parse_json
-from ortho_core.plain_text import one_line
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.store import OutsideRoot
+from ortho_core.text.parsing import NotParsedError, json_object, parse_json
+from ortho_core.text.plain_text import one_line
 
 MANIFEST, SAMPLES, NOISE, META = "manifest.jsonl", "samples", "best_input_noise.pt", "meta.json"
 #: Columns of a record that meta.json repeats.

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import jinja2
 from PIL import Image
 
-from ortho_core.plain_text import redacted
 from ortho_core.report.charts import COLOURS, Chart
+from ortho_core.text.plain_text import redacted
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from ortho_core.errors import UserError
-from ortho_core.parsing import NotParsedError, json_file
-from ortho_core.plain_text import one_line
 from ortho_core.rewards.base import (
     CLIP_MEAN,
     CLIP_STD,
@@ -27,6 +25,8 @@ from ortho_core.rewards.base import (
     unit,
     who,
 )
+from ortho_core.text.parsing import NotParsedError, json_file
+from ortho_core.text.plain_text import one_line
 
 #: What a folder must hold, one file of each line.
 CLIP_FILES = (

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ortho_core.errors import UserError
-from ortho_core.parsing import NotParsedError, json_file, shown
-from ortho_core.plain_text import one_line
 from ortho_core.rewards.base import FolderOf, Preprocessing, Scoring, check_files, frozen, load_weights, read_weights
 from ortho_core.rewards.clip import Loading
+from ortho_core.text.parsing import NotParsedError, json_file, shown
+from ortho_core.text.plain_text import one_line
 
 WEIGHTS, CONFIG, VOCABULARY = "ImageReward.pt", "med_config.json", "vocab.txt"
 FILES = ((WEIGHTS,), (CONFIG,), (VOCABULARY,))

@@ -12,7 +12,7 @@ import time
 import uuid
 from pathlib import Path
 
-from ortho_core.parsing import parse_json
+from ortho_core.text.parsing import parse_json
 
 #: Nanoseconds within which two changes of a file may carry the same time; what changed so lately is not kept.
 TICK_NS = 2_000_000_000

@@ -14,7 +14,7 @@ from ortho_core.errors import UserError
 from ortho_core.storage.store import BUFFER, Entries, NotAFile, OutsideRoot, TooLarge, plain_name
 
 #: What is no regular file.
-KINDS = (
+NOT_FILES = (
     (stat.S_ISDIR, "folder"),
     (stat.S_ISFIFO, "pipe"),
     (stat.S_ISSOCK, "socket"),
@@ -187,7 +187,7 @@ def _blobs(root: Path) -> Path | None:
 
 def _check_regular(status: os.stat_result, name: str) -> None:
     if not stat.S_ISREG(status.st_mode):
-        kind = next((kind for is_of, kind in KINDS if is_of(status.st_mode)), "something else")
+        kind = next((kind for is_of, kind in NOT_FILES if is_of(status.st_mode)), "something else")
         fault = NotAFile(errno.ENOENT, f"it is a {kind}, not a regular file", name)
         fault.is_folder = stat.S_ISDIR(status.st_mode)
         raise fault

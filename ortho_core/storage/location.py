@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from ortho_core.plain_text import redacted_all, remember
+from ortho_core.text.plain_text import redacted_all, remember
 
 
 @dataclass(frozen=True)

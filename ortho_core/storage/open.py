@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from ortho_core.errors import UserError
-from ortho_core.plain_text import HIDDEN, as_given, redacted, remember
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.object_store import ObjectStore
 from ortho_core.storage.store import Store
+from ortho_core.text.plain_text import HIDDEN, as_given, redacted, remember
 
 
 def open_store(location: str | Path) -> Store:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ortho_core import plain_text
+from ortho_core.text import plain_text
 
 #: Bytes of a stream that are kept at hand: the `readline` of fsspec takes a whole block for each line.
 BUFFER = 1 << 20

@@ -11,9 +11,9 @@ from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.decoding import to_images
 from ortho_core.pairs.images import decode_image
-from ortho_core.pairs.rows import MAX_IMAGE_BYTES
-from ortho_core.parsing import regular_bytes
+from ortho_core.pairs.limits import MAX_IMAGE_BYTES
 from ortho_core.pictures import to_bytes
+from ortho_core.text.parsing import regular_bytes
 from rayjobs.invert.config import InvertJob
 from rayjobs.reports import one_search
 from rayjobs.reports.curves import loss_chart

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ortho_core.parsing import NotParsedError, json_object
 from ortho_core.report.charts import COLOURS, Chart, Series
+from ortho_core.text.parsing import NotParsedError, json_object
 
 #: Figures of a training log by group that have a chart where any value is not 0, and the charts' titles.
 TITLES = {

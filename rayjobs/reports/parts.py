@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ortho_core.errors import needed
 from ortho_core.pairs.rows import Failure, row_name
-from ortho_core.parsing import NotParsedError, first_fault, json_object, needed
 from ortho_core.records.plan import Settings
 from ortho_core.report.page import Block, Cell, Figure, Folded, Section, Table
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import NotParsedError, first_fault, json_object
 from rayjobs.reports.summaries import AssignSummary, GaussianCheck, Made
 from rayjobs.reports.words import duration
 

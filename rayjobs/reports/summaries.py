@@ -7,13 +7,13 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, needed
 from ortho_core.estep.config import FORWARDS_PER_EVALUATION
 from ortho_core.evaluation.metrics import Estimate
 from ortho_core.noise.gaussianity import Covariance, KsTest
-from ortho_core.parsing import needed, parse_model, regular_bytes
-from ortho_core.plain_text import redacted_all
 from ortho_core.records.plan import Settings
+from ortho_core.text.parsing import parse_model, regular_bytes
+from ortho_core.text.plain_text import redacted_all
 from rayjobs.verb.console import versions
 
 R = TypeVar("R", bound="Record")

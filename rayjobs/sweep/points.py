@@ -1,9 +1,9 @@
 """What a sweep's job varies: its space, the configuration that this is laid over, its trials."""
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, needed
 from ortho_core.marks import conduct, mark_of
 from ortho_core.pairs.rows import PairFields
-from ortho_core.parsing import needed, parse_yaml
+from ortho_core.text.parsing import parse_yaml
 from rayjobs.em.config import EmJob
 from rayjobs.sweep.config import SweepJob
 from rayjobs.sweep.space import Point, Space, draw, grid, parse_space

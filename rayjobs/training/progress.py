@@ -3,7 +3,7 @@
 import threading
 from pathlib import Path
 
-from ortho_core.parsing import json_object
+from ortho_core.text.parsing import json_object
 from rayjobs.verb.console import Progress
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import ray.train
 import torch
 
-from ortho_core.parsing import NotParsedError, json_object, parse_json
+from ortho_core.text.parsing import NotParsedError, json_object, parse_json
 from rayjobs.verb.plan import replace_text
 
 #: The log: JSON lines with `update`, `group` and one key per figure.

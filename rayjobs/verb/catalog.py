@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ortho_core.errors import UserError
-from ortho_core.parsing import first_fault, needed, parse_toml
+from ortho_core.errors import UserError, needed
+from ortho_core.text.parsing import first_fault, parse_toml
 
 #: The catalogue that comes with the code.
 CATALOG = Path(__file__).resolve().parents[1] / "download" / "catalog.toml"

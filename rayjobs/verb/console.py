@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any, TextIO
 
 from ortho_core import __version__
-from ortho_core.plain_text import message, printable, redacted_all
+from ortho_core.text.plain_text import message, printable, redacted_all
 
 #: Seconds between two lines of a log, and between two looks of a bar.
 LINE_EVERY_S, BAR_EVERY_S = 10.0, 0.2

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ortho_core.errors import DISTRIBUTION, OutOfMemory, RunFailed, UserError, ran_out_of_memory
-from ortho_core.plain_text import redacted
+from ortho_core.text.plain_text import redacted
 from rayjobs.verb.paths import outputs
 from rayjobs.verb.remedies import remedies
 

@@ -17,9 +17,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ortho_core.errors import UserError
-from ortho_core.parsing import needed, parse_yaml, shown
-from ortho_core.plain_text import one_line
+from ortho_core.errors import UserError, needed
+from ortho_core.text.parsing import parse_yaml, shown
+from ortho_core.text.plain_text import one_line
 from rayjobs.verb.help import flag_of, full_help, leaves, verb_help
 from rayjobs.verb.paths import expand
 from rayjobs.verb.presets import PRESETS

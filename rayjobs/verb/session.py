@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 
-from ortho_core.plain_text import printable
+from ortho_core.text.plain_text import printable
 from rayjobs.verb.cluster import check_address, check_shared_memory, find_address, not_started, temporary_folder
 from rayjobs.verb.console import say
 from rayjobs.verb.token_file import keep_token_private

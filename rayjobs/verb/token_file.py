@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 #: For the owner alone.
-PRIVATE = 0o600
+OWNERS_ALONE = 0o600
 
 
 def token_file() -> Path | None:
@@ -31,7 +31,7 @@ def keep_token_private(create: bool = False) -> None:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             aside = file.with_name(f".{file.name}.{os.getpid()}")
             try:
-                with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE), "w") as stream:
+                with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNERS_ALONE), "w") as stream:
                     stream.write(secrets.token_hex(32))
                 os.link(aside, file)  # unless another has made one by now
             finally:
@@ -39,4 +39,4 @@ def keep_token_private(create: bool = False) -> None:
         status = file.stat()
         # A secret that Kubernetes mounts belongs to the system, and is changed by nobody here.
         if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and status.st_mode & 0o077:
-            file.chmod(PRIVATE)
+            file.chmod(OWNERS_ALONE)

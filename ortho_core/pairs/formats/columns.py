@@ -8,7 +8,7 @@ import pyarrow as pa
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, accepted, usual
 from ortho_core.pairs.rows import Names, PairFields, PairRecord
-from ortho_core.parsing import parse_json
+from ortho_core.text.parsing import parse_json
 
 #: The file whose image paths start from its own folder, as those of metadata.jsonl do.
 METADATA_PARQUET = "metadata.parquet"

@@ -18,8 +18,8 @@ from ortho_core.pairs.formats.text_lines import as_text
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import USUAL_PROMPTS, usual
 from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
-from ortho_core.parsing import NotParsedError, parse_json
 from ortho_core.storage.store import OutsideRoot, Store
+from ortho_core.text.parsing import NotParsedError, parse_json
 
 #: A caption file beyond this is not read.
 MAX_TEXT = 1 << 20

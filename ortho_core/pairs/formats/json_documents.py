@@ -17,7 +17,7 @@ from ortho_core.pairs.formats.image_files import is_image
 from ortho_core.pairs.formats.row_file import RowFile, in_blocks
 from ortho_core.pairs.formats.text_lines import CHUNK, lines
 from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, plain, usual
-from ortho_core.parsing import NotParsedError, checked_json, parse_json, reason_of
+from ortho_core.text.parsing import NotParsedError, checked_json, parse_json, reason_of
 
 DECODER = json.JSONDecoder()
 #: A row beyond this is taken for a file that is not JSON.

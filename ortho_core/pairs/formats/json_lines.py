@@ -13,8 +13,8 @@ from ortho_core.pairs.formats.row_file import RowFile, in_blocks
 from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.names import plain
 from ortho_core.pairs.rows import Shard
-from ortho_core.parsing import NotParsedError, parse_json
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import NotParsedError, parse_json
 
 NEWLINE, SPACE = b"\n "
 #: Bytes whose lines are told together: more, and the allocator gives each piece back to the system.

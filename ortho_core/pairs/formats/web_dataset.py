@@ -21,8 +21,8 @@ from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.instead import said_of
 from ortho_core.pairs.names import USUAL_PROMPTS, usual
 from ortho_core.pairs.rows import Cut, PairFields, PairRecord, RecordsHaveAll, Shard
-from ortho_core.parsing import NotParsedError, parse_json
 from ortho_core.storage.store import Store, TooLarge, plain_name
+from ortho_core.text.parsing import NotParsedError, parse_json
 
 TEXTS = ("txt", "prompt", "caption", "text", "cls")
 _USUAL_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from ortho_core.errors import UserError
-from ortho_core.parsing import needed, parse_json
+from ortho_core.errors import UserError, needed
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import parse_json
 
 Split = Literal["train", "test"]
 

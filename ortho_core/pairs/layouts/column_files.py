@@ -18,7 +18,7 @@ from ortho_core.pairs.listing import Listing, count, some
 from ortho_core.pairs.names import CLASS_NAMES, USUAL_PROMPTS, plain, usual
 from ortho_core.pairs.rows import LayoutName, PairFields
 from ortho_core.pairs.splits import split_of
-from ortho_core.parsing import NotParsedError, json_object
+from ortho_core.text.parsing import NotParsedError, json_object
 
 OPTIONS = frozenset({"prompt_field", "image_field", "id_field", "image_root", "caption", "split"})
 

@@ -5,9 +5,9 @@ from pydantic import BaseModel
 
 from ortho_core.errors import BadRow, RunFailed, UserError
 from ortho_core.marks import decides, settings
-from ortho_core.plain_text import message, one_line, printable, redacted, redacted_all
 from ortho_core.storage.location import Location, ModelPath
 from ortho_core.storage.open import open_store
+from ortho_core.text.plain_text import message, one_line, printable, redacted, redacted_all
 
 SIGNED = "https://alice:s3cret@store:9000/set/a.tar?X-Amz-Signature=s3cret&X-Amz-Expires=60#token=s3cret"
 SHOWN = "https://user:***@store:9000/set/a.tar?X-Amz-Signature=***&X-Amz-Expires=***#token=***"

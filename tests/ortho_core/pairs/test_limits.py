@@ -14,9 +14,10 @@ from ortho_core.errors import BadRow
 from ortho_core.pairs import images
 from ortho_core.pairs.formats.arrow import ArrowFiles
 from ortho_core.pairs.formats.parquet import Parquet
-from ortho_core.pairs.images import Room, decode_image
+from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.limits import MAX_PROMPT_LENGTH, Room
 from ortho_core.pairs.pair_set import PairSet
-from ortho_core.pairs.rows import MAX_PROMPT_LENGTH, PairFields
+from ortho_core.pairs.rows import PairFields
 from tests.ortho_core.pairs.made import png, write_images, write_lines, write_tar
 
 

@@ -11,15 +11,13 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ortho_core.errors import UserError
-from ortho_core.plain_text import one_line
+from ortho_core.text.plain_text import one_line
 
 #: How deep lists and mappings may lie in each other.
 MOST_DEPTH = 64
@@ -149,14 +147,6 @@ def first_fault(error: ValidationError, entry: str = "") -> str:
     return one_line(
         ": ".join(part for part in (".".join(filter(None, (entry, *map(str, fault["loc"])))), said) if part)
     )
-
-
-def needed(parse: Callable[..., Any], *arguments: Any, remedy: str = "") -> Any:
-    """What `parse` makes of its arguments, where a user has to know that it is not parsed. Raises UserError with the `remedy`."""
-    try:
-        return parse(*arguments)
-    except NotParsedError as error:
-        raise UserError(f"{error}; {remedy}" if remedy else str(error)) from error
 
 
 def shown(value: Any) -> str:
