@@ -14,6 +14,7 @@ from ortho_core.pairs.captions import CaptionChoice, choose, texts_of
 from ortho_core.pairs.hold_out import check_part
 from ortho_core.pairs.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_PROMPT_LENGTH, OPENED_PIXELS
 from ortho_core.storage.location import Location
+from ortho_core.text.plain_text import encodable, redacted
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Failure:
     message: str
     #: What the row calls its image, or the file that the row is in; relative to the pair set.
     image: str = ""
+
+    def __post_init__(self) -> None:
+        """What is published of a row can be written, and has no secret of a URL."""
+        for name in ("sample_id", "message", "image"):
+            object.__setattr__(self, name, encodable(redacted(getattr(self, name))))
 
 
 #: How the rows of a folder are kept; `ortho_core.pairs.layouts` has a module for each.

@@ -61,6 +61,11 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else _escaped(found[0]), redacted(text))
 
 
+def encodable(text: str) -> str:
+    """The text, halves of surrogate pairs escaped: names of files and JSON have them, and nothing can write them."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def message(text: str) -> str:
     """`printable`, as one line."""
     return printable(text).replace("\n", "\\n")
