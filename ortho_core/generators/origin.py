@@ -31,9 +31,15 @@ class Origin:
 def read_record(folder: Path) -> dict[str, Any]:
     """What was downloaded into a folder, by entry; empty where nothing was, or the record is broken."""
     try:
-        return json_file(folder / RECORD)
+        record = json_file(folder / RECORD)
     except (OSError, NotParsedError):
         return {}
+    return {name: entry for name, entry in record.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: object) -> bool:
+    files = entry.get("files", {}) if isinstance(entry, dict) else None
+    return isinstance(files, dict) and all(isinstance(file, dict) for file in files.values())
 
 
 def origin_of(folder: Path) -> Origin | None:
