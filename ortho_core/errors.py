@@ -1,5 +1,11 @@
 """The errors that a user can cause, each told in one line that names the place, what was found and what is accepted."""
 
+from collections.abc import Callable
+from typing import Any
+
+from ortho_core.text.parsing import NotParsedError
+from ortho_core.text.plain_text import message
+
 #: What `pip install` calls this package; `ortho` on PyPI is another project.
 DISTRIBUTION = "ortho-em"
 
@@ -10,7 +16,22 @@ def install(extra: str) -> str:
 
 
 class UserError(Exception):
-    """Something the user gave is wrong; the command line prints the message as one line and exits with 1."""
+    """Something the user gave is wrong; the command line prints the message as one line and exits with 1.
+
+    Whatever it is given, the message is one line without control characters and without secrets of URLs: it goes to terminals,
+    logs and reports.
+    """
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(message(each) if isinstance(each, str) else each for each in said))
+
+
+def needed(parse: Callable[..., Any], *arguments: Any, remedy: str = "") -> Any:
+    """What `parse` makes of its arguments, where a user has to know that it is not parsed. Raises UserError with the `remedy`."""
+    try:
+        return parse(*arguments)
+    except NotParsedError as error:
+        raise UserError(f"{error}; {remedy}" if remedy else str(error)) from error
 
 
 class NoPairSet(UserError):
@@ -33,6 +54,9 @@ class BadRow(UserError):
 
 class RunFailed(Exception):
     """The run ended because of what happened in it (every row of the first shard failed, say), not a wrong option."""
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(message(each) if isinstance(each, str) else each for each in said))
 
 
 class OutOfMemory(RunFailed):

@@ -10,6 +10,8 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 from pydantic import BaseModel, Field, JsonValue
 from pydantic.fields import FieldInfo
 
+from ortho_core.text.plain_text import redacted_all
+
 T = TypeVar("T")
 KEY = "mark"
 
@@ -60,8 +62,11 @@ def mark_of(field: FieldInfo) -> Mark | None:
 
 
 def settings(config: BaseModel, *marks: Mark) -> dict[str, JsonValue]:
-    """The values of all fields with one of these marks, ready for JSON; each group of fields is a mapping of its own."""
-    return config.model_dump(mode="json", include=_included(type(config), marks))
+    """The values of all fields with one of these marks, ready for JSON and without secrets of URLs.
+
+    Each group of fields is a mapping of its own.
+    """
+    return dict(redacted_all(config.model_dump(mode="json", include=_included(type(config), marks))))
 
 
 def _included(model: type[BaseModel], marks: tuple[Mark, ...]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from ortho_core import __version__
 from ortho_core.errors import RunFailed, UserError
+from ortho_core.text.plain_text import printable, redacted_all
 from rayjobs.verb.faults import CLOSED_PIPE, drop_unwritten, last_words, reader_gone
 from rayjobs.verb.interrupts import Interrupted
 from rayjobs.verb.options import Parsed, as_yaml, parse
@@ -89,11 +90,11 @@ def carry_out(parsed: Parsed[BaseModel], verb: Verb) -> int:
     check_outputs(parsed.job)
     run, describe = verb.load()
     if parsed.dry_run:
-        print(yaml.safe_dump(describe(parsed.job), sort_keys=False), end="")
+        print(yaml.safe_dump(redacted_all(describe(parsed.job)), sort_keys=False), end="")
         return 0
     code = run(parsed.job)
     for line in verb.ending(parsed.job, code):
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
     return code
 
 
@@ -101,8 +102,8 @@ def ended(name: str, line: str, error: Exception | None = None) -> int:
     """Say the last line; returns the exit code of a failure."""
     with suppress(OSError):  # nobody reads it
         if error is not None and os.environ.get("ORTHO_TRACEBACK") == "1":
-            traceback.print_exception(error)
-        print(f"ortho {name}: {line}", file=sys.stderr, flush=True)
+            print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        print(printable(f"ortho {name}: {line}"), file=sys.stderr, flush=True)
     return 1
 
 

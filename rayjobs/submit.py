@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from ortho_core.errors import UserError
 from ortho_core.marks import conduct, decides
 from ortho_core.storage.store import one_line
+from ortho_core.text.plain_text import printable
 from rayjobs.pool.config import labels
 from rayjobs.verb.console import say
 from rayjobs.verb.help import flag_of
@@ -23,6 +24,7 @@ from rayjobs.verb.interrupts import Interrupted, taken
 from rayjobs.verb.options import Rest, config_file, parse
 from rayjobs.verb.paths import relative_paths
 from rayjobs.verb.table import VERBS
+from rayjobs.verb.token_file import keep_token_private
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -189,6 +191,7 @@ def run(job: SubmitJob) -> int:
 
 def connect(address: str | None) -> "JobSubmissionClient":
     """Ray's client of the job API. Raises UserError where no cluster answers, or it asks for a token."""
+    keep_token_private()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -265,7 +268,7 @@ async def print_log(client: "JobSubmissionClient", name: str, printed: int) -> i
     async for text in client.tail_job_logs(name):
         seen += len(text)
         if seen > printed:
-            print(text[printed - seen :], end="", flush=True)
+            print(printable(text[printed - seen :]), end="", flush=True)
             printed = seen
     return printed
 

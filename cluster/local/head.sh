@@ -19,6 +19,7 @@ if [[ -z "${RAY_AUTH_TOKEN:-}" ]]; then
     mkdir -p "$(dirname "$token")"
     python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$token"
   fi
+  [[ ! -O "$token" ]] || chmod 600 "$token" # a session of Ray's own leaves it for all to read
   export RAY_AUTH_TOKEN_PATH="$token"
   echo "token: $token (copy it to the other machines and to whoever may submit)"
 fi

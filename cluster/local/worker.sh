@@ -17,6 +17,7 @@ if [[ -z "${RAY_AUTH_TOKEN:-}" ]]; then
     echo "no token: copy the head's to $RAY_AUTH_TOKEN_PATH" >&2
     exit 1
   fi
+  [[ ! -O "$RAY_AUTH_TOKEN_PATH" ]] || chmod 600 "$RAY_AUTH_TOKEN_PATH"
 fi
 
 exec ray start --address="$head" --block \

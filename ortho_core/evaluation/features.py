@@ -4,7 +4,6 @@ Axes: B images, 3 × Y × X pixels, D features.
 """
 
 import io
-import json
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from ortho_core.pictures import to_bytes
 from ortho_core.rewards.base import check_files, frozen, load_weights, read_weights
 from ortho_core.rewards.clip import ClipTower, clip_files
 from ortho_core.rewards.names import fingerprint_of
+from ortho_core.text.parsing import NotParsedError, json_file, shown
+from ortho_core.text.plain_text import one_line
 
 #: The CLIP model that comes with the code.
 TINY_CLIP = Path(__file__).resolve().parent / "tiny-clip"
@@ -85,9 +86,12 @@ def find_features(given: str, root: Path, option: str = "--features") -> Feature
 def model_type(file: Path, option: str) -> str:
     """What a `config.json` says the model is. Raises UserError."""
     try:
-        return str(json.loads(file.read_text())["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{option}: {file} does not say which model it is of: {error!r}") from error
+        kind = json_file(file).get("model_type")
+    except (OSError, NotParsedError) as error:
+        raise UserError(f"{option}: {file} does not say which model it is of: {one_line(error)}") from error
+    if not isinstance(kind, str):
+        raise UserError(f"{option}: {file} does not say which model it is of: its model_type is {shown(kind)}")
+    return kind
 
 
 class ClipFeatures:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ortho_core.errors import UserError
+from ortho_core.text.parsing import first_fault
 
 
 class ClassConfig(BaseModel):
@@ -62,9 +63,7 @@ class ClassConfig(BaseModel):
         try:
             return ClassConfig.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{file} is no class-conditional generator's: {place} {first['msg']}") from error
+            raise UserError(f"{file} is no class-conditional generator's: {first_fault(error)}") from error
 
 
 #: Channels of one group of the normalisation, at least; widths are multiples of it.

@@ -21,6 +21,7 @@ from ortho_core.generators.kohya import KOHYA_WEIGHTS, write_kohya
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.lora_files import LORA_WEIGHTS, LoraFile
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.text.parsing import json_object, texts_of
 
 #: Names of the two adapters in a network: the one that trains (the name PEFT and diffusers give the only one), its copy.
 TRAINED, TEACHER = "default", "teacher"
@@ -204,12 +205,12 @@ def read_lora(file: Path) -> tuple[Lora, dict[str, Tensor]]:
         with safe_open(file, "pt") as stored:
             header = (stored.metadata() or {}).get(DESCRIPTION)
             weights = {name.removeprefix(UNET): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        described = {k.removeprefix(UNET): v for k, v in json.loads(header or "{}").items()}
+        described = {k.removeprefix(UNET): v for k, v in json_object(header or "{}", "its header").items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} does not load as safetensors: {str(error).splitlines()[0]}") from error
     try:
-        lora = Lora(int(described["r"]), float(described["lora_alpha"]), tuple(described["target_modules"]))
-    except (KeyError, TypeError, ValueError) as error:
+        lora = Lora(int(described["r"]), float(described["lora_alpha"]), texts_of(described["target_modules"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{file} does not say what adapter it holds (no rank, alpha and targets in its header)"
         ) from error

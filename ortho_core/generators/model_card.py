@@ -1,6 +1,7 @@
 """The README.md in a checkpoint folder: what the model is, what it was made from, and how it measured."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -9,12 +10,12 @@ import yaml
 from ortho_core.generators.kohya import KOHYA_WEIGHTS
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.single_file import SINGLE_FILE
+from ortho_core.text.plain_text import one_line, printable
 
-USE = """```python
-from diffusers import {classes}
+USE = """from diffusers import {classes}
 
 {load}image = pipeline("a prompt like those it was trained on", {call}, guidance_scale=0.0).images[0]
-```"""
+"""
 
 #: Where the reader has put the folder that the card lies in.
 THIS = "path/of/this/folder"
@@ -22,9 +23,7 @@ THIS = "path/of/this/folder"
 USE_ELSEWHERE = """In ComfyUI, Forge and A1111: `{file}` of this folder belongs into their folder of {what}; 1 step, CFG 1.
 """
 
-USE_CLASSES = """```
-ortho generate --model path/of/this/folder --prompt {prompt} --out DIR
-```"""
+USE_CLASSES = "ortho generate --model path/of/this/folder --prompt {prompt} --out DIR\n"
 
 
 def model_card(
@@ -56,9 +55,10 @@ def model_card(
         file, what = (KOHYA_WEIGHTS, "LoRAs") if lora else (SINGLE_FILE, "checkpoints")
         use += f"\n\n{USE_ELSEWHERE.format(file=file, what=what)}"
     if classes:
-        use = USE_CLASSES.format(prompt=shlex.quote(classes[0]))
+        use = _block("", USE_CLASSES.format(prompt=shlex.quote(classes[0])))
+    how = one_line(made, 1000) or ("fine-tuned" if base else "trained")
     parts = [
-        f"---\n{front}---\n\n# {title}\n\nA one-step generator {made or ('fine-tuned' if base else 'trained')} with Ortho.\n",
+        f"---\n{front}---\n\n# {one_line(title)}\n\nA one-step generator {how} with Ortho.\n",
         _table(("", ""), facts),
     ]
     if metrics:
@@ -66,8 +66,14 @@ def model_card(
         parts.append(f"## Metrics\n\n{measured}")
     parts.append(f"## Use\n\n{use}\n")
     if config:
-        parts.append(f"## Configuration\n\n```yaml\n{yaml.safe_dump(dict(config), sort_keys=True)}```\n")
-    return "\n".join(parts)
+        parts.append(f"## Configuration\n\n{_block('yaml', yaml.safe_dump(dict(config), sort_keys=True))}\n")
+    return printable("\n".join(parts))
+
+
+def _block(language: str, text: str) -> str:
+    """Text as a block of code, between more backticks than it has in a row."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}{fence}"
 
 
 def _use(model: ModelFolder | None, lora: bool) -> str:
@@ -82,7 +88,7 @@ def _use(model: ModelFolder | None, lora: bool) -> str:
         load += f"pipeline.load_lora_weights({_quoted(THIS)})\n"
     recipe = model.recipe if model is not None else None
     step = "num_inference_steps=1" if recipe is None or recipe.timestep is None else f"timesteps=[{recipe.timestep}]"
-    return USE.format(classes=", ".join(classes), load=load, call=size + step)
+    return _block("python", USE.format(classes=", ".join(classes), load=load, call=size + step))
 
 
 def _from_pretrained(folder: str, model: ModelFolder | None = None) -> str:
@@ -107,10 +113,15 @@ def _from_single_file(model: ModelFolder) -> tuple[list[str], str, str]:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """A text as Python has it between double quotes, which JSON is, with control characters and line separators escaped."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(text, ensure_ascii=False))
+
+
+def _cell(value: object) -> str:
+    return one_line(value, 2000).replace("|", r"\|")
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, object]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    lines += [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items()]
+    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
     return "\n".join(lines) + "\n"

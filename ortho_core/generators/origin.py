@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ortho_core.text.parsing import NotParsedError, json_file, parse_yaml
 
 #: What was downloaded into a folder, by the name of the entry. JSON; without its suffix, because the .json files of a model
 #: folder are part of its fingerprint, and that of a model must not depend on how it got there.
@@ -31,10 +31,15 @@ class Origin:
 def read_record(folder: Path) -> dict[str, Any]:
     """What was downloaded into a folder, by entry; empty where nothing was, or the record is broken."""
     try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json_file(folder / RECORD)
+    except (OSError, NotParsedError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return {name: entry for name, entry in record.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: object) -> bool:
+    files = entry.get("files", {}) if isinstance(entry, dict) else None
+    return isinstance(files, dict) and all(isinstance(file, dict) for file in files.values())
 
 
 def origin_of(folder: Path) -> Origin | None:
@@ -56,11 +61,11 @@ def base_name(folder: Path) -> str:
         return origin.repository
     try:
         _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-        card = yaml.safe_load(front)
+        card = parse_yaml(front)
         earlier = card["base_model"]
         if "ortho" in card["tags"] and isinstance(earlier, str) and not Path(earlier).is_absolute():
             return earlier
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     return str(folder)
 
@@ -74,7 +79,7 @@ def write_conversion(folder: Path, fingerprint: str, of: str) -> None:
 def converted_from(folder: Path, fingerprint: str) -> str | None:
     """The fingerprint of the model that the one in a folder was made of; None where it was not, or has changed since."""
     try:
-        content = json.loads((folder / CONVERTED).read_text(encoding="utf-8"))
+        content = json_file(folder / CONVERTED)
         return str(content["converted_from"]) if content["fingerprint"] == fingerprint else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, NotParsedError, KeyError):
         return None

@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ortho_core.errors import UserError
+from ortho_core.text.parsing import NotParsedError, json_object, regular_bytes
 
 #: What a file begins with that git left in place of a large one.
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -48,19 +49,14 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError, naming the file and the remedy, for whatever else is there."""
     content = _bytes_of(file)
     try:
-        value = json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text (byte {error.start}): {AGAIN}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON: {error}; correct it, or {AGAIN}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} holds {json.dumps(value)[:60]}; accepted: a JSON object")
-    return value
+        return json_object(content, str(file))
+    except NotParsedError as error:
+        raise UserError(f"{error}; correct it, or {AGAIN}") from error
 
 
 def _bytes_of(file: Path) -> bytes:
     try:
-        content = file.read_bytes()
+        content = regular_bytes(file)
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing: {AGAIN}") from error
     except OSError as error:

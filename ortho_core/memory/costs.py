@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from ortho_core.estep.config import AssignConfig, SearchConfig
@@ -32,6 +33,7 @@ from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import SftBatch
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher
 from ortho_core.mstep.update import MStep
+from ortho_core.text.parsing import regular_bytes
 
 #: Raised whenever something else is counted, so that what is kept from before is not read.
 VERSION = 3
@@ -362,8 +364,8 @@ def _kept(model: ModelFolder, key: Mapping[str, object], kind: type[T], count: C
     }
     name = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:32]
     file = cache_folder() / f"{name}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return _read(json.loads(file.read_text()), kind)
+    with suppress(OSError, ValueError):  # no file, or one of something else
+        return TypeAdapter(kind).validate_json(regular_bytes(file))
     counted = count()
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -371,13 +373,3 @@ def _kept(model: ModelFolder, key: Mapping[str, object], kind: type[T], count: C
             json.dump(asdict(counted), fresh)
         os.replace(fresh.name, file)
     return counted
-
-
-def _read(content: Mapping[str, Any], kind: type[T]) -> T:
-    values = dict(content)
-    for name, value in values.items():
-        if isinstance(value, dict):
-            values[name] = Weights(**value) if name == "weights" else Linear(**value)
-        elif isinstance(value, list):
-            values[name] = tuple(tuple(moment) for moment in value)
-    return kind(**values)

@@ -162,7 +162,8 @@ class MatchedData:
         pairs = self.pairs
 
         def image(row: dict[str, Any]) -> np.ndarray:
-            return decode_image(pairs.fetch_image(row["image"], row["sample_id"]), self.image_size, row["sample_id"])
+            name, most = row["sample_id"], pairs.fields.max_image_pixels
+            return decode_image(pairs.fetch_image(row["image"], name), self.image_size, name, most)
 
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
             return np.stack(list(pool.map(image, rows)))

@@ -6,6 +6,7 @@ Axes: Y × X pixels.
 import importlib
 import io
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -13,10 +14,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ortho_core.errors import BadRow
 from ortho_core.pairs.instead import instead
+from ortho_core.pairs.limits import MAX_IMAGE_PIXELS, PIXELS_AT_ONCE, Room
 from ortho_core.pairs.metadata_limits import without_metadata
 
-#: Larger images are refused before they are decoded (a decompression bomb is small on disk).
-MAX_PIXELS = 80_000_000
+#: Larger images are refused before they are decoded (a decompression bomb is small on disk), unless a set is read otherwise.
+MAX_PIXELS = MAX_IMAGE_PIXELS
 #: Packages that teach Pillow further formats where they are installed (HEIC and JPEG XL among them).
 PLUGINS = ("pillow_heif", "pillow_jxl")
 for _plugin in PLUGINS:
@@ -52,25 +54,38 @@ UPRIGHT = {
 SUBFILE_TYPE, BITS, SAMPLE_FORMAT, LEAST, GREATEST = 254, 258, 339, 340, 341
 
 
-def decode_image(content: bytes, size: tuple[int, int], name: str = "image") -> np.ndarray:
+ROOM = Room(PIXELS_AT_ONCE)
+
+
+def decode_image(
+    content: bytes, size: tuple[int, int], name: str = "image", most_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decode a still image to (Y, X, 3) uint8; `size` is (Y, X), `name` is what messages call it.
 
     The picture of `decode_picture`, scaled (Lanczos) to cover the size and cropped at the centre. Raises BadRow as that.
     """
     Y, X = size
-    return np.asarray(ImageOps.fit(decode_picture(content, name), (X, Y), Image.Resampling.LANCZOS), dtype=np.uint8)
+    with ROOM.held() as hold:
+        picture = _picture(content, name, most_pixels, hold)
+        return np.asarray(ImageOps.fit(picture, (X, Y), Image.Resampling.LANCZOS), dtype=np.uint8)
 
 
-def decode_picture(content: bytes, name: str = "image") -> Image.Image:
+def decode_picture(content: bytes, name: str = "image", most_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a still image at its own size: turned upright by its EXIF orientation, converted to RGB with alpha over white.
 
-    Raises BadRow for anything that is not one decodable image of at most `MAX_PIXELS` pixels.
+    Raises BadRow for anything that is not one decodable image of at most `most_pixels` pixels.
     """
+    with ROOM.held() as hold:
+        return _picture(content, name, most_pixels, hold)
+
+
+def _picture(content: bytes, name: str, most_pixels: int, hold: Callable[[int], None]) -> Image.Image:
+    """`decode_picture`, once `hold` has made room for its pixels."""
     if not content:
         raise BadRow("undecodable-image", f"{name} is empty")
     try:
         try:
-            return _decode(content, name)
+            return _decode(content, name, most_pixels, hold)
         except (BadRow, MemoryError, Image.DecompressionBombError):
             raise
         except Exception:
@@ -78,7 +93,7 @@ def decode_picture(content: bytes, name: str = "image") -> Image.Image:
             bare = without_metadata(content)
             if bare is None:
                 raise
-            return _decode(bare.content, name, bare.exif)
+            return _decode(bare.content, name, most_pixels, hold, bare.exif)
     except Image.DecompressionBombError as error:
         raise BadRow("too-large", f"{name}: {error}") from error
     except (BadRow, MemoryError):
@@ -92,13 +107,18 @@ def decode_picture(content: bytes, name: str = "image") -> Image.Image:
         raise BadRow("undecodable-image", f"{name} does not decode: {reason}") from error
 
 
-def _decode(content: bytes, name: str, exif: bytes | None = None) -> Image.Image:
+def _decode(
+    content: bytes, name: str, most_pixels: int, hold: Callable[[int], None], exif: bytes | None = None
+) -> Image.Image:
     """The upright picture in RGB; `exif` is an EXIF block that the bytes lack. Raises whatever Pillow raises, and BadRow."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the decoders, about what the file holds besides pixels
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise BadRow("too-large", f"{name}: {opened.width}×{opened.height} exceeds {MAX_PIXELS} pixels")
+            pixels = opened.width * opened.height
+            if pixels > most_pixels:
+                said = f"{name}: {opened.width}×{opened.height} exceeds {most_pixels} pixels"
+                raise BadRow("too-large", f"{said} (--max-image-pixels raises the limit)")
+            hold(pixels)
             frames = 1 if opened.format in ONE_PICTURE else getattr(opened, "n_frames", 1)
             if frames > 1 and not (opened.format == "TIFF" and _others_are_smaller_copies(opened, frames)):
                 raise BadRow("animated", f"{name} has {frames} frames; a still image is expected")

@@ -1,10 +1,10 @@
 """Folders that are no pairs, whatever lies in them: what this program wrote, and models."""
 
-import json
 from collections.abc import Callable, Collection
 from typing import Any
 
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import NotParsedError, json_object
 
 
 def _is_run(content: Any) -> bool:
@@ -12,7 +12,8 @@ def _is_run(content: Any) -> bool:
 
 
 def _is_ours(content: Any) -> bool:
-    return "ortho" in (content.get("versions") or {})
+    versions = content.get("versions")
+    return isinstance(versions, dict) and "ortho" in versions
 
 
 #: By a file that such a folder has: what its content has to say, and what the folder is.
@@ -31,9 +32,9 @@ def own_folder(root: Store, folder: str, names: Collection[str]) -> str | None:
     for name in OWN_MARKS.keys() & names:
         says, what = OWN_MARKS[name]
         try:
-            content = json.loads(root.read(f"{folder}/{name}" if folder else name, 0, 1 << 22))
-        except (OSError, ValueError, RecursionError):
+            content = json_object(root.read(f"{folder}/{name}" if folder else name, 0, 1 << 22), name)
+        except (OSError, NotParsedError):
             continue
-        if isinstance(content, dict) and says(content):
+        if says(content):
             return what
     return None

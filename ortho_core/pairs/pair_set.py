@@ -26,7 +26,7 @@ from ortho_core.pairs.recognised import Recognised
 from ortho_core.pairs.repeated_ids import repeated
 from ortho_core.pairs.rows import Pair, PairFields, PairRecord, Row, Shard, make_pair, numbered_id, row_name
 from ortho_core.storage.open import open_store
-from ortho_core.storage.store import OutsideRoot, one_line
+from ortho_core.storage.store import NotAFile, OutsideRoot, TooLarge, one_line
 
 T = TypeVar("T")
 WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -198,7 +198,7 @@ class PairSet:
         try:
             if isinstance(record, BadRow):
                 raise BadRow(record.reason, f"row {row}: {record}", record.image)
-            return make_pair(row, record, self.fields.caption, number)
+            return make_pair(row, record, self.fields.caption, number, self.fields.max_prompt_length)
         except BadRow as bad:
             named = record.image if isinstance(record.image, str) else ""
             return row, BadRow(bad.reason, str(bad), named or file)
@@ -216,7 +216,18 @@ class PairSet:
 
     def fetch(self, pair: Pair) -> bytes:
         """The bytes of a pair's image. Raises BadRow as `fetch_image`."""
-        return self.fetch_image(pair.image, f"row {pair.row}") if pair.content is None else pair.content
+        if pair.content is None:
+            return self.fetch_image(pair.image, f"row {pair.row}")
+        return self._within(pair.content, f"row {pair.row}: image {pair.image[:200]!r}")
+
+    def _within(self, content: bytes, where: str) -> bytes:
+        if len(content) > self.fields.max_image_bytes:
+            raise self._too_large(where, len(content))
+        return content
+
+    def _too_large(self, where: str, size: int) -> BadRow:
+        accepted = f"accepted: {self.fields.max_image_bytes} (--max-image-bytes raises the limit)"
+        return BadRow("too-large", f"{where} has {size} bytes; {accepted}")
 
     def fetch_image(self, image: str, who: str) -> bytes:
         """The bytes of the image that a record names; `who` is what messages call the row.
@@ -227,13 +238,17 @@ class PairSet:
         for wait in (*RETRIES, None):
             try:
                 content = self.format.fetch(image)
-                return self._read(image) if content is None else content
+                return self._within(self._read(image) if content is None else content, where)
+            except TooLarge as error:
+                raise self._too_large(where, error.size) from None
             except OutsideRoot:
                 root = self.image_root.location
                 raise BadRow("outside-root", f"{where} lies outside {root} (--image-root names another)") from None
             except UserError:  # a bad row, or a file with many rows that is damaged
                 raise
             except Exception as error:
+                if isinstance(error, NotAFile) and not error.is_folder:  # nothing is opened that may never end
+                    raise BadRow("not-a-file", f"{where}: {error.strerror}") from error
                 gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
                 if isinstance(error, gone) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
                     reason = "cannot be opened" if isinstance(error, PermissionError) else "does not exist"
@@ -248,7 +263,7 @@ class PairSet:
         missing: FileNotFoundError | None = None
         for name in spellings(self._relative(image)):
             try:
-                return self.image_root.read(self.image_root.contains(name))
+                return self.image_root.read_within(self.image_root.contains(name), self.fields.max_image_bytes)
             except FileNotFoundError as error:
                 missing = missing or error
         assert missing is not None
@@ -271,7 +286,7 @@ class PairSet:
         for pair in chunk:
             try:
                 name = f"row {pair.row}: {row_name(pair.image, pair.sample_id)}"
-                done.append(decode_image(self.fetch(pair), size, name))
+                done.append(decode_image(self.fetch(pair), size, name, self.fields.max_image_pixels))
             except BadRow as bad:
                 done.append(bad)
         return done

@@ -1,10 +1,11 @@
 """Files of prompts without images: text, JSON lines, or a JSON list."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ortho_core.errors import UserError
+from ortho_core.text.parsing import json_object, parse_json
+from ortho_core.text.plain_text import one_line
 
 ACCEPTED = "one prompt a line, .jsonl with `prompt`, or .json, a list of prompts"
 
@@ -16,24 +17,28 @@ def read_prompt_rows(file: Path) -> tuple[dict[str, Any], ...]:
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
-        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         if file.suffix == ".jsonl":
-            rows = [dict(json.loads(line)) for line in lines]
+            rows = [json_object(line, f"line {n}") for n, line in lines]
         elif file.suffix == ".json":
-            listed = json.loads(text)
+            listed = parse_json(text, "it", encodable=True)
             if not isinstance(listed, list):
                 raise TypeError("it holds no list")
             rows = [{"prompt": prompt} for prompt in listed]
         else:
-            rows = [{"prompt": line} for line in lines]
+            rows = [{"prompt": line} for _, line in lines]
         prompts = [row["prompt"] for row in rows]
     except OSError as error:
         raise UserError(f"prompts file {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"prompts file {file}: {error!r}; accepted: {ACCEPTED}") from error
+        raise UserError(f"prompts file {file}: {_reason(error)}; accepted: {ACCEPTED}") from error
     if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
         raise UserError(f"prompts file {file} holds a blank prompt or none at all")
     return tuple(rows)
+
+
+def _reason(error: Exception) -> str:
+    return f"a row has no {one_line(error)}" if isinstance(error, KeyError) else one_line(error)
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:

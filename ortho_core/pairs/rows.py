@@ -9,10 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runt
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ortho_core.errors import BadRow
-from ortho_core.marks import resolved
+from ortho_core.marks import conduct, resolved
 from ortho_core.pairs.captions import CaptionChoice, choose, texts_of
 from ortho_core.pairs.hold_out import check_part
+from ortho_core.pairs.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_PROMPT_LENGTH, OPENED_PIXELS
 from ortho_core.storage.location import Location
+from ortho_core.text.plain_text import encodable, redacted
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Failure:
     message: str
     #: What the row calls its image, or the file that the row is in; relative to the pair set.
     image: str = ""
+
+    def __post_init__(self) -> None:
+        """What is published of a row can be written, and has no secret of a URL."""
+        for name in ("sample_id", "message", "image"):
+            object.__setattr__(self, name, encodable(redacted(getattr(self, name))))
 
 
 #: How the rows of a folder are kept; `ortho_core.pairs.layouts` has a module for each.
@@ -70,6 +77,19 @@ class PairFields(BaseModel):
     )
     prompt: str | None = resolved(
         None, min_length=1, description="the prompt of all images, where they have no captions"
+    )
+
+    max_image_bytes: int = conduct(
+        MAX_IMAGE_BYTES, ge=1, description="bytes of an image file; a larger one is quarantined, and not read"
+    )
+    max_image_pixels: int = conduct(
+        MAX_IMAGE_PIXELS,
+        ge=1,
+        le=OPENED_PIXELS,
+        description="pixels of an image; a larger one is quarantined, and not decoded",
+    )
+    max_prompt_length: int = conduct(
+        MAX_PROMPT_LENGTH, ge=1, description="characters of a prompt; a row with a longer one is quarantined"
     )
 
     part: Annotated[str | None, BeforeValidator(check_part)] = resolved(
@@ -240,9 +260,15 @@ class RecordsHaveAll:
             yield None if isinstance(record, BadRow) else record.id
 
 
-def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None, number: int = 0) -> Pair:
+def make_pair(
+    row: int,
+    record: PairRecord,
+    choice: CaptionChoice | None = None,
+    number: int = 0,
+    most: int = MAX_PROMPT_LENGTH,
+) -> Pair:
     """The pair of one row; of several captions the one that `choice` takes, where that is all of them the one of this
-    number. Raises BadRow.
+    number, of at most so many characters. Raises BadRow.
     """
     prompt_field, image_field, id_field = record.names
     prompt, image = record.prompt, record.image
@@ -260,6 +286,9 @@ def make_pair(row: int, record: PairRecord, choice: CaptionChoice | None = None,
         sample_id = numbered_id(row, record.id, id_field, number)
     if several:
         prompt = several[number] if choice == "all" else choose(several, choice or "first", sample_id)
+    if len(prompt) > most:
+        said = f"row {row}: the prompt has {len(prompt)} characters; accepted: {most} (--max-prompt-length raises the limit)"
+        raise BadRow("too-long-prompt", said)
     try:
         (prompt + image + sample_id).encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but no text

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from ortho_core.errors import UserError
 from ortho_core.pairs.rows import Failure
 from ortho_core.storage.store import Store, one_line
+from ortho_core.text.parsing import parse_model
 
 SCHEMA = pa.schema(
     [
@@ -100,7 +101,7 @@ def read_footer(folder: Store, name: str) -> Footer:
     try:
         with folder.open(name) as stream:
             footer = pq.read_metadata(stream)
-        about = PartAbout.model_validate_json(footer.metadata[METADATA])
+        about = parse_model(PartAbout, footer.metadata[METADATA], "its description")
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder.location}/{name} is not a readable assignment part: {one_line(error)}") from error
     return Footer(footer.num_rows, about)

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal, TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, needed
 from ortho_core.records.parts import HALF_SCHEMA, PART, REWARD_FIELDS, SCHEMA, part_name
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import NotParsedError, model_of, parse_json, shown
 
 #: Bump when the meaning of a plan or of the files it describes changes.
 FORMAT = 5
@@ -200,27 +201,23 @@ def read_plan(folder: Store, *kinds: type[AnyPlan]) -> AnyPlan:
 def parse_plan(text: bytes, where: str, *kinds: type[AnyPlan]) -> AnyPlan:
     """The plan that a file `where` holds. Raises UserError as `read_plan` does."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, or no text
-        raise UserError(f"{where} is damaged: {error}") from error
+        content = parse_json(text, where, encodable=True)
+    except NotParsedError as error:
+        raise UserError(f"{where} is damaged: {error.why}") from error
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{where} is damaged, or was not made by ortho: it names no format")
     if content["format"] != FORMAT:
-        raise UserError(f"{where} is of format {content['format']!r}, this version reads {FORMAT}")
+        raise UserError(f"{where} is of format {shown(content['format'])}, this version reads {FORMAT}")
     known = {str(kind.model_fields["kind"].default): kind for kind in kinds}
     kind = known.get(str(content.get("kind")))
     if kind is None:
         accepted = " or ".join(repr(name) for name in known)
-        raise UserError(f"{where} is the plan of another kind of run: {content.get('kind')!r}, not {accepted}")
+        raise UserError(f"{where} is the plan of another kind of run: {shown(content.get('kind'))}, not {accepted}")
     stated = content.pop(FINGERPRINT, None)
-    try:
-        plan = kind.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{where} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    plan = needed(model_of, kind, content, where)
     if stated != plan.run_fingerprint:
         raise UserError(
-            f"{where} was changed: its content has the fingerprint {plan.run_fingerprint}, and it says {stated}"
+            f"{where} was changed: its content has the fingerprint {plan.run_fingerprint}, and it says {shown(stated)}"
         )
     return plan
 

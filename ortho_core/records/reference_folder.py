@@ -29,6 +29,8 @@ from ortho_core.pairs.formats.json_lines import lines_of
 from ortho_core.pairs.rows import Shard
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.store import OutsideRoot
+from ortho_core.text.parsing import NotParsedError, json_object, parse_json
+from ortho_core.text.plain_text import one_line
 
 MANIFEST, SAMPLES, NOISE, META = "manifest.jsonl", "samples", "best_input_noise.pt", "meta.json"
 #: Columns of a record that meta.json repeats.
@@ -92,11 +94,11 @@ def write_sample(
 
 def _check_same(root: LocalStore, name: str, row: int, sample_id: str) -> None:
     try:
-        there = json.loads(root.read(f"{name}/{META}"))
+        there = json_object(root.read(f"{name}/{META}"), META)
         found = there["row"], there["sample_id"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, NotParsedError, KeyError) as error:
         raise UserError(
-            f"{root.location}/{name}/{META} was not written by an export: {error!r}; choose another folder"
+            f"{root.location}/{name}/{META} was not written by an export: {one_line(error)}; choose another folder"
         ) from error
     if found != (row, sample_id):
         raise UserError(
@@ -312,9 +314,9 @@ def _load_tensors(root: LocalStore, name: str, who: str) -> object:
 
 def _parse_object(text: bytes, who: str) -> dict[str, object]:
     try:
-        content = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise BadRow("not-json", f"{who} is not a JSON object in UTF-8: {error}") from error
+        content = parse_json(text)
+    except NotParsedError as error:
+        raise BadRow("not-json", f"{who} is not a JSON object in UTF-8: {error.why}") from error
     if not isinstance(content, dict):
         raise BadRow("not-json", f"{who} is a JSON {type(content).__name__}, not an object")
     return content

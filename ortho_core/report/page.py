@@ -17,6 +17,7 @@ import jinja2
 from PIL import Image
 
 from ortho_core.report.charts import COLOURS, Chart
+from ortho_core.text.plain_text import redacted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -259,7 +260,7 @@ def render(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.from_string(source)
-    return page.render(
+    html = page.render(
         title=title,
         subtitle=subtitle,
         sections=sections,
@@ -268,3 +269,5 @@ def render(
         cell=Table.cell,
         colours=COLOURS,
     )
+    # Names of files need not be text: such a byte is shown as an escape.
+    return redacted(html).encode("utf-8", "backslashreplace").decode()

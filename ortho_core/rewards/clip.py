@@ -3,7 +3,6 @@
 Axes: B images, 3 × Y × X the image, E the joint embedding, P prompts, L tokens.
 """
 
-import json
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,8 @@ from ortho_core.rewards.base import (
     unit,
     who,
 )
+from ortho_core.text.parsing import NotParsedError, json_file
+from ortho_core.text.plain_text import one_line
 
 #: What a folder must hold, one file of each line.
 CLIP_FILES = (
@@ -209,9 +210,6 @@ def _check_model_type(file: Path, reward: str) -> None:
 
 def _read_json(file: Path, reward: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{who(reward)}: {file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{who(reward)}: {file} holds {type(content).__name__}; accepted: an object")
-    return content
+        return json_file(file)
+    except (OSError, NotParsedError) as error:
+        raise UserError(f"{who(reward)}: {one_line(error)}") from error

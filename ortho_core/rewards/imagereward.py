@@ -8,7 +8,6 @@ Axes: B images, 3 × Y × X the image, P prompts, L tokens.
 
 import importlib
 import importlib.util
-import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,8 @@ from torch import Tensor
 from ortho_core.errors import UserError
 from ortho_core.rewards.base import FolderOf, Preprocessing, Scoring, check_files, frozen, load_weights, read_weights
 from ortho_core.rewards.clip import Loading
+from ortho_core.text.parsing import NotParsedError, json_file, shown
+from ortho_core.text.plain_text import one_line
 
 WEIGHTS, CONFIG, VOCABULARY = "ImageReward.pt", "med_config.json", "vocab.txt"
 FILES = ((WEIGHTS,), (CONFIG,), (VOCABULARY,))
@@ -121,13 +122,13 @@ def _tokenizer(file: Path) -> Any:
 
 def _check_config(file: Path, vocabulary: int) -> None:
     try:
-        found = json.loads(file.read_text())["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"reward imagereward: {file} is not the model's configuration: {error!r}") from error
+        found = json_file(file).get("vocab_size")
+    except (OSError, NotParsedError) as error:
+        raise UserError(f"reward imagereward: {file} is not the model's configuration: {one_line(error)}") from error
     if found != vocabulary:
         raise UserError(
-            f"reward imagereward: {file} states a vocab_size of {found}, and {VOCABULARY} beside it has {vocabulary - 2} lines, "
-            "to which two tokens are added; accepted: the vocab.txt of bert-base-uncased, 30522 lines"
+            f"reward imagereward: {file} states a vocab_size of {shown(found)}, and {VOCABULARY} beside it has "
+            f"{vocabulary - 2} lines, to which two tokens are added; accepted: the vocab.txt of bert-base-uncased, 30522 lines"
         )
 
 

@@ -12,6 +12,8 @@ import time
 import uuid
 from pathlib import Path
 
+from ortho_core.text.parsing import parse_json
+
 #: Nanoseconds within which two changes of a file may carry the same time; what changed so lately is not kept.
 TICK_NS = 2_000_000_000
 
@@ -54,7 +56,7 @@ def _entry(state: State) -> Path:
 
 def _recall(state: State) -> str | None:
     try:
-        *known, digest = json.loads(_entry(state).read_bytes())
+        *known, digest = parse_json(_entry(state).read_bytes())
         return str(digest) if tuple(known) == state and len(bytes.fromhex(digest)) == 32 else None
     except (OSError, RuntimeError, ValueError, TypeError):
         return None

@@ -22,6 +22,7 @@ from ortho_core.errors import RunFailed
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import NotParsedError, json_object
 
 #: Seconds between two renewals, and without one until the lease is up. A holder gives itself up for lost before that.
 BEAT_S, EXPIRES_S = 5.0, 30.0
@@ -156,11 +157,9 @@ def _numbers(folder: Store) -> list[int]:
 
 
 def _about(text: bytes) -> dict[str, object]:
-    try:
-        about = json.loads(text)
-    except (ValueError, RecursionError):  # nothing of ours: it is up when it has not changed for long enough
-        return {}
-    return about if isinstance(about, dict) else {}
+    with suppress(NotParsedError):
+        return json_object(text, "")
+    return {}  # nothing of ours: it is up when it has not changed for long enough
 
 
 def _me(verb: str) -> dict[str, object]:

@@ -10,7 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from ortho_core.storage.store import BUFFER, Entries, OutsideRoot, plain_name
+from ortho_core.errors import UserError
+from ortho_core.storage.store import BUFFER, Entries, NotAFile, OutsideRoot, TooLarge, plain_name
+
+#: What is no regular file.
+NOT_FILES = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
 
 
 class LocalStore:
@@ -59,13 +69,25 @@ class LocalStore:
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         with self.open(name) as stream:
             stream.seek(start)
-            return stream.read(-1 if length is None else length)
+            # No more is asked for than there is: room is made for what is asked for.
+            there = max(0, os.fstat(stream.fileno()).st_size - start)
+            return stream.read(-1 if length is None else min(length, there))
+
+    def read_within(self, name: str, most: int) -> bytes:
+        if (size := self.size(name)) > most:
+            raise TooLarge(size)
+        return self.read(name, 0, most)
 
     def open(self, name: str) -> io.BufferedReader:
-        stream = open(self.path / name, "rb", opener=_without_waiting)  # noqa: SIM115
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        path = self.path / name
+        # Looked at before it is opened: a pipe is waited for, and a device may do something.
+        _check_regular(os.stat(path), name)
+        stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+        try:
+            _check_regular(os.fstat(stream.fileno()), name)
+        except NotAFile:
             stream.close()
-            raise FileNotFoundError(errno.ENOENT, "not a file", name)
+            raise
         return stream
 
     def names(self) -> list[str]:
@@ -121,6 +143,7 @@ class LocalStore:
                     _link(aside, path)
                     return True
                 except FileExistsError:
+                    check_no_folder(path)
                     return False
                 except FileNotFoundError:  # another driver has finished and swept our copy away; not twice
                     if attempt:
@@ -128,10 +151,12 @@ class LocalStore:
         raise AssertionError("unreachable")
 
     def replace(self, name: str, content: bytes) -> None:
+        check_no_folder(self.path / name)
         with _Aside(self.path / name, lambda stream: stream.write(content)) as aside:
             os.replace(aside, self.path / name)
 
     def replace_file(self, name: str, source: Path) -> None:
+        check_no_folder(self.path / name)
         with (
             source.open("rb") as content,
             _Aside(self.path / name, lambda stream: shutil.copyfileobj(content, stream, BUFFER)) as aside,
@@ -158,6 +183,20 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
 def _blobs(root: Path) -> Path | None:
     """Where the files lie that the links of a repository's snapshot in the Hugging Face hub's cache lead to."""
     return next((p.parents[1] / "blobs" for p in (root, *root.parents) if p.parent.name == "snapshots"), None)
+
+
+def _check_regular(status: os.stat_result, name: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((kind for is_of, kind in NOT_FILES if is_of(status.st_mode)), "something else")
+        fault = NotAFile(errno.ENOENT, f"it is a {kind}, not a regular file", name)
+        fault.is_folder = stat.S_ISDIR(status.st_mode)
+        raise fault
+
+
+def check_no_folder(path: Path) -> None:
+    """Raises UserError where a folder is in the place of a file that is to be written: no start of a run gets past it."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, and the place of a file: move it away, or delete it")
 
 
 def _without_waiting(path: str, flags: int) -> int:

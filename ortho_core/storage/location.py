@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from ortho_core.text.plain_text import redacted_all, remember
+
 
 @dataclass(frozen=True)
 class Place:
@@ -29,11 +31,18 @@ class Place:
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_before_validator_function(
-            lambda given, info: self.read(given, info.context), handler(source)
+            lambda given, info: self.read(given, info.context),
+            handler(source),
+            # What is kept and shown of a place has no password; what is computed with has.
+            serialization=core_schema.wrap_serializer_function_ser_schema(
+                lambda place, serialize: redacted_all(serialize(place)), when_used="json"
+            ),
         )
 
     def read(self, given: object, context: Mapping[str, Callable[[str], str] | None] | None) -> Any:
         """What an option was given, as a place. Raises PydanticCustomError if it is blank, and what `expand` raises."""
+        if isinstance(given, str):
+            remember(given)
         if not self.is_place(given):
             is_path = self.existing_first and isinstance(given, str) and os.path.lexists(given)
             return f"./{given}" if is_path else given

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ortho_core.errors import UserError
-from ortho_core.storage.store import BUFFER, Entries, one_line, plain_name
+from ortho_core.storage.store import BUFFER, Entries, TooLarge, one_line, plain_name
 
 #: Bytes that a stream of an object store reads ahead; s3fs by itself reads 50 MiB, several times a shard.
 READ_AHEAD = 4 << 20
@@ -65,6 +65,12 @@ class ObjectStore:
             if error.errno == errno.EINVAL and start >= self.size(name):
                 return b""  # a range beyond the end
             raise
+
+    def read_within(self, name: str, most: int) -> bytes:
+        content = self.read(name, 0, most + 1)  # one request: to ask for the size first takes another
+        if len(content) > most:
+            raise TooLarge(len(content))
+        return content
 
     def open(self, name: str) -> io.BufferedReader:
         return io.BufferedReader(self.filesystem.open(self._path(name), "rb", block_size=READ_AHEAD), BUFFER)

@@ -2,17 +2,27 @@
 
 from pathlib import Path
 
+from ortho_core.errors import UserError
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.object_store import ObjectStore
 from ortho_core.storage.store import Store
+from ortho_core.text.plain_text import HIDDEN, as_given, redacted, remember
 
 
 def open_store(location: str | Path) -> Store:
-    """The folder at a path or URL; it need not exist. Raises UserError if nothing here opens such a URL."""
-    text = str(location)
+    """The folder at a path or URL; it need not exist. Raises UserError if nothing here opens such a URL.
+
+    Of a URL that was kept without its secrets, those are taken that this process was given.
+    """
+    text = as_given(str(location))
     if text.startswith("file://"):
         text = text.removeprefix("file://")
-    return ObjectStore(text) if "://" in text else LocalStore(Path(text))
+    if "://" not in text:
+        return LocalStore(Path(text))
+    if HIDDEN in text and redacted(text) == text:
+        raise UserError(f"{text} was kept without its secrets: give it again, by the option that it was given with")
+    remember(text.rstrip("/"))
+    return ObjectStore(text)
 
 
 def absolute(location: str | Path) -> str:

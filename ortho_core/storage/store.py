@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from ortho_core.text import plain_text
+
 #: Bytes of a stream that are kept at hand: the `readline` of fsspec takes a whole block for each line.
 BUFFER = 1 << 20
 
@@ -18,9 +20,24 @@ class OutsideRoot(ValueError):
     """A name leads out of its folder."""
 
 
+class NotAFile(FileNotFoundError):
+    """There is something else at a name: a folder, a pipe, a device, a socket. It was not opened."""
+
+    is_folder = False
+
+
+class TooLarge(ValueError):
+    """A file has more bytes than are read."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"it has {size} bytes")
+        #: Bytes that it has, or at least.
+        self.size = size
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, as one line of at most 300 characters; libraries write whole paragraphs."""
-    return " ".join(str(error).split())[:300]
+    return plain_text.one_line(error)
 
 
 def plain_name(name: str) -> str:
@@ -73,6 +90,10 @@ class Store(Protocol):
     def size(self, name: str) -> int: ...
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes: ...
+
+    def read_within(self, name: str, most: int) -> bytes:
+        """A whole file of at most `most` bytes. Raises TooLarge for a larger one, which is not read."""
+        ...
 
     def open(self, name: str) -> io.BufferedReader:
         """A seekable stream for reading."""

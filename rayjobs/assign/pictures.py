@@ -106,7 +106,9 @@ def draw(
 def target_of(pairs: PairSet, record: SampledRecord, size: tuple[int, int]) -> Embedded | str:
     """The image of a row as the search saw it, or why it cannot be read."""
     try:
-        pixels = decode_image(pairs.fetch_image(record.image, record.sample_id), size, record.sample_id)
+        pixels = decode_image(
+            pairs.fetch_image(record.image, record.sample_id), size, record.sample_id, pairs.fields.max_image_pixels
+        )
     except UserError as gone:
         return str(gone)
     return Embedded.of(Image.fromarray(pixels))

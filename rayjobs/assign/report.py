@@ -1,7 +1,6 @@
 """The report of an E-step: rows as pictures, the losses before and after, what was not used, and what the noise is like."""
 
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +19,7 @@ from rayjobs.assign.chosen import ChosenRows, HardPrompt, choose
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.pictures import RowPictures, take_pictures
 from rayjobs.pool.ledger import ASSIGN_SUMMARY
-from rayjobs.reports.parts import Phase, cost_table, gaussian_section, provenance
+from rayjobs.reports.parts import Phase, cost_table, failure_of, gaussian_check, gaussian_section, provenance
 from rayjobs.reports.summaries import AssignmentRun, GaussianCheck
 from rayjobs.reports.words import counted, duration, listed
 
@@ -38,13 +37,13 @@ def write_report(job: AssignJob, model: ModelFolder, pairs: PairSet, folder: Sto
 
     Raises whatever keeps it from being made: parts that are damaged, a worker that fails.
     """
-    summary = AssignmentRun.model_validate_json(folder.read(ASSIGN_SUMMARY))
+    summary = AssignmentRun.parse(folder.read(ASSIGN_SUMMARY), f"{folder.location}/{ASSIGN_SUMMARY}")
     found = Assignments(folder.location)
     records = sampled_records(found)
     chosen = choose(records, job.seed)
     rows = chosen.every()
     taken = take_pictures(job, model, pairs, rows, noise_of(found, rows, model.latent_shape))
-    check = GaussianCheck.model_validate_json(folder.read("orthogonal_gaussian_final.json"))
+    check = gaussian_check(folder, "final")
     gaussian = gaussian_section(folder, "the images' noise maps, pooled")
     cost = cost_table([search(summary)])
     sections = [
@@ -252,7 +251,7 @@ def first_of_each_reason(folder: Store) -> dict[str, list[Failure]]:
     found: dict[str, list[Failure]] = defaultdict(list)
     with folder.open("failures.jsonl") as stream:
         for line in itertools.islice(stream, EXAMPLES_FROM):
-            failure = Failure(**json.loads(line))
+            failure = failure_of(line, folder)
             if len(found[failure.reason]) < EXAMPLES_SHOWN:
                 found[failure.reason].append(failure)
     return found

@@ -11,7 +11,9 @@ from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.decoding import to_images
 from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.limits import MAX_IMAGE_BYTES
 from ortho_core.pictures import to_bytes
+from ortho_core.text.parsing import regular_bytes
 from rayjobs.invert.config import InvertJob
 from rayjobs.reports import one_search
 from rayjobs.reports.curves import loss_chart
@@ -46,9 +48,13 @@ def run(job: InvertJob) -> int:
     fingerprint = model.fingerprint
     generator = load_generator(model, pick_device(job.device), job.dtype, quantize=job.quantize)
     try:
-        pixels = decode_image(job.target_image.read_bytes(), generator.image_size, job.target_image.name)
+        pixels = decode_image(
+            regular_bytes(job.target_image, MAX_IMAGE_BYTES), generator.image_size, job.target_image.name
+        )
     except BadRow as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"--target-image {job.target_image}: {error.strerror or error}") from error
     images = to_images([pixels]).to(generator.device)
     with torch.no_grad():
         condition = generator.encode_prompts([job.prompt])

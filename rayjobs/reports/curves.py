@@ -1,8 +1,8 @@
 """Charts of what happened along a run: the terms of training logs over updates, those of a search over its evaluations."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ortho_core.report.charts import COLOURS, Chart, Series
+from ortho_core.text.parsing import NotParsedError, json_object
 
 #: Figures of a training log by group that have a chart where any value is not 0, and the charts' titles.
 TITLES = {
@@ -47,7 +48,16 @@ class TrainingLog:
     shift: int = 0
 
     def entries(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
+        """The lines that hold an entry: a kill may have cut one."""
+        if not self.file.is_file():
+            return []
+        found = []
+        for line in self.file.read_bytes().splitlines():
+            with suppress(NotParsedError):
+                entry = json_object(line, "a line")
+                if "group" in entry and _is_number(entry.get("update")):
+                    found.append(entry)
+        return found
 
 
 def training_charts(logs: Sequence[TrainingLog]) -> list[Chart]:
@@ -65,9 +75,13 @@ def training_charts(logs: Sequence[TrainingLog]) -> list[Chart]:
 
 
 def _series(log: TrainingLog, entries: Sequence[Mapping[str, Any]], group: str, term: str) -> Series:
-    mine = [entry for entry in entries if entry["group"] == group and entry.get(term) is not None]
+    mine = [entry for entry in entries if entry["group"] == group and _is_number(entry.get(term))]
     updates, values = [log.shift + entry["update"] for entry in mine], [entry[term] for entry in mine]
     return Series(log.label, updates, values, log.colour, points=group == "validation")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def loss_chart(history: Mapping[str, Sequence[float]]) -> Chart:

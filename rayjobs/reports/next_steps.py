@@ -3,14 +3,17 @@
 Each verb's job has its `ending`, made of these. Of a verb that is run by another, as `em` runs `assign`, it is left out.
 """
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from ortho_core.errors import needed
 from ortho_core.generators.lora_config import AddedLora, as_option
 from ortho_core.generators.model_folder import LORA_REFERENCE
 from ortho_core.storage.open import open_store
+from ortho_core.text.parsing import parse_model
 from rayjobs.pool.ledger import ASSIGN_SUMMARY
 from rayjobs.reports.words import counted
 
@@ -56,7 +59,12 @@ def left_out(place: object, code: int, rows: int, again: str = "") -> list[str]:
     return [f"{counted(rows, 'row')} left out: {place}/failures.jsonl says why{again}"] if code == 3 else []
 
 
+class _Settled(BaseModel):
+    assigned: int
+    quarantined: int
+
+
 def settled_rows(place: str) -> tuple[int, int]:
     """Rows that are assigned and quarantined, as the summary in a folder counts them."""
-    summary = json.loads(open_store(place).read(ASSIGN_SUMMARY))
-    return int(summary["assigned"]), int(summary["quarantined"])
+    summary = needed(parse_model, _Settled, open_store(place).read(ASSIGN_SUMMARY), f"{place}/{ASSIGN_SUMMARY}")
+    return summary.assigned, summary.quarantined

@@ -4,17 +4,19 @@ Each function returns a section or a block of `ortho_core.report.page`, from fil
 about models that were judged.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from ortho_core.errors import needed
 from ortho_core.pairs.rows import Failure, row_name
 from ortho_core.records.plan import Settings
 from ortho_core.report.page import Block, Cell, Figure, Folded, Section, Table
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import NotParsedError, first_fault, json_object
 from rayjobs.reports.summaries import AssignSummary, GaussianCheck, Made
 from rayjobs.reports.words import duration
 
@@ -72,7 +74,7 @@ def rows_section(steps: Sequence[Accounted], folder: Store | None = None) -> Sec
 def quarantine_reasons(folder: Store) -> dict[str, int]:
     """How often each reason stands in `failures.jsonl`."""
     with folder.open("failures.jsonl") as stream:
-        return dict(sorted(Counter(json.loads(line)["reason"] for line in stream).items()))
+        return dict(sorted(Counter(failure_of(line, folder).reason for line in stream).items()))
 
 
 def first_failures(folder: Store) -> list[Failure]:
@@ -82,14 +84,31 @@ def first_failures(folder: Store) -> list[Failure]:
             lines = [stream.readline() for _ in range(FIRST_FAILURES)]
     except FileNotFoundError:
         return []
-    return [Failure(**json.loads(line)) for line in lines if line.strip()]
+    return [failure_of(line, folder) for line in lines if line.strip()]
+
+
+def failure_of(line: bytes, folder: Store) -> Failure:
+    """A quarantined row, from its line of `failures.jsonl`. Raises UserError for a line of something else."""
+    where = f"{folder.location}/failures.jsonl"
+    return needed(_failure, line, where, remedy="delete it, and the same command makes it again")
+
+
+def _failure(line: bytes, where: str) -> Failure:
+    try:
+        return TypeAdapter(Failure).validate_python(json_object(line, where))
+    except ValidationError as error:
+        raise NotParsedError(where, "is damaged", first_fault(error)) from error
+
+
+def gaussian_check(folder: Store, when: str) -> GaussianCheck:
+    """The statistics of the noise `init` or `final`. Raises UserError for a file of something else."""
+    name = f"orthogonal_gaussian_{when}.json"
+    return GaussianCheck.parse(folder.read(name), f"{folder.location}/{name}")
 
 
 def gaussian_section(folder: Store, of_what: str) -> Section:
     """The assigned noise against N(0, I), from `orthogonal_gaussian_{init,final}.{json,png}` in `folder`."""
-    base, final = (
-        GaussianCheck.model_validate_json(folder.read(f"orthogonal_gaussian_{when}.json")) for when in ("init", "final")
-    )
+    base, final = (gaussian_check(folder, when) for when in ("init", "final"))
     far = [[name, f"{base.departures[name]:.1f}", f"{value:.1f}"] for name, value in final.departures.items()]
     table = Table(
         [Cell("distance from N(0, I)", "in null standard deviations"), "base noise", "assigned noise"],

@@ -5,14 +5,15 @@ from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, needed
 from ortho_core.estep.config import FORWARDS_PER_EVALUATION
 from ortho_core.evaluation.metrics import Estimate
 from ortho_core.noise.gaussianity import Covariance, KsTest
 from ortho_core.records.plan import Settings
-from ortho_core.storage.store import one_line
+from ortho_core.text.parsing import parse_model, regular_bytes
+from ortho_core.text.plain_text import redacted_all
 from rayjobs.verb.console import versions
 
 R = TypeVar("R", bound="Record")
@@ -33,17 +34,19 @@ class Record(BaseModel):
     def read(cls: type[R], file: Path) -> R:
         """Raises UserError for a file that is not there, or holds something else."""
         try:
-            return cls.model_validate_json(file.read_bytes())
+            content = regular_bytes(file)
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-        except ValidationError as error:
-            raise UserError(
-                f"{file} is damaged: {one_line(error)}; delete it, and the same command makes it again"
-            ) from error
+        return cls.parse(content, str(file))
+
+    @classmethod
+    def parse(cls: type[R], content: bytes, where: str) -> R:
+        """From the text of a file `where`. Raises UserError for something else."""
+        return needed(parse_model, cls, content, where, remedy="delete it, and the same command makes it again")
 
     def text(self) -> str:
         """The file's text."""
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        return json.dumps(redacted_all(self.model_dump(mode="json")), indent=1) + "\n"
 
 
 class Made(Record):

@@ -1,10 +1,9 @@
 """What a sweep's job varies: its space, the configuration that this is laid over, its trials."""
 
-import yaml
-
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, needed
 from ortho_core.marks import conduct, mark_of
 from ortho_core.pairs.rows import PairFields
+from ortho_core.text.parsing import parse_yaml
 from rayjobs.em.config import EmJob
 from rayjobs.sweep.config import SweepJob
 from rayjobs.sweep.space import Point, Space, draw, grid, parse_space
@@ -27,11 +26,9 @@ def space_of(job: SweepJob) -> Space:
     given = dict(job.sweep)
     if job.space is not None:
         try:
-            content = yaml.safe_load(job.space.read_text())
+            content = needed(parse_yaml, job.space.read_bytes(), f"--space {job.space}")
         except OSError as error:
             raise UserError(f"--space {job.space}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"--space {job.space} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise UserError(f"--space {job.space} is not a mapping of fields to values")
         given = content | given

@@ -1,6 +1,5 @@
 """The M-step job: `ortho train` fine-tunes on assigned noise (or, for comparison, on random noise) with Ray Train."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from ortho_core.estep.space import noise_space
 from ortho_core.generators.lora_config import AddedLora
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.origin import converted_from
-from ortho_core.marks import decides, settings
+from ortho_core.marks import conduct, decides, mark_of, settings
 from ortho_core.mstep.data import MatchedData
 from ortho_core.mstep.elsewhere import general_prompts, unseen_classes
 from ortho_core.mstep.matching import match_search
@@ -24,6 +23,8 @@ from ortho_core.records.assignments import CACHE_BYTES, Assignments
 from ortho_core.records.plan import fingerprint
 from ortho_core.storage.lease import Lease
 from ortho_core.storage.open import open_store
+from ortho_core.text.parsing import json_object
+from ortho_core.text.plain_text import as_given, one_line
 from rayjobs.reports.next_steps import beside, converting, generating
 from rayjobs.train.config import TRAINING, TrainJob
 from rayjobs.train.memory import Updates, memory_of
@@ -78,7 +79,7 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
     if job.noise == "online":
         noise_space(match_search(job, job, data.noise_settings), shape)
     if job.assignments is not None and (data.needs_images or data.encodes):
-        data = replace(data, pairs=images_of(job.assignments, job.pairs))
+        data = replace(data, pairs=images_of(job.assignments, job.pairs, job.pair_fields()))
     plan = TrainPlan(
         assignments=assigned_by,
         pairs_fingerprint=pairs_fingerprint,
@@ -138,7 +139,8 @@ def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
         raise UserError(
             f"--pixel-l1-weight: {job.assignments} holds what `ortho reward` found, latents without images; accepted: 0"
         )
-    if job.pair_fields() != PairFields():
+    limits = {name for name, field in PairFields.model_fields.items() if mark_of(field) is conduct}
+    if job.pair_fields().model_dump(exclude=limits) != PairFields().model_dump(exclude=limits):
         raise UserError("how pairs are read was said when they were assigned: leave the options of pairs out")
     return assignments
 
@@ -146,7 +148,7 @@ def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
 def remedy_of(assignments: str) -> str:
     """What else can be done with assignments that were made with LoRAs."""
     try:
-        config = json.loads(open_store(assignments).read("summary.json"))["config"]
+        config = json_object(open_store(assignments).read("summary.json"), "summary.json")["config"]
         loras = tuple(AddedLora(**each) for each in config.get("lora", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
@@ -185,14 +187,18 @@ def validation_of(job: TrainJob, shape: tuple[int, int, int]) -> str | None:
     return held.plan.run_fingerprint
 
 
-def images_of(assignments: str, pairs: str | None) -> PairSet:
-    """The pair set that the assignments were made from, as their summary says, or the same at another place `pairs`."""
+def images_of(assignments: str, pairs: str | None, limits: PairFields | None = None) -> PairSet:
+    """The pair set that the assignments were made from, as their summary says, or the same at another place `pairs`.
+
+    Its limits are those that it was assigned with, or those of `limits` that say something else than usual.
+    """
     try:
-        config = json.loads(open_store(assignments).read("summary.json"))["config"]
-        fields = PairFields(**{name: config[name] for name in PairFields.model_fields})
-        return open_pairs(pairs or config["pairs"], fields, "images", count=False)
+        config = json_object(open_store(assignments).read("summary.json"), "it")["config"]
+        fields = PairFields(**{name: config[name] for name in PairFields.model_fields if name in config})
+        fields = fields.model_copy(update=(limits or PairFields()).model_dump(exclude_defaults=True))
+        return open_pairs(pairs or as_given(config["pairs"]), fields, "images", count=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{assignments}/summary.json does not say where the images are: {error!r}") from error
+        raise UserError(f"{assignments}/summary.json does not say where the images are: {one_line(error)}") from error
 
 
 def describe(job: TrainJob) -> dict[str, object]:

@@ -1,9 +1,9 @@
 """How a training run stands, from the log that its workers write."""
 
-import json
 import threading
 from pathlib import Path
 
+from ortho_core.text.parsing import json_object
 from rayjobs.verb.console import Progress
 
 
@@ -42,7 +42,7 @@ def last_logged(history: Path) -> tuple[int, float]:
         with history.open("rb") as stream:
             stream.seek(max(0, history.stat().st_size - 8192))
             lines = stream.read().decode(errors="replace").splitlines()
-        entry = json.loads([line for line in lines if '"group": "train"' in line][-1])
+        entry = json_object([line for line in lines if '"group": "train"' in line][-1], "a line")
         return int(entry["update"]), float(entry["loss"])
-    except (OSError, ValueError, IndexError, KeyError):
+    except (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError):
         return 0, 0.0

@@ -1,6 +1,5 @@
 """The files of a training run's folder that make it resumable."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import ray.train
 import torch
 
+from ortho_core.text.parsing import NotParsedError, json_object, parse_json
 from rayjobs.verb.plan import replace_text
 
 #: The log: JSON lines with `update`, `group` and one key per figure.
@@ -38,7 +38,7 @@ def rescue(out: Path) -> None:
     folder = out / "state"
     listing = folder / "checkpoint_manager_snapshot.json"
     try:
-        if not listing.is_file() or json.loads(listing.read_text()) is not None:
+        if not listing.is_file() or parse_json(listing.read_bytes()) is not None:
             return
     except ValueError:
         pass
@@ -68,12 +68,12 @@ def load_state(file: Path) -> dict[str, Any]:
 
 def trim_history(file: Path, update: int) -> None:
     """Drop the entries of a log after the update that a run resumes from: those updates will be made again."""
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
     kept = []
     for line in lines:
         try:
-            if json.loads(line)["update"] <= update and update:
+            if json_object(line, "a line")["update"] <= update and update:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):  # a line that a kill truncated
+        except (NotParsedError, KeyError, TypeError):  # a line that a kill truncated
             continue
     replace_text(file, "".join(kept))

@@ -4,14 +4,14 @@ A model that is no pipeline by itself, a LoRA or the weights of a UNet, is two f
 published, and one of the pipeline that `rayjobs.download.assemble` makes of them and a base.
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, needed
+from ortho_core.text.parsing import first_fault, parse_toml
 
 #: The catalogue that comes with the code.
 CATALOG = Path(__file__).resolve().parents[1] / "download" / "catalog.toml"
@@ -115,11 +115,9 @@ Catalog = Mapping[str, Entry]
 def read_catalog(file: Path = CATALOG) -> dict[str, Entry]:
     """The entries by name, in the file's order. Raises UserError naming the file, the entry and the field."""
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = needed(parse_toml, file.read_bytes(), f"catalogue {file}")
     except OSError as error:
         raise UserError(f"catalogue {file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"catalogue {file} is not TOML: {error}") from error
     if set(content) != {"models"} or not isinstance(content["models"], dict):
         raise UserError(f"catalogue {file} has {sorted(content)} at its top; accepted: tables [models.NAME]")
     catalog = {name: _entry(file, name, value) for name, value in content["models"].items()}
@@ -136,6 +134,4 @@ def _entry(file: Path, name: str, content: object) -> Entry:
     try:
         return Entry.model_validate(content)
     except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, (name, *fault["loc"])))
-        raise UserError(f"catalogue {file}: {place}: {fault['msg'].removeprefix('Value error, ')}") from error
+        raise UserError(f"catalogue {file}: {first_fault(error, name)}") from error

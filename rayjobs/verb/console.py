@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any, TextIO
 
 from ortho_core import __version__
+from ortho_core.text.plain_text import message, printable, redacted_all
 
 #: Seconds between two lines of a log, and between two looks of a bar.
 LINE_EVERY_S, BAR_EVERY_S = 10.0, 0.2
@@ -31,7 +32,7 @@ class Progress:
         self, name: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None, starting: str = ""
     ) -> None:
         """`starting`: what happens until the first unit comes."""
-        self.name, self.total, self.unit, self.done = name, total, unit, done
+        self.name, self.total, self.unit, self.done = message(name), total, unit, done
         self.stream = stream or sys.stderr
         #: When the first units came, and how many there were by then.
         self.first: tuple[float, int] | None = None
@@ -89,14 +90,17 @@ class Progress:
             left = (self.total - self.done) / rate
             if self.done < self.total:
                 parts.append(f"{left:.0f} s left" if left < 120 else f"{left / 60:.0f} min left")
-        return ", ".join([*parts, self.note] if self.note else parts)
+        return ", ".join([*parts, message(self.note)] if self.note else parts)
 
 
-def say(message: str) -> None:
-    """One line for the person who started the job, above the bars that there are."""
+def say(line: str) -> None:
+    """One line for the person who started the job, above the bars that there are.
+
+    What others wrote in it, as names of files and errors of libraries, shows no secret and moves no cursor.
+    """
     for bar in OPEN_BARS:
         bar.clear()
-    print(message, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
     for bar in OPEN_BARS:
         bar.refresh()
 
@@ -115,4 +119,4 @@ def versions() -> dict[str, str]:
 
 
 def summary_json(content: Mapping[str, object]) -> str:
-    return json.dumps({**content, "versions": versions()}, indent=1) + "\n"
+    return json.dumps({**redacted_all(content), "versions": versions()}, indent=1) + "\n"

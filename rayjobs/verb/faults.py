@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ortho_core.errors import DISTRIBUTION, OutOfMemory, RunFailed, UserError, ran_out_of_memory
+from ortho_core.text.plain_text import redacted
 from rayjobs.verb.paths import outputs
 from rayjobs.verb.remedies import remedies
 
@@ -97,7 +98,7 @@ def of_step(name: str, settings: type[BaseModel], *untouched: type[Exception]) -
 
 
 def _line(said: str) -> str:
-    line = " ".join(said.split())
+    line = " ".join(redacted(said).split())
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
@@ -231,7 +232,7 @@ def traceback_kept(error: Exception, verb: str) -> str:
     try:
         descriptor, name = tempfile.mkstemp(prefix=f"ortho-{verb}-", suffix=".traceback", text=True)
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            traceback.print_exception(error, file=file)
+            file.write(redacted("".join(traceback.format_exception(error))))
     except OSError:
         return "ORTHO_TRACEBACK=1 shows the traceback, for which no file can be written"
     return f"the traceback is in {name}"

@@ -17,7 +17,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, needed
+from ortho_core.text.parsing import parse_yaml, shown
+from ortho_core.text.plain_text import one_line
 from rayjobs.verb.help import flag_of, full_help, leaves, verb_help
 from rayjobs.verb.paths import expand
 from rayjobs.verb.presets import PRESETS
@@ -111,8 +113,8 @@ def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], st
         raise UserError("no verb is given after the options")
     preset = values.pop("preset", None) if presets else None
     preset = options.pop("preset", None) or preset
-    if preset is not None and preset not in presets:
-        raise UserError(f"--preset: {preset!r} is not accepted: {', '.join(presets)}")
+    if preset is not None and preset not in list(presets):
+        raise UserError(f"--preset: {shown(preset)} is not accepted: {', '.join(presets)}")
     for name, value in options.items():
         if isinstance(value, str) and value.lower() in {"none", "null"} and type(None) in _args(fields[name]):
             value = None
@@ -204,11 +206,9 @@ def _cut(argv: list[str], fields: dict[str, FieldInfo]) -> tuple[list[str], list
 
 def _read_yaml(path: Path) -> dict[str, object]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = needed(parse_yaml, path.read_bytes(), f"--config {path}")
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -228,7 +228,7 @@ def _put(values: dict[str, object], path: list[str], value: object) -> None:
     for part in path[:-1]:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise UserError(f"{part} is {inner!r}; accepted: a group of options")
+            raise UserError(f"{part} is {shown(inner)}; accepted: a group of options")
         values = inner
     before = values.get(path[-1])
     if isinstance(value, dict) and isinstance(before, dict):
@@ -289,7 +289,11 @@ def explain(error: ValidationError, known: list[str]) -> str:
             faults.append(f"--{name.replace('_', '-')}: {fault['msg']}")
         else:
             message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            given = "" if isinstance(fault["input"], dict | BaseModel) else f"{fault['input']!r} is not accepted: "
+            given = (
+                ""
+                if isinstance(fault["input"], dict | BaseModel)
+                else f"{one_line(repr(fault['input']), 200)} is not accepted: "
+            )
             place = f"--{name.replace('_', '-')}: {given}" if name else ""
             faults.append(f"{place}{message}")
     return "; ".join(dict.fromkeys(faults))

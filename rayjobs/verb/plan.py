@@ -5,7 +5,7 @@ from pathlib import Path
 from ortho_core.errors import UserError
 from ortho_core.records.plan import PLAN_FILE, Plan, differences, parse_plan
 from ortho_core.storage.open import open_store
-from ortho_core.storage.store import Store
+from ortho_core.storage.store import NotAFile, Store
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -25,6 +25,8 @@ def claim(location: str | Path, plan: Plan) -> Store:
                 )
             folder.create(PLAN_FILE, plan.text().encode())
         text = folder.read(PLAN_FILE)
+    except NotAFile as error:
+        raise UserError(f"{location}/{PLAN_FILE}: {error.strerror}; move it away, or delete it") from error
     except OSError as error:
         raise UserError(f"cannot write to {location}: {error.strerror or error}") from error
     try:

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 
+from ortho_core.text.plain_text import printable
 from rayjobs.verb.cluster import check_address, check_shared_memory, find_address, not_started, temporary_folder
 from rayjobs.verb.console import say
+from rayjobs.verb.token_file import keep_token_private
 
 # Both are read when ray is imported. The first is the default that Ray 2.60 announces a change of at every start; the
 # second silences lines of its core that a person at a terminal can do nothing about (they stay in the session's logs).
@@ -41,7 +43,7 @@ def without_lines(unwanted: bytes) -> Iterator[None]:
             held.seek(0)
             for line in held:
                 if unwanted not in line:
-                    sys.stderr.write(line.decode(errors="replace"))
+                    sys.stderr.write(printable(line.decode(errors="replace")))
             sys.stderr.flush()
 
 
@@ -60,6 +62,7 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
     on_sigterm = signal.getsignal(signal.SIGTERM)
     address = find_address()
+    keep_token_private(create=address is None)
     if address is not None:
         check_address(address)
         place, folder = address.place, None

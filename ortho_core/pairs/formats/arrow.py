@@ -75,9 +75,11 @@ class ArrowFiles:
         self.root, self.files, self.fields, self.state = root, files, fields, state
         self._indices: dict[str, Index] = {}
         self._groups = RowGroups(self._read_images)
+        #: What planning has read last: a column of one batch for prompts and one for ids.
+        self._columns: dict[int, tuple[tuple[str, int, str], pa.Array]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "files": [], "_indices": {}, "_groups": None}
+        return {**self.__dict__, "files": [], "_indices": {}, "_groups": None, "_columns": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= {**state, "_groups": RowGroups(self._read_images)}
@@ -131,13 +133,27 @@ class ArrowFiles:
         return self._column(shard, 2)
 
     def _column(self, shard: Shard, which: int) -> Iterator[Any]:
-        self._index(shard.file)
+        """The values of one of the columns that `_names` gives. What shards in order ask for is read once a batch."""
+        index = self._index(shard.file)
         name = str(self._names(shard.file)[which])
-        for _, batch, i in self._rows(shard):
-            try:
-                yield value_of(batch[name][i], name)
-            except BadRow:
-                yield None
+        row, end = shard.offset, min(shard.offset + shard.span, index.rows)
+        while row < end:
+            number = index.batch_of(row)
+            key = shard.file, number, name
+            if (kept := self._columns.get(which)) is None or kept[0] != key:
+                kept = self._columns[which] = key, self._read_column(*key)
+            part = kept[1].slice(row - index.firsts[number], end - row)
+            row += len(part)
+            for scalar in part:
+                try:
+                    yield value_of(scalar, name)
+                except BadRow:
+                    yield None
+
+    def _read_column(self, file: str, number: int, name: str) -> pa.Array:
+        with self.root.open(file) as stream:
+            column = self._index(file).read(stream, number)[name]
+        return column.take(pa.array(range(len(column))))  # a copy: the batch's other columns, images, are let go
 
     def _rows(self, shard: Shard) -> Iterator[tuple[int, pa.RecordBatch, int]]:
         """Of each of the shard's rows its number in the file, its batch, and its number in that. One batch is in memory."""

@@ -1,6 +1,5 @@
 """Files of columns (Parquet, Arrow): which column holds what, and a row of them as a record."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import pyarrow as pa
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, accepted, usual
 from ortho_core.pairs.rows import Names, PairFields, PairRecord
+from ortho_core.text.parsing import parse_json
 
 #: The file whose image paths start from its own folder, as those of metadata.jsonl do.
 METADATA_PARQUET = "metadata.parquet"
@@ -68,7 +68,7 @@ def stem_of(path: Any) -> str | None:
 def class_names(schema: pa.Schema, column: str) -> list[str]:
     """The names by number that the `datasets` library keeps of a column of classes; none of any other column."""
     try:
-        kept = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+        kept = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
     except (ValueError, KeyError, TypeError):
         return []
     return kept if isinstance(kept, list) and all(isinstance(name, str) for name in kept) else []

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import re
 import unicodedata
 from collections import deque
@@ -20,6 +19,7 @@ from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import USUAL_PROMPTS, usual
 from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import OutsideRoot, Store
+from ortho_core.text.parsing import NotParsedError, parse_json
 
 #: A caption file beyond this is not read.
 MAX_TEXT = 1 << 20
@@ -155,9 +155,9 @@ class CaptionFiles:
         if not name.lower().endswith(".json"):
             return as_captions(text, self.choice)
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadRow("not-json", f"{name} is not a JSON object: {error}") from error
+            values = parse_json(text)
+        except NotParsedError as error:
+            raise BadRow("not-json", f"{name} is not a JSON object: {error.why}") from error
         if not isinstance(values, dict):
             raise BadRow("not-json", f"{name} is a JSON {type(values).__name__}, not an object")
         fields = [self.json_field] if self.json_field else usual(values, USUAL_PROMPTS)

@@ -17,6 +17,7 @@ from ortho_core.pairs.formats.image_files import is_image
 from ortho_core.pairs.formats.row_file import RowFile, in_blocks
 from ortho_core.pairs.formats.text_lines import CHUNK, lines
 from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, plain, usual
+from ortho_core.text.parsing import NotParsedError, checked_json, parse_json, reason_of
 
 DECODER = json.JSONDecoder()
 #: A row beyond this is taken for a file that is not JSON.
@@ -147,8 +148,8 @@ def _is_lines(stream: BufferedIOBase, table: RowFile) -> bool:
     head = BytesIO(stream.read(CHUNK))
     filled = (line for _, line in lines(head, table.encoding) if line.strip())
     try:
-        return isinstance(json.loads(next(filled, b"").decode("utf-8-sig")), dict) and next(filled, None) is not None
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(next(filled, b"")), dict) and next(filled, None) is not None
+    except NotParsedError:
         return False
 
 
@@ -198,9 +199,13 @@ class _Text:
                 value, end = DECODER.raw_decode(self.text, self.at)
             except (ValueError, RecursionError) as error:
                 if isinstance(error, RecursionError) or len(self.text) - self.at > LONGEST_ROW or not self.more():
-                    raise self.fault(str(error)) from error
+                    raise self.fault(reason_of(error)) from error
                 continue
             if end < len(self.text) or not self.more():  # a number may go on
+                try:
+                    checked_json(value, self.text[self.at : end])
+                except (ValueError, RecursionError) as error:
+                    raise self.fault(reason_of(error)) from error
                 self.advance(end)
                 return value
 

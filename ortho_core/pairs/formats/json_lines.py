@@ -1,6 +1,5 @@
 """JSON lines: one JSON object per line; and text files of one prompt per line. Blank lines do not count."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BufferedIOBase
@@ -15,6 +14,7 @@ from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.names import plain
 from ortho_core.pairs.rows import Shard
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import NotParsedError, parse_json
 
 NEWLINE, SPACE = b"\n "
 #: Bytes whose lines are told together: more, and the allocator gives each piece back to the system.
@@ -50,9 +50,9 @@ class JsonLines:
         """Raises BadRow."""
         try:
             # Byte-order marks are what Windows editors put before the first row.
-            record = json.loads(line.decode("utf-8-sig"))
-        except (UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise BadRow("not-json", f"not a JSON object in UTF-8: {error}") from error
+            record = parse_json(line)
+        except NotParsedError as error:
+            raise BadRow("not-json", f"not a JSON object in UTF-8: {error.why}") from error
         if not isinstance(record, dict):
             raise BadRow("not-json", f"a JSON {type(record).__name__}, not an object")
         return record

@@ -2,8 +2,10 @@
 paths and URLs. A column of class numbers is a prompt column: the names are the `datasets` library's, else the numbers."""
 
 import hashlib
+import itertools
 import os
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,9 +48,12 @@ class Parquet:
         self.files: list[tuple[str, int]] = files
         self._footers: list[tuple[int, str]] | None = None
         self._groups = RowGroups(self._read_images)
+        #: What planning has read last: a footer, and a column of one row group for prompts and one for ids.
+        self._last: tuple[str, pq.FileMetaData, list[int]] | None = None
+        self._columns: dict[int, tuple[tuple[str, int, str], pa.ChunkedArray]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "files": [], "_footers": None, "_groups": None}
+        return {**self.__dict__, "files": [], "_footers": None, "_groups": None, "_last": None, "_columns": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= {**state, "_groups": RowGroups(self._read_images)}
@@ -128,17 +133,39 @@ class Parquet:
         return self._column(shard, 2)
 
     def _column(self, shard: Shard, which: int) -> Iterator[Any]:
-        """The values of one of the columns that `_names` gives."""
-        with self.root.open(shard.file) as stream:
-            parquet = pq.ParquetFile(stream, pre_buffer=False)
-            groups, skip = groups_of(parquet.metadata, shard.offset, shard.span)
-            name = str(self._names(parquet.schema_arrow, shard.file)[which])
-            column = parquet.read_row_groups(groups, columns=[name]).column(0)
-            for scalar in column.slice(skip, shard.span):
+        """The values of one of the columns that `_names` gives. What shards in order ask for is read once a row group."""
+        footer, firsts = self._footer_of(shard.file)
+        name = str(self._names(footer.schema.to_arrow_schema(), shard.file)[which])
+        row, end = shard.offset, min(shard.offset + shard.span, footer.num_rows)
+        while row < end:
+            group = bisect_right(firsts, row) - 1
+            key = shard.file, group, name
+            if (kept := self._columns.get(which)) is None or kept[0] != key:
+                kept = self._columns[which] = key, self._read_column(*key, footer)
+            part = kept[1].slice(row - firsts[group], end - row)
+            row += len(part)
+            for scalar in part:
                 try:
                     yield value_of(scalar, name)
                 except BadRow:
                     yield None
+
+    def _footer_of(self, file: str) -> tuple[pq.FileMetaData, list[int]]:
+        """A file's footer and the first row of each of its row groups; that of the last file is kept."""
+        if self._last is None or self._last[0] != file:
+            with self.root.open(file) as stream:
+                footer = pq.read_metadata(stream)
+            sizes = (footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+            self._last = file, footer, [0, *itertools.accumulate(sizes)][:-1]
+        return self._last[1:]
+
+    def _read_column(self, file: str, group: int, name: str, footer: pq.FileMetaData) -> pa.ChunkedArray:
+        with self.root.open(file) as stream:
+            return (
+                pq.ParquetFile(stream, metadata=footer, pre_buffer=False)
+                .read_row_group(group, columns=[name])
+                .column(0)
+            )
 
     def fetch(self, image: str) -> bytes | None:
         """Reads the row group of the row that `FILE#ROW` names, and keeps it for the calls to come."""

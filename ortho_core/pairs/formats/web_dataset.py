@@ -5,7 +5,6 @@ The members of a sample mostly follow each other, so that a file can be entered 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,8 @@ from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.instead import said_of
 from ortho_core.pairs.names import USUAL_PROMPTS, usual
 from ortho_core.pairs.rows import Cut, PairFields, PairRecord, RecordsHaveAll, Shard
-from ortho_core.storage.store import Store, plain_name
+from ortho_core.storage.store import Store, TooLarge, plain_name
+from ortho_core.text.parsing import NotParsedError, parse_json
 
 TEXTS = ("txt", "prompt", "caption", "text", "cls")
 _USUAL_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
@@ -130,9 +130,9 @@ class WebDataset(RecordsHaveAll):
         if "json" in members:
             record = self._text(stream, sample, "json")
             try:
-                values = json.loads(record)
-            except (ValueError, RecursionError) as error:
-                raise BadRow("not-json", f"{sample.key}.json is not a JSON object: {error}") from error
+                values = parse_json(record)
+            except NotParsedError as error:
+                raise BadRow("not-json", f"{sample.key}.json is not a JSON object: {error.why}") from error
             if not isinstance(values, dict):
                 raise BadRow("not-json", f"{sample.key}.json is a JSON {type(values).__name__}, not an object")
         values["__key__"] = sample.key
@@ -184,4 +184,6 @@ class WebDataset(RecordsHaveAll):
         if named is None:
             raise BadRow("missing-image", f"image {image[:200]!r} is no member of a tar file, FILE.tar#OFFSET+SIZE")
         file, offset, size = named.groups()
+        if int(size) > self.fields.max_image_bytes:
+            raise TooLarge(int(size))
         return self.root.read(plain_name(file), int(offset), int(size))

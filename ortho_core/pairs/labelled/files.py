@@ -5,7 +5,6 @@ Axes: n images of a file, Y × X pixels, grey or × 3.
 
 import gzip
 import io
-import json
 import math
 import re
 import struct
@@ -16,8 +15,9 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from ortho_core.errors import UserError
+from ortho_core.errors import UserError, needed
 from ortho_core.storage.store import Store
+from ortho_core.text.parsing import parse_json
 
 Split = Literal["train", "test"]
 
@@ -279,10 +279,7 @@ def _in_order(names: Any) -> list[str]:
 
 
 def _json(root: Store, file: str) -> Any:
-    try:
-        return json.loads(root.read(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{root.location}/{file} is not JSON: {error}") from error
+    return needed(parse_json, root.read(file), f"{root.location}/{file}")
 
 
 def _numbers(values: Any, where: str) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Parquet files, and the Arrow files in which the `datasets` library keeps a set on a disk."""
 
-import json
 import re
 import struct
 from collections.abc import Collection, Iterable
@@ -19,6 +18,7 @@ from ortho_core.pairs.listing import Listing, count, some
 from ortho_core.pairs.names import CLASS_NAMES, USUAL_PROMPTS, plain, usual
 from ortho_core.pairs.rows import LayoutName, PairFields
 from ortho_core.pairs.splits import split_of
+from ortho_core.text.parsing import NotParsedError, json_object
 
 OPTIONS = frozenset({"prompt_field", "image_field", "id_field", "image_root", "caption", "split"})
 
@@ -141,8 +141,8 @@ def _state(listing: Listing, files: Collection[str]) -> str:
         folder, _, base = name.rpartition("/")
         if base == "state.json" and folder in folders:
             try:
-                found.append(str(json.loads(listing.root.read(name))["_fingerprint"]))
-            except (OSError, ValueError, KeyError, TypeError):
+                found.append(str(json_object(listing.root.read(name), name)["_fingerprint"]))
+            except (OSError, NotParsedError, KeyError):
                 continue
     return " ".join(found)
 

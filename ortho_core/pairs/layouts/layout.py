@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ortho_core.errors import NoPairSet, UserError
+from ortho_core.marks import conduct, mark_of
 from ortho_core.pairs.formats.places import Places, find_places
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.listing import Listing, count, some
@@ -121,7 +122,9 @@ def no_images_found(file: str, paths: list[Any]) -> str:
 def check_options(layout: Layout, fields: PairFields, where: str) -> None:
     """Raises UserError for an option that says nothing of such a pair set."""
     lacking = {"caption": "no choice of captions", "prompt": "prompts of their own", "split": "no splits"}
-    for name in PairFields.model_fields:
+    for name, option in PairFields.model_fields.items():
+        if mark_of(option) is conduct:  # limits, which any set has
+            continue
         if name not in ("layout", "part") and getattr(fields, name) is not None and name not in layout.options:
             raise UserError(
                 f"--{name.replace('_', '-')}: {where} holds {layout.what}, which have {lacking.get(name, 'no fields')}; "

@@ -98,7 +98,7 @@ def see(pairs: PairSet, pair: Pair) -> SeenRow | Failure:
 def picture_of(pairs: PairSet, pair: Pair, content: bytes | None = None) -> Image.Image:
     """The image of a row at its own size, upright, in RGB; `content` is its file, where it was fetched. Raises BadRow."""
     name = f"row {pair.row}: {pair.image.rpartition('/')[2]}"
-    return decode_picture(pairs.fetch(pair) if content is None else content, name)
+    return decode_picture(pairs.fetch(pair) if content is None else content, name, pairs.fields.max_image_pixels)
 
 
 def told_by(content: bytes) -> tuple[str, str]:

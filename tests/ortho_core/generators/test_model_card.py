@@ -1,3 +1,4 @@
+import ast
 import re
 import shlex
 import shutil
@@ -147,3 +148,24 @@ def test_the_command_of_a_class_conditional_models_card_runs(tmp_path):
     command = block(text).replace(THIS, str(tmp_path / "classes")).replace("DIR", str(tmp_path / "out"))
     assert main(shlex.split(command)[1:]) == 0
     assert (tmp_path / "out" / "0000.png").is_file()
+
+
+def test_names_with_quotes_newlines_and_backticks_break_neither_the_table_nor_the_blocks(tiny_turbo, tmp_path):
+    odd = tmp_path / 'a "b"\n``` | c'
+    odd.symlink_to(tiny_turbo)
+    text = model_card(
+        f"x\n{odd}",
+        base="some/base",
+        model=ModelFolder.open(odd),
+        facts={"base": str(odd)},
+        metrics={},
+        config={"model": str(odd)},
+        lora=True,
+    )
+    code = re.search(r"^(`{3,})python\n(.*?)^\1$", text, re.M | re.S)
+    assert str(odd) in {node.value for node in ast.walk(ast.parse(code[2])) if isinstance(node, ast.Constant)}
+    kept = re.search(r"^(`{3,})yaml\n(.*?)^\1$", text, re.M | re.S)
+    assert yaml.safe_load(kept[2]) == {"model": str(odd)}
+    (row,) = [line for line in text.splitlines() if line.startswith("| base |")]
+    assert row.endswith(" |")
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [f"# {' '.join(f'x {odd}'.split())}"]

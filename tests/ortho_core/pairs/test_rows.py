@@ -2,7 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from ortho_core.errors import BadRow
-from ortho_core.pairs.rows import PairFields, PairRecord, make_pair
+from ortho_core.pairs.rows import Failure, PairFields, PairRecord, make_pair
+from ortho_core.records.parts import PartAbout
 
 NAMES = ("prompt", "image", None)
 KEYED = ("prompt", "image", "key")
@@ -74,3 +75,10 @@ def test_messages_say_what_was_found():
 def test_field_names_are_not_empty():
     with pytest.raises(ValidationError):
         PairFields(prompt_field="")
+
+
+def test_what_is_published_of_a_bad_row_can_be_written_and_has_no_secret():
+    failure = Failure("a\ud83d", 3, "not-text", "m\udcff", "https://u:secret@h/\ud83d.png?sig=secret")
+    about = PartAbout(shard=0, revision=0, run_fingerprint="f", written=1.0, failures=(failure,))
+    assert PartAbout.model_validate_json(about.model_dump_json()) == about
+    assert failure.image == "https://user:***@h/\\ud83d.png?sig=***"

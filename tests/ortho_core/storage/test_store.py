@@ -10,7 +10,7 @@ from ortho_core.errors import UserError
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.object_store import ObjectStore
 from ortho_core.storage.open import open_store
-from ortho_core.storage.store import OutsideRoot
+from ortho_core.storage.store import OutsideRoot, TooLarge
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -126,7 +126,7 @@ def test_a_folder_is_no_file(store):
 
 def test_a_pipe_is_no_file_and_nothing_waits_for_its_writer(local):
     os.mkfifo(local.path / "pipe")
-    with pytest.raises(FileNotFoundError, match="not a file"):
+    with pytest.raises(FileNotFoundError, match="it is a pipe, not a regular file"):
         local.read("pipe")
 
 
@@ -365,3 +365,27 @@ def test_a_folder_that_cannot_be_read_is_told_and_ends_no_walk(tmp_path, monkeyp
         ("a", "Permission denied", []),
         ("b", None, ["x.bin"]),
     ]
+
+
+def test_a_folder_in_the_place_of_a_file_is_said_by_every_way_of_writing_it(local, tmp_path):
+    (local.path / "part").mkdir(parents=True)
+    source = tmp_path / "elsewhere" / "source"
+    source.parent.mkdir()
+    source.write_bytes(b"1")
+    for write in (
+        lambda: local.create("part", b"1"),
+        lambda: local.replace("part", b"1"),
+        lambda: local.replace_file("part", source),
+    ):
+        with pytest.raises(UserError, match=r"part is a folder, and the place of a file: move it away, or delete it$"):
+            write()
+    assert (local.path / "part").is_dir()
+    assert not [name for name in os.listdir(local.path) if name.endswith(".partial")]
+
+
+def test_a_file_within_a_limit_is_read_and_a_larger_one_is_not(store):
+    store.replace("a", b"12345")
+    assert store.read_within("a", 5) == b"12345"
+    with pytest.raises(TooLarge) as refused:
+        store.read_within("a", 4)
+    assert refused.value.size == 5

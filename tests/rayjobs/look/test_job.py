@@ -1,5 +1,6 @@
 """`ortho look`: what it finds in a set whose faults are known, what it writes, and that it starts at once."""
 
+import io
 import json
 import re
 import shutil
@@ -146,3 +147,23 @@ def test_it_imports_neither_torch_nor_ray(digits, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_place_with_a_password_is_read_and_kept_and_shown_without(tmp_path, capsys):
+    import fsspec
+
+    place = "memory://alice:s3cret@box/set"
+    content = io.BytesIO()
+    picture(1, (64, 64)).save(content, "PNG")
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/alice:s3cret@box/set/0.png", content.getvalue())
+    memory.pipe_file(
+        "/alice:s3cret@box/set/pairs.jsonl", b'{"image": "0.png", "prompt": "a"}\n{"image": "1.png", "prompt": "b"}\n'
+    )
+    assert main(["look", place, "--out", str(tmp_path / "out")]) == 3
+    assert main(["look", place, "--out", str(tmp_path / "out"), "--print-config"]) == 0
+    assert main(["look", f"{place}/none?key=s3cret", "--out", str(tmp_path / "other")]) == 1
+    told = capsys.readouterr()
+    kept = [told.out, told.err, *(file.read_text() for file in (tmp_path / "out").iterdir())]
+    assert "memory://user:***@box/set" in told.out
+    assert not [text for text in kept if "s3cret" in text or "alice" in text]

@@ -77,3 +77,15 @@ def test_on_a_terminal_a_bar_stays_below_what_is_said(monkeypatch):
     assert any(re.match(r"assign 100%\|.*\| 8/8 rows, .*mean loss 0.25", line) for line in lines)
     assert lines[-1] == "the end"
     assert console.OPEN_BARS == []
+
+
+def test_what_others_wrote_moves_no_cursor_and_shows_no_secret(clock, capsys):
+    say("x\x1b[2J\ud83d https://u:secret@h/a?sig=secret\nsecond")
+    progress = Progress("a\x07", 3, "images")
+    clock[0] += 20
+    progress.advance(1, "b\r\udcff")
+    progress.close()
+    said = capsys.readouterr().err
+    assert said.startswith("x\\x1b[2J\\ud83d https://user:***@h/a?sig=***\nsecond\na\\x07: ")
+    assert "b\\r\\udcff" in said
+    assert "secret" not in said
