@@ -95,7 +95,7 @@ class NF4Linear(QuantizedLinear):
 
 
 #: What packs a layer, onto a device.
-KINDS = {"int8": Int8Linear.of, "nf4": NF4Linear.of}
+PACKED = {"int8": Int8Linear.of, "nf4": NF4Linear.of}
 
 
 def quantize_layers(network: nn.Module, kind: str, device: torch.device) -> None:
@@ -109,7 +109,7 @@ def quantize_layers(network: nn.Module, kind: str, device: torch.device) -> None
         _load_bitsandbytes()
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.Linear) and not any(part in KEPT for part in name.split(".")):
-            network.set_submodule(name, KINDS[kind](layer, device))
+            network.set_submodule(name, PACKED[kind](layer, device))
 
 
 def is_quantized(network: nn.Module) -> bool:

@@ -29,7 +29,7 @@ BEAT_S, EXPIRES_S = 5.0, 30.0
 GIVEN_UP_S = 20.0
 #: Seconds between two looks at the lease of another, and between two of a worker at its own.
 LOOK_S = 1.0
-FOLDER = ".lease"
+LEASES = ".lease"
 
 
 class LeaseLost(RunFailed):
@@ -49,7 +49,7 @@ class Ticket:
         now = time.monotonic()
         if now - self._looked < LOOK_S:
             return
-        if max(_numbers(open_store(self.location).child(FOLDER)), default=self.number) > self.number:
+        if max(_numbers(open_store(self.location).child(LEASES)), default=self.number) > self.number:
             raise LeaseLost(_taken(self.location))
         self._looked = now
 
@@ -59,7 +59,7 @@ class Lease:
 
     def __init__(self, location: str, number: int, about: dict[str, object]) -> None:
         self.ticket = Ticket(location, number)
-        self._folder = open_store(location).child(FOLDER)
+        self._folder = open_store(location).child(LEASES)
         self._about, self._renewed, self._lost = about, time.monotonic(), False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -119,7 +119,7 @@ def held(location: str | Path, verb: str, say: Callable[[str], None]) -> Iterato
 
 
 def _acquire(place: Store, verb: str, say: Callable[[str], None]) -> Lease:
-    folder, me, waited = place.child(FOLDER), _me(verb), False
+    folder, me, waited = place.child(LEASES), _me(verb), False
     watched: tuple[int, bytes] | None = None
     since = time.monotonic()
     while True:

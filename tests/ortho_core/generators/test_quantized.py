@@ -13,8 +13,8 @@ from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.quantized import (
     KEPT,
-    KINDS,
     NF4_BLOCK,
+    PACKED,
     Int8Linear,
     NF4Linear,
     QuantizedLinear,
@@ -59,10 +59,10 @@ def test_nf4_is_the_nearest_of_its_sixteen_values_times_the_largest_weight_of_th
     assert packed.weight.nbytes == layer.weight.numel() / 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PACKED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_packed_layer_is_a_plain_one_of_the_weights_taken_back(layer, kind, dtype):
-    packed = KINDS[kind](layer.to(dtype), CPU)
+    packed = PACKED[kind](layer.to(dtype), CPU)
     plain = nn.Linear(96, 40, dtype=dtype)
     plain.weight.data, plain.bias.data = packed.taken_back(dtype), layer.bias.data
     x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -76,9 +76,9 @@ def test_a_packed_layer_is_a_plain_one_of_the_weights_taken_back(layer, kind, dt
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PACKED)
 def test_a_packed_layer_has_autocasts_precision_inside_it(layer, kind):
-    packed = KINDS[kind](layer, CPU)
+    packed = PACKED[kind](layer, CPU)
     with torch.autocast("cpu", torch.bfloat16):
         output = packed(torch.ones(2, 96))
     assert output.dtype == torch.bfloat16
@@ -86,7 +86,7 @@ def test_a_packed_layer_has_autocasts_precision_inside_it(layer, kind):
     assert 0 < (output - expected).norm() < 0.05 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PACKED)
 def test_neither_weights_nor_inputs_are_kept_for_the_gradient(kind):
     layers = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8))).requires_grad_(False)
     # The work of a gradient on float32 weights keeps what is between two layers nowhere either.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ortho_core.storage import lease as leases
-from ortho_core.storage.lease import FOLDER, LeaseLost, Ticket, held
+from ortho_core.storage.lease import LEASES, LeaseLost, Ticket, held
 from ortho_core.storage.open import open_store
 
 ROOT = Path(__file__).parents[3]
@@ -29,7 +29,7 @@ def never(line):
 def foreign(place, number=1, **about):
     """A lease of a driver on another machine."""
     content = {"who": "`ortho em` on elsewhere", "machine": "another", "pid": 1, "born": "1"} | about
-    assert open_store(place).child(FOLDER).create(f"{number}.json", json.dumps(content).encode())
+    assert open_store(place).child(LEASES).create(f"{number}.json", json.dumps(content).encode())
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -58,7 +58,7 @@ def test_of_several_drivers_one_holds_the_folder_at_a_time(place):
     assert most == [1, 1, 1]
     assert all(f"em: {open_store(place).location} is being worked on by `ortho em` on " in line for line in said)
     assert len(said) == 2
-    assert not open_store(place).child(FOLDER).names()
+    assert not open_store(place).child(LEASES).names()
 
 
 @pytest.mark.usefixtures("fast")
@@ -84,7 +84,7 @@ def test_a_driver_that_is_not_heard_of_is_waited_for_and_taken_over(place):
     with held(place, "em", said.append) as lease:
         assert time.monotonic() - since >= leases.EXPIRES_S
         assert lease.ticket.number == 4
-        assert open_store(place).child(FOLDER).names() == ["4.json"]
+        assert open_store(place).child(LEASES).names() == ["4.json"]
     assert len(said) == 1
 
 
@@ -94,7 +94,7 @@ def test_a_driver_that_was_killed_on_this_machine_is_not_waited_for(tmp_path):
         f"with held({str(tmp_path)!r}, 'em', print): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
-    assert open_store(tmp_path).child(FOLDER).names() == ["1.json"]
+    assert open_store(tmp_path).child(LEASES).names() == ["1.json"]
     with held(tmp_path, "em", never) as lease:
         assert lease.ticket.number == 2
 
@@ -109,7 +109,7 @@ def test_what_was_released_is_free(tmp_path, about):
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"pid": "x", "machine": 7}'])
 def test_a_lease_that_cannot_be_read_is_up_when_it_has_not_changed(tmp_path, content):
-    open_store(tmp_path).child(FOLDER).create("1.json", content)
+    open_store(tmp_path).child(LEASES).create("1.json", content)
     with held(tmp_path, "em", lambda line: None) as lease:
         assert lease.ticket.number == 2
 
@@ -132,7 +132,7 @@ def test_a_driver_that_slept_finds_its_folder_taken_and_touches_nothing(place):
 
     with pytest.raises(LeaseLost, match=r"another driver has taken .*it goes on there"):
         work_until_lost(place, another_takes_it)
-    left = open_store(place).child(FOLDER)
+    left = open_store(place).child(LEASES)
     assert "released" not in json.loads(left.read("2.json"))
     assert "released" not in json.loads(left.read("1.json"))
 
@@ -152,4 +152,4 @@ def test_what_ended_with_an_error_is_free_at_once(tmp_path):
         raise ZeroDivisionError
     with held(tmp_path, "em", never) as lease:
         assert lease.ticket.number == 2
-    assert not (tmp_path / FOLDER).exists()
+    assert not (tmp_path / LEASES).exists()

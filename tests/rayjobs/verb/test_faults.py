@@ -119,7 +119,7 @@ def test_an_error_of_a_library_names_the_line_and_the_file_of_its_traceback(monk
 
 
 def test_memory_that_runs_out_names_the_options_that_need_less(monkeypatch, capsys, tiny_turbo, tmp_path):
-    def fails(*_):
+    def fails(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB.")
 
     monkeypatch.setattr("rayjobs.generate.job.load_generator", fails)

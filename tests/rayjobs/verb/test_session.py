@@ -92,5 +92,6 @@ def test_a_ray_of_the_commands_own_refuses_a_worker_that_does_not_fit(small_pair
     environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
     done = subprocess.run([str(a) for a in argv], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    _, line = done.stderr.splitlines()  # none of Ray's own
+    *ours, line = done.stderr.splitlines()
     assert line.startswith("ortho assign: a worker needs")
+    assert all(said.startswith(("pairs: ", "Ray: starting one", "assign: ")) for said in ours)  # none of Ray's own
