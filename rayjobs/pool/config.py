@@ -88,4 +88,6 @@ class PoolSettings(PoolResources, Precision):
         "parameters", description="keep the noise as seed and rotation, or also itself in half precision"
     )
     compile: bool = conduct(False, description="torch.compile the network, once at the start of each worker")
-    gradient_checkpointing: bool = conduct(False, description="compute activations twice, to fit more slots")
+    gradient_checkpointing: bool = conduct(
+        False, description="compute activations twice, to fit more slots (without it, where not one fits otherwise)"
+    )
