@@ -89,5 +89,5 @@ class PoolSettings(PoolResources, Precision):
     )
     compile: bool = conduct(False, description="torch.compile the network, once at the start of each worker")
     gradient_checkpointing: bool = conduct(
-        False, description="compute activations twice, to fit more slots (without it, where not one fits otherwise)"
+        False, description="compute activations twice, to fit more slots (left out: where not one fits otherwise)"
     )

@@ -71,7 +71,7 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         description="add single_file.safetensors to each checkpoint: the model in float16, for ComfyUI and A1111",
     )
     gradient_checkpointing: bool = conduct(
-        False, description="compute activations twice and keep fewer (without it, where nothing else fits the GPU)"
+        False, description="compute activations twice and keep fewer (left out: where nothing else fits the GPU)"
     )
     compile: bool = conduct(False, description="torch.compile the network")
     parallel: Literal["ddp", "fsdp"] = conduct(
