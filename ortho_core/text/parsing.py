@@ -78,7 +78,7 @@ def json_object(content: bytes | str, where: str) -> dict[str, Any]:
     """The object in a JSON document, every text of which can be written again. Raises NotParsedError."""
     value = parse_json(content, where, encodable=True)
     if not isinstance(value, dict):
-        raise NotParsedError(where, "", f"holds {shown(value)}; accepted: a JSON object")
+        raise NotParsedError(where, "", f"holds {one_line(json.dumps(value), 60)}; accepted: a JSON object")
     return value
 
 

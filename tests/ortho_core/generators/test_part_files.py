@@ -115,7 +115,7 @@ def test_a_tokenizer_is_loaded_from_those_files_and_from_no_others(tiny_turbo, t
         (b"", "is empty: fetch"),
         (b" \n", "is empty: fetch"),
         (POINTER, "is the pointer that git-lfs puts in a file's place: run `git lfs pull`"),
-        (b"\xff\xfe{}", r"is not UTF-8 text \(byte 0\)"),
+        (b"\xff\xfe{}", r"is not JSON: not text in UTF-8 \(byte 0\)"),
         (b"{", r"is not JSON: .*; correct it, or fetch"),
         (b'{"a": 1}{"a": 2}', "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
