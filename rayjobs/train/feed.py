@@ -38,6 +38,10 @@ class ShareReader:
         return self.data.share(epoch, step, self.rank, self.world).as_row()
 
 
+#: What Ray adds to the message of an error, in a line of its own.
+RAYS_ADVICE = "Failed to apply UDF transform after"
+
+
 def ahead(shares: Iterator[Share]) -> Iterator[Share]:
     """The same shares, each fetched while the one before is trained on; the first right away."""
     pool = ThreadPoolExecutor(1)
@@ -91,5 +95,6 @@ def feed(
             yield Share.of_row(row)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause).splitlines()[0]) from error  # Ray adds lines of its own
+            said, _, _ = str(error.cause).partition(RAYS_ADVICE)
+            raise UserError(said.removesuffix(r"\n")) from error  # what begins a line is escaped in a message
         raise

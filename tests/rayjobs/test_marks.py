@@ -133,8 +133,9 @@ def test_generate(tiny_turbo, tmp_path):
 
 
 def test_train(assigned, tiny_turbo, tmp_path):
-    job = TrainJob(assignments=assigned[1], model=tiny_turbo, out=tmp_path / "out", batch_size=8)
-    check_marks("train", [job], lambda job: train.make_plan(job, TrainModels.open(job))[0].run_fingerprint, tmp_path)
+    usual = {"assignments": assigned[1], "model": tiny_turbo, "out": tmp_path / "out", "batch_size": 8}
+    jobs = [TrainJob(**usual), TrainJob(**usual, lora_rank=2)]  # all weights are not quantised
+    check_marks("train", jobs, lambda job: train.make_plan(job, TrainModels.open(job))[0].run_fingerprint, tmp_path)
 
 
 def test_train_gan(tmp_path):
@@ -153,13 +154,15 @@ def em_options(small_pairs, tiny_turbo, digits, tmp_path):
 
 
 def test_em(small_pairs, tiny_turbo, digits, tmp_path):
-    job = EmJob(**em_options(small_pairs, tiny_turbo, digits, tmp_path))
-    check_marks("em", [job], of_model(em.make_plan), tmp_path)
+    usual = em_options(small_pairs, tiny_turbo, digits, tmp_path)
+    adapted = usual | {"train": usual["train"] | {"lora_rank": 2}}
+    check_marks("em", [EmJob(**usual), EmJob(**adapted)], of_model(em.make_plan), tmp_path)
 
 
 def test_sweep(small_pairs, tiny_turbo, digits, tmp_path):
     options = em_options(small_pairs, tiny_turbo, digits, tmp_path) | {"sweep": {"train.lr": "1e-4,1e-3"}}
     jobs = [SweepJob(**options, early_stopping=which) for which in ("asha", "none")]
+    jobs.append(SweepJob(**(options | {"train": {"batch_size": 8, "lora_rank": 2}})))
     check_marks("sweep", jobs, of_model(sweep.make_plan), tmp_path)
 
 
