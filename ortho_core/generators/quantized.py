@@ -8,7 +8,6 @@ torchao's keeps the weights that it took back.
 Axes: o × i a layer's weight.
 """
 
-import logging
 from typing import Any, cast
 
 import torch
@@ -16,9 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ortho_core.errors import UserError
-
-# Whoever imports bitsandbytes, PEFT for one, is told of a kernel for CPUs that only a hub has, and that nothing here calls.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 #: Weights of nf4 that share a scale, as in QLoRA (Dettmers et al. 2023).
 NF4_BLOCK = 64

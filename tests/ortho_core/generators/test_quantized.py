@@ -1,6 +1,8 @@
 """Packed weights against the plain ones, and the generator with them against itself without."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +174,13 @@ def test_nf4_says_what_it_needs(tiny_turbo, monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'ortho-em\[nf4\]'"):
         load_generator(ModelFolder.open(tiny_turbo), quantize="nf4")
     assert is_quantized(load_generator(ModelFolder.open(tiny_turbo), quantize="int8").trainable)
+
+
+def test_nothing_is_said_of_kernels_that_nothing_calls(tiny_turbo):
+    program = (
+        "from ortho_core.generators.load import load_generator; from ortho_core.generators.model_folder import ModelFolder\n"
+        f"load_generator(ModelFolder.open({str(tiny_turbo)!r}), quantize='nf4')"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
