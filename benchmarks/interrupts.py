@@ -35,6 +35,7 @@ GIVEN_UP_S = 60.0
 
 #: What Ray and PyTorch keep in a temporary folder for the next run.
 CACHES = ("ray", f"torchinductor_{getpass.getuser()}")
+CLIP = ("--reward", "clip", "--reward-folders", "clip=ortho_core/evaluation/tiny-clip")
 SOME = ("--part", "heldout:24")
 
 
@@ -57,7 +58,7 @@ def commands(out: Path, made: Path) -> dict[str, list[str]]:
         ],
         "em": ["em", *em, "--train.epochs", "1", "--train.batch-size", "8", "--work-dir", str(out)],
         "evaluate": ["evaluate", *model, "--pairs", PAIRS, *SOME, "--rows", "24", "--out", str(out)],
-        "reward": ["reward", *model, "--reward", "tiny-clip", "--prompt", "a red three", "--out", str(out)],
+        "reward": ["reward", *model, *CLIP, "--prompt", "a red three", "--out", str(out)],
         "invert": [
             *("invert", *model, "--prompt", "a red three", "--target-image", f"{PAIRS}/images/0000.png"),
             *("--out", str(out)),
