@@ -14,6 +14,7 @@ import gc
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -56,6 +57,7 @@ from rayjobs.pool.memory import Searched
 ROOT = Path(__file__).resolve().parents[1]
 CARDS, SMALL_CARDS = (12, 24, 80), (6, 8, 12)
 RANK, ROWS, PRESERVED = 16, 4, 1
+M_STEP = MStepConfig(mixed_precision="bf16")
 #: SDXL's autoencoder and text encoders.
 AUTOENCODER: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
@@ -223,27 +225,29 @@ def searches(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) 
     return found
 
 
+def adapter_costs(model: ModelFolder, quantize: str, checkpointing: bool) -> UpdateCosts:
+    """Of an update of the adapter, over a base that is packed as `quantize` says."""
+    return update_costs(
+        model,
+        M_STEP,
+        dtype="bfloat16",
+        lora=Lora(RANK, float(RANK)),
+        gradient_checkpointing=checkpointing,
+        second_network=False,
+        quantize=quantize,
+    )
+
+
 def updates(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) -> list[dict[str, Any]]:
     """`train --lora-rank 16 --batch-size 4 --mixed-precision bf16`, changed as the dry run says where it does not fit."""
-    config, found = MStepConfig(mixed_precision="bf16"), []
-
-    def costs(checkpointing: bool) -> UpdateCosts:
-        return update_costs(
-            model,
-            config,
-            dtype="bfloat16",
-            lora=Lora(RANK, float(RANK)),
-            gradient_checkpointing=checkpointing,
-            second_network=False,
-        )
-
+    costs, found = partial(adapter_costs, model, "none"), []
     for card in cards:
         counted = costs(False)
         parked = counted.weights.autoencoder
         plan = plan_update(counted, usable_bytes(card * GIB), ROWS, PRESERVED, 1, parked, False)
         if not plan.fits:
             plan = next(p for p in smaller_updates(plan, costs, ROWS, PRESERVED, parked) if p.fits)
-        alive = alive_in_an_update(shape, plan, config)
+        alive = alive_in_an_update(shape, plan, M_STEP)
         chosen = f"{plan.micro_batches} micro-batches" + (", checkpointed" if plan.gradient_checkpointing else "")
         row = {"verb": f"train --lora-rank {RANK}", "card": card, "chosen": chosen, "fits": plan.fits}
         found.append(row | filled(plan.peak, alive, card))
@@ -252,24 +256,13 @@ def updates(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) -
 
 def packed(model: ModelFolder, cards: tuple[int, ...]) -> list[dict[str, Any]]:
     """`assign` and `train` as above on small cards, by what the network is packed in; what the worker would choose by itself."""
-    config, found = MStepConfig(mixed_precision="bf16"), []
+    found = []
     for kind in ("none", "int8", "nf4"):
         searched = Searched(model, "float16", AssignConfig(), MOST_SLOTS, 10_000, decodes=False, quantize=kind)
         for card in cards:
             plan = searched.fitting(usable_bytes(card * GIB))
             found.append({"verb": "assign", "quantize": kind, "card": card, **plan.as_json()})
-
-        def costs(checkpointing: bool, kind: str = kind) -> UpdateCosts:
-            return update_costs(
-                model,
-                config,
-                dtype="bfloat16",
-                lora=Lora(RANK, float(RANK)),
-                gradient_checkpointing=checkpointing,
-                second_network=False,
-                quantize=kind,
-            )
-
+        costs = partial(adapter_costs, model, kind)
         for card in cards:
             counted = costs(False)
             parked, usable = counted.weights.autoencoder, usable_bytes(card * GIB)
