@@ -25,7 +25,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks.estep_gpu import FULL, SMALL, random_condition, random_unet
+from benchmarks.estep_gpu import FULL, random_condition, random_unet
 from benchmarks.memory_real import Compared, everything
 from benchmarks.mstep import LiveBytes, Network
 from benchmarks.results import write_results
@@ -291,12 +291,11 @@ def of_real(compared: Compared) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cards", type=int, nargs="+", default=list(CARDS), help="GiB of each")
-    parser.add_argument("--small", action="store_true", help="in miniature")
     parser.add_argument("--only", choices=("real", "cards", "packed"), help="one of the three tables")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    shape, began = SMALL if args.small else FULL, time.perf_counter()
+    shape, began = FULL, time.perf_counter()
     rows: list[dict[str, Any]] = []
     if args.only in (None, "real"):
         rows += map(of_real, everything(ModelFolder.open(ROOT / "models" / "tiny-turbo"), ROOT / "examples" / "digits"))
