@@ -7,64 +7,36 @@ temporary folder. A verb that is through before the signal comes counts as throu
 """
 
 import argparse
-import getpass
-import json
-import os
 import random
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks.families import TOLD, Family, scratch, shared_memory
 from benchmarks.results import write_results
+from benchmarks.scenes import CLIP, MODEL, ON_MODEL, PAIRS, SOME, assignments, cycles, first_pairs, training
 
-MODEL, PAIRS = "models/tiny-turbo", "examples/digits"
-#: Seconds that a verb has from the signal on.
-ASKED_S = 15.0
-#: Seconds after which it is given up.
-GIVEN_UP_S = 60.0
-
-#: What Ray and PyTorch keep in a temporary folder for the next run.
-CACHES = ("ray", f"torchinductor_{getpass.getuser()}")
-CLIP = ("--reward", "clip", "--reward-folders", "clip=ortho_core/evaluation/tiny-clip")
-SOME = ("--part", "heldout:24")
+#: Seconds that a verb has from the signal on, and after which it is given up.
+ASKED_S, GIVEN_UP_S = 15.0, 60.0
 
 
 def commands(out: Path, made: Path) -> dict[str, list[str]]:
     """A short run of each verb into `out`; `made` holds finished assignments."""
-    model = ("--model", MODEL)
-    em = (*model, "--pairs", str(made.parent / "pairs"), "--cycles", "2", "--heldout", "8", "--assign.steps", "2")
+    picture = ("--prompt", "a red three", "--target-image", f"{PAIRS}/images/0000.png")
+    found = {
+        "assign": ["assign", *ON_MODEL, "--pairs", PAIRS, *SOME, "--steps", "4"],
+        "assign, no pool": ["assign", *ON_MODEL, "--pairs", PAIRS, *SOME, "--steps", "4", "--workers", "0"],
+        "train": training(made),
+        "train, no pool": training(made, "--num-workers", "0"),
+        "evaluate": ["evaluate", *ON_MODEL, "--pairs", PAIRS, *SOME, "--rows", "24"],
+        "reward": ["reward", *ON_MODEL, *CLIP, "--prompt", "a red three"],
+        "invert": ["invert", *ON_MODEL, *picture],
+        "generate": ["generate", *ON_MODEL, "--prompt", "a red three"],
+        "look": ["look", PAIRS],
+    }
     return {
-        "assign": ["assign", *model, "--pairs", PAIRS, *SOME, "--steps", "4", "--out", str(out)],
-        "assign, no pool": [
-            *("assign", *model, "--pairs", PAIRS, *SOME, "--steps", "4", "--workers", "0", "--out", str(out)),
-        ],
-        "train": [
-            *("train", *model, "--assignments", str(made), "--epochs", "2", "--batch-size", "8"),
-            *("--checkpoint-every", "1", "--out", str(out)),
-        ],
-        "train, no pool": [
-            *("train", *model, "--assignments", str(made), "--epochs", "2", "--batch-size", "8"),
-            *("--num-workers", "0", "--out", str(out)),
-        ],
-        "em": ["em", *em, "--train.epochs", "1", "--train.batch-size", "8", "--work-dir", str(out)],
-        "evaluate": ["evaluate", *model, "--pairs", PAIRS, *SOME, "--rows", "24", "--out", str(out)],
-        "reward": ["reward", *model, *CLIP, "--prompt", "a red three", "--out", str(out)],
-        "invert": [
-            *("invert", *model, "--prompt", "a red three", "--target-image", f"{PAIRS}/images/0000.png"),
-            *("--out", str(out)),
-        ],
-        "generate": ["generate", *model, "--prompt", "a red three", "--out", str(out)],
-        "look": ["look", PAIRS, "--out", str(out)],
+        **{name: [*command, "--out", str(out)] for name, command in found.items()},
+        "em": cycles(made.parent / "pairs", out),
         "convert": ["convert", MODEL, "--out", str(out / "one.safetensors")],
     }
 
@@ -93,85 +65,18 @@ class Run:
         return (self.through or told) and self.seconds <= ASKED_S and not self.left
 
 
-def run(verb: str, command: list[str], folder: Path, number: int, group: bool, after: float | None) -> Run:
-    """Start, tell, wait. `after`: seconds until the signal; None: none is sent."""
-    temporary, shm = folder / "tmp", set(os.listdir("/dev/shm"))
-    temporary.mkdir()
-    log = folder / "log"
-    environment = os.environ | {"TMPDIR": str(temporary), "RAY_TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rayjobs", *command],
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-            env=environment,
-        )
-        started = time.monotonic()
-        family: dict[int, psutil.Process] = {}
-        while process.poll() is None and (after is None or time.monotonic() - started < after):
-            _meet(process.pid, family)
-            time.sleep(0.05)
-        _meet(process.pid, family)
-        told = time.monotonic()
-        if process.poll() is None:
-            (os.killpg if group else os.kill)(process.pid, number)
-        try:
-            process.wait(GIVEN_UP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    seconds = time.monotonic() - told
-    others = [p for p in family.values() if p.pid != process.pid]
-    while any(map(_alive, others)) and time.monotonic() - told < ASKED_S:  # these may end after it, in the same time
-        time.sleep(0.2)
-    left = [f"process {_name(p)}" for p in others if _alive(p)]
-    left += [f"/dev/shm/{name}" for name in set(os.listdir("/dev/shm")) - shm]
-    left += [f"tmp/{name}" for name in os.listdir(temporary) if name not in CACHES]
-    for one in family.values():
-        if _alive(one):
-            one.kill()
-    lines = log.read_text(errors="replace").strip().splitlines()
-    took = told - started if after is None else after
-    return Run(verb, number, group, round(took, 2), process.returncode, round(seconds, 2), (lines or [""])[-1], left)
-
-
-def _meet(pid: int, family: dict[int, psutil.Process]) -> None:
-    try:
-        family |= {p.pid: p for p in psutil.Process(pid).children(recursive=True)}
-    except psutil.NoSuchProcess:
-        return
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _name(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())[:80] or process.name()
-    except psutil.NoSuchProcess:
-        return "gone"
-
-
-def write_pairs(folder: Path, rows: int) -> None:
-    """The first of the example's pairs, in a set of their own."""
-    (folder / "images").mkdir(parents=True)
-    lines = Path(PAIRS, "pairs.jsonl").read_text().splitlines(keepends=True)[:rows]
-    for line in lines:
-        image = json.loads(line)["image"]
-        shutil.copyfile(Path(PAIRS, image), folder / image)
-    (folder / "pairs.jsonl").write_text("".join(lines))
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    # A short path: Ray's sockets lie below it.
-    with tempfile.TemporaryDirectory(prefix="i", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+def run(verb: str, command: list[str], folder: Path, number: int, group: bool, after: float) -> Run:
+    """Start, tell after so many seconds, wait."""
+    shm = shared_memory()
+    family = Family(command, folder / "tmp", folder / "log")
+    family.watch(after)
+    family.tell(number, group)
+    told = family.seconds
+    code = family.end(GIVEN_UP_S)
+    seconds = family.seconds - told
+    # What it started may end after it, in the same time.
+    left = family.left(ASKED_S - seconds) + [f"/dev/shm/{name}" for name in shared_memory() - shm]
+    return Run(verb, number, group, round(after, 2), code, round(seconds, 2), family.lines()[-1], left)
 
 
 def main() -> None:
@@ -186,33 +91,20 @@ def main() -> None:
     ended: list[Run] = []
     with scratch() as root:
         made = root / "made"
-        write_pairs(root / "pairs", 32)
-        once = [
-            "assign",
-            "--model",
-            MODEL,
-            "--pairs",
-            PAIRS,
-            *SOME,
-            "--steps",
-            "2",
-            "--workers",
-            "0",
-            "--out",
-            str(made),
-        ]
-        subprocess.run([sys.executable, "-m", "rayjobs", *once], check=True, capture_output=True)
+        first_pairs(root / "pairs", 32)
+        assignments(made)
         verbs = [v for v in commands(root, made) if not args.verbs or v in args.verbs]
         whole: dict[str, float] = {}
         for verb in verbs:
             with scratch() as folder:
-                undisturbed = run(verb, commands(folder / "out", made)[verb], folder, signal.SIGINT, False, None)
-            assert undisturbed.code == 0, (verb, undisturbed)
-            whole[verb] = undisturbed.after_s
+                family = Family(commands(folder / "out", made)[verb], folder / "tmp", folder / "log")
+                code = family.end(3600)
+                assert code == 0, (verb, code, family.lines()[-1])
+            whole[verb] = family.seconds
             print(f"{verb}: {whole[verb]:.1f} s undisturbed", flush=True)
         for i in range(args.rounds):
             verb = verbs[i % len(verbs)]
-            number, group = draw.choice([(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)])
+            number, group = draw.choice(TOLD)
             with scratch() as folder:
                 command = commands(folder / "out", made)[verb]
                 one = run(verb, command, folder, number, group, draw.uniform(0, whole[verb]))

@@ -58,9 +58,9 @@ def contact_sheet(
     return sheet
 
 
-def save_png(images: Tensor, path: Path, columns: int = 16) -> None:
+def save_png(images: Tensor, path: Path | io.BytesIO, columns: int = 16) -> None:
     """Write images (B, 3, Y, X) as one sheet without gaps, which `load_sheet` takes apart again."""
-    to_picture(grid(images, min(columns, len(images)), gap=0)).save(path)
+    to_picture(grid(images, min(columns, len(images)), gap=0)).save(path, "PNG")
 
 
 def load_sheet(path: Path | io.BytesIO, size: tuple[int, int]) -> Tensor:

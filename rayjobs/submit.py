@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ortho_core.errors import UserError
 from ortho_core.marks import conduct, decides
+from ortho_core.storage.aside import scratch_folder
 from ortho_core.storage.store import one_line
 from ortho_core.text.plain_text import printable
 from rayjobs.pool.config import labels
@@ -150,9 +150,9 @@ def describe(job: SubmitJob) -> dict[str, object]:
     files = check(job)
     sent = []
     if not job.no_upload:
-        with tempfile.TemporaryDirectory() as folder:
-            pack(files, Path(folder))
-            sent = [path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()]
+        with scratch_folder("ortho-submit") as folder:
+            pack(files, folder)
+            sent = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return {
         "address": job.address,
         "entrypoint": entrypoint(job),
@@ -216,10 +216,10 @@ def submit(client: "JobSubmissionClient", job: SubmitJob, files: dict[str, Path]
     """Hand the job in; returns its name. Raises UserError."""
     values = {name: os.environ[name] for name in job.env}
     runtime: dict[str, object] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **values}}
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("ortho-submit") as folder:
         if not job.no_upload:
-            pack(files, Path(folder))
-            runtime["working_dir"] = folder
+            pack(files, folder)
+            runtime["working_dir"] = str(folder)
         try:
             return str(
                 client.submit_job(

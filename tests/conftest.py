@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -61,6 +62,21 @@ def batch(generator, digits):
     images = to_images(pairs.images(rows, generator.image_size))
     with torch.no_grad():
         return generator.encode_prompts([row.prompt for row in rows]), images, generator.encode_images(images)
+
+
+@pytest.fixture(scope="session")
+def left_aside() -> Callable[[Path], Path]:
+    """Leaves beside a path what a process that died there leaves, and returns it."""
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom ortho_core.storage.aside import aside\n"
+        "copy = aside(Path(sys.argv[1]))\ncopy.write_bytes(b'half')\nprint(copy)"
+    )
+
+    def leave(path: Path) -> Path:
+        done = subprocess.run([sys.executable, "-c", program, str(path)], check=True, capture_output=True, text=True)
+        return Path(done.stdout.strip())
+
+    return leave
 
 
 @pytest.fixture

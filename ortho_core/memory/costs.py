@@ -7,7 +7,6 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import SftBatch
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher
 from ortho_core.mstep.update import MStep
+from ortho_core.storage.local import LocalStore
 from ortho_core.text.parsing import regular_bytes
 
 #: Raised whenever something else is counted, so that what is kept from before is not read.
@@ -368,8 +368,7 @@ def _kept(model: ModelFolder, key: Mapping[str, object], kind: type[T], count: C
         return TypeAdapter(kind).validate_json(regular_bytes(file))
     counted = count()
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as fresh:
-            json.dump(asdict(counted), fresh)
-        os.replace(fresh.name, file)
+        cache = LocalStore(file.parent)
+        cache.sweep()
+        cache.replace(file.name, json.dumps(asdict(counted)).encode())
     return counted

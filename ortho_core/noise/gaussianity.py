@@ -7,6 +7,7 @@ how much. Noise that is no rotation keeps not even the norms.
 Axes: B maps, N patches per map, d patch dimension, n = B·N patches in all.
 """
 
+import io
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -241,7 +242,9 @@ def random_rotation(noise: Float[Tensor, "B C H W"], patch_size: int, generator:
     return unpatchify(patchify(noise.double(), patch_size) @ Q.mT, patch_size, (C, H, W))
 
 
-def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str, path: Path) -> NoiseStatistics:
+def plot_statistics(
+    noise: Float[Tensor, "B C H W"], patch_size: int, title: str, path: Path | io.BytesIO
+) -> NoiseStatistics:
     """Draw the statistics against their theory, as a PNG; returns them."""
     from matplotlib.figure import Figure
 
@@ -310,9 +313,11 @@ def plot_statistics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str
 BARS, DOTS, NULL = "#8fb8de", "#2c6fad", "#c0392b"
 
 
-def write_diagnostics(noise: Float[Tensor, "B C H W"], patch_size: int, title: str, stem: Path) -> NoiseStatistics:
-    """`stem`.json and `stem`.png; returns the statistics."""
-    statistics = plot_statistics(noise, patch_size, title, stem.with_suffix(".png"))
+def diagnostics(
+    noise: Float[Tensor, "B C H W"], patch_size: int, title: str
+) -> tuple[NoiseStatistics, dict[str, bytes]]:
+    """The statistics, and two files of them by their suffix: `.json`, and `.png`, a drawing against the theory."""
+    drawing = io.BytesIO()
+    statistics = plot_statistics(noise, patch_size, title, drawing)
     content = {**asdict(statistics), "departures": departures(statistics), "verdict": verdict(statistics)}
-    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    return statistics
+    return statistics, {".json": f"{json.dumps(content, indent=1)}\n".encode(), ".png": drawing.getvalue()}

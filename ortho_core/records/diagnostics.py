@@ -1,10 +1,8 @@
 """The Gaussian statistics of a whole run's noise, pooled over rows."""
 
 import math
-import tempfile
-from pathlib import Path
 
-from ortho_core.noise.gaussianity import NoiseStatistics, write_diagnostics
+from ortho_core.noise.gaussianity import NoiseStatistics, diagnostics
 from ortho_core.records.assignments import Assignments
 from ortho_core.storage.store import Store
 
@@ -19,10 +17,8 @@ def write_gaussianity(out: Store, latent_shape: tuple[int, int, int]) -> NoiseSt
     index = [i * len(assignments) // count for i in range(count)]
     maps = {"init": assignments.base_noise(index, latent_shape), "final": assignments.noise(index, latent_shape)}
     titles = {"init": "base noise", "final": "assigned noise, pooled"}
-    with tempfile.TemporaryDirectory() as scratch:
-        for when, noise in maps.items():
-            stem = Path(scratch) / f"orthogonal_gaussian_{when}"
-            statistics = write_diagnostics(noise, assignments.plan.noise.patch_size, titles[when], stem)
-        for file in Path(scratch).iterdir():
-            out.replace_file(file.name, file)
+    for when, noise in maps.items():
+        statistics, files = diagnostics(noise, assignments.plan.noise.patch_size, titles[when])
+        for suffix, content in files.items():
+            out.replace(f"orthogonal_gaussian_{when}{suffix}", content)
     return statistics

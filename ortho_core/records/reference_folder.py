@@ -83,7 +83,7 @@ def write_sample(
         _check_same(root, name, row, record["sample_id"])
         if root.exists(f"{name}/{NOISE}"):
             return False
-    root.child(name).sweep("")
+    root.child(name).sweep()
     buffer = io.BytesIO()
     torch.save((noise.double() * scale).float()[None].clone(), buffer)
     root.replace(f"{name}/{NOISE}", buffer.getvalue())

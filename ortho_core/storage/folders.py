@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from ortho_core.storage.aside import aside
+
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a folder beside `folder`, then put it in place of whatever is there.
@@ -15,16 +17,15 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    aside, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("partial", "old"))
+    fresh, old = aside(folder), aside(folder, "old")
     try:
-        write(aside)
-        permit(aside)
+        write(fresh)
+        permit(fresh)
         if folder.exists():
             folder.rename(old)
-        aside.rename(folder)
+        fresh.rename(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -42,13 +43,6 @@ def permit(folder: Path) -> None:
         status = file.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_mode != usual:
             file.chmod(stat.S_IMODE(usual))
-
-
-def sweep_partial(parent: Path) -> None:
-    """Remove what a killed `replace_folder` left behind in `parent`."""
-    for pattern in (".*.partial", ".*.old"):
-        for leftover in parent.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def link_tree(source: Path, target: Path) -> None:

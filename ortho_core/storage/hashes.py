@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from pathlib import Path
 
+from ortho_core.storage.local import LocalStore
 from ortho_core.text.parsing import parse_json
 
 #: Nanoseconds within which two changes of a file may carry the same time; what changed so lately is not kept.
@@ -66,8 +66,6 @@ def _keep(state: State, digest: str) -> None:
     """Replace what was known of the path. Of several writers at once, one entry stays, and it is whole."""
     with contextlib.suppress(OSError, RuntimeError):
         entry = _entry(state)
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        aside = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}")
-        with aside.open("w", encoding="utf-8", errors="surrogateescape") as stream:
-            json.dump([*state, digest], stream)
-        os.replace(aside, entry)
+        folder = LocalStore(entry.parent)
+        folder.sweep()
+        folder.replace(entry.name, json.dumps([*state, digest]).encode())

@@ -21,6 +21,7 @@ from pathlib import Path
 from ortho_core.errors import RunFailed
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.open import open_store
+from ortho_core.storage.processes import born, this_machine
 from ortho_core.storage.store import Store
 from ortho_core.text.parsing import NotParsedError, json_object
 
@@ -120,6 +121,7 @@ def held(location: str | Path, verb: str, say: Callable[[str], None]) -> Iterato
 
 def _acquire(place: Store, verb: str, say: Callable[[str], None]) -> Lease:
     folder, me, waited = place.child(LEASES), _me(verb), False
+    folder.sweep()
     watched: tuple[int, bytes] | None = None
     since = time.monotonic()
     while True:
@@ -167,34 +169,18 @@ def _me(verb: str) -> dict[str, object]:
     return {
         "id": uuid.uuid4().hex,
         "who": f"`ortho {verb}` on {socket.gethostname()} (process {os.getpid()}, since {since})",
-        "machine": _machine(),
+        "machine": this_machine(),
         "pid": os.getpid(),
-        "born": _born(os.getpid()),
+        "born": born(os.getpid()),
     }
-
-
-def _machine() -> str:
-    """What tells where a process id means something: the boot, and the ids' namespace; empty where they are not known."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _born(pid: int) -> str:
-    """When a process began, in ticks since boot: another may have its id by now. Empty where it is gone, or not known."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
 
 
 def _gone(about: dict[str, object]) -> bool:
     """Whether the holder was a process of this machine and is no more."""
     machine, pid = about.get("machine"), about.get("pid")
-    if not machine or machine != _machine() or not isinstance(pid, int):
+    if not machine or machine != this_machine() or not isinstance(pid, int):
         return False
-    return _born(pid) != about.get("born")
+    return born(pid) != about.get("born")
 
 
 def _taken(location: str) -> str:

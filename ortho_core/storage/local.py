@@ -5,12 +5,12 @@ import io
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from ortho_core.errors import UserError
+from ortho_core.storage.aside import aside, sweep_aside
 from ortho_core.storage.store import BUFFER, Entries, NotAFile, OutsideRoot, TooLarge, plain_name
 
 #: What is no regular file.
@@ -138,38 +138,36 @@ class LocalStore:
     def create(self, name: str, content: bytes, written: float | None = None) -> bool:
         path = self.path / name
         for attempt in range(2):
-            with _Aside(path, lambda stream: stream.write(content), written) as aside:
+            with _Aside(path, lambda stream: stream.write(content), written) as copy:
                 try:
-                    _link(aside, path)
+                    _link(copy, path)
                     return True
                 except FileExistsError:
                     check_no_folder(path)
                     return False
-                except FileNotFoundError:  # another driver has finished and swept our copy away; not twice
+                except (
+                    FileNotFoundError
+                ):  # this process slept so long that another machine's swept our copy away; not twice
                     if attempt:
                         raise
         raise AssertionError("unreachable")
 
     def replace(self, name: str, content: bytes) -> None:
         check_no_folder(self.path / name)
-        with _Aside(self.path / name, lambda stream: stream.write(content)) as aside:
-            os.replace(aside, self.path / name)
+        with _Aside(self.path / name, lambda stream: stream.write(content)) as copy:
+            os.replace(copy, self.path / name)
 
-    def replace_file(self, name: str, source: Path) -> None:
+    def replace_from(self, name: str, source: io.BufferedIOBase) -> None:
         check_no_folder(self.path / name)
-        with (
-            source.open("rb") as content,
-            _Aside(self.path / name, lambda stream: shutil.copyfileobj(content, stream, BUFFER)) as aside,
-        ):
-            os.replace(aside, self.path / name)
+        source.seek(0)
+        with _Aside(self.path / name, lambda stream: shutil.copyfileobj(source, stream, BUFFER)) as copy:
+            os.replace(copy, self.path / name)
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
-    def sweep(self, prefix: str) -> None:
-        for leftover in self.path.glob(f".{prefix}*.partial"):
-            if leftover.is_file():
-                leftover.unlink(missing_ok=True)
+    def sweep(self) -> None:
+        sweep_aside(self.path)
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
@@ -218,7 +216,7 @@ class _Aside:
     """A file beside `path` with its content, which `fill` writes, safely on the disk; gone at the end of the block."""
 
     def __init__(self, path: Path, fill: Callable[[IO[bytes]], object], written: float | None = None) -> None:
-        self.aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        self.aside = aside(path)
         self.fill, self.written = fill, written
 
     def __enter__(self) -> Path:

@@ -2,9 +2,9 @@
 
 import errno
 import io
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ortho_core.errors import UserError
@@ -138,14 +138,23 @@ class ObjectStore:
     def replace(self, name: str, content: bytes) -> None:
         self.filesystem.pipe_file(self._path(name), content)
 
-    def replace_file(self, name: str, source: Path) -> None:
-        self.filesystem.put_file(str(source), self._path(name))
+    def replace_from(self, name: str, source: io.BufferedIOBase) -> None:
+        source.seek(0)
+        target = self.filesystem.open(self._path(name), "wb")
+        try:
+            shutil.copyfileobj(source, target, BUFFER)
+        except BaseException:
+            with suppress(Exception):  # closed, also by the garbage collector, it would publish the half
+                target.discard()
+                target.closed = True
+            raise
+        target.close()
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
             self.filesystem.rm_file(self._path(name))
 
-    def sweep(self, prefix: str) -> None:
+    def sweep(self) -> None:
         """An upload that was cut short leaves no object."""
 
 

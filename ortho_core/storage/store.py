@@ -7,7 +7,6 @@ import io
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ortho_core.text import plain_text
@@ -127,14 +126,14 @@ class Store(Protocol):
         """Write a file in place of whatever is there; a reader sees the old or the new content, never a part."""
         ...
 
-    def replace_file(self, name: str, source: Path) -> None:
-        """`replace` with the content of a local file, which may be large."""
+    def replace_from(self, name: str, source: io.BufferedIOBase) -> None:
+        """`replace` with the whole content of an open file, which may be large."""
         ...
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         ...
 
-    def sweep(self, prefix: str) -> None:
-        """Remove what killed writers of files with such names left behind; a writer at work survives it."""
+    def sweep(self) -> None:
+        """Remove what killed writers left behind, directly in the folder; what a writer at work has there stays."""
         ...

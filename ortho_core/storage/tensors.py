@@ -6,12 +6,13 @@ library's own writer shuffles several entries of metadata, and makes files that 
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ortho_core.storage.aside import aside
 
 #: The format's names of types.
 TYPES = {
@@ -36,15 +37,15 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")
+    fresh = aside(file)
     try:
-        with aside.open("wb") as stream:
+        with fresh.open("wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
             for name in names:
                 stream.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        os.replace(aside, file)
+        os.replace(fresh, file)
     finally:
-        aside.unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
 
 
 def in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:

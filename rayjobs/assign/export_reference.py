@@ -5,7 +5,6 @@ import math
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -102,8 +101,7 @@ def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> i
     progress = Progress(plan.verb, plan.rows, "rows")
     written = 0
     with (
-        tempfile.TemporaryDirectory() as scratch,
-        (Path(scratch) / MANIFEST).open("w", encoding="utf-8") as manifest,
+        tempfile.TemporaryFile() as manifest,
         ThreadPoolExecutor(WRITERS) as pool,
     ):
 
@@ -122,10 +120,10 @@ def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> i
                 apart.setdefault(folder, item)
             written += sum(pool.map(write, apart.values())) + sum(map(write, again))
             for _, record, _ in batch:
-                manifest.write(json.dumps(manifest_entry(root, record, plan.image_root), ensure_ascii=False) + "\n")
+                entry = json.dumps(manifest_entry(root, record, plan.image_root), ensure_ascii=False)
+                manifest.write(entry.encode() + b"\n")
             progress.advance(len(batch))
-        manifest.flush()
-        root.replace_file(MANIFEST, Path(scratch) / MANIFEST)
+        root.replace_from(MANIFEST, manifest)
     progress.close()
     return written
 

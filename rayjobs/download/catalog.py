@@ -1,7 +1,6 @@
 """Which models of the catalogue are here, and which of their files are missing. No network."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.origin import RECORD, read_record
+from ortho_core.storage.open import open_store
 from rayjobs.verb.catalog import Catalog, Entry, ModelFile
 
 
@@ -48,9 +48,7 @@ def _add_to_record(folder: Path, added: Mapping[str, Any]) -> None:
         # Of the same commit, it is the rest of an earlier download.
         before = known.get("files", {}) if known.get("commit") == own["commit"] else {}
         record[name] = {**own, "files": {**before, **own["files"]}}
-    aside = folder / f"{RECORD}.{os.getpid()}"
-    aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    aside.replace(folder / RECORD)
+    open_store(folder).replace(RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def missing_files(name: str, entry: Entry, root: Path) -> list[ModelFile]:

@@ -30,6 +30,8 @@ from rayjobs.evaluate.plan import PARTS, EvaluationPlan
 from rayjobs.pool.ledger import Ledger
 from rayjobs.verb.console import aligned
 
+#: The figures of each model's image of each row.
+ROW_TABLE = "evaluation.parquet"
 #: Rows whose pictures are shown.
 ROWS_SHOWN = 64
 #: Columns of `evaluation.parquet` that sharpness is the ratio of: the Laplacian energy of each row's sample, and of its target.
@@ -130,8 +132,8 @@ def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, 
     sets = {of: [parts.matrix(base, f"{of}_{kind}") for kind in kinds] for of in ("target", "other")}
     energies = [energies_of(pictures(table["target"])) for table in parts.tables(base, ["target"])]
     metrics: dict[str, dict[str, Estimate]] = {}
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        file, writer = Path(scratch) / "evaluation.parquet", None
+    with tempfile.TemporaryFile() as file, ExitStack() as stack:
+        writer = None
         for model in parts.models:
             columns: dict[str, list[np.ndarray]] = {}
             for table in per_image(parts, model, energies):
@@ -151,7 +153,7 @@ def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, 
                 figures["diversity"] = statistics.mean_figure(np.array(spread), over)
             metrics[model] = {name: figures[name] for name in known_metrics({model: figures})}
         stack.close()
-        out.replace_file(file.name, file)
+        out.replace_from(ROW_TABLE, file)
     return metrics
 
 

@@ -211,7 +211,7 @@ def conclude(
     in_training = count_in_training(parts, job.trained_on) if job.trained_on is not None else None
     metrics = judge_all(parts, out, job.seed, plan.own_cmmd)
     draw(parts, job.out / "pictures")
-    ledger.folder.sweep("part-")
+    ledger.folder.sweep()
     D = parts.matrix(plan.base, "features").shape[1]
     cmmd_D = parts.matrix(plan.base, "cmmd_features").shape[1] if plan.own_cmmd else D
     cmmd = FeatureSource(**plan.cmmd_features.model_dump(), dimension=cmmd_D)

@@ -172,7 +172,7 @@ def make(job: GenerateJob, model: ModelFolder, batches: Sequence[Sequence[Planne
     if cut := generator.count_truncated(texts):
         say(f"{counted(cut, 'prompt is', 'prompts are')} longer than the text encoder reads, and cut off at the end")
     for place in {posixpath.dirname(image.file) for batch in batches for image in batch}:
-        (folder.child(place) if place else folder).sweep("")
+        (folder.child(place) if place else folder).sweep()
     with ThreadPoolExecutor(ENCODERS) as encoders:
         for batch in batches:
             made = sample(generator, prompts, [p.prompt for p in batch], [p.seed for p in batch], at_once)

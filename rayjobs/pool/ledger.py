@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from ortho_core.errors import RunFailed, UserError
@@ -175,19 +174,17 @@ class Ledger(Generic[AnyShardedPlan]):
         shards = self.parts()
         total = dict.fromkeys(("rows", *SUMMED), 0.0)
         reasons: Counter[str] = Counter()
-        with tempfile.TemporaryDirectory() as scratch:
-            listing = Path(scratch) / "failures.jsonl"
-            with listing.open("w") as stream:
-                for footers in self._footers(shards):
-                    for footer in footers:
-                        total["rows"] += footer.rows
-                        for name in SUMMED:
-                            total[name] += getattr(footer.about, name)
-                    for failure in footers[-1].about.failures:
-                        reasons[failure.reason] += 1
-                        stream.write(json.dumps(vars(failure)) + "\n")
-            self.folder.replace_file("failures.jsonl", listing)
-        self.folder.sweep("part-")
+        with tempfile.TemporaryFile() as listing:
+            for footers in self._footers(shards):
+                for footer in footers:
+                    total["rows"] += footer.rows
+                    for name in SUMMED:
+                        total[name] += getattr(footer.about, name)
+                for failure in footers[-1].about.failures:
+                    reasons[failure.reason] += 1
+                    listing.write(json.dumps(vars(failure)).encode() + b"\n")
+            self.folder.replace_from("failures.jsonl", listing)
+        self.folder.sweep()
         assigned, quarantined = int(total["rows"]), sum(reasons.values())
         if assigned + quarantined != self.plan.rows:
             raise RuntimeError(f"{assigned} assigned + {quarantined} quarantined is not {self.plan.rows} rows")

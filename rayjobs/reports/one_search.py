@@ -16,7 +16,7 @@ from ortho_core.estep.objective import Objective
 from ortho_core.estep.queue import requests_of
 from ortho_core.estep.space import noise_space
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.noise.gaussianity import verdict, write_diagnostics
+from ortho_core.noise.gaussianity import diagnostics, verdict
 from ortho_core.pictures import labelled_rows, to_picture
 from ortho_core.report.charts import Chart
 from ortho_core.report.plots import draw_charts
@@ -90,9 +90,10 @@ def write_folder(
         size = next(iter(comparison.values())).shape[-2]
         labelled_rows(dict(comparison), max(1, pixels // size)).save(folder / "comparison.png")
         draw_charts(charts[1], folder / charts[0])
-        stem = "orthogonal_gaussian"
-        write_diagnostics(search.base, patch_size, "init noise", folder / f"{stem}_init")
-        statistics = write_diagnostics(search.noise, patch_size, "final noise", folder / f"{stem}_final")
+        for when, noise in (("init", search.base), ("final", search.noise)):
+            statistics, files = diagnostics(noise, patch_size, f"{when} noise")
+            for suffix, content in files.items():
+                (folder / f"orthogonal_gaussian_{when}{suffix}").write_bytes(content)
         saved = {**search.tensors, **(tensors or {})}
         save_file(
             {name: tensor.detach().float().cpu().contiguous() for name, tensor in saved.items()},

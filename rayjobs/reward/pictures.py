@@ -3,8 +3,7 @@
 The driver may be a machine without a GPU, or without room for the model; what held the model in the search holds it here.
 """
 
-import tempfile
-from pathlib import Path
+import io
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,7 +54,7 @@ def draw(job: "RewardJob", model: ModelFolder, device: str) -> None:
         for name, latents in ((BEFORE, before), (AFTER, after)):
             images[name].append(to_bytes(generator.decode(latents)))
     store = found.folder.child(FOLDER)
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, each in images.items():
-            save_png(torch.cat(each), Path(scratch) / name)
-            store.replace_file(name, Path(scratch) / name)
+    for name, each in images.items():
+        sheet = io.BytesIO()
+        save_png(torch.cat(each), sheet)
+        store.replace(name, sheet.getvalue())

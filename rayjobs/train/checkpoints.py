@@ -1,8 +1,6 @@
 """The model folders that training leaves: `checkpoint-best`, `-final` and `-epoch-NNN`, each with its card."""
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.origin import base_name, origin_of
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.update import MStep
+from ortho_core.storage.aside import folder_aside
 from ortho_core.storage.folders import link_tree, replace_folder
 from rayjobs.train.config import TrainJob
 from rayjobs.train.plan import TrainPlan
@@ -48,8 +47,7 @@ class CheckpointFolders:
         card = self._card(first.name, update, metrics)
         if has_lora(network) and self.job.lora_merge:
             # Merged in a copy: taking an adapter out again would not give the same weights back to the last bit.
-            with tempfile.TemporaryDirectory(dir=self.job.out, prefix=".merge-") as scratch:
-                adapted = Path(scratch) / "lora"
+            with folder_aside(self.job.out / "lora") as adapted:
                 generator.save(adapted)
                 load_generator(self.model.base.with_adapter(adapted)).save(
                     first, card, single_file=self.job.single_file

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.records.plan import FINGERPRINT
 from ortho_core.report.plots import draw_charts
+from ortho_core.storage.aside import sweep_aside
 from ortho_core.storage.lease import Lease, held
 from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.reports.summaries import Certified
@@ -18,7 +19,7 @@ from rayjobs.training.config import TrainingSettings
 from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.progress import follow
 from rayjobs.training.receipts import check_receipts, receipts
-from rayjobs.training.run_files import HISTORY, STOPPED, TRAIN_SUMMARY, forget, rescue
+from rayjobs.training.run_files import HISTORY, RAY_NOTES, STATES, STOPPED, TRAIN_SUMMARY, drop_damaged_states, forget
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.faults import explained
 from rayjobs.verb.plan import claim, replace_text
@@ -108,7 +109,7 @@ def run_workers(
 
     Raises UserError or RunFailed.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -126,17 +127,18 @@ def run_workers(
             f"--gpus-per-worker: {gpus:g} puts several DDP workers on one GPU, which NCCL refuses; accepted: 1"
         )
     (out / STOPPED).unlink(missing_ok=True)
-    rescue(out)
+    sweep_aside(out / STATES, alone=True)
+    for state in drop_damaged_states(out):
+        say(f"{state} is damaged: the run goes on from the state before it, or else from the beginning")
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=job.num_workers, use_gpu=bool(gpus), resources_per_worker=resources),
         run_config=RunConfig(
-            name="state",
+            name=RAY_NOTES,
             storage_path=str(out),
             failure_config=FailureConfig(max_failures=job.max_restarts),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.keep_states),
             callbacks=list(callbacks),
         ),
     )

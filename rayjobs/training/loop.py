@@ -6,7 +6,6 @@ rows until the epoch, or a state, needs those of all.
 
 import json
 import math
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +25,11 @@ from ortho_core.device import pick_device
 from ortho_core.errors import RunFailed
 from ortho_core.pictures import labelled_rows
 from ortho_core.records.plan import fingerprint
-from ortho_core.storage.folders import sweep_partial
+from ortho_core.storage.aside import sweep_aside
 from ortho_core.storage.lease import LeaseLost, Ticket
 from rayjobs.training.config import TrainingSettings
 from rayjobs.training.plan import TrainingPlan
-from rayjobs.training.run_files import HISTORY, STATE, STOPPED, saved_state, trim_history
+from rayjobs.training.run_files import HISTORY, STOPPED, save_state, saved_state, trim_history
 from rayjobs.training.trackers import Trackers
 from rayjobs.verb.faults import fault_of
 from rayjobs.verb.plan import replace_text
@@ -139,7 +138,7 @@ class TrainLoop(ABC, Generic[Batch]):
             self._saved = None
         with ExitStack() as stack:
             if self.rank == 0:
-                sweep_partial(self.out)
+                sweep_aside(self.out, alone=True)
                 trim_history(self.out / HISTORY, self.update)
                 run_id = fingerprint([self.plan.run_fingerprint, str(self.out)])
                 trackers = Trackers(self.settings, self.out, self.title, self.plan.as_json(), run_id, self.update)
@@ -241,29 +240,20 @@ class TrainLoop(ABC, Generic[Batch]):
         self.epochs.append(dict(zip(self.terms, means.tolist(), strict=True)))
 
     def _checkpoint(self) -> None:
-        """The resumable state, through Ray Train; it is what counts as done."""
+        """The resumable state; it is what counts as done.
+
+        Ray Train hears how far the run is, and keeps no copy: it would write all of it twice, and the first to a temporary
+        folder, where a kill leaves it.
+        """
         sums = np.sum(self.from_all(self.sums), axis=0)
         content = self.state_dict()
-        with tempfile.TemporaryDirectory() as scratch:
-            checkpoint = None
-            if self.rank == 0:
-                content |= {
-                    "update": self.update,
-                    "epochs": self.epochs,
-                    "sums": sums.tolist(),
-                    "seconds": self.seconds,
-                }
-                if self.settings.num_workers:
-                    torch.save(content, Path(scratch) / STATE)
-                    checkpoint = ray.train.Checkpoint.from_directory(scratch)
-                else:  # Ray Train keeps no checkpoints of a run in its driver's process
-                    fresh = self.out / f".{STATE}"
-                    torch.save(content, fresh)
-                    fresh.replace(self.out / STATE)
-            report: Report = {"update": self.update, "epoch": self.update / self.updates_per_epoch}
-            if (figures := self.validated()) is not None:
-                report["validation"] = figures
-            ray.train.report(report, checkpoint=checkpoint)
+        if self.rank == 0:
+            content |= {"update": self.update, "epochs": self.epochs, "sums": sums.tolist(), "seconds": self.seconds}
+            save_state(self.out, self.update, content, self.settings.keep_states)
+        report: Report = {"update": self.update, "epoch": self.update / self.updates_per_epoch}
+        if (figures := self.validated()) is not None:
+            report["validation"] = figures
+        ray.train.report(report)
 
     def _resume(self, state: dict[str, Any]) -> None:
         """Go to where the last checkpoint was."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ortho_core.errors import UserError
+from ortho_core.storage.aside import aside, sweep_aside
 from ortho_core.storage.hashes import content_hash
 from rayjobs.reports.summaries import FileReceipt
 from rayjobs.training.run_files import TRAIN_SUMMARY
@@ -84,13 +85,13 @@ def _fault(file: Path, receipt: FileReceipt, verify: bool) -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    aside = target.with_name(f".{target.name}.partial")
+    fresh = aside(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside.unlink(missing_ok=True)
+    sweep_aside(target.parent)
     if target.is_dir():
         shutil.rmtree(target)
     try:
-        os.link(source, aside)
+        os.link(source, fresh)
     except OSError:
-        shutil.copy2(source, aside)
-    os.replace(aside, target)
+        shutil.copy2(source, fresh)
+    os.replace(fresh, target)

@@ -1,13 +1,17 @@
 """The files of a training run's folder that make it resumable."""
 
+import os
+import re
 import shutil
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 
-from ortho_core.text.parsing import NotParsedError, json_object, parse_json
+from ortho_core.storage.aside import aside
+from ortho_core.text.parsing import NotParsedError, json_object
 from rayjobs.verb.plan import replace_text
 
 #: The log: JSON lines with `update`, `group` and one key per figure.
@@ -19,46 +23,63 @@ TRAIN_SUMMARY = "train_summary.json"
 #: Why a run cannot go on. Ray Train would start the workers again after an error; they find this and do not try.
 STOPPED = "stopped.txt"
 
-#: The resumable state: in a checkpoint of Ray Train's, or in the run's folder where Ray Train keeps none (a run in the
-#: driver's process, or what `rescue` kept).
-STATE = "state.pt"
+#: The folder of the resumable states, which are named by their update, and the one that Ray Train writes its own notes to.
+STATES, RAY_NOTES = "state", ".ray-train"
+_STATE = re.compile(r"update-(\d{8,})\.pt")
 
 
 def forget(out: Path) -> None:
-    """Remove the resumable state of a run that is done."""
-    shutil.rmtree(out / "state", ignore_errors=True)
-    (out / STATE).unlink(missing_ok=True)
+    """Remove the resumable states of a run that is done."""
+    for folder in (STATES, RAY_NOTES):
+        shutil.rmtree(out / folder, ignore_errors=True)
 
 
-def rescue(out: Path) -> None:
-    """Where a kill truncated Ray Train's list of checkpoints, keep the newest complete state and drop the rest.
-
-    Ray Train overwrites that file in place, and cannot resume a run whose file is truncated.
-    """
-    folder = out / "state"
-    listing = folder / "checkpoint_manager_snapshot.json"
+def save_state(out: Path, update: int, content: Mapping[str, Any], keep: int) -> None:
+    """Write the state after an update, whole or not at all, and drop all but the last `keep`. Raises OSError."""
+    place = out / STATES / f"update-{update:08d}.pt"
+    place.parent.mkdir(exist_ok=True)
+    fresh = aside(place)
     try:
-        if not listing.is_file() or parse_json(listing.read_bytes()) is not None:
-            return
-    except ValueError:
-        pass
-    for state in sorted(folder.glob(f"*/{STATE}"), key=lambda file: file.stat().st_mtime, reverse=True):
-        try:
-            load_state(state)
-        except Exception:  # truncated as well
-            continue
-        state.replace(out / STATE)
-        break
-    shutil.rmtree(folder)
+        with fresh.open("wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(fresh, place)
+    finally:
+        fresh.unlink(missing_ok=True)
+    for old in states(out)[keep:]:
+        old.unlink(missing_ok=True)
+
+
+def states(out: Path) -> list[Path]:
+    """The resumable states, the latest first."""
+    found = [file for file in (out / STATES).glob("*.pt") if _STATE.fullmatch(file.name)]
+    return sorted(found, key=lambda file: int(file.stem.removeprefix("update-")), reverse=True)
+
+
+def drop_damaged_states(out: Path) -> list[Path]:
+    """Remove, and return, the latest states up to the first that is whole: training goes on from that one."""
+    damaged = []
+    for state in states(out):
+        if _is_whole(state):
+            break
+        state.unlink()
+        damaged.append(state)
+    return damaged
+
+
+def _is_whole(state: Path) -> bool:
+    """Whether all in a file of PyTorch's has its checksum; as a stream, since a state may be larger than the memory here."""
+    try:
+        with zipfile.ZipFile(state) as file:
+            return file.testzip() is None
+    except (zipfile.BadZipFile, EOFError):
+        return False
 
 
 def saved_state(out: Path) -> dict[str, Any] | None:
     """The last resumable state of the run that this worker belongs to."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            return load_state(Path(folder) / STATE)
-    return load_state(out / STATE) if (out / STATE).is_file() else None
+    return load_state(found[0]) if (found := states(out)) else None
 
 
 def load_state(file: Path) -> dict[str, Any]:

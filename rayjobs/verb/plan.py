@@ -14,8 +14,12 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def claim(location: str | Path, plan: Plan) -> Store:
-    """Make a folder the output of `plan`, or check that it is. Raises UserError naming what differs."""
+    """Make a folder the output of `plan`, or check that it is; what dead processes left in it half written is swept.
+
+    Raises UserError naming what differs.
+    """
     folder = open_store(location)
+    folder.sweep()
     try:
         if not folder.exists(PLAN_FILE):
             foreign = [name for name in folder.entries() if name != PLAN_FILE]

@@ -1,18 +1,20 @@
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from ortho_core.noise.gaussianity import (
     NOTABLE,
     departures,
+    diagnostics,
     noise_statistics,
     plot_statistics,
     random_rotation,
     verdict,
-    write_diagnostics,
 )
 from ortho_core.noise.rotation import patchify
 from ortho_core.noise.seeded import seeded_normal
@@ -98,10 +100,12 @@ def test_moments_of_each_patch_entry_are_those_of_numpy():
     assert found.dimension_variance == pytest.approx(flat.var(0, ddof=1).tolist())
 
 
-def test_diagnostics_are_a_picture_and_the_numbers_with_their_verdict(tmp_path):
-    write_diagnostics(1.2 * NOISE, 2, "loud noise", tmp_path / "loud")
-    content = json.loads((tmp_path / "loud.json").read_text())
+def test_diagnostics_are_a_picture_and_the_numbers_with_their_verdict():
+    statistics, files = diagnostics(1.2 * NOISE, 2, "loud noise")
+    content = json.loads(files[".json"])
+    assert content["per_map"]["mean_square"] == statistics.per_map.mean_square
     assert content["per_map"]["mean_square"] == pytest.approx(1.44, rel=0.02)
     assert content["verdict"].startswith("32 maps depart from N(0, I), in null standard deviations: ")
     assert "power of the maps by" in content["verdict"]
-    assert (tmp_path / "loud.png").stat().st_size > 10_000
+    with Image.open(io.BytesIO(files[".png"])) as drawing:
+        assert min(drawing.size) > 500

@@ -37,7 +37,7 @@ def folder(kind, tmp_path):
 def upload(folder, url) -> str:
     store = open_store(url)
     for name, _ in LocalStore(folder).find(""):
-        store.replace_file(name, folder / name)
+        store.replace(name, (folder / name).read_bytes())
     return url
 
 

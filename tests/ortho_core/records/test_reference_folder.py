@@ -91,7 +91,7 @@ def test_no_two_ids_share_a_folder_and_every_folder_is_a_plain_name():
     assert folders[:5] == ["a", "A%2Fb", "A%252Fb", "%2E", "%2E."]
 
 
-def test_writing_again_skips_what_is_there_and_makes_what_is_not(root):
+def test_writing_again_skips_what_is_there_and_makes_what_is_not(root, left_aside):
     folder = root.path / "samples/a"
     assert write_sample(root, 0, RECORD, NOISE[0], SCALE)
     before = (folder / "meta.json").stat().st_mtime_ns
@@ -99,7 +99,7 @@ def test_writing_again_skips_what_is_there_and_makes_what_is_not(root):
     assert (folder / "meta.json").stat().st_mtime_ns == before
     for gone in ("meta.json", "best_input_noise.pt"):
         (folder / gone).unlink()
-        (folder / ".best_input_noise.pt.1.partial").write_bytes(b"half")
+        left_aside(folder / "best_input_noise.pt")
         assert write_sample(root, 0, RECORD, NOISE[0], SCALE)
         assert sorted(f.name for f in folder.iterdir()) == ["best_input_noise.pt", "meta.json"]
 

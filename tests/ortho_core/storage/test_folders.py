@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ortho_core.storage.folders import link_tree, replace_folder, sweep_partial
+from ortho_core.storage.folders import link_tree, replace_folder
 
 
 def write(folder, content):
@@ -39,13 +39,6 @@ def test_a_writer_that_fails_leaves_the_old_folder_as_it_was(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         replace_folder(folder, fails)
     assert contents(tmp_path) == {"mine/a": "1"}
-
-
-def test_what_killed_writers_left_is_swept_and_all_else_stays(tmp_path):
-    for name in (".mine.0a1b2c3d.partial", ".mine.0a1b2c3d.old", "mine", ".hidden", "x.partial"):
-        write(tmp_path / name, {"a": name})
-    sweep_partial(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [".hidden", "mine", "x.partial"]
 
 
 def test_a_linked_tree_takes_no_space_and_outlives_its_source(tmp_path, monkeypatch):

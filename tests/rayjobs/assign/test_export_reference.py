@@ -34,7 +34,7 @@ def test_the_export_has_every_sample_once_and_a_manifest(exported, assigned):
         assert os.path.getsize(exported / entry["noise"]) < 4 * 256 + 4096  # its own noise, not its whole batch's
 
 
-def test_a_kill_midway_is_resumed_with_what_is_missing(exported, assigned, tiny_turbo, tmp_path, capsys):
+def test_a_kill_midway_is_resumed_with_what_is_missing(exported, assigned, tiny_turbo, tmp_path, capsys, left_aside):
     out = tmp_path / "out"
     shutil.copytree(exported, out)
     samples = sorted((out / "samples").iterdir())
@@ -42,7 +42,7 @@ def test_a_kill_midway_is_resumed_with_what_is_missing(exported, assigned, tiny_
     for folder in samples[10:]:
         shutil.rmtree(folder)
     (samples[9] / "meta.json").unlink()
-    (samples[9] / ".meta.json.0.partial").write_text("{")
+    left_aside(samples[9] / "meta.json")
     (samples[8] / "best_input_noise.pt").unlink()
     before = files(out)
     assert export(assigned, tiny_turbo, out) == 0

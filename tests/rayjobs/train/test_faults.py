@@ -1,6 +1,5 @@
 """The M-step job when something goes wrong: it goes on to the same result, or ends with one line that says why."""
 
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from ortho_core.errors import RunFailed
 from ortho_core.mstep.update import MStep
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.job import run
-from rayjobs.training.run_files import STATE, STOPPED, rescue
+from rayjobs.training.run_files import STOPPED, drop_damaged_states, load_state, save_state, states
 from tests.rayjobs.train.training import (
     altered,
     assert_same_lines,
@@ -59,10 +58,8 @@ def wait_for_the_second_epoch(out, alive):
     while update < 13 and alive() and time.monotonic() < deadline:
         time.sleep(0.02)
         try:
-            snapshot = json.loads((out / "state" / "checkpoint_manager_snapshot.json").read_text())
-            folder = Path(snapshot["checkpoint_results"][-1]["checkpoint_dir_name"])
-            update = torch.load(out / "state" / folder / "state.pt", weights_only=True)["update"]
-        except (OSError, ValueError, IndexError, RuntimeError, EOFError):
+            update = load_state(states(out)[0])["update"]
+        except (OSError, IndexError):
             continue  # not yet, or just replaced by the next
 
 
@@ -214,26 +211,58 @@ def test_a_run_in_the_drivers_own_process_goes_on_where_it_was(trained, assigned
     assert_same_lines(history(tmp_path / "out"), history(trained), 1e-5)
     assert len(history(tmp_path / "out")) == 6
     assert_same_weights(tmp_path / "out" / "checkpoint-final", trained / "checkpoint-final", 1e-4)
-    assert not (tmp_path / "out" / STATE).exists()
+    assert not states(tmp_path / "out")
 
 
-def test_a_listing_of_states_that_a_kill_cut_short_costs_one_state_at_most(tmp_path):
-    for k, content in enumerate([{"update": 5}, {"update": 10}, None]):
-        folder = tmp_path / "state" / f"checkpoint_{k}"
-        folder.mkdir(parents=True)
-        if content is None:
-            (folder / "state.pt").write_bytes(b"half of one")
-        else:
-            torch.save(content, folder / "state.pt")
-        os.utime(folder / "state.pt", (k, k))
-    listing = tmp_path / "state" / "checkpoint_manager_snapshot.json"
-    listing.write_text('{"checkpoint_results": []}')
-    rescue(tmp_path)
-    assert listing.exists()
-    listing.write_text('{"checkpoint_res')
-    rescue(tmp_path)
-    assert torch.load(tmp_path / STATE, weights_only=True) == {"update": 10}
-    assert not (tmp_path / "state").exists()
+def test_a_damaged_state_costs_that_state_alone(assigned, tiny_turbo, trained, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    one = job(assigned, tiny_turbo, out, checkpoint_every=1, keep_states=2)
+    updates, usual = [], MStep.update
+
+    def dies_at_the_fifth(self, batch):
+        updates.append(len(batch.noise))
+        if len(updates) == 5:
+            raise KeyboardInterrupt
+        return usual(self, batch)
+
+    monkeypatch.setattr(MStep, "update", dies_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        run(one)
+    assert [state.name for state in states(out)] == ["update-00000004.pt", "update-00000003.pt"]
+    content = bytearray(states(out)[0].read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 256] = bytes(256)  # more than there is between two tensors
+    states(out)[0].write_bytes(content)
+    assert run(one) == 0
+    assert "update-00000004.pt is damaged: the run goes on from the state before it" in capsys.readouterr().err
+    assert len(updates) == 5 + 3
+    assert_same_lines(history(out), history(trained), 1e-5)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5, 0.999])
+def test_states_that_a_disk_cut_short_are_not_resumed_from(tmp_path, kept):
+    for update in (5, 10):
+        save_state(tmp_path, update, {"update": update, "weights": torch.zeros(1000)}, keep=2)
+    last = states(tmp_path)[0]
+    size = last.stat().st_size
+    os.truncate(last, kept if isinstance(kept, int) else int(kept * size))
+    assert drop_damaged_states(tmp_path) == [last]
+    assert load_state(states(tmp_path)[0])["update"] == 5
+    assert drop_damaged_states(tmp_path) == []
+
+
+def test_as_many_states_are_kept_as_asked_for_and_none_is_left_half(tmp_path, monkeypatch):
+    for update in (2, 4, 100_000_000):
+        save_state(tmp_path, update, {"update": update}, keep=2)
+    assert [load_state(state)["update"] for state in states(tmp_path)] == [100_000_000, 4]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(tmp_path, 100_000_002, {"update": 1}, keep=2)
+    assert len(os.listdir(tmp_path / "state")) == 2
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from rayjobs.train.config import TrainJob, TrainSettings
 from rayjobs.train.models import TrainModels
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.job import describe, run
-from rayjobs.training.run_files import STATE
+from rayjobs.training.run_files import load_state, states
 from tests.ortho_core.pairs.labelled.class_sets import (
     colour,
     labels_of,
@@ -146,7 +146,7 @@ def test_a_run_that_stops_in_the_midst_goes_on_to_the_same_weights(made, mnist, 
     out = tmp_path / "out"
     with pytest.raises(RunFailed, match="the power went"):
         run(job(mnist, out, checkpoint_every=6))
-    assert torch.load(out / STATE, weights_only=True)["update"] == 12
+    assert load_state(states(out)[0])["update"] == 12
     assert run(job(mnist, out, checkpoint_every=6)) == 0
     assert len(calls) == 14 + 8
     assert history(out) == history(made)
@@ -173,8 +173,8 @@ def test_a_killed_driver_goes_on_with_the_same_command(made, mnist, tmp_path):
     options |= {"noise_shape": "4,8,8", "widths": "8,8,8"}
     argv = [sys.executable, "-m", "rayjobs.train_gan", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
     driver = subprocess.Popen(argv, env={**os.environ, "PYTHONWARNINGS": "ignore"}, start_new_session=True)
-    listing, deadline = out / "state" / "checkpoint_manager_snapshot.json", time.monotonic() + 240
-    while not listing.is_file() and driver.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + 240
+    while not states(out) and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()

@@ -97,6 +97,6 @@ def test_urls_of_the_own_bucket_are_inside(s3, tmp_path):
     names = ("images/a.png", "images/b.png", "../set-2/b.png", "/set/images/a.png")
     urls = ("/images/a.png", "-2/b.png", "/../set-2/b.png")
     rows = [{"prompt": "x", "image": image} for image in (*names, *[store.location + url for url in urls])]
-    store.replace_file("pairs.jsonl", write_lines(tmp_path / "pairs.jsonl", *rows))
+    store.replace("pairs.jsonl", write_lines(tmp_path / "pairs.jsonl", *rows).read_bytes())
     outside = "outside-root"
     assert outcomes(store.location) == ["000000_a", "missing-image", outside, outside, "000004_a", outside, outside]

@@ -126,7 +126,7 @@ def test_an_empty_member_is_empty_on_an_object_store_too(s3, tmp_path):
     from ortho_core.storage.open import open_store
 
     store = open_store(s3())
-    store.replace_file("a.tar", write_tar(tmp_path / "a.tar", {"0.png": b"", "0.txt": "x"}))
+    store.replace("a.tar", write_tar(tmp_path / "a.tar", {"0.png": b"", "0.txt": "x"}).read_bytes())
     assert outcomes(store.location) == ["undecodable-image"]
 
 

@@ -51,7 +51,7 @@ def test_the_same_from_a_bucket_and_from_another_process(tmp_path, s3):
     write_captions(tmp_path, {f"f{i % 3}/{name}": text for i, (name, text) in enumerate(CAPTIONS.items())})
     url = s3()
     for name, _ in LocalStore(tmp_path).find(""):
-        open_store(url).replace_file(name, tmp_path / name)
+        open_store(url).replace(name, (tmp_path / name).read_bytes())
     local, remote = PairSet(tmp_path), PairSet(url)
     assert local.fingerprint() == remote.fingerprint()
     assert local.line() == remote.line()

@@ -1,0 +1,124 @@
+"""Whether two runs left the same: every number and text in their folders, whatever kind of file it is in.
+
+What differs between two undisturbed runs already (times, rates) is left out, and listed.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+#: Relative to the largest number beside it: what sums in another order make of two cycles of training, and no more.
+TOLERANCE = 1e-3
+#: Mean difference of two pictures, in grey levels.
+LEVELS = 1.0
+#: Files whose names and contents say when they were written.
+WHEN = ("tensorboard", "report.html")
+
+#: What a folder says, by place: `file: key.key` or `file: column`.
+Content = dict[str, Any]
+
+
+def content_of(folder: Path) -> Content:
+    """All that the files below `folder` say; hidden ones stand there by their names alone."""
+    found: Content = {}
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        name = file.relative_to(folder).as_posix()
+        if any(part.startswith(".") for part in name.split("/")):
+            found[name] = "hidden"
+        elif any(part in WHEN for part in name.split("/")):
+            found[name if file.suffix == ".html" else str(Path(name).parent)] = "there"
+        else:
+            found |= {f"{name}: {key}": value for key, value in _said(file)}
+    return found
+
+
+def differences(one: Content, other: Content) -> dict[str, float]:
+    """The places where two folders differ, and how far; infinitely, where one lacks what the other has."""
+    found = {place: float("inf") for place in one.keys() ^ other.keys()}
+    for place in one.keys() & other.keys():
+        if (far := _distance(one[place], other[place])) > 0:
+            found[place] = far
+    return found
+
+
+def _said(file: Path) -> Iterator[tuple[str, Any]]:
+    if file.suffix == ".parquet":
+        table = pq.read_table(file)
+        for column in table.column_names:
+            yield column, _column(table[column])
+    elif file.suffix == ".safetensors":
+        for name, tensor in load_file(file).items():
+            yield name, tensor.double().numpy()
+    elif file.suffix == ".pt":
+        yield from _leaves(torch.load(file, map_location="cpu", weights_only=True), "")
+    elif file.suffix == ".json":
+        yield from _leaves(json.loads(file.read_text()), "")
+    elif file.suffix == ".jsonl":
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        yield "lines", len(lines)
+        for i, line in enumerate(lines):
+            yield from _leaves(line, f"{i}")
+    elif file.suffix == ".png":
+        yield "picture", _picture(file.read_bytes())
+    else:
+        yield "bytes", file.read_bytes()
+
+
+def _column(column: pa.ChunkedArray) -> Any:
+    values = column.to_pylist()
+    if values and isinstance(values[0], bytes):
+        try:
+            return np.concatenate([_picture(value).ravel() for value in values]).astype(np.uint8)
+        except OSError:
+            return values
+    flat = [number for value in values for number in (value if isinstance(value, list) else [value])]
+    if flat and all(isinstance(number, float | int) for number in flat):
+        return np.array(flat, float)
+    return json.dumps(values, default=str)
+
+
+def _picture(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as picture:
+        return np.asarray(picture)
+
+
+def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _leaves(each, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list) and value and all(isinstance(each, float | int) for each in value):
+        yield place, np.array(value, float)
+    elif isinstance(value, list):
+        yield f"{place}.length", len(value)
+        for i, each in enumerate(value):
+            yield from _leaves(each, f"{place}.{i}")
+    elif isinstance(value, torch.Tensor):
+        yield place, value.double().numpy()
+    else:
+        yield place, value
+
+
+def _distance(one: Any, other: Any) -> float:
+    """0: the same, as far as floats go."""
+    numbers = (int, float, np.ndarray)
+    if not (isinstance(one, numbers) and isinstance(other, numbers)) or isinstance(one, bool):
+        return 0.0 if one == other else float("inf")
+    ours, theirs = np.asarray(one), np.asarray(other)
+    if ours.shape != theirs.shape:
+        return float("inf")
+    if ours.dtype == np.uint8:
+        far = float(np.abs(ours.astype(float) - theirs.astype(float)).mean()) if ours.size else 0.0
+        return 0.0 if far <= LEVELS else far
+    if np.array_equal(ours, theirs, equal_nan=True):
+        return 0.0
+    far = float(np.nanmax(np.abs(ours - theirs)) / max(1e-12, float(np.nanmax(np.abs(theirs)))))
+    return 0.0 if far <= TOLERANCE else far
