@@ -81,7 +81,7 @@ def run(job: ImportJob) -> int:
     """Import what is not imported yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
     job = located(job)
     plan, manifest, pairs = make_plan(job)
-    begun = ShardedRun(job.out, plan)
+    begun = ShardedRun(job.out, plan, verify=job.verify)
     if begun.is_complete():
         return begun.exit_code
     import_shards(job, begun, manifest, pairs)

@@ -19,8 +19,9 @@ from ortho_core.records.plan import AssignmentPlan, NoiseSettings, Reconstructio
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
 from rayjobs.assign.config import AssignJob
-from rayjobs.assign.report import REPORT, write_report
+from rayjobs.assign.report import write_report
 from rayjobs.assign.worker import search_of
+from rayjobs.pool.derived import REPORT, is_whole_page
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.memory import Searched, described, smaller
 from rayjobs.pool.run import ShardedRun
@@ -131,10 +132,10 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
     model = model or open_model(job.model, job.dtype, job.lora, job.quantize)
     job = located(job)
     plan, pairs, shards = make_plan(job, model)
-    begun = ShardedRun(job.out, plan, job.retry_failures)
+    begun = ShardedRun(job.out, plan, job.retry_failures, job.verify)
     folder = begun.ledger.folder
     if begun.is_complete():
-        if job.report and begun.survey.rows > begun.survey.quarantined and not folder.exists(REPORT):
+        if job.report and begun.survey.rows > begun.survey.quarantined and not is_whole_page(folder, REPORT):
             with job.session():
                 leave_report(job, model, pairs, folder)
         return begun.exit_code

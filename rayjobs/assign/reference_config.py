@@ -32,6 +32,9 @@ class ImportJob(PairFields):
     )
     model: ModelPath = resolved(description="model folder; tells the noise's shape and scale")
     out: OutputLocation = conduct(description="folder or URL for the assignments; the same command again resumes")
+    verify: bool = conduct(
+        False, description="compare what was made before with its checksums, and not sizes and times alone"
+    )
     pairs: PairsLocation | None = resolved(
         None, description="pair set that the images are in (none: the copies of them in the samples folder)"
     )

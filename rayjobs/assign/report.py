@@ -18,12 +18,12 @@ from ortho_core.storage.store import Store
 from rayjobs.assign.chosen import ChosenRows, HardPrompt, choose
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.pictures import RowPictures, take_pictures
+from rayjobs.pool.derived import REPORT
 from rayjobs.pool.ledger import ASSIGN_SUMMARY
 from rayjobs.reports.parts import Phase, cost_table, failure_of, gaussian_check, gaussian_section, provenance
 from rayjobs.reports.summaries import AssignmentRun, GaussianCheck
 from rayjobs.reports.words import counted, duration, listed
 
-REPORT = "report.html"
 #: Bars of the histogram, and the share of the losses that its axis reaches to: a few rows far out would squeeze the others.
 BARS_SHOWN, SHOWN_TO = 30, 0.995
 #: Quarantined rows that are shown of each reason, and the lines of `failures.jsonl` that they are looked for in.

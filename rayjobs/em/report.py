@@ -8,7 +8,7 @@ from ortho_core.records.plan import Settings
 from ortho_core.report.charts import COLOURS, Chart
 from ortho_core.report.page import Block, Charts, Fact, Links, Section, Table, render
 from ortho_core.storage.open import open_store
-from rayjobs.assign.report import REPORT
+from rayjobs.pool.derived import REPORT
 from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.reports.models import (
     comparison,

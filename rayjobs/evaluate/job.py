@@ -27,6 +27,7 @@ from rayjobs.evaluate.figures import Parts, check_judged, count_in_training, dra
 from rayjobs.evaluate.plan import PARTS, EvaluationPlan, ExtractorUsed, take_base_from
 from rayjobs.evaluate.report import write_report
 from rayjobs.evaluate.worker import Judging, folders_of_rewards, judge_models, reward_names, searched_by
+from rayjobs.pool.derived import REPORT, is_whole, is_whole_page, receipts_in
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
 from rayjobs.pool.memory import described, smaller
@@ -37,7 +38,7 @@ from rayjobs.verb.console import say
 from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
-from rayjobs.verb.plan import claim, replace_text
+from rayjobs.verb.plan import claim
 
 #: What the weights of judges are in.
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -181,13 +182,13 @@ def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> in
     ledger = Ledger(folder.child(PARTS), plan)
     if job.base_from is not None:
         take_base_from(job.base_from, ledger)
-    survey = ledger.survey()
+    survey = ledger.survey(verify=job.verify)
     started, seconds = time.monotonic(), None
     if survey.todo:
         with here.session():
             work_through(here, ledger, survey, tasks, Judging(here, models, plan, pairs))
         seconds = round(time.monotonic() - started, 2)
-    if survey.todo or not folder.exists(EVALUATION):
+    if survey.todo or not is_whole(folder, EVALUATION, job.verify) or not is_whole_page(folder, REPORT):
         conclude(here, models[plan.base], ledger, pairs.record(), seconds)
     evaluation = Evaluation.read(here.out / EVALUATION)
     say(table_of(evaluation.metrics))
@@ -226,14 +227,15 @@ def conclude(
         rewards=plan.rewards,
         image_size=base.image_size,
         evaluations_per_image=job.steps,
+        files=receipts_in(out, EVALUATION),
         seconds_this_run=seconds,
         config=job.model_dump(mode="json"),
     )
-    replace_text(job.out / EVALUATION, evaluation.text())
+    out.replace(EVALUATION, evaluation.text().encode())
     write_report(job.out)
 
 
 def ending(job: EvaluateJob, code: int) -> list[str]:
     """The last lines of the command."""
     rows = Evaluation.read(job.out / EVALUATION).quarantined
-    return [f"evaluate: figures, intervals and pictures are in {job.out}/report.html", *left_out(job.out, code, rows)]
+    return [f"evaluate: figures, intervals and pictures are in {job.out}/{REPORT}", *left_out(job.out, code, rows)]

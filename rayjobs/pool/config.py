@@ -60,6 +60,10 @@ class PoolResources(WorkerResources):
         0.5, ge=0, le=1, description="end the run once more than this share of the rows so far is quarantined"
     )
 
+    verify: bool = conduct(
+        False, description="compare what was made before with its checksums, and not sizes and times alone"
+    )
+
     @property
     def pool_size(self) -> tuple[int, int]:
         """The least and the most workers; none: the command's own process works."""

@@ -120,15 +120,15 @@ class Ledger(Generic[AnyShardedPlan]):
         name = self.name(task.shard, task.revision)
         return read_footer(self.folder, name) if self.folder.exists(name) else None
 
-    def survey(self, retry_failures: bool = False) -> Survey:
+    def survey(self, retry_failures: bool = False, verify: bool = False) -> Survey:
         """What is left to do, and what is settled.
 
         A part that is damaged is removed, with the revisions on top of it, and is to be made again. With `retry_failures`
-        so are the rows that are quarantined.
+        so are the rows that are quarantined. What was not touched since it was written is whole, unless to `verify`.
         """
         shards = self.plan.parts_by_shard(self.folder.names())
         with ThreadPoolExecutor(PART_FOOTERS_AT_ONCE) as pool:
-            sound = pool.map(lambda item: self._sound(*item), enumerate(shards))
+            sound = pool.map(lambda item: self._sound(item[0], item[1], verify), enumerate(shards))
             todo, rows, quarantined = [], 0, 0
             for shard, (names, footers) in enumerate(zip(shards, sound, strict=True)):
                 if not footers:
@@ -142,7 +142,7 @@ class Ledger(Generic[AnyShardedPlan]):
                 quarantined += 0 if again else len(failed)
         return Survey(todo, rows, quarantined)
 
-    def _sound(self, shard: int, names: list[str]) -> list[Footer]:
+    def _sound(self, shard: int, names: list[str], verify: bool) -> list[Footer]:
         """The footers of a shard's parts up to the first that is damaged; that one and those after it are removed."""
         footers: list[Footer] = []
         for name in names:
@@ -150,7 +150,7 @@ class Ledger(Generic[AnyShardedPlan]):
                 footer = read_footer(self.folder, name)
                 if footer.about.shard != shard:
                     raise UserError(f"{name} holds shard {footer.about.shard}")
-                if self.folder.touched(name, footer.about.written):
+                if verify or self.folder.touched(name, footer.about.written):
                     read_part(self.folder, name)
                 footers.append(footer)
             except UserError:

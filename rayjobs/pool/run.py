@@ -12,6 +12,7 @@ from ortho_core.errors import RunFailed
 from ortho_core.noise.gaussianity import in_words, verdict
 from ortho_core.records.diagnostics import write_gaussianity
 from ortho_core.records.plan import FINGERPRINT
+from rayjobs.pool.derived import REPORT, is_whole, is_whole_page, receipts_in
 from rayjobs.pool.ledger import ASSIGN_SUMMARY, AnyShardedPlan, Counts, Ledger
 from rayjobs.verb.console import say, summary_json
 from rayjobs.verb.plan import claim
@@ -20,19 +21,22 @@ from rayjobs.verb.plan import claim
 class ShardedRun(Generic[AnyShardedPlan]):
     """A run in the folder that it has claimed: what is left to do, what is settled, and its summary."""
 
-    def __init__(self, location: str, plan: AnyShardedPlan, retry_failures: bool = False) -> None:
+    def __init__(self, location: str, plan: AnyShardedPlan, retry_failures: bool = False, verify: bool = False) -> None:
         """Raises UserError if the folder belongs to another run."""
-        self.plan = plan
+        self.plan, self.verify = plan, verify
         self.ledger = Ledger(claim(location, plan), plan)
-        self.survey = self.ledger.survey(retry_failures)
+        self.survey = self.ledger.survey(retry_failures, verify)
         self.started = time.monotonic()
 
-    def is_complete(self) -> bool:
-        """Whether there is nothing left to do; prints that."""
-        complete = not self.survey.todo and self.ledger.folder.exists(ASSIGN_SUMMARY)
-        if complete:
-            say(f"{self.plan.verb}: {self.ledger.folder.location} is complete")
-        return complete
+    def is_complete(self, page: bool = False) -> bool:
+        """Whether there is nothing left to do, not even to mend, of the `page` too; prints that."""
+        folder = self.ledger.folder
+        if self.survey.todo or not is_whole(folder, ASSIGN_SUMMARY, self.verify):
+            return False
+        if page and not is_whole_page(folder, REPORT):
+            return False
+        say(f"{self.plan.verb}: {folder.location} is complete")
+        return True
 
     @property
     def exit_code(self) -> int:
@@ -77,7 +81,8 @@ class ShardedRun(Generic[AnyShardedPlan]):
         Raises RunFailed, which says `nothing` of all rows, if no row was assigned.
         """
         folder, counts = self.ledger.folder, self.counts
-        folder.replace(ASSIGN_SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+        files = {name: receipt.model_dump() for name, receipt in receipts_in(folder, ASSIGN_SUMMARY).items()}
+        folder.replace(ASSIGN_SUMMARY, (json.dumps({**summary, "files": files}, indent=1) + "\n").encode())
         if not counts.assigned:
             raise RunFailed(f"none of the {counts.rows} {nothing}; see {folder.location}/failures.jsonl")
         return exit_code(counts.quarantined)

@@ -12,6 +12,7 @@ from ortho_core.estep.config import FORWARDS_PER_EVALUATION
 from ortho_core.evaluation.metrics import Estimate
 from ortho_core.noise.gaussianity import Covariance, KsTest
 from ortho_core.records.plan import Settings
+from ortho_core.storage.receipts import REMEDY, FileReceipt
 from ortho_core.text.parsing import parse_model, regular_bytes
 from ortho_core.text.plain_text import redacted_all
 from rayjobs.verb.console import versions
@@ -42,7 +43,7 @@ class Record(BaseModel):
     @classmethod
     def parse(cls: type[R], content: bytes, where: str) -> R:
         """From the text of a file `where`. Raises UserError for something else."""
-        return needed(parse_model, cls, content, where, remedy="delete it, and the same command makes it again")
+        return needed(parse_model, cls, content, where, remedy=REMEDY)
 
     def text(self) -> str:
         """The file's text."""
@@ -143,20 +144,6 @@ class SkippedUpdate(Record):
     rows: list[str]
 
 
-class FileReceipt(Record):
-    """One file of a finished run, as it was written."""
-
-    bytes: int
-    changed_ns: int
-    sha256: str
-
-
-class Certified(Record):
-    """What the summary of any training run says of its model folders, by file; nothing of a run from before it did."""
-
-    files: dict[str, FileReceipt] = Field(default_factory=dict)
-
-
 class TrainSummary(Record):
     """`train_summary.json` of an M-step. A loss that was not finite is None."""
 
@@ -238,6 +225,8 @@ class Evaluation(Made):
     #: (Y, X).
     image_size: tuple[int, int]
     evaluations_per_image: int
+    #: Of what else the run made.
+    files: dict[str, FileReceipt] = {}
     #: None where no row was judged in the last start.
     seconds_this_run: float | None = None
 

@@ -113,8 +113,8 @@ def run(job: RewardJob) -> int:
         return run_one(job, model)
     job = located(job)
     plan, rows, shards = make_plan(job, model)
-    begun = ShardedRun(job.out, plan, job.retry_failures)
-    if begun.is_complete():
+    begun = ShardedRun(job.out, plan, job.retry_failures, job.verify)
+    if begun.is_complete(page=begun.survey.rows > begun.survey.quarantined):
         return begun.exit_code
     with ray_session():
         if begun.survey.todo:

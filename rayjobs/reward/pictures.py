@@ -13,6 +13,7 @@ from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.pictures import save_png, to_bytes
 from ortho_core.records.assignments import Assignments
+from rayjobs.pool.derived import PICTURES
 from rayjobs.verb.console import say
 from rayjobs.verb.faults import explained
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 #: Prompts that pictures are taken of, the first of the set.
 PICTURED = 12
 #: Name of the folder of pictures, and those in it: contact sheets of one row.
-FOLDER, BEFORE, AFTER = "pictures", "before.png", "after.png"
+BEFORE, AFTER = "before.png", "after.png"
 
 
 def take_pictures(job: "RewardJob", model: ModelFolder) -> None:
@@ -53,7 +54,7 @@ def draw(job: "RewardJob", model: ModelFolder, device: str) -> None:
         after = found.targets([i], shape).to(device, before.dtype)
         for name, latents in ((BEFORE, before), (AFTER, after)):
             images[name].append(to_bytes(generator.decode(latents)))
-    store = found.folder.child(FOLDER)
+    store = found.folder.child(PICTURES)
     for name, each in images.items():
         sheet = io.BytesIO()
         save_png(torch.cat(each), sheet)

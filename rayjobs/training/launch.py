@@ -13,8 +13,9 @@ from ortho_core.records.plan import FINGERPRINT
 from ortho_core.report.plots import draw_charts
 from ortho_core.storage.aside import sweep_aside
 from ortho_core.storage.lease import Lease, held
+from ortho_core.storage.local import LocalStore
+from ortho_core.storage.receipts import certified
 from rayjobs.reports.curves import TrainingLog, training_charts
-from rayjobs.reports.summaries import Certified
 from rayjobs.training.config import TrainingSettings
 from rayjobs.training.plan import TrainingPlan
 from rayjobs.training.progress import follow
@@ -52,7 +53,7 @@ def is_complete(job: TrainingSettings, out: Path, plan: TrainingPlan) -> bool:
     """Whether there is nothing left to do; says so. Raises UserError where what was made is damaged or lost."""
     if not (out / TRAIN_SUMMARY).is_file():
         return False
-    check_receipts(out, Certified.read(out / TRAIN_SUMMARY).files, job.verify)
+    check_receipts(out, certified(LocalStore(out), TRAIN_SUMMARY), job.verify)
     forget(out)
     say(f"{plan.verb}: {out} is complete")
     return True

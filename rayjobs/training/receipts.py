@@ -6,22 +6,18 @@ or damaged is linked anew from an equal file of another folder, as the last epoc
 
 import os
 import shutil
-import stat
-from collections.abc import Mapping
 from pathlib import Path
 
 from ortho_core.errors import UserError
 from ortho_core.storage.aside import aside, sweep_aside
 from ortho_core.storage.hashes import content_hash
-from rayjobs.reports.summaries import FileReceipt
+from ortho_core.storage.local import LocalStore
+from ortho_core.storage.receipts import FileReceipt, Receipts, fault_of, faults_of
 from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.verb.console import say
 
 #: The folders that are certified, and the one that must be there: others may be deleted to save space.
 FOLDERS, FINAL = "checkpoint-*", "checkpoint-final"
-
-
-Receipts = Mapping[str, FileReceipt]
 
 
 def receipts(out: Path) -> dict[str, FileReceipt]:
@@ -44,7 +40,8 @@ def check_receipts(out: Path, made: Receipts, verify: bool) -> None:
     """
     gone = {name for name in {file.partition("/")[0] for file in made} if name != FINAL and not (out / name).exists()}
     kept = {file: receipt for file, receipt in made.items() if file.partition("/")[0] not in gone}
-    damaged = {file: fault for file, receipt in kept.items() if (fault := _fault(out / file, receipt, verify))}
+    folder = LocalStore(out)
+    damaged = faults_of(folder, kept, verify)
     for file, fault in damaged.items():
         equal = next(
             (
@@ -52,7 +49,7 @@ def check_receipts(out: Path, made: Receipts, verify: bool) -> None:
                 for other, receipt in kept.items()
                 if other not in damaged
                 and receipt.sha256 == made[file].sha256
-                and not _fault(out / other, receipt, True)
+                and not fault_of(folder, other, receipt, verify=True)
             ),
             None,
         )
@@ -65,23 +62,6 @@ def check_receipts(out: Path, made: Receipts, verify: bool) -> None:
         say(f"{out / file} {fault}: linked anew from {equal}")
     if verify:
         say(f"{len(kept)} files in {out} have the checksums they were written with")
-
-
-def _fault(file: Path, receipt: FileReceipt, verify: bool) -> str:
-    """What is wrong with a file; empty: nothing."""
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            return "is no file"
-        if status.st_size != receipt.bytes:
-            return f"has {status.st_size:,} bytes, not {receipt.bytes:,}"
-        if (verify or status.st_mtime_ns != receipt.changed_ns) and content_hash(file) != receipt.sha256:
-            return "has another checksum"
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return ""
 
 
 def _link(source: Path, target: Path) -> None:

@@ -7,8 +7,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import psutil
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 
@@ -25,6 +26,10 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 # How often Ray Train looks after its workers, and takes a finished epoch's checkpoint from them; 2 s unless told.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+
+#: Seconds that processes of a Ray that did not start have to end by themselves.
+ENDS_S = 3.0
 
 
 @contextmanager
@@ -45,6 +50,20 @@ def without_lines(unwanted: bytes) -> Iterator[None]:
                 if unwanted not in line:
                     sys.stderr.write(printable(line.decode(errors="replace")))
             sys.stderr.flush()
+
+
+def undo_start(before: list[psutil.Process]) -> None:
+    """End a Ray that did not come to be, with all processes that were not there `before`.
+
+    Ray itself forgets those that it began in the midst of its start, and its agents take long to notice that they are alone.
+    """
+    begun = [process for process in psutil.Process().children(recursive=True) if process not in before]
+    ray.shutdown()
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in begun:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
+        _, begun = psutil.wait_procs(begun, ENDS_S)
 
 
 @contextmanager
@@ -70,11 +89,14 @@ def ray_session() -> Iterator[None]:
         check_shared_memory()
         say("Ray: starting one on this machine")
         place, folder = "local", temporary_folder()
+    before = psutil.Process().children(recursive=True)
     try:
         with without_lines(b"Set ray log level"):
             ray.init(place, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)
-    except Exception as error:  # Ray raises RuntimeError, ValueError, OSError, or Exception itself
-        ray.shutdown()
+    except BaseException as error:  # Ray raises RuntimeError, ValueError, OSError, or Exception itself
+        undo_start(before)
+        if not isinstance(error, Exception):  # told to end, and that is said elsewhere
+            raise
         raise not_started(error, address, folder or get_default_ray_temp_dir()) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set its own, which ends the process without a word

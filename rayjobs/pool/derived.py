@@ -1,0 +1,45 @@
+"""What a run of shards makes of its parts at its end: tables, pictures, diagnostics. What is lost or damaged is made again."""
+
+from collections.abc import Iterator
+
+from ortho_core.errors import UserError
+from ortho_core.records.parts import PART
+from ortho_core.records.plan import PLAN_FILE
+from ortho_core.storage.receipts import FileReceipt, certified, faults_of, receipt_of
+from ortho_core.storage.store import Store
+from rayjobs.verb.console import say
+
+#: The page of a run, which is written when all else is, and the folder of its pictures.
+REPORT, PICTURES = "report.html", "pictures"
+
+
+def receipts_in(folder: Store, summary: str) -> dict[str, FileReceipt]:
+    """Of all files but the parts, the plan, the page, and the `summary` that the receipts are kept in."""
+    return {name: receipt_of(folder, name) for name in _derived(folder) if name not in (PLAN_FILE, REPORT, summary)}
+
+
+def is_whole(folder: Store, summary: str, verify: bool) -> bool:
+    """Whether the summary of a finished run is there, with all files that it names; says what is not."""
+    if not folder.exists(summary):
+        return False
+    try:
+        made = certified(folder, summary)
+    except UserError:
+        say(f"{folder.location}/{summary} is damaged: made anew of the parts")
+        return False
+    faults = faults_of(folder, made, verify)
+    for name, fault in faults.items():
+        say(f"{folder.location}/{name} {fault}: made anew of the parts")
+    if verify and not faults:
+        say(f"the parts and {len(made)} files in {folder.location} have the checksums they were written with")
+    return not faults
+
+
+def is_whole_page(folder: Store, name: str) -> bool:
+    """Whether a page is there to its end."""
+    return folder.exists(name) and folder.read(name, max(0, folder.size(name) - 20)).rstrip().endswith(b"</html>")
+
+
+def _derived(folder: Store) -> Iterator[str]:
+    yield from (name for name in folder.names() if not PART.fullmatch(name))
+    yield from (f"{PICTURES}/{name}" for name in folder.child(PICTURES).names())
