@@ -41,7 +41,7 @@ class JudgesUsed(BaseModel):
         features = {"features": self.features, "cmmd-features": self.cmmd_features}
         return {
             **{f"the model of --{option} {used.name}": used.fingerprint for option, used in features.items()},
-            **{f"the files of reward {name}": value for name, value in self.rewards.items()},
+            **{f"reward {name}": value for name, value in self.rewards.items()},
             **({} if self.lpips is None else {"the file of --lpips": self.lpips}),
         }
 

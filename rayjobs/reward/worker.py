@@ -46,7 +46,7 @@ def rewards_of(
 
 def of_rewards(fingerprints: Mapping[str, str]) -> dict[str, str]:
     """Fingerprints of rewards' weights, by what messages call these."""
-    return {f"the files of reward {name}": value for name, value in fingerprints.items()}
+    return {f"reward {name}": value for name, value in fingerprints.items()}
 
 
 @dataclass(frozen=True)
