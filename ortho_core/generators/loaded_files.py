@@ -13,8 +13,8 @@ from ortho_core.generators.part_files import weights_of
 from ortho_core.generators.pipeline_files import PipelineFiles
 from ortho_core.storage.hashes import content_hash
 
-#: What each `--dtype` may compute in, where that is not itself.
-COMPUTES_IN = {"auto": ("float32", "float16")}
+#: What a `--dtype` that is left to the device may compute in.
+LEFT_OPEN = {"auto": ("float32", "float16")}
 
 
 def planned_fingerprint(model: ModelFolder, *dtypes: str) -> str:
@@ -24,7 +24,7 @@ def planned_fingerprint(model: ModelFolder, *dtypes: str) -> str:
     Raises UserError for a file that cannot be read, and for a LoRA folder as `ModelFolder.fingerprint` does.
     """
     for dtype in dtypes:
-        for computed in COMPUTES_IN.get(dtype, (dtype,)):
+        for computed in LEFT_OPEN.get(dtype, (dtype,)):
             model.base.hashes_of(LoadedFiles(model, computed).files)
     return model.fingerprint
 
