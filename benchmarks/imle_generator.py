@@ -53,6 +53,7 @@ class ImleGenerator:
     latent_shape = (4, 8, 8)
     image_size = SIZE
     device = torch.device("cpu")
+    loaded_fingerprint: str | None = None
 
     def __init__(self, words: list[str]) -> None:
         self.index = {word: i for i, word in enumerate(words)}

@@ -140,6 +140,7 @@ class ShardAssigner:
 
     def _finish(self, task: _Task) -> ShardResult:
         result, found = task.result, sorted(task.found, key=_row_of)
+        result.loaded_fingerprint = self.engine.generator.loaded_fingerprint
         result.evaluations = sum(one.evaluations for one in found)
         result.candidate_forwards = sum(one.candidate_forwards for one in found)
         for one in found:

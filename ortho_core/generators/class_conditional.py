@@ -81,6 +81,8 @@ class ClassNetwork(nn.Module):
 class ClassGenerator:
     """A `OneStepGenerator` whose latent is the image itself in [-1, 1], grey with one channel."""
 
+    loaded_fingerprint: str | None = None
+
     def __init__(self, config: ClassConfig, network: ClassNetwork) -> None:
         self.config, self.network = config, network
         self.trainable: nn.Module = network

@@ -41,6 +41,8 @@ class DiffusersGenerator:
     The network and text encoders compute in the pipeline's dtype, the VAE in float32 (SDXL's overflows in float16).
     """
 
+    loaded_fingerprint: str | None = None
+
     def __init__(self, pipeline: DiffusionPipeline, timestep: int | None = None) -> None:
         """`timestep`: where the weights were distilled to start, if elsewhere than the scheduler's first."""
         self.pipeline, self.timestep = pipeline, timestep

@@ -3,9 +3,11 @@
 import torch
 
 from ortho_core.errors import UserError
+from ortho_core.generators.loaded_files import LoadedFiles
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder, check_quantize
 from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.storage.planned import as_planned
 
 
 def load_generator(
@@ -22,8 +24,29 @@ def load_generator(
     `gradient_checkpointing` computes activations twice to keep fewer of them. A LoRA folder's adapter is merged into the
     network; `keep_adapter` leaves it apart and trainable, in float32. `quantize` (int8, nf4) packs the frozen weights, with
     what is merged into them. Raises UserError for weights that do not load, and for a LoRA folder as its `fingerprint` does.
+
+    The files must be those that `folder` has hashed, for a plan or an earlier load: UserError names one that is another by now.
+    What was loaded is the generator's `loaded_fingerprint`.
     """
     check_quantize(folder, quantize)
+    if folder.lora_base is not None:
+        _ = folder.fingerprint  # is the base still the one that the adapter was trained on?
+    computes_in = network_dtype(dtype, device, halves=folder.kind != CLASS_KIND)
+    files = LoadedFiles(folder, str(computes_in).removeprefix("torch."))
+    with as_planned(files.planned, files.now):
+        generator = _load(folder, torch.device(device), computes_in, gradient_checkpointing, keep_adapter, quantize)
+    generator.loaded_fingerprint = files.remember()
+    return generator
+
+
+def _load(
+    folder: ModelFolder,
+    device: torch.device,
+    dtype: torch.dtype,
+    gradient_checkpointing: bool,
+    keep_adapter: bool,
+    quantize: str,
+) -> OneStepGenerator:
     if folder.kind == CLASS_KIND:
         from ortho_core.generators.class_conditional import ClassGenerator
 
@@ -31,16 +54,14 @@ def load_generator(
             raise UserError(
                 f"--gradient-checkpointing: {folder.path} is class-conditional and too small for it; leave it out"
             )
-        return ClassGenerator.load(folder, torch.device(device), network_dtype(dtype, device, halves=False))
-    if folder.lora_base is not None:
-        _ = folder.fingerprint  # is the base still the one that the adapter was trained on?
+        return ClassGenerator.load(folder, device, dtype)
     # diffusers takes seconds to import; a driver that only checks and plans never needs it.
     from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
     generator = DiffusersGenerator.load(
         folder,
-        torch.device(device),
-        network_dtype(dtype, device),
+        device,
+        dtype,
         keep_adapter=keep_adapter,
         quantize=quantize,
     )

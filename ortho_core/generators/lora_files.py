@@ -74,12 +74,21 @@ class LoraFile:
         return LoraFile(file, added.weight, len(down), any(name.startswith(TEXT) for name in down))
 
     @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the file, and the weight: what it adds. Raises UserError for a file that cannot be read."""
+    def content(self) -> str:
+        """SHA-256 of the file, as it was when first asked for. Raises UserError for a file that cannot be read."""
         try:
-            return f"{content_hash(self.path)}\0{self.weight!r}"
+            return content_hash(self.path)
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """What the file adds. Raises UserError for a file that cannot be read."""
+        return self.adding(self.content)
+
+    def adding(self, content: str) -> str:
+        """What a file with this SHA-256 adds, at the weight of this one."""
+        return f"{content}\0{self.weight!r}"
 
 
 def _file_of(place: Path) -> Path:

@@ -7,7 +7,7 @@ stands for the folder of its pipeline.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +67,9 @@ class ModelFolder:
     recorded_fingerprint: str | None = None
     #: What is added to the weights besides, with `--lora`.
     loras: tuple[LoraFile, ...] = ()
+    #: SHA-256 of the folder's files by name, as they were when they were first hashed. They stay, and go to workers: what is
+    #: loaded later is compared with them.
+    seen: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def open(folder: str | Path) -> "ModelFolder":
@@ -94,6 +97,7 @@ class ModelFolder:
             checkpoint=False,
             lora_base=self,
             recorded_fingerprint=recorded_fingerprint or self.fingerprint,
+            seen={},
         )
 
     def with_loras(self, added: Sequence[AddedLora]) -> "ModelFolder":
@@ -131,18 +135,30 @@ class ModelFolder:
         if all(set(variants) == {""} for variants in base.weights.values()):
             return ""
         if dtype != "auto":
-            return f"model {base.path}: {base._taken(dtype)} (--dtype {dtype})"
-        gpu, cpu = base._taken("float16"), base._taken("float32")
+            return f"model {base.path}: {self._taken(dtype)} (--dtype {dtype})"
+        gpu, cpu = self._taken("float16"), self._taken("float32")
         which = gpu if gpu == cpu else f"on a GPU {gpu}, on a CPU {cpu}"
         return f"model {base.path}: {which} (--dtype auto)"
 
     def _taken(self, dtype: str) -> str:
         """The variants that the parts are loaded from, with the parts of each."""
         taken: dict[str, list[str]] = {}
-        for part, variants in self.weights.items():
-            variant = preferred(variants, "float32" if part in FLOAT32 else dtype)
-            taken.setdefault(variant or "full", []).append(part)
+        for part in self.weights:
+            taken.setdefault(self.variant_of(part, dtype) or "full", []).append(part)
         return "; ".join(f"{variant} files of {', '.join(parts)}" for variant, parts in taken.items())
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """The parts that are loaded in float32, whatever the precision of the others.
+
+        A text encoder is small enough to be rounded after a LoRA was added to it.
+        """
+        texts = [name for name in self.networks if name != "unet"] if any(lora.on_text for lora in self.loras) else []
+        return tuple(dict.fromkeys([*FLOAT32, *texts]))
+
+    def variant_of(self, part: str, dtype: str) -> str:
+        """The variant of its weights that a part is loaded from, of a model that computes in `dtype`."""
+        return preferred(self.weights[part], "float32" if part in self.exact else dtype)
 
     @property
     def base(self) -> "ModelFolder":
@@ -164,19 +180,23 @@ class ModelFolder:
         except UserError as error:
             raise UserError(f"{self.base.path / SCHEDULER} {error}") from error
 
-    @cached_property
+    @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each file that is loaded, by its name in the folder; JSON's is of what it says, not how it is laid out.
 
         Raises UserError for a file that cannot be read.
         """
-        found = dict(self.configurations)
-        for name in self.files:
-            try:
-                found[name] = content_hash(self.place / name)
-            except OSError as error:
-                raise UserError(f"{self.place / name} cannot be read: {error.strerror}") from error
-        return found
+        return {**self.configurations, **self.hashes_of(self.files)}
+
+    def hashes_of(self, names: Sequence[str]) -> dict[str, str]:
+        """SHA-256 of files of the folder by name, as they were first `seen`. Raises UserError for one that cannot be read."""
+        for name in names:
+            if name not in self.seen:
+                try:
+                    self.seen[name] = content_hash(self.place / name)
+                except OSError as error:
+                    raise UserError(f"{self.place / name} cannot be read: {error.strerror}") from error
+        return {name: self.seen[name] for name in names}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -187,7 +207,6 @@ class ModelFolder:
 
         Raises UserError if a base has another fingerprint than `lora.json` records.
         """
-        digest = hashlib.sha256()
         if self.lora_base is not None:
             found, recorded = self.lora_base.fingerprint, self.recorded_fingerprint
             if found != recorded:
@@ -195,20 +214,16 @@ class ModelFolder:
                     f"{self.path / LORA_REFERENCE}: the base model {self.lora_base.path} has fingerprint {found}, and the "
                     f"LoRA was trained on {recorded}; give base_model the folder of that model"
                 )
-            digest.update(f"base_fingerprint\0{recorded}\0".encode())
-        own = _over(self.hashes, digest)[:16]
-        return own if not self.loras else _over({"": own} | self._added, hashlib.sha256())[:16]
-
-    @property
-    def _added(self) -> dict[str, str]:
-        return {f"lora {number}": lora.fingerprint for number, lora in enumerate(self.loras)}
+        own = fingerprint_over(self.hashes, None if self.lora_base is None else self.recorded_fingerprint)
+        return own if not self.loras else fingerprint_over({"": own}, added=[lora.fingerprint for lora in self.loras])
 
     @property
     def text_fingerprint(self) -> str:
         """SHA-256 over what makes embeddings of prompts: models that share it have the same ones."""
         decisive = (INDEX, CLASS_CONFIG, "text_encoder", "tokenizer")
         hashes = {name: value for name, value in self.base.hashes.items() if name.startswith(decisive)}
-        return _over(hashes | (self._added if any(lora.on_text for lora in self.loras) else {}), hashlib.sha256())
+        on_text = any(lora.on_text for lora in self.loras)
+        return _over(hashes | (_numbered(lora.fingerprint for lora in self.loras) if on_text else {}), hashlib.sha256())
 
     @property
     def weight_bytes(self) -> int:
@@ -328,6 +343,20 @@ def _open_lora(folder: Path) -> ModelFolder:
             f"{file}: the base model {place} is class-conditional, which has no adapters; accepted: a diffusers pipeline's"
         )
     return base.with_adapter(folder, content["base_fingerprint"])
+
+
+def fingerprint_over(hashes: dict[str, str], base: str | None = None, added: Iterable[str] = ()) -> str:
+    """SHA-256 (16 hex digits) over names and hashes; of an adapter also over the fingerprint of its base, of a model with LoRAs
+    over what they add.
+    """
+    digest = hashlib.sha256()
+    if base is not None:
+        digest.update(f"base_fingerprint\0{base}\0".encode())
+    return _over(hashes | _numbered(added), digest)[:16]
+
+
+def _numbered(added: Iterable[str]) -> dict[str, str]:
+    return {f"lora {number}": fingerprint for number, fingerprint in enumerate(added)}
 
 
 def _over(hashes: Mapping[str, str], digest: Any) -> str:

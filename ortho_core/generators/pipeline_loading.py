@@ -51,8 +51,7 @@ def load_pipeline(folder: ModelFolder, dtype: torch.dtype, loras: tuple[LoraFile
     kind, configs = base.kind, base.configs
     assert configs is not None
     source: Source = CheckpointSource(base) if base.checkpoint else FolderSource(base)
-    # A text encoder is small enough to be rounded after a LoRA was added to it.
-    exact = FLOAT32 + (tuple(name for name in base.networks if name != "unet") if any(f.on_text for f in loras) else ())
+    exact = folder.exact
     try:
         networks = {name: source.load(name, torch.float32 if name in exact else dtype) for name in base.networks}
         if loras:

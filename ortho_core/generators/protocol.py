@@ -37,6 +37,9 @@ class Condition:
 class OneStepGenerator(Protocol):
     """`x = decode(denoise(noise, condition))`; latents and images are float32 whatever the network computes in."""
 
+    #: Fingerprint of the files that it was loaded from, which `load_generator` says; None of one that was made otherwise.
+    loaded_fingerprint: str | None
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the noise map."""

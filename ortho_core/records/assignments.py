@@ -25,6 +25,7 @@ from ortho_core.noise.seeded import seeded_normal
 from ortho_core.records.parts import PART_FOOTERS_AT_ONCE, read_footers, read_part
 from ortho_core.records.plan import ASSIGNMENT_PLANS, PLAN_FILE, AssignmentPlan, RewardPlan, read_plan
 from ortho_core.storage.open import open_store
+from ortho_core.storage.planned import check_planned
 from ortho_core.storage.store import one_line
 
 #: Two machines' linear algebra agrees far better than this; another seed, skew or shape does not.
@@ -105,6 +106,12 @@ class Assignments:
             raise UserError(f"cannot read the assignments in {self.location}: {one_line(error)}") from error
         except UserError as error:
             raise UserError(f"{error}: assign again") from error
+
+    def planned_as(self, option: str, fingerprint: str | None) -> "Assignments":
+        """These, which `option` names. Raises UserError unless they are of the run with the fingerprint that was planned with."""
+        name = f"what {option} {self.location} holds"
+        check_planned({name: fingerprint or ""}, {name: self.plan.run_fingerprint})
+        return self
 
     @property
     def of_rewards(self) -> bool:

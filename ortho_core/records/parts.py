@@ -65,6 +65,8 @@ class PartAbout(BaseModel):
     #: 0, or which later try at the rows that had failed until then.
     revision: int
     run_fingerprint: str
+    #: Fingerprint of the files that the worker had loaded the model from; None where no model was needed.
+    loaded_fingerprint: str | None = None
     #: Seconds since the epoch.
     written: float
     truncated_prompts: int = 0
@@ -139,6 +141,8 @@ class ShardResult:
     truncated_prompts: int = 0
     evaluations: int = 0
     candidate_forwards: int = 0
+    #: What `PartAbout` says of them.
+    loaded_fingerprint: str | None = None
     #: What `PartAbout.diversity` says.
     diversity: tuple[float, ...] | None = None
 

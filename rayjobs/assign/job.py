@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
+from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.memory.plan import MOST_SLOTS
@@ -43,7 +44,7 @@ def make_plan(job: AssignJob, model: ModelFolder) -> tuple[ReconstructionPlan, P
     noise = NoiseSettings(**{name: config.pop(name) for name in NoiseSettings.model_fields})
     plan = ReconstructionPlan(
         pairs_fingerprint=pairs.fingerprint(),
-        model_fingerprint=model.fingerprint,
+        model_fingerprint=planned_fingerprint(model, job.dtype),
         noise=noise,
         config=config,
         rows=pairs.rows(),

@@ -13,6 +13,7 @@ from typing import Any
 from ortho_core.errors import UserError
 from ortho_core.evaluation.features import find_features
 from ortho_core.evaluation.rows import SPREAD_PROMPTS
+from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.noise.rotation import block_dimension
@@ -20,13 +21,12 @@ from ortho_core.pairs.decoding import usable_rows
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Shard
 from ortho_core.records.plan import Settings
-from ortho_core.rewards.names import fingerprint_of, reward_fingerprints
 from ortho_core.storage.open import open_store
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.figures import Parts, check_judged, count_in_training, draw, judge_all, table_of, write_failures
-from rayjobs.evaluate.plan import PARTS, EvaluationPlan, ExtractorUsed, take_base_from
+from rayjobs.evaluate.plan import PARTS, EvaluationPlan, take_base_from
 from rayjobs.evaluate.report import write_report
-from rayjobs.evaluate.worker import Judging, folders_of_rewards, judge_models, reward_names, searched_by
+from rayjobs.evaluate.worker import Judging, folders_of_rewards, judge_models, judges_used, reward_names, searched_by
 from rayjobs.pool.derived import REPORT, is_whole, is_whole_page, receipts_in
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
@@ -89,20 +89,15 @@ def make_plan(
     Raises UserError for whatever can be found wrong beforehand.
     """
     check(job, models)
-    judges = judge_models(job)
     pairs = pairs or open_pairs(job.pairs, job.pair_fields(), "held-out pairs")
     pairs = pairs.spread(job.rows)
     shards = heldout_shards(pairs, job.rows, job.rows_per_shard)
     rows = sum(shard.rows for shard in shards)
-    cmmd = judges.cmmd or judges.features
     plan = EvaluationPlan(
         pairs_fingerprint=pairs.fingerprint(),
         base=next(iter(models)),
-        models={name: model.fingerprint for name, model in models.items()},
-        features=ExtractorUsed(name=judges.features.name, fingerprint=judges.features.fingerprint),
-        cmmd_features=ExtractorUsed(name=cmmd.name, fingerprint=cmmd.fingerprint),
-        rewards=reward_fingerprints(reward_names(job), folders_of_rewards(job)),
-        lpips=fingerprint_of([judges.lpips]) if judges.lpips is not None else None,
+        models={name: planned_fingerprint(model, job.dtype) for name, model in models.items()},
+        **dict(judges_used(job, judge_models(job))),
         config=settings(job, decides),
         diversity_prompts=tuple(first_prompts(pairs, shards)),
         heldout_rows=rows,

@@ -25,6 +25,27 @@ class ExtractorUsed(BaseModel):
     fingerprint: str
 
 
+class JudgesUsed(BaseModel):
+    """Which networks judge the images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    features: ExtractorUsed
+    cmmd_features: ExtractorUsed
+    #: The fingerprint of each reward's weights, by name.
+    rewards: dict[str, str]
+    lpips: str | None
+
+    def by_option(self) -> dict[str, str]:
+        """Fingerprints, by what messages call the files that have them."""
+        features = {"features": self.features, "cmmd-features": self.cmmd_features}
+        return {
+            **{f"the model of --{option} {used.name}": used.fingerprint for option, used in features.items()},
+            **{f"reward {name}": value for name, value in self.rewards.items()},
+            **({} if self.lpips is None else {"the file of --lpips": self.lpips}),
+        }
+
+
 class EvaluationPlan(ShardedPlan):
     """Models judged on the same held-out rows. A task is a shard of one model: number m·S + s for shard s of S and model m."""
 
@@ -56,6 +77,12 @@ class EvaluationPlan(ShardedPlan):
     def own_cmmd(self) -> bool:
         """Whether CMMD is made of other features than the rest."""
         return self.features.fingerprint != self.cmmd_features.fingerprint
+
+    def judges(self) -> JudgesUsed:
+        """Which networks judge."""
+        return JudgesUsed(
+            features=self.features, cmmd_features=self.cmmd_features, rewards=self.rewards, lpips=self.lpips
+        )
 
     def judging(self) -> dict[str, Any]:
         """How models are judged, whichever they are."""

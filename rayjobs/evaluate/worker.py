@@ -24,9 +24,10 @@ from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Shard
 from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import fingerprint
-from ortho_core.rewards.names import parse_rewards
+from ortho_core.rewards.names import fingerprint_of, parse_rewards, reward_fingerprints
+from ortho_core.storage.planned import as_planned
 from rayjobs.evaluate.config import EvaluateJob
-from rayjobs.evaluate.plan import EvaluationPlan
+from rayjobs.evaluate.plan import EvaluationPlan, ExtractorUsed, JudgesUsed
 from rayjobs.pool.engine_search import FEW_SLOTS
 from rayjobs.pool.memory import Searched, slots_on_gpu
 from rayjobs.pool.protocol import Usage, WorkerPlace
@@ -57,6 +58,17 @@ def judge_models(job: EvaluateJob) -> JudgeModels:
     return JudgeModels(features, None if same else cmmd, job.rewards, folders_of_rewards(job), lpips)
 
 
+def judges_used(job: EvaluateJob, judges: JudgeModels) -> JudgesUsed:
+    """What identifies the models that judge, as their files are now. Raises UserError for files that are missing."""
+    cmmd = judges.cmmd or judges.features
+    return JudgesUsed(
+        features=ExtractorUsed(name=judges.features.name, fingerprint=judges.features.fingerprint),
+        cmmd_features=ExtractorUsed(name=cmmd.name, fingerprint=cmmd.fingerprint),
+        rewards=reward_fingerprints(reward_names(job), folders_of_rewards(job)),
+        lpips=fingerprint_of([judges.lpips]) if judges.lpips is not None else None,
+    )
+
+
 def search_config(job: EvaluateJob) -> AssignConfig:
     """The E-step that looks for each row's closest image."""
     return AssignConfig(patch_size=job.patch_size, steps=job.steps, patience=0)
@@ -82,7 +94,9 @@ class Judging:
         return self.job.steps * -(-self.plan.rows_per_shard // (self.job.batch_size or FEW_SLOTS))
 
     def load(self, place: WorkerPlace, notes: list[str]) -> "ModelByModel":
-        judge = Judge(judge_models(self.job), place.device)
+        job, planned = self.job, self.plan.judges().by_option()
+        with as_planned(planned, lambda: judges_used(job, judge_models(job)).by_option()):
+            judge = Judge(judge_models(job), place.device)
         return ModelByModel(self, judge, place.device, place.decoder(self.pairs), notes)
 
 

@@ -19,6 +19,7 @@ from ortho_core.device import pick_device
 from ortho_core.errors import UserError
 from ortho_core.evaluation.samples import sample
 from ortho_core.generators.load import load_generator
+from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.marks import decides, settings
@@ -104,7 +105,7 @@ def make_plan(job: GenerateJob, model: ModelFolder) -> tuple[GeneratePlan, list[
         for each in asked:
             class_number(each.prompt, model.class_config.classes)
     plan = GeneratePlan(
-        model_fingerprint=model.fingerprint,
+        model_fingerprint=planned_fingerprint(model, job.dtype),
         prompts_fingerprint=fingerprint([[each.stem, each.row] for each in asked]) if job.prompts else None,
         prompts=len(asked),
         images_per_prompt=job.count or job.images_per_prompt or chosen.images_per_prompt,

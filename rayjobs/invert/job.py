@@ -7,6 +7,7 @@ from ortho_core.errors import BadRow, UserError
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.space import noise_space
 from ortho_core.generators.load import load_generator
+from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.decoding import to_images
@@ -45,7 +46,7 @@ def describe(job: InvertJob) -> dict[str, object]:
 def run(job: InvertJob) -> int:
     """Invert one image. Returns 0. Raises UserError or RunFailed."""
     model = check(job)
-    fingerprint = model.fingerprint
+    fingerprint = planned_fingerprint(model, job.dtype)
     generator = load_generator(model, pick_device(job.device), job.dtype, quantize=job.quantize)
     try:
         pixels = decode_image(

@@ -20,7 +20,7 @@ from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Shard
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.parts import ShardResult
-from ortho_core.records.plan import AssignmentPlan
+from ortho_core.records.plan import AssignmentPlan, ReconstructionPlan
 from rayjobs.pool.config import PoolSettings
 from rayjobs.pool.memory import Searched, slots_on_gpu
 from rayjobs.pool.protocol import Decoder, Usage, WorkerPlace
@@ -62,7 +62,9 @@ class EngineSearch:
         return self.goal.config.passes * -(-self.plan.rows_per_shard // (self.settings.slots or FEW_SLOTS))
 
     def load(self, place: WorkerPlace, notes: list[str]) -> "EngineSearcher":
-        plan, earlier = self.plan, Assignments(self.warm_start) if self.warm_start else None
+        plan, earlier = self.plan, None
+        if self.warm_start is not None and isinstance(plan, ReconstructionPlan):
+            earlier = Assignments(self.warm_start).planned_as("--warm-start", plan.warm_start)
         generator = self.generator(place.device)
         rows = self.goal.rows(generator, self.pairs, place.decoder)
         slots = self.slots(rows, generator, self.goal.config, notes)

@@ -97,6 +97,7 @@ class Ledger(Generic[AnyShardedPlan]):
             shard=task.shard,
             revision=task.revision,
             run_fingerprint=self.plan.run_fingerprint,
+            loaded_fingerprint=result.loaded_fingerprint,
             written=written,
             truncated_prompts=result.truncated_prompts,
             evaluations=result.evaluations,

@@ -160,6 +160,8 @@ class TrainSummary(Record):
     tracker_failures: list[str]
     #: Of the search for noise between the updates.
     match_evaluations: int = 0
+    #: Of the files that the model was loaded from.
+    loaded_fingerprint: str | None = None
     images_per_second: float | None
     seconds_this_run: float
     run_fingerprint: str

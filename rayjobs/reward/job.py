@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
+from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
 from ortho_core.pairs.pair_set import PairSet
@@ -64,7 +65,7 @@ def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, 
     noise = {name: config.pop(name) for name in ("seed", "transform", "patch_size", "regions", "store")}
     plan = RewardPlan(
         pairs_fingerprint=rows.fingerprint(),
-        model_fingerprint=model.fingerprint,
+        model_fingerprint=planned_fingerprint(model, job.dtype),
         # What is found for a prompt is what it is trained on.
         noise=NoiseSettings(**noise, store_latents=True),
         rewards=parse_rewards(job.reward),
@@ -109,8 +110,7 @@ def run(job: RewardJob) -> int:
     if job.prompt is not None:
         from rayjobs.reward.one_prompt import run_one
 
-        check(job, model)
-        return run_one(job, model)
+        return run_one(job, model, check(job, model))
     job = located(job)
     plan, rows, shards = make_plan(job, model)
     begun = ShardedRun(job.out, plan, job.retry_failures, job.verify)

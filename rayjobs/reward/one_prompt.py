@@ -1,12 +1,14 @@
 """`ortho reward --prompt`: one prompt in this process, with pictures and curves."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ortho_core.generators.load import load_generator
+from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pictures import to_bytes
@@ -18,12 +20,12 @@ from rayjobs.reward.worker import objective_of
 from rayjobs.verb.console import say
 
 
-def run_one(job: RewardJob, model: ModelFolder) -> int:
-    """Raise the rewards of one prompt. Returns 0. Raises UserError or RunFailed."""
+def run_one(job: RewardJob, model: ModelFolder, fingerprints: Mapping[str, str]) -> int:
+    """Raise the rewards of one prompt; `fingerprints` are of the rewards' weights. Returns 0. Raises UserError or RunFailed."""
     assert job.prompt is not None
     out = Path(job.out)
     one_search.check_folder(out, "reward --prompt")
-    fingerprint, started = model.fingerprint, time.monotonic()
+    fingerprint, started = planned_fingerprint(model, job.dtype), time.monotonic()
     generator = load_generator(
         model,
         job.own_device(),
@@ -31,7 +33,7 @@ def run_one(job: RewardJob, model: ModelFolder) -> int:
         gradient_checkpointing=job.gradient_checkpointing,
         quantize=job.quantize,
     )
-    objective = objective_of(job, generator)
+    objective = objective_of(job, generator, fingerprints)
     steps: list[Tensor] = []
     objective.on_images = lambda images: steps.append(to_bytes(images[:1]))
     prompts = [job.prompt]

@@ -108,6 +108,13 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         return tuple(self.lora_targets)
 
     @property
+    def loaded_in(self) -> tuple[str, ...]:
+        """The precisions that models may be loaded in: float32, and what frozen weights are halved to."""
+        halved = self.lora_rank and self.parallel == "ddp" and self.mixed_precision != "no"
+        half = {"auto": "float16", "fp16": "float16", "bf16": "bfloat16"}
+        return ("float32", half[self.mixed_precision]) if halved else ("float32",)
+
+    @property
     def keeps_noise(self) -> bool:
         """Whether the rows' noise is refreshed from some that is kept."""
         return self.noise == "online" and self.match_refresh < 1

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
+from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.lora_config import AddedLora
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.origin import converted_from
@@ -83,8 +84,8 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
     plan = TrainPlan(
         assignments=assigned_by,
         pairs_fingerprint=pairs_fingerprint,
-        model_fingerprint=model.fingerprint,
-        preserve_fingerprint=models.held.fingerprint,
+        model_fingerprint=planned_fingerprint(model, *job.loaded_in),
+        preserve_fingerprint=planned_fingerprint(models.held, *job.loaded_in),
         preserve_prompts=fingerprint(held),
         validation=validation_of(job, shape),
         config=settings(job, decides),

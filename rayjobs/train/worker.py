@@ -109,7 +109,7 @@ class Training(TrainLoop[Share]):
         network = self.generator.trainable
         self.teacher = self._teacher(network) if data.preserve_rows else None
         self.prompts = PromptCache(self.generator)
-        self.validation = self._validation()
+        self.validation = self._validation(plan.validation)
         self.step = MStep(self.generator, self.teacher, job, self.updates, self._wrap)
         self.matching = self._matching() if job.noise == "online" else None
         rows = (data.order.rows, data.latent_shape)
@@ -183,11 +183,11 @@ class Training(TrainLoop[Share]):
         )
         return wrapped
 
-    def _validation(self) -> Validation | None:
+    def _validation(self, planned: str | None) -> Validation | None:
         job = self.job
         if job.validation is None:
             return None
-        held = Assignments(job.validation)
+        held = Assignments(job.validation).planned_as("--validation", planned)
         each = min(job.validation_rows, len(held)) // self.world
         rows = range(self.rank * each, (self.rank + 1) * each)
         with autocast(
@@ -267,6 +267,7 @@ class Training(TrainLoop[Share]):
             if self.matching is not None
             else 0,
             "gradient_checkpointing": self.checkpoints,
+            "loaded_fingerprint": self.generator.loaded_fingerprint,
             "images_per_second": job.batch_size * speed if speed is not None else None,
         }
 
