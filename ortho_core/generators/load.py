@@ -6,6 +6,7 @@ from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder, check_quantize
 from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.imports import quick_imports
 
 
 def load_generator(
@@ -35,7 +36,8 @@ def load_generator(
     if folder.lora_base is not None:
         _ = folder.fingerprint  # is the base still the one that the adapter was trained on?
     # diffusers takes seconds to import; a driver that only checks and plans never needs it.
-    from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+    with quick_imports():
+        from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
     generator = DiffusersGenerator.load(
         folder,

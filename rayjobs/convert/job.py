@@ -18,6 +18,7 @@ from ortho_core.generators.origin import CONVERTED, base_name, origin_of, write_
 from ortho_core.generators.part_files import read_json
 from ortho_core.generators.shared_files import written_here
 from ortho_core.generators.single_file import write_single_file
+from ortho_core.imports import quick_imports
 from ortho_core.storage.folders import replace_folder
 from rayjobs.convert.config import ConvertJob
 from rayjobs.verb.console import say
@@ -99,7 +100,8 @@ def run(job: ConvertJob) -> int:
         write_kohya(out, weights, lora, unet, title=title, base=base_name(model.base.path), dtype=dtype)
     else:
         # diffusers takes seconds to import; a dry run needs none of it.
-        from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+        with quick_imports():
+            from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
         generator = load_generator(model, dtype=job.dtype)
         assert isinstance(generator, DiffusersGenerator)
