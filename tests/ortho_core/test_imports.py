@@ -49,3 +49,4 @@ def test_inside_another_one_only_the_outer_one_ends_it(monkeypatch):
 def test_a_model_is_loaded_without_the_compiler_and_its_modules_are_set_apart():
     process = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, timeout=300)
     assert process.stdout == "True True False\n", process.stderr
+    assert "leaked" not in process.stderr
