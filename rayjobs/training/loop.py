@@ -30,7 +30,7 @@ from ortho_core.storage.folders import sweep_partial
 from ortho_core.storage.lease import LeaseLost, Ticket
 from rayjobs.training.config import TrainingSettings
 from rayjobs.training.plan import TrainingPlan
-from rayjobs.training.run_files import HISTORY, STATE, STOPPED, saved_state, trim_history
+from rayjobs.training.run_files import HISTORY, STATE, STOPPED, save_state, saved_state, trim_history
 from rayjobs.training.trackers import Trackers
 from rayjobs.verb.faults import fault_of
 from rayjobs.verb.plan import replace_text
@@ -254,11 +254,11 @@ class TrainLoop(ABC, Generic[Batch]):
                     "seconds": self.seconds,
                 }
                 if self.settings.num_workers:
-                    torch.save(content, Path(scratch) / STATE)
+                    save_state(content, Path(scratch) / STATE)
                     checkpoint = ray.train.Checkpoint.from_directory(scratch)
                 else:  # Ray Train keeps no checkpoints of a run in its driver's process
                     fresh = self.out / f".{STATE}"
-                    torch.save(content, fresh)
+                    save_state(content, fresh)
                     fresh.replace(self.out / STATE)
             report: Report = {"update": self.update, "epoch": self.update / self.updates_per_epoch}
             if (figures := self.validated()) is not None:

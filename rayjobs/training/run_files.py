@@ -24,6 +24,20 @@ STOPPED = "stopped.txt"
 STATE = "state.pt"
 
 
+def save_state(content: dict[str, Any], file: Path) -> None:
+    """Write a resumable state. Raises OSError, and leaves no part of a file."""
+    try:
+        with file.open("wb") as stream:
+            torch.save(content, stream)
+    except BaseException as error:
+        file.unlink(missing_ok=True)
+        # Of a full disk PyTorch says that a position is unexpected; what it was told is beneath.
+        below = error.__context__
+        if isinstance(error, RuntimeError) and isinstance(below, OSError):
+            raise OSError(below.errno, below.strerror, str(file)) from error
+        raise
+
+
 def forget(out: Path) -> None:
     """Remove the resumable state of a run that is done."""
     shutil.rmtree(out / "state", ignore_errors=True)
