@@ -38,6 +38,11 @@ def main(argv: list[str] | None = None) -> int:
         elif name in {"-V", "--version"}:
             print(f"ortho {__version__}")
             code = 0
+        elif name == "completion":
+            from rayjobs.verb.completion import completion  # the only one that reads the options of every verb
+
+            print(completion(argv[1:]), end="")
+            code = 0
         else:
             verb = find(name)
             parsed = parse(verb.model(), argv[1:], name)
@@ -62,6 +67,7 @@ def print_verbs() -> None:
     print("usage: ortho VERB [--config FILE.yaml] [--some-field value ...]\n")
     print("\n".join(f"  {name:14}{verb.help}" for name, verb in VERBS.items()))
     print("\n`ortho help VERB` shows what a verb takes, with an example; `ortho VERB --help-all` all of its options.")
+    print('`eval "$(ortho completion bash)"`, or zsh, has the shell complete verbs and options.')
 
 
 def find(name: str) -> Verb:

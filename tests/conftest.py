@@ -24,6 +24,8 @@ install_import_hook(["ortho_core"], "tests.shapes.check")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.disk import Disk  # noqa: E402
+
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -134,6 +136,12 @@ def copy_pairs(digits: Path, folder: Path, rows: int) -> Path:
     for i in range(rows):
         shutil.copy(digits / "images" / f"{i:04d}.png", folder / "images")
     return folder
+
+
+@pytest.fixture(scope="session")
+def disk() -> Disk:
+    """Where a test says so, and for as long, writing fails."""
+    return Disk()
 
 
 @pytest.fixture(scope="session")

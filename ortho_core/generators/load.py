@@ -7,6 +7,7 @@ from ortho_core.generators.loaded_files import LoadedFiles
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder, check_quantize
 from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.imports import quick_imports
 from ortho_core.storage.planned import as_planned
 
 
@@ -56,7 +57,8 @@ def _load(
             )
         return ClassGenerator.load(folder, device, dtype)
     # diffusers takes seconds to import; a driver that only checks and plans never needs it.
-    from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+    with quick_imports():
+        from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
     generator = DiffusersGenerator.load(
         folder,

@@ -56,7 +56,7 @@ def origin_of(folder: Path) -> Origin | None:
 
 def base_name(folder: Path) -> str:
     """How a card names a model as a base: by the repository it was downloaded from; a fine-tuned one by that of its own base,
-    which its card has; any other by its folder."""
+    which its card has; any other by the name of its folder or file."""
     if (origin := origin_of(folder)) is not None:
         return origin.repository
     try:
@@ -67,7 +67,13 @@ def base_name(folder: Path) -> str:
             return earlier
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    return str(folder)
+    return folder.absolute().name
+
+
+def model_name(folder: Path) -> str:
+    """How a card names a model that it was made from: as `base_name`, and one that was fine-tuned by its own folder as well."""
+    name, own = base_name(folder), folder.absolute().name
+    return name if origin_of(folder) is not None or name == own else f"{own}, fine-tuned from {name}"
 
 
 def write_conversion(folder: Path, fingerprint: str, of: str) -> None:

@@ -15,6 +15,7 @@ from ortho_core.generators.part_files import read_json
 from ortho_core.generators.pipeline_files import read_index
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.generators.quantized import quantize_layers
+from ortho_core.imports import quick_imports
 
 
 def blank_generator(
@@ -28,10 +29,11 @@ def blank_generator(
     if folder.class_config is not None:
         assert isinstance(network, ClassNetwork)
         return ClassGenerator(folder.class_config, network)
-    from diffusers import AutoencoderKL
+    with quick_imports():
+        from diffusers import AutoencoderKL
 
-    # Not above: it imports diffusers' pipelines, which takes seconds.
-    from ortho_core.memory.blank_pipeline import BlankPipeline
+        # Not above: it imports diffusers' pipelines, which takes seconds.
+        from ortho_core.memory.blank_pipeline import BlankPipeline
 
     autoencoder = AutoencoderKL.from_config(read_json(_configurations(folder) / "vae" / "config.json"))
     return BlankPipeline(folder, network, _frozen(autoencoder), _text_encoders(folder, dtype))
@@ -44,7 +46,8 @@ def blank_network(
     if folder.class_config is not None:
         with _default(dtype):
             return _frozen(ClassNetwork(folder.class_config))
-    from diffusers import UNet2DConditionModel
+    with quick_imports():
+        from diffusers import UNet2DConditionModel
 
     with _default(dtype):
         unet = UNet2DConditionModel.from_config(read_json(_configurations(folder) / "unet" / "config.json"))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -51,6 +52,17 @@ class Place:
             raise PydanticCustomError("empty_path", "an empty path is not accepted")
         expand = context.get("expand") if context else None
         return expand(text) if expand else text
+
+
+def place_name(place: str | Path) -> str:
+    """What people call a place, wherever it lies: the last part of a path or URL, that of a file after its folder's."""
+    text = str(place)
+    if "://" in text:
+        url = urlsplit(text)
+        parts = [url.hostname or "", *filter(None, url.path.split("/"))]
+    else:
+        parts = [*Path(text).absolute().parts]
+    return "/".join(parts[-2:] if re.search(r"\.[a-z]+$", parts[-1]) else parts[-1:])
 
 
 #: A local path.

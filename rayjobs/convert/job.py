@@ -10,15 +10,16 @@ from ortho_core.errors import UserError
 from ortho_core.generators.kohya import write_kohya
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import read_lora
-from ortho_core.generators.lora_config import as_option
 from ortho_core.generators.lora_files import LORA_WEIGHTS
 from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
-from ortho_core.generators.origin import CONVERTED, base_name, origin_of, write_conversion
+from ortho_core.generators.origin import CONVERTED, base_name, model_name, origin_of, write_conversion
 from ortho_core.generators.part_files import read_json
 from ortho_core.generators.shared_files import written_here
 from ortho_core.generators.single_file import write_single_file
+from ortho_core.imports import quick_imports
 from ortho_core.storage.folders import replace_folder
+from ortho_core.storage.location import place_name
 from rayjobs.convert.config import ConvertJob
 from rayjobs.verb.console import say
 
@@ -99,7 +100,8 @@ def run(job: ConvertJob) -> int:
         write_kohya(out, weights, lora, unet, title=title, base=base_name(model.base.path), dtype=dtype)
     else:
         # diffusers takes seconds to import; a dry run needs none of it.
-        from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
+        with quick_imports():
+            from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
         generator = load_generator(model, dtype=job.dtype)
         assert isinstance(generator, DiffusersGenerator)
@@ -116,13 +118,15 @@ def write_folder(job: ConvertJob, model: ModelFolder, generator: Any, out: Path)
     """Write the pipeline with a card, and a record that it is the model that it was converted from."""
     origin = origin_of(model.base.path)
     card = model_card(
-        "/".join(out.absolute().parts[-2:]),
+        f"{model_name(model.path)}{' with ' if job.lora else ''}{', '.join(place_name(each.file) for each in job.lora)}",
         base=base_name(model.base.path),
         model=model,
         facts={
             **({} if origin is None else {"base model": origin}),
-            "converted from": f"{job.model} (fingerprint {model.fingerprint})",
-            **({"with": as_option(job.lora)} if job.lora else {}),
+            "converted from": f"{model_name(model.path)} (fingerprint {model.fingerprint})",
+            **(
+                {"with": ", ".join(f"{place_name(each.file)}:{each.weight:g}" for each in job.lora)} if job.lora else {}
+            ),
             "precision": job.dtype,
         },
         metrics={},

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from ortho_core.errors import UserError
 from ortho_core.generators.origin import RECORD, read_record
+from ortho_core.imports import quick_imports
 from ortho_core.storage.hashes import content_hash
 from ortho_core.storage.store import one_line
 from rayjobs.download.catalog import (
@@ -189,7 +190,8 @@ def settle(staging: Path, folder: Path) -> None:
 def build(name: str, entry: Entry, root: Path) -> None:
     """Make the pipeline of an entry that is none by itself."""
     # diffusers takes seconds to import, and most models need none of it.
-    from rayjobs.download.assemble import assemble
+    with quick_imports():
+        from rayjobs.download.assemble import assemble
 
     assembly, recipe = entry.assemble, entry.recipe
     assert assembly is not None

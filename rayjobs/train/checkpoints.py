@@ -11,13 +11,26 @@ from ortho_core.generators.lora import TEACHER, add_lora, has_lora
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import ModelFolder
-from ortho_core.generators.origin import base_name, origin_of
+from ortho_core.generators.origin import base_name, model_name, origin_of
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.update import MStep
 from ortho_core.storage.aside import folder_aside
 from ortho_core.storage.folders import link_tree, replace_folder
+from ortho_core.storage.location import place_name
+from ortho_core.storage.open import open_store
+from ortho_core.text.parsing import json_object
 from rayjobs.train.config import TrainJob
 from rayjobs.train.plan import TrainPlan
+
+
+def pairs_of(job: TrainJob) -> str:
+    """Where the pairs are that it trains on, as the assignments say if the job does not; the assignments, if they do not."""
+    if job.pairs is not None or job.assignments is None:
+        return str(job.pairs)
+    try:
+        return str(json_object(open_store(job.assignments).read("summary.json"), "it")["config"]["pairs"])
+    except (OSError, ValueError, KeyError, TypeError):  # of prompts, or of a run that has not ended
+        return job.assignments
 
 
 class CheckpointFolders:
@@ -25,6 +38,8 @@ class CheckpointFolders:
 
     def __init__(self, job: TrainJob, plan: TrainPlan, model: ModelFolder, step: MStep, rank: int) -> None:
         self.job, self.plan, self.model, self.step, self.rank = job, plan, model, step, rank
+        #: What the data is called.
+        self.data = place_name(pairs_of(job))
 
     def save(self, names: list[str], update: int, metrics: Mapping[str, float]) -> None:
         """Write the first folder and link the others to its files. Every worker calls this; rank 0 writes."""
@@ -44,7 +59,7 @@ class CheckpointFolders:
         generator = self.step.generator if weights is None else self._plain(weights)
         network, training = generator.trainable, generator.trainable.training
         network.eval()
-        card = self._card(first.name, update, metrics)
+        card = self._card(bool(suffix), update, metrics)
         if has_lora(network) and self.job.lora_merge:
             # Merged in a copy: taking an adapter out again would not give the same weights back to the last bit.
             with folder_aside(self.job.out / "lora") as adapted:
@@ -73,7 +88,7 @@ class CheckpointFolders:
         plain.trainable.load_state_dict({k: v for k, v in weights.items() if f".{TEACHER}." not in k})
         return plain
 
-    def _card(self, name: str, update: int, metrics: Mapping[str, float]) -> str:
+    def _card(self, averaged: bool, update: int, metrics: Mapping[str, float]) -> str:
         plan, job = self.plan, self.job
         kinds = {
             "matched": "latent-matched SFT",
@@ -81,26 +96,29 @@ class CheckpointFolders:
             "random": "direct SFT",
             "base": "distillation of what was searched for",
         }
-        rows, source = "pairs", {"pairs": str(job.pairs)}
-        if plan.assignments is not None:
-            rows, source = "assignments", {"assignments": f"{job.assignments} (run {plan.assignments})"}
+        rows, source = "pairs", {}
+        if job.assignments is not None:
+            rows, source = "assignments", {"assignments": f"{place_name(job.assignments)} (run {plan.assignments})"}
+        base, lora = base_name(self.model.base.path), bool(job.lora_rank) and not job.lora_merge
+        held = job.model if job.preserve_model is None else job.preserve_model
         return model_card(
-            f"{job.title} {name}",
-            base=base_name(self.model.base.path),
+            f"{'LoRA of ' if lora else ''}{base}, fine-tuned on {self.data}",
+            base=base,
             model=self.model.base,
             facts={
                 **({} if (origin := origin_of(self.model.base.path)) is None else {"base model": origin}),
                 "trained on": f"{plan.rows} {rows}, {job.noise} noise ({kinds[job.noise]})",
+                "pairs": f"{self.data} (fingerprint {plan.pairs_fingerprint})",
                 **source,
-                "pairs fingerprint": plan.pairs_fingerprint,
-                "started from": f"{job.model} (fingerprint {plan.model_fingerprint})",
-                "held to": f"{job.preserve_model or job.model} (fingerprint {plan.preserve_fingerprint})",
+                "started from": f"{model_name(job.model)} (fingerprint {plan.model_fingerprint})",
+                "held to": f"{model_name(held)} (fingerprint {plan.preserve_fingerprint})",
                 "update": f"{update} of {plan.updates}",
+                **({"weights": "averaged over updates (EMA)"} if averaged else {}),
                 "run": plan.run_fingerprint,
             },
             metrics=metrics,
             config=plan.config,
-            lora=bool(job.lora_rank) and not job.lora_merge,
+            lora=lora,
             single_file=job.single_file,
             classes=self.model.classes,
         )

@@ -21,6 +21,7 @@ from ortho_core.pairs.known_sets import Labelled
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pictures import to_bytes
 from ortho_core.storage.lease import Ticket
+from ortho_core.storage.location import place_name
 from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.plan import TrainGanPlan
 from rayjobs.training.loop import TrainLoop, Update, work
@@ -147,7 +148,7 @@ class GanTraining(TrainLoop[FitBatch]):
     def _card(self, measured: Diversity) -> str:
         plan = self.plan
         return model_card(
-            f"{self.job.title}: a generator of {self.job.data}",
+            f"A generator of {place_name(self.job.root) if self.job.data == 'any' else self.job.data}",
             base="",
             facts={
                 "trained on": f"{len(self.images)} images in {len(self.generator.config.classes)} classes",

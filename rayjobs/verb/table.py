@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ortho_core.imports import quick_imports
+
 Run = Callable[[Any], int]
 Describe = Callable[[Any], Mapping[str, object]]
 Ending = Callable[[Any, int], list[str]]
@@ -38,7 +40,8 @@ class Verb:
 
     def load(self) -> tuple[Run, Describe]:
         """What runs a job, and what describes it for a dry run."""
-        module = importlib.import_module(self.module)
+        with quick_imports():
+            module = importlib.import_module(self.module)
         return module.run, module.describe
 
     def ending(self, job: BaseModel, code: int) -> list[str]:

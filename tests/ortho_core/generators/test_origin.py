@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ortho_core.generators.model_card import model_card
-from ortho_core.generators.origin import RECORD, base_name, origin_of
+from ortho_core.generators.origin import RECORD, base_name, model_name, origin_of
 
 TURBO = {
     "repository": "stabilityai/sdxl-turbo",
@@ -43,6 +43,8 @@ def test_a_model_that_was_fine_tuned_from_it_twice_still_names_it(downloaded, tm
         base.mkdir()
         (base / "README.md").write_text(text)
     assert origin_of(base) is None
+    assert model_name(base) == "cycle_02, fine-tuned from stabilityai/sdxl-turbo"
+    assert model_name(downloaded) == "stabilityai/sdxl-turbo"
 
 
 @pytest.mark.parametrize(
@@ -62,4 +64,4 @@ def test_a_model_that_was_fine_tuned_from_it_twice_still_names_it(downloaded, tm
 def test_any_other_folder_is_named_by_itself(content, tmp_path):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
-    assert base_name(tmp_path) == str(tmp_path)
+    assert base_name(tmp_path) == model_name(tmp_path) == tmp_path.name

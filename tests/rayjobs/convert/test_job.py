@@ -104,8 +104,10 @@ def test_with_loras_it_becomes_a_folder_that_has_them(base, style, tmp_path, cap
     assert converted_from(out, made.fingerprint) == added.fingerprint
     text = (out / "README.md").read_text()
     head = yaml.safe_load(text.split("---\n")[1])
-    assert (head["base_model"], "base_model_relation" in head) == (str(base), False)
-    assert f"| with | {style}:0.5 |" in text
+    assert (head["base_model"], "base_model_relation" in head) == (base.name, False)
+    assert f"| with | {style.parent.name}/{style.name}:0.5 |" in text
+    assert f"# {base.name} with {style.parent.name}/{style.name}\n" in text
+    assert str(tmp_path) not in text
     assert "put together with Ortho" in text
     assert "## Metrics" not in text
     assert main([*argv[:-1], str(tmp_path / "one.safetensors")]) == 0

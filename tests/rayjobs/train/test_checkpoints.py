@@ -118,7 +118,7 @@ def test_a_card_names_a_downloaded_base_as_the_hub_does(assigned, tiny_turbo, tm
 
 def test_a_folders_card_says_what_it_was_made_from(trained, validated, adapted, tiny_turbo):
     head, text = front_matter(trained / "checkpoint-final")
-    assert head["base_model"] == str(tiny_turbo)
+    assert head["base_model"] == "tiny-turbo"
     assert (head["library_name"], head["base_model_relation"]) == ("diffusers", "finetune")
     assert f"(fingerprint {ModelFolder.open(tiny_turbo).fingerprint})" in text
     assert "| update | 6 of 6 |" in text
@@ -126,8 +126,31 @@ def test_a_folders_card_says_what_it_was_made_from(trained, validated, adapted, 
     assert (settings["lr"], settings["noise"]) == (1e-3, "matched")
     assert f"| train loss | {summary(trained)['final_loss']:.5g} |" in text
     _, text = front_matter(validated / "checkpoint-final-ema")
+    assert "| weights | averaged over updates (EMA) |" in text
     assert f"| validation latent | {summary(validated)['validations'][-1]['latent']:.5g} |" in text
     head, text = front_matter(adapted / "checkpoint-best")
-    assert (head["base_model"], head["base_model_relation"]) == (str(tiny_turbo), "adapter")
+    assert (head["base_model"], head["base_model_relation"]) == ("tiny-turbo", "adapter")
     assert "lora" in head["tags"]
     assert "load_lora_weights" in text
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_card_names_model_and_data_and_no_place_of_this_machine(assigned, tiny_turbo, tmp_path, lora_rank):
+    """A second run goes on from the first one's model, and is held to the first one's start; neither is told the pairs."""
+    settings = {"epochs": 1, "save_every": 0, "lora_rank": lora_rank, "allow_stale": True}
+    assert run(job(assigned, tiny_turbo, tmp_path / "first", **settings)) == 0
+    before = tmp_path / "first" / "checkpoint-final"
+    assert run(job(assigned, before, tmp_path / "second", preserve_model=tiny_turbo, **settings)) == 0
+    _, text = front_matter(tmp_path / "second" / "checkpoint-final")
+    title = f"# {'LoRA of ' if lora_rank else ''}tiny-turbo, fine-tuned on pairs"
+    assert title in text.splitlines()
+    plan = json.loads((tmp_path / "second" / "plan.json").read_text())
+    assert f"| pairs | pairs (fingerprint {plan['pairs_fingerprint']}) |" in text
+    assert f"| assignments | out (run {plan['assignments']}) |" in text
+    started = f"checkpoint-final, fine-tuned from tiny-turbo (fingerprint {plan['model_fingerprint']})"
+    assert f"| started from | {started} |" in text
+    assert f"| held to | tiny-turbo (fingerprint {plan['preserve_fingerprint']}) |" in text
+    said, code = text.split("## Use")
+    for place in (tmp_path, tiny_turbo, *assigned):
+        assert str(place) not in said
+        assert str(place) not in code.split("## Configuration")[1]

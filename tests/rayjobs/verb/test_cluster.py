@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ortho_core.errors import UserError
@@ -22,6 +24,8 @@ from rayjobs.verb.cluster import (
     not_started,
     temporary_folder,
 )
+from tests.conftest import ROOT
+from tests.head import free_ports, node_environment, running
 
 #: For a process of its own: what is said of the address that it is given.
 CHECK = "import sys; from rayjobs.verb.cluster import *; check_address(Address(sys.argv[1], 'RAY_ADDRESS', 'unset it'))"
@@ -138,6 +142,49 @@ def test_a_cluster_that_asks_for_its_token_says_which_is_missing(tmp_path):
             [sys.executable, "-c", CHECK, place], env=plain | more, capture_output=True, text=True, check=False
         )
         assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """A Ray of `ray start --head` without a token: its port, its environment, and its processes by name."""
+    folder, (port,) = tmp_path_factory.mktemp("node"), free_ports(1)
+    env = node_environment(folder, {}) | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": os.environ["RAY_TMPDIR"]}
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=1"]
+    command += ["--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]
+    with running(command, env, folder / "log") as process:
+        while "Ray runtime started" not in (folder / "log").read_text():
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.2)
+        below = psutil.Process(process.pid).children(recursive=True)
+        yield port, env, {each.name(): each for each in below}
+
+
+@pytest.mark.parametrize(
+    ("hung", "says"),
+    [
+        ("raylet", "that cluster's node on this machine does not answer; restart the node"),
+        ("gcs_server", "what answers there is not Ray, or a Ray that hangs; name the address that `ray start` printed"),
+    ],
+)
+def test_a_cluster_that_hangs_ends_a_verb_in_one_line(hung, says, node, digits, tiny_turbo, tmp_path):
+    port, env, processes = node
+    argv = ["assign", "--pairs", str(digits), "--model", str(tiny_turbo), "--out", str(tmp_path / "out")]
+    processes[hung].suspend()  # the system still takes connections for it, and nobody answers them
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "rayjobs", *argv],
+            env=env | {"RAY_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    finally:
+        processes[hung].resume()
+    assert done.returncode == 1
+    last = f"ortho assign: RAY_ADDRESS says 127.0.0.1:{port}: {says}; --local ignores it and starts a Ray of this command's own"
+    assert done.stderr.splitlines()[-1] == last
+    assert "Traceback" not in done.stderr
 
 
 def test_a_folder_too_long_for_sockets_gives_way_to_rays_own(monkeypatch, tmp_path):

@@ -17,50 +17,13 @@ from rayjobs.train.config import TrainJob
 from rayjobs.verb.faults import explained, last_words
 from rayjobs.verb.table import VERBS, Verb
 from tests.conftest import ROOT, copy_pairs
-
-#: What Python reports before it writes: the event, and which of its arguments is the place.
-WRITES = {"os.mkdir": 0, "os.rename": 1, "os.link": 1}
-
-
-class Disk:
-    """A folder below which writing fails with `code`, once `left` more writes have been done."""
-
-    def __init__(self) -> None:
-        self.folder, self.code, self.left, self.failed = "", 0, 0, ""
-        sys.addaudithook(self.hook)
-
-    def hook(self, event: str, args: tuple[object, ...]) -> None:
-        if not self.folder or (event != "open" and event not in WRITES):
-            return
-        if event == "open":
-            place, mode, flags = args
-            if not (set(mode or "") & set("wxa+") or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR))):
-                return
-        else:
-            place = args[WRITES[event]]
-        if isinstance(place, str | Path) and str(place).startswith(self.folder):
-            self.left -= 1
-            if self.left < 0:
-                self.failed = str(place)
-                raise OSError(self.code, os.strerror(self.code), self.failed)
-
-
-@pytest.fixture(scope="module")
-def disk():
-    return Disk()
+from tests.disk import last_line
 
 
 @pytest.fixture(autouse=True)
 def tracebacks(monkeypatch, tmp_path):
     """The files of tracebacks go where the test's own files are."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-
-def last_line(verb: str, text: str) -> str:
-    """The last of what a verb said, which has no traceback in it."""
-    assert "Traceback" not in text
-    assert text.splitlines()[-1].startswith(f"ortho {verb}: ")
-    return text.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
