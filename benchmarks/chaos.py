@@ -186,6 +186,7 @@ def disturbed(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=100)
+    parser.add_argument("--minutes", type=float, help="begin no further run after so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbs", nargs="*", help="only these")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
@@ -207,8 +208,8 @@ def main(argv: list[str] | None = None) -> int:
             by_themselves = set(differences(one, other))
             expected[scene.name] = (other, by_themselves, seconds)
             print(f"{scene.name}: {seconds:.1f} s, {len(other)} things said, {len(by_themselves)} differ by themselves")
-        turn = 0
-        while (done := sum(len(life.events) for life in lives)) < args.events:
+        turn, until = 0, float("inf") if args.minutes is None else time.monotonic() + 60 * args.minutes
+        while (done := sum(len(life.events) for life in lives)) < args.events and time.monotonic() < until:
             scene = known[turn % len(known)]
             turn += 1
             same, by_themselves, seconds = expected[scene.name]
