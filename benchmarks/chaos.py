@@ -208,7 +208,10 @@ def main(argv: list[str] | None = None) -> int:
             (one, _), (other, seconds) = (undisturbed(scene, root, mounted) for _ in range(2))
             by_themselves = set(differences(one, other))
             expected[scene.name] = (other, by_themselves, seconds)
-            print(f"{scene.name}: {seconds:.1f} s, {len(other)} things said, {len(by_themselves)} differ by themselves")
+            print(
+                f"{scene.name}: {seconds:.1f} s, {len(other)} things said, {len(by_themselves)} differ by themselves",
+                flush=True,
+            )
         turn, until = 0, float("inf") if args.minutes is None else time.monotonic() + 60 * args.minutes
         while (done := sum(len(life.events) for life in lives)) < args.events and time.monotonic() < until:
             scene = known[turn % len(known)]
