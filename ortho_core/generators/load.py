@@ -3,11 +3,11 @@
 import torch
 
 from ortho_core.errors import UserError
+from ortho_core.generators.imports import quick_imports
 from ortho_core.generators.loaded_files import LoadedFiles
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder, check_quantize
 from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.imports import quick_imports
 from ortho_core.storage.planned import as_planned
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
+from ortho_core.generators.imports import quick_imports
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.part_files import read_json
 from ortho_core.generators.pipeline_files import read_index
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.generators.quantized import quantize_layers
-from ortho_core.imports import quick_imports
 
 
 def blank_generator(

@@ -38,7 +38,21 @@ class Failure:
 LayoutName = Literal["metadata", "parquet", "arrow", "webdataset", "labelled", "captions", "classes", "images"]
 
 
-class PairFields(BaseModel):
+class ImageLimits(BaseModel):
+    """What an image may cost; of a pair set, the row of a larger one is quarantined."""
+
+    max_image_bytes: int = conduct(
+        MAX_IMAGE_BYTES, ge=1, description="bytes of an image file; a larger one is not read"
+    )
+    max_image_pixels: int = conduct(
+        MAX_IMAGE_PIXELS,
+        ge=1,
+        le=OPENED_PIXELS,
+        description="pixels of an image; a larger one is not decoded",
+    )
+
+
+class PairFields(ImageLimits):
     """Which fields (columns, members) of a row hold what."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,15 +93,6 @@ class PairFields(BaseModel):
         None, min_length=1, description="the prompt of all images, where they have no captions"
     )
 
-    max_image_bytes: int = conduct(
-        MAX_IMAGE_BYTES, ge=1, description="bytes of an image file; a larger one is quarantined, and not read"
-    )
-    max_image_pixels: int = conduct(
-        MAX_IMAGE_PIXELS,
-        ge=1,
-        le=OPENED_PIXELS,
-        description="pixels of an image; a larger one is quarantined, and not decoded",
-    )
     max_prompt_length: int = conduct(
         MAX_PROMPT_LENGTH, ge=1, description="characters of a prompt; a row with a longer one is quarantined"
     )

@@ -14,13 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ortho_core.errors import UserError, needed
 from ortho_core.records.parts import HALF_SCHEMA, PART, REWARD_FIELDS, SCHEMA, part_name
-from ortho_core.storage.store import Store
+from ortho_core.storage.store import Store, TooLarge
 from ortho_core.text.parsing import NotParsedError, model_of, parse_json, shown
 
 #: Bump when the meaning of a plan or of the files it describes changes.
 FORMAT = 5
 
 PLAN_FILE = "plan.json"
+#: Of the file; a plan with thousands of prompts has a megabyte.
+MOST_PLAN_BYTES = 64 << 20
 
 #: The key that the fingerprint has in the file, beside the fields.
 FINGERPRINT = "run_fingerprint"
@@ -195,7 +197,15 @@ def read_plan(folder: Store, *kinds: type[AnyPlan]) -> AnyPlan:
     Raises FileNotFoundError if there is none, OSError if it cannot be read, and UserError, naming the place, if it is damaged, of
     another format or kind, or does not have the fingerprint that it says.
     """
-    return parse_plan(folder.read(PLAN_FILE), f"{folder.location}/{PLAN_FILE}", *kinds)
+    return parse_plan(plan_text(folder), f"{folder.location}/{PLAN_FILE}", *kinds)
+
+
+def plan_text(folder: Store) -> bytes:
+    """What `plan.json` holds. Raises OSError, and UserError for a file so large that it is none."""
+    try:
+        return folder.read_within(PLAN_FILE, MOST_PLAN_BYTES)
+    except TooLarge as error:
+        raise UserError(f"{folder.location}/{PLAN_FILE}: {error}, and is no plan; delete it or move it away") from error
 
 
 def parse_plan(text: bytes, where: str, *kinds: type[AnyPlan]) -> AnyPlan:

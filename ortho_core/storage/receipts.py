@@ -13,7 +13,7 @@ from ortho_core.text.parsing import NotParsedError, parse_model
 
 REMEDY = "delete it, and the same command makes it again"
 #: A summary lists its files, and no run makes so many.
-MOST_BYTES = 64 << 20
+MOST_SUMMARY_BYTES = 64 << 20
 
 
 class FileReceipt(BaseModel):
@@ -41,7 +41,7 @@ def certified(folder: Store, summary: str) -> Receipts:
     """The receipts in a finished run's summary. Raises UserError for what is no summary."""
     where = f"{folder.location}/{summary}"
     try:
-        return parse_model(_Certified, folder.read_within(summary, MOST_BYTES), where).files
+        return parse_model(_Certified, folder.read_within(summary, MOST_SUMMARY_BYTES), where).files
     except NotParsedError as error:  # names the file
         raise UserError(f"{error}; {REMEDY}") from error
     except (TooLarge, OSError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ortho_core.errors import UserError
+from ortho_core.generators.imports import quick_imports
 from ortho_core.generators.kohya import write_kohya
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import read_lora
@@ -17,7 +18,6 @@ from ortho_core.generators.origin import CONVERTED, base_name, model_name, origi
 from ortho_core.generators.part_files import read_json
 from ortho_core.generators.shared_files import written_here
 from ortho_core.generators.single_file import write_single_file
-from ortho_core.imports import quick_imports
 from ortho_core.storage.folders import replace_folder
 from ortho_core.storage.location import place_name
 from rayjobs.convert.config import ConvertJob

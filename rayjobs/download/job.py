@@ -12,8 +12,8 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 
 from ortho_core.errors import UserError
+from ortho_core.generators.imports import quick_imports
 from ortho_core.generators.origin import RECORD, read_record
-from ortho_core.imports import quick_imports
 from ortho_core.storage.hashes import content_hash
 from ortho_core.storage.store import one_line
 from rayjobs.download.catalog import (

@@ -1,5 +1,7 @@
 """`ortho invert`: the E-step for one image, with pictures and curves. Runs in this process, without a cluster."""
 
+import errno
+
 import torch
 
 from ortho_core.device import pick_device
@@ -12,7 +14,6 @@ from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.decoding import to_images
 from ortho_core.pairs.images import decode_image
-from ortho_core.pairs.limits import MAX_IMAGE_BYTES
 from ortho_core.pictures import to_bytes
 from ortho_core.text.parsing import regular_bytes
 from rayjobs.invert.config import InvertJob
@@ -49,13 +50,13 @@ def run(job: InvertJob) -> int:
     fingerprint = planned_fingerprint(model, job.dtype)
     generator = load_generator(model, pick_device(job.device), job.dtype, quantize=job.quantize)
     try:
-        pixels = decode_image(
-            regular_bytes(job.target_image, MAX_IMAGE_BYTES), generator.image_size, job.target_image.name
-        )
+        content = regular_bytes(job.target_image, job.max_image_bytes)
+        pixels = decode_image(content, generator.image_size, job.target_image.name, job.max_image_pixels)
     except BadRow as error:
         raise UserError(str(error)) from error
     except OSError as error:
-        raise UserError(f"--target-image {job.target_image}: {error.strerror or error}") from error
+        more = " (--max-image-bytes raises the limit)" if error.errno == errno.EFBIG else ""
+        raise UserError(f"--target-image {job.target_image}: {error.strerror or error}{more}") from error
     images = to_images([pixels]).to(generator.device)
     with torch.no_grad():
         condition = generator.encode_prompts([job.prompt])

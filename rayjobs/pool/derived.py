@@ -10,7 +10,7 @@ from ortho_core.storage.store import Store
 from rayjobs.verb.console import say
 
 #: The page of a run, which is written when all else is, and the folder of its pictures.
-REPORT, PICTURES = "report.html", "pictures"
+REPORT, PICTURE_FOLDER = "report.html", "pictures"
 
 
 def receipts_in(folder: Store, summary: str) -> dict[str, FileReceipt]:
@@ -42,4 +42,4 @@ def is_whole_page(folder: Store, name: str) -> bool:
 
 def _derived(folder: Store) -> Iterator[str]:
     yield from (name for name in folder.names() if not PART.fullmatch(name))
-    yield from (f"{PICTURES}/{name}" for name in folder.child(PICTURES).names())
+    yield from (f"{PICTURE_FOLDER}/{name}" for name in folder.child(PICTURE_FOLDER).names())

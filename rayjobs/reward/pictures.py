@@ -13,7 +13,7 @@ from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.pictures import save_png, to_bytes
 from ortho_core.records.assignments import Assignments
-from rayjobs.pool.derived import PICTURES
+from rayjobs.pool.derived import PICTURE_FOLDER
 from rayjobs.verb.console import say
 from rayjobs.verb.faults import explained
 
@@ -54,7 +54,7 @@ def draw(job: "RewardJob", model: ModelFolder, device: str) -> None:
         after = found.targets([i], shape).to(device, before.dtype)
         for name, latents in ((BEFORE, before), (AFTER, after)):
             images[name].append(to_bytes(generator.decode(latents)))
-    store = found.folder.child(PICTURES)
+    store = found.folder.child(PICTURE_FOLDER)
     for name, each in images.items():
         sheet = io.BytesIO()
         save_png(torch.cat(each), sheet)

@@ -14,7 +14,7 @@ from ortho_core.report.page import Block, Cell, Charts, Embedded, Fact, PictureR
 from ortho_core.rewards.names import parse_rewards
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
-from rayjobs.pool.derived import PICTURES
+from rayjobs.pool.derived import PICTURE_FOLDER
 from rayjobs.reports.curves import reward_charts
 from rayjobs.reports.models import interval, places
 from rayjobs.reports.one_search import META
@@ -118,7 +118,7 @@ def distributions(found: Assignments, optimised: Sequence[str]) -> list[Chart]:
 
 def before_and_after(found: Assignments) -> PictureRows | None:
     """The pictures that a worker took of the first prompts, and their rewards; None if there are none."""
-    store = found.folder.child(PICTURES)
+    store = found.folder.child(PICTURE_FOLDER)
     if not (store.exists(BEFORE) and store.exists(AFTER)):
         return None
     count = min(PICTURED, len(found))

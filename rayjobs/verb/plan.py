@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ortho_core.errors import UserError
-from ortho_core.records.plan import PLAN_FILE, Plan, differences, parse_plan
+from ortho_core.records.plan import PLAN_FILE, Plan, differences, parse_plan, plan_text
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import NotAFile, Store
 from ortho_core.text.parsing import NotParsedError, parse_json
@@ -32,7 +32,7 @@ def claim(location: str | Path, plan: Plan) -> Store:
                     f"{location} is not empty and was not made by `ortho {plan.verb}` ({foreign[0]}, ...); choose another"
                 )
             folder.create(PLAN_FILE, plan.text().encode())
-        text = folder.read(PLAN_FILE)
+        text = plan_text(folder)
         try:
             there = parse_plan(text, f"{location}/{PLAN_FILE}", type(plan))
         except UserError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ortho_core.imports import quick_imports
+from ortho_core.generators.imports import quick_imports
 
 Run = Callable[[Any], int]
 Describe = Callable[[Any], Mapping[str, object]]

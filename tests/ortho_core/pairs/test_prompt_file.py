@@ -1,11 +1,13 @@
 """Files of prompts, and what is none."""
 
 import json
+import os
 
 import pytest
 
 from ortho_core.errors import UserError
-from ortho_core.pairs.prompt_file import read_prompt_rows, read_prompts
+from ortho_core.pairs.limits import MAX_PROMPT_LENGTH
+from ortho_core.pairs.prompt_file import MOST_PROMPT_BYTES, read_prompt_rows, read_prompts
 
 
 def test_a_prompts_file_is_read_in_three_forms(tmp_path):
@@ -33,3 +35,18 @@ def test_a_prompts_file_that_is_none_is_refused(tmp_path, name, content, says):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=says):
         read_prompts(tmp_path / name)
+
+
+def test_what_costs_without_bound_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match="it is no regular file"):
+        read_prompts(tmp_path / "pipe.txt")
+    with (tmp_path / "sparse.txt").open("wb") as sparse:
+        sparse.truncate(MOST_PROMPT_BYTES + 1)
+    with pytest.raises(UserError, match=f"it has {MOST_PROMPT_BYTES + 1} bytes; accepted: {MOST_PROMPT_BYTES}$"):
+        read_prompts(tmp_path / "sparse.txt")
+    (tmp_path / "long.txt").write_text("one\n" + "x" * MAX_PROMPT_LENGTH + "\n" + "y" * (MAX_PROMPT_LENGTH + 1))
+    with pytest.raises(
+        UserError, match=r"prompt 3 has 20,001 characters; accepted: 20,000, of which models read some hundred$"
+    ):
+        read_prompts(tmp_path / "long.txt")

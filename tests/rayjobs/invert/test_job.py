@@ -1,6 +1,7 @@
 """`ortho invert`: what it leaves of one image, and in whose folders."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -41,3 +42,18 @@ def test_invert_leaves_pictures_curves_and_a_noise_that_reproduces_its_loss(
     torch.testing.assert_close(tensors["noise"], tensors["base_noise"], rtol=0, atol=1e-2)
     assert main([*argv[:-1], str(digits), "--steps", "2"]) == 1  # somebody else's folder is not
     assert "not made by `ortho invert`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--max-image-pixels=1023", r"0000\.png: 32×32 exceeds 1023 pixels \(--max-image-pixels raises the limit\)$"),
+        ("--max-image-bytes=10", r"it has \d+ bytes; accepted: 10 \(--max-image-bytes raises the limit\)$"),
+    ],
+)
+def test_an_image_that_costs_too_much_is_refused_with_the_option_for_it(
+    option, says, tiny_turbo, digits, tmp_path, capsys
+):
+    argv = ["invert", "--prompt", "a", "--model", str(tiny_turbo), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--target-image", str(digits / "images" / "0000.png"), option]) == 1
+    assert re.search(says, capsys.readouterr().err.strip())

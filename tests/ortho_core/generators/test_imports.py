@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ortho_core.imports import quick_imports
+from ortho_core.generators.imports import quick_imports
 
 LOADED = """
 import gc, sys
