@@ -1,6 +1,8 @@
 """The programs behind docs/results.md run, and count as they say."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import torch
 from benchmarks import mstep
 from benchmarks.host_memory import measure
 from benchmarks.problem import FORWARD, Curve, Problem
+from benchmarks.results import write_results
 from benchmarks.rivals import RIVALS, best_of, from_noise, ours
 from tests.conftest import ROOT
 
@@ -149,3 +152,29 @@ def test_half_precision_is_loaded_without_a_copy_in_float32(tmp_path, tiny_turbo
     for name, row in found.items():
         assert row["on_disk_gb"] > 0.3
         assert 0.9 < row["times"] < 1.25, name
+
+
+def test_every_record_stands_in_the_results_and_its_program_is_there():
+    lines = (ROOT / "benchmarks" / "README.md").read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith("|") and "`python" in line]
+    results = (ROOT / "docs" / "results.md").read_text()
+    assert len(rows) >= 9
+    for figure, records, better, _, command in (map(str.strip, row) for row in rows):
+        assert better in ("lower", "higher"), figure
+        for record in records.split(";"):
+            assert re.search(rf"(?<![\d.]){re.escape(record.strip())}(?![\d.]\d)", results), (figure, record)
+        module, *options = shlex.split(command.strip("`"))[2:]
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        assert all(f'"{option}"' in source for option in options if option.startswith("--")), command
+
+
+def test_results_say_under_which_conditions_they_were_measured(tmp_path, capsys):
+    write_results({"ratio": 2.0}, tmp_path / "runs" / "x.json")
+    written = json.loads((tmp_path / "runs" / "x.json").read_text())
+    assert written["ratio"] == 2.0
+    assert set(written["measured"]) == {"command", "commit", "date", "machine", "threads"}
+    assert f"commit {written['measured']['commit']}" in capsys.readouterr().out
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert written["measured"]["commit"].removesuffix("+") == head.stdout.strip() or head.returncode

@@ -265,32 +265,69 @@ def test_as_many_states_are_kept_as_asked_for_and_none_is_left_half(tmp_path, mo
     assert len(os.listdir(tmp_path / "state")) == 2
 
 
+def driver(assigned, tiny_turbo, out, *options):
+    """`ortho train` as a process of its own."""
+    command = [sys.executable, "-m", "rayjobs", "train", "--model", str(tiny_turbo), "--assignments", str(assigned[1])]
+    command += ["--batch-size", "8", "--cpus-per-worker", "0.5", "--out", str(out), *options]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process):
+    """What it said, once it has ended."""
+    return process.communicate(timeout=300)[1]
+
+
+def assert_same_folders(one, other):
+    assert_same_weights(one / "checkpoint-final", other / "checkpoint-final", 0.0)
+    assert len(history(one)) == len(history(other))
+    assert {p.name for p in one.iterdir()} == {p.name for p in other.iterdir()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 3.0, 9.0])
 def test_two_drivers_on_one_folder_make_what_one_makes(seconds, assigned, tiny_turbo, tmp_path):
-    def start(out):
-        command = [
-            sys.executable,
-            "-m",
-            "rayjobs",
-            "train",
-            "--model",
-            str(tiny_turbo),
-            "--assignments",
-            str(assigned[1]),
-        ]
-        command += ["--epochs", "2", "--batch-size", "8", "--cpus-per-worker", "0.5", "--out", str(out)]
-        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-    alone = start(tmp_path / "one")
-    _, said = alone.communicate(timeout=300)
+    alone = driver(assigned, tiny_turbo, tmp_path / "one", "--epochs", "2")
+    said = ended(alone)
     assert alone.returncode == 0, said
-    first = start(tmp_path / "two")
+    first = driver(assigned, tiny_turbo, tmp_path / "two", "--epochs", "2")
     time.sleep(seconds)
-    second = start(tmp_path / "two")
-    told = [process.communicate(timeout=300)[1] for process in (first, second)]
+    second = driver(assigned, tiny_turbo, tmp_path / "two", "--epochs", "2")
+    told = [ended(process) for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], told
     assert sum("is being worked on by `ortho train` on" in said for said in told) == 1
-    assert_same_weights(tmp_path / "two" / "checkpoint-final", tmp_path / "one" / "checkpoint-final", 0.0)
-    assert len(history(tmp_path / "two")) == len(history(tmp_path / "one"))
-    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+    assert_same_folders(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_driver_that_wakes_up_beside_the_one_that_took_over_leaves_it_the_folder(assigned, tiny_turbo, tmp_path):
+    long = ("--epochs", "40", "--checkpoint-every", "4")
+    alone = driver(assigned, tiny_turbo, tmp_path / "one", *long)
+    said = ended(alone)
+    assert alone.returncode == 0, said
+    out = tmp_path / "two"
+    first = driver(assigned, tiny_turbo, out, *long)
+    wait_for_a_state(out, first)
+    asleep = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
+    for process in asleep:
+        process.suspend()
+    before = states(out)[0].stem
+    second = driver(assigned, tiny_turbo, out, *long)
+    while second.poll() is None and states(out)[:1] and states(out)[0].stem <= before:
+        time.sleep(0.1)
+    assert second.poll() is None, ended(second)
+    for process in asleep:
+        process.resume()
+    said = ended(first)
+    assert first.returncode == 1
+    assert "another driver has taken" in said.strip().splitlines()[-1]
+    assert "Traceback" not in said
+    said = ended(second)
+    assert second.returncode == 0, said
+    assert_same_folders(out, tmp_path / "one")
+
+
+def wait_for_a_state(out, process):
+    deadline = time.monotonic() + 240
+    while not states(out) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert states(out)
