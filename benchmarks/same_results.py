@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 TOLERANCE = 1e-3
 #: Mean difference of two pictures, in grey levels.
 LEVELS = 1.0
-#: Files whose names and contents say when they were written.
-WHEN = ("tensorboard", "report.html")
+#: Files whose names and contents say when they were written; Ray Tune's are its own.
+WHEN = ("tensorboard", "report.html", "tune")
+#: What a summary says of the last start alone.
+LAST_START = ("this_run", "per_second")
 
 #: What a folder says, by place: `file: key.key` or `file: column`.
 Content = dict[str, Any]
@@ -37,7 +39,8 @@ def content_of(folder: Path) -> Content:
         elif any(part in WHEN for part in name.split("/")):
             found[name if file.suffix == ".html" else str(Path(name).parent)] = "there"
         else:
-            found |= {f"{name}: {key}": value for key, value in _said(file)}
+            said = {key: value for key, value in _said(file) if not any(word in key for word in LAST_START)}
+            found |= {f"{name}: {key}": value for key, value in said.items()}
     return found
 
 
