@@ -86,7 +86,7 @@ def pooled(
     need less memory where that ran out.
     """
     context = ray.data.DataContext.get_current()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the import has just set it to its own
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the import has just set it to its own
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = patience_s

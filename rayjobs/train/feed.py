@@ -73,8 +73,8 @@ def feed(
     must not wait for them. Raises UserError for what is wrong with the data.
     """
     context = ray.data.DataContext.get_current()
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name, level in (("ray", logging.ERROR), ("ray.data", logging.CRITICAL)):
+        logging.getLogger(name).setLevel(level)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True

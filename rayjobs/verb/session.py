@@ -75,8 +75,9 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # What Data and Train raise is said by those who catch it; they would print its traceback besides.
+    for name, level in (("ray", logging.ERROR), ("ray.data", logging.CRITICAL), ("ray.train", logging.CRITICAL)):
+        logging.getLogger(name).setLevel(level)
     # Actors without CPUs of their own are many here, on purpose: Ray warns of so many processes at a few times this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
     on_sigterm = signal.getsignal(signal.SIGTERM)
