@@ -41,8 +41,8 @@ JobRequeue=1
 KillWait=10
 MinJobAge=3600
 ReturnToService=2
-NodeName=one NodeAddr={addresses[0]} CPUs={cpus} RealMemory=4000
-NodeName=two NodeAddr={addresses[1]} CPUs={cpus} RealMemory=4000
+NodeName=one NodeAddr={addresses[0]} CPUs=2 RealMemory=4000
+NodeName=two NodeAddr={addresses[1]} CPUs=2 RealMemory=4000
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
@@ -79,24 +79,16 @@ class Slurm:
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, number: str, states: set[str], seconds: float = 300) -> dict[str, str]:
-        """The job, once it is in one of these states."""
-        end = time.monotonic() + seconds
-        while (job := self.job(number))["JobState"] not in states:
-            assert time.monotonic() < end, (job, self.log(number))
-            time.sleep(0.3)
-        return job
-
     def log(self, number: str) -> str:
         file = self.folder / f"ortho-{number}.log"
         return file.read_text() if file.is_file() else ""
 
 
 @contextmanager
-def two_nodes(folder: Path, hosts: list[list[str]], addresses: tuple[str, str], cpus: int = 2) -> Iterator[Slurm]:
+def two_nodes(folder: Path, hosts: list[list[str]], addresses: tuple[str, str]) -> Iterator[Slurm]:
     """A Slurm on two hosts, given by the command that runs another inside each; `folder` has all its files."""
     folder.chmod(0o755)
-    (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, addresses=addresses, cpus=cpus))
+    (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, addresses=addresses))
     (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)

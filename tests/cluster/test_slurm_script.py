@@ -94,3 +94,9 @@ def test_ray_knows_all_options_of_the_nodes():
     words = script(*VERB, **ONE_NODE).stdout.partition("--min-nodes 1 ")[2].partition(" -- ")[0].split()
     assert len(words) > 10
     assert {word.partition("=")[0] for word in words} <= known
+
+
+def test_a_second_node_has_none_of_the_options_that_are_the_heads():
+    head, other = options(SLURM_NODEID="0"), options(SLURM_NODEID="1")
+    assert head.keys() - other.keys() == {"--include-dashboard", "--ray-client-server-port", "--dashboard-port"}
+    assert head == head | other
