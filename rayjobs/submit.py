@@ -17,12 +17,12 @@ from ortho_core.marks import conduct, decides
 from ortho_core.storage.aside import scratch_folder
 from ortho_core.storage.store import one_line
 from ortho_core.text.plain_text import printable
-from rayjobs.pool.config import labels
 from rayjobs.verb.console import say
 from rayjobs.verb.help import flag_of
 from rayjobs.verb.interrupts import Interrupted, taken
 from rayjobs.verb.options import Rest, config_file, parse
 from rayjobs.verb.paths import relative_paths
+from rayjobs.verb.resources import labels
 from rayjobs.verb.table import VERBS
 from rayjobs.verb.token_file import keep_token_private
 

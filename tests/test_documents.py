@@ -26,8 +26,9 @@ DOCUMENTS = sorted(
     }
 )
 BENCHMARKS = "\n".join(file.read_text() for file in ROOT.glob("benchmarks/**/*.py"))
-#: Options that stand alone in the text without being a verb's: those of the benchmarks and of `ray start`.
+#: Options that stand alone in the text without being a verb's: those of the benchmarks, of `ray start` and of `sbatch`.
 OTHERS = {*re.findall(r'add_argument\("(--[\w-]+)', BENCHMARKS), "--num-cpus", "--labels"}
+OTHERS |= {"--nodes", "--cpus-per-task", "--gpus-per-node", "--mem", "--time", "--exclusive", "--signal"}
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 

@@ -57,7 +57,7 @@ def take_pictures(
         return draw(job, model, pairs, records, noise, job.own_device(), threads)
     import ray
 
-    job.fitting(1, job.node_labels)  # this cluster may be another than the search's
+    job.fitting(1)  # this cluster may be another than the search's
     gpus = job.gpus()
     task = ray.remote(
         num_cpus=job.cpus_per_worker, num_gpus=gpus or None, label_selector=job.node_labels, max_retries=1

@@ -308,7 +308,7 @@ def room_beside(job: EmJob) -> bool:
     workers = 2 * job.train.world
     enough = job.train.fitting(workers) == workers
     fits = job.assign.cpus_per_worker <= job.train.cpus_per_worker and job.assign.gpus() <= job.train.gpus()
-    return enough and fits
+    return enough and fits and job.assign.node_labels == job.train.node_labels
 
 
 def cycle_of(number: int, folder: Path) -> Cycle:

@@ -9,8 +9,9 @@ from ortho_core.generators.lora_config import LoraList
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation, Place
-from rayjobs.pool.config import PoolResources, labels, span
+from rayjobs.pool.config import PoolResources, span
 from rayjobs.verb.precision import Precision
+from rayjobs.verb.resources import labels
 
 
 def _named(value: Any, info: ValidationInfo) -> Any:

@@ -22,16 +22,6 @@ def span(given: object) -> object:
     return str(given)
 
 
-def labels(given: object) -> object:
-    """`name=value,name=value` as a mapping."""
-    if not isinstance(given, str):
-        return given
-    pairs = [item.partition("=") for item in given.split(",")]
-    if not all(name and equals for name, equals, _ in pairs):
-        raise ValueError("labels as NAME=VALUE,NAME=VALUE")
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
 class PoolResources(WorkerResources):
     """A pool of workers, and what it works through."""
 
@@ -42,9 +32,6 @@ class PoolResources(WorkerResources):
         "1",
         description="actors in the pool, N or LEAST:MOST, fewer if the cluster has no room yet (0: work in this process, for a "
         "debugger)",
-    )
-    node_labels: Annotated[dict[str, str] | None, BeforeValidator(labels)] = conduct(
-        None, description="run workers only on nodes with these labels, e.g. ray.io/accelerator-type=H100"
     )
     cpus_per_decoder: float | None = conduct(
         None,

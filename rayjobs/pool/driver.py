@@ -83,7 +83,7 @@ def receipts(job: PoolJob, ledger: Ledger[ShardedPlan], todo: list[Work], search
     from rayjobs.pool.actors import CountedBesideTheDriver, PoolActor, pooled
 
     least, most = (min(size, len(todo)) for size in job.pool_size)
-    least = job.fitting(least, job.node_labels)
+    least = job.fitting(least)
     arguments = {
         "search": search,
         "ledger": ledger,

@@ -56,7 +56,7 @@ class PoolJob(Protocol):
         """Where a command computes that starts no workers. Raises UserError for a device that is not there."""
         ...
 
-    def fitting(self, wanted: int, labels: dict[str, str] | None = None) -> int:
+    def fitting(self, wanted: int) -> int:
         """How many of `wanted` workers the cluster has room for. Raises UserError if it cannot hold one."""
         ...
 

@@ -36,7 +36,7 @@ def seconds_per_evaluation(job: PoolJob, search: EngineSearch) -> Timing:
     import ray
 
     with ray_session():
-        job.fitting(1, job.node_labels)
+        job.fitting(1)
         gpus, device = job.gpus(), job.worker_device()
         task = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=gpus, max_retries=0)(_time)
         if job.node_labels:

@@ -9,7 +9,8 @@ from ortho_core.estep.config import SearchConfig
 from ortho_core.generators.lora_config import LoraList
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputLocation
-from rayjobs.pool.config import PoolSettings, labels
+from rayjobs.pool.config import PoolSettings
+from rayjobs.verb.resources import labels
 
 
 class RewardJob(SearchConfig, PoolSettings):

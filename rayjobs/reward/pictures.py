@@ -32,7 +32,7 @@ def take_pictures(job: "RewardJob", model: ModelFolder) -> None:
 
     remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=job.gpus() or None, label_selector=job.node_labels)(draw)
     try:
-        job.fitting(1, job.node_labels)  # this cluster may be another than the search's
+        job.fitting(1)  # this cluster may be another than the search's
         ray.get(remote.remote(job, model, job.worker_device()))
     except (UserError, ray.exceptions.RayError) as failure:
         say(f"reward: no pictures for the report: {explained(failure, job)}")

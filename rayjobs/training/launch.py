@@ -135,7 +135,12 @@ def run_workers(
     trainer = TorchTrainer(
         worker,
         train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=job.num_workers, use_gpu=bool(gpus), resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=job.num_workers,
+            use_gpu=bool(gpus),
+            resources_per_worker=resources,
+            label_selector=job.node_labels,
+        ),
         run_config=RunConfig(
             name=RAY_NOTES,
             storage_path=str(out),

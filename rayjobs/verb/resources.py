@@ -1,11 +1,21 @@
 """Where a command computes, and what one worker process asks of Ray."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from ortho_core.errors import UserError
 from ortho_core.marks import conduct
+
+
+def labels(given: object) -> object:
+    """`name=value,name=value` as a mapping."""
+    if not isinstance(given, str):
+        return given
+    pairs = [item.partition("=") for item in given.split(",")]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise ValueError("labels as NAME=VALUE,NAME=VALUE")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 class DeviceSettings(BaseModel):
@@ -32,7 +42,9 @@ class WorkerResources(DeviceSettings):
     gpus_per_worker: float | None = conduct(
         None, ge=0, description="GPUs of one worker, 0.5 shares one between two; none: 1 where the cluster has any"
     )
-
+    node_labels: Annotated[dict[str, str] | None, BeforeValidator(labels)] = conduct(
+        None, description="run workers only on nodes with these labels, e.g. ray.io/accelerator-type=H100"
+    )
     autoscaling: bool = conduct(
         False,
         description="the cluster adds nodes on demand: wait for room instead of refusing (give gpus_per_worker too)",
@@ -83,8 +95,8 @@ class WorkerResources(DeviceSettings):
 
         return pick_device("cpu" if self.device == "auto" and self.gpus_per_worker == 0 else self.device)
 
-    def fitting(self, wanted: int, labels: dict[str, str] | None = None) -> int:
-        """How many of `wanted` workers the cluster has room for, on nodes with these labels.
+    def fitting(self, wanted: int) -> int:
+        """How many of `wanted` workers the cluster has room for, on nodes with the labels that they need.
 
         A plan that does not fit waits forever in Ray, so this is asked before any work starts; all of them, where the
         cluster grows. Raises UserError if it cannot hold one.
@@ -95,13 +107,15 @@ class WorkerResources(DeviceSettings):
             return wanted
         gpus = self.gpus()
         alive = [node for node in ray.nodes() if node["Alive"]]
-        nodes = [node["Resources"] for node in alive if (labels or {}).items() <= node.get("Labels", {}).items()]
+        nodes = [
+            node["Resources"] for node in alive if (self.node_labels or {}).items() <= node.get("Labels", {}).items()
+        ]
         if not nodes:
             known = sorted(
                 {f"{k}={v}" for node in alive for k, v in node.get("Labels", {}).items() if "node-id" not in k}
             )
             raise UserError(
-                f"--node-labels: no node has {labels}; the cluster's labels are {', '.join(known) or 'none'}"
+                f"--node-labels: no node has {self.node_labels}; the cluster's labels are {', '.join(known) or 'none'}"
             )
         room = sum(self._room(node.get("CPU", 0), node.get("GPU", 0), gpus) for node in nodes)
         if room < 1:

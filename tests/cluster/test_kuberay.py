@@ -39,12 +39,12 @@ def pods(documents):
             cluster = cluster_of([document])
             templates += [cluster["headGroupSpec"]["template"], *(w["template"] for w in cluster["workerGroupSpecs"])]
         templates += [document["spec"][n] for n in ("submitterPodTemplate",) if n in document.get("spec", {})]
-        templates += [document["spec"]["template"]] if document["kind"] == "StatefulSet" else []
+        templates += [document["spec"]["template"]] if document["kind"] in {"StatefulSet", "Deployment"} else []
         templates += [document] if document["kind"] == "Pod" else []
     return [(template["spec"], template["metadata"]["labels"]) for template in templates]
 
 
-@pytest.mark.parametrize("name", [*ALL, "common", "loader"])
+@pytest.mark.parametrize("name", [*ALL, "common", "loader", "history"])
 def test_kubectl_renders_what_this_renders(name):
     ours = {(d["kind"], d["metadata"]["name"]): d for d in render(KUBERAY / name)}
     theirs = by_kubectl(KUBERAY / name)
@@ -62,7 +62,7 @@ def test_versions_agree(name):
     assert images - {"redis:7.4"} == {f"registry.example.com/ortho:{ray}"}
 
 
-@pytest.mark.parametrize("name", [*ALL, "loader"])
+@pytest.mark.parametrize("name", [*ALL, "loader", "history"])
 def test_every_pod_is_confined(name):
     documents = render(KUBERAY / name)
     assert pods(documents)
@@ -98,6 +98,8 @@ def test_there_are_walls_around_the_pods_and_secrets_are_named_only(name):
         "ortho-ray-token",
         "false",
         "password",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
         *(v for v in values if re.fullmatch(r"[\w.]+/[\w-]+", v)),
     }
 
@@ -139,6 +141,36 @@ def test_a_job_ends_retries_and_cleans_up(name):
     assert ("gcsFaultToleranceOptions" in spec["rayClusterSpec"]) == name.endswith("/long-run")
     spot = "affinity" in spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     assert spot == name.endswith("/spot")
+
+
+def plain(variables):
+    """Those that have a value, and do not refer to a secret."""
+    return {variable["name"]: variable["value"] for variable in variables if "value" in variable}
+
+
+def test_the_history_server_reads_what_the_collectors_write():
+    """KubeRay's operator adds the collectors, and refuses one without an image, or without the variables of its store."""
+    job, served = render(KUBERAY / "overlays" / "history"), render(KUBERAY / "history")
+    collector = cluster_of(job)["historyServerOptions"]["collectorOptions"]
+    (server,) = of_kind(served, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert plain(collector["env"]) == plain(server["env"])
+    assert plain(server["env"]).keys() == {"STORAGE_BACKEND", "STORAGE_ROOT_DIR", "S3_BUCKET", "S3_REGION"}
+    assert plain(server["env"])["STORAGE_BACKEND"] == "s3"
+    secrets = {
+        variable["valueFrom"]["secretKeyRef"]["name"] for variable in collector["env"] if "valueFrom" in variable
+    }
+    assert secrets == {source["secretRef"]["name"] for source in server["envFrom"]} == {"ortho-object-store"}
+    images = [container["image"].rpartition(":")[2] for container in (collector, server)]
+    assert images == ["v1.7.1", "v1.7.1"]
+    # Its account may list clusters, and read nothing else.
+    rules = of_kind(served, "ClusterRole")["rules"]
+    assert rules == [{"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["get", "list"]}]
+    binding = of_kind(served, "ClusterRoleBinding")
+    account = of_kind(served, "ServiceAccount")["metadata"]["name"]
+    pod = of_kind(served, "Deployment")["spec"]["template"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "ortho"}]
+    assert pod["spec"]["serviceAccountName"] == account
+    assert of_kind(served, "Service")["spec"]["selector"] == pod["metadata"]["labels"]
 
 
 def entrypoint(name) -> tuple[list[str], dict[str, str]]:

@@ -48,7 +48,7 @@ class LengthsJob:
     def own_device(self):
         return "cpu"
 
-    def fitting(self, wanted, labels=None):
+    def fitting(self, wanted):
         return wanted
 
     def spare_cpu(self, workers):

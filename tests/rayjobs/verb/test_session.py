@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused_unless_the_cluster_grows():
     assert growing.fitting(8) == 8
     assert growing.spare_cpu(8) == 1
     with pytest.raises(UserError, match=r"--node-labels: no node has \{'zone': 'far'\}; the cluster's labels are"):
-        WorkerResources().fitting(1, {"zone": "far"})
+        WorkerResources(node_labels={"zone": "far"}).fitting(1)
 
 
 @pytest.mark.slow
