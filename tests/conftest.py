@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Ray writes a token into HOME and sockets into its temporary folder; neither should be the user's.
 SCRATCH = Path(tempfile.mkdtemp(prefix="ortho-"))
@@ -155,6 +157,14 @@ def s3() -> Iterator[Callable[[], str]]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", port=0)
     server.start()
+    answer, turn = server._server.app, threading.Lock()
+
+    def one_at_a_time(environ: Any, start_response: Any) -> Any:
+        """S3 decides a conditional write at once; moto looks first and writes afterwards."""
+        with turn:
+            return answer(environ, start_response)
+
+    server._server.app = one_at_a_time
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")

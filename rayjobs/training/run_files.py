@@ -45,10 +45,11 @@ def save_state(out: Path, update: int, content: Mapping[str, Any], keep: int) ->
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(fresh, place)
-    except RuntimeError as error:
+    except Exception as error:
         # Of a full disk PyTorch says that a position is unexpected; what it was told is beneath.
-        if isinstance(below := error.__context__, OSError):
-            raise OSError(below.errno, below.strerror, str(place)) from error
+        told = error if isinstance(error, OSError) else error.__context__
+        if isinstance(told, OSError):
+            raise OSError(told.errno, told.strerror, str(place)) from error
         raise
     finally:
         fresh.unlink(missing_ok=True)

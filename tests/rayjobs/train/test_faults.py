@@ -17,7 +17,7 @@ from ortho_core.errors import RunFailed
 from ortho_core.mstep.update import MStep
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.job import run
-from rayjobs.training.run_files import STOPPED, drop_damaged_states, load_state, save_state, states
+from rayjobs.training.run_files import STOPPED, load_state, states
 from tests.rayjobs.train.training import (
     altered,
     assert_same_lines,
@@ -237,32 +237,6 @@ def test_a_damaged_state_costs_that_state_alone(assigned, tiny_turbo, trained, t
     assert "update-00000004.pt is damaged: the run goes on from the state before it" in capsys.readouterr().err
     assert len(updates) == 5 + 3
     assert_same_lines(history(out), history(trained), 1e-5)
-
-
-@pytest.mark.parametrize("kept", [0, 100, 0.5, 0.999])
-def test_states_that_a_disk_cut_short_are_not_resumed_from(tmp_path, kept):
-    for update in (5, 10):
-        save_state(tmp_path, update, {"update": update, "weights": torch.zeros(1000)}, keep=2)
-    last = states(tmp_path)[0]
-    size = last.stat().st_size
-    os.truncate(last, kept if isinstance(kept, int) else int(kept * size))
-    assert drop_damaged_states(tmp_path) == [last]
-    assert load_state(states(tmp_path)[0])["update"] == 5
-    assert drop_damaged_states(tmp_path) == []
-
-
-def test_as_many_states_are_kept_as_asked_for_and_none_is_left_half(tmp_path, monkeypatch):
-    for update in (2, 4, 100_000_000):
-        save_state(tmp_path, update, {"update": update}, keep=2)
-    assert [load_state(state)["update"] for state in states(tmp_path)] == [100_000_000, 4]
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_state(tmp_path, 100_000_002, {"update": 1}, keep=2)
-    assert len(os.listdir(tmp_path / "state")) == 2
 
 
 def driver(assigned, tiny_turbo, out, *options):
