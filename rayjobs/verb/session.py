@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -59,11 +60,21 @@ def undo_start(before: list[psutil.Process]) -> None:
     """
     begun = [process for process in psutil.Process().children(recursive=True) if process not in before]
     ray.shutdown()
-    for end in (psutil.Process.terminate, psutil.Process.kill):
+    for end in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
         for process in begun:
             with suppress(psutil.NoSuchProcess):
                 end(process)
-        _, begun = psutil.wait_procs(begun, ENDS_S)
+        _, alive = psutil.wait_procs(begun, ENDS_S)
+        # What a raylet began while it was ending has lost its parent: its command line names the session.
+        if not (begun := [*alive, *of_own_session(alive)]):
+            break
+
+
+def of_own_session(known: list[psutil.Process]) -> list[psutil.Process]:
+    """Other processes than those `known`, of a Ray that this process began: Ray puts its number into the session's name."""
+    session = re.compile(rf"/session_[\d_-]+_{os.getpid()}/")
+    found = psutil.process_iter(["cmdline"])
+    return [each for each in found if each not in known and session.search(" ".join(each.info["cmdline"] or ()))]
 
 
 @contextmanager

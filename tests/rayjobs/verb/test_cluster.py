@@ -5,10 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -147,11 +148,14 @@ def test_a_cluster_that_asks_for_its_token_says_which_is_missing(tmp_path):
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
     """A Ray of `ray start --head` without a token: its port, its environment, and its processes by name."""
+    stack = ExitStack()
     folder, (port,) = tmp_path_factory.mktemp("node"), free_ports(1)
-    env = node_environment(folder, {}) | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": os.environ["RAY_TMPDIR"]}
+    # Of its own: whoever looks for a Ray in this process's folder would find it. And short: sockets lie below it.
+    rays_own = stack.enter_context(tempfile.TemporaryDirectory(prefix="n", dir="/tmp", ignore_cleanup_errors=True))
+    env = node_environment(folder, {}) | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": rays_own}
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=1"]
     command += ["--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]
-    with running(command, env, folder / "log") as process:
+    with stack, running(command, env, folder / "log") as process:
         while "Ray runtime started" not in (folder / "log").read_text():
             assert process.poll() is None, (folder / "log").read_text()
             time.sleep(0.2)

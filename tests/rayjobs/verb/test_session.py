@@ -1,9 +1,11 @@
 """Which Ray a job runs on: the one that is there, else one of its own."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,7 +30,10 @@ def head(tmp_path):
     cpus = str(2 * (os.cpu_count() or 1))
     argv = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus", cpus, "--include-dashboard=false"]
     log = (tmp_path / "head.log").open("w")
-    process = subprocess.Popen([str(a) for a in argv], stdout=log, stderr=log, start_new_session=True)
+    # In a folder of its own: whoever looks for a Ray in this process's folder would find it.
+    own = tempfile.mkdtemp(prefix="n", dir="/tmp")
+    env = os.environ | {"RAY_TMPDIR": own}
+    process = subprocess.Popen([str(a) for a in argv], stdout=log, stderr=log, start_new_session=True, env=env)
     deadline = time.monotonic() + 60
     while "Ray runtime started" not in (tmp_path / "head.log").read_text():
         assert process.poll() is None, (tmp_path / "head.log").read_text()
@@ -38,6 +43,7 @@ def head(tmp_path):
     process.kill()  # with --block, the node's other processes end when this one does
     process.wait()
     log.close()
+    shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.mark.usefixtures("ray_session")
