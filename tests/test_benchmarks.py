@@ -8,12 +8,14 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import mstep
 from benchmarks.host_memory import measure
 from benchmarks.problem import FORWARD, Curve, Problem
 from benchmarks.results import write_results
 from benchmarks.rivals import RIVALS, best_of, from_noise, ours
+from benchmarks.same_results import content_of, differences
 from tests.conftest import ROOT
 
 
@@ -178,3 +180,23 @@ def test_results_say_under_which_conditions_they_were_measured(tmp_path, capsys)
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert written["measured"]["commit"].removesuffix("+") == head.stdout.strip() or head.returncode
+
+
+@pytest.mark.slow
+def test_runs_that_are_disturbed_end_as_others_do(tmp_path):
+    said = run("chaos", "--verbs", "import", "download", "--events", "6", "--out", str(tmp_path / "x.json"))
+    results = json.loads((tmp_path / "x.json").read_text())
+    assert "0 not as undisturbed" in said
+    assert sum(len(life["events"]) for life in results["lives"]) == 6
+
+
+def test_a_difference_of_two_runs_is_found_wherever_it_is(tmp_path):
+    for name, loss, pixel in (("one", 0.5, 10), ("same", 0.5000001, 10), ("other", 0.6, 200)):
+        folder = tmp_path / name
+        (folder / "pictures").mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"loss": loss, "rows_this_run": pixel, "name": "x"}))
+        Image.new("RGB", (4, 4), (pixel, 0, 0)).save(folder / "pictures" / "a.png")
+    (tmp_path / "other" / ".lease").touch()
+    one, same, other = (content_of(tmp_path / name) for name in ("one", "same", "other"))
+    assert differences(one, same) == {}
+    assert set(differences(one, other)) == {"summary.json: loss", "pictures/a.png: picture", ".lease"}
