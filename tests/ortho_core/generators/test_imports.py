@@ -17,6 +17,8 @@ load_generator(ModelFolder.open("models/tiny-turbo"))
 print(gc.isenabled(), gc.get_freeze_count() > 100_000, "torch._inductor.compile_fx" in sys.modules)
 """
 
+NOWHERE = "no_such_module_anywhere"
+
 
 def test_garbage_is_collected_again_afterwards_also_after_a_failed_import(monkeypatch):
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "as it was")
@@ -26,7 +28,7 @@ def test_garbage_is_collected_again_afterwards_also_after_a_failed_import(monkey
         with quick_imports():
             assert not gc.isenabled()
             assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
-            importlib.import_module("no_such_module_anywhere")
+            importlib.import_module(NOWHERE)
 
     with pytest.raises(ModuleNotFoundError):
         failing()
