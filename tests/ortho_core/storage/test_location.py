@@ -8,9 +8,9 @@ from ortho_core.storage.location import place_name
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        ("/home/someone/sets/my-photos", "my-photos"),
-        (Path("/home/someone/sets/v1.5"), "v1.5"),
-        ("/home/someone/sets/digits/pairs.jsonl", "digits/pairs.jsonl"),
+        ("/home/me/sets/my-photos", "my-photos"),
+        (Path("/home/me/sets/v1.5"), "v1.5"),
+        ("/home/me/sets/digits/pairs.jsonl", "digits/pairs.jsonl"),
         ("s3://bucket/sets/birds/", "birds"),
         ("s3://bucket", "bucket"),
         ("s3://bucket/birds.tar", "bucket/birds.tar"),
