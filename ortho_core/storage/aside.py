@@ -18,7 +18,7 @@ from ortho_core.storage.processes import born, this_machine
 #: Seconds without a change after which the copy of another machine's process is taken for one that nobody finishes.
 UNTOUCHED_S = 600.0
 
-ENDINGS = ("partial", "old")
+ENDINGS = (".partial", ".old")
 _OWNER = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<born>\d*)-[0-9a-f]{8}\.(?:partial|old)$")
 
 
@@ -61,12 +61,13 @@ def sweep_aside(folder: Path, name: str = "", *, alone: bool = False) -> None:
         found = [entry.name for entry in entries if entry.name.startswith(f".{name}") and entry.name.endswith(ENDINGS)]
         for each in found:
             path = folder / each
-            if each.endswith(tuple(f".{ending}" for ending in ENDINGS)) and _is_dead(path, alone):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    with suppress(OSError):
-                        path.unlink()
+            if not _is_dead(path, alone):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _is_dead(path: Path, alone: bool) -> bool:

@@ -145,9 +145,7 @@ class LocalStore:
                 except FileExistsError:
                     check_no_folder(path)
                     return False
-                except (
-                    FileNotFoundError
-                ):  # this process slept so long that another machine's swept our copy away; not twice
+                except FileNotFoundError:  # we slept so long that another machine swept our copy away; not twice
                     if attempt:
                         raise
         raise AssertionError("unreachable")
