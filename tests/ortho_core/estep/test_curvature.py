@@ -14,6 +14,7 @@ class Linear:
     latent_shape = SHAPE
     image_size = SHAPE[1:]
     device = torch.device("cpu")
+    loaded_fingerprint = None
 
     def __init__(self, matrix):
         self.matrix = matrix
