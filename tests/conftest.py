@@ -8,13 +8,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 # Ray writes a token into HOME and sockets into its temporary folder; neither should be the user's.
 SCRATCH = Path(tempfile.mkdtemp(prefix="ortho-"))
 os.environ |= {"HOME": str(SCRATCH), "RAY_TMPDIR": str(SCRATCH), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"
+os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3", "RAY_prestart_worker_first_driver": "0"}
 os.environ.pop("RAY_ADDRESS", None)
 
 from jaxtyping import install_import_hook  # noqa: E402
@@ -32,8 +34,12 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
 
+FORK_SERVER = ExitStack()
+
+
 def pytest_sessionfinish() -> None:
     stop_ray()
+    FORK_SERVER.close()
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
@@ -89,14 +95,29 @@ def small_pairs(digits, tmp_path) -> Path:
     return copy_pairs(digits, tmp_path / "pairs", 24)
 
 
-def start_ray() -> None:
-    """One Ray with more logical CPUs than the machine has; what matters here is order and failure, not speed."""
+@cache
+def forked_workers() -> dict[str, str]:
+    """The runtime environment in which Ray's workers are forks, as in a Ray that a verb starts; one server for all tests."""
+    from rayjobs.fork_server.start import fork_server
+
+    return FORK_SERVER.enter_context(fork_server())
+
+
+def connect_ray(**options: Any) -> None:
+    """`ray.init`, as quiet as a verb's own."""
     import logging
 
     import ray
 
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=forked_workers(), **options)
+
+
+def start_ray() -> None:
+    """One Ray with more logical CPUs than the machine has; what matters here is order and failure, not speed."""
+    import ray
+
     if not ray.is_initialized():
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        connect_ray(num_cpus=4, include_dashboard=False)
 
 
 def stop_ray() -> None:

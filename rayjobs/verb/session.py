@@ -7,15 +7,23 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 
 import psutil
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 
 from ortho_core.text.plain_text import printable
-from rayjobs.verb.cluster import check_address, check_shared_memory, find_address, not_started, temporary_folder
+from rayjobs.fork_server.start import fork_server
+from rayjobs.verb.cluster import (
+    Address,
+    check_address,
+    check_shared_memory,
+    find_address,
+    not_started,
+    temporary_folder,
+)
 from rayjobs.verb.console import say
 from rayjobs.verb.token_file import keep_token_private
 
@@ -101,18 +109,33 @@ def ray_session() -> Iterator[None]:
         check_shared_memory()
         say("Ray: starting one on this machine")
         place, folder = "local", temporary_folder()
+    with fork_server() if address is None else nullcontext() as workers:
+        begin(place, folder, workers, address)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set its own, which ends the process without a word
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def begin(place: str, folder: str | None, workers: Mapping[str, str] | None, address: Address | None) -> None:
+    """`ray.init`; leaves nothing behind where it fails or this process is told to end."""
+    if workers:  # those that Ray would start before it is asked for any are not of them
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     before = psutil.Process().children(recursive=True)
     try:
         with without_lines(b"Set ray log level"):
-            ray.init(place, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)
+            ray.init(
+                place,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=workers or None,
+                _temp_dir=folder,
+            )
     except BaseException as error:  # Ray raises RuntimeError, ValueError, OSError, or Exception itself
         undo_start(before)
         if not isinstance(error, Exception):  # told to end, and that is said elsewhere
             raise
         raise not_started(error, address, folder or get_default_ray_temp_dir()) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set its own, which ends the process without a word
-    try:
-        yield
-    finally:
-        ray.shutdown()

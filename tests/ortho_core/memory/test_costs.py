@@ -41,14 +41,19 @@ def test_a_count_is_kept_by_what_decides_it(model, cache, monkeypatch):
         costs.search_costs(model, "bfloat16", AssignConfig(steps=2))
 
 
-def test_checkpointing_and_half_precision_need_less_and_adapters_less_than_all_weights(model):
+def test_a_search_in_half_precision_needs_less(model):
+    config = AssignConfig(sensitivity_rank=0)
+    plain, half = (costs.search_costs(model, dtype, config) for dtype in ("float32", "bfloat16"))
+    assert half.evaluation.each < plain.evaluation.each
+
+
+@pytest.mark.slow
+def test_checkpointing_needs_less_and_adapters_less_than_all_weights(model):
     config, step = AssignConfig(sensitivity_rank=0), MStepConfig(mixed_precision="bf16")
-    plain = costs.search_costs(model, "float32", config)
-    assert costs.search_costs(model, "bfloat16", config).evaluation.each < plain.evaluation.each
-    assert (
-        costs.search_costs(model, "float32", config, gradient_checkpointing=True).evaluation.each
-        < plain.evaluation.each
+    plain, checkpointed = (
+        costs.search_costs(model, "float32", config, gradient_checkpointing=recomputed) for recomputed in (False, True)
     )
+    assert checkpointed.evaluation.each < plain.evaluation.each
     where = {"gradient_checkpointing": False}
     whole = costs.update_costs(model, step, dtype="float32", lora=None, second_network=True, **where)
     adapter = costs.update_costs(model, step, dtype="bfloat16", lora=Lora(4, 4.0), second_network=False, **where)
@@ -63,8 +68,8 @@ def test_checkpointing_and_half_precision_need_less_and_adapters_less_than_all_w
     ("lora", "precision", "online"),
     [
         (None, "no", False),
-        (None, "bf16", True),
-        (Lora(4, 4.0), "bf16", False),
+        pytest.param(None, "bf16", True, marks=pytest.mark.slow),
+        pytest.param(Lora(4, 4.0), "bf16", False, marks=pytest.mark.slow),
         (Lora(4, 4.0), "no", True),
     ],
     ids=["all-weights", "all-weights-online", "adapter", "adapter-online"],
@@ -79,8 +84,8 @@ def test_an_update_with_preserve_rows_takes_what_was_planned(model, lora, precis
     [
         # Gradients decide what two rows take, activations what sixteen do.
         (2, MStepConfig()),
-        (16, MStepConfig(preserve_differences=True)),
-        (4, MStepConfig(pixel_l1_weight=1.0, preserve_pixel_weight=1.0)),
+        pytest.param(16, MStepConfig(preserve_differences=True), marks=pytest.mark.slow),
+        pytest.param(4, MStepConfig(pixel_l1_weight=1.0, preserve_pixel_weight=1.0), marks=pytest.mark.slow),
         (4, MStepConfig(optimizer="adafactor", ema=True)),
     ],
     ids=["few-rows", "many-rows", "pixels", "adafactor"],

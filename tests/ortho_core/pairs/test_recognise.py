@@ -167,6 +167,7 @@ def test_circles_of_links_hidden_names_and_folders_that_cannot_be_read_end_nothi
     assert "2 hidden names" in said
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_files_are_seen_in_seconds_and_in_little_memory(tmp_path):
     import tracemalloc
 
@@ -187,6 +188,7 @@ def test_a_hundred_thousand_files_are_seen_in_seconds_and_in_little_memory(tmp_p
     assert high < 3_000_000
 
 
+@pytest.mark.slow
 def test_a_million_rows_are_told_in_seconds(tmp_path):
     with (tmp_path / "pairs.jsonl").open("w") as stream:
         for i in range(1_000_000):

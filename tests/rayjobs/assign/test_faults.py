@@ -1,7 +1,6 @@
 """The E-step job when something goes wrong: afterwards the same command ends with the rows of an undisturbed run."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from rayjobs.assign.worker import search_of
 from rayjobs.pool.decoder import RayDecoder
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.run import ShardedRun
-from tests.conftest import ROOT, copy_pairs
+from tests.conftest import ROOT, connect_ray, copy_pairs
 from tests.rayjobs.same import assert_same, rows
 
 SETTINGS = {"steps": 6, "rows_per_shard": 2, "slots": 2, "cpus_per_worker": 0.5}
@@ -33,7 +32,7 @@ SETTINGS = {"steps": 6, "rows_per_shard": 2, "slots": 2, "cpus_per_worker": 0.5}
 def cluster(no_ray):
     """A head node, to which a test may add others."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    connect_ray(address=cluster.address)
     yield cluster
     ray.shutdown()
     cluster.shutdown()

@@ -1,11 +1,9 @@
 """The E-step job from an object store to an object store, over HTTP."""
 
 import json
-import logging
 import shutil
 
 import pytest
-import ray
 
 from ortho_core.errors import UserError
 from ortho_core.pairs.pair_set import PairSet
@@ -17,7 +15,7 @@ from rayjobs.train.config import TrainJob
 from rayjobs.train.job import make_plan
 from rayjobs.train.models import TrainModels
 from tests.chromium import check_source
-from tests.conftest import copy_pairs
+from tests.conftest import copy_pairs, start_ray
 from tests.rayjobs.same import assert_same, rows
 
 SETTINGS = {"steps": 4, "rows_per_shard": 8, "slots": 8, "cpus_per_worker": 0.5}
@@ -26,7 +24,7 @@ SETTINGS = {"steps": 4, "rows_per_shard": 8, "slots": 8, "cpus_per_worker": 0.5}
 @pytest.fixture(scope="module")
 def bucket(s3, no_ray):
     """An empty bucket that the workers of this module's Ray can reach: they inherit the environment at its start."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    start_ray()
     return s3()
 
 

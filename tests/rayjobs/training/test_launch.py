@@ -1,7 +1,5 @@
 """Where the training workers run, on a real cluster of two nodes."""
 
-import logging
-
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -11,6 +9,7 @@ from ortho_core.storage.lease import held
 from rayjobs.training.config import TrainingSettings
 from rayjobs.training.launch import run_workers
 from rayjobs.verb.console import say
+from tests.conftest import connect_ray
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -18,7 +17,7 @@ def far_node(no_ray):
     """The id of the smaller of two nodes, the only one with a label; both have room for all workers."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
     far = cluster.add_node(num_cpus=2, labels={"zone": "far"})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    connect_ray(address=cluster.address)
     cluster.wait_for_nodes()
     yield far.node_id
     ray.shutdown()

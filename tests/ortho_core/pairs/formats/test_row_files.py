@@ -151,4 +151,4 @@ def test_memory_does_not_grow_with_a_json_list(tmp_path):
         tracemalloc.stop()
         return high
 
-    assert peak(40_000) < 1.5 * peak(10_000)
+    assert peak(10_000) < 1.5 * peak(2_500)

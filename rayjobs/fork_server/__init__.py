@@ -1,0 +1,1 @@
+"""Ray's workers as forks of a process that has imported their libraries."""

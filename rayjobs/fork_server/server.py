@@ -1,0 +1,122 @@
+"""A process that has imported what workers need, and forks a worker whenever `client` asks.
+
+It inherits a listening socket, and ends when its standard input does, which is a pipe from whoever started it.
+"""
+
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ortho_core.generators.imports import quick_imports
+
+#: Seconds that a client has for its request, which it sends in one go.
+PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A process that is to be: what `client.asked` sends."""
+
+    command: list[str]
+    environment: dict[str, str]
+    folder: str
+    niceness: int
+    blocked: list[int]
+    streams: list[int]
+
+    @classmethod
+    def received(cls, client: socket.socket) -> "Request":
+        """Raises OSError, ValueError, TypeError if it is not whole."""
+        head, streams, _, _ = socket.recv_fds(client, 8, 3)
+        if len(head) != 8 or len(streams) != 3:
+            raise ValueError("a request without its streams")
+        wanted, message = int.from_bytes(head, "big"), b""
+        while len(message) < wanted:
+            if not (more := client.recv(wanted - len(message))):
+                raise ValueError("a request without its end")
+            message += more
+        return cls(**json.loads(message), streams=list(streams))
+
+    def close(self) -> None:
+        for stream in self.streams:
+            os.close(stream)
+
+    def become(self, inherited: Mapping[str, str]) -> None:
+        """Make this process the one that was asked for; does not return before its program ends.
+
+        What was imported has found its modules and its settings by the environment `inherited`: where modules are to be found
+        elsewhere, a new Python begins.
+        """
+        for number, stream in enumerate(self.streams):
+            os.dup2(stream, number)
+        self.close()
+        os.setpgid(0, 0)  # Ray ends a worker with its process group
+        os.chdir(self.folder)
+        os.nice(self.niceness - os.nice(0))
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
+        os.environ.clear()
+        os.environ.update(self.environment)
+        if any(self.environment.get(name) != inherited.get(name) for name in ("PYTHONPATH", "PYTHONHOME")):
+            os.execv(sys.executable, [sys.executable, *self.command])
+        sys.argv[:] = self.command
+        sys.path.insert(0, os.path.dirname(self.command[0]))
+        runpy.run_path(self.command[0], run_name="__main__")
+
+
+def preload() -> None:
+    """Import what workers import for most models and verbs."""
+    with quick_imports():
+        from diffusers import (  # noqa: F401
+            AutoencoderKL,
+            EulerAncestralDiscreteScheduler,
+            StableDiffusionXLPipeline,
+            UNet2DConditionModel,
+        )
+
+        import rayjobs.assign.worker
+        import rayjobs.evaluate.worker
+        import rayjobs.reward.worker  # noqa: F401
+
+
+def is_ours(client: socket.socket) -> bool:
+    """Is it a process of the same user? The address has no file, so no permissions guard it."""
+    peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return struct.unpack("3i", peer)[1] == os.getuid()
+
+
+def serve(listening: socket.socket, lifeline: int) -> Request | None:
+    """Fork for each request. Returns the request in the process that was forked for it, None when `lifeline` ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them, and none stays as a zombie
+    while True:
+        ready, _, _ = select.select([listening, lifeline], [], [])
+        if lifeline in ready:
+            return None
+        with suppress(OSError, ValueError, TypeError), listening.accept()[0] as client:
+            client.settimeout(PATIENCE_S)
+            if not is_ours(client):
+                continue
+            request = Request.received(client)
+            if os.fork() == 0:
+                listening.close()
+                return request
+            request.close()
+            client.sendall(b"1")
+
+
+def main(listening: int) -> None:
+    """Serve at the socket of this number."""
+    inherited = dict(os.environ)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this decides when it ends
+    preload()
+    if (request := serve(socket.socket(fileno=listening), sys.stdin.fileno())) is not None:
+        request.become(inherited)
