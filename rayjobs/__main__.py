@@ -2,13 +2,21 @@
 
 import signal
 import sys
+from typing import NoReturn
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run a verb, and end this process with its exit code."""
+    code = run_verb(sys.argv[1:] if argv is None else argv)
+    from rayjobs.verb.leaving import leave
+
+    leave(code)
+
+
+def run_verb(argv: list[str]) -> int:
     """Returns the exit code. What tells the process to end does so in one line from the first import to the last."""
     from rayjobs.verb.interrupts import Interrupted, told_to_end
 
-    argv = sys.argv[1:] if argv is None else argv
     name = argv[0] if argv else ""
 
     def last_line(told: Interrupted) -> None:
@@ -29,4 +37,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -301,4 +301,4 @@ def stop_wanted(name: str) -> bool:
 if __name__ == "__main__":
     from rayjobs.__main__ import main
 
-    sys.exit(main(["submit", *sys.argv[1:]]))
+    main(["submit", *sys.argv[1:]])

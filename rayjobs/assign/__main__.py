@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["assign", *sys.argv[1:]]))
+main(["assign", *sys.argv[1:]])

@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["convert", *sys.argv[1:]]))
+main(["convert", *sys.argv[1:]])

@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["download", *sys.argv[1:]]))
+main(["download", *sys.argv[1:]])

@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["em", *sys.argv[1:]]))
+main(["em", *sys.argv[1:]])

@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["evaluate", *sys.argv[1:]]))
+main(["evaluate", *sys.argv[1:]])

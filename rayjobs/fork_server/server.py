@@ -11,11 +11,16 @@ import signal
 import socket
 import struct
 import sys
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
 
 from ortho_core.generators.imports import quick_imports
+from rayjobs.verb.leaving import leave
 
 #: Seconds that a client has for its request, which it sends in one go.
 PATIENCE_S = 5.0
@@ -36,21 +41,26 @@ class Request:
     def received(cls, client: socket.socket) -> "Request":
         """Raises OSError, ValueError, TypeError if it is not whole."""
         head, streams, _, _ = socket.recv_fds(client, 8, 3)
-        if len(head) != 8 or len(streams) != 3:
-            raise ValueError("a request without its streams")
-        wanted, message = int.from_bytes(head, "big"), b""
-        while len(message) < wanted:
-            if not (more := client.recv(wanted - len(message))):
-                raise ValueError("a request without its end")
-            message += more
-        return cls(**json.loads(message), streams=list(streams))
+        try:
+            if len(head) != 8 or len(streams) != 3:
+                raise ValueError("a request without its streams")
+            wanted, message = int.from_bytes(head, "big"), b""
+            while len(message) < wanted:
+                if not (more := client.recv(wanted - len(message))):
+                    raise ValueError("a request without its end")
+                message += more
+            return cls(**json.loads(message), streams=list(streams))
+        except BaseException:
+            for stream in streams:
+                os.close(stream)
+            raise
 
     def close(self) -> None:
         for stream in self.streams:
             os.close(stream)
 
-    def become(self, inherited: Mapping[str, str]) -> None:
-        """Make this process the one that was asked for; does not return before its program ends.
+    def become(self, inherited: Mapping[str, str]) -> NoReturn:
+        """Make this process the one that was asked for, until its program ends.
 
         What was imported has found its modules and its settings by the environment `inherited`: where modules are to be found
         elsewhere, a new Python begins.
@@ -66,11 +76,20 @@ class Request:
         signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
         os.environ.clear()
         os.environ.update(self.environment)
+        np.random.seed()  # the one generator that a fork does not seed anew by itself
         if any(self.environment.get(name) != inherited.get(name) for name in ("PYTHONPATH", "PYTHONHOME")):
             os.execv(sys.executable, [sys.executable, *self.command])
         sys.argv[:] = self.command
         sys.path.insert(0, os.path.dirname(self.command[0]))
-        runpy.run_path(self.command[0], run_name="__main__")
+        code: object = None
+        try:
+            runpy.run_path(self.command[0], run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        leave(code)
 
 
 def preload() -> None:
@@ -98,7 +117,7 @@ def serve(listening: socket.socket, lifeline: int) -> Request | None:
     """Fork for each request. Returns the request in the process that was forked for it, None when `lifeline` ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them, and none stays as a zombie
     while True:
-        ready, _, _ = select.select([listening, lifeline], [], [])
+        ready, _, _ = select.select([listening.fileno(), lifeline], [], [])
         if lifeline in ready:
             return None
         with suppress(OSError, ValueError, TypeError), listening.accept()[0] as client:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
 
@@ -23,8 +23,6 @@ from rayjobs.fork_server.server import main
 main(int(sys.argv[2]))"""
 #: As Ray has a worker compute until it says otherwise, which needs no second thread where forks begin.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-#: Seconds that a server has to end before it is killed.
-ENDS_S = 3.0
 
 
 def forking_is_sound() -> bool:
@@ -57,10 +55,5 @@ def fork_server() -> Iterator[dict[str, str]]:
     try:
         yield {"py_executable": shlex.join(command)}
     finally:
-        with suppress(OSError):
-            server.stdin.close()
-        try:
-            server.wait(ENDS_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.kill()  # its forks have ended with Ray, and it has nothing to put away
+        server.communicate()

@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["generate", *sys.argv[1:]]))
+main(["generate", *sys.argv[1:]])

@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["invert", *sys.argv[1:]]))
+main(["invert", *sys.argv[1:]])

@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["look", *sys.argv[1:]]))
+main(["look", *sys.argv[1:]])

@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["reward", *sys.argv[1:]]))
+main(["reward", *sys.argv[1:]])

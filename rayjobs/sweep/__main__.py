@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["sweep", *sys.argv[1:]]))
+main(["sweep", *sys.argv[1:]])

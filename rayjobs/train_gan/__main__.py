@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["train-gan", *sys.argv[1:]]))
+main(["train-gan", *sys.argv[1:]])

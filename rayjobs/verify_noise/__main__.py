@@ -4,4 +4,4 @@ import sys
 
 from rayjobs.__main__ import main
 
-sys.exit(main(["verify-noise", *sys.argv[1:]]))
+main(["verify-noise", *sys.argv[1:]])

@@ -1,0 +1,69 @@
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import ray
+
+from rayjobs.fork_server import start
+from rayjobs.fork_server.start import fork_server
+from tests.conftest import ROOT, start_ray
+from tests.rayjobs.fork_server.made import say, server_of
+
+DRIVER = """
+import os, time, psutil, ray
+from rayjobs.verb.session import ray_session
+with ray_session():
+    print(ray.get(ray.remote(lambda: [os.getpid(), os.getppid()]).remote()), flush=True)
+    time.sleep(100)
+"""
+
+
+def whereabouts() -> tuple[int, bool]:
+    return os.getppid(), "torch" in sys.modules
+
+
+def test_rays_workers_are_forks(ray_session):
+    parent, preloaded = ray.get(ray.remote(whereabouts).remote())
+    assert preloaded
+    assert "rayjobs.fork_server.server" in " ".join(psutil.Process(parent).cmdline())
+
+
+def test_nothing_is_forked_where_an_accelerator_is(monkeypatch, tmp_path):
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(start, "ACCELERATORS", (str(tmp_path / "nvidia*"),))
+    with fork_server() as runtime_env:
+        assert runtime_env == {}
+
+
+def test_a_server_that_died_leaves_workers_that_start_as_ever(tmp_path):
+    with fork_server() as runtime_env:
+        server_of(runtime_env).kill()
+        said, _ = say(runtime_env, tmp_path)
+        assert not said["preloaded"]
+    assert said["argv"] == [str(tmp_path / "program.py")]
+
+
+def test_it_ends_with_the_block_also_while_it_imports():
+    with fork_server() as runtime_env:
+        server = server_of(runtime_env)
+    assert not server.is_running()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_and_its_workers_end_with_a_driver_that_is_killed(number, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, env=environment) as driver:
+        worker, server = map(psutil.Process, eval(driver.stdout.readline()))
+        assert server.ppid() == driver.pid
+        driver.send_signal(number)
+    _, alive = psutil.wait_procs([worker, server], timeout=30)
+    assert alive == []
+
+
+def test_it_serves_a_program_whose_modules_are_where_this_ones_are():
+    start_ray()
+    here = ray.get(ray.remote(lambda: __import__("rayjobs").__file__).remote())
+    assert here == __import__("rayjobs").__file__
