@@ -8,7 +8,7 @@ from typing import NoReturn
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run a verb, and end this process with its exit code."""
     code = run_verb(sys.argv[1:] if argv is None else argv)
-    from rayjobs.verb.leaving import leave
+    from rayjobs.processes.leaving import leave
 
     leave(code)
 

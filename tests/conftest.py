@@ -98,7 +98,7 @@ def small_pairs(digits, tmp_path) -> Path:
 @cache
 def forked_workers() -> dict[str, str]:
     """The runtime environment in which Ray's workers are forks, as in a Ray that a verb starts; one server for all tests."""
-    from rayjobs.fork_server.start import fork_server
+    from rayjobs.processes.forks import fork_server
 
     return FORK_SERVER.enter_context(fork_server())
 

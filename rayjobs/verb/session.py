@@ -15,7 +15,7 @@ import ray
 from ray._common.utils import get_default_ray_temp_dir
 
 from ortho_core.text.plain_text import printable
-from rayjobs.fork_server.start import fork_server
+from rayjobs.processes.forks import fork_server
 from rayjobs.verb.cluster import (
     Address,
     check_address,

@@ -25,7 +25,9 @@ from rayjobs.pool.run import ShardedRun
 from tests.conftest import ROOT, connect_ray, copy_pairs
 from tests.rayjobs.same import assert_same, rows
 
-SETTINGS = {"steps": 6, "rows_per_shard": 2, "slots": 2, "cpus_per_worker": 0.5}
+SETTINGS = {"steps": 3, "rows_per_shard": 2, "slots": 2, "cpus_per_worker": 0.5}
+#: Where no worker is what goes wrong: in this process.
+HERE = {"workers": "0"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +49,7 @@ def undisturbed(tiny_turbo, digits, tmp_path_factory):
     """Twenty-four rows, assigned in this process, one shard after the other: no Ray, nothing to go wrong."""
     folder = tmp_path_factory.mktemp("undisturbed")
     pairs = copy_pairs(digits, folder / "pairs", 24)
-    assert run(job(pairs, tiny_turbo, folder / "out", workers=0)) == 0
+    assert run(job(pairs, tiny_turbo, folder / "out", **HERE)) == 0
     return pairs, folder / "out"
 
 
@@ -139,13 +141,13 @@ def dies(source, target):
 os.link = dies
 run(AssignJob.model_validate_json(sys.argv[1]))
 """
-    alone = one.model_copy(update={"workers": "0"})
+    alone = one.model_copy(update=HERE)
     argv = [sys.executable, "-W", "ignore", "-c", program, alone.model_dump_json()]
     done = subprocess.run(argv, cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(parts(tmp_path / "out")) == 1
     assert len(list((tmp_path / "out").glob(".*.partial"))) == 1
-    assert run(one) == 0
+    assert run(alone) == 0
     assert_same(rows(tmp_path / "out"), rows(out), loss=0, skew=0)
     assert not list((tmp_path / "out").glob(".*"))
 
@@ -157,7 +159,7 @@ def test_a_part_that_was_altered_is_made_again(undisturbed, tiny_turbo):
     content = bytearray(part.read_bytes())
     content[len(content) // 3] ^= 0xFF
     part.write_bytes(content)
-    assert run(job(pairs, tiny_turbo, out)) == 0
+    assert run(job(pairs, tiny_turbo, out, **HERE)) == 0
     assert_same(rows(out), before, loss=0, skew=0)
 
 
@@ -181,7 +183,7 @@ def test_rows_that_failed_are_tried_again_when_asked_and_only_those(undisturbed,
     images = [pairs / "images" / f"{i:04d}.png" for i in (5, 10, 11, 20)]  # 10 and 11 are a shard of their own
     for image in images:
         image.rename(image.with_suffix(".away"))
-    one = job(pairs, tiny_turbo, tmp_path / "out")
+    one = job(pairs, tiny_turbo, tmp_path / "out", **HERE)
     assert run(one) == 3
     published = {p.name: p.read_bytes() for p in parts(tmp_path / "out")}
     for image in images[:3]:

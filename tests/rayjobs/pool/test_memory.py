@@ -47,6 +47,7 @@ def test_the_first_way_that_fits_is_taken(way, searched, plans):
     assert plan.as_json()["gradient_checkpointing"] == way[0]
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_the_dry_run_names_what_packs_the_network(searched, plans):
     found = described(searched, None, 1e-3 + 0.7, smaller(searched))
     assert not found["fits"]

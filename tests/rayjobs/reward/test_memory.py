@@ -67,6 +67,7 @@ def test_one_prompt_takes_one_slot(tiny_turbo, tmp_path, capsys):
     assert "memory" not in dry_run(usual, capsys, prompt="a red two")
 
 
+@pytest.mark.slow
 def test_where_it_does_not_fit_it_says_what_does(tiny_turbo, tmp_path, capsys):
     usual, model = options(tiny_turbo, tmp_path) | {"gradient_checkpointing": True}, ModelFolder.open(tiny_turbo)
     peaks = {}

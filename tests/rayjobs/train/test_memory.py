@@ -1,11 +1,14 @@
 """What a dry run of `train` says of a GPU's memory."""
 
+import pytest
+
 from rayjobs.train.job import describe
 from rayjobs.train.memory import Updates
 from rayjobs.train.models import TrainModels
 from tests.rayjobs.train.training import job, planned
 
 
+@pytest.mark.slow
 def test_it_counts_the_search_of_online_noise_and_says_where_it_counts_what_sharding_divides(
     assigned, tiny_turbo, tmp_path, monkeypatch
 ):
@@ -20,6 +23,7 @@ def test_it_counts_the_search_of_online_noise_and_says_where_it_counts_what_shar
     assert other == {name: value for name, value in said.items() if name != "parallel"}
 
 
+@pytest.mark.slow
 def test_an_optimiser_that_reads_its_numbers_is_counted(assigned, tiny_turbo, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     said = describe(job(assigned, tiny_turbo, tmp_path / "out", gpu_memory=8.0, optimizer="adafactor"))["memory"]

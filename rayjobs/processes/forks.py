@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
 
-from rayjobs.fork_server import client
+from rayjobs.processes import fork_client
 
 #: What an accelerator's driver makes. A process that has looked for one can hand it to no fork, and libraries look on import.
 ACCELERATORS = ("/dev/nvidia*", "/dev/kfd", "/dev/accel*")
 #: Modules are looked for where this process looks for them.
 PROGRAM = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from rayjobs.fork_server.server import main
+from rayjobs.processes.fork_server import main
 main(int(sys.argv[2]))"""
 #: As Ray has a worker compute until it says otherwise, which needs no second thread where forks begin.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -51,7 +51,7 @@ def fork_server() -> Iterator[dict[str, str]]:
             process_group=0,
             env=os.environ | ONE_THREAD,
         )
-    command = [sys.executable, "-I", "-S", str(Path(client.__file__).resolve()), address]
+    command = [sys.executable, "-I", "-S", str(Path(fork_client.__file__).resolve()), address]
     try:
         yield {"py_executable": shlex.join(command)}
     finally:

@@ -7,10 +7,10 @@ import psutil
 import pytest
 import ray
 
-from rayjobs.fork_server import start
-from rayjobs.fork_server.start import fork_server
+from rayjobs.processes import forks
+from rayjobs.processes.forks import fork_server
 from tests.conftest import ROOT, start_ray
-from tests.rayjobs.fork_server.made import say, server_of
+from tests.rayjobs.processes.made import say, server_of
 
 DRIVER = """
 import os, time, psutil, ray
@@ -28,12 +28,12 @@ def whereabouts() -> tuple[int, bool]:
 def test_rays_workers_are_forks(ray_session):
     parent, preloaded = ray.get(ray.remote(whereabouts).remote())
     assert preloaded
-    assert "rayjobs.fork_server.server" in " ".join(psutil.Process(parent).cmdline())
+    assert "rayjobs.processes.fork_server" in " ".join(psutil.Process(parent).cmdline())
 
 
 def test_nothing_is_forked_where_an_accelerator_is(monkeypatch, tmp_path):
     (tmp_path / "nvidia0").touch()
-    monkeypatch.setattr(start, "ACCELERATORS", (str(tmp_path / "nvidia*"),))
+    monkeypatch.setattr(forks, "ACCELERATORS", (str(tmp_path / "nvidia*"),))
     with fork_server() as runtime_env:
         assert runtime_env == {}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.fork_server import client
+from rayjobs.processes import fork_client
 from tests.conftest import forked_workers
-from tests.rayjobs.fork_server.made import say, server_of
+from tests.rayjobs.processes.made import say, server_of
 
 
 def test_the_process_has_all_that_the_client_had(tmp_path):
@@ -42,7 +42,7 @@ def test_where_modules_are_to_be_found_elsewhere_a_new_python_begins(tmp_path):
 
 @pytest.mark.parametrize("address", ["", "no-server-has-this-address"])
 def test_where_none_answers_it_is_python_itself(address, tmp_path):
-    command = [sys.executable, "-I", "-S", str(Path(client.__file__).resolve()), address]
+    command = [sys.executable, "-I", "-S", str(Path(fork_client.__file__).resolve()), address]
     said, _ = say({"py_executable": shlex.join(command)}, tmp_path, "one")
     assert not said["preloaded"]
     assert said["argv"] == [str(tmp_path / "program.py"), "one"]
@@ -53,7 +53,7 @@ def test_where_none_answers_it_is_python_itself(address, tmp_path):
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_another_user_gets_no_process_of_ours(tmp_path):
     """What answers there runs any program that it is told, as us."""
-    program = f"import sys; sys.path[:] = {sys.path!r}; from rayjobs.fork_server.client import asked; "
+    program = f"import sys; sys.path[:] = {sys.path!r}; from rayjobs.processes.fork_client import asked; "
     address = shlex.split(forked_workers()["py_executable"])[-1]
     program += f"import os; os.setuid(65534); print(asked({address!r}, ['/nowhere']))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

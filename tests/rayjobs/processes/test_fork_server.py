@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.conftest import forked_workers
-from tests.rayjobs.fork_server.made import say, server_of
+from tests.rayjobs.processes.made import say, server_of
 
 
 def test_it_has_started_no_thread_that_a_fork_would_miss(tmp_path):

@@ -36,7 +36,7 @@ def server_of(runtime_env: dict[str, str]) -> psutil.Process:
     (found,) = (
         each
         for each in psutil.Process(os.getpid()).children()
-        if "rayjobs.fork_server.server" in " ".join(each.cmdline()) and listens(each.pid, address)
+        if "rayjobs.processes.fork_server" in " ".join(each.cmdline()) and listens(each.pid, address)
     )
     return found
 

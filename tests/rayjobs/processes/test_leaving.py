@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-LEAVES = "from rayjobs.verb.leaving import leave\n"
+LEAVES = "from rayjobs.processes.leaving import leave\n"
 
 
 def left(program: str, **options) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,9 @@
-"""A process that has imported what workers need, and forks a worker whenever `client` asks.
+"""A process that has imported what workers need, and forks a worker whenever `fork_client` asks.
 
 It inherits a listening socket, and ends when its standard input does, which is a pipe from whoever started it.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -20,7 +21,7 @@ from typing import NoReturn
 import numpy as np
 
 from ortho_core.generators.imports import quick_imports
-from rayjobs.verb.leaving import leave
+from rayjobs.processes.leaving import leave
 
 #: Seconds that a client has for its request, which it sends in one go.
 PATIENCE_S = 5.0
@@ -28,7 +29,7 @@ PATIENCE_S = 5.0
 
 @dataclass(frozen=True)
 class Request:
-    """A process that is to be: what `client.asked` sends."""
+    """A process that is to be: what `fork_client.asked` sends."""
 
     command: list[str]
     environment: dict[str, str]
@@ -93,8 +94,9 @@ class Request:
 
 
 def preload() -> None:
-    """Import what workers import for most models and verbs."""
+    """Import what workers import for most models: what is theirs alone takes hundredths of a second."""
     with quick_imports():
+        importlib.import_module("pandas")  # for Ray Data, which shows it to no type checker
         from diffusers import (  # noqa: F401
             AutoencoderKL,
             EulerAncestralDiscreteScheduler,
@@ -102,9 +104,10 @@ def preload() -> None:
             UNet2DConditionModel,
         )
 
-        import rayjobs.assign.worker
-        import rayjobs.evaluate.worker
-        import rayjobs.reward.worker  # noqa: F401
+        import ortho_core.evaluation.rows
+        import ortho_core.generators.diffusers_pipelines
+        import ortho_core.mstep.update
+        import ortho_core.rewards.objective  # noqa: F401
 
 
 def is_ours(client: socket.socket) -> bool:

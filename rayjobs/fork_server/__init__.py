@@ -1,1 +1,0 @@
-"""Ray's workers as forks of a process that has imported their libraries."""
