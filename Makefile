@@ -19,11 +19,14 @@ demo: setup
 	$(BIN)/ortho em --config examples/demo.yaml
 	@echo "open runs/demo/report.html"
 
+# Files of tests side by side, each with a Ray of its own; the ten slowest tests are listed.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 10
+
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check .
