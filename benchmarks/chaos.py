@@ -1,10 +1,10 @@
 """Kill anything at any moment: `python -m benchmarks.chaos --events 100 --out runs/chaos.json`.
 
 Runs of the verbs that resume, on tiny-turbo and the example digits, are disturbed at random instants: SIGKILL, SIGTERM or SIGINT
-to the driver, SIGKILL to one of Ray's workers or to the raylet, a second driver with the same command, a full disk. After each
-event that ended it, the same command is given again, without an event at last. Then everything in its folder is compared with
-two undisturbed runs, and what is left in processes, `/dev/shm`, the temporary folder and hidden files is counted. No word of a
-traceback may be in what was said.
+to the driver, SIGKILL to one of Ray's workers, to what forks them, or to the raylet, a second driver with the same command, a
+full disk. After each event that ended it, the same command is given again, without an event at last. Then everything in its
+folder is compared with two undisturbed runs, and what is left in processes, `/dev/shm`, the temporary folder and hidden files is
+counted. No word of a traceback may be in what was said.
 
 `--kinds second --events 20` are pairs of drivers with random starts, `--verbs train --kinds kill --events 20` kills of `train`.
 A full disk takes the right to mount one (root): elsewhere that kind is left out, and the program says so. The seed is printed.
@@ -37,7 +37,7 @@ PATIENCE_S, LINGERS_S = 240.0, 30.0
 FULL_S, DISK = 20.0, "700m"
 #: Starts after the last event: a run that a dead worker ended may need another.
 STARTS = 4
-KINDS = ("kill", "kill group", "tell", "worker", "raylet", "second", "disk")
+KINDS = ("kill", "kill group", "tell", "worker", "fork server", "raylet", "second", "disk")
 
 
 @dataclass
@@ -101,9 +101,12 @@ class Disturbed:
 
     def disturb(self, family: Family, kind: str) -> None:
         processes = [(p, name_of(p)) for p in family.alive()]
-        workers = [p for p, name in processes if name.startswith("ray::")]
-        raylets = [p for p, name in processes if "raylet/raylet" in name]
-        if (kind == "worker" and not workers) or (kind == "raylet" and not raylets):
+        others = {
+            "worker": [p for p, name in processes if name.startswith("ray::")],
+            "raylet": [p for p, name in processes if "raylet/raylet" in name],
+            "fork server": [p for p, name in processes if "-c import json, sys" in name],
+        }
+        if not others.get(kind, processes):
             kind = "kill"
         if kind == "disk" and not self.place.is_mount():
             kind = "kill"
@@ -116,9 +119,9 @@ class Disturbed:
             family.tell(number, group)
             if (code := family.end(PATIENCE_S)) not in (128 + number, 0):
                 self.life.faults.append(f"told by {number}, it ended with {code}: {family.lines()[-1]}")
-        elif kind in ("worker", "raylet"):
+        elif kind in others:
             with contextlib.suppress(psutil.NoSuchProcess):
-                self.draw.choice(workers if kind == "worker" else raylets).kill()
+                self.draw.choice(others[kind]).kill()
         elif kind == "second":
             self.beside.append(self.start(self.scene.second(self.place)))
         else:

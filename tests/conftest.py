@@ -103,13 +103,14 @@ def forked_workers() -> dict[str, str]:
     return FORK_SERVER.enter_context(fork_server())
 
 
-def connect_ray(**options: Any) -> None:
+def connect_ray(runtime_env: dict[str, str] | None = None, **options: Any) -> None:
     """`ray.init`, as quiet as a verb's own."""
     import logging
 
     import ray
 
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=forked_workers(), **options)
+    workers = forked_workers() if runtime_env is None else runtime_env
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=workers, **options)
 
 
 def start_ray() -> None:

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +30,13 @@ def free_ports(count: int) -> list[int]:
             if not 10002 <= (port := listener.getsockname()[1]) <= 19999:
                 ports.append(port)
         return ports
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """An empty folder whose path is as short as Ray's sockets want it."""
+    with tempfile.TemporaryDirectory(prefix="n", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def node_environment(folder: Path, ports: dict[str, int]) -> dict[str, str]:

@@ -42,7 +42,9 @@ def test_a_curve_counts_what_was_spent_and_keeps_the_best():
     assert curve.each_reaches(torch.tensor([2.0, 0.9])).tolist() == pytest.approx([7 / 3, 10 / 3])
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("regressed" in name)) for name in RIVALS]
+)
 def test_every_search_that_was_tried_lowers_the_loss_and_starts_at_the_base_noise(name, problem):
     curve = RIVALS[name](problem, 24)
     assert (curve.best[-1] < curve.best[0]).all()
@@ -97,6 +99,7 @@ def test_the_scale_program_runs_in_miniature(tmp_path):
     assert (rows["few"]["shards"], rows["many"]["shards"]) == (4, 7)
 
 
+@pytest.mark.slow
 def test_memory_counted_without_numbers_is_that_of_real_tensors():
     from torch._subclasses import FakeTensorMode
 
@@ -133,6 +136,7 @@ def test_the_program_of_the_look_counts_what_was_looked_at(tmp_path):
     argv = ["--rows", "1500", "--files", "40", "--photographs", "3"]
     run("look", *argv, "--out", str(tmp_path / "x.json"))
     figures = json.loads((tmp_path / "x.json").read_text())
+    assert figures.pop("measured")["command"].startswith("python -m benchmarks.look ")
     assert [(f["rows"], f["looked_at"]) for f in figures.values()] == [(1500, 1000), (20, 20), (3, 3)]
     assert all(figure["seconds"] > 0 for figure in figures.values())
 
@@ -146,6 +150,7 @@ def test_the_first_line_program_measures_every_set(tmp_path):
         assert turn["here"]["rows"] == turn["there"]["rows"] >= turn["here"]["read_rows"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
 def test_half_precision_is_loaded_without_a_copy_in_float32(tmp_path, tiny_turbo):
     """At most a quarter beyond the files: the autoencoder in float32, a layer's sum, buffers. A copy would be twice the files."""
@@ -200,3 +205,14 @@ def test_a_difference_of_two_runs_is_found_wherever_it_is(tmp_path):
     one, same, other = (content_of(tmp_path / name) for name in ("one", "same", "other"))
     assert differences(one, same) == {}
     assert set(differences(one, other)) == {"summary.json: loss", "pictures/a.png: picture", ".lease"}
+
+
+@pytest.mark.slow
+def test_the_start_up_program_measures_both_checkouts(tmp_path):
+    argv = ["--only", "generate", "worker", "--turns", "1", "--against", ".", "--out", str(tmp_path / "x.json")]
+    said = run("start_up", *argv)
+    found = json.loads((tmp_path / "x.json").read_text())
+    (turn,) = found["generate"]
+    assert all(turn[place][kind] > 0 for place in ("here", "there") for kind in ("clock", "processor"))
+    assert all(len(found[f"a worker, {how}"]) == 1 for how in ("forked", "its own Python"))
+    assert said.count("| a worker, ") == 2

@@ -10,7 +10,7 @@ import socket
 import sys
 
 #: Seconds to wait for the answer of a server, which may still be importing.
-PATIENCE_S = 40.0
+FORK_ANSWER_S = 40.0
 
 
 def asked(address: str, command: list[str]) -> bool:
@@ -28,7 +28,7 @@ def asked(address: str, command: list[str]) -> bool:
     message = json.dumps(request).encode()
     try:
         with socket.socket(socket.AF_UNIX) as server:
-            server.settimeout(PATIENCE_S)
+            server.settimeout(FORK_ANSWER_S)
             server.connect("\0" + address)
             socket.send_fds(server, [len(message).to_bytes(8, "big")], [0, 1, 2])
             server.sendall(message)

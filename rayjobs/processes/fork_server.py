@@ -24,11 +24,11 @@ from ortho_core.generators.imports import quick_imports
 from rayjobs.processes.leaving import leave
 
 #: Seconds that a client has for its request, which it sends in one go.
-PATIENCE_S = 5.0
+REQUEST_S = 5.0
 
 
 @dataclass(frozen=True)
-class Request:
+class ForkRequest:
     """A process that is to be: what `fork_client.asked` sends."""
 
     command: list[str]
@@ -39,7 +39,7 @@ class Request:
     streams: list[int]
 
     @classmethod
-    def received(cls, client: socket.socket) -> "Request":
+    def received(cls, client: socket.socket) -> "ForkRequest":
         """Raises OSError, ValueError, TypeError if it is not whole."""
         head, streams, _, _ = socket.recv_fds(client, 8, 3)
         try:
@@ -116,7 +116,7 @@ def is_ours(client: socket.socket) -> bool:
     return struct.unpack("3i", peer)[1] == os.getuid()
 
 
-def serve(listening: socket.socket, lifeline: int) -> Request | None:
+def serve(listening: socket.socket, lifeline: int) -> ForkRequest | None:
     """Fork for each request. Returns the request in the process that was forked for it, None when `lifeline` ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them, and none stays as a zombie
     while True:
@@ -124,10 +124,10 @@ def serve(listening: socket.socket, lifeline: int) -> Request | None:
         if lifeline in ready:
             return None
         with suppress(OSError, ValueError, TypeError), listening.accept()[0] as client:
-            client.settimeout(PATIENCE_S)
+            client.settimeout(REQUEST_S)
             if not is_ours(client):
                 continue
-            request = Request.received(client)
+            request = ForkRequest.received(client)
             if os.fork() == 0:
                 listening.close()
                 return request

@@ -14,7 +14,7 @@ import yaml
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from tests.conftest import ROOT, copy_pairs
-from tests.head import one_machine
+from tests.head import one_machine, short_folder
 
 MONITORING = ROOT / "cluster" / "monitoring"
 
@@ -87,7 +87,7 @@ def decoder_under(folder) -> psutil.Process | None:
 
 
 @pytest.mark.slow
-def test_every_metric_that_is_named_is_exported_by_a_running_job(tmp_path, tmp_path_factory, tiny_turbo, digits):
+def test_every_metric_that_is_named_is_exported_by_a_running_job(tmp_path, tiny_turbo, digits):
     """An EM run with a bad row and a decoder that is killed, since a counter appears with the first thing it counts."""
     pairs = copy_pairs(digits, tmp_path / "pairs", 24)
     (pairs / "images" / "0003.png").unlink()
@@ -97,8 +97,7 @@ def test_every_metric_that_is_named_is_exported_by_a_running_job(tmp_path, tmp_p
     on_gpus = {name for name in named() if re.match(r"ray_node_g(pus|ram)_", name)}
     assert {name.removeprefix("ray_") for name in on_gpus} <= METRICS_GAUGES.keys()
     wanted, seen, killed = named() - on_gpus, set(), False
-    folder = tmp_path_factory.mktemp("head")  # a path as short as Ray's sockets want it
-    with one_machine(folder, cpus=4) as head:
+    with short_folder() as folder, one_machine(folder, cpus=4) as head:
         submit = head.command("ortho", "submit", *command)
         with (tmp_path / "log").open("w") as log:
             job = subprocess.Popen(submit, env=head.client(), stdout=log, stderr=log)

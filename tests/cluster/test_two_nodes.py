@@ -15,7 +15,7 @@ import yaml
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import run
 from tests.conftest import copy_pairs
-from tests.head import LOCAL, Head, node_environment, running
+from tests.head import LOCAL, Head, node_environment, running, short_folder
 from tests.rayjobs.same import assert_same, rows
 
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
@@ -67,9 +67,13 @@ def hosts():
 
 
 @pytest.fixture(scope="module")
-def head(hosts, tmp_path_factory):
+def head(hosts):
     """A head with two CPUs and a worker with one; the worker has the head's token, as one copies it."""
-    folders = [tmp_path_factory.mktemp(role) for role in ("head", "worker")]
+    with short_folder() as one, short_folder() as other:
+        yield from two_nodes(hosts, [one, other])
+
+
+def two_nodes(hosts, folders):
     envs = [node_environment(folder, {}) | {"NODE_IP": at} for folder, at in zip(folders, (HEAD, WORKER), strict=True)]
     head = Head(folders[0], f"http://{HEAD}:8265", 8080, envs[0] | IMPATIENT)
     store = ["--object-store-memory", "200000000"]

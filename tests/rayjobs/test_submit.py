@@ -12,15 +12,15 @@ import yaml
 
 from rayjobs.cli import main
 from tests.conftest import ROOT, copy_pairs
-from tests.head import one_machine
+from tests.head import one_machine, short_folder
 
 EM = ["em", "--pairs", "/p", "--model", "/m", "--work-dir", "/w"]
 QUICK = ["verify-noise", "--size", "16", "--num-samples", "8", "--patch-size", "4", "--out"]
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    with one_machine(tmp_path_factory.mktemp("head"), cpus=2) as head:
+def head():
+    with short_folder() as folder, one_machine(folder, cpus=2) as head:
         yield head
 
 

@@ -70,7 +70,7 @@ def test_checkpointing_needs_less_and_adapters_less_than_all_weights(model):
         (None, "no", False),
         pytest.param(None, "bf16", True, marks=pytest.mark.slow),
         pytest.param(Lora(4, 4.0), "bf16", False, marks=pytest.mark.slow),
-        (Lora(4, 4.0), "no", True),
+        pytest.param(Lora(4, 4.0), "no", True, marks=pytest.mark.slow),
     ],
     ids=["all-weights", "all-weights-online", "adapter", "adapter-online"],
 )
@@ -83,7 +83,7 @@ def test_an_update_with_preserve_rows_takes_what_was_planned(model, lora, precis
     ("rows", "config"),
     [
         # Gradients decide what two rows take, activations what sixteen do.
-        (2, MStepConfig()),
+        pytest.param(2, MStepConfig(), marks=pytest.mark.slow),
         pytest.param(16, MStepConfig(preserve_differences=True), marks=pytest.mark.slow),
         pytest.param(4, MStepConfig(pixel_l1_weight=1.0, preserve_pixel_weight=1.0), marks=pytest.mark.slow),
         (4, MStepConfig(optimizer="adafactor", ema=True)),

@@ -18,6 +18,7 @@ from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.sampled import sampled_records
 from ortho_core.storage.open import open_store
+from rayjobs.assign import report
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import run
 from rayjobs.assign.report import first_of_each_reason
@@ -152,19 +153,23 @@ def test_the_same_command_makes_a_report_that_is_not_there_and_a_target_that_has
     assert cards_of(text)["The highest losses"] == before["The highest losses"]
 
 
-def test_a_report_that_fails_leaves_the_run_finished(reported, tmp_path, capfd):
+def test_a_report_that_fails_leaves_the_run_finished(reported, tmp_path, capfd, monkeypatch):
     job, out = reported
     broken = tmp_path / "out"
     shutil.copytree(out, broken)
     (broken / "report.html").unlink()
-    (broken / "orthogonal_gaussian_final.json").write_text("{")
     again = job.model_copy(update={"out": str(broken)})
+
+    def fails(*_):
+        raise ValueError("two\nlines")
+
     capfd.readouterr()
-    assert run(again) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "choose", fails)
+        assert run(again) == 3
     (said,) = [line for line in capfd.readouterr().err.splitlines() if "report.html" in line]
     assert re.fullmatch(r"assign: no report\.html could be made \(.+\); the run is complete, .+ again makes it", said)
     assert not (broken / "report.html").exists()
-    shutil.copy(out / "orthogonal_gaussian_final.json", broken)
     assert run(again) == 3
     assert (broken / "report.html").exists()
 

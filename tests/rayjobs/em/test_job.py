@@ -48,7 +48,7 @@ def job(small_pairs, model, digits, out, **options):
 @pytest.mark.usefixtures("ray_session")
 def test_two_cycles_leave_models_numbers_and_a_report(small_pairs, tiny_turbo, digits, tmp_path):
     out = tmp_path / "run"
-    em = job(small_pairs, tiny_turbo, digits, out)
+    em = job(small_pairs, tiny_turbo, digits, out, train=HERE)
     assert run(em) == 0
     summary = json.loads((out / "em_summary.json").read_text())
     assert list(summary["evaluation"]) == ["base", "direct", "cycle_01", "cycle_02"]
@@ -75,7 +75,7 @@ def test_two_cycles_leave_models_numbers_and_a_report(small_pairs, tiny_turbo, d
     assert run(em) == 0
     assert {p: p.stat().st_mtime_ns for p in times} == times
     with pytest.raises(UserError, match=r"assign\.steps was 2, now 3"):
-        run(job(small_pairs, tiny_turbo, digits, out, assign=ASSIGN.model_copy(update={"steps": 3})))
+        run(job(small_pairs, tiny_turbo, digits, out, train=HERE, assign=ASSIGN.model_copy(update={"steps": 3})))
 
 
 @pytest.mark.usefixtures("ray_session")

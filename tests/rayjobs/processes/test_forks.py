@@ -1,10 +1,8 @@
 import os
-import signal
 import subprocess
 import sys
 
 import psutil
-import pytest
 import ray
 
 from rayjobs.processes import forks
@@ -52,13 +50,12 @@ def test_it_ends_with_the_block_also_while_it_imports():
     assert not server.is_running()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_it_and_its_workers_end_with_a_driver_that_is_killed(number, tmp_path):
+def test_it_and_its_workers_end_with_a_driver_that_is_killed():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, env=environment) as driver:
         worker, server = map(psutil.Process, eval(driver.stdout.readline()))
         assert server.ppid() == driver.pid
-        driver.send_signal(number)
+        driver.kill()
     _, alive = psutil.wait_procs([worker, server], timeout=30)
     assert alive == []
 

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from rayjobs.verb.cluster import (
     temporary_folder,
 )
 from tests.conftest import ROOT
-from tests.head import free_ports, node_environment, running
+from tests.head import free_ports, node_environment, running, short_folder
 
 #: For a process of its own: what is said of the address that it is given.
 CHECK = "import sys; from rayjobs.verb.cluster import *; check_address(Address(sys.argv[1], 'RAY_ADDRESS', 'unset it'))"
@@ -151,8 +150,8 @@ def node(tmp_path_factory):
     stack = ExitStack()
     folder, (port,) = tmp_path_factory.mktemp("node"), free_ports(1)
     # Of its own: whoever looks for a Ray in this process's folder would find it. And short: sockets lie below it.
-    rays_own = stack.enter_context(tempfile.TemporaryDirectory(prefix="n", dir="/tmp", ignore_cleanup_errors=True))
-    env = node_environment(folder, {}) | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": rays_own}
+    rays_own = stack.enter_context(short_folder())
+    env = node_environment(folder, {}) | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(rays_own)}
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=1"]
     command += ["--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]
     with stack, running(command, env, folder / "log") as process:

@@ -12,6 +12,12 @@ from rayjobs.verb.options import Open, Rest
 from rayjobs.verb.table import VERBS
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal wide enough that no line of help is broken."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 def printed(capsys, *argv):
     with suppress(SystemExit):
         assert main(list(argv)) == 0

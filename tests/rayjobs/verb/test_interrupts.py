@@ -133,7 +133,10 @@ def test_elsewhere_than_in_the_main_thread_it_changes_nothing():
     assert handlers == [before]
 
 
-@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(signal.SIGINT, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)],
+)
 def test_training_under_ray_ends_with_the_line_and_leaves_nothing(
     number, whole_group, no_ray, assigned, tiny_turbo, tmp_path
 ):

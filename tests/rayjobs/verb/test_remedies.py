@@ -8,9 +8,10 @@ import pytest
 from ortho_core.generators.class_conditional import ClassNetwork
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 from rayjobs.cli import main
+from rayjobs.processes.forks import fork_server
 from rayjobs.train.config import TrainJob
 from rayjobs.verb.remedies import remedies
-from tests.conftest import ROOT, copy_pairs, start_ray
+from tests.conftest import ROOT, connect_ray, copy_pairs, stop_ray
 from tests.rayjobs.same import assert_same, rows
 
 #: Started with every Python process of Ray: the networks run out of memory for more images at once than a file says.
@@ -67,8 +68,10 @@ def most(no_ray, tmp_path_factory):
     for owner, method in ((DiffusersGenerator, "denoise"), (ClassNetwork, "forward")):
         patch.setattr(owner, method, here["limited"](getattr(owner, method)))
     patch.setenv("RAY_worker_niceness", "0")
-    start_ray()
-    yield lambda images: (folder / "most").write_text(str(images))
+    with fork_server() as workers:  # another than that of all tests, which began without the patch
+        connect_ray(workers, num_cpus=4, include_dashboard=False)
+        yield lambda images: (folder / "most").write_text(str(images))
+        stop_ray()
     patch.undo()
 
 
