@@ -1,6 +1,6 @@
 """What Ray starts as the Python of a worker: asks the fork server for the process, and is Python itself where none answers.
 
-Run as a script, without the packages of this environment: `python -I -S client.py ADDRESS FILE ARGUMENT ...`.
+Run as a script, without the packages of this environment: `python -I -S fork_client.py ADDRESS FILE ARGUMENT ...`.
 """
 
 import json
@@ -32,7 +32,14 @@ def asked(address: str, command: list[str]) -> bool:
             server.connect("\0" + address)
             socket.send_fds(server, [len(message).to_bytes(8, "big")], [0, 1, 2])
             server.sendall(message)
-            return server.recv(1) == b"1"
+            try:
+                answer = server.recv(1)
+            except TimeoutError:
+                server.shutdown(
+                    socket.SHUT_RDWR
+                )  # from here on there is no answer, and so no fork; was there one before?
+                answer = server.recv(1)
+            return answer == b"1"
     except OSError:
         return False
 

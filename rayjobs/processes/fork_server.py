@@ -71,7 +71,7 @@ class ForkRequest:
         self.close()
         os.setpgid(0, 0)  # Ray ends a worker with its process group
         os.chdir(self.folder)
-        os.nice(self.niceness - os.nice(0))
+        os.nice(max(0, self.niceness - os.nice(0)))
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
@@ -128,11 +128,18 @@ def serve(listening: socket.socket, lifeline: int) -> ForkRequest | None:
             if not is_ours(client):
                 continue
             request = ForkRequest.received(client)
-            if os.fork() == 0:
+            try:
+                client.sendall(
+                    b"1"
+                )  # before the fork: who has given up waiting is a Python by now, and there must not be two
+                forked = os.fork() == 0
+            except OSError:
+                request.close()
+                raise
+            if forked:
                 listening.close()
                 return request
             request.close()
-            client.sendall(b"1")
 
 
 def main(listening: int) -> None:

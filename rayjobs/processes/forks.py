@@ -48,6 +48,8 @@ def fork_server() -> Iterator[dict[str, str]]:
             [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(listening.fileno())],
             pass_fds=[listening.fileno()],
             stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # where it cannot import, workers begin by themselves, and say why
+            stderr=subprocess.DEVNULL,
             process_group=0,
             env=os.environ | ONE_THREAD,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rayjobs.processes import fork_client
+from rayjobs.processes.forks import fork_server
 from tests.conftest import forked_workers
 from tests.rayjobs.processes.made import say, server_of
 
@@ -48,6 +49,21 @@ def test_where_none_answers_it_is_python_itself(address, tmp_path):
     assert said["argv"] == [str(tmp_path / "program.py"), "one"]
     (tmp_path / "ends.py").write_text("raise SystemExit(7)")
     assert subprocess.run([*command, tmp_path / "ends.py"], check=False).returncode == 7
+
+
+def test_who_gives_up_waiting_is_one_process_and_not_two(tmp_path, monkeypatch):
+    """While the server imports, or is stopped by a debugger; Ray would have two workers of one name."""
+    (tmp_path / "writes.py").write_text("import sys; open(sys.argv[1], 'a').write('begun ')")
+    monkeypatch.setattr(fork_client, "FORK_ANSWER_S", 0.2)
+    with fork_server() as runtime_env:
+        server = server_of(runtime_env)
+        server.suspend()
+        address = shlex.split(runtime_env["py_executable"])[-1]
+        assert not fork_client.asked(address, [str(tmp_path / "writes.py"), str(tmp_path / "written")])
+        server.resume()
+        said, _ = say(runtime_env, tmp_path)  # it serves the next, and so has looked at the one before
+    assert said["preloaded"]
+    assert not (tmp_path / "written").exists()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
