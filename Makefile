@@ -20,7 +20,7 @@ demo: setup
 	@echo "open runs/demo/report.html"
 
 # Files of tests side by side, each with a Ray of its own; the ten slowest tests are listed.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 10
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --durations 10
 
 test: setup
 	$(PYTEST) -m "not slow"

@@ -99,6 +99,7 @@ def test_a_killed_worker_is_replaced(undisturbed, tiny_turbo, tmp_path):
     assert_same(rows(tmp_path / "out"), rows(out), loss=0, skew=0)
 
 
+@pytest.mark.slow
 def test_a_lost_node_takes_no_row_along(undisturbed, tiny_turbo, tmp_path, cluster):
     pairs, out = undisturbed
     node = cluster.add_node(num_cpus=1, labels={"zone": "far"})

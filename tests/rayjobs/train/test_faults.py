@@ -67,6 +67,7 @@ def stamp(out):
     return os.stat(out / "checkpoint-epoch-001").st_ino
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again_and_goes_on(undisturbed, assigned, tiny_turbo, tmp_path):
     out, seen = tmp_path / "out", {}
 
@@ -145,7 +146,8 @@ def test_a_learning_rate_that_explodes_ends_the_run_in_one_line(assigned, tiny_t
     assert "a lower --lr is the usual remedy" in said
 
 
-@pytest.mark.parametrize("fault", ["damaged", pytest.param("not finite", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["damaged", "not finite"])
 def test_of_two_workers_that_cannot_go_on_none_is_started_in_vain(assigned, tiny_turbo, tmp_path, fault):
     if fault == "damaged":  # one of the two finds it, the other waits for the first
         bad, name = altered(assigned, tmp_path / "bad", 13, skew=lambda skew: [skew[0] + 0.1, *skew[1:]])

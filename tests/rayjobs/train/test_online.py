@@ -61,7 +61,7 @@ def test_a_search_from_noise_that_is_all_kept_begins_at_the_assigned_noise(assig
     assert line["match_initial"] == pytest.approx(sum(recorded) / 24, rel=1e-4)
 
 
-@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("keep", ["latest", pytest.param("assigned", marks=pytest.mark.slow)])
 def test_two_workers_and_micro_batches_match_and_train_the_same(undisturbed, assigned, tiny_turbo, tmp_path, keep):
     own = {"num_workers": 2, "gradient_accumulation_steps": 2 if keep == "latest" else 1}
     assert run(job(assigned, tiny_turbo, tmp_path / "two", **KEEPS[keep], **own)) == 0

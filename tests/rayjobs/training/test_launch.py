@@ -44,6 +44,7 @@ def trained_on(out, **options):
     return [file.read_text() for file in sorted(seen.iterdir())]
 
 
+@pytest.mark.slow
 def test_workers_train_on_nodes_with_the_labels_that_they_need(far_node, tmp_path):
     assert trained_on(tmp_path / "out", node_labels={"zone": "far"}) == [far_node, far_node]
     (home,) = {node["NodeID"] for node in ray.nodes()} - {far_node}

@@ -166,7 +166,11 @@ def node(tmp_path_factory):
     ("hung", "says"),
     [
         ("raylet", "that cluster's node on this machine does not answer; restart the node"),
-        ("gcs_server", "what answers there is not Ray, or a Ray that hangs; name the address that `ray start` printed"),
+        pytest.param(
+            "gcs_server",
+            "what answers there is not Ray, or a Ray that hangs; name the address that `ray start` printed",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_cluster_that_hangs_ends_a_verb_in_one_line(hung, says, node, digits, tiny_turbo, tmp_path):

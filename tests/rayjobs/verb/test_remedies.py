@@ -125,10 +125,10 @@ def last_line(verb, capsys):
     [
         ("assign", ["--workers", "0"], "--gradient-checkpointing"),
         ("assign", [], "--gradient-checkpointing"),
-        ("reward", [], "--gradient-checkpointing"),
+        pytest.param("reward", [], "--gradient-checkpointing", marks=pytest.mark.slow),
         ("reward of one", [], "--gradient-checkpointing"),
         ("evaluate", ["--workers", "0"], "--rewards none"),
-        ("evaluate", ["--workers", "1"], "--rewards none"),
+        pytest.param("evaluate", ["--workers", "1"], "--rewards none", marks=pytest.mark.slow),
         ("invert", ["--dtype", "float32"], "--dtype float16"),
         ("generate", [], "--device cpu"),
         ("train", ["--num-workers", "0"], "--gradient-accumulation-steps"),
@@ -153,7 +153,7 @@ def test_a_network_without_memory_ends_a_verb_in_one_line_with_options_of_that_v
         assert "lower --" not in line
 
 
-@pytest.mark.parametrize("name", ["assign", "reward", "evaluate"])
+@pytest.mark.parametrize("name", ["assign", pytest.param("reward", marks=pytest.mark.slow), "evaluate"])
 def test_the_slots_are_halved_as_often_as_it_takes(name, commands, most, tmp_path):
     most(1)
     out = tmp_path / "out"
