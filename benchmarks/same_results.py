@@ -34,10 +34,11 @@ def content_of(folder: Path) -> Content:
     found: Content = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = file.relative_to(folder).as_posix()
-        if any(part.startswith(".") for part in name.split("/")):
+        parts = name.split("/")
+        if any(part.startswith(".") for part in parts):
             found[name] = "hidden"
-        elif any(part in WHEN for part in name.split("/")):
-            found[name if file.suffix == ".html" else str(Path(name).parent)] = "there"
+        elif when := [place for place, part in enumerate(parts) if part in WHEN]:
+            found["/".join(parts[: when[0] + 1])] = "there"
         else:
             said = {key: value for key, value in _said(file) if not any(word in key for word in LAST_START)}
             found |= {f"{name}: {key}": value for key, value in said.items()}

@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -15,7 +14,7 @@ from ortho_core import __version__
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.text.plain_text import printable, redacted_all
 from rayjobs.verb.faults import CLOSED_PIPE, drop_unwritten, last_words, reader_gone
-from rayjobs.verb.interrupts import Interrupted
+from rayjobs.verb.interrupts import as_told
 from rayjobs.verb.options import Parsed, as_yaml, parse
 from rayjobs.verb.paths import check_outputs
 from rayjobs.verb.table import VERBS, Verb
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, RunFailed) as error:
         return ended(name, str(error), error)
     except KeyboardInterrupt as error:
-        told = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        told = as_told(error)
         ended(name, str(told))
         return told.code
     except Exception as error:

@@ -19,7 +19,7 @@ from ortho_core.storage.store import one_line
 from ortho_core.text.plain_text import printable
 from rayjobs.verb.console import say
 from rayjobs.verb.help import flag_of
-from rayjobs.verb.interrupts import Interrupted, taken
+from rayjobs.verb.interrupts import as_told, taken
 from rayjobs.verb.options import Rest, config_file, parse
 from rayjobs.verb.paths import relative_paths
 from rayjobs.verb.resources import labels
@@ -177,7 +177,7 @@ def run(job: SubmitJob) -> int:
     try:
         return outcome(follow(client, name, follow_by), name)
     except KeyboardInterrupt as error:
-        code = error.code if isinstance(error, Interrupted) else INTERRUPTED
+        code = as_told(error).code
         taken()
         if not stop_wanted(name):
             say(f"submit: the job goes on; follow it with `{follow_by}`, stop it with `ray job stop {name}`")

@@ -105,6 +105,14 @@ def told_to_end(last_line: Callable[[Interrupted], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def as_told(error: KeyboardInterrupt) -> Interrupted:
+    """What told the process to end: Ray raises a KeyboardInterrupt of its own, whatever the signal was that its wait met with."""
+    if isinstance(error, Interrupted):
+        return error
+    told = None if _watch is None else _watch.told
+    return Interrupted(signal.SIGINT) if told is None else told
+
+
 def taken() -> None:
     """Whoever caught `Interrupted` goes on: the next signal is a new one."""
     if _watch is not None:

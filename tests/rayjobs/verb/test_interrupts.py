@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayjobs.verb.interrupts import Interrupted, told_to_end
+from rayjobs.verb.interrupts import Interrupted, as_told, told_to_end
 
 ROOT = Path(__file__).parents[3]
 HEAD = """
@@ -72,6 +72,25 @@ with told_to_end(say):
         sys.exit(told.code)
 """
     assert ended(program) == (130, "dropped\n")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_what_another_library_made_of_it_is_what_told_to_end(name):
+    program = f"""
+with told_to_end(say):
+    try:
+        os.kill(me, signal.{name})
+    except Interrupted:
+        try:
+            raise KeyboardInterrupt from None
+        except KeyboardInterrupt as error:
+            sys.exit(interrupts.as_told(error).code)
+"""
+    assert ended(program) == (128 + getattr(signal, name), "")
+
+
+def test_what_nobody_told_is_ctrl_c():
+    assert as_told(KeyboardInterrupt()).number == signal.SIGINT
 
 
 def test_a_process_that_does_not_come_back_ends_by_itself():
