@@ -47,9 +47,10 @@ def heldout_assignments(job: EmJob) -> Path:
 
 
 def cached(job: EmJob, step: AssignJob, model: ModelFolder) -> AssignJob:
-    """With a cache, the E-step's folder becomes a link to where the assignments of its plan are, or are to be.
+    """With a cache, the E-step's folder becomes a link to where the assignments of its plan are, or are to be, by their own name.
 
-    Two runs that make the same assignments at once are two drivers on one folder, which the ledger is made for.
+    Two runs that make the same assignments at once are two drivers on one folder, which the ledger is made for; its files are
+    the same whichever of them wrote them.
     """
     if job.assignments_cache is None:
         return step
@@ -61,7 +62,7 @@ def cached(job: EmJob, step: AssignJob, model: ModelFolder) -> AssignJob:
     if not link.exists():
         link.unlink(missing_ok=True)  # it may lead to where the cache was
         link.symlink_to(entry, target_is_directory=True)
-    return step
+    return step.model_copy(update={"out": str(entry)})
 
 
 def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:

@@ -110,6 +110,7 @@ def test_assignments_in_a_cache_are_made_once_for_all_runs(small_pairs, tiny_tur
     options = {"cycles": 1, "baseline": False, "heldout": None, "assignments_cache": tmp_path / "cache", "train": HERE}
     assert run(job(small_pairs, tiny_turbo, digits, tmp_path / "one", **options)) == 0
     (entry,) = (tmp_path / "cache").iterdir()
+    assert json.loads((entry / "summary.json").read_text())["config"]["out"] == str(entry)
     made = {p.name: p.stat().st_mtime_ns for p in entry.iterdir()}
     other = HERE.model_copy(update={"lr": 1e-5})
     assert run(job(small_pairs, tiny_turbo, digits, tmp_path / "two", **{**options, "train": other})) == 0
