@@ -3,7 +3,6 @@
 It inherits a listening socket, and ends when its standard input does, which is a pipe from whoever started it.
 """
 
-import importlib
 import json
 import os
 import runpy
@@ -96,7 +95,6 @@ class ForkRequest:
 def preload() -> None:
     """Import what workers import for most models: what is theirs alone takes hundredths of a second."""
     with quick_imports():
-        importlib.import_module("pandas")  # for Ray Data, which shows it to no type checker
         from diffusers import (  # noqa: F401
             AutoencoderKL,
             EulerAncestralDiscreteScheduler,
