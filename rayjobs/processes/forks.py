@@ -30,6 +30,16 @@ def forking_is_sound() -> bool:
     return sys.platform == "linux" and not any(glob(each) for each in ACCELERATORS)
 
 
+def listens(listening: socket.socket, address: str) -> bool:
+    """At an address without a file, which nobody has to take away; a system that has none such has no forks."""
+    try:
+        listening.bind("\0" + address)
+        listening.listen(128)
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def fork_server() -> Iterator[dict[str, str]]:
     """A fork server for as long as the block runs, and the runtime environment in which Ray's workers are its forks.
@@ -37,13 +47,11 @@ def fork_server() -> Iterator[dict[str, str]]:
     Empty where forking is not sound. Ray starts a worker in a fifth of a second of processor time by it, instead of importing
     PyTorch and diffusers for seconds, and workers share the memory of what was imported.
     """
-    if not forking_is_sound():
-        yield {}
-        return
     address = f"ortho-{secrets.token_hex(16)}"
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind("\0" + address)
-        listening.listen(128)
+        if not (forking_is_sound() and listens(listening, address)):
+            yield {}
+            return
         server = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(listening.fileno())],
             pass_fds=[listening.fileno()],

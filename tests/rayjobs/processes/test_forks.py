@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import psutil
 import ray
 
 from rayjobs.processes import forks
-from rayjobs.processes.forks import fork_server
+from rayjobs.processes.forks import fork_server, listens
 from tests.conftest import ROOT, start_ray
 from tests.rayjobs.processes.made import say, server_of
 
@@ -32,6 +33,15 @@ def test_rays_workers_are_forks(ray_session):
 def test_nothing_is_forked_where_an_accelerator_is(monkeypatch, tmp_path):
     (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(forks, "ACCELERATORS", (str(tmp_path / "nvidia*"),))
+    with fork_server() as runtime_env:
+        assert runtime_env == {}
+
+
+def test_nothing_is_forked_where_nobody_can_listen(monkeypatch):
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
+        assert listens(one, f"ortho-test-{os.getpid()}")
+        assert not listens(other, f"ortho-test-{os.getpid()}")
+    monkeypatch.setattr(forks, "listens", lambda *_: False)
     with fork_server() as runtime_env:
         assert runtime_env == {}
 
