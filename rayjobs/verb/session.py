@@ -99,7 +99,6 @@ def ray_session() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
     # Actors without CPUs of their own are many here, on purpose: Ray warns of so many processes at a few times this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     address = find_address()
     keep_token_private(create=address is None)
     if address is not None:
@@ -110,13 +109,28 @@ def ray_session() -> Iterator[None]:
         say("Ray: starting one on this machine")
         place, folder = "local", temporary_folder()
     with fork_server() if address is None else nullcontext() as workers:
-        begin(place, folder, workers, address)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set its own, which ends the process without a word
+        with own_sigterm():
+            begin(place, folder, workers, address)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """What this process does when it is told to end stays what it was, at every moment of the block.
+
+    Ray sets handlers of its own while it starts, which end the process without a word.
+    """
+    before, usual = signal.getsignal(signal.SIGTERM), ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = usual
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def begin(place: str, folder: str | None, workers: Mapping[str, str] | None, address: Address | None) -> None:

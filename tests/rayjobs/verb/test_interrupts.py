@@ -190,8 +190,16 @@ def test_training_under_ray_ends_with_the_line_and_leaves_nothing(
     assert not (out / "train_summary.json").exists()
 
 
-@pytest.mark.parametrize("part", ["gcs_server", "raylet", "RuntimeEnvAgent"])
-def test_a_ray_that_is_told_to_end_while_it_starts_leaves_nothing(part, no_ray, tmp_path):
+@pytest.mark.parametrize(
+    ("part", "number"),
+    [
+        ("gcs_server", signal.SIGTERM),
+        ("raylet", signal.SIGINT),
+        ("raylet", signal.SIGTERM),
+        ("RuntimeEnvAgent", signal.SIGINT),
+    ],
+)
+def test_a_ray_that_is_told_to_end_while_it_starts_leaves_nothing(part, number, no_ray, tmp_path):
     program = "from rayjobs.verb.session import ray_session\nwith told_to_end(say), ray_session():\n    time.sleep(60)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with (tmp_path / "log").open("w") as log:
@@ -200,12 +208,12 @@ def test_a_ray_that_is_told_to_end_while_it_starts_leaves_nothing(part, no_ray, 
         while process.poll() is None and not any(part in name_of(each) for each in family):
             time.sleep(0.005)
             family = set(psutil.Process(process.pid).children(recursive=True))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 family |= set(psutil.Process(process.pid).children(recursive=True))
             time.sleep(0.01)
-    assert "Interrupted" in (tmp_path / "log").read_text()
+    assert f"Interrupted: {Interrupted(number)}" in (tmp_path / "log").read_text()
     _, alive = psutil.wait_procs(family, timeout=5)
     assert [name_of(each) for each in alive] == []
 
