@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
+import psutil
 
 from ortho_core.generators.imports import quick_imports
 from rayjobs.processes.leaving import leave
@@ -119,7 +120,10 @@ def serve(listening: socket.socket, lifeline: int) -> ForkRequest | None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them, and none stays as a zombie
     while True:
         ready, _, _ = select.select([listening.fileno(), lifeline], [], [])
-        if lifeline in ready:
+        if lifeline in ready:  # whoever started this is gone, and so is its Ray
+            for fork in psutil.Process().children():
+                with suppress(psutil.NoSuchProcess):
+                    fork.kill()
             return None
         with suppress(OSError, ValueError, TypeError), listening.accept()[0] as client:
             client.settimeout(REQUEST_S)

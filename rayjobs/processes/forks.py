@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
+
+import psutil
 
 from rayjobs.processes import fork_client
 
@@ -40,6 +42,15 @@ def listens(listening: socket.socket, address: str) -> bool:
     return True
 
 
+def end_with_forks(server: psutil.Process) -> None:
+    """Kill a server, and those of its forks that did not end with Ray: one that has yet to join it is unknown to Ray."""
+    with suppress(psutil.NoSuchProcess):
+        server.suspend()  # it forks no more
+        for process in [*server.children(), server]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
 @contextmanager
 def fork_server() -> Iterator[dict[str, str]]:
     """A fork server for as long as the block runs, and the runtime environment in which Ray's workers are its forks.
@@ -65,5 +76,5 @@ def fork_server() -> Iterator[dict[str, str]]:
     try:
         yield {"py_executable": shlex.join(command)}
     finally:
-        server.kill()  # its forks have ended with Ray, and it has nothing to put away
+        end_with_forks(psutil.Process(server.pid))
         server.communicate()

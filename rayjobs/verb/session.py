@@ -114,14 +114,16 @@ def ray_session() -> Iterator[None]:
         try:
             yield
         finally:
-            ray.shutdown()
+            with own_sigterm():
+                ray.shutdown()
 
 
 @contextmanager
 def own_sigterm() -> Iterator[None]:
-    """What this process does when it is told to end stays what it was, at every moment of the block.
+    """What this process does when it is told to end stays what it was while Ray starts, and is that again once it has ended.
 
-    Ray sets handlers of its own while it starts, which end the process without a word.
+    Ray sets handlers of its own while it starts, which end the process without a word. While it ends, its core takes ours away
+    behind Python's back: for that second nothing can be done.
     """
     before, usual = signal.getsignal(signal.SIGTERM), ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda handler: None

@@ -1,4 +1,5 @@
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -52,6 +53,39 @@ def test_a_server_that_died_leaves_workers_that_start_as_ever(tmp_path):
         said, _ = say(runtime_env, tmp_path)
         assert not said["preloaded"]
     assert said["argv"] == [str(tmp_path / "program.py")]
+
+
+SLEEPS = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(100)"
+ONLY_SERVER = """
+import shlex, subprocess, sys, time
+from rayjobs.processes.forks import fork_server
+with fork_server() as runtime_env:
+    subprocess.run([*shlex.split(runtime_env["py_executable"]), sys.argv[1]])
+    time.sleep(100)
+"""
+
+
+def test_a_fork_that_ray_does_not_know_yet_ends_with_the_block(tmp_path):
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    with fork_server() as runtime_env:
+        command = [*shlex.split(runtime_env["py_executable"]), str(tmp_path / "sleeps.py")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+            fork = psutil.Process(int(client.stdout.readline()))
+        assert fork.ppid() == server_of(runtime_env).pid
+    psutil.wait_procs([fork], timeout=30)
+    assert not fork.is_running()
+
+
+def test_and_with_a_program_that_is_killed(tmp_path):
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ONLY_SERVER, str(tmp_path / "sleeps.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as program:
+        fork = psutil.Process(int(program.stdout.readline()))
+        assert psutil.Process(fork.ppid()).ppid() == program.pid
+        program.kill()
+    psutil.wait_procs([fork], timeout=30)
+    assert not fork.is_running()
 
 
 def test_it_ends_with_the_block_also_while_it_imports():

@@ -14,6 +14,7 @@ import pytest
 from ortho_core.errors import UserError
 from ortho_core.records.assignments import Assignments
 from rayjobs.verb.resources import WorkerResources
+from tests.conftest import ROOT
 
 
 def free_port() -> int:
@@ -44,6 +45,32 @@ def head(tmp_path):
     process.wait()
     log.close()
     shutil.rmtree(own, ignore_errors=True)
+
+
+PROGRAM = """
+import signal
+from pathlib import Path
+from rayjobs.verb.session import ray_session
+
+def caught():
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+signal.signal(signal.SIGTERM, print)
+with ray_session():
+    print(caught(), signal.getsignal(signal.SIGTERM) is print)
+print(caught(), signal.getsignal(signal.SIGTERM) is print)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process catches is read from /proc")
+def test_what_happens_at_sigterm_is_the_same_after_rays_start_and_after_its_end():
+    """Ray's core takes the handler away where Python does not see it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout == "True True\n" * 2, done.stderr
 
 
 @pytest.mark.usefixtures("ray_session")
