@@ -35,9 +35,8 @@ def asked(address: str, command: list[str]) -> bool:
             try:
                 answer = server.recv(1)
             except TimeoutError:
-                server.shutdown(
-                    socket.SHUT_RDWR
-                )  # from here on there is no answer, and so no fork; was there one before?
+                # From here on there is no answer, and so no fork; was there one before?
+                server.shutdown(socket.SHUT_RDWR)
                 answer = server.recv(1)
             return answer == b"1"
     except OSError:

@@ -131,9 +131,8 @@ def serve(listening: socket.socket, lifeline: int) -> ForkRequest | None:
                 continue
             request = ForkRequest.received(client)
             try:
-                client.sendall(
-                    b"1"
-                )  # before the fork: who has given up waiting is a Python by now, and there must not be two
+                # Before the fork: who has given up waiting is a Python by now, and there must not be two.
+                client.sendall(b"1")
                 forked = os.fork() == 0
             except OSError:
                 request.close()
