@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 
 import psutil
@@ -37,6 +38,8 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
+#: Seconds for which SIGTERM may be without a handler while Ray ends.
+SET_AGAIN_S = 0.001
 #: Seconds that processes of a Ray that did not start have to end by themselves.
 ENDS_S = 3.0
 
@@ -67,11 +70,11 @@ def undo_start(before: list[psutil.Process]) -> None:
     Ray itself forgets those that it began in the midst of its start, and its agents take long to notice that they are alone.
     """
     begun = [process for process in psutil.Process().children(recursive=True) if process not in before]
-    ray.shutdown()
-    for end in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
+    end()
+    for tell in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
         for process in begun:
             with suppress(psutil.NoSuchProcess):
-                end(process)
+                tell(process)
         _, alive = psutil.wait_procs(begun, ENDS_S)
         # What a raylet began while it was ending has lost its parent: its command line names the session.
         if not (begun := [*alive, *of_own_session(alive)]):
@@ -114,16 +117,14 @@ def ray_session() -> Iterator[None]:
         try:
             yield
         finally:
-            with own_sigterm():
-                ray.shutdown()
+            end()
 
 
 @contextmanager
 def own_sigterm() -> Iterator[None]:
-    """What this process does when it is told to end stays what it was while Ray starts, and is that again once it has ended.
+    """While Ray starts, what this process does when it is told to end stays what it was.
 
-    Ray sets handlers of its own while it starts, which end the process without a word. While it ends, its core takes ours away
-    behind Python's back: for that second nothing can be done.
+    Ray sets handlers of its own, which end the process without a word.
     """
     before, usual = signal.getsignal(signal.SIGTERM), ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda handler: None
@@ -133,6 +134,31 @@ def own_sigterm() -> Iterator[None]:
         ray._private.utils.set_sigterm_handler = usual
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def end() -> None:
+    """`ray.shutdown`, to its end: a signal that comes meanwhile does what it does elsewhere, but afterwards.
+
+    Ray's core takes SIGTERM's handler away while it ends, behind Python's back, and the process would end without a word for the
+    second that is left. Only the main thread can set a handler, so it does, again and again, and Ray ends in another.
+    """
+    mine = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or mine is None:
+        ray.shutdown()
+        return
+    told: BaseException | None = None
+    with ThreadPoolExecutor(1) as beside:
+        ending = beside.submit(ray.shutdown)
+        while not ending.done():
+            try:
+                signal.signal(signal.SIGTERM, mine)
+                wait([ending], SET_AGAIN_S)
+            except BaseException as error:  # whatever a handler raises
+                told = error
+    signal.signal(signal.SIGTERM, mine)
+    if told is not None:
+        raise told
+    ending.result()
 
 
 def begin(place: str, folder: str | None, workers: Mapping[str, str] | None, address: Address | None) -> None:
