@@ -94,7 +94,7 @@ print(caught(), signal.getsignal(signal.SIGTERM) is told, ray.is_initialized())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process catches is read from /proc")
 def test_what_happens_at_sigterm_is_the_same_after_rays_start_at_its_end_and_after_that():
-    """Ray's core takes the handler away where Python does not see it; a Ray that is told in the midst of its end ends all the same."""
+    """Ray's core takes the handler away where Python does not see it; a Ray that is told in the midst of its end still ends."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=100, check=False
