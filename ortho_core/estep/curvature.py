@@ -6,7 +6,7 @@ identity spends its first evaluations finding that out for every image anew. Wit
 E[JᵀJ] is measured from J's products with random cotangents; its leading eigenvectors make a low-rank model of the loss's
 Hessian (Gauss-Newton), which `CurvatureModel` inverts.
 
-Axes: B images, C × H × W noise maps, n = C·H·W, m parameters, k directions, S samples.
+Axes: B images, C × H × W noise maps, n coordinates, k directions, S samples.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ortho_core.estep.config import MEASURED_WITH
 from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.noise.coordinates import Coordinates
 from ortho_core.noise.seeded import noise_seed, seeded_normal
-from ortho_core.noise.spaces import NoiseSpace
 
 
 @dataclass(frozen=True)
@@ -62,27 +62,26 @@ def measure(generator: OneStepGenerator, rank: int, batch_size: int, samples: in
 
 
 class CurvatureModel:
-    """(Σ_k strength_k·r_k r_kᵀ + λI)⁻¹ up to a factor, per image, with r_k the directions seen from its parameters.
+    """(Σ_k strength_k·r_k r_kᵀ + λI)⁻¹ up to a factor, per image, with r_k the directions seen from its coordinates.
 
-    λ is the mean sensitivity of a parameter. By the Woodbury identity it costs k × k inverses. One row per slot.
+    λ is the mean sensitivity of a coordinate. By the Woodbury identity it costs k × k inverses. One row per slot.
     """
 
-    def __init__(self, sensitivity: Sensitivity, space: NoiseSpace, slots: int) -> None:
+    def __init__(self, sensitivity: Sensitivity, coordinates: Coordinates, slots: int) -> None:
         k = len(sensitivity.strength)
-        self.sensitivity, self.space = sensitivity, space
-        self.r = sensitivity.strength.new_zeros(slots, space.parameters, k)
+        self.sensitivity, self.coordinates = sensitivity, coordinates
+        self.r = sensitivity.strength.new_zeros(slots, coordinates.count, k)
         self.inner = sensitivity.strength.new_zeros(slots, k, k)
 
     def reset(self, slots: Int[Tensor, " B"], base: Float[Tensor, "B C H W"]) -> None:
-        """Compute the rows of images that enter `slots`."""
-        r = self.space.pull_back(base, self.sensitivity.directions)
-        n = base[0].numel()
-        # The squared length that a unit step in one parameter moves the noise, on average: n/reach².
-        floor = self.sensitivity.floor * n / self.space.reach**2
+        """Compute the rows of images that have entered `slots`."""
+        r = self.coordinates.pull_back(slots, base, self.sensitivity.directions)
+        # The squared length that a unit step in one coordinate moves the noise, on average: numbers of a map over reach².
+        floor = self.sensitivity.floor * base[0].numel() / self.coordinates.reach**2
         inner = torch.diag(floor / self.sensitivity.strength) + r.mT @ r
         self.r[slots] = r
         self.inner[slots] = torch.linalg.inv_ex(inner, check_errors=False).inverse
 
-    def __call__(self, vectors: Float[Tensor, "B m"]) -> Float[Tensor, "B m"]:
-        inside = torch.einsum("bmk,bm->bk", self.r, vectors)
-        return vectors - torch.einsum("bmk,bkl,bl->bm", self.r, self.inner, inside)
+    def __call__(self, vectors: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
+        inside = torch.einsum("bnk,bn->bk", self.r, vectors)
+        return vectors - torch.einsum("bnk,bkl,bl->bn", self.r, self.inner, inside)

@@ -1,6 +1,6 @@
 """The state of the images in flight: one slot each, on the generator's device, stepped together and never read back.
 
-Axes: S slots, C × H × W noise maps, m parameters, K evaluations at most, T terms of the loss.
+Axes: S slots, C × H × W noise maps, m parameters, n coordinates, K evaluations at most, T terms of the loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from ortho_core.estep.curvature import CurvatureModel, Sensitivity
 from ortho_core.estep.objective import Objective
 from ortho_core.estep.optimizers import LBFGS, AdamW, Optimizer, identity
 from ortho_core.losses import mean_square
+from ortho_core.noise.coordinates import Coordinates, Parameters, coordinates
 from ortho_core.noise.spaces import NoiseSpace
 
 
@@ -23,6 +24,7 @@ class Slots:
     def __init__(
         self,
         space: NoiseSpace,
+        coordinates: Coordinates,
         objective: Objective,
         optimizer: Optimizer,
         metric: CurvatureModel | None,
@@ -32,12 +34,13 @@ class Slots:
     ) -> None:
         """`base` and `inputs` give shapes and the content of the slots that are still empty."""
         S, K = len(base), config.steps
-        self.space, self.objective, self.config = space, objective, config
+        self.space, self.coordinates, self.objective, self.config = space, coordinates, objective, config
         self.optimizer, self.metric = optimizer, metric
         self.names = ("total", *objective.parts, "drift", "prior")
         self.base = base.clone()
         self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-        self.x = base.new_zeros(S, space.parameters)
+        #: Coordinates, as `best_x` is.
+        self.x = base.new_zeros(S, coordinates.count)
         self.best_x = torch.zeros_like(self.x)
         self.best_total = base.new_full((S,), float("inf"))
         #: Evaluations spent on the image in each slot.
@@ -50,13 +53,14 @@ class Slots:
         self,
         slots: Int[Tensor, " k"],
         base: Float[Tensor, "k C H W"],
-        x: Float[Tensor, "k m"],
+        parameters: Float[Tensor, "k m"],
         inputs: Mapping[str, Tensor],
     ) -> None:
-        """Put k images into `slots`, everything about them fresh."""
+        """Put k images into `slots`, everything about them fresh; their search starts at `parameters`."""
         self.base[slots] = base
         for name, tensor in inputs.items():
             self.inputs[name][slots] = tensor
+        x = self.coordinates.enter(slots, base, parameters)
         self.x[slots] = x
         self.best_x[slots] = x
         self.best_total[slots] = float("inf")
@@ -67,11 +71,11 @@ class Slots:
         if self.metric is not None:
             self.metric.reset(slots, base)
 
-    def evaluate(self, x: Float[Tensor, "S m"]) -> tuple[dict[str, Tensor], Float[Tensor, "S m"]]:
+    def evaluate(self, x: Float[Tensor, "S n"]) -> tuple[dict[str, Tensor], Float[Tensor, "S n"]]:
         """The terms of every slot at x and the gradient of each slot's total. A term of weight 0 is zero."""
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
-            noise = self.space.noise(self.base, x)
+            noise = self.coordinates.noise(self.base, x)
             terms = loss_terms(self.space, self.objective, self.config, self.base, noise, self.inputs)
             (grad,) = torch.autograd.grad(terms["total"].sum(), x)
         return {name: term.detach() for name, term in terms.items()}, grad
@@ -111,7 +115,7 @@ class Slots:
     def leave(self, slots: Int[Tensor, " k"]) -> dict[str, Tensor]:
         """What is to be known of the images in `slots`, as copies."""
         return {
-            "parameters": self.best_x[slots],
+            "parameters": self.coordinates.parameters(slots, self.best_x[slots]),
             "count": self.count[slots],
             "failed": self.failed[slots],
             "history": self.history[:, slots].transpose(0, 1).contiguous(),
@@ -130,12 +134,14 @@ def empty_slots(
 
     `base` and `inputs` give shapes, as for `Slots`.
     """
-    x = base.new_zeros(len(base), space.parameters)
-    if config.optimizer == "adamw":
-        return Slots(space, objective, AdamW(x, config.lr), None, config, base, inputs)
-    metric = CurvatureModel(sensitivity, space, len(base)) if sensitivity is not None else None
-    optimizer = LBFGS(x, metric or identity, first_step=space.first_step, max_step=0.8 * space.reach)
-    return Slots(space, objective, optimizer, metric, config, base, inputs)
+    if config.optimizer == "adamw":  # the reference, which moves all parameters
+        x = base.new_zeros(len(base), space.parameters)
+        return Slots(space, Parameters(space), objective, AdamW(x, config.lr), None, config, base, inputs)
+    where = coordinates(space, base)
+    x = base.new_zeros(len(base), where.count)
+    metric = CurvatureModel(sensitivity, where, len(base)) if sensitivity is not None else None
+    optimizer = LBFGS(x, metric or identity, first_step=where.first_step, max_step=0.8 * where.reach)
+    return Slots(space, where, objective, optimizer, metric, config, base, inputs)
 
 
 def loss_terms(

@@ -35,7 +35,7 @@ def count_slots(
 
     def enter() -> None:
         rows = [{name: tensor[i] for name, tensor in inputs.items()} for i in range(count)]
-        index, starts = torch.arange(count, device=base.device), torch.zeros_like(slots.x)
+        index, starts = torch.arange(count, device=base.device), base.new_zeros(count, space.parameters)
         slots.enter(index, base.clone(), starts, stack_rows(rows))
 
     entering = live.peak_of(enter)

@@ -105,11 +105,12 @@ class OnlineMatching:
         if self._slots is None:
             self._slots = empty_slots(self.space, self.objective, self.search, self.sensitivity, base, inputs)
         slots = self._slots
-        slots.enter(torch.arange(len(base), device=base.device), base, torch.zeros_like(slots.x), inputs)
+        start = base.new_zeros(len(base), self.space.parameters)
+        slots.enter(torch.arange(len(base), device=base.device), base, start, inputs)
         for _ in range(steps):
             slots.step()
         totals = torch.stack([slots.history[0, :, 0], slots.best_total], 1)
-        return self.space.noise(base, slots.best_x), totals
+        return slots.coordinates.noise(base, slots.best_x), totals
 
     @contextmanager
     def _searching(self) -> Iterator[None]:

@@ -105,5 +105,14 @@ def rotate(
         return join_regions(rotate(cells, skew.reshape(len(cells), -1), patch_size), regions)
     shape = (noise.shape[1], noise.shape[2], noise.shape[3])
     patches = patchify(noise, patch_size)
-    Q = cayley(unpack_skew(skew, patches.shape[-1]))
-    return unpatchify(patches @ Q.mT, patch_size, shape)
+    d = patches.shape[-1]
+    A = unpack_skew(skew, d)
+    rotated = patches @ cayley(A).mT if patches.shape[1] >= d else rotate_few(patches, A)
+    return unpatchify(rotated, patch_size, shape)
+
+
+def rotate_few(patches: Float[Tensor, "B N d"], A: Float[Tensor, "B d d"]) -> Float[Tensor, "B N d"]:
+    """Q(A) times each patch without Q itself, for fewer patches than dimensions: Q = 2(I + A)⁻¹ - I."""
+    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    half = torch.linalg.solve_ex(identity + A, patches.mT, check_errors=False).result
+    return 2 * half.mT - patches

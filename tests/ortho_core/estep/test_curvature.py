@@ -2,6 +2,7 @@ import torch
 
 from ortho_core.estep.curvature import CurvatureModel, Sensitivity, measure
 from ortho_core.generators.protocol import Condition
+from ortho_core.noise.coordinates import Parameters
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.noise.spaces import Free, Rotations
 
@@ -69,7 +70,7 @@ def test_the_metric_inverts_its_model_of_the_hessian():
     sensitivity = Sensitivity(axes.T.reshape(3, *SHAPE), torch.tensor([1.0, 4.0, 20.0]), 0.7)
     base = seeded_normal([3, 8], SHAPE)
     for space in (Rotations(SHAPE, 2), Rotations(SHAPE, 1, 2), Free(SHAPE)):
-        metric = CurvatureModel(sensitivity, space, 5)
+        metric = CurvatureModel(sensitivity, Parameters(space), 5)
         metric.reset(torch.tensor([4, 1]), base)
         r = space.pull_back(base, sensitivity.directions).double()
         floor = 0.7 * 32 / space.reach**2

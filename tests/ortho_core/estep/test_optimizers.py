@@ -1,6 +1,6 @@
 import torch
 
-from ortho_core.estep.optimizers import LBFGS, AdamW
+from ortho_core.estep.optimizers import LBFGS, STRETCH, AdamW
 from ortho_core.noise.rotation import pack_skew, unpack_skew
 
 
@@ -71,7 +71,7 @@ def test_lbfgs_goes_back_from_a_point_without_a_finite_loss():
 
 
 def test_a_metric_is_where_the_recursion_starts():
-    # With the exact inverse of the Hessian as metric, γ becomes 1 and the second step is Newton's.
+    # With the exact inverse of the Hessian as metric the first step points at the minimum, and the second is Newton's.
     scales = torch.tensor([[1.0, 100.0, 0.01]], dtype=torch.float64)
 
     def quadratic(x):
@@ -96,3 +96,39 @@ def test_a_slot_that_is_reset_is_as_good_as_new():
             a, b = (o.propose(x, x.square().sum(1), 2 * x) for o in (used, fresh))
             assert torch.equal(a[[1, 3]], b[[1, 3]])
             assert not torch.equal(a[[0, 2]], b[[0, 2]])
+
+
+def test_the_compact_form_is_the_two_loop_recursion():
+    """Nocedal & Wright, algorithm 7.4, pair by pair; more pairs than are kept, some of them refused, one row made new."""
+    stream = torch.Generator().manual_seed(5)
+    m, memory = 9, 3
+
+    def normal(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=stream)
+
+    weights = normal(m).square() + 0.1
+    optimizer = LBFGS(normal(2, m), lambda v: v / weights, first_step=0.3, max_step=1.2, memory=memory)
+    kept = [[], []]
+    for k in range(8):
+        s, y = normal(2, m), normal(2, m)
+        y = torch.where(((s * y).sum(1) < 0)[:, None] & torch.tensor([[True], [k % 3 > 0]]), -y, y)
+        if k == 4:
+            optimizer.reset(torch.tensor([1]))
+            kept[1] = []
+        optimizer._remember(s, y, torch.tensor([True, True]))
+        for row in range(2):
+            if (s[row] @ y[row]) > 0:
+                kept[row].append((s[row], y[row]))
+    grad = normal(2, m)
+    found = optimizer._precondition(grad, grad / weights)
+    assert len(kept[0]) == 8 > len(kept[1])
+    for row in range(2):
+        q, alphas, pairs = grad[row], [], kept[row][-memory:]
+        for s, y in reversed(pairs):
+            alphas.append((s @ q) / (s @ y))
+            q = q - alphas[-1] * y
+        s, y = pairs[-1]
+        r = STRETCH * q / weights * (s @ y) / (y @ (y / weights))
+        for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
+            r = r + (alpha - (y @ r) / (s @ y)) * s
+        torch.testing.assert_close(found[row], r)

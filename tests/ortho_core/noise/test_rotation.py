@@ -81,3 +81,15 @@ def test_gradient_against_finite_differences():
 def test_a_patch_size_that_does_not_divide_is_refused_with_those_that_do(p):
     with pytest.raises(UserError, match=r"does not divide the latent 4×8×8; accepted: \[1, 2, 4, 8\]"):
         block_dimension((4, 8, 8), p)
+
+
+@pytest.mark.parametrize(("shape", "p"), [((4, 8, 8), 8), ((4, 8, 8), 4), ((2, 4, 4), 2)])
+def test_few_patches_are_rotated_by_the_same_matrix_as_many(shape, p):
+    """Fewer patches than dimensions are solved for, without the matrix."""
+    noise = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    d = block_dimension(shape, p)
+    skew = random_skew(3, d, 0.5)
+    patches = patchify(noise, p)
+    assert patches.shape[1] < d
+    expected = unpatchify(patches @ cayley(unpack_skew(skew, d)).mT, p, shape)
+    torch.testing.assert_close(rotate(noise, skew, p), expected)

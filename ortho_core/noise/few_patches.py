@@ -1,0 +1,99 @@
+"""Coordinates of a rotation that acts on few patches: what moves them is far less than what could be rotated.
+
+With E an orthonormal basis of the span of N patches in d dimensions, what A does to them to first order is what U Eᵀ - E Uᵀ does
+for some U of d × N. So A = A₀ + U Eᵀ - E Uᵀ is searched from A₀ on, in d·N coordinates instead of d(d-1)/2, and Qε costs a system
+of 2N unknowns instead of one of d (Woodbury 1950). What is found is kept as the skew parameters of A, like any other rotation.
+
+Axes: S slots, B images that enter or leave, C × H × W noise maps, g² cells of N patches each (one after another), m skew parameters
+of all cells.
+"""
+
+from math import prod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ortho_core.noise.rotation import cut_regions, join_regions, pack_skew, patchify, unpack_skew, unpatchify
+from ortho_core.noise.spaces import Rotations
+
+
+class FewPatches:
+    """The coordinates U of the images in S slots, zero where each image's search starts: n = g²·d·N."""
+
+    def __init__(self, space: Rotations, like: Float[Tensor, "S C H W"]) -> None:
+        """`like` gives the shapes of all slots' noise, its dtype and device."""
+        S, d, cells = len(like), space.d, space.regions**2
+        self.space, self.cells = space, cells
+        self.shape = (like.shape[1], like.shape[2] // space.regions, like.shape[3] // space.regions)
+        self.patches = like[0].numel() // (cells * d)
+        self.start = like.new_zeros(S, space.parameters)
+        #: (I + A₀)⁻¹, E, (I + A₀)⁻¹E and the patches' coordinates in E.
+        self.inverse = like.new_zeros(S * cells, d, d)
+        self.basis, self.turned = (like.new_zeros(S * cells, d, self.patches) for _ in range(2))
+        self.inside = like.new_zeros(S * cells, self.patches, self.patches)
+
+    @staticmethod
+    def fits(space: Rotations, latent_shape: tuple[int, ...]) -> bool:
+        """Whether a cell has fewer patches than half the dimensions: then these coordinates are fewer than the parameters."""
+        return 2 * prod(latent_shape) < space.regions**2 * space.d**2
+
+    @property
+    def count(self) -> int:
+        return self.cells * self.space.d * self.patches
+
+    @property
+    def reach(self) -> float:
+        # Q(A) moves ε by -2Aε: U of norm s in one of g² cells moves N Gaussian patches by 2s/√(N·g²) of their length.
+        return float((self.patches * self.cells) ** 0.5 / 2)
+
+    @property
+    def first_step(self) -> float:
+        return self.space.first_step
+
+    def _cut(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "Bgg d N"]:
+        return patchify(cut_regions(maps, self.space.regions), self.space.patch_size).mT
+
+    def enter(self, slots: Int[Tensor, " B"], base: Float[Tensor, "B C H W"], parameters: Float[Tensor, "B m"]) -> Tensor:
+        """Images whose search starts at these skew parameters A₀ enter. Returns their coordinates, which are zero."""
+        d, cells = self.space.d, self.cells
+        patches = self._cut(base)
+        # Gaussian patches fewer than half the dimensions are far from dependent, so that Cholesky's factor is as good as QR's.
+        factor = torch.linalg.cholesky_ex(patches.mT @ patches, check_errors=False).L
+        basis = torch.linalg.solve_triangular(factor.mT, patches, upper=True, left=False)
+        identity = torch.eye(d, dtype=base.dtype, device=base.device)
+        A = unpack_skew(parameters.reshape(len(base) * cells, -1), d)
+        inverse = torch.linalg.inv_ex(identity + A, check_errors=False).inverse
+        own = self._cells_of(slots)
+        self.start[slots] = parameters
+        self.inverse[own], self.basis[own], self.turned[own], self.inside[own] = inverse, basis, inverse @ basis, factor.mT
+        return base.new_zeros(len(base), self.count)
+
+    def noise(self, base: Float[Tensor, "S C H W"], coordinates: Float[Tensor, "S n"]) -> Float[Tensor, "S C H W"]:
+        # With W = [U, -E] and Z = [E, U] it is A = A₀ + W Zᵀ, and Q(A)ε = 2(I + A)⁻¹ε - ε.
+        N, E, turned = self.patches, self.basis, self.turned
+        U = coordinates.reshape(-1, self.space.d, N)
+        Z = torch.cat([E, U], 2)
+        solved = torch.cat([self.inverse @ U, -turned], 2)
+        inner = torch.eye(2 * N, dtype=U.dtype, device=U.device) + Z.mT @ solved
+        right = Z.mT @ turned @ self.inside
+        half = turned @ self.inside - solved @ torch.linalg.solve_ex(inner, right, check_errors=False).result
+        rotated = (2 * half - E @ self.inside).mT
+        return join_regions(unpatchify(rotated, self.space.patch_size, self.shape), self.space.regions)
+
+    def pull_back(
+        self, slots: Int[Tensor, " B"], base: Float[Tensor, "B C H W"], directions: Float[Tensor, "k C H W"]
+    ) -> Float[Tensor, "B n k"]:
+        # Q(A)ε = ε - 2Aε + O(A²) with ε = E c, so the gradient of ⟨u, Qε⟩ in U is -2(u cᵀ - ε uᵀE).
+        e, u, own = self._cut(base), self._cut(directions), self._cells_of(slots)
+        B, k, cells = len(base), len(directions), self.cells
+        e, E, c = (each.unflatten(0, (B, 1, cells)) for each in (e, self.basis[own], self.inside[own]))
+        u = u.unflatten(0, (1, k, cells))
+        return (-2 * (u @ c.mT - e @ (u.mT @ E))).reshape(B, k, -1).mT.contiguous()
+
+    def parameters(self, slots: Int[Tensor, " B"], coordinates: Float[Tensor, "B n"]) -> Float[Tensor, "B m"]:
+        outer = coordinates.reshape(-1, self.space.d, self.patches) @ self.basis[self._cells_of(slots)].mT
+        return self.start[slots] + pack_skew(outer - outer.mT).reshape(len(slots), -1)
+
+    def _cells_of(self, slots: Int[Tensor, " B"]) -> Int[Tensor, " Bgg"]:
+        return (slots[:, None] * self.cells + torch.arange(self.cells, device=slots.device)).flatten()
