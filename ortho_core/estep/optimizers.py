@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.linalg import vector_norm
 
-#: γ over the newest pair's sᵀy/yᵀ·metric·y, which is the cautious one of the lengths that the pair allows (Barzilai & Borwein 1988):
-#: nineteen of twenty steps of it went down, and twice as far takes fewer evaluations on every problem of the benchmark.
+#: γ over sᵀy/yᵀ·metric·y of the newest pair. That is the cautious one of the lengths a pair allows (Barzilai & Borwein 1988): nineteen
+#: of twenty such steps went down, and steps twice as long take fewer evaluations on every problem of the benchmark.
 STRETCH = 2.0
 
 
@@ -68,8 +68,8 @@ class LBFGS:
     A step that lowers the image's loss is kept. One that does not is undone: the next trial goes back to the best point
     and takes at most half of the failed step's length along a direction that has learned from it, so every evaluation is
     either progress or information. The recursion starts from γ·metric, with `metric` the inverse of a first guess of the
-    Hessian up to a factor (`curvature.CurvatureModel`) and γ from the newest pair (`STRETCH`). The first step has norm `first_step`; none
-    is longer than `max_step`.
+    Hessian up to a factor (`curvature.CurvatureModel`) and γ from the newest pair (`STRETCH`). The first step has norm
+    `first_step`; none is longer than `max_step`.
     """
 
     def __init__(

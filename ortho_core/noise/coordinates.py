@@ -5,7 +5,6 @@ Axes: S slots, B images that enter or leave, C × H × W noise maps, m parameter
 
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 

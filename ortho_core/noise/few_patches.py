@@ -4,8 +4,8 @@ With E an orthonormal basis of the span of N patches in d dimensions, what A doe
 for some U of d × N. So A = A₀ + U Eᵀ - E Uᵀ is searched from A₀ on, in d·N coordinates instead of d(d-1)/2, and Qε costs a system
 of 2N unknowns instead of one of d (Woodbury 1950). What is found is kept as the skew parameters of A, like any other rotation.
 
-Axes: S slots, B images that enter or leave, C × H × W noise maps, g² cells of N patches each (one after another), m skew parameters
-of all cells.
+Axes: S slots, B images that enter or leave, C × H × W noise maps, g² cells of N patches each, n coordinates and m skew parameters of
+all cells, one after another.
 """
 
 from math import prod
@@ -54,7 +54,9 @@ class FewPatches:
     def _cut(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "Bgg d N"]:
         return patchify(cut_regions(maps, self.space.regions), self.space.patch_size).mT
 
-    def enter(self, slots: Int[Tensor, " B"], base: Float[Tensor, "B C H W"], parameters: Float[Tensor, "B m"]) -> Tensor:
+    def enter(
+        self, slots: Int[Tensor, " B"], base: Float[Tensor, "B C H W"], parameters: Float[Tensor, "B m"]
+    ) -> Tensor:
         """Images whose search starts at these skew parameters A₀ enter. Returns their coordinates, which are zero."""
         d, cells = self.space.d, self.cells
         patches = self._cut(base)
@@ -66,7 +68,12 @@ class FewPatches:
         inverse = torch.linalg.inv_ex(identity + A, check_errors=False).inverse
         own = self._cells_of(slots)
         self.start[slots] = parameters
-        self.inverse[own], self.basis[own], self.turned[own], self.inside[own] = inverse, basis, inverse @ basis, factor.mT
+        self.inverse[own], self.basis[own], self.turned[own], self.inside[own] = (
+            inverse,
+            basis,
+            inverse @ basis,
+            factor.mT,
+        )
         return base.new_zeros(len(base), self.count)
 
     def noise(self, base: Float[Tensor, "S C H W"], coordinates: Float[Tensor, "S n"]) -> Float[Tensor, "S C H W"]:
