@@ -4,8 +4,8 @@ With E an orthonormal basis of the span of N patches in d dimensions, what A doe
 for some U of d × N. So A = A₀ + U Eᵀ - E Uᵀ is searched from A₀ on, in d·N coordinates instead of d(d-1)/2, and Qε costs a system
 of 2N unknowns instead of one of d (Woodbury 1950). What is found is kept as the skew parameters of A, like any other rotation.
 
-Axes: S slots, B images that enter or leave, C × H × W noise maps, g² cells of N patches each, n coordinates and m skew parameters of
-all cells, one after another.
+Axes: S slots, B images that enter or leave, C × H × W noise maps, g² cells of N patches each, n coordinates and m skew parameters
+of all cells, one after another.
 """
 
 from math import prod
@@ -94,8 +94,8 @@ class FewPatches:
         # Q(A)ε = ε - 2Aε + O(A²) with ε = E c, so the gradient of ⟨u, Qε⟩ in U is -2(u cᵀ - ε uᵀE).
         e, u, own = self._cut(base), self._cut(directions), self._cells_of(slots)
         B, k, cells = len(base), len(directions), self.cells
-        e, E, c = (each.unflatten(0, (B, 1, cells)) for each in (e, self.basis[own], self.inside[own]))
-        u = u.unflatten(0, (1, k, cells))
+        e, E, c = (each.reshape(B, 1, cells, *each.shape[1:]) for each in (e, self.basis[own], self.inside[own]))
+        u = u.reshape(1, k, cells, *u.shape[1:])
         return (-2 * (u @ c.mT - e @ (u.mT @ E))).reshape(B, k, -1).mT.contiguous()
 
     def parameters(self, slots: Int[Tensor, " B"], coordinates: Float[Tensor, "B n"]) -> Float[Tensor, "B m"]:
