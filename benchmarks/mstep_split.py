@@ -1,8 +1,9 @@
 """What of an update does not shrink when two workers share it: `python -m benchmarks.mstep_split --out runs/split.json`.
 
 Seconds of an update of tiny-turbo, without Ray and without readers, shares read before: all rows in one process, half of them in
-one process, and half of them in each of two processes that average their gradients (DDP on gloo), one thread each, in turns. Half
-the rows take more than half the time by what an update costs whatever its rows; two processes take longer than one by what DDP costs.
+one process, and half of them in each of two processes that average their gradients (DDP on gloo), one thread each, in turns.
+Half the rows take more than half the time by what an update costs whatever its rows; two processes take longer than one by what
+DDP costs.
 """
 
 import argparse
