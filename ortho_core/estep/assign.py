@@ -14,7 +14,7 @@ from torch import Tensor
 from ortho_core.at_once import AtOnce
 from ortho_core.device import to_float64
 from ortho_core.errors import UserError
-from ortho_core.estep.config import AssignConfig, SearchConfig
+from ortho_core.estep.config import AssignConfig, Search, SearchConfig
 from ortho_core.estep.engine import Engine, Found
 from ortho_core.estep.objective import Objective, Reconstruction
 from ortho_core.estep.queue import requests_of
@@ -22,7 +22,7 @@ from ortho_core.estep.rows import ROWS_ENCODED_TOGETHER
 from ortho_core.generators.base import check_generator, check_latents
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.generators.sampling import at_rest, one_for_each
+from ortho_core.generators.sampling import at_rest, one_for_each, seed_list
 from ortho_core.pairs.read import Picture, read_images
 
 
@@ -55,9 +55,10 @@ class AssignedNoise:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, index: slice | Sequence[int] | Tensor) -> "AssignedNoise":
-        """Some of the images: a slice, numbers, or a mask (B,) of booleans."""
-        rows = torch.arange(len(self))[torch.as_tensor(index) if not isinstance(index, slice) else index].tolist()
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "AssignedNoise":
+        """Some of the images, also of one alone: a number, a slice, numbers, or a mask (B,) of booleans. Raises IndexError."""
+        taken_rows = torch.arange(len(self))[index if isinstance(index, slice) else torch.as_tensor(index)]
+        rows = taken_rows.reshape(-1).tolist()
         taken: dict[str, Any] = {}
         for name, value in ((each.name, getattr(self, each.name)) for each in fields(self)):
             if isinstance(value, dict):
@@ -67,10 +68,9 @@ class AssignedNoise:
         return AssignedNoise(**taken)
 
     def __repr__(self) -> str:
+        count = f"{len(self)} image{'' if len(self) == 1 else 's'}"
         before, after = float(self.initial_loss.mean()), float(self.loss.mean())
-        return (
-            f"AssignedNoise({len(self)} images, mean loss {before:.4g} → {after:.4g}, {int(self.failed.sum())} failed)"
-        )
+        return f"AssignedNoise({count}, mean loss {before:.4g} → {after:.4g}, {int(self.failed.sum())} failed)"
 
     @property
     def loss(self) -> Float[Tensor, " B"]:
@@ -88,13 +88,22 @@ class AssignedNoise:
         return self[~self.failed]
 
 
+def checked_config(config: object, kind: type[Search]) -> Search:
+    """The configuration, by default one of this kind as it is. Raises UserError for one of another kind."""
+    if config is None:
+        return kind()
+    if not isinstance(config, kind):
+        raise UserError(f"config is of type {type(config).__name__}: give {kind.__name__}(steps=12), or leave it out")
+    return config
+
+
 def assign_noise(
     generator: OneStepGenerator,
     images: Picture | Sequence[Picture],
     prompts: str | Sequence[str],
     config: AssignConfig | None = None,
     *,
-    seeds: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | Tensor | None = None,
     start: AssignedNoise | None = None,
     slots: int = 16,
 ) -> AssignedNoise:
@@ -110,7 +119,7 @@ def assign_noise(
     that does not divide the latent.
     """
     check_generator(generator)
-    config = config or AssignConfig()
+    config = checked_config(config, AssignConfig)
     pixels = read_images(images, generator.image_size)
     texts = one_for_each(prompts, len(pixels))
     with at_rest(generator):
@@ -128,7 +137,7 @@ def assign_noise(
 
 
 @dataclass(frozen=True)
-class Searched:
+class FoundNoise:
     """What the engine found for B rows, in their order."""
 
     found: list[Found]
@@ -166,14 +175,14 @@ def search(
     rows: int,
     config: SearchConfig,
     *,
-    seeds: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | Tensor | None = None,
     start: AssignedNoise | None = None,
     slots: int = 16,
-) -> Searched:
+) -> FoundNoise:
     """Run the engine on rows that are all in memory; `inputs` are those of the objective. Raises UserError as `assign_noise`."""
     if start is not None and seeds is not None:
         raise UserError("seeds and start: give one of them, an earlier result has its seeds")
-    drawn = list(seeds) if seeds is not None else list(range(rows)) if start is None else start.seeds
+    drawn = seed_list(seeds) if seeds is not None else list(range(rows)) if start is None else start.seeds
     if len(drawn) != rows:
         raise UserError(
             f"{len(drawn)} {'seeds' if start is None else 'earlier results'} for {rows} images: give one for each"
@@ -190,4 +199,4 @@ def search(
     base = generator.base_noise([one.seed for one in found]).cpu()
     parameters = torch.stack([one.parameters for one in found])
     # In float64, as the noise of a record is rebuilt.
-    return Searched(found, base, engine.space.noise(to_float64(base), to_float64(parameters)).float())
+    return FoundNoise(found, base, engine.space.noise(to_float64(base), to_float64(parameters)).float())

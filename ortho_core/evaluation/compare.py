@@ -17,7 +17,7 @@ from ortho_core.pictures import to_bytes
 
 def kid_between(
     images: Float[Tensor, "B 3 Y X"],
-    references: Float[Tensor, "B 3 Y X"],
+    references: Float[Tensor, "R 3 Y X"],
     features: str | Path = "tiny-clip",
     *,
     device: str = "cpu",
@@ -25,7 +25,7 @@ def kid_between(
 ) -> Estimate:
     """The kernel inception distance of images from references, with its 95 % interval; lower is nearer, 0 is the same set.
 
-    Both are (B, 3, Y, X) float32 in [0, 1], equally many, row b of both of the same prompt. `features` is tiny-clip, which
+    Both are (B, 3, Y, X) float32 in [0, 1], as many of the one as of the other, row b of both of the same prompt. `features` is tiny-clip, which
     is installed with this package, or a folder of a CLIP or other vision model in transformers' format. Values of different
     features cannot be compared.
 

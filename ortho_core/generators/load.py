@@ -14,13 +14,13 @@ from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.storage.planned import as_planned
 
 #: What a network may compute in.
-DTYPES = ("float32", "float16", "bfloat16", "auto")
+NETWORK_DTYPES = ("float32", "float16", "bfloat16", "auto")
 
 
 def load_generator(
     folder: ModelFolder | str | Path,
     device: str | torch.device = "cpu",
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     *,
     gradient_checkpointing: bool = False,
     keep_adapter: bool = False,
@@ -42,8 +42,9 @@ def load_generator(
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(Path(folder).expanduser())
     device = pick_device(device) if isinstance(device, str) else device
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not known; accepted: {', '.join(DTYPES)}")
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in NETWORK_DTYPES:
+        raise UserError(f"dtype {dtype!r} is not known; accepted: {', '.join(NETWORK_DTYPES)}")
     check_quantize(folder, quantize)
     if folder.lora_base is not None:
         _ = folder.fingerprint  # is the base still the one that the adapter was trained on?

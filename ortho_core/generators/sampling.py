@@ -34,6 +34,15 @@ def at_rest(generator: OneStepGenerator) -> Iterator[None]:
             module.training = True
 
 
+def seed_list(seeds: int | Sequence[int] | Tensor) -> list[int]:
+    """One seed or several as a list. Raises UserError for what no seed can be."""
+    several = [seeds] if isinstance(seeds, int) else seeds.tolist() if isinstance(seeds, Tensor) else list(seeds)
+    wrong = [seed for seed in several if not (hasattr(seed, "__index__") and 0 <= seed < 2**63)]
+    if wrong:
+        raise UserError(f"seed {wrong[0]!r}: accepted are whole numbers from 0 to 2**63 - 1")
+    return [int(seed) for seed in several]
+
+
 def one_for_each(prompts: str | Sequence[str], rows: int, of: str = "images") -> list[str]:
     """A list of one prompt per row; one text stands for all rows. Raises UserError for another number."""
     texts = [prompts] * rows if isinstance(prompts, str) else list(prompts)
@@ -46,7 +55,7 @@ def generate_images(
     generator: OneStepGenerator,
     prompts: str | Sequence[str],
     *,
-    seeds: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | Tensor | None = None,
     noise: Float[Tensor, "B C H W"] | None = None,
     batch_size: int = 8,
 ) -> Float[Tensor, "B 3 Y X"]:
@@ -65,7 +74,7 @@ def generate_images(
         raise UserError(f"noise of shape {tuple(noise.shape)}: this model takes (B, {str(generator.latent_shape)[1:]}")
     if noise is None and seeds is None:
         seeds = range(1 if isinstance(prompts, str) else len(prompts))
-    drawn = list(seeds or [])
+    drawn = [] if seeds is None else seed_list(seeds)
     rows = len(noise) if noise is not None else len(drawn)
     texts = one_for_each(prompts, rows, "noise maps" if noise is not None else "seeds")
     if not texts:

@@ -85,7 +85,7 @@ def sft_loss(
     terms = {"latent": rows.mean(), "pixel": zero, "preserve_latent": zero, "preserve_pixel": zero}
     if config.pixel_l1_weight:
         if batch.images is None:
-            raise ValueError("the pixel term needs the target images")
+            raise UserError("the pixel term needs the target images: give the batch `images`, or pixel_l1_weight=0")
         pixel = mean_absolute(generator.decode(matched), batch.images)
         terms["pixel"] = pixel.mean()
         rows = rows + pixel

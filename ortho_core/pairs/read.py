@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ortho_core.errors import UserError
+from ortho_core.errors import NoPairSet, UserError
 from ortho_core.pairs.decoding import decoded_batches, to_images
 from ortho_core.pairs.images import decode_image, to_rgb
 from ortho_core.pairs.pair_set import PairSet
@@ -105,7 +105,7 @@ def _of_tensor(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[1:]) == tuple(size):
         exact = image.cpu().float()
         return exact.clamp(0, 1) if image.is_floating_point() else exact / 255
-    return _fitted(to_picture(to_bytes(image) if image.is_floating_point() else image.cpu()), size)
+    return _fitted(to_picture(to_bytes(image[None])[0] if image.is_floating_point() else image.cpu()), size)
 
 
 def _fitted(picture: Image.Image, size: tuple[int, int]) -> Tensor:
@@ -114,17 +114,32 @@ def _fitted(picture: Image.Image, size: tuple[int, int]) -> Tensor:
 
 
 def read_pairs(
-    location: str | Path, size: tuple[int, int], rows: int | None = None, fields: PairFields | None = None
+    location: str | Path,
+    size: tuple[int, int],
+    rows: int | None = None,
+    *,
+    prompt: str | None = None,
+    fields: PairFields | None = None,
 ) -> LoadedPairs:
     """The first `rows` usable rows of a pair set (none: all), their images in memory: 12·Y·X bytes each.
 
     `location` is a path or URL of any layout that `ortho assign --pairs` takes: a `pairs.jsonl`, a folder of images with
-    captions beside them, a folder per class, Parquet, tars. `size` is (Y, X), a generator's `image_size`. `fields` names
-    columns. Rows that cannot be used are in `failures`.
+    captions beside them, a folder per class, Parquet, tars. `size` is (Y, X), a generator's `image_size`. `prompt` is
+    that of all images where they bring none. `fields` has the other options of a pair set, such as the names of columns; a
+    message that names an option `--id-field` means its `id_field`. Rows that cannot be used are in `failures`.
 
     Raises UserError if there is no pair set, or no usable row in it.
     """
-    pairs = PairSet(Path(location).expanduser() if "://" not in str(location) else location, fields)
+    if rows is not None and rows < 1:
+        raise UserError(f"rows {rows}: give at least 1, or None for all")
+    fields = fields or PairFields()
+    if prompt is not None:
+        fields = fields.model_copy(update={"prompt": prompt})
+    place = location if "://" in str(location) else Path(location).expanduser()
+    try:
+        pairs = PairSet(place, fields)
+    except NoPairSet as error:
+        raise NoPairSet(str(error).replace("--prompt TEXT", "prompt=TEXT")) from error
     failures: list[Failure] = []
     batches = itertools.chain.from_iterable(
         decoded_batches(pairs, shard, ROWS_READ_TOGETHER, size, failures)

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from ortho_core.errors import UserError
-from ortho_core.estep.assign import AssignedNoise, search
+from ortho_core.estep.assign import AssignedNoise, checked_config, search
 from ortho_core.estep.config import SearchConfig
 from ortho_core.generators.base import check_generator
 from ortho_core.generators.prompt_cache import PromptCache, TextCache
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.generators.sampling import at_rest, generate_images, one_for_each
+from ortho_core.generators.sampling import at_rest, generate_images, one_for_each, seed_list
 from ortho_core.rewards.base import Reward, Scoring
 from ortho_core.rewards.combined import WeightedSum
 from ortho_core.rewards.objective import RewardObjective
+
+#: Terms that every search has beside those of its objective.
+OTHER_TERMS = ("total", "drift", "prior")
 
 
 class FunctionReward(Scoring):
@@ -57,7 +60,7 @@ def raise_reward(
     prompts: str | Sequence[str],
     config: SearchConfig | None = None,
     *,
-    seeds: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | Tensor | None = None,
     slots: int = 16,
 ) -> AssignedNoise:
     """For each prompt the noise whose image has the highest reward, with the model frozen.
@@ -71,9 +74,12 @@ def raise_reward(
     a patch size that does not divide the latent.
     """
     check_generator(generator)
-    config = config or SearchConfig()
+    config = checked_config(config, SearchConfig)
     scoring: Reward = reward if isinstance(reward, Reward) else FunctionReward(reward)
-    count = len(seeds) if seeds is not None else 1 if isinstance(prompts, str) else len(prompts)
+    if scoring.name in OTHER_TERMS:
+        raise UserError(f"a reward cannot be called {scoring.name}, as a term of every loss is: give it another name")
+    drawn = None if seeds is None else seed_list(seeds)
+    count = len(drawn) if drawn is not None else 1 if isinstance(prompts, str) else len(prompts)
     texts = one_for_each(prompts, count, "seeds")
     if not texts:
         raise UserError("no prompts and no seeds: give at least one of each")
@@ -82,7 +88,7 @@ def raise_reward(
         encoded = TextCache(objective.rewards.encode_prompts)(texts)
         condition = PromptCache(generator)(texts)
         inputs = {name: rows.to(generator.device) for name, rows in objective.inputs(condition, encoded).items()}
-        searched = search(generator, objective, inputs, len(texts), config, seeds=seeds, slots=slots)
+        searched = search(generator, objective, inputs, len(texts), config, seeds=drawn, slots=slots)
         with torch.no_grad():
             parts = (slice(first, first + slots) for first in range(0, len(texts), slots))
             made = [

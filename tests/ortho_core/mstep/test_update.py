@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from ortho_core.errors import UserError
 from ortho_core.generators.load import load_generator
+from ortho_core.generators.lora import add_lora, lora_parameters
+from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import TERMS, SftBatch, sft_loss
 from ortho_core.mstep.loss_scale import FIRST_SCALE
-from ortho_core.mstep.teacher import FrozenTeacher
+from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher
 from ortho_core.mstep.update import MStep, half_dtype
 from tests.small_pipelines import save_stable_diffusion
 
@@ -208,3 +211,42 @@ def test_the_schedule_warms_up_and_decays(tiny_turbo, data):
         rates.append(step.lr)
         step.update(data)
     assert rates == pytest.approx([0, 5e-4, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_a_frozen_network_trains_and_its_start_is_the_teacher(tiny_turbo, data):
+    generator = load_generator(tiny_turbo)
+    assert not any(p.requires_grad for p in generator.trainable.parameters())
+    before = weights(generator)
+    step = MStep(generator, MStepConfig(lr=1e-3))
+    outcome = step.update(data)
+    assert outcome.terms.preserve_latent < 1e-6 < outcome.terms.latent
+    assert not torch.equal(weights(generator), before)
+    assert torch.equal(nn.utils.parameters_to_vector(step.teacher.network.parameters()), before)
+    assert str(outcome.terms).startswith(f"loss {outcome.terms.loss:.4g}, latent ")
+
+
+def test_of_an_adapter_the_adapter_alone_trains_and_the_teacher_is_no_copy(tiny_turbo, data):
+    generator = load_generator(tiny_turbo)
+    add_lora(generator.trainable, Lora(2, 2.0), 0)
+    step = MStep(generator, MStepConfig(lr=1e-3))
+    assert isinstance(step.teacher, AdapterTeacher)
+    assert len(step.parameters) == len(lora_parameters(generator.trainable))
+    assert step.update(data).terms.preserve_latent < 1e-6
+
+
+def test_without_preserve_terms_there_is_no_teacher(tiny_turbo):
+    assert MStep(load_generator(tiny_turbo), MStepConfig(preserve_latent_weight=0)).teacher is None
+
+
+def test_what_cannot_train_says_what_to_do(tiny_turbo, data):
+    for options, message in (
+        ({"dtype": "float16"}, "weights in float16 are too coarse to train: .*dtype='float32'"),
+        ({"quantize": "int8"}, "packed weights .* do not train: .*add_lora"),
+    ):
+        with pytest.raises(UserError, match=message):
+            MStep(load_generator(tiny_turbo, **options))
+    with pytest.raises(UserError, match=r"lr_schedule linear decays over the updates: .*updates=NUMBER"):
+        MStep(load_generator(tiny_turbo), MStepConfig(lr_schedule="linear"))
+    bare = SftBatch(data.noise, data.condition, data.target_latents)
+    with pytest.raises(UserError, match="the batch has no preserve_noise"):
+        MStep(load_generator(tiny_turbo)).update(bare)
