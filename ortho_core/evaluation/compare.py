@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ortho_core.at_once import AtOnce
+from ortho_core.device import pick_device
 from ortho_core.errors import UserError
 from ortho_core.evaluation.features import find_features
 from ortho_core.evaluation.metrics import Estimate
@@ -20,14 +21,15 @@ def kid_between(
     references: Float[Tensor, "R 3 Y X"],
     features: str | Path = "tiny-clip",
     *,
-    device: str = "cpu",
+    device: str = "auto",
     batch_size: int = 32,
 ) -> Estimate:
     """The kernel inception distance of images from references, with its 95 % interval; lower is nearer, 0 is the same set.
 
-    Both are (B, 3, Y, X) float32 in [0, 1], as many of the one as of the other, row b of both of the same prompt. `features` is tiny-clip, which
-    is installed with this package, or a folder of a CLIP or other vision model in transformers' format. Values of different
-    features cannot be compared.
+    Both are (B, 3, Y, X) float32 in [0, 1], as many of one as of the other, row b of both of the same prompt. `features` is
+    tiny-clip, which is installed with this package, or a folder of a CLIP or other vision model in transformers' format.
+    Values of different features cannot be compared. `device` is where the features are computed (`auto`: a GPU where there is
+    one).
 
     Raises UserError for fewer than 8 images, sets of different sizes, and features that cannot be loaded.
     """
@@ -35,6 +37,7 @@ def kid_between(
         raise UserError(
             f"{len(images)} images and {len(references)} references: give equally many, {FEWEST_ROWS} at least"
         )
+    device = pick_device(device)
     extract = find_features(str(features), Path()).load(device, {})
 
     def features_of(every: Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ RECIPES = ("match_one_image", "match_and_fine_tune", "own_reward", "own_generato
 NOTEBOOK = ROOT / "recipes" / "ortho.ipynb"
 TITLE = "# Ortho as a library\n\nThe five recipes of this folder, as one notebook. Each can be run without the others."
 #: Paths in the recipes are relative to the root of the checkout; Jupyter starts in the notebook's folder.
-PLACE = "import os\n\nif not os.path.isdir('models'):\n    os.chdir('..')"
+PLACE = 'import os\n\nif not os.path.isdir("models"):\n    os.chdir("..")'
 
 
 def cells_of(recipe: str) -> list[str]:
