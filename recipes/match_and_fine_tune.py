@@ -16,7 +16,7 @@ from ortho_core import (
 
 MODEL, OUT = "models/tiny-turbo", "runs/fine-tuned"
 # Your own data: a folder of images with captions beside them, or any other pair set (docs/pair-sets.md).
-PAIRS, ROWS = "examples/digits", 64
+PAIRS, ROWS = "examples/digits", 32
 
 generator = load_generator(MODEL, device="auto")
 pairs = read_pairs(PAIRS, generator.image_size, ROWS)
@@ -31,7 +31,7 @@ print(assigned)
 # %%
 # The M-step: the matched noise is to become the image, and other noise what it was at the start.
 step = MStep(generator, MStepConfig(lr=3e-4))
-for number, batch in enumerate(matched_batches(step, assigned, epochs=5, batch_size=16), 1):
+for number, batch in enumerate(matched_batches(step, assigned, epochs=5, batch_size=8), 1):
     outcome = step.update(batch)
     if number % 5 == 0:
         print(f"update {number}: {outcome.terms}")

@@ -34,14 +34,14 @@ class ColourGenerator(BaseGenerator):
 torch.manual_seed(0)
 network = nn.Sequential(nn.Conv2d(10, 64, 5, padding=2), nn.SiLU(), nn.Conv2d(64, 3, 5, padding=2), nn.Tanh())
 generator = ColourGenerator(network, latent_shape=(3, 32, 32), image_size=(32, 32))
-pairs = read_pairs("examples/digits", generator.image_size, 32)
+pairs = read_pairs("examples/digits", generator.image_size, 16)
 
 # %%
 # Two cycles: the second search goes on from the noise of the first, with the model that has been trained since.
 assigned = assign_noise(generator, pairs.images, pairs.prompts, AssignConfig(patch_size=4))
 for cycle in (1, 2):
     step = MStep(generator, MStepConfig(lr=2e-3, preserve_latent_weight=0))
-    losses = [step.update(batch).terms.loss for batch in matched_batches(step, assigned, epochs=12)]
+    losses = [step.update(batch).terms.loss for batch in matched_batches(step, assigned, epochs=25)]
     assigned = assign_noise(generator, pairs.images, pairs.prompts, AssignConfig(patch_size=4), start=assigned)
     print(f"cycle {cycle}: M-step {losses[0]:.3f} → {losses[-1]:.3f}; {assigned}")
 

@@ -13,8 +13,9 @@ from tests.recipes.notebook import NOTEBOOK, RECIPES, execute, sources
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, generator):
     """Runs the notebook's cells of a recipe, in a folder that has what a checkout has; the names that they leave."""
+    # `generator` has diffusers imported, which takes longer than any recipe.
     for name in ("models", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
