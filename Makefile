@@ -34,7 +34,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/deptry ortho_core rayjobs
-	$(BIN)/deptry tests benchmarks models --ignore DEP002,DEP004
+	$(BIN)/deptry tests benchmarks models recipes --ignore DEP002,DEP004
 	$(BIN)/python .ci/check_files.py
 
 format: setup

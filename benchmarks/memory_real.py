@@ -180,7 +180,7 @@ def updated(
         else:
             add_lora(network, lora, 0)
         teacher = AdapterTeacher(network) if lora is not None else FrozenTeacher.copy_of(network)
-        step = MStep(generator, teacher, config, 10)
+        step = MStep(generator, config, 10, teacher=teacher)
         matching = OnlineMatching(generator, step.parameters, search, half=half) if search is not None else None
 
         def once() -> None:

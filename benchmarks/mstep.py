@@ -85,7 +85,7 @@ def our_step(data: MatchedData) -> tuple[MStep, Callable[[], None]]:
     """The update of `ortho train`, on shares that a reader process has read; every prompt has come up before."""
     generator = load_generator(ModelFolder.open(MODEL))
     generator.trainable.requires_grad_(True)
-    step = MStep(generator, FrozenTeacher.copy_of(generator.trainable), MStepConfig(), 10_000)
+    step = MStep(generator, MStepConfig(), 10_000)
     prompts, shares = PromptCache(generator), [data.share(0, k) for k in range(data.order.updates)]
     prompts([p for share in shares for p in share.prompts])
     turn = iter(range(10**9))

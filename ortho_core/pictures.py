@@ -74,7 +74,11 @@ def load_sheet(path: Path | io.BytesIO, size: tuple[int, int]) -> Tensor:
 
 
 def labelled_rows(rows: dict[str, Tensor], scale: int = 1) -> Image.Image:
-    """One row of images per label, the label to the left; images are enlarged by whole pixels."""
+    """One row of images per label, the label to the left; images are enlarged by whole pixels.
+
+    Images are (B, 3, Y, X), uint8 or float in [0, 1], those of every row of one size. A notebook shows the picture.
+    """
+    rows = {label: to_bytes(images) if images.is_floating_point() else images for label, images in rows.items()}
     first = next(iter(rows.values()))
     count, _, Y, X = first.shape
     margin, gap = 150, 3

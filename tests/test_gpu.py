@@ -114,7 +114,7 @@ def test_an_update_waits_once_for_its_figures(gpu, adapter, gib, tflop):
         network.requires_grad_(True)
         teacher = FrozenTeacher(sdxl.generator(gpu.device, F32).trainable)
     generator.pipeline.vae = None
-    step = MStep(generator, teacher, MStepConfig(mixed_precision="bf16"), 10)
+    step = MStep(generator, MStepConfig(mixed_precision="bf16"), 10, teacher=teacher)
     condition = sdxl.condition(1, gpu.device, BF16 if adapter else F32)
     targets = sdxl.latents(1, gpu.device)
     noise = sdxl.latents(1, gpu.device)
@@ -178,7 +178,7 @@ def both_steps(request, tiny_turbo):
         config = MStepConfig(pixel_l1_weight=1.0, preserve_pixel_weight=1.0, ema=True)
         noise, condition = generator.base_noise([1, 2]), generator.encode_prompts(["a", "b"])
         images = torch.zeros(2, 3, *generator.image_size, device=gpu.device)
-        step = MStep(generator, FrozenTeacher(teacher), config, 10)
+        step = MStep(generator, config, 10, teacher=FrozenTeacher(teacher))
         batch = SftBatch(noise, condition, noise, images, noise, condition)
         step.update(batch)
         gpu.waits.clear()

@@ -29,7 +29,7 @@ from ortho_core.estep.slots import Slots, empty_slots, stack_rows
 from ortho_core.estep.space import noise_space
 from ortho_core.generators.protocol import Condition, OneStepGenerator
 
-__all__ = ["AssignConfig", "Engine", "Found", "Request", "assign_noise", "requests_of"]
+__all__ = ["AssignConfig", "Engine", "Found", "Request", "assign_encoded", "requests_of"]
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class Engine:
             )
 
 
-def assign_noise(
+def assign_encoded(
     generator: OneStepGenerator,
     seeds: Sequence[int],
     condition: Condition,

@@ -142,7 +142,7 @@ class ClassGenerator:
     def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
         """There is nothing besides the network."""
 
-    def save(self, folder: Path, card: str | None = None, *, single_file: bool = False) -> None:
+    def save(self, folder: str | Path, card: str | None = None, *, single_file: bool = False) -> None:
         """Write a model folder, which is one file of weights anyhow; `card` becomes its README.md."""
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
 
@@ -153,4 +153,4 @@ class ClassGenerator:
             if card is not None:
                 (aside / "README.md").write_text(card, encoding="utf-8")
 
-        replace_folder(folder, write)
+        replace_folder(Path(folder), write)

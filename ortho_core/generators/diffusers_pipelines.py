@@ -169,7 +169,7 @@ class DiffusersGenerator:
             images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return images.float() / 2 + 0.5
 
-    def save(self, folder: Path, card: str | None = None, *, single_file: bool = False) -> None:
+    def save(self, folder: str | Path, card: str | None = None, *, single_file: bool = False) -> None:
         """Write a model folder, or a LoRA folder if the network has an adapter apart; `card` becomes its README.md.
 
         `single_file` adds a checkpoint in one file to a model folder. Raises UserError for a LoRA folder that would take the
@@ -203,7 +203,7 @@ class DiffusersGenerator:
             if card is not None:
                 (aside / "README.md").write_text(card, encoding="utf-8")
 
-        replace_folder(folder, write)
+        replace_folder(Path(folder), write)
 
 
 def _place(module: M, device: torch.device) -> M:

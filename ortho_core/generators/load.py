@@ -1,7 +1,10 @@
 """Load the generator of a model folder."""
 
+from pathlib import Path
+
 import torch
 
+from ortho_core.device import pick_device
 from ortho_core.errors import UserError
 from ortho_core.generators.imports import quick_imports
 from ortho_core.generators.loaded_files import LoadedFiles
@@ -10,17 +13,24 @@ from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.storage.planned import as_planned
 
+#: What a network may compute in.
+NETWORK_DTYPES = ("float32", "float16", "bfloat16", "auto")
+
 
 def load_generator(
-    folder: ModelFolder,
+    folder: ModelFolder | str | Path,
     device: str | torch.device = "cpu",
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     *,
     gradient_checkpointing: bool = False,
     keep_adapter: bool = False,
     quantize: str = "none",
 ) -> OneStepGenerator:
-    """Load the generator in `folder` onto `device`, its network in `dtype` (`auto`: see `network_dtype`), its weights frozen.
+    """Load the generator in `folder` onto `device`, its network in `dtype`, its weights frozen (`MStep` lets them train).
+
+    `folder` is a path (a diffusers folder, a LoRA folder, a `.safetensors` checkpoint) or an opened `ModelFolder`. `device` is a
+    device of PyTorch's, or `auto`: a GPU where there is one. `dtype` is float32, float16, bfloat16, or `auto`: float16 on a GPU
+    for a network that computes in halves, else float32.
 
     `gradient_checkpointing` computes activations twice to keep fewer of them. A LoRA folder's adapter is merged into the
     network; `keep_adapter` leaves it apart and trainable, in float32. `quantize` (int8, nf4) packs the frozen weights, with
@@ -29,6 +39,12 @@ def load_generator(
     The files must be those that `folder` has hashed, for a plan or an earlier load: UserError names one that is another by now.
     What was loaded is the generator's `loaded_fingerprint`.
     """
+    if not isinstance(folder, ModelFolder):
+        folder = ModelFolder.open(Path(folder).expanduser())
+    device = pick_device(device) if isinstance(device, str) else device
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in NETWORK_DTYPES:
+        raise UserError(f"dtype {dtype!r} is not known; accepted: {', '.join(NETWORK_DTYPES)}")
     check_quantize(folder, quantize)
     if folder.lora_base is not None:
         _ = folder.fingerprint  # is the base still the one that the adapter was trained on?

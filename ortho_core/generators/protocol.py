@@ -92,7 +92,7 @@ class OneStepGenerator(Protocol):
         """
         ...
 
-    def save(self, folder: Path, card: str | None = None, *, single_file: bool = False) -> None:
+    def save(self, folder: str | Path, card: str | None = None, *, single_file: bool = False) -> None:
         """Write a folder that `load_generator` loads; it appears whole or not at all. `card` becomes its README.md.
 
         `single_file` adds one file of the whole model for other programs, where its kind has one.

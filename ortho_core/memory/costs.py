@@ -273,7 +273,7 @@ def _count_update(
     if config.preserves:
         other = blank_network(model, frozen, quantize=quantize) if second_network else None
         teacher = FrozenTeacher(other) if other is not None else AdapterTeacher(network)
-    step = MStep(generator, teacher, config, 10)
+    step = MStep(generator, config, 10, teacher=teacher)
     step.update(_blank_batch(generator, 1, int(config.preserves), config))  # makes the optimiser's state
     kept = live.live - before
 

@@ -10,6 +10,9 @@ from ortho_core.marks import conduct, decides
 #: What a row trains at: the assigned noise, random noise, the noise its search began from, or what is found before the update.
 NoiseKind = Literal["matched", "random", "base", "online"]
 
+#: Of so many rows that are trained on there is one of the preserve terms, where nothing else is said.
+PRESERVE_SHARE = 4
+
 
 class SftConfig(ReconstructionWeights):
     """The weights of the M-step's four terms; a term of weight 0 costs nothing."""

@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ortho_core.errors import UserError
 from ortho_core.generators.protocol import Condition, OneStepGenerator
 from ortho_core.losses import mean_absolute, mean_square
 from ortho_core.mstep.config import SftConfig
 from ortho_core.mstep.teacher import Teacher
 
-#: The scalars of a step, in the order that logs have them.
+#: The scalars of a step, in the order that logs have them; `LossTerms` has them by name.
 TERMS = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
 
 
@@ -25,9 +26,11 @@ class SftBatch:
     noise: Float[Tensor, "B C H W"]
     condition: Condition
     target_latents: Float[Tensor, "B c h w"]
-    images: Float[Tensor, "B 3 Y X"] | None
-    preserve_noise: Float[Tensor, "P C H W"] | None
-    preserve_condition: Condition | None
+    #: Needed for the pixel term alone.
+    images: Float[Tensor, "B 3 Y X"] | None = None
+    #: ε' and its prompts, for the preserve terms.
+    preserve_noise: Float[Tensor, "P C H W"] | None = None
+    preserve_condition: Condition | None = None
     #: What each preserve row counts in the means of the preserve terms (none: 1 / P); 0 for what fills a share up.
     preserve_weights: Float[Tensor, " P"] | None = None
 
@@ -67,8 +70,11 @@ def sft_loss(
     preserve = config.preserves and teacher is not None
     if preserve:
         assert teacher is not None
-        assert batch.preserve_noise is not None
-        assert batch.preserve_condition is not None
+        if batch.preserve_noise is None or batch.preserve_condition is None:
+            raise UserError(
+                "the loss has preserve terms and the batch has no preserve_noise with a preserve_condition: give both, or "
+                "MStepConfig(preserve_latent_weight=0, preserve_pixel_weight=0)"
+            )
         with torch.no_grad(), teacher.standing_in(generator):
             before = generator.denoise(batch.preserve_noise, batch.preserve_condition)
         noise = torch.cat([noise, batch.preserve_noise])
@@ -79,7 +85,7 @@ def sft_loss(
     terms = {"latent": rows.mean(), "pixel": zero, "preserve_latent": zero, "preserve_pixel": zero}
     if config.pixel_l1_weight:
         if batch.images is None:
-            raise ValueError("the pixel term needs the target images")
+            raise UserError("the pixel term needs the target images: give the batch `images`, or pixel_l1_weight=0")
         pixel = mean_absolute(generator.decode(matched), batch.images)
         terms["pixel"] = pixel.mean()
         rows = rows + pixel

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from ortho_core.generators.lora import teacher_adapter
+from ortho_core.generators.lora import has_lora, keep_as_teacher, teacher_adapter
 from ortho_core.generators.protocol import OneStepGenerator
 
 
@@ -45,6 +45,14 @@ class AdapterTeacher:
     def standing_in(self, generator: OneStepGenerator) -> Iterator[None]:
         with using(generator, self.network), teacher_adapter(self.network):
             yield
+
+
+def teacher_of(network: nn.Module) -> Teacher:
+    """f_0 is the network as it is now: of an adapter a frozen copy of it alone, else a frozen copy of the network."""
+    if not has_lora(network):
+        return FrozenTeacher.copy_of(network)
+    keep_as_teacher(network)
+    return AdapterTeacher(network)
 
 
 @contextmanager

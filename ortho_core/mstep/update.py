@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,20 +20,41 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from ortho_core.errors import UserError
+from ortho_core.generators.base import check_generator
 from ortho_core.generators.precision import fast_matmul
 from ortho_core.generators.protocol import OneStepGenerator
+from ortho_core.generators.quantized import is_quantized
 from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import TERMS, SftBatch, sft_loss
 from ortho_core.mstep.loss_scale import LossScale
-from ortho_core.mstep.teacher import Teacher
+from ortho_core.mstep.teacher import Teacher, teacher_of
+
+
+class LossTerms(NamedTuple):
+    """The terms of the M-step's loss, each the mean over the rows of an update; `TERMS` has the names in this order."""
+
+    #: The weighted sum of the other terms, which is minimised.
+    loss: float
+    #: mean((f_θ(ε̂,c) - E(x))²).
+    latent: float
+    #: mean|D f_θ(ε̂,c) - x|; 0 where its weight is 0.
+    pixel: float
+    #: mean((f_θ(ε',c) - f_0(ε',c))²); 0 where its weight is 0.
+    preserve_latent: float
+    #: mean|D f_θ(ε',c) - D f_0(ε',c)|; 0 where its weight is 0.
+    preserve_pixel: float
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.4g}" for name, value in self._asdict().items())
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What one update did."""
 
-    #: The terms of the loss, mean over this worker's rows, in the order of `TERMS`; in host memory.
-    terms: Float[Tensor, " terms"]
+    #: The terms of the loss, mean over this worker's rows, in host memory: reading them does not wait for the device.
+    terms: LossTerms
     #: The reconstruction terms of each of this worker's rows, unweighted.
     rows: Float[Tensor, " B"]
     #: Norm of the gradient over all workers, before clipping.
@@ -47,6 +68,22 @@ def make_optimizer(config: MStepConfig, parameters: list[nn.Parameter]) -> torch
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def make_trainable(network: nn.Module) -> None:
+    """Let all weights train where none does. Raises UserError for weights that cannot, with what to do instead."""
+    if any(p.requires_grad for p in network.parameters()):
+        return
+    adapter = "train an adapter: add_lora(generator.trainable, Lora(rank=16, alpha=16), seed=0)"
+    if is_quantized(network):
+        raise UserError(f"packed weights (quantize) do not train: {adapter}")
+    halved = {p.dtype for p in network.parameters()} - {torch.float32, torch.float64}
+    if halved:
+        dtype = str(halved.pop()).removeprefix("torch.")
+        raise UserError(
+            f"weights in {dtype} are too coarse to train: load_generator(..., dtype='float32'), or {adapter}"
+        )
+    network.requires_grad_(True)
 
 
 def half_dtype(device: torch.device, config: MStepConfig) -> torch.dtype | None:
@@ -63,22 +100,39 @@ def autocast(device: torch.device, config: MStepConfig) -> torch.autocast:
 
 
 class MStep:
-    """Trains the parameters of the generator's network that ask for gradients.
+    """The M-step: `update` trains the generator's network on one batch. The generator itself changes, and is then saved.
 
-    `wrapped` is what computes the training step where that is not the network itself (DDP around it).
+    The parameters that take gradients train: of a network with an adapter the adapter's, and of a frozen network, as
+    `load_generator` gives it, all of them.
     """
 
     def __init__(
         self,
         generator: OneStepGenerator,
-        teacher: Teacher | None,
-        config: MStepConfig,
-        updates: int,
+        config: MStepConfig | None = None,
+        updates: int | None = None,
+        *,
+        teacher: Teacher | Literal["start"] | None = "start",
         wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     ) -> None:
+        """`updates` is how many there will be, for a learning rate that decays (`lr_schedule` linear or cosine).
+
+        `teacher` is f_0 of the preserve terms: by default the network as it is now, of which a copy is kept, or of an adapter
+        no copy; None: there are no preserve terms. `wrap` makes of the network what computes an update (DDP around it).
+
+        Raises UserError for weights that cannot be trained, packed ones and those in half precision, and for a learning rate
+        that decays over an unknown number of updates.
+        """
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
 
+        check_generator(generator)
+        config = config or MStepConfig()
+        if updates is None and config.lr_schedule != "constant":
+            raise UserError(f"lr_schedule {config.lr_schedule} decays over the updates: MStep(..., updates=NUMBER)")
+        make_trainable(generator.trainable)
+        if teacher == "start":
+            teacher = teacher_of(generator.trainable) if config.preserves else None
         self.generator, self.teacher, self.config = generator, teacher, config
         self.network = generator.trainable.train()
         self.wrapped = wrap(self.network)
@@ -105,6 +159,8 @@ class MStep:
     def update(self, batch: SftBatch) -> Outcome:
         """Forward, backward and optimiser step on this worker's share. A gradient that is not finite is not applied.
 
+        Raises UserError where the loss has preserve terms and the batch no noise for them.
+
         Waits for the device once, between backward pass and optimiser step, for the terms and the norm of the gradient. In
         float16 a gradient that is not finite is first made again with a smaller scale, which waits for it each time.
         """
@@ -121,7 +177,7 @@ class MStep:
                 self.ema.step(self.parameters)
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        return Outcome(terms, rows, grad_norm, applied)
+        return Outcome(LossTerms(*terms.tolist()), rows, grad_norm, applied)
 
     def _accumulate(self, batch: SftBatch) -> tuple[Float[Tensor, " terms"], Float[Tensor, " B"]]:
         """Forward and backward on the micro-batches; the terms of the loss and each row's error."""

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 from ortho_core.errors import UserError
 from ortho_core.generators.lora_config import Lora
 from ortho_core.marks import conduct, decides, resolved
-from ortho_core.mstep.config import MatchingConfig, MStepConfig, NoiseKind
+from ortho_core.mstep.config import PRESERVE_SHARE, MatchingConfig, MStepConfig, NoiseKind
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import Location, ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.training.config import TrainingSettings
@@ -17,8 +17,6 @@ from rayjobs.verb.precision import Quantize
 
 #: Values of `--preserve-prompts` that are no files.
 ELSEWHERE, TRAINING = "elsewhere", "training"
-#: Of so many rows that are trained on there is one of the preserve terms, where nothing else is said.
-PRESERVE_SHARE = 4
 
 PreservePrompts = Annotated[str, Place(names=f"{ELSEWHERE}|{TRAINING}", existing_first=True)]
 

@@ -110,7 +110,7 @@ class Training(TrainLoop[Share]):
         self.teacher = self._teacher(network) if data.preserve_rows else None
         self.prompts = PromptCache(self.generator)
         self.validation = self._validation(plan.validation)
-        self.step = MStep(self.generator, self.teacher, job, self.updates, self._wrap)
+        self.step = MStep(self.generator, job, self.updates, teacher=self.teacher, wrap=self._wrap)
         self.matching = self._matching() if job.noise == "online" else None
         rows = (data.order.rows, data.latent_shape)
         self.latest = LatestNoise(*rows) if job.keeps_noise and job.match_keep == "latest" else None
@@ -224,7 +224,7 @@ class Training(TrainLoop[Share]):
             self.latest.remember([row for rows in self.from_all(batch.rows) for row in rows], found)
         if not outcome.applied:
             self._skip(batch, outcome)
-        terms = torch.cat([outcome.terms, *matched])
+        terms = torch.cat([torch.tensor(outcome.terms), *matched])
         return Update(terms, outcome.applied, {"grad_norm": outcome.grad_norm, "lr": self.step.lr})
 
     def _refreshed(self, share: Share) -> Share:

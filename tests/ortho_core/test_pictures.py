@@ -55,3 +55,8 @@ def test_a_contact_sheet_shows_pictures_large_enough_to_see():
     captioned = np.array(contact_sheet(small, 3, ["a long prompt " * 9] * 5, cell=25))
     assert captioned.shape[0] > sheet.shape[0]
     assert (captioned[32:64, 6:22] < 128).any()
+
+
+def test_images_in_floats_are_shown_as_their_grey_levels():
+    floats = IMAGES / 255
+    assert labelled_rows({"a": floats, "b": IMAGES}).tobytes() == labelled_rows({"a": IMAGES, "b": IMAGES}).tobytes()

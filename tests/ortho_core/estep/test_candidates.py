@@ -8,7 +8,7 @@ import torch
 from ortho_core.errors import RunFailed
 from ortho_core.estep.candidates import candidate_seeds
 from ortho_core.estep.config import AssignConfig
-from ortho_core.estep.engine import Engine, assign_noise
+from ortho_core.estep.engine import Engine, assign_encoded
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.queue import Request
 from ortho_core.estep.space import noise_space
@@ -34,7 +34,7 @@ def loss_of(generator, seed, condition, target, image, config):
 
 def search(generator, batch, config, slots=3, seeds=SEEDS, **options):
     condition, images, targets = batch
-    return assign_noise(generator, seeds, condition, targets, images, config, slots=slots, **options)
+    return assign_encoded(generator, seeds, condition, targets, images, config, slots=slots, **options)
 
 
 @pytest.mark.parametrize(

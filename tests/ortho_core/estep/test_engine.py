@@ -6,7 +6,7 @@ import torch
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.estep.config import AssignConfig
-from ortho_core.estep.engine import Engine, assign_noise
+from ortho_core.estep.engine import Engine, assign_encoded
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.queue import Request
 from ortho_core.estep.space import noise_space
@@ -45,7 +45,7 @@ def test_adamw_reproduces_the_reference_whatever_shares_the_slots(generator, bat
     condition, images, targets = batch
     config = AssignConfig(optimizer="adamw", lr=5e-4, steps=12, pixel_l1_weight=0.5, drift_reg_weight=0.1)
     # Two slots for three images: the third enters where the first left, with moments and step count of its own.
-    found = assign_noise(generator, [11, 12, 13], condition[:3], targets[:3], images[:3], config, slots=2)
+    found = assign_encoded(generator, [11, 12, 13], condition[:3], targets[:3], images[:3], config, slots=2)
     for i, seed in enumerate((11, 12, 13)):
         one = slice(i, i + 1)
         expected = reference_losses(generator, seed, condition[one], targets[one], images[one], config)
@@ -55,7 +55,7 @@ def test_adamw_reproduces_the_reference_whatever_shares_the_slots(generator, bat
 def test_the_lowest_iterate_is_kept(generator, batch):
     condition, images, targets = batch
     config = AssignConfig(optimizer="adamw", lr=0.3, steps=10)  # far too large a rate: the loss goes up and down
-    found = assign_noise(generator, list(range(8)), condition, targets, images, config)
+    found = assign_encoded(generator, list(range(8)), condition, targets, images, config)
     assert any(one.history["total"][-1] > one.history["total"].min() for one in found)
     parameters = torch.stack([one.parameters for one in found])
     noise = noise_space(config, generator.latent_shape).noise(generator.base_noise(list(range(8))), parameters)
@@ -70,10 +70,10 @@ def mean_loss(found, evaluations=None):
 
 def test_lbfgs_gets_further_than_the_reference_on_a_quarter_of_the_evaluations(generator, batch):
     condition, _, targets = batch
-    reference = assign_noise(
+    reference = assign_encoded(
         generator, list(range(8)), condition, targets, None, AssignConfig(optimizer="adamw", steps=24)
     )
-    ours = assign_noise(generator, list(range(8)), condition, targets, None, AssignConfig(steps=6))
+    ours = assign_encoded(generator, list(range(8)), condition, targets, None, AssignConfig(steps=6))
     assert mean_loss(ours) < mean_loss(reference)
     assert [one.initial_loss for one in ours] == [one.initial_loss for one in reference]
 
@@ -83,7 +83,7 @@ def test_knowing_what_the_generator_answers_to_saves_evaluations(generator, batc
     losses = {}
     for rank in (0, 4):
         config = AssignConfig(steps=6, sensitivity_rank=rank)
-        losses[rank] = mean_loss(assign_noise(generator, list(range(8)), condition, targets, None, config))
+        losses[rank] = mean_loss(assign_encoded(generator, list(range(8)), condition, targets, None, config))
     assert losses[4] < losses[0]
 
 
@@ -98,7 +98,7 @@ def alone(generator, i, condition, target, config, slots):
 def test_an_image_gets_the_same_bits_in_any_company(generator, batch):
     condition, _, targets = batch
     config = AssignConfig(steps=9, patience=2, stop_tolerance=0.02)  # images leave at different times
-    together = assign_noise(generator, list(range(8)), condition, targets, None, config, slots=3)
+    together = assign_encoded(generator, list(range(8)), condition, targets, None, config, slots=3)
     assert len({one.evaluations for one in together}) > 1
     for i in (0, 4, 7):
         one = alone(generator, i, condition, targets, config, 3)
@@ -110,8 +110,8 @@ def test_another_number_of_slots_changes_rounding_only(generator, batch):
     # Another batch size goes through other matrix kernels, whose rounding (1e-7) the optimiser then amplifies.
     condition, _, targets = batch
     config = AssignConfig(steps=8)
-    eight = assign_noise(generator, list(range(8)), condition, targets, None, config, slots=8)
-    three = assign_noise(generator, list(range(8)), condition, targets, None, config, slots=3)
+    eight = assign_encoded(generator, list(range(8)), condition, targets, None, config, slots=8)
+    three = assign_encoded(generator, list(range(8)), condition, targets, None, config, slots=3)
     for a, b in zip(eight, three, strict=True):
         torch.testing.assert_close(a.parameters, b.parameters, rtol=0, atol=2e-2)
         assert a.best("total") == pytest.approx(b.best("total"), rel=1e-3)
@@ -121,8 +121,10 @@ def test_an_image_leaves_when_its_loss_has_stopped_falling(generator, batch):
     condition, _, targets = batch
     patience, tolerance = 3, 0.01
     config = AssignConfig(steps=40, patience=patience, stop_tolerance=tolerance)
-    free = assign_noise(generator, list(range(8)), condition, targets, None, config.model_copy(update={"patience": 0}))
-    found = assign_noise(generator, list(range(8)), condition, targets, None, config)
+    free = assign_encoded(
+        generator, list(range(8)), condition, targets, None, config.model_copy(update={"patience": 0})
+    )
+    found = assign_encoded(generator, list(range(8)), condition, targets, None, config)
     for one, whole in zip(found, free, strict=True):
         assert whole.evaluations == 40
         best = np.minimum.accumulate(whole.history["total"])
@@ -134,10 +136,10 @@ def test_an_image_leaves_when_its_loss_has_stopped_falling(generator, batch):
 def test_a_loss_that_is_not_finite_takes_its_image_out_and_leaves_the_others(generator, batch):
     condition, _, targets = batch
     config = AssignConfig(steps=4)
-    sound = assign_noise(generator, list(range(8)), condition, targets, None, config, slots=4)
+    sound = assign_encoded(generator, list(range(8)), condition, targets, None, config, slots=4)
     broken = targets.clone()
     broken[3] = float("nan")
-    found = assign_noise(generator, list(range(8)), condition, broken, None, config, slots=4)
+    found = assign_encoded(generator, list(range(8)), condition, broken, None, config, slots=4)
     assert [one.failed for one in found] == [i == 3 for i in range(8)]
     assert found[3].evaluations == 1
     assert "at evaluation 1 (total nan, latent nan" in found[3].failure
@@ -147,9 +149,9 @@ def test_a_loss_that_is_not_finite_takes_its_image_out_and_leaves_the_others(gen
 
 def test_a_warm_start_begins_where_the_other_search_ended(generator, batch):
     condition, _, targets = batch
-    first = assign_noise(generator, list(range(8)), condition, targets, None, AssignConfig(steps=8))
+    first = assign_encoded(generator, list(range(8)), condition, targets, None, AssignConfig(steps=8))
     starts = [one.parameters if i % 2 else None for i, one in enumerate(first)]
-    again = assign_noise(generator, list(range(8)), condition, targets, None, AssignConfig(steps=4), starts=starts)
+    again = assign_encoded(generator, list(range(8)), condition, targets, None, AssignConfig(steps=4), starts=starts)
     for i, (a, b) in enumerate(zip(first, again, strict=True)):
         assert b.initial_loss == pytest.approx(a.best("total") if i % 2 else a.initial_loss, rel=1e-5)
         assert b.best("total") <= b.initial_loss
@@ -158,9 +160,9 @@ def test_a_warm_start_begins_where_the_other_search_ended(generator, batch):
 @pytest.mark.parametrize("settings", [{"regions": 2}, {"transform": "free"}])
 def test_more_freedom_comes_closer(generator, batch, settings):
     condition, _, targets = batch
-    one = assign_noise(generator, list(range(8)), condition, targets, None, AssignConfig(steps=20, patience=0))
+    one = assign_encoded(generator, list(range(8)), condition, targets, None, AssignConfig(steps=20, patience=0))
     config = AssignConfig(steps=20, patience=0, **settings)
-    more = assign_noise(generator, list(range(8)), condition, targets, None, config)
+    more = assign_encoded(generator, list(range(8)), condition, targets, None, config)
     latent = [np.mean([found.best("latent") for found in search]) for search in (one, more)]
     assert latent[1] < latent[0]
 
@@ -171,7 +173,7 @@ def test_the_prior_keeps_free_noise_gaussian(generator, batch):
     power = {}
     for weight in (0.0, 0.5):
         config = AssignConfig(transform="free", steps=25, patience=0, prior_weight=weight)
-        found = assign_noise(generator, list(range(8)), condition, targets, None, config)
+        found = assign_encoded(generator, list(range(8)), condition, targets, None, config)
         noise = noise_space(config, generator.latent_shape).noise(base, torch.stack([one.parameters for one in found]))
         power[weight] = float(noise.square().mean())
         assert all((one.best("prior") > 0) == (weight > 0) for one in found)
@@ -206,7 +208,7 @@ def test_out_of_memory_halves_the_slots_as_often_as_it_takes_and_says_so(generat
     assert engine.slots == 3
     assert len(heard) == 1
     assert "going on with 3 images" in heard[0]
-    expected = assign_noise(generator, list(range(8)), condition, targets, None, config, slots=3)
+    expected = assign_encoded(generator, list(range(8)), condition, targets, None, config, slots=3)
     assert [one.key for one in found] == list(range(8))
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.parameters, b.parameters)
@@ -264,8 +266,8 @@ def test_images_are_read_only_when_a_slot_is_free(generator, batch):
 def test_a_patch_size_or_a_grid_that_does_not_divide_is_refused(generator, batch):
     condition, _, targets = batch
     with pytest.raises(UserError, match="patch_size 3"):
-        assign_noise(generator, list(range(8)), condition, targets, None, AssignConfig(patch_size=3))
+        assign_encoded(generator, list(range(8)), condition, targets, None, AssignConfig(patch_size=3))
     with pytest.raises(UserError, match="regions 3 does not divide the 4×4 patches"):
-        assign_noise(generator, list(range(8)), condition, targets, None, AssignConfig(regions=3))
+        assign_encoded(generator, list(range(8)), condition, targets, None, AssignConfig(regions=3))
     with pytest.raises(UserError, match="transform free has none"):
         noise_space(AssignConfig(transform="free", regions=2), generator.latent_shape)

@@ -256,3 +256,14 @@ def test_half_precision_on_a_cpu_works_without_a_warning(keep_adapter, tiny_turb
     assert generator.trainable.conv_in.weight.dtype == torch.float16
     assert again.isfinite().all()
     assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_a_path_is_enough_and_devices_and_dtypes_are_named(tiny_turbo, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    loaded = load_generator(str(tiny_turbo), "auto", torch.float16)
+    assert loaded.loaded_fingerprint == ModelFolder.open(tiny_turbo).fingerprint
+    assert (loaded.device.type, next(loaded.trainable.parameters()).dtype) == ("cpu", torch.float16)
+    with pytest.raises(UserError, match="dtype 'fp16' is not known; accepted: float32, float16, bfloat16, auto"):
+        load_generator(tiny_turbo, dtype="fp16")
+    with pytest.raises(UserError, match="model folder nowhere does not exist"):
+        load_generator("nowhere")

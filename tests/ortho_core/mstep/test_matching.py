@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ortho_core.estep.config import MEASURED_WITH, AssignConfig, ReconstructionWeights
-from ortho_core.estep.engine import assign_noise
+from ortho_core.estep.engine import assign_encoded
 from ortho_core.estep.space import noise_space
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import add_lora
@@ -55,7 +55,7 @@ def test_it_is_the_search_of_the_e_step_with_the_weights_of_the_moment(moved, da
     found, totals = matching(moved, **weights)(data, 4)
     search = AssignConfig(steps=4, patience=0, **weights)
     zeros = [torch.zeros(noise_space(search, moved.latent_shape).parameters)] * 8
-    own = assign_noise(moved, SEEDS, data.condition, data.target_latents, data.images, search, slots=8, starts=zeros)
+    own = assign_encoded(moved, SEEDS, data.condition, data.target_latents, data.images, search, slots=8, starts=zeros)
     expected = noise_space(search, moved.latent_shape).noise(data.noise, torch.stack([one.parameters for one in own]))
     assert torch.equal(found.noise, expected)
     losses = [[one.initial_loss, one.best("total")] for one in own]

@@ -1,0 +1,111 @@
+"""What a generator of your own inherits, and the check that a generator has what the method calls.
+
+Axes: B images, C × H × W the noise map, c × h × w the latent, 3 × Y × X the image.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ortho_core.device import to_device
+from ortho_core.errors import UserError
+from ortho_core.generators.protocol import Condition, OneStepGenerator
+from ortho_core.noise.seeded import seeded_normal
+from ortho_core.storage.folders import replace_folder
+
+#: The file of weights that `BaseGenerator.save` writes.
+NETWORK_FILE = "network.safetensors"
+
+
+class BaseGenerator:
+    """A `OneStepGenerator` around a network of yours; override what your model does in another way.
+
+    As it is, the model is unconditional, its latent is the image itself in [-1, 1], and one step is `network(noise)`: noise
+    (B, C, H, W) float32 to images (B, 3, Y, X). A model with prompts overrides `encode_prompts` and `denoise`; one with an
+    autoencoder overrides `encode_images` and `decode`.
+    """
+
+    loaded_fingerprint: str | None = None
+
+    def __init__(self, network: nn.Module, latent_shape: tuple[int, int, int], image_size: tuple[int, int]) -> None:
+        """`latent_shape` is (C, H, W) of the noise map, `image_size` is (Y, X). The network is frozen until it is trained."""
+        self.network = network.requires_grad_(False).eval()
+        self.trainable: nn.Module = network
+        self.latent_shape, self.image_size = latent_shape, image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def base_noise(self, seeds: list[int]) -> Tensor:
+        """ε ~ N(0, I), (B, C, H, W) float32; row b depends on seeds[b] alone."""
+        return to_device(seeded_normal(seeds, self.latent_shape), self.device)
+
+    def encode_prompts(self, prompts: list[str]) -> Condition:
+        """One row per prompt. Here a column of zeros: the model does not look at it."""
+        return Condition({"nothing": torch.zeros(len(prompts), 1, device=self.device)})
+
+    def count_truncated(self, prompts: list[str]) -> int:
+        """How many prompts lose their end. Here none."""
+        return 0
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """E(x): target latents (B, c, h, w) float32 of images (B, 3, Y, X) in [0, 1]. Here the images in [-1, 1]."""
+        return images.to(self.device, torch.float32) * 2 - 1
+
+    def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
+        """f(ε, c): one step from noise (B, C, H, W) to latents (B, c, h, w) float32. Calls `trainable`, not `network`."""
+        latents: Tensor = self.trainable(noise)
+        return latents.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """D(z): images (B, 3, Y, X), nominally in [0, 1] and not clamped. The inverse of `encode_images`."""
+        return latents / 2 + 0.5
+
+    def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
+        """Nothing leaves the device."""
+
+    def save(self, folder: str | Path, card: str | None = None, *, single_file: bool = False) -> None:
+        """Write the network's weights to `network.safetensors` in the folder, for `load_state_dict`; `card` to README.md.
+
+        `load_generator` does not read such a folder: make your generator, then load the weights into its network.
+        """
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+
+        def write(aside: Path) -> None:
+            aside.mkdir(parents=True)
+            save_file(weights, aside / NETWORK_FILE)
+            if card is not None:
+                (aside / "README.md").write_text(card, encoding="utf-8")
+
+        replace_folder(Path(folder), write)
+
+
+def check_generator(generator: object) -> None:
+    """Raises UserError for what is no `OneStepGenerator`, saying what it lacks."""
+    if isinstance(generator, str | Path):
+        raise UserError(f"{generator} is a path and no generator: load_generator({str(generator)!r}) makes one of it")
+    if isinstance(generator, OneStepGenerator):
+        return
+    needed = [name for name in dir(OneStepGenerator) if not name.startswith("_")] + [*OneStepGenerator.__annotations__]
+    lacking = sorted({name for name in needed if not hasattr(generator, name)})
+    raise UserError(
+        f"{type(generator).__name__} is no one-step generator, it has no {', '.join(lacking)}: inherit from "
+        "ortho_core.BaseGenerator and override what your model does in another way"
+    )
+
+
+@torch.no_grad()
+def check_latents(generator: OneStepGenerator, condition: Condition, target_latents: Tensor) -> None:
+    """Raises UserError where a generator of your own makes latents of another shape than its `encode_images`."""
+    if generator.loaded_fingerprint is not None:
+        return
+    made = tuple(generator.denoise(generator.base_noise([0]), condition[:1]).shape[1:])
+    if made != tuple(target_latents.shape[1:]):
+        raise UserError(
+            f"{type(generator).__name__}: denoise makes latents of shape {made}, encode_images makes "
+            f"{tuple(target_latents.shape[1:])}; both must be the same"
+        )
