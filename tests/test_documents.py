@@ -20,7 +20,7 @@ PATH = re.compile(
 DOCUMENTS = sorted(
     {
         *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("[!.]*/README.md"),
         *ROOT.glob("[!.]*/**/tiny-*/README.md"),
     }
