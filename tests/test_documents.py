@@ -65,6 +65,10 @@ def test_every_relative_link_leads_to_a_file_and_to_a_heading_of_it(document):
         assert not anchor or anchor in anchors(target), f"{path or document.name} has no heading {anchor}"
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
 def missing(code: str) -> Iterator[str]:
     """Paths of the repository, and modules to run, that code names and that are not there."""
     for path in PATH.findall(code):
