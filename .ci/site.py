@@ -1,8 +1,9 @@
-"""What the site of docs/ has beyond the pages as they are written: links that lead out of docs/, and every verb's options.
+"""What the site of docs/ has beyond the pages as they are written: links out of docs/, every option, every error message.
 
 A hook of mkdocs (mkdocs.yml). A warning ends a strict build.
 """
 
+import ast
 import io
 import re
 import sys
@@ -17,6 +18,10 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 
 MARKER = "<!-- Every verb with all of its options: .ci/site.py -->"
+#: Errors that end a verb. (Those of single rows are reasons in the quarantine.)
+KINDS = {"UserError", "RunFailed", "NoPairSet", "OutOfMemory"}
+#: The modules whose messages a part of the page on troubleshooting stands for, as paths or their beginnings.
+MESSAGES = re.compile(r"<!-- messages: ([^>]+) -->")
 FENCE = re.compile(r"(^ *```.*?^ *```)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]`]|`[^`]*`)*)\]\(([^)\s]+)\)")
 log = get_plugin_logger("site")
@@ -30,6 +35,9 @@ def on_startup(command: str, dirty: bool) -> None:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """The page's text, with outside links led to the repository and the list of options filled in."""
     markdown = markdown.replace(MARKER, verbs()) if MARKER in markdown else markdown
+    if parts := [part.split() for part in MESSAGES.findall(markdown)]:
+        said = by_part(parts)
+        markdown = MESSAGES.sub(lambda m: listed(said[" ".join(m[1].split())]), markdown)
     folder = ROOT / "docs" / Path(page.file.src_uri).parent
     parts = FENCE.split(markdown)
     return "".join(
@@ -99,6 +107,47 @@ def entries(lines: list[str]) -> list[tuple[str, str]]:
             name, what = found.pop()
             found.append((name, f"{what} {line.strip()}".strip()))
     return found
+
+
+def messages() -> dict[str, list[str]]:
+    """By module, the words of each error that ends a verb; `...` stands for what is put in."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(path for package in ("ortho_core", "rayjobs") for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            raised = isinstance(node, ast.Call) and getattr(node.func, "id", "") in KINDS
+            if raised and node.args:
+                found.setdefault(file.relative_to(ROOT).as_posix(), []).append(words(node.args[0]))
+    return found
+
+
+def words(message: ast.expr) -> str:
+    """The fixed words of a message; `...` alone where there are none."""
+    if isinstance(message, ast.Constant):
+        return str(message.value)
+    if isinstance(message, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in message.values)
+    return "..."
+
+
+def by_part(parts: list[list[str]]) -> dict[str, list[str]]:
+    """The messages of each part of the page; a module is of the part that names the longest beginning of its path.
+
+    Raises KeyError for a module that is of none.
+    """
+    places = {place: " ".join(part) for part in parts for place in part}
+    found: dict[str, list[str]] = {" ".join(part): [] for part in parts}
+    for module, said in messages().items():
+        of = [place for place in places if module == place or module.startswith(f"{place}/")]
+        if not of:
+            raise KeyError(f"{module}: no part of the page on troubleshooting names it")
+        found[places[max(of, key=len)]] += said
+    return {part: sorted({text for text in said if re.search(r"\w{3}", text)}) for part, said in found.items()}
+
+
+def listed(said: list[str]) -> str:
+    """Messages, folded up."""
+    lines = [f"    - `{text}`" if "`" not in text else f"    - `` {text} ``" for text in said]
+    return "\n".join(['??? note "All messages of this part"', "", *lines])
 
 
 def cell(text: str) -> str:
