@@ -141,3 +141,13 @@ def test_what_comments_and_docstrings_name_is_there():
                 names.append(code)
             absent += [f"{file.relative_to(ROOT)}: {name}" for name in names]
     assert absent == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "results").glob("[!i]*.md")), ids=lambda path: path.stem)
+def test_a_page_of_results_answers_a_question_and_says_last_how_to_repeat_it(page):
+    title, _, answer, *_ = (text := page.read_text()).splitlines()
+    assert re.fullmatch(r"# .+\?", title)
+    headings = re.findall(r"^## (.+)$", FENCE.sub("", text), re.MULTILINE)
+    assert headings[-1] == "How to repeat it"
+    index = (page.parent / "index.md").read_text()
+    assert f"| [{title[2:]}]({page.name}) | {answer} |" in index
