@@ -4,7 +4,7 @@ BIN := .venv/bin
 # With several processes on few cores, threads that spin while they wait are what slows a machine down.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup demo test test-all lint format lock clean
+.PHONY: setup demo test test-all lint site format lock clean
 
 setup: $(BIN)/.installed
 
@@ -28,6 +28,13 @@ test: setup
 test-all: setup
 	$(PYTEST)
 
+# The site of docs/. Warnings of links, anchors and docstrings are errors in `make lint`. It needs no network.
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
+
+site: setup
+	$(SITE) --site-dir site
+	@echo "open site/index.html"
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,6 +43,7 @@ lint: setup
 	$(BIN)/deptry ortho_core rayjobs
 	$(BIN)/deptry tests benchmarks models recipes --ignore DEP002,DEP004
 	$(BIN)/python .ci/check_files.py
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(SITE) --strict --site-dir "$$folder"
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -49,4 +57,4 @@ lock:
 
 # Not runs/, where results are.
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info

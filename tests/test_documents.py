@@ -20,7 +20,7 @@ PATH = re.compile(
 DOCUMENTS = sorted(
     {
         *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("[!.]*/README.md"),
         *ROOT.glob("[!.]*/**/tiny-*/README.md"),
     }
@@ -63,6 +63,10 @@ def test_every_relative_link_leads_to_a_file_and_to_a_heading_of_it(document):
         assert target.exists(), f"{link} leads nowhere"
         assert target.is_relative_to(ROOT), f"{link} leads out of the repository"
         assert not anchor or anchor in anchors(target), f"{path or document.name} has no heading {anchor}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 def missing(code: str) -> Iterator[str]:
@@ -137,3 +141,13 @@ def test_what_comments_and_docstrings_name_is_there():
                 names.append(code)
             absent += [f"{file.relative_to(ROOT)}: {name}" for name in names]
     assert absent == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "results").glob("[!i]*.md")), ids=lambda path: path.stem)
+def test_a_page_of_results_answers_a_question_and_says_last_how_to_repeat_it(page):
+    title, _, answer, *_ = (text := page.read_text()).splitlines()
+    assert re.fullmatch(r"# .+\?", title)
+    headings = re.findall(r"^## (.+)$", FENCE.sub("", text), re.MULTILINE)
+    assert headings[-1] == "How to repeat it"
+    index = (page.parent / "index.md").read_text()
+    assert f"| [{title[2:]}]({page.name}) | {answer} |" in index

@@ -71,7 +71,7 @@ def test_every_extra_that_is_named_is_one_of_this_distribution(built):
         about = Parser().parsestr(wheel.read(f"ortho_em-{__version__}.dist-info/METADATA").decode())
     extras = set(about.get_all("Provides-Extra"))
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    text = "\n".join(path.read_text() for path in [*files, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+    text = "\n".join(path.read_text() for path in [*files, *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
     named = re.findall(r"\binstall\('(\w+)'\)", text) + re.findall(rf"{DISTRIBUTION}\[(\w+)\]", text)
     assert {"rewards", "lpips", "optuna", "s3"} <= set(named) <= extras
     assert install("s3") == "pip install 'ortho-em[s3]'"

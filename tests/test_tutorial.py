@@ -22,7 +22,7 @@ from rayjobs.cli import main
 from tests.chromium import check_source
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "tutorial.md").read_text()
+PAGE = (ROOT / "docs" / "start" / "tutorial.md").read_text()
 #: What is between fences: commands, and what they print.
 BLOCKS = [block.strip() for block in re.findall(r"^ *```\n(.*?)^ *```$", PAGE, re.DOTALL | re.MULTILINE)]
 COMMANDS = [shlex.split(block.replace("\\\n", " ")) for block in BLOCKS if block.startswith("ortho ")]
@@ -81,7 +81,7 @@ def test_every_command_finds_what_the_ones_before_it_leave(folder, capsys):
 
 
 def test_its_pictures_are_there_and_small():
-    shown = re.findall(r"!\[[^]]+\]\(images/([^)]+)\)", PAGE)
+    shown = re.findall(r"!\[[^]]+\]\(\.\./images/([^)]+)\)", PAGE)
     assert set(PICTURES) < set(shown)
     assert all((ROOT / "docs" / "images" / name).stat().st_size < 100_000 for name in shown)
 

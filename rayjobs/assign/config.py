@@ -21,7 +21,7 @@ class AssignJob(AssignSettings, PairFields):
     """Assign noise to every image of a pair set (the E-step)."""
 
     pairs: PairsLocation = resolved(
-        description="pair set: a folder of images with captions, or files of rows (docs/pair-sets.md); path or URL"
+        description="pair set: a folder of images with captions, or files of rows (docs/guides/pair-sets.md); path or URL"
     )
     model: ModelPath = resolved(description="model: a diffusers folder, a LoRA folder, or a single-file checkpoint")
     lora: LoraList = resolved(

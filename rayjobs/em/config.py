@@ -50,7 +50,7 @@ class EmJob(PairFields):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pairs: PairsLocation = resolved(
-        description="pair set: a folder of images with captions, or files of rows (docs/pair-sets.md); path or URL"
+        description="pair set: a folder of images with captions, or files of rows (docs/guides/pair-sets.md); path or URL"
     )
     heldout: Heldout = resolved(
         USUAL_HELDOUT,

@@ -61,7 +61,7 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     )
     quantize: Quantize = decides(
         "none",
-        description="pack the frozen base under --lora-rank in 8 or 4 bits, for small GPUs (docs/devices.md)",
+        description="pack the frozen base under --lora-rank in 8 or 4 bits, for small GPUs (docs/guides/devices.md)",
     )
     lora_merge: bool = decides(False, description="save whole models with the adapter merged in, not adapters")
     single_file: bool = conduct(

@@ -21,5 +21,5 @@ class Precision(BaseModel):
         "bfloat16's error",
     )
     quantize: Quantize = decides(
-        "none", description="pack the network's linear layers in 8 or 4 bits, for small GPUs (docs/devices.md)"
+        "none", description="pack the network's linear layers in 8 or 4 bits, for small GPUs (docs/guides/devices.md)"
     )

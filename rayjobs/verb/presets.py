@@ -1,6 +1,6 @@
 """One dial for how much is spent: the values that `--preset` gives to options that nobody set.
 
-From what was measured (docs/results.md): KID at 1, 4, 8, 16 and 40 evaluations per image is 2.57, .46, .35, .31, .32; two
+From what was measured (docs/results/parts.md): KID at 1, 4, 8, 16 and 40 evaluations per image is 2.57, .46, .35, .31, .32; two
 cycles of EM reach most of what four do; 12 epochs a cycle are what the study has.
 """
 

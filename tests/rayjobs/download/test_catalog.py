@@ -55,7 +55,9 @@ def put(root, *names):
 
 
 def test_the_documentation_has_every_entry_with_its_licence_and_step():
-    rows = [line for line in (ROOT / "docs" / "models.md").read_text().splitlines() if line.startswith("| `")]
+    rows = [
+        line for line in (ROOT / "docs" / "guides" / "models.md").read_text().splitlines() if line.startswith("| `")
+    ]
     for name, entry in CATALOG.items():
         (row,) = [row for row in rows if f"`{name}`" in row.split("|")[1]]
         assert entry.license.id.removeprefix("stated ") in row
