@@ -139,7 +139,8 @@ def test_an_adapter_trains_on_a_packed_base(kind, adapted, assigned, tiny_turbo,
     # It is an adapter like any other, of the base as it is on disk.
     folders = (tmp_path / "whole" / "checkpoint-final", adapted / "checkpoint-final", tiny_turbo)
     ours, theirs, before = (images(load_generator(ModelFolder.open(folder))) for folder in folders)
-    assert (ours - theirs).abs().mean() < 0.5 * (before - theirs).abs().mean()
+    changes = torch.stack([(ours - before).flatten(), (theirs - before).flatten()])
+    assert torch.corrcoef(changes)[0, 1] > 0.7
     with pytest.raises(UserError, match="quantize"):
         run(job(assigned, tiny_turbo, tmp_path / "whole", **(own | {"quantize": "none"})))
 
