@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import ortho_core
 from rayjobs.verb.table import VERBS
 from tests.conftest import ROOT
 
@@ -69,3 +70,10 @@ def test_every_message_that_the_page_explains_is_one_of_the_code():
         row for row in rows for part in re.split(r"\.\.\.", row) if part.strip() and part.strip(" ;:") not in code
     ]
     assert absent == []
+
+
+def test_every_public_name_is_on_the_page_of_the_python_api():
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    shown = set(re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE))
+    public = {f"{name.__module__}.{name.__qualname__}" for name in map(ortho_core.__getattr__, ortho_core._MODULES)}
+    assert public <= shown

@@ -1,6 +1,7 @@
 """Each recipe runs as it is, and the notebook has their steps."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -113,3 +114,17 @@ def test_the_library_is_listed_documented_and_quick_to_import():
         _ = ortho_core.nothing
     code = "import sys, ortho_core; sys.exit(bool({'torch', 'pydantic', 'numpy'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/python.md"])
+def test_the_python_that_a_page_shows_runs(page, tmp_path, monkeypatch, generator):
+    for name in ("models", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    (block,) = (
+        code
+        for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+        if "from ortho_core import" in code
+    )
+    exec(block, names := {})
+    assert names["images" if "images" in names else "image"].min() >= 0
