@@ -60,7 +60,9 @@ class Slots:
         self.base[slots] = base
         for name, tensor in inputs.items():
             self.inputs[name][slots] = tensor
-        x = self.coordinates.enter(slots, base, parameters)
+        one_by_one = [(slots[i : i + 1], base[i : i + 1], parameters[i : i + 1]) for i in range(len(slots))]
+        # Matrix products round differently for another number of images, which would make a result depend on who enters with it.
+        x = torch.cat([self.coordinates.enter(*image) for image in one_by_one])
         self.x[slots] = x
         self.best_x[slots] = x
         self.best_total[slots] = float("inf")
@@ -69,7 +71,8 @@ class Slots:
         self.failed[slots] = False
         self.optimizer.reset(slots)
         if self.metric is not None:
-            self.metric.reset(slots, base)
+            for slot, own, _ in one_by_one:
+                self.metric.reset(slot, own)
 
     def evaluate(self, x: Float[Tensor, "S n"]) -> tuple[dict[str, Tensor], Float[Tensor, "S n"]]:
         """The terms of every slot at x and the gradient of each slot's total. A term of weight 0 is zero."""
@@ -114,8 +117,9 @@ class Slots:
 
     def leave(self, slots: Int[Tensor, " k"]) -> dict[str, Tensor]:
         """What is to be known of the images in `slots`, as copies."""
+        one_by_one = [slots[i : i + 1] for i in range(len(slots))]  # as for `enter`
         return {
-            "parameters": self.coordinates.parameters(slots, self.best_x[slots]),
+            "parameters": torch.cat([self.coordinates.parameters(slot, self.best_x[slot]) for slot in one_by_one]),
             "count": self.count[slots],
             "failed": self.failed[slots],
             "history": self.history[:, slots].transpose(0, 1).contiguous(),

@@ -39,7 +39,7 @@ def test_what_would_be_sent_is_the_code_and_the_named_files_and_no_value_of_the_
     plain = dry(capsys, *EM)
     assert plain["entrypoint"] == "python -m rayjobs " + " ".join(EM)
     assert plain["own_files"] == []
-    assert 2e6 < plain["bytes_sent"] < 4e6
+    assert 2e6 < plain["bytes_sent"] < 5e6
     for config in (["--config", "mine.yaml"], ["--config=mine.yaml"]):
         said = dry(
             capsys, "--env", "SECRET_KEY", "em", *config, "--train.preserve-prompts", "prompts.txt", "--assign.steps=3"

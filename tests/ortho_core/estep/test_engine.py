@@ -95,9 +95,10 @@ def alone(generator, i, condition, target, config, slots):
     return found
 
 
-def test_an_image_gets_the_same_bits_in_any_company(generator, batch):
+@pytest.mark.parametrize("p", [2, 4, 8])
+def test_an_image_gets_the_same_bits_whatever_shares_the_slots(generator, batch, p):
     condition, _, targets = batch
-    config = AssignConfig(steps=9, patience=2, stop_tolerance=0.02)  # images leave at different times
+    config = AssignConfig(patch_size=p, steps=9, patience=2, stop_tolerance=0.02)  # images leave at different times
     together = assign_encoded(generator, list(range(8)), condition, targets, None, config, slots=3)
     assert len({one.evaluations for one in together}) > 1
     for i in (0, 4, 7):
