@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.linalg import vector_norm
 
-#: γ over sᵀy/yᵀ·metric·y of the newest pair. That is the shorter of the two lengths of a pair (Barzilai & Borwein 1988):
-#: nearly every such step goes down, and steps twice as long need fewer evaluations on every problem of the benchmark.
+#: γ over sᵀy/yᵀ·metric·y of the newest pair. That is the shorter of the two lengths of a pair (Barzilai & Borwein 1988);
+#: steps twice as long need fewer evaluations, or as many, on every problem of `benchmarks.estep_efficiency`.
 STRETCH = 2.0
 
 

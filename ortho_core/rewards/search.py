@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ortho_core.at_once import AtOnce
 from ortho_core.errors import UserError
 from ortho_core.estep.assign import AssignedNoise, checked_config, search
 from ortho_core.estep.config import SearchConfig
 from ortho_core.generators.base import check_generator
 from ortho_core.generators.prompt_cache import PromptCache, TextCache
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.generators.sampling import at_rest, generate_images, one_for_each, seed_list
+from ortho_core.generators.sampling import at_rest, one_for_each, seed_list
 from ortho_core.rewards.base import Reward, Scoring
 from ortho_core.rewards.combined import WeightedSum
 from ortho_core.rewards.objective import RewardObjective
@@ -89,10 +90,11 @@ def raise_reward(
         condition = PromptCache(generator)(texts)
         inputs = {name: rows.to(generator.device) for name, rows in objective.inputs(condition, encoded).items()}
         searched = search(generator, objective, inputs, len(texts), config, seeds=drawn, slots=slots)
+
+        def made(part: slice) -> tuple[Tensor, Tensor]:
+            latents = generator.denoise(searched.noise[part].to(generator.device), condition[part])
+            return latents.cpu(), generator.decode(latents).clamp(0, 1).float().cpu()
+
         with torch.no_grad():
-            parts = (slice(first, first + slots) for first in range(0, len(texts), slots))
-            made = [
-                generator.denoise(searched.noise[part].to(generator.device), condition[part]).cpu() for part in parts
-            ]
-    images = generate_images(generator, texts, noise=searched.noise, batch_size=slots)
-    return searched.assigned(texts, torch.cat(made), images)
+            latents, images = (torch.cat(parts) for parts in zip(*AtOnce(slots)(len(texts), made), strict=True))
+    return searched.assigned(texts, latents, images)

@@ -15,7 +15,7 @@ from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.loss import TERMS, SftBatch, sft_loss
 from ortho_core.mstep.loss_scale import FIRST_SCALE
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher
-from ortho_core.mstep.update import MStep, half_dtype
+from ortho_core.mstep.update import LossTerms, MStep, half_dtype
 from tests.small_pipelines import save_stable_diffusion
 
 
@@ -250,3 +250,7 @@ def test_what_cannot_train_says_what_to_do(tiny_turbo, data):
     bare = SftBatch(data.noise, data.condition, data.target_latents)
     with pytest.raises(UserError, match="the batch has no preserve_noise"):
         MStep(load_generator(tiny_turbo)).update(bare)
+
+
+def test_the_terms_of_an_update_have_the_names_of_the_loss():
+    assert LossTerms._fields == tuple(TERMS)
