@@ -251,7 +251,7 @@ class _WandB:
     def __init__(self, project: str, out: Path, name: str, config: Settings, run_id: str) -> None:
         import wandb
 
-        self.picture = wandb.Image
+        self.picture, self.teardown = wandb.Image, wandb.teardown
         quiet = {"silent": True, "console": "off", "x_disable_stats": True}
         private = {"disable_git": True, "disable_code": True, "save_code": False, "x_save_requirements": False}
         private |= {"x_disable_meta": True, "x_disable_machine_info": True}
@@ -278,7 +278,11 @@ class _WandB:
         self.run.log({name: self.picture(pixels)}, step=update)
 
     def close(self, finished: bool) -> None:
+        offline = self.run.offline
         self.run.finish(exit_code=0 if finished else 1)
+        if offline:
+            # `finish` returns while W&B's own process still writes the run's file. Without a server the wait is short.
+            self.teardown()
 
 
 def _mlflow_key(name: str) -> str:
