@@ -184,6 +184,7 @@ class Trivial:
 
     latent_shape, image_size, device = (4, 2, 2), (8, 8), torch.device("cpu")
     trainable = torch.nn.Identity()
+    loaded_fingerprint = None
 
     def base_noise(self, seeds: list[int]) -> torch.Tensor:
         return torch.ones(len(seeds), *self.latent_shape)

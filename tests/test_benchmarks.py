@@ -145,7 +145,8 @@ def test_the_program_of_the_look_counts_what_was_looked_at(tmp_path):
 def test_the_first_line_program_measures_every_set(tmp_path):
     said = run("first_line", "--scale", "0.001", "--turns", "1", "--against", ".", "--out", str(tmp_path / "x.json"))
     found = json.loads((tmp_path / "x.json").read_text())
-    assert len(said.strip().splitlines()) == 2 + len(found)
+    assert found.pop("measured")["command"].startswith("python -m benchmarks.first_line ")
+    assert len(said.strip().splitlines()) == 3 + len(found)
     for (turn,) in found.values():
         assert turn["here"]["rows"] == turn["there"]["rows"] >= turn["here"]["read_rows"] > 0
 

@@ -202,7 +202,7 @@ def test_the_study_runs_on_the_images_that_ship(tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-    assert "| EM, cold, centred |" in done.stdout
+    assert f"| {ARMS['em'].title} |" in done.stdout
     assert (tmp_path / "shown" / "study-mnist.png").stat().st_size > 10_000
     metrics = json.loads((tmp_path / "mnist" / "seed-0" / "em" / "evaluation" / "evaluation.json").read_text())[
         "metrics"
