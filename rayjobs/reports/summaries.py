@@ -237,7 +237,7 @@ class Evaluation(Made):
         if not self.in_training:
             return ""
         are = "is also a training image" if self.in_training == 1 else "are also training images"
-        return f"{self.in_training} of the {self.rows} held-out images {are}; figures on them flatter"
+        return f"{self.in_training} of the {self.rows} held-out images {are}, so the figures look too good"
 
     @property
     def evaluations(self) -> int:
