@@ -79,7 +79,7 @@ def test_the_report_shows_the_first_prompts_before_and_after(done, tiny_turbo, t
     out, _ = done
     assert check_source(out / "report.html") == 2 * 5 + 2
     text = (out / "report.html").read_text()
-    assert "The images score higher than before by clip:" in text
+    assert "The reward clip is higher than before:" in text
     assert "missing-prompt" in text
     check_in_browser(out / "report.html", tmp_path / "browser", images=12)
     generator, found = load_generator(ModelFolder.open(tiny_turbo)), Assignments(out)
@@ -188,8 +188,8 @@ def test_text_and_parquet_prompts_are_read_alike(tiny_turbo, tmp_path):
     [
         ({}, "give --prompt TEXT or --prompts FILE"),
         ({"prompt": "a", "prompts": "b"}, "and not both"),
-        ({"prompt": "a", "out": "s3://bucket/a"}, "go to a local folder"),
-        ({"prompts": "b", "save_steps": True}, "leaves no pictures"),
+        ({"prompt": "a", "out": "s3://bucket/a"}, "accepted: a local folder"),
+        ({"prompts": "b", "save_steps": True}, "works only with --prompt"),
         ({"prompt": "   "}, "--prompt is blank"),
         ({"prompt": "a", "reward": "beauty"}, "unknown"),
         ({"prompt": "a", "reward": "clip:x"}, "weight"),
