@@ -64,7 +64,7 @@ def make_plan(job: SweepJob, model: ModelFolder) -> tuple[SweepPlan, SweepJob]:
     trial, settled, _ = em.make_plan(with_values(base, points[0]), model)
     if settled.heldout_place is None:
         raise UserError(
-            "--heldout: trials are judged on held-out pairs, and there are none; accepted: another pair set, or a share such as 5%"
+            "--heldout: there are no held-out pairs to judge trials on; accepted: another pair set, or a share such as 5%"
         )
     job = job.model_copy(update={"heldout": settled.heldout})
     base = base_of(job)
@@ -123,7 +123,7 @@ def check_asha(job: SweepJob, space: Space) -> None:
         )
     if job.train.checkpoint_every or job.train.validate_every:
         raise UserError(
-            "--early-stopping asha compares trials after each epoch: --train.checkpoint-every and --train.validate-every must be 0"
+            "--early-stopping asha compares trials after each epoch; set --train.checkpoint-every and --train.validate-every to 0"
         )
 
 

@@ -158,7 +158,7 @@ def against_drift(summary: SweepSummary, name: str) -> Chart:
     if summary.front:
         front = {trial: metrics[trial] for trial in reversed(summary.front)}
         series.append(drift_points("Pareto front", front, name, FRONT, line=name == summary.metric))
-    note = "Point at a mark to see its trial."
+    note = "Hover over a point to see its trial."
     if summary.max_drift is not None:
         ends = [end for s in series for interval in s.y_interval for end in interval]
         series.append(Series("limit", [summary.max_drift] * 2, [min(ends), max(ends)], BASE, dashed=True))

@@ -143,7 +143,7 @@ def test_what_was_found_is_distilled_to_the_base_noise(done, tiny_turbo, tmp_pat
     first = (start - found.targets(index, shape)).square().mean()
     assert epochs[0]["loss"] == pytest.approx(float(first), rel=1e-3)
     assert epochs[-1]["loss"] < 0.5 * epochs[0]["loss"]
-    with pytest.raises(UserError, match="--noise base distils them"):
+    with pytest.raises(UserError, match="accepted: --noise base \\(distil them"):
         train.run(train.TrainJob(**settings, out=tmp_path / "m"))
     with pytest.raises(UserError, match="latents without images"):
         train.run(train.TrainJob(**settings, out=tmp_path / "p", noise="base", pixel_l1_weight=1.0))

@@ -287,7 +287,7 @@ def test_a_generator_is_held_at_the_classes_that_no_row_has(made, tmp_path):
         write_folders(folder, bars(len(labels), labels, 1), labels, list("0123456789"))
         given = TrainJob(pairs=str(folder), **options)
         data = train.make_plan(given, TrainModels.open(given))[1]
-        return data.preserve_rows, data.preserve_prompts, "held nowhere" in train.held_line(given, data)
+        return data.preserve_rows, data.preserve_prompts, "no preserve terms" in train.held_line(given, data)
 
     assert held(labels) == (2, tuple("0123789"), False)
     assert held(np.arange(20) % 10) == (0, (), True)
