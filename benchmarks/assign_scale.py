@@ -144,7 +144,7 @@ def against_the_engine(scratch: Path, rows: int, rounds: int) -> dict[str, Any]:
 
 
 class Sleeper:
-    """A worker whose generator is a calibrated sleep: one shard at a time takes `seconds`, whatever the machine does."""
+    """A worker that sleeps instead of computing: each shard needs `seconds`, independent of the machine's load."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.engine = seconds, threading.Lock()

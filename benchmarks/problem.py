@@ -62,7 +62,7 @@ class Problem:
 
     @torch.no_grad()
     def losses(self, noise: Tensor) -> Tensor:
-        """(B,), by forward passes alone."""
+        """Losses (B,), with forward passes only."""
         return mean_square(self.generator.denoise(noise, self.condition), self.targets)
 
     def evaluate(self, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,7 @@ def headline(summary: EmSummary, names: Mapping[str, str]) -> list[str]:
 
 
 def loss(value: float | None) -> str:
-    """A loss as text; None stands for one that was not finite."""
+    """A loss as text; None is a loss that was not finite."""
     return "no finite loss" if value is None else f"{value:.4f}"
 
 

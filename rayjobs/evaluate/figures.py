@@ -110,7 +110,7 @@ def check_judged(parts: Parts, rows: int, quarantined: int) -> None:
     if parts.count < statistics.FEWEST_ROWS:
         failed = ", ".join(f"{name} {len(failures)}" for name, failures in parts.failures().items())
         raise TooFewJudged(
-            f"only {parts.count} of {rows} held-out rows were judged with every model; figures need {statistics.FEWEST_ROWS}; "
+            f"{parts.count} of {rows} held-out rows were judged with every model; figures need {statistics.FEWEST_ROWS}; "
             f"rows that failed, by model: {failed}; see failures.jsonl"
         )
 

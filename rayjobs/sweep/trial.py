@@ -60,7 +60,7 @@ def folder_of(job: SweepJob, values: Point) -> Path:
 
 
 def _is_exact(value: JsonValue) -> bool:
-    """Whether the text of a value stands for no other value."""
+    """Whether no other value has the same text."""
     if isinstance(value, float):
         return float(text(value)) == value
     return value is None or isinstance(value, int) or re.fullmatch(r"[\w.+-]+", str(value)) is not None

@@ -194,7 +194,7 @@ def test_text_and_parquet_prompts_are_read_alike(tiny_turbo, tmp_path):
         ({"prompt": "a", "reward": "beauty"}, "unknown"),
         ({"prompt": "a", "reward": "clip:x"}, "weight"),
         ({"prompt": "a", "reward": "pickscore"}, "pickscore"),
-        ({"prompt": "a", "report_rewards": "clip"}, "clip is optimised"),
+        ({"prompt": "a", "report_rewards": "clip"}, "clip is in --reward"),
         ({"prompt": "a", "patch_size": 3}, "does not divide"),
         ({"prompts": "nowhere.jsonl"}, "no pair set at nowhere.jsonl"),
     ],
