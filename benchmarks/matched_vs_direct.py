@@ -37,9 +37,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(EVERY_ARM), help="default: all of ours")
     parser.add_argument("--evaluations", type=float, default=Protocol.evaluations, help="of a row, over all of an arm")
     parser.add_argument("--tables", type=Path, help="write tables and figures of the results so far into this folder")
-    parser.add_argument(
-        "--more", type=int, metavar="ROWS", help="KID of these arms over this many other held-out images"
-    )
+    parser.add_argument("--more", type=int, metavar="ROWS", help="KID of these arms over other held-out images")
     args = parser.parse_args()
     of_text = TEXT_ARMS if args.data != "tiny-turbo" else set()
     args.arms = args.arms or [name for name in ARMS if name not in of_text]

@@ -33,7 +33,7 @@ Heldout = Annotated[
 
 
 class EStepSettings(AssignSettings):
-    """How the E-steps of EM run. They are short, because the next cycle repeats the search with its model."""
+    """How the E-steps of EM run; they are short, because the next cycle repeats the search with its model."""
 
     steps: int = decides(4, ge=1, description="most evaluations (generator forward + backward) of an image")
 

@@ -45,7 +45,7 @@ FeatureModel = Annotated[str, Place(names="tiny-clip|inception")]
 
 
 class EvaluateSettings(PoolResources, Precision):
-    """How models are judged. `em` has these options under `evaluate.`."""
+    """How models are judged; `em` has these options under `evaluate.`."""
 
     rows: int = resolved(
         128, ge=8, description="held-out rows to use: the first ones, or of a part of a set, rows spread over all of it"

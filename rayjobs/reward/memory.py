@@ -27,9 +27,9 @@ def memory_of(
     assert job.gpu_memory is not None
     share = None if job.prompt is not None else job.gpus_per_worker  # one prompt has the whole GPU
     here = searched(job, model, fingerprints, rows, rows_per_shard)
-    plan = described(here, share, job.gpu_memory, {})
-    if plan["fits"]:  # only a plan that does not fit needs the changes, which load the rewards again
-        return plan
+    report = described(here, share, job.gpu_memory, {})
+    if report["fits"]:  # only a plan that does not fit needs the changes, which load the rewards again
+        return report
     return described(here, share, job.gpu_memory, changes(job, here, model, fingerprints))
 
 

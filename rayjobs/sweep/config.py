@@ -16,7 +16,7 @@ from rayjobs.verb.options import Open
 
 
 class SweepAssignSettings(EStepSettings):
-    """The E-step of a trial: without a report by default."""
+    """The E-step of a trial; it has no report by default."""
 
     report: bool = conduct(
         False,
@@ -25,13 +25,13 @@ class SweepAssignSettings(EStepSettings):
 
 
 class SweepTrainSettings(TrainSettings):
-    """The M-step of a trial: it keeps fewer models by default."""
+    """The M-step of a trial; it keeps fewer models by default."""
 
     save_every: int = decides(0, ge=0, description="epochs between saved checkpoint-epoch-NNN (0: only best and final)")
 
 
 class SweepEvaluateSettings(EvaluateSettings):
-    """The evaluation of a trial: one worker by default, since other trials run beside it."""
+    """The evaluation of a trial; one worker by default, since other trials run beside it."""
 
     workers: Annotated[str, BeforeValidator(span)] = conduct(
         "1", description="actors that judge one trial, N or LEAST:MOST; each holds one model at a time and all judges"

@@ -26,7 +26,7 @@ def _names(value: object) -> object:
 
 
 class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
-    """How the M-step runs. `em` has these options under `train.`."""
+    """How the M-step runs; `em` has these options under `train.`."""
 
     noise: NoiseKind = decides(
         "matched",
