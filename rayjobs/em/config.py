@@ -71,7 +71,7 @@ class EmJob(PairFields):
         False, description="also train direct SFT on random noise, with as many updates, to compare"
     )
     preserve_to: Literal["first", "last"] = decides(
-        "first", description="model that the preserve terms stay close to: the first of the run, or of the cycle"
+        "first", description="model that the preserve terms stay close to: the run's first model, or the cycle's"
     )
     validate_on_heldout: bool = decides(
         False, description="also assign the held-out pairs with the first model, and validate every M-step on them"

@@ -40,7 +40,7 @@ class TrackerSettings(BaseModel):
 
 
 class TrainingSettings(TrackerSettings, WorkerResources):
-    """The number of workers, their logs and the states that are kept. None of these options changes the result."""
+    """How workers train: how many, their logs, the states that are kept; none of these options changes the result."""
 
     num_workers: int = conduct(1, ge=0, description="training processes (0: train in this process, for a debugger)")
     checkpoint_every: int = conduct(
