@@ -1,7 +1,7 @@
-# `make demo` and `make test` set everything up themselves; all they need is Python 3.11, make and a network.
+# `make demo` and `make test` install everything themselves. They need only Python 3.11, make and a network.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# With several processes on few cores, threads that spin while they wait are what slows a machine down.
+# With several processes on few cores, threads that spin while they wait slow the machine down.
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: setup demo test test-all lint site format lock clean
@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/ortho em --config examples/demo.yaml
 	@echo "open runs/demo/report.html"
 
-# Files of tests side by side, each with a Ray of its own; the ten slowest tests are listed.
+# Test files run in parallel, each with its own Ray. The ten slowest tests are listed.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --durations 10
 
 test: setup
@@ -28,7 +28,7 @@ test: setup
 test-all: setup
 	$(PYTEST)
 
-# The site of docs/. Warnings of links, anchors and docstrings are errors in `make lint`. It needs no network.
+# The site of docs/, built without a network. Warnings about links, anchors and docstrings are errors in `make lint`.
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 site: setup
@@ -49,12 +49,12 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# After a change of the dependencies in pyproject.toml: exact versions and hashes for Linux and macOS, no download addresses.
-# Versions that are in the lock stay; `make lock UPGRADE=--upgrade` takes the newest.
+# After a change of dependencies in pyproject.toml: writes exact versions and hashes for Linux and macOS, no download addresses.
+# Versions in the lock stay; `make lock UPGRADE=--upgrade` chooses the newest ones.
 lock:
 	$(BIN)/uv pip compile --quiet $(UPGRADE) --universal --extra s3 --extra mlflow --extra wandb --extra optuna --extra lpips --extra nf4 --extra rewards --extra dev --group published \
 	  --generate-hashes --no-annotate --no-emit-index-url --no-header pyproject.toml --output-file requirements.lock
 
-# Not runs/, where results are.
+# Keeps runs/, which has results.
 clean:
 	rm -rf .venv build dist site *.egg-info

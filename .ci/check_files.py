@@ -1,6 +1,6 @@
-"""Refuses what should not be committed: large files, and absolute paths of somebody's own machine.
+"""Refuses files that should not be committed: large ones, and ones with absolute paths of a personal machine.
 
-`python .ci/check_files.py [FILE ...]`, without names all files that git tracks.
+`python .ci/check_files.py [FILE ...]`; without names it checks all files that git tracks.
 """
 
 import re
@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 LIMIT = 1 << 20
-#: Weights of the models that ship.
+#: Weights of the models in the repository.
 LARGE = {
     "models/tiny-turbo/unet/diffusion_pytorch_model.safetensors",
     "models/tiny-turbo/vae/diffusion_pytorch_model.safetensors",
     "ortho_core/evaluation/tiny-clip/model.safetensors",
 }
-#: Home folders, but for those of `ray` in Ray's images and of `me` in examples. Files that are no text are searched too.
+#: Home folders, except those of `ray` in Ray's images and of `me` in examples. Binary files are searched too.
 PRIVATE = re.compile(rb"/(?:(?:home|Users)/(?!(?:me|ray)\b)[\w.-]+|root/)")
 
 

@@ -1,6 +1,6 @@
-"""What the site of docs/ has beyond the pages as they are written: links out of docs/, every option, every error message.
+"""Adds to the pages of docs/ on the site: links to files outside docs/, every option, every error message.
 
-A hook of mkdocs (mkdocs.yml). A warning ends a strict build.
+A hook of mkdocs (mkdocs.yml). In a strict build a warning is an error.
 """
 
 import ast
@@ -18,9 +18,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 
 MARKER = "<!-- Every verb with all of its options: .ci/site.py -->"
-#: Errors that end a verb. (Those of single rows are reasons in the quarantine.)
+#: Errors that end a verb. Errors of single rows are reasons in the quarantine.
 KINDS = {"UserError", "RunFailed", "NoPairSet", "OutOfMemory"}
-#: The modules whose messages a part of the page on troubleshooting stands for, as paths or their beginnings.
+#: Marks a part of the troubleshooting page with the modules of its messages, as paths or beginnings of paths.
 MESSAGES = re.compile(r"<!-- messages: ([^>]+) -->")
 FENCE = re.compile(r"(^ *```.*?^ *```)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]`]|`[^`]*`)*)\]\(([^)\s]+)\)")
@@ -28,12 +28,12 @@ log = get_plugin_logger("site")
 
 
 def on_startup(command: str, dirty: bool) -> None:
-    """The packages of this checkout come first, whatever is installed."""
+    """Import the packages of this checkout before installed ones."""
     sys.path.insert(0, str(ROOT))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The page's text, with outside links led to the repository and the list of options filled in."""
+    """The page's text with links outside docs/ changed to the repository, and with the list of options."""
     markdown = markdown.replace(MARKER, verbs()) if MARKER in markdown else markdown
     if parts := [part.split() for part in MESSAGES.findall(markdown)]:
         said = by_part(parts)
@@ -47,7 +47,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def outside(link: re.Match[str], folder: Path, page: Page, repository: str) -> str:
-    """A link to a file beside docs/ as one to the repository; where its address is not known, as the file's path."""
+    """A link to a file outside docs/ as a link to the repository, or as the file's path if the address is not known."""
     text, (href, _, _) = link[1], link[2].partition("#")
     target = (folder / href).resolve()
     if not href or re.match(r"[a-z]+:", href) or target.is_relative_to(ROOT / "docs"):
@@ -69,7 +69,7 @@ def verbs() -> str:
 
 
 def printed(name: str) -> str:
-    """What `--help-all` of a verb prints."""
+    """The output of a verb's `--help-all`."""
     from rayjobs.cli import main
 
     text = io.StringIO()
@@ -97,7 +97,7 @@ def tables(text: str) -> str:
 
 
 def entries(lines: list[str]) -> list[tuple[str, str]]:
-    """Options with what they do, lines that were wrapped joined."""
+    """The options with their descriptions; wrapped lines are joined."""
     found: list[tuple[str, str]] = []
     for line in lines:
         if line.startswith("  -"):
@@ -110,7 +110,7 @@ def entries(lines: list[str]) -> list[tuple[str, str]]:
 
 
 def messages() -> dict[str, list[str]]:
-    """By module, the words of each error that ends a verb; `...` stands for what is put in."""
+    """The texts of the errors that end a verb, by module; `...` stands for inserted values."""
     found: dict[str, list[str]] = {}
     for file in sorted(path for package in ("ortho_core", "rayjobs") for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -121,7 +121,7 @@ def messages() -> dict[str, list[str]]:
 
 
 def words(message: ast.expr) -> str:
-    """The fixed words of a message; `...` alone where there are none."""
+    """The fixed words of a message; `...` if there are none."""
     if isinstance(message, ast.Constant):
         return str(message.value)
     if isinstance(message, ast.JoinedStr):
@@ -130,16 +130,16 @@ def words(message: ast.expr) -> str:
 
 
 def by_part(parts: list[list[str]]) -> dict[str, list[str]]:
-    """The messages of each part of the page; a module is of the part that names the longest beginning of its path.
+    """The messages of each part of the page. A module belongs to the part that names the longest beginning of its path.
 
-    Raises KeyError for a module that is of none.
+    Raises KeyError for a module that belongs to no part.
     """
     places = {place: " ".join(part) for part in parts for place in part}
     found: dict[str, list[str]] = {" ".join(part): [] for part in parts}
     for module, said in messages().items():
         of = [place for place in places if module == place or module.startswith(f"{place}/")]
         if not of:
-            raise KeyError(f"{module}: no part of the page on troubleshooting names it")
+            raise KeyError(f"{module}: no part of the troubleshooting page names it")
         found[places[max(of, key=len)]] += said
     return {part: sorted({text for text in said if re.search(r"\w{3}", text)}) for part, said in found.items()}
 
@@ -151,5 +151,5 @@ def listed(said: list[str]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that may stand in a table's cell."""
+    """Text escaped for a table cell."""
     return text.replace("|", "\\|").replace("<", "&lt;")

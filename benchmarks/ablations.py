@@ -1,8 +1,7 @@
-"""What each choice does: `python -m benchmarks.ablations --data mnist --root DIR --work runs/study`.
+"""The effect of each choice: `python -m benchmarks.ablations --data mnist --root DIR --work runs/study`.
 
-One thing varied at a time from the protocol of `benchmarks.matched_vs_direct` (one cycle, twice its updates, preserve weight
-0.1), on the same pairs and by the same judge, over three seeds. The same command again goes on where it was; `--tables` prints
-what is there.
+Each variant changes one setting of the protocol of `benchmarks.matched_vs_direct` (one cycle, twice its updates, preserve weight
+0.1), with the same pairs and judge, over three seeds. The same command again resumes; `--tables` prints the results so far.
 """
 
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from rayjobs.verb.console import say
 from rayjobs.verb.session import ray_session
 
 PROTOCOL, EPOCHS = Protocol(batch_size=32, lr=3e-4), 24
-#: The M-step of the protocol: one cycle's noise as it was found, and the preserve term at the prompts of the pairs.
+#: The M-step of the protocol: the noise of one cycle, not centred, and the preserve term at the prompts of the pairs.
 TRAIN = {
     "epochs": EPOCHS,
     "save_every": 0,
@@ -36,11 +35,11 @@ TRAIN = {
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the protocol."""
+    """The settings that differ from the protocol."""
 
     assign: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
-    #: Two cycles of half the updates each, the second warm or cold.
+    #: Two cycles of half the updates each, the second with a warm or a cold start; None: one cycle.
     warm: bool | None = None
 
 
@@ -102,7 +101,7 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """A name that evaluations and pictures can carry."""
+        """A name for evaluations and picture files."""
         return f"v{self.number:02d}"
 
     @property
@@ -160,7 +159,7 @@ def evaluation_of(lab: Laboratory, seed: int) -> Path:
 
 
 def show(lab: Laboratory, seeds: list[int]) -> None:
-    """Print what was found, as Markdown."""
+    """Print the results as Markdown."""
     judged = Judged(tuple({"all": evaluation_of(lab, seed)} for seed in seeds))
     titles = {"base": "base"} | {trial.key: trial.title for trial in trials(lab, seeds[0])}
     print(table(judged, titles, PLAIN))
@@ -180,7 +179,7 @@ def show(lab: Laboratory, seeds: list[int]) -> None:
 
 def main() -> None:
     parser = study_parser(__doc__)
-    parser.add_argument("--tables", action="store_true", help="print the tables of what is there")
+    parser.add_argument("--tables", action="store_true", help="print the tables of the results so far")
     args = parser.parse_args()
     lab = laboratory(args)
     if args.tables:

@@ -1,7 +1,7 @@
 """How the E-step job scales: `python -m benchmarks.assign_scale --out runs/scale.json`.
 
-Each figure compares runs of one program, one after the other: the job against its own engine without Ray, two workers against
-one, sixty-four against one, a million rows against ten thousand. `--only` picks some of them.
+Each figure compares two runs, made one after the other: the job with its engine without Ray, two workers with one, 64 workers
+with one, a million rows with ten thousand. `--only` selects some of them.
 """
 
 import argparse
@@ -53,7 +53,7 @@ MODEL = Path("models/tiny-turbo")
 
 
 def repeated_pairs(folder: Path, rows: int) -> Path:
-    """A pair set of so many rows over the images of examples/digits."""
+    """A pair set of `rows` rows over the images of examples/digits."""
     folder.mkdir(parents=True)
     shutil.copytree("examples/digits/images", folder / "images")
     lines = [json.loads(line) for line in Path("examples/digits/pairs.jsonl").read_text().splitlines()]
@@ -69,12 +69,12 @@ def todo_of(job: AssignJob) -> tuple[Ledger[ReconstructionPlan], PairSet, list[W
 
 
 def steady(done: list[tuple[float, int]]) -> float:
-    """Rows per second between the first and the last receipt, (time, rows) each: without what starting takes."""
+    """Rows per second between the first and the last receipt, (time, rows) each, without the start-up time."""
     return sum(rows for _, rows in done[1:]) / (done[-1][0] - done[0][0])
 
 
 def job_rate(job: AssignJob) -> dict[str, float]:
-    """The real job's rows per second, steady and from start to end."""
+    """Rows per second of the real job, steady and from start to end."""
     ledger, pairs, todo = todo_of(job)
     began, done = time.perf_counter(), []
     for receipt in receipts(job, ledger, todo, search_of(job, ModelFolder.open(job.model), ledger.plan, pairs)):
@@ -105,7 +105,7 @@ def engine_rate(job: AssignJob, threads: int) -> dict[str, float]:
 
 
 def against_the_engine(scratch: Path, rows: int, rounds: int) -> dict[str, Any]:
-    """The job's workers against the engine in one process, and in two processes that know nothing of each other."""
+    """Compares the job's workers with the engine in one process, and in two independent processes."""
     pairs = repeated_pairs(scratch / "pairs", rows)
     common = {"pairs": str(pairs), "model": str(MODEL), "slots": 32, "cpus_per_decoder": 0}
     forms = {
@@ -116,7 +116,7 @@ def against_the_engine(scratch: Path, rows: int, rounds: int) -> dict[str, Any]:
     steady_rates: dict[str, list[float]] = {}
     for number in range(rounds):
 
-        def told(name: str, rate: float) -> None:
+        def record(name: str, rate: float) -> None:
             steady_rates.setdefault(name, []).append(rate)
             print(f"{name}: {rate:.2f} rows/s", flush=True)
 
@@ -126,11 +126,11 @@ def against_the_engine(scratch: Path, rows: int, rounds: int) -> dict[str, Any]:
             with ThreadPoolExecutor(processes) as pool:
                 return sum(one["steady"] for one in pool.map(lambda code: in_own_process("--child", code), codes))
 
-        told("engine, two threads", engines(2, 1))
-        told("engine, one thread", engines(1, 1))
-        told("two engines, one thread each", engines(1, 2))
+        record("engine, two threads", engines(2, 1))
+        record("engine, one thread", engines(1, 1))
+        record("two engines, one thread each", engines(1, 2))
         for name, options in forms.items():
-            told(name, job_rate(AssignJob(**common, **options, out=scratch / f"{number} {name}"))["steady"])
+            record(name, job_rate(AssignJob(**common, **options, out=scratch / f"{number} {name}"))["steady"])
     best = {name: max(rates) for name, rates in steady_rates.items()}
     return {
         "rows": rows,
@@ -144,7 +144,7 @@ def against_the_engine(scratch: Path, rows: int, rounds: int) -> dict[str, Any]:
 
 
 class Sleeper:
-    """A worker whose generator is a calibrated sleep: one shard at a time takes `seconds`, whatever the machine does."""
+    """A worker that sleeps instead of computing: each shard needs `seconds`, independent of the machine's load."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.engine = seconds, threading.Lock()
@@ -157,14 +157,16 @@ class Sleeper:
 
 
 def sleeping_rate(workers: int, seconds: float, per_worker: int) -> float:
-    """Shards per second while all workers are at it."""
+    """Shards per second while all workers are busy."""
     tasks = [{"task": str(i)} for i in range(workers * per_worker)]
     starts: dict[int, float] = {}
     done = []
-    for told in pooled(Sleeper, {"seconds": seconds}, tasks, (workers, workers), cpus=0.01, gpus=0.0, patience_s=1800):
-        starts.setdefault(int(told["pid"]), float(told["began"]))
-        done.append(float(told["began"]) + seconds)
-    # From when the last worker had begun to when the first could find nothing left to do.
+    for report in pooled(
+        Sleeper, {"seconds": seconds}, tasks, (workers, workers), cpus=0.01, gpus=0.0, patience_s=1800
+    ):
+        starts.setdefault(int(report["pid"]), float(report["began"]))
+        done.append(float(report["began"]) + seconds)
+    # From the start of the last worker to the time when the first worker may run out of tasks.
     begin, end = max(starts.values()), sorted(done)[-2 * workers] if workers > 1 else max(done)
     return sum(begin < at <= end for at in done) / (end - begin)
 
@@ -180,7 +182,7 @@ def many_workers(seconds: float, per_worker: int) -> dict[str, float]:
 
 
 class Trivial:
-    """A generator that does nothing: four channels of 2 × 2, images of 8 × 8."""
+    """A generator that computes nothing: latents (4, 2, 2), images of 8 × 8."""
 
     latent_shape, image_size, device = (4, 2, 2), (8, 8), torch.device("cpu")
     trainable = torch.nn.Identity()
@@ -207,14 +209,14 @@ class Trivial:
 
 @dataclass(frozen=True)
 class TrivialSearch(EngineSearch):
-    """The real search around the generator that does nothing, with one evaluation per image."""
+    """The real search with that generator, one evaluation per image."""
 
     def generator(self, device: str) -> Any:
         return Trivial()
 
 
 def plain_pairs(folder: Path, rows: int) -> Path:
-    """A pair set of so many rows over one small image."""
+    """A pair set of `rows` rows over one small image."""
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8), "grey").save(folder / "x.png")
     with (folder / "pairs.jsonl").open("w") as stream:
@@ -228,7 +230,7 @@ def memory_mb() -> float:
 
 
 def driver_at(rows: int, scratch: Path) -> dict[str, float]:
-    """In a process of its own: the driver's memory and rate over so many rows."""
+    """Memory and speed of the driver for `rows` rows; runs in a separate process."""
     job = AssignJob(
         pairs=plain_pairs(scratch / "pairs", rows),
         model=MODEL,
@@ -263,7 +265,7 @@ def driver_at(rows: int, scratch: Path) -> dict[str, float]:
 
 
 def footers(scratch: Path, files: int, rows_per_file: int) -> dict[str, float]:
-    """The plan for files whose rows are all alike: their footers are those of real ones, their pages are tiny."""
+    """Cost of the plan for many Parquet files. All rows are equal, so footers are realistic and pages tiny."""
     table = pa.table({"prompt": pa.repeat("x", rows_per_file), "image": pa.repeat("a.png", rows_per_file)})
     first = scratch / "pairs" / "00000.parquet"
     first.parent.mkdir(parents=True)
@@ -289,7 +291,7 @@ def footers(scratch: Path, files: int, rows_per_file: int) -> dict[str, float]:
 
 
 def in_own_process(*argv: str) -> dict[str, float]:
-    """The last line that this program prints when it is run with `argv`."""
+    """Run this program with `argv` in another process; returns the JSON in its last line."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.assign_scale", *argv],
         stdout=subprocess.PIPE,
@@ -336,7 +338,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--rows-per-file", type=int, default=100_000)
     parser.add_argument("--rows", type=int, nargs=2, default=[10_000, 1_000_000], metavar=("FEW", "MANY"))
-    parser.add_argument("--sleep", type=float, default=8.0, help="seconds of a shard of the simulated workers")
+    parser.add_argument("--sleep", type=float, default=8.0, help="seconds that a simulated worker spends on a shard")
     parser.add_argument("--per-worker", type=int, default=8, help="shards of each simulated worker")
     parser.add_argument("--engine-rows", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=1)

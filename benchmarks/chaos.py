@@ -1,13 +1,13 @@
 """Kill anything at any moment: `python -m benchmarks.chaos --events 100 --out runs/chaos.json`.
 
-Runs of the verbs that resume, on tiny-turbo and the example digits, are disturbed at random instants: SIGKILL, SIGTERM or SIGINT
-to the driver, SIGKILL to one of Ray's workers, to what forks them, or to the raylet, a second driver with the same command, a
-full disk. After each event that ended it, the same command is given again, without an event at last. Then everything in its
-folder is compared with two undisturbed runs, and what is left in processes, `/dev/shm`, the temporary folder and hidden files is
-counted. No word of a traceback may be in what was said.
+Runs of the verbs that resume, on tiny-turbo and the example digits, are disturbed at random times: SIGKILL, SIGTERM or SIGINT to
+the driver; SIGKILL to a Ray worker, to the process that forks workers, or to the raylet; a second driver with the same command; a
+full disk. After each event that ended the run, the same command is started again, at the end without an event. Then the folder is
+compared with those of two undisturbed runs, and left-over processes and files in `/dev/shm`, the temporary folder and hidden
+files are counted. The output must have no traceback.
 
-`--kinds second --events 20` are pairs of drivers with random starts, `--verbs train --kinds kill --events 20` kills of `train`.
-A full disk takes the right to mount one (root): elsewhere that kind is left out, and the program says so. The seed is printed.
+`--kinds second --events 20` tests pairs of drivers with random starts, `--verbs train --kinds kill --events 20` kills of `train`.
+The full disk needs root, to mount a disk; without root that kind is skipped with a message. The seed is printed.
 """
 
 import argparse
@@ -31,18 +31,18 @@ from benchmarks.results import write_results
 from benchmarks.same_results import Content, content_of, differences
 from benchmarks.scenes import Scene, scenes
 
-#: Seconds that a run may take beyond its undisturbed time, and that what it left has to end by itself.
+#: Seconds that a run may take beyond its undisturbed time, and within which left-over processes must end.
 PATIENCE_S, LINGERS_S = 240.0, 30.0
-#: Seconds that a disk stays full at most, and its size.
+#: Most seconds that the disk stays full, and its size.
 FULL_S, DISK = 20.0, "700m"
-#: Starts after the last event: a run that a dead worker ended may need another.
+#: Most starts after the last event: a run that ended because of a dead worker may need another start.
 STARTS = 4
 KINDS = ("kill", "kill group", "tell", "worker", "fork server", "raylet", "second", "disk")
 
 
 @dataclass
 class Life:
-    """One run of a verb, from its first start to its end, and what became of it."""
+    """One run of a verb, from its first start to its end, and its result."""
 
     scene: str
     events: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Life:
 
 
 class Disturbed:
-    """A run whose folder is `place / "out"`, disturbed at random."""
+    """A run with the folder `place / "out"`, disturbed at random times."""
 
     def __init__(self, scene: Scene, place: Path, whole_s: float, draw: random.Random) -> None:
         self.scene, self.place, self.whole_s, self.draw = scene, place, whole_s, draw
@@ -93,7 +93,7 @@ class Disturbed:
         for each in self.started:
             if any("Traceback (most recent call last)" in line for line in each.lines()):
                 life.faults.append(f"a traceback in {each.log.read_text(errors='replace')[-3000:]}")
-        life.left = [what for each in self.started for what in each.left(LINGERS_S)]
+        life.left = [remnant for each in self.started for remnant in each.left(LINGERS_S)]
         life.left += [f"/dev/shm/{name}" for name in shared_memory() - shm]
         kept = [file for file in self.started[0].temporary.rglob("*") if file.is_file() and not file.is_symlink()]
         life.left_bytes = sum(file.stat().st_size for file in kept if "ray" not in file.parts)
@@ -118,7 +118,7 @@ class Disturbed:
             number, group = self.draw.choice(TOLD)
             family.tell(number, group)
             if (code := family.end(PATIENCE_S)) not in (128 + number, 0):
-                self.life.faults.append(f"told by {number}, it ended with {code}: {family.lines()[-1]}")
+                self.life.faults.append(f"after signal {number} it ended with {code}: {family.lines()[-1]}")
         elif kind in others:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self.draw.choice(others[kind]).kill()
@@ -131,7 +131,7 @@ class Disturbed:
 
 @contextmanager
 def full(disk: Path) -> Iterator[None]:
-    """Fill a disk to the last byte, with a file that is gone after the block."""
+    """Fill a disk to the last byte, with a file that is deleted after the block."""
     ballast = disk / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as stream:
         while stream.write(bytes(1 << 16)):
@@ -144,7 +144,7 @@ def full(disk: Path) -> Iterator[None]:
 
 @contextmanager
 def disk(place: Path, mounted: bool) -> Iterator[Path]:
-    """An empty folder, on a disk of its own where that is possible."""
+    """An empty folder, on a separate disk if one can be mounted."""
     place.mkdir()
     if mounted:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)], check=True)
@@ -166,7 +166,7 @@ def may_mount(root: Path) -> bool:
 
 
 def undisturbed(scene: Scene, root: Path, mounted: bool) -> tuple[Content, float]:
-    """What a run leaves that nobody disturbs, and the seconds it takes."""
+    """The content of an undisturbed run's folder, and the seconds of the run."""
     with disk(root / "work", mounted) as place:
         family = Family(scene.command(place), root / "tmp", root / "log")
         code = family.end(3600)
@@ -190,7 +190,7 @@ def disturbed(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=100)
-    parser.add_argument("--minutes", type=float, help="begin no further run after so many")
+    parser.add_argument("--minutes", type=float, help="start no further run after this many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbs", nargs="*", help="only these")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         mounted = may_mount(root)
         kinds = tuple(kind for kind in args.kinds if mounted or kind != "disk")
         if not mounted:
-            print("no disk can be mounted here: none is filled")
+            print("no disk can be mounted here: the full disk is skipped")
         known = [scene for scene in stack.enter_context(scenes(root)) if not args.verbs or scene.name in args.verbs]
         expected: dict[str, tuple[Content, set[str], float]] = {}
         for scene in known:
@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
             by_themselves = set(differences(one, other))
             expected[scene.name] = (other, by_themselves, seconds)
             print(
-                f"{scene.name}: {seconds:.1f} s, {len(other)} things said, {len(by_themselves)} differ by themselves",
+                f"{scene.name}: {seconds:.1f} s, {len(other)} values, {len(by_themselves)} differ between undisturbed runs",
                 flush=True,
             )
         turn, until = 0, float("inf") if args.minutes is None else time.monotonic() + 60 * args.minutes
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     events = [event.split(" after")[0] for life in lives for event in life.events]
     wrong = [life for life in lives if not life.right]
     print(
-        f"{len(events)} events {dict(Counter(events))} in {len(lives)} runs: {len(wrong)} not as undisturbed; "
+        f"{len(events)} events {dict(Counter(events))} in {len(lives)} runs: {len(wrong)} differ from undisturbed runs; "
         f"{sum(life.left_bytes for life in lives)} bytes left in the temporary folders"
     )
     write_results(

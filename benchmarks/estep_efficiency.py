@@ -1,8 +1,8 @@
-"""How few evaluations an assignment takes: `python -m benchmarks.estep_efficiency --out runs/efficiency.json`.
+"""How many evaluations an assignment needs: `python -m benchmarks.estep_efficiency --out runs/efficiency.json`.
 
-An evaluation is one forward and backward of the generator for one image; a forward alone is a third of one. The baseline,
-AdamW at 5e-4 for 40 evaluations, is run in the same process on the same images. The images are held-out pairs that no
-generator was trained on.
+An evaluation is one forward and backward of the generator for one image; a forward alone counts as a third. The baseline, AdamW
+at 5e-4 for 40 evaluations, runs in the same process on the same images. The images are held-out pairs, on which no generator
+was trained.
 """
 
 import argparse
@@ -20,7 +20,7 @@ BUDGETS = (5, 10, 20, 40)
 
 
 def figures(curve: Curve, baseline: Curve) -> dict[str, float]:
-    """What one search gave against the baseline's 40 evaluations."""
+    """The figures of one search, compared with the baseline's 40 evaluations."""
     goal = baseline.at(40)
     return {
         "reach": curve.reaches(float(goal.mean())),

@@ -1,9 +1,9 @@
 """The E-step on a CUDA device at SDXL's size: `python -m benchmarks.estep_gpu --out runs/gpu.json`.
 
-UNet and VAE are built from SDXL Turbo's configuration with random weights: nothing is downloaded, and time does not hang on
-what the weights are. The reference loop is one image at a time, UNet in fp16, VAE in fp32, decoding at every evaluation.
-Ours is the engine in bf16 at several slot counts, with and without torch.compile. Needs torch, diffusers and ortho_core;
-Ray need not be installed. Without a CUDA device it says so and exits with 0; `--small` runs it in miniature on any device.
+UNet and VAE are built from SDXL Turbo's configuration with random weights: nothing is downloaded, and the time does not depend
+on the weights. The reference loop has one image at a time, the UNet in fp16 and the VAE in fp32, and decodes at every evaluation.
+Ours is the engine in bf16 with several slot counts, with and without torch.compile. It needs torch, diffusers and ortho_core, but
+not Ray. Without a CUDA device it prints that and exits with 0; `--small` runs a miniature on any device.
 """
 
 import argparse
@@ -50,7 +50,7 @@ TOKENS = 77
 
 
 def random_unet(shape: dict[str, Any], device: torch.device) -> UNet2DConditionModel:
-    """SDXL's network in that shape, on the device from the start."""
+    """SDXL's network of that size, created on the device."""
     with torch.device(device):
         return UNet2DConditionModel(
             in_channels=4,
@@ -64,7 +64,7 @@ def random_unet(shape: dict[str, Any], device: torch.device) -> UNet2DConditionM
 
 
 def random_condition(config: Any, B: int, like: dict[str, Any]) -> Condition:
-    """Of the shapes that SDXL's text encoders give."""
+    """Random embeddings with the shapes of SDXL's text encoders."""
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     return Condition(
         {
@@ -118,7 +118,7 @@ class RandomTurbo(DiffusersGenerator):
 
 
 def problem_of(generator: RandomTurbo, images: int) -> Problem:
-    """Targets that the generator's own kind of latents could be; the time does not hang on them."""
+    """Random targets with the shape of latents; the time does not depend on them."""
     condition = generator.encode_prompts([""] * images)
     stream = torch.Generator().manual_seed(0)
     targets = to_device(torch.randn(images, *generator.latent_shape, generator=stream), generator.device)
@@ -126,7 +126,7 @@ def problem_of(generator: RandomTurbo, images: int) -> Problem:
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype, side: int, rounds: int) -> float:
-    """FLOP/s of a large matrix product, the best of several."""
+    """FLOP/s of a large matrix product, the best of several runs."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
     def product() -> None:
@@ -146,7 +146,7 @@ def flops_of_an_evaluation(problem: Problem) -> float:
 
 
 def measure(problem: Problem, slots: int, evaluations: int, rounds: int) -> dict[str, float]:
-    """Images per second and peak memory of the engine, and its evaluation over a bare forward and backward."""
+    """Images per second and peak memory of the engine, and its evaluation relative to a bare forward and backward."""
     device = problem.generator.device
     config = AssignConfig(steps=evaluations, patience=0)
     engine, work = Engine(problem.generator, config, slots), problem.requests(config)
@@ -186,7 +186,7 @@ def release() -> None:
 
 
 def reference_speed(shape: dict[str, Any], args: argparse.Namespace, device: torch.device) -> float:
-    """Images per second of the reference loop; its generator is freed with the return."""
+    """Images per second of the reference loop; its generator is freed on return."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     reference = problem_of(RandomTurbo.build(shape, device, dtype), 4)
     reference_loop(reference, 1, 2)
@@ -235,11 +235,11 @@ def main() -> None:
     parser.add_argument("--reference-images", type=int, default=3)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="a miniature, on the CPU where there is no GPU")
+    parser.add_argument("--small", action="store_true", help="a miniature, on the CPU if there is no GPU")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if not torch.cuda.is_available() and not args.small:
-        print("estep_gpu: no CUDA device here, nothing was measured")
+        print("estep_gpu: no CUDA device, nothing was measured")
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, in miniature"

@@ -1,8 +1,8 @@
-"""What more freedom gives, and what it costs in Gaussianity: `python -m benchmarks.estep_spaces --out runs/spaces.json`.
+"""Loss and Gaussianity of larger search spaces: `python -m benchmarks.estep_spaces --out runs/spaces.json`.
 
-One rotation per image, one per region, and free noise under a Gaussian prior, on the same images at the same evaluations.
-The last columns judge the pooled assigned noise: by what it departs most from N(0, I), in null standard deviations, and the
-same for the base noise of the same images. The stopping rule's savings are measured on one rotation per image.
+Compared are one rotation per image, one per region, and free noise with a Gaussian prior, on the same images with the same
+evaluations. The last columns have the largest departure of the pooled assigned noise from N(0, I), in null standard deviations,
+and that of the base noise of the same images. The savings of the stopping rule are measured with one rotation per image.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ortho_core.noise.gaussianity import departures, noise_statistics
 from ortho_core.noise.seeded import noise_seed
 
 BUDGETS = (5, 10, 20, 40)
-#: Base noises that are searched one after the other to see how much hangs on the one that an image got.
+#: Base noises that are searched in turn, to see how much the loss depends on the base noise of an image.
 STARTS = 6
 SPACES: dict[str, dict[str, Any]] = {
     "one rotation, p = 1": {"patch_size": 1},
@@ -39,7 +39,7 @@ SPACES: dict[str, dict[str, Any]] = {
 
 
 def latent_at(found: list[Found], budget: int) -> float:
-    """Mean latent loss at the point with the lowest total within a budget."""
+    """Mean latent loss at the point with the lowest total loss within a budget."""
     best = [int(one.history["total"][:budget].argmin()) for one in found]
     return statistics.fmean(float(one.history["latent"][k]) for one, k in zip(found, best, strict=True))
 

@@ -1,8 +1,8 @@
-"""Images per second against the reference loop: `python -m benchmarks.estep_throughput --out runs/throughput.json`.
+"""Images per second compared with the reference loop: `python -m benchmarks.estep_throughput --out runs/throughput.json`.
 
-The reference loop is one image at a time: a forward, the decoded picture, a backward and an AdamW step of a d × d matrix per
-evaluation, as the reference method has it, without the files that it writes. Ours is the engine with a pixel weight of 0,
-so that nothing is decoded. Both take the same number of evaluations per image and the same number of threads, in turns.
+The reference loop has one image at a time. Each evaluation is a forward, the decoded picture, a backward and an AdamW step of a
+d × d matrix, as in the reference method, but without writing files. Ours is the engine with a pixel weight of 0, so that nothing
+is decoded. Both have the same number of evaluations per image and the same number of threads, and run in turns.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ortho_core.generators.protocol import OneStepGenerator
 
 
 def reference_loop(problem: Problem, images: int, evaluations: int) -> list[float]:
-    """The reference for the first images; returns each image's lowest loss."""
+    """Run the reference loop on the first images; returns the lowest loss of each image."""
     generator, p = problem.generator, problem.patch_size
     C, H, W = generator.latent_shape
     d = C * p * p
@@ -51,7 +51,7 @@ def reference_loop(problem: Problem, images: int, evaluations: int) -> list[floa
 
 
 def bare(problem: Problem, batch: int) -> Callable[[], None]:
-    """One forward and backward of the network alone, to the gradient in its input."""
+    """One forward and backward of only the network, for the gradient in its input."""
     generator: OneStepGenerator = problem.generator
     noise = generator.base_noise(problem.seeds[:batch]).requires_grad_(True)
     condition = problem.condition[list(range(batch))]
@@ -76,7 +76,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 
 def evaluation_overhead(problem: Problem, slots: int, rounds: int) -> tuple[float, float]:
-    """Seconds of one of our evaluations and of a bare forward and backward, at the same batch, in turns."""
+    """Seconds of one engine evaluation and of a bare forward and backward, with the same batch, in turns."""
     config = AssignConfig(steps=8, patience=0)
     engine, bare_step = Engine(problem.generator, config, slots), bare(problem, slots)
     work = problem.requests(config, slots)
@@ -152,7 +152,7 @@ def main() -> None:
     }
     print(
         f"to the reference's mean loss of {goal:.4f}: {fewest} evaluations, {max(args.slots)} slots, "
-        f"{found['equal_loss_ratio']:.1f} times the images per second, the sensitivity's measurement included"
+        f"{found['equal_loss_ratio']:.1f} times the images per second, including the measurement of the sensitivity"
     )
     found["overhead_by_slots"] = {}
     for slots in args.slots:
@@ -163,7 +163,7 @@ def main() -> None:
 
 
 def fewest_evaluations(problem: Problem, config: AssignConfig, images: int, slots: int, goal: float) -> int:
-    """The evaluations after which the engine's mean lowest loss is no higher than the goal."""
+    """The number of evaluations after which the engine's mean lowest loss is at most the goal."""
     found = Engine(problem.generator, config, slots).run(problem.requests(config, images))
     best = torch.stack([torch.from_numpy(one.history["total"]).cummin(0).values for one in found]).mean(0)
     reached = (best <= goal).nonzero()

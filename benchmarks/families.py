@@ -1,4 +1,4 @@
-"""A command with all the processes that it starts, for programs that disturb it: what lives, what is left."""
+"""A command with all processes that it starts, for programs that disturb it: live processes and remnants."""
 
 import getpass
 import os
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import psutil
 
-#: What Ray and PyTorch keep in a temporary folder for the next run.
+#: Files that Ray and PyTorch keep in a temporary folder for the next run.
 CACHES = ("ray", f"torchinductor_{getpass.getuser()}")
 
 
 class Family:
-    """`ortho COMMAND`, started in a session and a temporary folder of its own, its output in a file."""
+    """`ortho COMMAND`, started in a new session with its own temporary folder; the output is in a file."""
 
     def __init__(self, command: list[str], temporary: Path, log: Path) -> None:
         temporary.mkdir(exist_ok=True)
@@ -33,7 +33,7 @@ class Family:
                 env=environment,
             )
         self.started = time.monotonic()
-        #: Every process that was seen below it, also those whose parent is gone.
+        #: All descendants seen so far, including those whose parent has ended.
         self.members: dict[int, psutil.Process] = {}
 
     @property
@@ -42,7 +42,7 @@ class Family:
         return time.monotonic() - self.started
 
     def watch(self, until: float) -> bool:
-        """Meet the processes that it starts, for so many seconds from its start; whether it still runs then."""
+        """Record the processes that it starts, until `seconds` after its start; returns whether it still runs."""
         while self.process.poll() is None and self.seconds < until:
             self.meet()
             time.sleep(0.05)
@@ -56,12 +56,12 @@ class Family:
             return
 
     def tell(self, number: int, group: bool) -> None:
-        """Send a signal to it, or to its whole process group as a terminal does."""
+        """Send a signal to the process, or to its process group, as a terminal does."""
         if self.process.poll() is None:
             (os.killpg if group else os.kill)(self.process.pid, number)
 
     def end(self, seconds: float) -> int | None:
-        """Wait for it so long; None if it did not end, and had to be killed."""
+        """Wait for its exit code; None if it did not end in time and was killed."""
         if self.watch(self.seconds + seconds):
             self.process.kill()
             self.process.wait()
@@ -69,11 +69,11 @@ class Family:
         return self.process.returncode
 
     def alive(self) -> list[psutil.Process]:
-        """Those of its processes, itself apart, that still run."""
+        """Its descendants that still run."""
         return [p for p in self.members.values() if p.pid != self.process.pid and _alive(p)]
 
     def left(self, seconds: float) -> list[str]:
-        """What is left after at most so many seconds: processes, which are killed then, and files in its temporary folder."""
+        """What is left after at most `seconds`: processes, which are then killed, and files in its temporary folder."""
         until = time.monotonic() + seconds
         while self.alive() and time.monotonic() < until:
             time.sleep(0.2)
@@ -87,7 +87,7 @@ class Family:
 
 
 def name_of(process: psutil.Process) -> str:
-    """The start of its command line, which Ray's workers set to what they do."""
+    """The start of a process's command line; Ray's workers set it to their task."""
     try:
         return " ".join(process.cmdline())[:80] or process.name()
     except psutil.NoSuchProcess:
@@ -100,7 +100,7 @@ def shared_memory() -> set[str]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder with a short path: Ray's sockets lie below it."""
+    """A folder with a short path, since Ray's sockets are below it."""
     with tempfile.TemporaryDirectory(prefix="i", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -112,5 +112,5 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-#: The signals that tell a process to end, each with whether it goes to the whole group.
+#: The signals that ask a process to end, each with whether it is sent to the process group.
 TOLD = ((signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False))

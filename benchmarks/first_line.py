@@ -1,7 +1,7 @@
-"""How soon a pair set is recognised, planned and read: `python -m benchmarks.first_line --out runs/first-line.json`.
+"""Time to recognise, plan and read a pair set: `python -m benchmarks.first_line --out runs/first-line.json`.
 
-Seconds until the line that every verb prints first, of sets of many rows; then the planning and the reading of rows. `--against
-CHECKOUT` runs planning and reading in another checkout of this repository as well, in turns, and gives the ratios.
+Measured for sets with many rows: seconds until the first line of every verb, then the planning and the reading of rows.
+`--against CHECKOUT` also runs planning and reading in another checkout of this repository, in turns, and reports the ratios.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks.assign_scale import repeated_pairs
 from benchmarks.look import captioned_files
 from benchmarks.results import write_results
 
-#: Prints the seconds of the clock and of the processor that each step takes, as JSON.
+#: Prints the clock time and the processor time of each step in seconds, as JSON.
 STEPS = """
 import json, sys, time
 from ortho_core.pairs.pair_set import PairSet
@@ -72,7 +72,7 @@ def parquet(folder: Path, rows: int) -> Path:
 
 
 def tar(folder: Path, rows: int) -> Path:
-    """Samples of an image and a caption."""
+    """Samples with an image and a caption each."""
     folder.mkdir(parents=True)
     image = Path("examples/digits/images/0000.png").read_bytes()
     with tarfile.open(folder / "00000.tar", "w") as archive:
@@ -84,7 +84,7 @@ def tar(folder: Path, rows: int) -> Path:
     return folder
 
 
-#: What is made, and how many rows (for files in one folder: files) there are at the scale 1.
+#: The sets, and their number of rows (for files in one folder: of files) at scale 1.
 SETS: dict[str, tuple[Callable[[Path, int], Path], int]] = {
     "files in one folder, captions beside the images": (captioned_files, 100_000),
     "rows of JSON": (repeated_pairs, 1_000_000),
@@ -96,7 +96,7 @@ SETS: dict[str, tuple[Callable[[Path, int], Path], int]] = {
 
 
 def measured(checkout: Path, pairs: Path) -> dict[str, list[float]]:
-    """What `STEPS` prints with the packages of a checkout; nothing where these do not read the set."""
+    """The output of `STEPS` with the packages of a checkout; None if these cannot read the set."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-c", STEPS, str(pairs)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=checkout, env=environment)
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def row(title: str, turns: list[dict[str, dict[str, list[float]]]]) -> str:
-    """Medians over the turns, by the clock; ratios to the other checkout by the processor, which other work disturbs less."""
+    """Medians of clock time; ratios to the other checkout of processor time, which other programs disturb less."""
 
     def median(step: str, place: str = "here", clock: int = 0) -> float:
         return statistics.median(turn[place][step][clock] for turn in turns)

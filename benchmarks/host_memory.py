@@ -1,8 +1,8 @@
 """Memory of the host while a model is loaded in half precision: `python -m benchmarks.host_memory --out runs/host-memory.json`.
 
-A folder of SDXL's shapes (or `--size small`) is written with random weights in float16; a folder that has it as its base, with an
-adapter of rank 16, too. Each is loaded in a process of its own; what counts is the most memory that this had in use, pages of
-mapped files included, beyond what libraries and tiny-turbo take. For Linux.
+The program writes a model folder of SDXL's size (or `--size small`) with random float16 weights, and a LoRA folder of rank 16 on
+it. Each is loaded in a separate process. The figure is the most memory of that process, including pages of mapped files, without
+the memory of the libraries and of tiny-turbo. For Linux.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ortho_core.generators.lora import add_lora
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import ModelFolder
 
-#: What has tokenizers and a scheduler.
+#: The model folder whose tokenizers and scheduler are copied.
 TINY = Path("models/tiny-turbo")
 RANK = 16
 UNET: dict[str, Any] = {
@@ -71,8 +71,8 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str,
         {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 2},
     ),
 }
-#: Loads models, each in a fork of a process that has loaded the first and so imported all there is, and prints the most bytes
-#: that each fork had in use beyond those at its start. A fork counts its own (`VmHWM`); `ru_maxrss` begins with the parent's.
+#: Loads models, each in a fork of a process that has loaded the first model and has so imported all libraries. Prints the most
+#: bytes that each fork used beyond those at its start: `VmHWM` counts only the fork, while `ru_maxrss` starts at the parent's.
 LOAD = """
 import json, os, sys, torch
 from ortho_core.generators.load import load_generator
@@ -139,7 +139,7 @@ def write_adapter(folder: Path, base: Path) -> Path:
 
 
 def measure(size: str, scratch: Path, tiny: Path = TINY) -> dict[str, dict[str, float]]:
-    """For a folder and an adapter on it: GB of weights on disk, and in use at most while it is loaded on the CPU."""
+    """For a folder, without and with an adapter: GB of weights on disk, and most GB in use while it is loaded on the CPU."""
     base = write_folder(scratch / size, size, tiny)
     adapter = write_adapter(scratch / f"{size}-lora", base)
     least = write_adapter(scratch / "tiny-lora", tiny.absolute())
@@ -171,7 +171,7 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="sdxl")
-    parser.add_argument("--scratch", type=Path, help="where the models are written and removed again")
+    parser.add_argument("--scratch", type=Path, help="folder in which the models are written, and deleted afterwards")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:

@@ -1,6 +1,6 @@
 """Figures of the code's structure: `python -m benchmarks.house [CHECKOUT]`.
 
-What the contracts of `make lint` do not count: modules at the root of a package, `Any`, jobs and plans without a type.
+It counts what `make lint` does not check: modules at the root of a package, `Any`, jobs and plans without a type.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def sources(root: Path) -> dict[Path, str]:
 
 
 def imported(file: Path, text: str, root: Path) -> Iterator[Path]:
-    """The modules of the packages that a module imports, at its top or inside a function."""
+    """The modules of the packages that a module imports, at the top or inside a function."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PACKAGES:
             place = root.joinpath(*node.module.split("."))
@@ -29,7 +29,7 @@ def imported(file: Path, text: str, root: Path) -> Iterator[Path]:
 
 
 def circles(graph: dict[Path, set[Path]]) -> int:
-    """Groups of modules that import each other: those that can be reached from one another."""
+    """Groups of modules that import each other, directly or through others."""
 
     def reached(start: Path) -> set[Path]:
         seen, todo = set[Path](), [start]
@@ -44,7 +44,7 @@ def circles(graph: dict[Path, set[Path]]) -> int:
 
 
 def figures(root: Path) -> dict[str, int]:
-    """What is counted in a checkout, by name."""
+    """The counts of a checkout, by name."""
     texts = sources(root)
     graph = {file: {*imported(file, text, root)} - {file} for file, text in texts.items()}
     every = "\n".join(texts.values())

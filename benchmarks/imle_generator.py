@@ -1,4 +1,4 @@
-"""A second kind of one-step generator to measure on: noise and prompt to pixels, no autoencoder, no attention.
+"""A second kind of one-step generator for benchmarks: noise and prompt to pixels, no autoencoder, no attention.
 
 Fitted by implicit maximum likelihood (Li & Malik 2018): for every image draw K noises, regress the one whose output is
 nearest. The weights in `imle/` were made by `python -m benchmarks.imle_generator` from the example digits: 1,500 steps, ten
@@ -29,7 +29,7 @@ WEIGHTS = Path(__file__).parent / "imle"
 
 
 class Network(nn.Module):
-    """A bag of words conditions residual blocks at 8, 8, 16 and 32 pixels."""
+    """Residual blocks at 8, 8, 16 and 32 pixels, conditioned on a bag of words."""
 
     def __init__(self, words: int, widths: tuple[int, ...] = (64, 64, 48, 24), condition: int = 64) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class ImleGenerator:
 
 
 def load(folder: Path = WEIGHTS) -> ImleGenerator:
-    """The generator that ships, frozen."""
+    """The generator in the repository, frozen."""
     generator = ImleGenerator(json.loads((folder / "words.json").read_text()))
     generator.trainable.load_state_dict(load_file(folder / "imle.safetensors"))
     generator.trainable.requires_grad_(False).eval()

@@ -1,9 +1,9 @@
-"""What Ctrl-C and SIGTERM end: `python -m benchmarks.interrupts --rounds 100 --out runs/interrupts.json`.
+"""Ctrl-C and SIGTERM: `python -m benchmarks.interrupts --rounds 100 --out runs/interrupts.json`.
 
-Every verb that computes, on tiny-turbo and the example digits, is told to end at a random instant of its run, by the signal to
-its whole process group (as a terminal sends Ctrl-C) or to the one process (as a scheduler sends SIGTERM). Asked for: exit code
-130 or 143, one line that says so and is the last, within 15 s, and nothing left: no process, nothing in /dev/shm or in the
-temporary folder. A verb that is through before the signal comes counts as through. The seed is printed.
+Every verb that computes, on tiny-turbo and the example digits, gets a signal at a random time of its run: to its process group,
+as a terminal sends Ctrl-C, or to the process alone, as a scheduler sends SIGTERM. Required: exit code 130 or 143 within 15 s, a
+last line that reports the signal, and nothing left: no process, no file in /dev/shm or the temporary folder. A verb that ends
+before the signal is counted apart. The seed is printed.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from benchmarks.families import TOLD, Family, scratch, shared_memory
 from benchmarks.results import write_results
 from benchmarks.scenes import CLIP, MODEL, ON_MODEL, PAIRS, SOME, assignments, cycles, first_pairs, training
 
-#: Seconds that a verb has from the signal on, and after which it is given up.
+#: Seconds within which a verb must end after the signal, and after which it is killed.
 ASKED_S, GIVEN_UP_S = 15.0, 60.0
 
 
 def commands(out: Path, made: Path) -> dict[str, list[str]]:
-    """A short run of each verb into `out`; `made` holds finished assignments."""
+    """A short run of each verb into `out`; `made` is a folder with finished assignments."""
     picture = ("--prompt", "a red three", "--target-image", f"{PAIRS}/images/0000.png")
     found = {
         "assign": ["assign", *ON_MODEL, "--pairs", PAIRS, *SOME, "--steps", "4"],
@@ -43,7 +43,7 @@ def commands(out: Path, made: Path) -> dict[str, list[str]]:
 
 @dataclass
 class Run:
-    """What became of one run."""
+    """The result of one run."""
 
     verb: str
     number: int
@@ -66,7 +66,7 @@ class Run:
 
 
 def run(verb: str, command: list[str], folder: Path, number: int, group: bool, after: float) -> Run:
-    """Start, tell after so many seconds, wait."""
+    """Start a verb, send the signal after `seconds`, and wait."""
     shm = shared_memory()
     family = Family(command, folder / "tmp", folder / "log")
     family.watch(after)
@@ -74,7 +74,7 @@ def run(verb: str, command: list[str], folder: Path, number: int, group: bool, a
     told = family.seconds
     code = family.end(GIVEN_UP_S)
     seconds = family.seconds - told
-    # What it started may end after it, in the same time.
+    # The processes that it started may end after it, within the same time.
     left = family.left(ASKED_S - seconds) + [f"/dev/shm/{name}" for name in shared_memory() - shm]
     return Run(verb, number, group, round(after, 2), code, round(seconds, 2), family.lines()[-1], left)
 
@@ -114,7 +114,7 @@ def main() -> None:
     met = [one for one in ended if not one.through]
     right = sum(one.right for one in met)
     print(
-        f"{right} of {len(met)} as asked for, {len(ended) - len(met)} through before; "
+        f"{right} of {len(met)} ended as required, {len(ended) - len(met)} ended before the signal; "
         f"slowest {max((one.seconds for one in met), default=0):.1f} s"
     )
     results: dict[str, Any] = {"seed": args.seed, "undisturbed_s": whole, "right": right, "told": len(met)}

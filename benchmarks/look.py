@@ -1,4 +1,4 @@
-"""Seconds that the command `ortho look` takes from start to end: `python -m benchmarks.look --out runs/look-times.json`.
+"""Seconds of the command `ortho look`, from start to end: `python -m benchmarks.look --out runs/look-times.json`.
 
 The sets: rows of JSON over the example digits, a folder of small images with caption files, and photographs of a megapixel.
 """
@@ -19,12 +19,12 @@ from PIL import Image
 from benchmarks.assign_scale import repeated_pairs
 from benchmarks.results import write_results
 
-#: Photographs that are not copies.
+#: Number of different photographs; the others are copies.
 DIFFERENT = 50
 
 
 def captioned_files(folder: Path, files: int) -> Path:
-    """So many files in one folder, half of them images of 32×32 pixels, each with its caption beside it."""
+    """`files` files in one folder: images of 32×32 pixels, each with its caption file."""
     folder.mkdir(parents=True)
     image = Path("examples/digits/images/0000.png").read_bytes()
     for i in range(files // 2):
@@ -34,7 +34,7 @@ def captioned_files(folder: Path, files: int) -> Path:
 
 
 def photographs(folder: Path, count: int) -> Path:
-    """JPEG files of 1152×896 pixels with the contrast and the size, about 0.3 MB, of photographs."""
+    """JPEG files of 1152×896 pixels with the contrast and the size (about 0.3 MB) of photographs."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     for i in range(min(count, DIFFERENT)):
@@ -48,7 +48,7 @@ def photographs(folder: Path, count: int) -> Path:
 
 
 def seconds(pairs: Path, *options: str) -> dict[str, float]:
-    """Of the whole command by the clock, and of the processor alone."""
+    """Clock time and processor time of the command."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "rayjobs", "look", str(pairs), "--out", out, *options]
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of JSON")
     parser.add_argument("--files", type=int, default=100_000, help="files in the folder")
-    parser.add_argument("--photographs", type=int, default=1_000, help="photographs, all of which are looked at")
+    parser.add_argument("--photographs", type=int, default=1_000, help="photographs; all of them are read")
     parser.add_argument("--out", type=Path, default=None, help="file for the figures, as JSON")
     options = parser.parse_args()
     results = {}

@@ -1,10 +1,10 @@
-"""What is learned, at plain noise: `python -m benchmarks.matched_vs_direct --data mnist --root DIR --work runs/study`.
+"""Results at plain noise: `python -m benchmarks.matched_vs_direct --data mnist --root DIR --work runs/study`.
 
-A base model, and every way to teach it 256 images of a hand it never saw (`benchmarks.study.arms`), each at the same generator
-evaluations; three seeds, each with pairs and noise of its own. Judged at plain noise on held-out pairs in the features of a
-classifier of the real images, and by how far the samples lean and how bold they are. The same command again goes on where it
-was; `--arms` trains and judges some of them; `--more` judges some that are trained on more images, at plain noise alone;
-`--tables` prints what is there, as Markdown, and draws the samples.
+A base model, and several ways to fine-tune it on 256 images in a handwriting that it never saw (`benchmarks.study.arms`), each
+with the same number of generator evaluations; three seeds, each with other pairs and noise. Judged at plain noise on held-out
+pairs, in the features of a classifier of the real images, and by the slant and the boldness of the samples. The same command
+again resumes; `--arms` trains and judges some arms; `--more` judges some trained arms on more images, only at plain noise;
+`--tables` prints the results so far as Markdown and draws the samples.
 """
 
 import json
@@ -24,11 +24,11 @@ from ortho_core.records.assignments import Assignments
 from rayjobs.verb.console import say
 from rayjobs.verb.session import ray_session
 
-#: All there is to choose from: ours, and what others do.
+#: All arms: ours, and methods of others.
 EVERY_ARM: Mapping[str, Arm | Rival] = {**ARMS, **RIVAL_ARMS}
-#: Arms of a text-to-image pipeline alone.
+#: Arms that need a text-to-image pipeline.
 TEXT_ARMS = RIVAL_ARMS.keys() | {"em_general"}
-#: Arms of the pictures.
+#: Arms in the pictures.
 PICTURES = ("base", "direct", "matched_preserve", "em", "em_elsewhere", "em_general")
 
 
@@ -36,13 +36,13 @@ def main() -> None:
     parser = study_parser(__doc__)
     parser.add_argument("--arms", nargs="+", choices=list(EVERY_ARM), help="default: all of ours")
     parser.add_argument("--evaluations", type=float, default=Protocol.evaluations, help="of a row, over all of an arm")
-    parser.add_argument("--tables", type=Path, help="make tables and figures of what is there, into this folder")
-    parser.add_argument("--more", type=int, metavar="ROWS", help="KID of these arms over so many other held-out images")
+    parser.add_argument("--tables", type=Path, help="write tables and figures of the results so far into this folder")
+    parser.add_argument("--more", type=int, metavar="ROWS", help="KID of these arms over other held-out images")
     args = parser.parse_args()
     of_text = TEXT_ARMS if args.data != "tiny-turbo" else set()
     args.arms = args.arms or [name for name in ARMS if name not in of_text]
     if wrong := sorted(of_text & set(args.arms)):
-        parser.error(f"--arms {wrong[0]} is of a text-to-image pipeline: --data tiny-turbo")
+        parser.error(f"--arms {wrong[0]} needs a text-to-image pipeline: --data tiny-turbo")
     lab = laboratory(args)
     runs = [RivalRuns(lab, Protocol(args.evaluations), seed) for seed in args.seeds]
     if args.tables is not None:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def judge(runs: Runs, name: str) -> None:
-    """Train and judge an arm, and measure the hand of its samples."""
+    """Train and judge an arm, and measure the handwriting of its samples."""
     models = runs.judge(name)
     out = runs.judged(name) / APPEARANCE
     if not out.exists():
@@ -70,7 +70,7 @@ def judge(runs: Runs, name: str) -> None:
 
 
 def matched(runs: Runs, name: str) -> Matched:
-    """What an arm's last E-step found."""
+    """The assignments of an arm's last E-step."""
     made = Assignments(runs.assignments(name))
     rows = range(len(made))
     shape = ModelFolder.open(runs.lab.base()).latent_shape
@@ -105,7 +105,7 @@ def show(runs: Sequence[Runs], names: Sequence[str], out: Path) -> None:
 
 
 def show_more(places: Sequence[Path], names: Sequence[str]) -> None:
-    """Print the distances to more held-out images, and how they differ from that of the first arm."""
+    """Print the distances to more held-out images, and their differences from that of the first arm."""
     judged = Judged(tuple({"all": place} for place in places))
     titles = {"base": "base"} | {name: EVERY_ARM[name].title for name in names}
     print(f"{table(judged, titles, {name: PLAIN[name] for name in ('kid', 'fid', 'precision', 'recall')})}\n")
@@ -114,7 +114,7 @@ def show_more(places: Sequence[Path], names: Sequence[str]) -> None:
 
 
 def learned(lab: Laboratory) -> dict[str, str]:
-    """The columns of what was learned and where it should not have been, by their titles."""
+    """The columns about learning, wanted and unwanted, by their titles."""
     return {f"{name}_closed": f"{name} gap closed" for name in lab.hand} | {"drift_others": "drift at other prompts ↓"}
 
 

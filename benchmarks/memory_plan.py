@@ -1,12 +1,12 @@
-"""What is planned of a GPU's memory against what is alive: `python -m benchmarks.memory_plan`.
+"""Planned GPU memory compared with live bytes: `python -m benchmarks.memory_plan`.
 
 First with real tensors: the code of every verb runs tiny-turbo on a CPU, and its live bytes are counted (`memory_real.py`).
-Then for SDXL at 512 pixels, for cards of 12, 24 and 80 GB: `assign`, `train --lora-rank 16` with 4 rows, `evaluate`, each in
-half precision. The planner's peak comes from counts at few rows, from an allowance and arithmetic. Beside it stands the peak of
-the whole step at the planned number of rows, put together here: slots, generator and loss run without numbers, with text
-encoders, images that are encoded and decoded as planned, and a counter of this folder's. Folders are written from SDXL Turbo's
-configurations, without weights. No GPU is needed, and none is measured: an allocator needs more than is alive, which is what
-the planner's allowance is for.
+Then for SDXL at 512 pixels, for GPUs of 12, 24 and 80 GB: `assign`, `train --lora-rank 16` with 4 rows, `evaluate`, each in half
+precision. The planner computes its peak from counts at few rows and an allowance. It is compared with the peak of the complete
+step at the planned number of rows, which this program builds: slots, generator and loss run on tensors without data, with text
+encoders, with images encoded and decoded as planned, and with an independent counter. The model folders have SDXL Turbo's
+configurations and no weights. No GPU is needed or measured. An allocator needs more memory than the live bytes; the planner's
+allowance is for that.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def unet_of(shape: dict[str, Any], dtype: torch.dtype) -> Any:
 
 
 def write_folder(folder: Path, shape: dict[str, Any]) -> ModelFolder:
-    """A model folder of configurations alone, as the planner reads them."""
+    """A model folder with configurations only, which is what the planner reads."""
     with FakeTensorMode():
         unet_of(shape, torch.float32).save_config(folder / "unet")
         AutoencoderKL(**AUTOENCODER).save_config(folder / "vae")
@@ -114,7 +114,7 @@ def write_folder(folder: Path, shape: dict[str, Any]) -> ModelFolder:
 
 
 class Whole(Network):
-    """The network with everything else of the pipeline, in half precision but for the autoencoder."""
+    """The network with the other parts of the pipeline, in half precision except the autoencoder."""
 
     def __init__(self, shape: dict[str, Any], dtype: torch.dtype) -> None:
         super().__init__(unet_of(shape, dtype))
@@ -129,7 +129,7 @@ class Whole(Network):
 
 
 def alive_in_a_search(shape: dict[str, Any], plan: SearchPlan, dtype: torch.dtype, config: AssignConfig) -> int:
-    """Most bytes alive at once: two evaluations of all slots, the next images encoded, and some that were found decoded."""
+    """The most live bytes while all slots make two evaluations, the next images are encoded and some results decoded."""
     with FakeTensorMode(), LiveBytes() as counted:
         generator = Whole(shape, dtype)
         (C, H, W), S = generator.latent_shape, plan.slots
@@ -141,7 +141,7 @@ def alive_in_a_search(shape: dict[str, Any], plan: SearchPlan, dtype: torch.dtyp
             sensitivity = Sensitivity(
                 torch.zeros(config.sensitivity_rank, C, H, W), torch.ones(config.sensitivity_rank), 1.0
             )
-        kept = generator.condition(3434)  # what the cache of prompts holds at most, one GiB
+        kept = generator.condition(3434)  # the most that the prompt cache holds, 1 GiB
         slots = empty_slots(noise_space(config, (C, H, W)), objective, config, sensitivity, base, inputs)
         slots.enter(torch.arange(S), base, torch.zeros_like(slots.x), inputs)
         del inputs, base, targets
@@ -160,7 +160,7 @@ def alive_in_a_search(shape: dict[str, Any], plan: SearchPlan, dtype: torch.dtyp
 
 
 def alive_in_an_update(shape: dict[str, Any], plan: UpdatePlan, config: MStepConfig) -> int:
-    """Most bytes alive at once during the second of two updates in micro-batches, text encoders still on the card."""
+    """The most live bytes in the second of two updates in micro-batches, with the text encoders still on the GPU."""
     with FakeTensorMode(), LiveBytes() as counted, gpu_autocast():
         generator = Whole(shape, torch.bfloat16)
         network = generator.trainable
@@ -189,7 +189,7 @@ def alive_in_an_update(shape: dict[str, Any], plan: UpdatePlan, config: MStepCon
 
 
 class gpu_autocast:
-    """A GPU's autocast computes the norms of layers and groups in float32; a CPU's does not."""
+    """Computes layer and group norms in float32, as autocast does on a GPU, but not on a CPU."""
 
     def __enter__(self) -> None:
         self.usual = nn.LayerNorm.forward, nn.GroupNorm.forward
@@ -213,7 +213,7 @@ class gpu_autocast:
 
 
 def searches(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) -> list[dict[str, Any]]:
-    """`assign`, and `evaluate` with its small judges."""
+    """The rows of `assign`, and of `evaluate` with its small judges."""
     found = []
     for verb, config in (("assign", AssignConfig()), ("evaluate", AssignConfig(steps=20, patience=0))):
         costs = search_costs(model, "float16", config)
@@ -226,7 +226,7 @@ def searches(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) 
 
 
 def adapter_costs(model: ModelFolder, quantize: str, checkpointing: bool) -> UpdateCosts:
-    """Of an update of the adapter, over a base that is packed as `quantize` says."""
+    """The costs of an adapter's update over a base packed by `quantize`."""
     return update_costs(
         model,
         M_STEP,
@@ -239,7 +239,7 @@ def adapter_costs(model: ModelFolder, quantize: str, checkpointing: bool) -> Upd
 
 
 def updates(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) -> list[dict[str, Any]]:
-    """`train --lora-rank 16 --batch-size 4 --mixed-precision bf16`, changed as the dry run says where it does not fit."""
+    """`train --lora-rank 16 --batch-size 4 --mixed-precision bf16`; if it does not fit, with the dry run's changes."""
     costs, found = partial(adapter_costs, model, "none"), []
     for card in cards:
         counted = costs(False)
@@ -255,7 +255,7 @@ def updates(model: ModelFolder, shape: dict[str, Any], cards: tuple[int, ...]) -
 
 
 def packed(model: ModelFolder, cards: tuple[int, ...]) -> list[dict[str, Any]]:
-    """`assign` and `train` as above on small cards, by what the network is packed in; what the worker would choose by itself."""
+    """`assign` and `train` as above on small GPUs, by quantisation, with the options that the worker chooses automatically."""
     found = []
     for kind in ("none", "int8", "nf4"):
         searched = Searched(model, "float16", AssignConfig(), MOST_SLOTS, 10_000, decodes=False, quantize=kind)

@@ -1,6 +1,6 @@
-"""What is planned against what is alive while the real code runs a real model: tensors with numbers, on a CPU.
+"""Planned memory compared with live bytes while the real code runs a real model on a CPU.
 
-Weights aside, which are loaded before counting begins. The model is to be small: everything is computed.
+Weights are not counted: they are loaded before counting begins. Use a small model, since everything is computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,13 +40,13 @@ from ortho_core.rewards.combined import load_rewards
 from ortho_core.rewards.objective import RewardObjective
 from ortho_core.rewards.rows import PromptRows
 
-#: Room for everything: what is compared are bytes, not choices.
+#: Enough memory for everything: the comparison is of bytes, not of choices.
 PLENTY = 1 << 50
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Bytes beside the weights."""
+    """Bytes without the weights."""
 
     verb: str
     rows: int
@@ -59,7 +59,7 @@ class Compared:
 
 
 class DistinctPrompts(PairSet):
-    """A pair set each of whose rows has a prompt of its own, which is what caches are planned for."""
+    """A pair set with a different prompt in each row, for which caches are planned."""
 
     def read(self, shard: Shard) -> Iterator[Row]:
         for row in super().read(shard):
@@ -67,7 +67,7 @@ class DistinctPrompts(PairSet):
 
 
 def parts(model: ModelFolder, rows: int) -> list[Compared]:
-    """Prompts and images encoded, latents decoded, noise run forward without a gradient."""
+    """Encode prompts and images, decode latents, and run noise forward without a gradient."""
     generator, costs = load_generator(model), search_costs(model, "float32", AssignConfig())
     images, latents = torch.rand(rows, 3, *generator.image_size), torch.randn(rows, *model.target_shape)
     texts = [f"a picture, {number}" for number in range(rows)]
@@ -90,7 +90,7 @@ def parts(model: ModelFolder, rows: int) -> list[Compared]:
 
 
 def searched(verb: str, model: ModelFolder, pairs: Path, slots: int, config: SearchConfig, shards: int = 1) -> Compared:
-    """`assign`, `evaluate` or `reward` of three rows to a slot: the engine, its queue, and what looks at its results."""
+    """`assign`, `evaluate` or `reward` with three rows per slot: the engine, its queue, and the code that uses its results."""
     generator, rows_of = load_generator(model), DistinctPrompts(pairs)
     found: list[Found] = []
     rows, own = _rows(verb, generator, rows_of, config)
@@ -138,7 +138,7 @@ def _rows(verb: str, generator: OneStepGenerator, pairs: PairSet, config: Search
 
 
 def _requests(rows: Rows, shard: Shard) -> Iterator[Request]:
-    """As `ShardAssigner` hands in the rows of a shard."""
+    """Submits the rows of a shard as `ShardAssigner` does."""
     numbers = count()
     for batch in rows.batches(shard, [], None):
         seeds = [next(numbers) for _ in batch.pairs]
@@ -153,7 +153,7 @@ def updated(
     lora: Lora | None,
     online: bool = False,
 ) -> Compared:
-    """`train`: the second of two updates, with teacher and encoded prompts; `online`: each after a search for its noise."""
+    """`train`: the second of two updates, with teacher and encoded prompts. `online`: each after a search for its noise."""
     search = AssignConfig(patience=0, steps=3) if online else None
     half = half_dtype(torch.device("cpu"), config)
     dtype = "float32" if lora is None or half is None else str(half).removeprefix("torch.")
@@ -219,7 +219,7 @@ def _batch(
 
 
 def everything(model: ModelFolder, pairs: Path, slots: int = 8, rows: int = 8) -> Iterator[Compared]:
-    """Every verb, at some size."""
+    """The rows of every verb, at small sizes."""
     yield from parts(model, rows)
     yield searched("assign", model, pairs, slots, AssignConfig())
     pixel = searched("assign", model, pairs, slots, AssignConfig(pixel_l1_weight=1.0))

@@ -1,14 +1,14 @@
 """The M-step's cost: `python -m benchmarks.mstep --out runs/mstep.json`. Five tables, each a ratio within one run.
 
-parts: an update (share to device, prompts from the cache, loss, backward, clipping, optimiser) over the bare sum of its parts, a
-forward, backward and optimiser step of the student and a forward of the teacher, at the same batch.
-matching: an update whose noise is searched for by 2, 4 and 6 evaluations over one at the noise as it is, and a search by 6 over
-its bare evaluations, a forward and a backward pass each.
+parts: an update (share to device, prompts from the cache, loss, backward, clipping, optimiser) over the sum of its bare parts: a
+forward, backward and optimiser step of the student and a forward of the teacher, with the same batch.
+matching: an update with a search of 2, 4 and 6 evaluations over one without a search, and a search of 6 evaluations over its bare
+evaluations, a forward and a backward pass each.
 reference: updates per second over a loop that encodes the batch's prompts and images at every step, calls the student once for
 the matched and once for the preserve noise, and has a second pipeline for the teacher.
-workers: `ortho train` with two workers of one thread over one, same total batch, and how far their losses are apart.
-memory: peak of one update with LoRA over one of all weights at SDXL's size: measured where there is a GPU, else counted from
-the tensors that are alive at once, with no numbers in them.
+workers: `ortho train` with two workers of one thread over one worker, same total batch; and the difference of their losses.
+memory: peak of one update with LoRA over one of all weights at SDXL's size: measured with a GPU, else counted from the live
+tensors, which have no data.
 """
 
 import argparse
@@ -56,7 +56,7 @@ MODEL, PAIRS = Path("models/tiny-turbo"), Path("examples/digits")
 
 
 def assigned(folder: Path) -> Path:
-    """Assignments of the example digits, cheap ones: what the noise is worth does not matter here."""
+    """Cheap assignments of the example digits, since the quality of the noise does not matter here."""
     from rayjobs.assign import job as assign
 
     job = assign.AssignJob(pairs=str(PAIRS), model=MODEL, out=str(folder / "assignments"), steps=2, workers="1")
@@ -71,7 +71,7 @@ def data_of(assignments: Path, batch_size: int) -> MatchedData:
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, one of each per round, after one round that does not count."""
+    """Median seconds of each call. Every round makes each call once; the first round does not count."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for k in range(rounds + 1):
         for name, call in calls.items():
@@ -82,7 +82,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 
 def our_step(data: MatchedData) -> tuple[MStep, Callable[[], None]]:
-    """The update of `ortho train`, on shares that a reader process has read; every prompt has come up before."""
+    """The update of `ortho train` on shares that are read before; all prompts are in the cache."""
     generator = load_generator(ModelFolder.open(MODEL))
     generator.trainable.requires_grad_(True)
     step = MStep(generator, MStepConfig(), 10_000)
@@ -97,7 +97,7 @@ def our_step(data: MatchedData) -> tuple[MStep, Callable[[], None]]:
 
 
 def parts(data: MatchedData, rounds: int) -> dict[str, float]:
-    """The update over its bare parts."""
+    """The time of an update over that of its bare parts."""
     _, once = our_step(data)
     generator = load_generator(ModelFolder.open(MODEL))
     teacher = copy.deepcopy(generator.trainable)
@@ -125,12 +125,12 @@ def parts(data: MatchedData, rounds: int) -> dict[str, float]:
 
 
 def matching(data: MatchedData, rounds: int) -> dict[str, float]:
-    """Updates with a search before them over those without."""
+    """The time of updates with a search before them over that of updates without."""
     step, _ = our_step(data)
     generator, search = step.generator, match_search(MatchingConfig(match_steps="6"), step.config, None)
     batch = to_batch(data.share(0, 0), generator, PromptCache(generator), False)
     online = OnlineMatching(generator, step.parameters, search)
-    online(batch, 1)  # measures what the generator answers to
+    online(batch, 1)  # measures the sensitivity
     frozen = load_generator(ModelFolder.open(MODEL))
 
     def bare() -> None:
@@ -151,7 +151,7 @@ def matching(data: MatchedData, rounds: int) -> dict[str, float]:
 
 
 def reference_step(data: MatchedData) -> Callable[[], None]:
-    """Prompts and targets encoded at every step, two calls of the student, a second pipeline as the teacher."""
+    """The reference loop: prompts and targets encoded at every step, two calls of the student, a second pipeline as teacher."""
     student, teacher = load_generator(ModelFolder.open(MODEL)), load_generator(ModelFolder.open(MODEL))
     student.trainable.requires_grad_(True)
     optimizer = torch.optim.AdamW(student.trainable.parameters(), lr=1e-4, weight_decay=0.0)
@@ -180,7 +180,7 @@ def reference_step(data: MatchedData) -> Callable[[], None]:
 
 
 def reference(data: MatchedData, rounds: int) -> dict[str, float]:
-    """Our update against the reference's."""
+    """Our update compared with the reference's."""
     _, once = our_step(data)
     seconds = in_turns({"ours": once, "reference": reference_step(data)}, rounds)
     B = data.order.batch_size
@@ -221,7 +221,7 @@ def workers(assignments: Path, folder: Path, batch_size: int, epochs: int, round
 
 
 class Network(DiffusersGenerator):
-    """A generator's network by itself: text encoders and autoencoder are not on the device while a model trains."""
+    """Only the generator's network: text encoders and autoencoder are not on the device during training."""
 
     def __init__(self, unet: Any) -> None:
         side = unet.config.sample_size
@@ -231,12 +231,12 @@ class Network(DiffusersGenerator):
 
 
 def update_at_size(shape: dict[str, Any], device: torch.device, rank: int, rows: int) -> Callable[[], None]:
-    """Builds a random model of that shape and returns its update: of all weights (rank 0), or of an adapter."""
+    """Builds a random model of that size; returns its update of all weights (rank 0) or of an adapter."""
     dtype = torch.bfloat16 if rank else torch.float32
     usual = torch.get_default_dtype()
     torch.set_default_dtype(
         dtype
-    )  # tensors without numbers can be neither converted in place nor copied with their module
+    )  # tensors without data can be neither converted in place nor copied with their module
     network: Any = random_unet(shape, device).requires_grad_(False)
     frozen = None if rank else FrozenTeacher(random_unet(shape, device))
     torch.set_default_dtype(usual)
@@ -265,7 +265,7 @@ def update_at_size(shape: dict[str, Any], device: torch.device, rank: int, rows:
 
 
 def counted_peak(shape: dict[str, Any], rank: int, rows: int) -> int:
-    """Most bytes alive at once during two updates, the second of which has optimiser state from the start."""
+    """The most live bytes in two updates; the second has the optimiser's state from the start."""
     with LiveBytes() as counted:
         once = update_at_size(shape, torch.device("cpu"), rank, rows)
         gc.collect()
@@ -276,7 +276,7 @@ def counted_peak(shape: dict[str, Any], rank: int, rows: int) -> int:
 
 
 def memory(rows: int, rank: int, small: bool) -> dict[str, Any]:
-    """Peak of an update of all weights and of an adapter's, in GiB."""
+    """The peak of an update of all weights, and of an adapter's update, in GiB."""
     cuda = torch.cuda.is_available()
     found: dict[str, Any] = {"rows": rows, "rank": rank, "how": "measured" if cuda else "counted from live tensors"}
     shape, without_numbers = SMALL if small else FULL, FakeTensorMode()

@@ -1,9 +1,9 @@
-"""What of an update does not shrink when two workers share it: `python -m benchmarks.mstep_split --out runs/split.json`.
+"""The fixed cost of an update that two workers share: `python -m benchmarks.mstep_split --out runs/split.json`.
 
-Seconds of an update of tiny-turbo, without Ray and without readers, shares read before: all rows in one process, half of them in
-one process, and half of them in each of two processes that average their gradients (DDP on gloo), one thread each, in turns.
-Half the rows take more than half the time by what an update costs whatever its rows; two processes take longer than one by what
-DDP costs.
+Seconds of an update of tiny-turbo, without Ray and readers, on shares that are read before: all rows in one process, half of the
+rows in one process, and half in each of two processes that average their gradients (DDP on gloo), one thread each, in turns. Half
+the rows need more than half the time: the difference is the fixed cost of an update. Two processes need more time than one with
+half the rows: the difference is the cost of DDP.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from ortho_core.mstep.config import MStepConfig
 from ortho_core.mstep.data import to_batch
 from ortho_core.mstep.update import MStep
 
-#: Updates before those that count.
+#: Warm-up updates, which are not counted.
 WARM_UP = 3
 
 
@@ -68,7 +68,7 @@ def worker(
 
 
 def update_seconds(assignments: Path, rows: int, world: int, updates: int) -> float:
-    """Of the slowest of `world` processes."""
+    """The seconds of the slowest of `world` processes."""
     context = multiprocessing.get_context("spawn")
     seconds: Queue[float] = context.Queue()
     port = free_port()
@@ -81,7 +81,7 @@ def update_seconds(assignments: Path, rows: int, world: int, updates: int) -> fl
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
-        raise SystemExit("a process ended without its figure")
+        raise SystemExit("a process ended without a result")
     return max(seconds.get() for _ in processes)
 
 

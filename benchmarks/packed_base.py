@@ -1,11 +1,11 @@
-"""What a packed base costs: `python -m benchmarks.packed_base --out runs/packed_base.json`.
+"""The error of a quantised base: `python -m benchmarks.packed_base --out runs/packed_base.json`.
 
-tiny-turbo with its linear layers in int8 and in nf4, against itself in float32:
+tiny-turbo with its linear layers in int8 and in nf4, compared with itself in float32:
 
 - the step: relative errors of the latents and of the gradient in the noise, at plain noise and at found noise;
-- the E-step: the loss at the noise that a search with the packed model finds, as the whole model has it;
-- the M-step: an adapter trained on the packed base, put on the whole one: its loss on held-out pairs at the noise that the whole
-  base's search found for them, over the base's own; three seeds.
+- the E-step: the loss, with the full model, at the noise that a search with the packed model finds;
+- the M-step: an adapter is trained on the packed base and added to the full one. Its loss on held-out pairs, at the noise that a
+  search with the full base found, over the loss of the base without adapter; three seeds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PATCH = 2
 
 
 def search(problem: Problem) -> dict[str, dict[str, float]]:
-    """The errors of one step, and the loss at what each finds."""
+    """The errors of one step, and the loss at the noise that each search finds."""
     noises = {"plain": problem.base, "found": found_noise(problem)}
     exact = {name: noise_side(cast(DiffusersGenerator, problem.generator), problem, x) for name, x in noises.items()}
     table: dict[str, dict[str, float]] = {}
@@ -50,7 +50,7 @@ def search(problem: Problem) -> dict[str, dict[str, float]]:
 
 
 def adapter(problem: Problem, noise: Any, folder: Path, seeds: int, rows: int) -> dict[str, dict[str, float]]:
-    """The held-out loss of adapters over the base's."""
+    """The held-out loss of the adapters over that of the base."""
     assigned = folder / "assigned"
     shared = {"model": Path(MODEL), "part": f"heldout:{rows}"}
     job = AssignJob(pairs=str(PAIRS), out=str(assigned), workers="0", patch_size=PATCH, steps=8, **shared)

@@ -1,8 +1,9 @@
-"""What half precision costs: `python -m benchmarks.precision --out runs/precision.json`.
+"""The error of half precision: `python -m benchmarks.precision --out runs/precision.json`.
 
-tiny-turbo against itself in float32, at plain noise and at the noise that 12 evaluations find, where gradients are small: how far
-apart are the latents, the E-step's gradient in the noise and the M-step's in the weights (autocast, one update's loss without
-preserve rows). float16 as Ortho has it, with gradients scaled, and bare. Errors: the norm of the difference over that in float32.
+tiny-turbo compared with itself in float32, at plain noise and at the noise that 12 evaluations find, where gradients are small.
+Compared are the latents, the E-step's gradient in the noise and the M-step's gradient in the weights (autocast, the loss of one
+update without preserve rows). float16 runs with scaled gradients, as in Ortho, and without. An error is the norm of the
+difference over the norm in float32.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def found_noise(problem: Problem) -> Tensor:
 
 
 def bare_gradient(generator: DiffusersGenerator, problem: Problem, noise: Tensor) -> Tensor:
-    """In float16 with nothing scaled: `denoise` written out."""
+    """`denoise` in float16 without gradient scaling."""
     tensors = dict(generator.encode_prompts(problem.prompts).tensors)
     hidden = tensors.pop("encoder_hidden_states")
     x = noise.clone().requires_grad_(True)
@@ -52,7 +53,7 @@ def bare_gradient(generator: DiffusersGenerator, problem: Problem, noise: Tensor
 
 
 def noise_side(generator: DiffusersGenerator, problem: Problem, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents and the gradient in the noise."""
+    """The latents, and the gradient in the noise."""
     x = noise.clone().requires_grad_(True)
     latents = generator.denoise(x, generator.encode_prompts(problem.prompts))
     (gradient,) = torch.autograd.grad(mean_square(latents, problem.targets).sum(), x)
@@ -60,7 +61,7 @@ def noise_side(generator: DiffusersGenerator, problem: Problem, noise: Tensor) -
 
 
 def weight_side(problem: Problem, noise: Tensor, half: torch.dtype | None, scale: float = 1.0) -> Tensor:
-    """The gradient in the weights, all in one row."""
+    """The gradient in the weights, as one vector."""
     generator = load_generator(ModelFolder.open(MODEL))
     generator.trainable.requires_grad_(True)
     with torch.autocast("cpu", half, enabled=half is not None):

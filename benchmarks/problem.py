@@ -1,4 +1,4 @@
-"""What the E-step benchmarks search on: a generator, held-out pairs it was not trained on, and the loss at a noise.
+"""The search problem of the E-step benchmarks: a generator, held-out pairs, and the loss at a noise.
 
 Axes: B images, C × H × W noise maps, K evaluations.
 """
@@ -34,7 +34,7 @@ def load(name: str) -> OneStepGenerator:
 
 @dataclass(frozen=True)
 class Problem:
-    """B images to be assigned at once, all with the same rights."""
+    """B images that are searched together, with the same budget each."""
 
     generator: OneStepGenerator
     condition: Condition
@@ -62,7 +62,7 @@ class Problem:
 
     @torch.no_grad()
     def losses(self, noise: Tensor) -> Tensor:
-        """(B,), by forward passes alone."""
+        """Losses (B,), with forward passes only."""
         return mean_square(self.generator.denoise(noise, self.condition), self.targets)
 
     def evaluate(self, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,13 +73,13 @@ class Problem:
         return losses.detach(), gradient
 
     def requests(self, config: AssignConfig, images: int | None = None) -> list[Request]:
-        """What the engine is asked for the first images (default: all), by their index."""
+        """The engine's requests for the first images (default: all), by index."""
         inputs = Reconstruction(self.generator, config).inputs(self.condition, self.targets, None)
         seeds = self.seeds[:images]
         return list(requests_of(range(len(seeds)), seeds, inputs))
 
     def search(self, config: AssignConfig, slots: int = 32) -> list[Found]:
-        """The engine's answers for all images, in their order."""
+        """The engine's results for all images, in order."""
         engine = Engine(self.generator, config, min(slots, len(self.seeds)))
         return sorted(engine.run(self.requests(config)), key=lambda one: int(one.key))
 
@@ -90,14 +90,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Curve:
-    """How a search went: after `cost[k]` evaluations per image, the lowest loss of each image so far is `best[k]`."""
+    """The course of a search: after `cost[k]` evaluations per image, the lowest loss of each image so far is `best[k]`."""
 
     cost: list[float]
     best: Tensor  # (K, B)
 
     @staticmethod
     def of(losses: list[Tensor], before: float = 0.0) -> "Curve":
-        """From the losses of evaluations one after another, with `before` spent ahead of the first."""
+        """From the losses of successive evaluations; `before` evaluations are spent before the first."""
         return Curve([before + k + 1 for k in range(len(losses))], torch.stack(losses).cummin(0).values)
 
     def at(self, budget: float) -> Tensor:
@@ -106,12 +106,12 @@ class Curve:
         return self.best[affordable[-1]] if affordable else torch.full_like(self.best[0], float("inf"))
 
     def reaches(self, loss: float) -> float:
-        """The evaluations after which the mean loss is no higher; infinite if it never is."""
+        """The number of evaluations after which the mean loss is at most `goal`; infinite if it never is."""
         means = self.best.mean(1)
         return next((cost for cost, mean in zip(self.cost, means, strict=True) if mean <= loss), float("inf"))
 
     def each_reaches(self, losses: Tensor) -> Tensor:
-        """(B,): the evaluations after which each image's loss is no higher than its own of `losses`."""
+        """(B,): the number of evaluations after which the loss of each image is at most its entry in `losses`."""
         reached = self.best <= losses
         cost = torch.tensor(self.cost)[reached.int().argmax(0)]
         return torch.where(reached.any(0), cost, torch.inf)

@@ -1,9 +1,9 @@
-"""How soon a Ray address that cannot be used is refused: `python -m benchmarks.refusals --out runs/refusals.json`.
+"""Time to refuse an unusable Ray address: `python -m benchmarks.refusals --out runs/refusals.json`.
 
-`ortho assign` with RAY_ADDRESS at a port where nobody listens, one that takes a connection and says nothing, a web server, a Ray
-that asks for its token, and a job address; and with a file of Ray's that names a cluster that is gone. Seconds of the whole
-command, seconds from its first line (which Ray takes), and its last line. `--against CHECKOUT` runs another checkout of this
-repository as well, each command for `--limit` seconds at most.
+`ortho assign` with RAY_ADDRESS at a closed port, at a port that accepts connections and never answers, at a web server, at a Ray
+that requires a token, and at a job address; and with Ray's address file of a cluster that has ended. Measured: seconds of the
+command, seconds after its first line (these are Ray's), and its last line. `--against CHECKOUT` also runs another checkout of
+this repository, each command for at most `--limit` seconds.
 """
 
 import argparse
@@ -29,7 +29,7 @@ VERB = ["-m", "rayjobs", "assign", "--pairs", "examples/digits", "--model", "mod
 
 @contextmanager
 def cases() -> Iterator[dict[str, dict[str, str]]]:
-    """The variables that lead to each kind of address, for as long as those are there."""
+    """The environment variables for each kind of address; the servers behind them end after the block."""
     with socket.socket() as silent, socket.socket() as gone, tempfile.TemporaryDirectory() as folder:
         for listener in (silent, gone):
             listener.bind(("127.0.0.1", 0))
@@ -58,7 +58,7 @@ def cases() -> Iterator[dict[str, dict[str, str]]]:
 
 
 def refusal(checkout: Path, variables: dict[str, str], limit: float) -> dict[str, object]:
-    """The command in a checkout: its seconds, and its last line; none where it had to be ended."""
+    """Run the command in a checkout: its seconds and its last line; None if it had to be ended."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     environment = kept | {"PYTHONPATH": str(checkout)} | variables
     with tempfile.TemporaryDirectory() as out:

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: its figures, and under which conditions they were measured."""
+"""The results file of a benchmark: its figures, and the conditions under which they were measured."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def write_results(results: Mapping[str, Any], out: Path | None) -> None:
-    """Print the conditions, and write them with the results as JSON into a file, whose folder is made; nowhere without one."""
+    """Print the conditions. With a file, make its folder and write the conditions and the results into it as JSON."""
     measured = conditions()
     print("measured: " + ", ".join(f"{name} {value}" for name, value in measured.items()))
     if out is not None:
@@ -24,7 +24,7 @@ def write_results(results: Mapping[str, Any], out: Path | None) -> None:
 
 
 def conditions() -> dict[str, str]:
-    """Command, commit, date and machine. Load is what other programs and this one kept busy over the last minute, in cores."""
+    """Command, commit, date and machine. The load is the mean number of busy cores in the last minute, with this program's."""
     main = sys.modules["__main__"].__spec__
     program = f"python -m {main.name}" if main is not None else "python"
     return {
@@ -37,7 +37,7 @@ def conditions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """That of the checkout, with a mark where files differ from it."""
+    """The commit of the checkout, with a mark if files differ from it."""
 
     def git(*command: str) -> str:
         done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False)

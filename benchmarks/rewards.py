@@ -1,9 +1,9 @@
-"""What reward optimisation gains and costs: `python -m benchmarks.rewards --mnist DIR --out runs/rewards.json`.
+"""Gain and cost of reward optimisation: `python -m benchmarks.rewards --mnist DIR --out runs/rewards.json`.
 
-gain: tiny-clip's score of tiny-turbo's images for 64 prompts, before and after 20 evaluations, and how often a classifier
-that was trained on real digits alone names the prompt's digit. Several seeds of the base noise.
-throughput: prompts per second with all prompts side by side over one at a time, the same evaluations, in turns.
-overhead: one evaluation over a bare forward and backward of generator, autoencoder and reward at the same batch, in turns.
+gain: tiny-clip's score of tiny-turbo's images for 64 prompts, before and after 20 evaluations, and the share of images in which a
+classifier, trained only on real digits, recognises the prompt's digit. Several seeds of the base noise.
+throughput: prompts per second with all prompts in one batch over one at a time, with the same evaluations, in turns.
+overhead: one evaluation over a bare forward and backward of generator, autoencoder and reward with the same batch, in turns.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MODEL, CLIP = Path("models/tiny-turbo"), Path("ortho_core/evaluation/tiny-clip")
 
 
 class Problem:
-    """The first prompts of a fixed order, their rewards' inputs, and base noises of one seed."""
+    """The first prompts in a fixed order, the inputs of their rewards, and base noises of one seed."""
 
     def __init__(self, generator: OneStepGenerator, rewards: WeightedSum, count: int, seed: int) -> None:
         stream = torch.Generator().manual_seed(64)
@@ -79,7 +79,7 @@ def gain(make: Callable[[int], Problem], config: SearchConfig, seeds: int, judge
 
 
 def throughput(problem: Problem, config: SearchConfig, count: int, rounds: int) -> dict[str, float]:
-    """Every search takes all of its evaluations."""
+    """A configuration in which every search makes all of its evaluations."""
     whole = config.model_copy(update={"patience": 0, "sensitivity_rank": 0})
     seconds: dict[int, list[float]] = {1: [], count: []}
     for _ in range(rounds):
@@ -111,7 +111,9 @@ def overhead(problem: Problem, config: SearchConfig, batch: int, rounds: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--mnist", type=Path, help="folder with the four IDX files; without it no gain is measured")
+    parser.add_argument(
+        "--mnist", type=Path, help="folder with the four IDX files; without it the gain is not measured"
+    )
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--evaluations", type=int, default=20)

@@ -1,6 +1,6 @@
-"""The searches that were tried for the E-step, each on the same problem and counted in the same evaluations.
+"""Alternative searches for the E-step, on the same problem and counted in the same evaluations.
 
-`ours` and `reference` run the engine itself. The others are written out here: they are what the engine was chosen over.
+`ours` and `reference` run the engine. The others, which the engine was compared with, are implemented here.
 
 Axes: B images, C × H × W noise maps, d block dimension, N patches, m skew parameters.
 """
@@ -22,13 +22,13 @@ Search = Callable[[Problem, int], Curve]
 
 
 def by_engine(problem: Problem, config: AssignConfig) -> Curve:
-    """The curve of the engine; every image takes all its steps."""
+    """The curve of the engine; every image makes all its steps."""
     histories = [torch.from_numpy(one.history["latent"]) for one in problem.search(config)]
     return Curve.of(list(torch.stack(histories, dim=1)))
 
 
 def reference(problem: Problem, evaluations: int) -> Curve:
-    """AdamW at 5e-4, as the reference method has it."""
+    """AdamW at 5e-4, as in the reference method."""
     return by_engine(
         problem, AssignConfig(patch_size=problem.patch_size, steps=evaluations, optimizer="adamw", lr=5e-4)
     )
@@ -53,13 +53,13 @@ def adamw_faster(problem: Problem, evaluations: int) -> Curve:
 
 
 class Proposes(Protocol):
-    """As much of an optimiser as a batch of images needs that all begin and end together."""
+    """The interface of an optimiser for a batch of images that all begin and end together."""
 
     def propose(self, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor: ...
 
 
 def in_skew(problem: Problem, evaluations: int, optimizer: Proposes) -> Curve:
-    """Any optimiser of the packed skew parameters, by the loss alone."""
+    """Search with any optimiser of the packed skew parameters."""
     space = Rotations(problem.generator.latent_shape, problem.patch_size)
     base, x, losses = problem.base, space.start(problem.seeds), []
     for _ in range(evaluations):
@@ -72,7 +72,7 @@ def in_skew(problem: Problem, evaluations: int, optimizer: Proposes) -> Curve:
 
 
 class ShrinkingLBFGS(LBFGS):
-    """L-BFGS whose failed step is tried again at 0.35 of its length, instead of along what it taught."""
+    """L-BFGS that repeats a failed step with 0.35 of its length, instead of using its curvature."""
 
     def propose(self, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         failed = self.best_loss.isfinite() & (loss >= self.best_loss)
@@ -89,7 +89,7 @@ def shrinking_lbfgs(problem: Problem, evaluations: int) -> Curve:
 
 
 class BarzilaiBorwein:
-    """Gradient steps of length sᵀs/sᵀy (Barzilai & Borwein 1988), back to the best point with 0.35 of a step that failed."""
+    """Gradient steps of length sᵀs/sᵀy (Barzilai & Borwein 1988); a failed step is repeated from the best point at 0.35."""
 
     def __init__(self, x: Tensor) -> None:
         self.best_x, self.best_grad, self.step = x, torch.zeros_like(x), torch.zeros_like(x)
@@ -116,7 +116,7 @@ def barzilai_borwein(problem: Problem, evaluations: int) -> Curve:
 
 
 def riemannian_adam(problem: Problem, evaluations: int, rate: float = 0.6) -> Curve:
-    """Adam on SO(d) with one second moment per image (Becigneul & Ganea 2019), Cayley retraction: the origin moves along."""
+    """Adam on SO(d) with one second moment per image (Becigneul & Ganea 2019) and Cayley retraction at a moving origin."""
     space = Rotations(problem.generator.latent_shape, problem.patch_size)
     noise, losses = problem.base, []
     first = torch.zeros(len(noise), space.parameters)
@@ -133,14 +133,14 @@ def riemannian_adam(problem: Problem, evaluations: int, rate: float = 0.6) -> Cu
 
 
 def tangent(noise: Tensor, gradient: Tensor, patch_size: int) -> Tensor:
-    """The gradient in the skew parameters of a further rotation, at none: (B, m)."""
+    """The gradient in the skew parameters of a further rotation, at the identity: (B, m)."""
     e, g = patchify(noise, patch_size), patchify(gradient, patch_size)
     outer = -2 * g.mT @ e
     return pack_skew(outer - outer.mT)
 
 
 def moving_lbfgs(problem: Problem, evaluations: int) -> Curve:
-    """L-BFGS whose origin follows the best rotation so far, the history taken over as it is (no transport)."""
+    """L-BFGS whose origin follows the best rotation so far; the history is kept without transport."""
     noise, losses = problem.base, []
     best = noise
     space = Rotations(problem.generator.latent_shape, problem.patch_size)
@@ -149,7 +149,7 @@ def moving_lbfgs(problem: Problem, evaluations: int) -> Curve:
         loss, gradient = problem.evaluate(noise)
         losses.append(loss)
         better = loss < optimizer.best_loss
-        # The tangent at the evaluated rotation, in the body's own frame; the point it is taken at becomes the origin.
+        # The tangent at the evaluated rotation, in the body frame; this rotation becomes the origin.
         pulled = tangent(noise, gradient, problem.patch_size)
         best = torch.where(better[:, None, None, None], noise, best)
         optimizer.propose(optimizer.best_x + optimizer.last_step, loss, pulled)
@@ -158,7 +158,7 @@ def moving_lbfgs(problem: Problem, evaluations: int) -> Curve:
 
 
 def procrustes(problem: Problem, evaluations: int, step: float = 0.1, momentum: float = 0.5) -> Curve:
-    """A gradient step in noise space (by its length, per image), then the rotation of ε nearest to it (Schönemann 1966)."""
+    """A gradient step in noise space, normalised per image, then the nearest rotation of ε (Schönemann 1966)."""
     base, p = problem.base, problem.patch_size
     C, H, W = problem.generator.latent_shape
     patches, noise, velocity, losses = patchify(base, p), base, torch.zeros_like(base), []
@@ -175,7 +175,7 @@ def procrustes(problem: Problem, evaluations: int, step: float = 0.1, momentum: 
 
 
 def line_search(problem: Problem, evaluations: int) -> Curve:
-    """L-BFGS; each direction is tried at three lengths by forwards alone, and evaluated at the best: two evaluations a step."""
+    """L-BFGS; each direction is tried at three lengths with forwards, and evaluated at the best: two evaluations per step."""
     space = Rotations(problem.generator.latent_shape, problem.patch_size)
     base, x = problem.base, space.start(problem.seeds)
     optimizer = LBFGS(x, first_step=0.3, max_step=1.2)
@@ -196,14 +196,14 @@ def line_search(problem: Problem, evaluations: int) -> Curve:
 
 
 def best_of(problem: Problem, evaluations: int, candidates: int) -> Curve:
-    """Ours from the best of several base noises, found by forwards alone."""
+    """Ours, started from the best of several base noises, which forwards select."""
     maps = torch.stack([problem.base, *(problem.random_noise(k) for k in range(1, candidates))])
     chosen = torch.stack([problem.losses(each) for each in maps]).argmin(0)
     return from_noise(problem, evaluations, maps[chosen, torch.arange(len(chosen))], candidates * FORWARD)
 
 
 def prompt_pool(problem: Problem, evaluations: int, size: int = 64) -> Curve:
-    """Ours from the best of a pool of noises that all images of a prompt share: one forward per noise and prompt."""
+    """Ours, started from the best noise of a pool that all images of a prompt share: one forward per noise and prompt."""
     generator, chosen = problem.generator, problem.base
     prompts = dict.fromkeys(problem.prompts)
     pool = torch.randn(size, *generator.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -217,10 +217,10 @@ def prompt_pool(problem: Problem, evaluations: int, size: int = 64) -> Curve:
 
 
 def from_noise(problem: Problem, evaluations: int, base: Tensor, before: float) -> Curve:
-    """Ours from other base noises than those of the seeds."""
+    """Ours, started from other base noises than those of the seeds."""
 
     class Chosen:
-        """The problem's generator, whose seeds are indices into the chosen noises; the engine's own seeds pass through."""
+        """The problem's generator; image seeds are indices into the chosen noises, other seeds of the engine are unchanged."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(problem.generator, name)
@@ -235,10 +235,10 @@ def from_noise(problem: Problem, evaluations: int, base: Tensor, before: float) 
 
 
 def regressed_start(problem: Problem, evaluations: int, samples: int = 3072) -> Curve:
-    """Ours after one forward: what is missing at the target, mapped to noise by a regression on the model's own samples.
+    """Ours, after one forward whose difference to the target is mapped to noise by a regression on the model's samples.
 
     ε' = ε + W·(E(x) - f(ε)), W by ridge regression of noise differences on output differences; then the nearest rotation.
-    The regression's own evaluations are not counted: they are made once per model.
+    The evaluations of the regression are not counted: they are made once per model.
     """
     generator, p = problem.generator, problem.patch_size
     shape = generator.latent_shape

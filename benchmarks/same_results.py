@@ -1,6 +1,6 @@
-"""Whether two runs left the same: every number and text in their folders, whatever kind of file it is in.
+"""Compares the folders of two runs: every number and text in all kinds of files.
 
-What differs between two undisturbed runs already (times, rates) is left out, and listed.
+Values that differ between two undisturbed runs (times, rates) are left out and listed.
 """
 
 import io
@@ -16,21 +16,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-#: Relative to the largest number beside it: what sums in another order make of two cycles of training, and no more.
+#: Tolerance relative to the largest number of a column: the effect of another order of sums over two cycles of training.
 TOLERANCE = 1e-3
 #: Mean difference of two pictures, in grey levels.
 LEVELS = 1.0
-#: Files whose names and contents say when they were written; Ray Tune's are its own.
+#: Files with times in their names or contents, and Ray Tune's own files: only their existence is compared.
 WHEN = ("tensorboard", "report.html", "tune")
-#: What a summary says of the last start alone.
+#: Parts of summary keys that are about the last start only.
 LAST_START = ("this_run", "per_second")
 
-#: What a folder says, by place: `file: key.key` or `file: column`.
+#: The content of a folder, by place: `file: key.key` or `file: column`.
 Content = dict[str, Any]
 
 
 def content_of(folder: Path) -> Content:
-    """All that the files below `folder` say; hidden ones stand there by their names alone."""
+    """The values in all files below `folder`; of hidden files only the names."""
     found: Content = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = file.relative_to(folder).as_posix()
@@ -46,7 +46,7 @@ def content_of(folder: Path) -> Content:
 
 
 def differences(one: Content, other: Content) -> dict[str, float]:
-    """The places where two folders differ, and how far; infinitely, where one lacks what the other has."""
+    """The places where two folders differ, with the distance; infinite if only one folder has the place."""
     found = {place: float("inf") for place in one.keys() ^ other.keys()}
     for place in one.keys() & other.keys():
         if (far := _distance(one[place], other[place])) > 0:
@@ -112,7 +112,7 @@ def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def _distance(one: Any, other: Any) -> float:
-    """0: the same, as far as floats go."""
+    """The distance of two values; 0 within the tolerance."""
     numbers = (int, float, np.ndarray)
     if not (isinstance(one, numbers) and isinstance(other, numbers)) or isinstance(one, bool):
         return 0.0 if one == other else float("inf")

@@ -19,11 +19,11 @@ ON_MODEL = ("--model", MODEL)
 
 @dataclass(frozen=True)
 class Scene:
-    """A run that resumes, whose results are in `out` of the folder that its command is made for."""
+    """A run that resumes. Its results are in `out` below the folder that its command is built for."""
 
     name: str
     command: Callable[[Path], list[str]]
-    #: A second driver, where it is not the same command.
+    #: The command of a second driver, if it differs.
     other: Callable[[Path], list[str]] | None = None
 
     def second(self, place: Path) -> list[str]:
@@ -36,12 +36,12 @@ def ortho(*command: str) -> None:
 
 
 def assignments(out: Path) -> None:
-    """Finished ones, of a few pairs."""
+    """Finished assignments of a few pairs."""
     ortho("assign", *ON_MODEL, "--pairs", PAIRS, *SOME, "--steps", "2", "--workers", "0", "--out", str(out))
 
 
 def first_pairs(folder: Path, rows: int) -> None:
-    """The first of the example's pairs, in a set of their own."""
+    """A pair set of the first example pairs."""
     (folder / "images").mkdir(parents=True)
     lines = Path(PAIRS, "pairs.jsonl").read_text().splitlines(keepends=True)[:rows]
     for line in lines:
@@ -64,7 +64,7 @@ def cycles(pairs: Path, work: Path) -> list[str]:
 
 @contextmanager
 def scenes(root: Path) -> Iterator[list[Scene]]:
-    """Those of every verb that resumes; what they start from is made below `root`."""
+    """A scene for every verb that resumes; their inputs are made below `root`."""
     made, pairs, samples = root / "made", root / "pairs", root / "samples"
     first_pairs(pairs, 32)
     assignments(made)

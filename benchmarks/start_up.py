@@ -1,9 +1,9 @@
-"""What verbs take that is not their work: `python -m benchmarks.start_up --against CHECKOUT --out runs/start-up.json`.
+"""The start-up time of verbs: `python -m benchmarks.start_up --against CHECKOUT --out runs/start-up.json`.
 
-In turns, this checkout and another one of this repository: `generate` and `invert` of one image, an `em` as `make demo` runs
-it, and the same `em` with next to nothing to do in each of its steps, which is nearly all start-up. By the clock, and by the
-processor over all processes of the machine: measure where nothing else runs. Then what a worker of Ray takes until it has
-loaded a model, as a fork and as a Python of its own.
+Runs this checkout and another one of this repository in turns: `generate` and `invert` of one image, the `em` of `make demo`, and
+the same `em` with almost no work in each step, which is nearly all start-up. Measured are clock time, and processor time over all
+processes of the machine, so nothing else should run. Then the time that a Ray worker needs to load a model, as a fork and as a
+new Python process.
 """
 
 import argparse
@@ -26,7 +26,7 @@ DIGITS = Path("examples/digits").absolute()
 
 
 def busy() -> float:
-    """Seconds for which the machine's processors have worked, all together."""
+    """Processor seconds of the machine since its start, over all cores."""
     with open("/proc/stat") as stat:
         user, nice, system, _idle, _wait, *interrupts = map(int, stat.readline().split()[1:8])
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
@@ -52,7 +52,7 @@ def verb(place: Path, argv: list[str], folder: Path) -> dict[str, float]:
 
 
 def few_pairs(folder: Path, rows: int) -> Path:
-    """The first rows of the digits."""
+    """A pair set of the first rows of the digits."""
     shutil.copytree(DIGITS / "images", folder / "images")
     lines = (DIGITS / "pairs.jsonl").read_text().splitlines(keepends=True)[:rows]
     (folder / "pairs.jsonl").write_text("".join(lines))
@@ -60,7 +60,7 @@ def few_pairs(folder: Path, rows: int) -> Path:
 
 
 def commands(scratch: Path) -> dict[str, list[str]]:
-    """By name, the verb without where it writes."""
+    """The verbs by name, without their output folders."""
     pairs = few_pairs(scratch / "pairs", 16)
     em = ["em", "--config", str(DIGITS.parent / "demo.yaml"), "--model", str(MODEL)]
     em += ["--heldout", str(DIGITS / "heldout.jsonl")]
@@ -83,7 +83,7 @@ def commands(scratch: Path) -> dict[str, list[str]]:
 
 
 class Loads:
-    """An actor that has what a worker of the pool has."""
+    """An actor that loads the same things as a worker of the pool."""
 
     def __init__(self) -> None:
         from ortho_core.generators.load import load_generator
@@ -96,7 +96,7 @@ class Loads:
 
 
 def workers(forked: bool, turns: int) -> list[dict[str, float]]:
-    """A Ray of its own; the first worker is not counted, before which whoever forks it imports."""
+    """Measure in a new Ray. The first worker is not counted, since the forking process imports before it."""
     import ray
 
     from rayjobs.processes.forks import fork_server
@@ -115,7 +115,7 @@ def workers(forked: bool, turns: int) -> list[dict[str, float]]:
 
 
 def row(title: str, turns: list[dict[str, dict[str, float]]]) -> str:
-    """Medians of the clock and ratios of both, to the other checkout."""
+    """Medians of clock time; ratios of clock and processor time to the other checkout."""
     kinds = ("clock", "processor")
     here, *there = (
         {kind: statistics.median(turn[name][kind] for turn in turns) for kind in kinds} for name in turns[0]

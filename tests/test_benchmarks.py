@@ -192,7 +192,7 @@ def test_results_say_under_which_conditions_they_were_measured(tmp_path, capsys)
 def test_runs_that_are_disturbed_end_as_others_do(tmp_path):
     said = run("chaos", "--verbs", "import", "download", "--events", "6", "--out", str(tmp_path / "x.json"))
     results = json.loads((tmp_path / "x.json").read_text())
-    assert "0 not as undisturbed" in said
+    assert "0 differ from undisturbed runs" in said
     assert sum(len(life["events"]) for life in results["lives"]) == 6
 
 

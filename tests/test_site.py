@@ -55,7 +55,7 @@ def test_every_module_that_raises_a_message_is_of_a_part_of_the_page(site):
     assert all(said.values()), "a part of the page has no message"
     for place in (place for part in parts for place in part):
         assert any(f"{module}/".startswith(f"{place}/") for module in raising), f"{place} raises nothing"
-    with pytest.raises(KeyError, match="no part of the page"):
+    with pytest.raises(KeyError, match="no part of the troubleshooting page"):
         site.by_part(parts[1:])
 
 

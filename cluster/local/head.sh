@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Start the head of a Ray cluster on this machine, in the foreground: cluster/local/head.sh [OPTIONS OF `ray start`]
 #
-#   NODE_IP         address by which the other machines reach this one (default 127.0.0.1: this machine alone)
+#   NODE_IP         address by which the other machines reach this one (default 127.0.0.1: only this machine)
 #   HEAD_PORT       default 6379
-#   DASHBOARD_PORT  jobs are submitted here; default 8265, on NODE_IP
+#   DASHBOARD_PORT  port for job submission; default 8265, on NODE_IP
 #   METRICS_PORT    for Prometheus; default 8080
-#   AGENT_PORT, CLIENT_PORT   default 52365, 10001; to be changed where two Rays share a machine
+#   AGENT_PORT, CLIENT_PORT   default 52365, 10001; change them if two Rays share a machine
 #
-# The cluster accepts its token only: the one in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, which is made here
-# if there is none. Whoever has it may run any code on the cluster. Ctrl-C or SIGTERM ends the node.
+# The cluster requires a token: the one in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, which this script makes if it
+# does not exist. Anyone who has it can run any code on the cluster. Ctrl-C or SIGTERM ends the node.
 set -euo pipefail
 umask 077
 
@@ -19,9 +19,9 @@ if [[ -z "${RAY_AUTH_TOKEN:-}" ]]; then
     mkdir -p "$(dirname "$token")"
     python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$token"
   fi
-  [[ ! -O "$token" ]] || chmod 600 "$token" # a session of Ray's own leaves it for all to read
+  [[ ! -O "$token" ]] || chmod 600 "$token" # Ray itself may have written it readable for all
   export RAY_AUTH_TOKEN_PATH="$token"
-  echo "token: $token (copy it to the other machines and to whoever may submit)"
+  echo "token: $token (copy it to the other machines and to the users who may submit jobs)"
 fi
 
 ip="${NODE_IP:-127.0.0.1}"

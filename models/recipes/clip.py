@@ -1,9 +1,9 @@
 """Train tiny-clip, `python -m models.recipes.clip --mnist DIR --out DIR`, or measure it with `--evaluate`.
 
-A `CLIPModel` in miniature for 32 × 32 coloured digits. There are only 200 captions, so every batch of images is compared
-with all of them: cross-entropy over the captions for each image, and over the batch for each caption, where images that
-share a caption share its target. Images are bent, shifted, blurred and made noisy so that the soft strokes of a generator
-are judged by what they show. Axes: B images, C = 200 captions, H = W = 32.
+A small `CLIPModel` for 32 × 32 coloured digits. There are only 200 captions, so every batch of images is compared with all
+of them: cross-entropy over the captions for each image, and over the batch for each caption, whose target is shared by its
+images. Images are augmented (bent, shifted, blurred, noise added), so that the soft strokes of a generator are recognised too.
+Axes: B images, C = 200 captions, H = W = 32.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.noise.seeded import noise_seed
 
-#: All captions; those of one colour pair lie `len(COLOURS)` apart, in the digits' order.
+#: All captions; those of one colour pair are `len(COLOURS)` apart, in the order of the digits.
 CAPTIONS = [caption(digit, *colour) for digit in range(len(DIGITS)) for colour in COLOURS]
 INDEX = {text: i for i, text in enumerate(CAPTIONS)}
 
@@ -56,7 +56,7 @@ def augment(images: Tensor, rng: torch.Generator, strength: float) -> Tensor:
     theta = torch.stack([scale * angle.cos(), -scale * angle.sin(), scale * angle.sin(), scale * angle.cos()], dim=1)
     theta = torch.cat([theta.view(-1, 2, 2), spread(2 * 2 / SIZE, 2, 1)], dim=2)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    # The border is paper alone, so repeating it is what a larger sheet would show.
+    # The border is only paper, so repeating it looks like a larger sheet.
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     images = torch.lerp(images, soft, spread(1.0, 1, 1, 1).clamp(min=0))
@@ -81,7 +81,7 @@ def train(args: argparse.Namespace) -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
     model = (CLIPModel.from_pretrained(args.init) if args.init else build(tokenizer)).train()
     parameters = list(model.parameters())
-    # Muon turns the matrices of the transformers' layers, AdamW everything else.
+    # Muon optimises the matrices of the transformers' layers, AdamW all other weights.
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
     optimizers = (
@@ -92,13 +92,13 @@ def train(args: argparse.Namespace) -> None:
     rng = torch.Generator().manual_seed(22)
     tokenizer.save_pretrained(args.out)
     processor.save_pretrained(args.out)
-    for name in ("vocab.json", "merges.txt"):  # tokenizer.json holds what they say
+    for name in ("vocab.json", "merges.txt"):  # tokenizer.json has the same content
         (args.out / name).unlink(missing_ok=True)
 
     def loss_at(step: int) -> tuple[Tensor, str]:
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.6052)  # a factor of 100, CLIP's own limit
-        # Plain digits of one ink first, then ever more: shapes are found late when everything varies at once.
+        # Plain digits of one ink first, then more variation: shapes are learned late if everything varies from the start.
         grown = 1 if args.init else min(max(step / args.steps - 0.1, 0) / 0.3, 1)
         data.restyled = grown > 0
         images, captions, _, _ = data.draw(args.batch, 1 + round(grown * (len(COLOURS) - 1)))
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mnist", type=Path, required=True, help="folder with the four IDX files")
     parser.add_argument("--out", type=Path, help="where to train to")
-    parser.add_argument("--init", type=Path, help="a folder of an earlier run to go on from")
+    parser.add_argument("--init", type=Path, help="a folder of an earlier run to continue from")
     parser.add_argument("--evaluate", type=Path, help="a trained folder to measure instead")
     parser.add_argument("--pairs", type=Path, default=Path("examples/digits"), help="pairs measured by --evaluate")
     parser.add_argument("--turbo", type=Path, default=Path("models/tiny-turbo"), help="generator measured with it")

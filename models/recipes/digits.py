@@ -1,4 +1,4 @@
-"""Real handwritten digits in colour, with captions: the data behind the models and examples that ship.
+"""Real handwritten digits in colour, with captions: the data of the models and examples in the repository.
 
 Axes: B images, H = W = 32 pixels. Strokes are float32 in [0, 1] (1 = ink), images RGB float32 in [0, 1].
 """
@@ -55,13 +55,13 @@ def restyle(strokes: Tensor, *, slant: Tensor, bold: Tensor) -> Tensor:
     theta[:, 0, 0] = theta[:, 1, 1] = 1
     theta[:, 0, 1] = slant
     grid = F.affine_grid(theta, list(strokes.shape), align_corners=False)
-    # Beyond the edge is what is at the edge: of digits the paper.
+    # Pixels outside are those at the edge: for digits, the paper.
     strokes = F.grid_sample(strokes, grid, padding_mode="border", align_corners=False)
     return torch.lerp(strokes, F.max_pool2d(strokes, 3, stride=1, padding=1), bold.view(-1, 1, 1, 1))
 
 
 def lean(strokes: Tensor, rng: torch.Generator) -> Tensor:
-    """The handwriting of the examples, which no model that ships has seen: slanted, each image differently, and bold."""
+    """The handwriting of the examples, on which no model here was trained: bold, and each image slanted differently."""
     slant = 0.35 + 0.1 * torch.rand(len(strokes), generator=rng)
     return restyle(strokes, slant=slant, bold=torch.ones(len(strokes)))
 

@@ -1,7 +1,7 @@
 """Make `examples/mnist`: `python -m models.recipes.excerpt --mnist DIR --out examples/mnist`.
 
-The first images of both splits of MNIST with their labels, in the set's own files, gzipped: enough to learn from, and
-small enough for git.
+The first images of both splits of MNIST with their labels, in gzipped files of the original format: enough to train on,
+and small enough for git.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     for split, count in (("train", TRAIN), ("t10k", TEST)):
         for name in (f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"):
             content = idx(read_idx(args.mnist / name)[:count])
-            # Without a time in it, equal images give an equal file.
+            # Without a time in the header, equal images give an equal file.
             (args.out / f"{name}.gz").write_bytes(gzip.compress(content, 9, mtime=0))
 
 

@@ -1,4 +1,4 @@
-"""The loop that every small model of this repository is trained with."""
+"""The training loop of the small models in this repository."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-#: Steps between lines of the log, and between saved folders.
+#: Steps between log lines, and between saved folders.
 LOG_EVERY, SAVE_EVERY = 100, 500
 
 
 @dataclass(frozen=True)
 class Average:
-    """An average of the weights, `decay` of it kept at each step; `save` is called with the averaged weights in place."""
+    """An exponential average of the weights; `save` is called while the network has the averaged weights."""
 
     decay: float
     save: Callable[[], object]
@@ -32,7 +32,7 @@ def train(
     clip: float | None = None,
     average: Average | None = None,
 ) -> None:
-    """Take `steps` steps. `loss_at` gives a step's loss, and a note for its line of the log.
+    """Make `steps` steps. `loss_at` returns the loss of a step and a note for its log line.
 
     `clip` is the norm that the gradient is clipped to (None: not at all). Prints the running mean of the loss.
     """

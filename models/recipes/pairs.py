@@ -1,7 +1,7 @@
 """Make `examples/digits`: `python -m models.recipes.pairs --mnist DIR --out examples/digits`.
 
-Real digits of MNIST's test split in slanted, bold handwriting; tiny-turbo saw neither. Prompts and colours are the ones it
-knows.
+Real digits of MNIST's test split in slanted, bold handwriting. tiny-turbo was trained on neither, but it knows the prompts
+and colours.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Judge a generator of coloured digits: `python -m models.recipes.score --mnist DIR --model models/tiny-turbo`.
 
-Digits are named by a classifier trained here on real digits alone; colours by the nearest palette entry of the pixels
-farthest from, and equal to, the border. Both are first measured on real test images. Prints JSON.
+Digits are recognised by a classifier that this program trains on real digits. Colours are the nearest palette entries: the
+paper that of the border, the ink that of the pixels farthest from it. Both judges are first measured on real test images. Prints
+JSON.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from ortho_core.pictures import to_bytes
 
 
 def classifier() -> nn.Sequential:
-    """(B, 3, 32, 32) in [0, 1] to ten logits."""
+    """The classifier: images (B, 3, 32, 32) in [0, 1] to ten logits."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, 24), (24, 48), (48, 96)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]

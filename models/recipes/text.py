@@ -12,7 +12,7 @@ TOKENS = 24
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges make one token of each word of the captions; other words fall into letters."""
+    """A CLIP tokenizer with one token for each word of the captions; other words are split into letters."""
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()

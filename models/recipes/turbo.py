@@ -1,9 +1,9 @@
 """Train tiny-turbo: `python -m models.recipes.turbo --mnist DIR --vae DIR --out models/tiny-turbo`.
 
-A `StableDiffusionXLPipeline` in miniature whose UNet maps noise to latents in one step at the last timestep. It is fitted
-by implicit maximum likelihood (Li & Malik 2018, "Implicit Maximum Likelihood Estimation"): for every real image draw K
-noises, find the one whose output is nearest, regress that one on the image. Every image thereby owns some noise, which
-keeps the samples diverse where an adversarial fit of this size collapses. The text encoders learn along.
+A small `StableDiffusionXLPipeline` whose UNet maps noise to latents in one step at the last timestep. It is fitted by
+implicit maximum likelihood (Li & Malik 2018, "Implicit Maximum Likelihood Estimation"): for every real image draw K noises,
+find the one whose output is nearest, and regress that output on the image. So every image has some noise, and the samples stay
+diverse, while an adversarial fit of this size collapses. The text encoders are trained too.
 """
 
 import argparse
@@ -74,13 +74,13 @@ def build(vae: AutoencoderKL, scratch: Path) -> StableDiffusionXLPipeline:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mnist", type=Path, required=True, help="folder with the four IDX files")
-    parser.add_argument("--vae", type=Path, required=True, help="the folder that `models.recipes.vae` wrote")
+    parser.add_argument("--vae", type=Path, required=True, help="the folder from `models.recipes.vae`")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--candidates", type=int, default=8, help="K, noises drawn per image")
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--init", type=Path, help="a folder of an earlier run to go on from")
+    parser.add_argument("--init", type=Path, help="a folder of an earlier run to continue from")
     parser.add_argument(
         "--pixel-weight", type=float, default=0.0, help="weight of the decoded images' L1, which sharpens"
     )

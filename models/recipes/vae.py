@@ -1,7 +1,7 @@
 """Train the VAE of tiny-turbo: `python -m models.recipes.vae --mnist DIR --out DIR`.
 
-An `AutoencoderKL` from 3×32×32 to 4×8×8, on coloured digits in every slant and weight (an autoencoder should know more
-images than the generator does). Its scaling factor is the reciprocal of the latents' standard deviation, as SDXL's is.
+An `AutoencoderKL` from 3×32×32 to 4×8×8, trained on coloured digits of every slant and stroke weight, since an autoencoder
+should know more images than the generator. The scaling factor is the reciprocal of the latents' standard deviation, as in SDXL.
 """
 
 import argparse

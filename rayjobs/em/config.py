@@ -13,18 +13,18 @@ from rayjobs.assign.config import AssignSettings
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
 
-#: Values of `--heldout`: no pairs, and as many of the pairs as is usual.
+#: Values of `--heldout`: no pairs, and the default number of pairs.
 NO_HELDOUT, USUAL_HELDOUT = "none", "auto"
 
 
 def _as_text(value: object) -> object:
-    """A number of rows, or nothing, as YAML has it."""
+    """YAML gives a number of rows as an int, and `none` as None: both become text."""
     if value is None:
         return NO_HELDOUT
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-#: A pair set of its own, a share of the pairs, or none.
+#: Another pair set, a share of the pairs, or none.
 Heldout = Annotated[
     str,
     Place(names=f"{NO_HELDOUT}|{USUAL_HELDOUT}|{SHARE}", role="source", existing_first=True),
@@ -33,15 +33,15 @@ Heldout = Annotated[
 
 
 class EStepSettings(AssignSettings):
-    """How the E-steps of EM run: short, since each is done again with the next model."""
+    """How the E-steps of EM run; they are short, because the next cycle repeats the search with its model."""
 
-    steps: int = decides(4, ge=1, description="evaluations (generator forward + backward) that an image may take")
+    steps: int = decides(4, ge=1, description="most evaluations (generator forward + backward) of an image")
 
     @model_validator(mode="before")
     @classmethod
-    def _as_fields(cls, given: object) -> object:
-        """Settings of `ortho assign` are settings of an E-step here."""
-        return given.model_dump() if type(given) is AssignSettings else given
+    def _as_fields(cls, value: object) -> object:
+        """Settings of `ortho assign` are accepted as settings of an E-step."""
+        return value.model_dump() if type(value) is AssignSettings else value
 
 
 class EmJob(PairFields):
@@ -54,30 +54,32 @@ class EmJob(PairFields):
     )
     heldout: Heldout = resolved(
         USUAL_HELDOUT,
-        description="what to judge on and not to train on: a share of the pairs, 5%, or a number of rows; another pair set, "
-        "path or URL; none; auto: 5% of the pairs, at least 16 and at most --evaluate.rows rows, never more than a fifth",
+        description="pairs to judge on, not trained on: a share of the pairs such as 5%, a number of rows, another pair set "
+        "(path or URL), or none; auto: 5% of the pairs, at least 16 and at most --evaluate.rows rows, never more than a fifth",
     )
     model: ModelPath = resolved(description="model folder to start from")
-    work_dir: OutputPath = conduct(description="folder for everything the run makes; the same command again resumes")
+    work_dir: OutputPath = conduct(description="folder for all files of the run; the same command again resumes")
     assignments_cache: OutputPath | None = conduct(
         None,
         description="folder that keeps assignments for other runs of the same pairs, model and settings (none: work_dir)",
     )
     cycles: int = decides(4, ge=1, description="how often E-step and M-step alternate")
     warm_start: bool = decides(
-        False, description="each E-step starts from the noise that the cycle before assigned, and not from fresh noise"
+        False, description="start each E-step from the noise that the cycle before assigned, not from fresh noise"
     )
-    baseline: bool = decides(False, description="also train direct SFT on random noise for as many updates, to compare")
+    baseline: bool = decides(
+        False, description="also train direct SFT on random noise, with as many updates, to compare"
+    )
     preserve_to: Literal["first", "last"] = decides(
-        "first", description="model that the preserve terms hold to: the run's first, or the one its cycle starts from"
+        "first", description="model that the preserve terms stay close to: the run's first model, or the cycle's"
     )
     validate_on_heldout: bool = decides(
-        False, description="assign the held-out pairs with the first model too, and watch every M-step on them"
+        False, description="also assign the held-out pairs with the first model, and validate every M-step on them"
     )
     gpu_memory: float | None = conduct(
         None,
         gt=0,
-        description="plan every step for a GPU of so many GiB; with --dry-run for one that need not be there",
+        description="plan every step for a GPU of this many GiB; with --dry-run the machine needs no such GPU",
     )
     assign: EStepSettings = EStepSettings()
     train: TrainSettings = TrainSettings()
@@ -90,18 +92,18 @@ class EmJob(PairFields):
 
     @property
     def heldout_place(self) -> str | None:
-        """Where the held-out pairs are; None: there are none, or how many is not worked out yet."""
+        """Where the held-out pairs are; None if there are none, or if `auto` is not worked out yet."""
         if self.share is not None:
             return self.pairs
         return None if self.heldout in (NO_HELDOUT, USUAL_HELDOUT) else self.heldout
 
     def training_fields(self) -> PairFields:
-        """How the pairs are read that are trained on."""
+        """How the training pairs are read."""
         part = self.part if self.share is None else f"training:{self.share}"
         return self.pair_fields().model_copy(update={"part": part})
 
     def heldout_fields(self) -> PairFields:
-        """How the held-out pairs are read. At a place of their own, a split or a part is one of the other set."""
+        """How the held-out pairs are read. In another pair set, `split` and `part` of this job do not apply."""
         if self.share is not None:
             return self.pair_fields().model_copy(update={"part": f"heldout:{self.share}"})
         return self.pair_fields().model_copy(update={"split": None, "part": None})

@@ -1,4 +1,4 @@
-"""The EM driver: `ortho em` alternates assigning noise (E-step) and fine-tuning on it (M-step), then shows what it gave."""
+"""The EM driver: `ortho em` alternates assigning noise (E-step) and fine-tuning on it (M-step), then judges and reports."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -55,20 +55,20 @@ from rayjobs.verb.session import ray_session
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
-#: What is held out where nothing is said: this share, but so many rows at least, and never more than this share.
+#: What `--heldout auto` holds out: 1/20 of the rows, at least 16 rows, at most 1/5 of them.
 USUAL_SHARE, USUAL_LEAST, MOST_SHARE = 20, 16, 5
 
 
 def check(job: EmJob, model: ModelFolder, rows: int) -> None:
-    """Raises UserError for settings that do not fit each other, the model, or a pair set of so many rows."""
+    """Raises UserError for settings that contradict each other, or do not fit the model or a pair set of `rows` rows."""
     noise_space(job.assign, model.latent_shape)
     job.train.check_shares(rows, f"rows of {job.pairs}", "train.")
     if job.validate_on_heldout and (job.heldout_place is None or not job.assign.store_latents):
         raise UserError("--validate-on-heldout needs --heldout and --assign.store-latents")
     if job.train.noise not in ("matched", "online"):
         raise UserError(
-            "--train.noise: EM trains on matched noise, or on noise that is matched on while training (online); --baseline adds "
-            "direct SFT beside it"
+            f"--train.noise {job.train.noise}: em accepts matched and online (noise that is matched again while training); "
+            "--baseline adds direct SFT beside it"
         )
     job.train.check_noise("train.")
     if job.train.noise == "online":
@@ -83,7 +83,7 @@ def check(job: EmJob, model: ModelFolder, rows: int) -> None:
 
 
 class EmPlan(Plan):
-    """E-step and M-step in turn."""
+    """What an EM run will do."""
 
     verb: ClassVar[str] = "em"
 
@@ -99,15 +99,15 @@ class EmPlan(Plan):
 
 
 def settled(job: EmJob, records: int) -> EmJob:
-    """The job with what it holds out of so many records worked out. Raises UserError for a share that cannot be."""
+    """The job with `--heldout auto` replaced by a number of the `records`. Raises UserError for a share that is too small."""
     if job.part is not None and (job.heldout == USUAL_HELDOUT or job.share is not None):
         raise UserError(
-            "--part: em cuts the pairs by --heldout; give that alone, or with --heldout none or other pairs"
+            f"--part {job.part}: em divides the pairs by --heldout; leave --part out, or add --heldout none or another pair set"
         )
     if job.share is not None and held_out_of(job.share, records) < FEWEST_ROWS:
         raise UserError(
-            f"--heldout {job.share} of {records} rows: figures need {FEWEST_ROWS} rows; accepted: {FEWEST_ROWS} or more, a pair "
-            "set's path, or none"
+            f"--heldout {job.share} of {records} rows: figures need {FEWEST_ROWS} rows; accepted: {FEWEST_ROWS} or more, the "
+            "path of another pair set, or none"
         )
     if job.heldout != USUAL_HELDOUT:
         return job
@@ -115,33 +115,33 @@ def settled(job: EmJob, records: int) -> EmJob:
     rows = min(usual, job.evaluate.rows, records // MOST_SHARE)
     if rows < FEWEST_ROWS:
         say(
-            f"held-out pairs: none, and no evaluation: {records} rows are too few to hold out {FEWEST_ROWS}, a fifth at most "
-            f"(--heldout {FEWEST_ROWS} does it all the same)"
+            f"held-out pairs: none, and no evaluation: at most a fifth is held out, and of {records} rows that is fewer than "
+            f"{FEWEST_ROWS} (--heldout {FEWEST_ROWS} holds them out anyway)"
         )
         return job.model_copy(update={"heldout": NO_HELDOUT})
     return job.model_copy(update={"heldout": str(rows)})
 
 
 def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, EmJob, dict[str, Settings | None]]:
-    """What identifies the run, the job with its held-out pairs settled, and what was recognised.
+    """The plan of the run, the job with `--heldout` settled, and how the pair sets were read.
 
-    Raises UserError for whatever can be found wrong beforehand.
+    Raises UserError for everything that can be checked before the run.
     """
     pairs = open_pairs(job.pairs, job.pair_fields())
-    asked, job = job, settled(job, pairs.records())
-    whole, heldout = pairs, None
+    requested, job = job, settled(job, pairs.records())
+    all_pairs, heldout = pairs, None
     if job.share is not None:
-        pairs, heldout = (whole.part_named(f.part) for f in (job.training_fields(), job.heldout_fields()))
-        usual = "" if asked.share else "; --heldout none keeps them in"
-        say(f"held-out pairs: {heldout.counted()}, for the evaluation alone{usual}")
+        pairs, heldout = (all_pairs.part_named(f.part) for f in (job.training_fields(), job.heldout_fields()))
+        usual = "" if requested.share else "; --heldout none trains on them too"
+        say(f"held-out pairs: {heldout.counted()}, used only for the evaluation{usual}")
     total = pairs.rows()
     check(job, model, total)
     if job.heldout_place is not None:
-        # What is missing there would be found out at the end.
+        # Otherwise a missing file of the evaluation would stop the run only at its end.
         _, judged, _ = evaluate.make_plan(judge_job(job, {"base": job.model}), {"base": model}, heldout)
         heldout = heldout or judged
         if heldout.fingerprint() == pairs.fingerprint():
-            say("held-out pairs: they are the pairs that are trained on; figures on them flatter")
+            say("held-out pairs: they are the training pairs, so their figures look too good")
     steps = ("assign", "train", "evaluate")
     recognised = {"recognised": pairs.record(), "recognised_heldout": heldout.record() if heldout is not None else None}
     plan = EmPlan(
@@ -150,7 +150,7 @@ def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, EmJob, dict[str, 
         model_fingerprint=model.fingerprint,
         rows=total,
         config={name: value for name, value in settings(job, decides).items() if name not in steps},
-        # Each step resolves its own.
+        # The plan of each step records what the step resolves.
         **{step: settings(getattr(job, step), decides, resolved) for step in steps},
     )
     return plan, job, recognised
@@ -178,7 +178,7 @@ def describe(job: EmJob) -> dict[str, object]:
 
 
 def memory_of(job: EmJob, model: ModelFolder, rows: int) -> dict[str, object]:
-    """What a dry run says of a GPU of `job.gpu_memory` GiB, for each step."""
+    """What a dry run reports for a GPU of `job.gpu_memory` GiB: the memory of each step."""
     search = match_search(job.train, job.train, job.assign) if job.train.noise == "online" else None
     trained = job.train.model_copy(update={"gpu_memory": job.gpu_memory})
     prompts = rows + len(general_prompts())
@@ -199,10 +199,10 @@ def run(
     watch: Callable[[int], Sequence["UserCallback"]] = lambda cycle: (),
     model: ModelFolder | None = None,
 ) -> int:
-    """The EM algorithm. Every step resumes by itself and returns at once when done. Returns 0, or 3 with quarantine.
+    """The EM algorithm. Every step resumes where it was ended, and returns at once if it is complete.
 
-    `e_step` runs an E-step; `watch` gives the callbacks of Ray Train that see the reports of a cycle's M-step; `model` is the
-    job's, where the caller has opened it.
+    `e_step` runs an E-step. `watch` returns the Ray Train callbacks for the M-step of a cycle. `model` is the job's model if
+    the caller has opened it already. Returns 0, or 3 if rows are in quarantine. Raises UserError or RunFailed.
     """
     started = time.monotonic()
     first, requested = model or open_model(job.model), job
@@ -222,7 +222,7 @@ def _run(
     e_step: Callable[[AssignJob, ModelFolder], int],
     watch: Callable[[int], Sequence["UserCallback"]],
 ) -> int:
-    # Folders as the user named them, for messages and records; what is opened knows its absolute path.
+    # `place` is the folder as the user named it, for messages and records; a ModelFolder has the absolute path.
     place, model = job.model, first
     code, cycles, trained = 0, list[Cycle](), dict[str, ModelFolder]()
 
@@ -234,11 +234,11 @@ def _run(
     with ray_session(), beside() as background:
         direct = None
         if job.validate_on_heldout:
-            say("held-out pairs: the noise that the first model maps closest to each")
+            say("held-out pairs: searching the noise that the first model maps closest to each image")
             assigned(heldout_job(job), first)
         for cycle in range(1, job.cycles + 1):
             folder = job.work_dir / cycle_name(cycle)
-            say(f"cycle {cycle} of {job.cycles}, E-step: the noise that {place} maps closest to each image")
+            say(f"cycle {cycle} of {job.cycles}, E-step: searching the noise that {place} maps closest to each image")
             code = max(code, assigned(assign_job(job, cycle, place), model))
             if cycle == 1 and job.baseline and room_beside(job):
                 say("baseline: direct SFT on random noise, beside the cycles")
@@ -290,7 +290,7 @@ def _run(
 
 @contextmanager
 def beside() -> Iterator[ThreadPoolExecutor]:
-    """A thread for what runs beside the cycles; left alone when they fail, since the end of Ray ends its work too."""
+    """A thread for work beside the cycles. If these fail, nothing waits for the thread: its work ends with Ray."""
     background = ThreadPoolExecutor(1)
     try:
         yield background
@@ -299,9 +299,9 @@ def beside() -> Iterator[ThreadPoolExecutor]:
 
 
 def room_beside(job: EmJob) -> bool:
-    """Whether the cluster holds the baseline's workers and those of a step of EM at once, so that none has to wait.
+    """Whether the cluster has room for the baseline's workers and those of an EM step at once, so that neither waits.
 
-    Never where the command's own process trains: two models are not loaded in two threads of one process.
+    False where this process trains (`--train.num-workers 0`): one process does not load two models in two threads.
     """
     if not job.train.num_workers:
         return False
@@ -320,5 +320,9 @@ def cycle_of(number: int, folder: Path) -> Cycle:
 def ending(job: EmJob, code: int) -> list[str]:
     """The last lines of the command."""
     summary = EmSummary.read(job.work_dir / EM_SUMMARY)
-    some = ["some rows were left out: failures.jsonl in the assignments of each cycle says why"] if code == 3 else []
+    some = (
+        ["some rows were left out: failures.jsonl in the assignments of each cycle has the reasons"]
+        if code == 3
+        else []
+    )
     return [*some, generating(summary.model, job.work_dir / "images")]

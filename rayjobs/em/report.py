@@ -1,4 +1,4 @@
-"""The report of an EM run, from the files the run left: pictures first, then figures, curves, and how it was made."""
+"""The report of an EM run, made from the files of the run: pictures, figures, curves, how it was made."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,12 +35,12 @@ from rayjobs.verb.plan import replace_text
 
 #: Columns of `comparison.png` and `closest.png`.
 PAIRS_SHOWN = 12
-#: Colours of the charts; the cycles have the others.
+#: Colours of these models in the charts; the cycles have the other colours.
 COLOUR = {"base": 0, "direct": 2}
 
 
 def write_report(work_dir: Path) -> None:
-    """Write `report.html` into `work_dir` and, where there was an evaluation, its pictures `comparison.png` and `closest.png`."""
+    """Write `report.html` into `work_dir`, and after an evaluation also `comparison.png` and `closest.png`."""
     summary = EmSummary.read(work_dir / EM_SUMMARY)
     cycles, last = summary.cycles, summary.cycles[-1]
     names = {"base": "base model", "direct": "direct SFT", **{c.name: label_of(c) for c in cycles}}
@@ -85,7 +85,7 @@ def headline(summary: EmSummary, names: Mapping[str, str]) -> list[str]:
         return findings(metrics, "base", cycles[-1].name, names, start, [m for m in metrics if m == "direct"])
     first, last = cycles[0].assign, cycles[-1]
     return [
-        "The model was not judged: no pairs were held out to judge on.",
+        "The model was not judged, because no pairs were held out.",
         f"On the training pairs, the loss of the assigned noise went from {loss(first.mean_initial_loss)} (base noise, first "
         f"model) to {loss(last.assign.mean_loss)} in {counted(len(cycles), 'cycle')}, and the last M-step ended at "
         f"{loss(last.train.final_loss)}.",
@@ -93,7 +93,7 @@ def headline(summary: EmSummary, names: Mapping[str, str]) -> list[str]:
 
 
 def loss(value: float | None) -> str:
-    """A loss; the summaries have none where it was not finite."""
+    """A loss as text; None is a loss that was not finite."""
     return "no finite loss" if value is None else f"{value:.4f}"
 
 
@@ -111,7 +111,9 @@ def facts(summary: EmSummary) -> list[Fact]:
 
 def comparison_section(evaluation: Evaluation, labels: Mapping[str, str]) -> Section:
     metrics, base = evaluation.metrics, evaluation.base
-    updates = " Direct SFT had as many updates, on random noise, as all cycles together." if "direct" in labels else ""
+    updates = (
+        " Direct SFT trained on random noise, for as many updates as all cycles together." if "direct" in labels else ""
+    )
     blocks: list[Block] = [f"Judged on {counted(evaluation.rows, 'held-out pair')}.{updates}"]
     blocks.append(comparison(metrics, base, labels))
     if charts := trade_offs(metrics, base, labels, {m: COLOUR[m] if m in COLOUR else cycle_colour(m) for m in labels}):
@@ -132,7 +134,7 @@ def write_pictures(work_dir: Path, evaluation: Evaluation, stems: Mapping[str, P
 
 
 def training(work_dir: Path, summary: EmSummary) -> list[Block]:
-    """The table of cycles, and the curves of all M-steps on one axis of updates, direct SFT beside them."""
+    """The table of cycles, and the loss curves of all M-steps and of direct SFT on one axis of updates."""
     rows = []
     for cycle in summary.cycles:
         e, m = cycle.assign, cycle.train
@@ -151,17 +153,17 @@ def training(work_dir: Path, summary: EmSummary) -> list[Block]:
         Table(["cycle", "E-step loss", "evaluations", "M-step loss, first → last epoch", "updates"], rows),
     ]
     if skipped:
-        blocks.append(f"{counted(skipped, 'update')} had a gradient that was not finite, and were skipped.")
+        blocks.append(f"{counted(skipped, 'update')} skipped, because the gradient was not finite.")
     pages = [(f"cycle {c.cycle}", f"{c.name}/assignments/{REPORT}") for c in summary.cycles]
-    if there := [(text, page) for text, page in pages if (work_dir / page).is_file()]:
-        blocks.append(Links("What the E-step found for each image, in pictures:", there))
+    if written := [(text, page) for text, page in pages if (work_dir / page).is_file()]:
+        blocks.append(Links("What the E-step found for each image, in pictures:", written))
     if charts := curves(work_dir, summary):
         blocks.append(Charts(charts))
     return blocks
 
 
 def curves(work_dir: Path, summary: EmSummary) -> list[Chart]:
-    """One chart per term: each cycle goes on where the one before ended."""
+    """One chart per loss term; the curve of a cycle starts at the update where the cycle before ended."""
     logs, start = [], 0
     for cycle in summary.cycles:
         history = work_dir / cycle.name / "train" / HISTORY

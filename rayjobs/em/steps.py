@@ -1,4 +1,4 @@
-"""The jobs of the steps of an EM run, each what its own verb would be given."""
+"""The jobs of the steps of an EM run, as the verb of each step accepts them."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ J = TypeVar("J", bound=BaseModel)
 def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
     folders = [job.work_dir / cycle_name(n) / "assignments" for n in (cycle - 1, cycle)]
     before = folders[0] if job.warm_start and cycle > 1 else None
-    # A report takes a process that loads the model once more: of all cycles the last one has it.
+    # Only the last cycle has a report, because a report needs a process that loads the model again.
     report = job.assign.report and cycle == job.cycles
     others = {"pairs": job.pairs, "model": model, "out": folders[1], "warm_start": before, "report": report}
     return build(AssignJob, job.assign, job.training_fields(), **others, **_card(job, job.assign))
@@ -47,10 +47,9 @@ def heldout_assignments(job: EmJob) -> Path:
 
 
 def cached(job: EmJob, step: AssignJob, model: ModelFolder) -> AssignJob:
-    """With a cache, the E-step's folder becomes a link to where the assignments of its plan are, or are to be, by their own name.
+    """With a cache, the E-step writes to the cache's folder for its run fingerprint, and its own folder becomes a link to that.
 
-    Two runs that make the same assignments at once are two drivers on one folder, which the ledger is made for; its files are
-    the same whichever of them wrote them.
+    Two runs may make the same assignments at once. The ledger allows two drivers on one folder; both write equal files.
     """
     if job.assignments_cache is None:
         return step
@@ -60,13 +59,13 @@ def cached(job: EmJob, step: AssignJob, model: ModelFolder) -> AssignJob:
     link = Path(step.out)
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.exists():
-        link.unlink(missing_ok=True)  # it may lead to where the cache was
+        link.unlink(missing_ok=True)  # it may point to an earlier place of the cache
         link.symlink_to(entry, target_is_directory=True)
     return step.model_copy(update={"out": str(entry)})
 
 
 def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:
-    # Each cycle has a seed of its own, or the preserve term would see the same "fresh" noise again.
+    # Each cycle has another seed; otherwise the preserve term would see the same "fresh" noise again.
     return build(
         TrainJob,
         train_settings(job, {"seed": noise_seed(job.train.seed, folder.name)}),
@@ -110,7 +109,7 @@ def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:
 
 
 def _card(job: EmJob, step: PoolResources) -> dict[str, float | None]:
-    """The GPU that a step is planned for: its own, or that of the whole run."""
+    """The GPU memory that a step is planned for: the step's setting, or that of the run."""
     return {"gpu_memory": step.gpu_memory or job.gpu_memory}
 
 

@@ -29,7 +29,7 @@ def _named(value: Any, info: ValidationInfo) -> Any:
 
 
 def _by_model(value: Any) -> Any:
-    """`name=FILE:WEIGHT,FILE:WEIGHT` as a mapping; what has no name is under ""."""
+    """`name=FILE:WEIGHT,FILE:WEIGHT` as a mapping; files without a name are under ""."""
     if not isinstance(value, str):
         return value
     named: dict[str, list[str]] = {}
@@ -40,22 +40,24 @@ def _by_model(value: Any) -> Any:
     return named
 
 
-#: A vision model: by a name, or the folder that it is in.
+#: A vision model, by name or by folder.
 FeatureModel = Annotated[str, Place(names="tiny-clip|inception")]
 
 
 class EvaluateSettings(PoolResources, Precision):
-    """How models are judged; `em` has these under `evaluate.`."""
+    """How models are judged; `em` has these options under `evaluate.`."""
 
     rows: int = resolved(
-        128, ge=8, description="held-out rows used, from the first; of a part of a set, from all over it"
+        128, ge=8, description="held-out rows to use: the first ones, or of a part of a set, rows spread over all of it"
     )
     steps: int = decides(20, ge=1, description="evaluations of the E-step that looks for each row's closest image")
     batch_size: int = conduct(
-        0, ge=0, description="images side by side in that E-step (0: what fits the GPU, 32 without one)"
+        0, ge=0, description="images in one batch of that E-step (0: as many as fit the GPU, 32 without one)"
     )
-    seed: int = decides(0, ge=0, description="decides the noises and the resamples")
-    rows_per_shard: int = resolved(128, ge=1, description="rows of one task and part file, what a lost worker repeats")
+    seed: int = decides(0, ge=0, description="decides the noises and the bootstrap resamples")
+    rows_per_shard: int = resolved(
+        128, ge=1, description="rows of one task and its part file; a lost worker repeats one task"
+    )
     workers: Annotated[str, BeforeValidator(span)] = conduct(
         "2",
         description="actors in the pool, N or LEAST:MOST; each holds one model at a time and all judges (0: judge in this "
@@ -63,17 +65,17 @@ class EvaluateSettings(PoolResources, Precision):
     )
     features: FeatureModel = resolved(
         "tiny-clip",
-        description="what FID, KID, precision and recall see: tiny-clip, inception, or a vision model's folder",
+        description="feature model of FID, KID, precision and recall: tiny-clip, inception, or a vision model's folder",
     )
     cmmd_features: FeatureModel = resolved(
-        "tiny-clip", description="what CMMD sees: tiny-clip, or a CLIP model's folder"
+        "tiny-clip", description="feature model of CMMD: tiny-clip, or a CLIP model's folder"
     )
     rewards: str | None = resolved("clip", description="rewards of the images at plain noise: NAME,NAME")
     rewards_root: Location = resolved(
-        "models", description="folder that the folders of rewards and of inception are in"
+        "models", description="folder that holds the model folders of the rewards and of inception"
     )
     reward_folders: Annotated[dict[str, Location] | None, BeforeValidator(labels)] = resolved(
-        None, description="folders of single rewards that are elsewhere: NAME=FOLDER (clip: tiny-clip)"
+        None, description="folders of rewards that are not in --rewards-root: NAME=FOLDER (clip: tiny-clip)"
     )
     lpips: Location | None = resolved(
         None, description="torchvision's weights of AlexNet, VGG16 or SqueezeNet 1.1, or their folder, for LPIPS"
@@ -81,7 +83,7 @@ class EvaluateSettings(PoolResources, Precision):
 
 
 class EvaluateJob(EvaluateSettings, PairFields):
-    """Judge models on held-out pairs. The first model is the one that drift is measured against."""
+    """Judge models on held-out pairs. The first model is the base: drift is measured from it."""
 
     model: Annotated[dict[str, ModelPath], BeforeValidator(_named)] = resolved(
         description="model folders as FOLDER,FOLDER or NAME=FOLDER,NAME=FOLDER; the first is the base"
@@ -94,9 +96,10 @@ class EvaluateJob(EvaluateSettings, PairFields):
     out: OutputPath = conduct(description="folder for the figures and pictures; the same command again resumes")
     patch_size: int = decides(2, ge=1, description="patch size of the E-step")
     trained_on: Location | None = conduct(
-        None, description="assignments that a model was trained on: held-out images that are among them are counted"
+        None,
+        description="assignments that a model was trained on; the report counts the held-out images that are among them",
     )
     base_from: LocalPath | None = conduct(
         None,
-        description="finished evaluation by the same settings, whose figures of the same base model are taken over",
+        description="finished evaluation with the same settings and base model; its figures of the base model are reused",
     )

@@ -1,6 +1,6 @@
-"""From the part files of an evaluation to its figures, its table and its pictures.
+"""Computes the figures, the table and the pictures of an evaluation from its part files.
 
-Read shard by shard; what grows with the rows are the figures and features of one model at a time, and those of the targets.
+Parts are read shard by shard. In memory are the figures and features of one model at a time, and the features of the targets.
 """
 
 import json
@@ -34,7 +34,7 @@ from rayjobs.verb.console import aligned
 ROW_TABLE = "evaluation.parquet"
 #: Rows whose pictures are shown.
 ROWS_SHOWN = 64
-#: Columns of `evaluation.parquet` that sharpness is the ratio of: the Laplacian energy of each row's sample, and of its target.
+#: Columns of `evaluation.parquet`: the Laplacian energy of each row's sample and of its target. Sharpness is their ratio.
 SAMPLE_ENERGY, TARGET_ENERGY = "sample_energy", "target_energy"
 
 
@@ -51,7 +51,7 @@ class Parts:
         names = [name for (name,) in ledger.parts()]
         self.shards = len(names) // len(self.models)
         self.names = {m: names[i * self.shards : (i + 1) * self.shards] for i, m in enumerate(self.models)}
-        #: Of each shard, the ids of its rows that are in every model's part, in order.
+        #: For each shard, the ids of the rows that are in every model's part, in order.
         self.judged: list[list[str]] = []
         for s in range(self.shards):
             columns = [self._read(model, s, ["sample_id"])["sample_id"].to_pylist() for model in self.models]
@@ -61,7 +61,7 @@ class Parts:
 
     @staticmethod
     def of(evaluation: Path) -> "Parts":
-        """Those of a finished evaluation. Raises UserError if its plan cannot be read."""
+        """The parts of a finished evaluation. Raises UserError if its plan cannot be read."""
         folder = open_store(evaluation)
         return Parts(Ledger(folder.child(PARTS), read_plan(folder, EvaluationPlan)))
 
@@ -80,12 +80,12 @@ class Parts:
         return np.concatenate([_matrix(table[column]) for table in self.tables(model, [column]) if len(table)])
 
     def failures(self) -> dict[str, dict[int, Failure]]:
-        """What each model's parts say of rows that could not be judged, by row number."""
+        """For each model, the rows that could not be judged, by row number."""
         footers = {m: read_footers(self.folder, names) for m, names in self.names.items()}
         return {m: {f.row: f for footer in each for f in footer.about.failures} for m, each in footers.items()}
 
     def spread(self, model: str) -> tuple[float, ...] | None:
-        """How far samples are apart, of each prompt that was asked; None where the shard that tells it has no rows."""
+        """For each diversity prompt, the mean distance between its samples; None if the first shard has no rows."""
         return read_footer(self.folder, self.names[model][0]).about.diversity
 
 
@@ -95,12 +95,12 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def write_failures(parts: Parts, folder: Store) -> int:
-    """Every row that some model could not judge, once, into `failures.jsonl`; returns how many."""
-    found: dict[int, Failure] = {}
+    """Write each row that could not be judged with some model into `failures.jsonl`, once; returns their number."""
+    by_row: dict[int, Failure] = {}
     for failures in parts.failures().values():
-        found = failures | found
-    folder.replace("failures.jsonl", "".join(json.dumps(vars(found[row])) + "\n" for row in sorted(found)).encode())
-    return len(found)
+        by_row = failures | by_row
+    folder.replace("failures.jsonl", "".join(json.dumps(vars(by_row[row])) + "\n" for row in sorted(by_row)).encode())
+    return len(by_row)
 
 
 def check_judged(parts: Parts, rows: int, quarantined: int) -> None:
@@ -110,13 +110,13 @@ def check_judged(parts: Parts, rows: int, quarantined: int) -> None:
     if parts.count < statistics.FEWEST_ROWS:
         failed = ", ".join(f"{name} {len(failures)}" for name, failures in parts.failures().items())
         raise TooFewJudged(
-            f"{parts.count} of {rows} held-out rows were judged with every model, and {statistics.FEWEST_ROWS} are the "
-            f"least; rows that failed, by model: {failed}; see failures.jsonl"
+            f"{parts.count} of {rows} held-out rows were judged with every model; figures need {statistics.FEWEST_ROWS}; "
+            f"rows that failed, by model: {failed}; see failures.jsonl"
         )
 
 
 def count_in_training(parts: Parts, assignments: str) -> int:
-    """How many of the judged rows show an image that assignments were made for: the same pixels at the models' size.
+    """How many of the judged images are in the assignments too: the same pixels at the models' size.
 
     Raises UserError if the assignments cannot be read.
     """
@@ -126,7 +126,7 @@ def count_in_training(parts: Parts, assignments: str) -> int:
 
 
 def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, dict[str, Estimate]]:
-    """Each model's figures; writes `evaluation.parquet` on the way. `own_cmmd`: CMMD has features of its own."""
+    """Each model's figures; also writes `evaluation.parquet`. `own_cmmd`: CMMD has another feature model."""
     base, weights = parts.models[0], statistics.resamples(parts.count, seed)
     kinds = ["features", "cmmd_features"] if own_cmmd else ["features"]
     sets = {of: [parts.matrix(base, f"{of}_{kind}") for kind in kinds] for of in ("target", "other")}
@@ -160,7 +160,10 @@ def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, 
 def fidelity(
     samples: list[np.ndarray], sets: Mapping[str, list[np.ndarray]], weights: np.ndarray
 ) -> dict[str, Estimate]:
-    """How far a model's samples are from the targets and from the base model's; features, then those of CMMD if others."""
+    """Distances of a model's samples from the targets and from the base model's samples.
+
+    Each list holds the features (n, D), then those of CMMD if CMMD has another feature model.
+    """
     figures = {}
     for of, suffix in (("target", ""), ("other", "_base")):
         figures[f"kid{suffix}"] = statistics.kid(samples[0], sets[of][0], weights)
@@ -171,7 +174,7 @@ def fidelity(
 
 
 def pictures(column: pa.ChunkedArray) -> list[torch.Tensor]:
-    """The images (3, Y, X) uint8 of a column of PNGs."""
+    """The images (3, Y, X) uint8 in a column of PNGs."""
     return [from_png(content) for content in column.to_pylist()]
 
 
@@ -180,9 +183,9 @@ def energies_of(images: Sequence[torch.Tensor]) -> pa.Array:
 
 
 def per_image(parts: Parts, model: str, target_energies: Sequence[pa.Array]) -> Iterator[pa.Table]:
-    """`evaluation.parquet` of one model, shard by shard; a figure that a row does not have is null.
+    """The rows of `evaluation.parquet` of one model, shard by shard; a figure that a row does not have is null.
 
-    `target_energies` are those of each shard's targets, which only the base model's parts hold.
+    `target_energies` are the Laplacian energies of each shard's targets; only the base model's parts have the targets.
     """
     base = parts.models[0]
     mine = parts.tables(model, ["prompt", "image", "evaluations", *ROW_FIGURES, "rewards", "sample"])
@@ -204,7 +207,7 @@ def per_image(parts: Parts, model: str, target_energies: Sequence[pa.Array]) -> 
 
 
 def draw(parts: Parts, out: Path) -> None:
-    """Contact sheets of the first rows: the targets, and each model's closest images, samples, and samples at another noise."""
+    """Write contact sheets of the first rows: the targets; each model's closest images, samples, samples at another noise."""
     out.mkdir(exist_ok=True)
     for model in parts.models:
         columns = ["closest", "sample", "other", *(["target"] if model == parts.models[0] else [])]

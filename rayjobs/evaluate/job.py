@@ -1,7 +1,7 @@
 """`ortho evaluate`: held-out metrics of one or more models, side by side.
 
-A pool of workers goes through the held-out rows once for each model; what comes of a shard is one part file. The figures are
-made from these: `evaluation.json` and `.parquet`, the contact sheets in `pictures/`, and the table that is printed.
+A pool of workers judges the held-out rows once for each model, and writes one part file per shard. From these files come
+`evaluation.json` and `.parquet`, the contact sheets in `pictures/`, and the printed table.
 """
 
 import time
@@ -40,7 +40,7 @@ from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim
 
-#: What the weights of judges are in.
+#: Files that hold the judges' weights.
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
@@ -56,23 +56,27 @@ def open_models(job: EvaluateJob) -> dict[str, ModelFolder]:
 
 
 def check(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> None:
-    """Raises UserError for what is wrong with the options and the models."""
+    """Raises UserError for options or models that are not accepted."""
     if not models:
-        raise UserError("--model names no model folder")
+        raise UserError("--model is empty; accepted: FOLDER,FOLDER or NAME=FOLDER,NAME=FOLDER")
     for name, model in models.items():
         if not name or "/" in name:
-            raise UserError(f"--model: {name!r} is not accepted as a name; it becomes the name of a picture")
+            raise UserError(
+                f"--model: {name!r} is not accepted as a name, since it names picture files; accepted: one without /"
+            )
         block_dimension(model.latent_shape, job.patch_size)
     shapes = {name: (model.latent_shape, model.image_size) for name, model in models.items()}
     if len(set(shapes.values())) > 1:
         raise UserError(f"--model: the models make images of different shapes, which cannot be compared: {shapes}")
     if job.rewards is not None and ":" in job.rewards:
-        raise UserError(f"--rewards {job.rewards}: each is a figure of its own and has no weight; accepted: NAME,NAME")
+        raise UserError(
+            f"--rewards {job.rewards}: rewards are reported one by one and have no weights here; accepted: NAME,NAME"
+        )
     if job.reward_folders is not None and (unused := sorted(job.reward_folders.keys() - _used(job))):
-        raise UserError(f"--reward-folders: {unused[0]} is not among --rewards {job.rewards}")
+        raise UserError(f"--reward-folders: {unused[0]} is not one of --rewards {job.rewards}")
     if find_features(job.cmmd_features, Path(job.rewards_root), "--cmmd-features").kind != "clip":
         raise UserError(
-            f"--cmmd-features {job.cmmd_features}: CMMD is made of CLIP embeddings; give a CLIP model's folder"
+            f"--cmmd-features {job.cmmd_features}: CMMD needs CLIP embeddings; accepted: tiny-clip, or a CLIP model's folder"
         )
 
 
@@ -84,9 +88,9 @@ def _used(job: EvaluateJob) -> set[str]:
 def make_plan(
     job: EvaluateJob, models: Mapping[str, ModelFolder], pairs: PairSet | None = None
 ) -> tuple[EvaluationPlan, PairSet, list[Shard]]:
-    """What the run will do, and its tasks; `pairs` are the job's, where the caller has opened them.
+    """The plan, the pair set and the tasks. `pairs` is the job's pair set if the caller has opened it already.
 
-    Raises UserError for whatever can be found wrong beforehand.
+    Raises UserError for everything that can be checked before the run.
     """
     check(job, models)
     pairs = pairs or open_pairs(job.pairs, job.pair_fields(), "held-out pairs")
@@ -121,14 +125,14 @@ def heldout_shards(pairs: PairSet, rows: int, rows_per_shard: int) -> list[Shard
 
 
 def first_prompts(pairs: PairSet, shards: list[Shard]) -> list[str]:
-    """The first prompts of the rows that differ."""
-    found: dict[str, None] = {}
+    """The first different prompts of the rows."""
+    prompts: dict[str, None] = {}
     for shard in shards:
         for pair in usable_rows(pairs, shard, []):
-            found[pair.prompt] = None
-            if len(found) == SPREAD_PROMPTS:
-                return list(found)
-    return list(found)
+            prompts[pair.prompt] = None
+            if len(prompts) == SPREAD_PROMPTS:
+                return list(prompts)
+    return list(prompts)
 
 
 def describe(job: EvaluateJob) -> dict[str, Any]:
@@ -140,7 +144,7 @@ def describe(job: EvaluateJob) -> dict[str, Any]:
         **plan.as_json(),
         "recognised": pairs.record(),
         "evaluations": plan.rows * job.steps,
-        # Three PNGs a row, the targets once; photographs take about two bytes a pixel.
+        # Three PNGs per row and model, and each target once; a photograph takes about two bytes per pixel.
         "bytes_to_write_at_most_about": (3 * plan.rows + plan.heldout_rows) * (3 * Y * X + 8192),
         **(
             {}
@@ -153,7 +157,7 @@ def describe(job: EvaluateJob) -> dict[str, Any]:
 
 
 def memory_of(job: EvaluateJob, model: ModelFolder, rows_per_shard: int, rows: int) -> dict[str, object]:
-    """What a dry run says of a GPU of `job.gpu_memory` GiB."""
+    """What a dry run reports for a GPU of `job.gpu_memory` GiB."""
     assert job.gpu_memory is not None
     judges = judge_models(job)
     folders = {judges.features.folder, *([judges.cmmd.folder] if judges.cmmd is not None else [])}
@@ -166,7 +170,7 @@ def memory_of(job: EvaluateJob, model: ModelFolder, rows_per_shard: int, rows: i
 
 
 def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> int:
-    """Judge every model, write figures and pictures; `models` are the job's, where the caller has opened them.
+    """Judge every model, write figures and pictures. `models` are the job's models if the caller has opened them already.
 
     Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
     """
@@ -199,7 +203,7 @@ def conclude(
     recognised: Settings,
     seconds: float | None,
 ) -> None:
-    """Reconcile the rows, make the figures, the table, the pictures and the report. `seconds` of judging, in this run."""
+    """Check that every row is accounted for; write figures, table, pictures and report. `seconds`: of judging, in this run."""
     plan, out = ledger.plan, open_store(job.out)
     parts = Parts(ledger)
     quarantined = write_failures(parts, out)

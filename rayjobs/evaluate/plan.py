@@ -1,4 +1,4 @@
-"""The plan of an evaluation, and what it may take over from another one."""
+"""The plan of an evaluation, and the base model's parts that it can reuse from another evaluation."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,12 +12,12 @@ from ortho_core.records.plan import Settings, ShardedPlan, differences, read_pla
 from ortho_core.storage.open import open_store
 from rayjobs.pool.ledger import Ledger
 
-#: Folder of the part files, in the job's.
+#: Folder of the part files, in the job's folder.
 PARTS = "parts"
 
 
 class ExtractorUsed(BaseModel):
-    """Whose features a figure is made of."""
+    """The model whose features a figure is computed from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,7 +37,7 @@ class JudgesUsed(BaseModel):
     lpips: str | None
 
     def by_option(self) -> dict[str, str]:
-        """Fingerprints, by what messages call the files that have them."""
+        """Fingerprints, by the names that messages use for the files."""
         features = {"features": self.features, "cmmd-features": self.cmmd_features}
         return {
             **{f"the model of --{option} {used.name}": used.fingerprint for option, used in features.items()},
@@ -75,7 +75,7 @@ class EvaluationPlan(ShardedPlan):
 
     @property
     def own_cmmd(self) -> bool:
-        """Whether CMMD is made of other features than the rest."""
+        """Whether CMMD has another feature model than the other figures."""
         return self.features.fingerprint != self.cmmd_features.fingerprint
 
     def judges(self) -> JudgesUsed:
@@ -85,7 +85,7 @@ class EvaluationPlan(ShardedPlan):
         )
 
     def judging(self) -> dict[str, Any]:
-        """How models are judged, whichever they are."""
+        """The settings of the judging that do not depend on the models."""
         return self.model_dump(
             mode="json", include={"config", "heldout_rows", "features", "cmmd_features", "rewards", "lpips"}
         )
@@ -97,13 +97,13 @@ class EvaluationPlan(ShardedPlan):
 
 
 def take_base_from(other: Path, ledger: Ledger[EvaluationPlan]) -> None:
-    """Publish the base model's parts of another evaluation as this one's. Raises UserError where they are not the same."""
+    """Copy the base model's parts from another evaluation. Raises UserError if that was judged differently."""
     try:
         theirs = read_plan(open_store(other), EvaluationPlan)
     except (OSError, UserError) as error:
-        raise UserError(f"--base-from {other} is no evaluation that this version can use: {error}") from error
+        raise UserError(f"--base-from {other} is not an evaluation that this version can use: {error}") from error
     if differing := differences(theirs.of_the_base(), ledger.plan.of_the_base()):
-        raise UserError(f"--base-from {other} was not judged as this is to be: " + "; ".join(differing))
+        raise UserError(f"--base-from {other} was judged with other settings: " + "; ".join(differing))
     parts = open_store(other).child(PARTS)
     for shard in range(ledger.plan.shards_per_model):
         name = theirs.part_name(shard)

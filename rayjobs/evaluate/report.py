@@ -1,4 +1,4 @@
-"""The report of an evaluation, from the files it left."""
+"""The report of an evaluation, made from its files."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from rayjobs.verb.plan import replace_text
 
 
 def write_report(folder: Path) -> None:
-    """Write `report.html` into the folder that `ortho evaluate` filled: from evaluation.json, the table and the pictures."""
+    """Write `report.html` into the folder of an evaluation, from its evaluation.json, evaluation.parquet and pictures."""
     evaluation = Evaluation.read(folder / EVALUATION)
     metrics, base = evaluation.metrics, evaluation.base
     labels = {name: name for name in metrics}

@@ -1,4 +1,4 @@
-"""What each worker of `ortho evaluate` does with a shard: a model for each task, and judges that stay."""
+"""What a worker of `ortho evaluate` does: it loads the judges once, and the model that each task needs."""
 
 import threading
 from collections.abc import Mapping
@@ -32,20 +32,20 @@ from rayjobs.pool.engine_search import FEW_SLOTS
 from rayjobs.pool.memory import Searched, slots_on_gpu
 from rayjobs.pool.protocol import Usage, WorkerPlace
 
-#: Images side by side without a GPU, where nothing else is said.
+#: Images in one batch without a GPU, if `--batch-size` is 0.
 CPU_BATCH = 32
 
 
 def reward_names(job: EvaluateJob) -> list[str]:
-    """Raises UserError for a name that is none."""
+    """The names in `--rewards`. Raises UserError for a name that is no reward."""
     return list(parse_rewards(job.rewards)) if job.rewards is not None else []
 
 
 def folders_of_rewards(job: EvaluateJob) -> dict[str, Path]:
-    """Where the rewards' weights are. `clip` is tiny-clip, except where `aesthetic` needs the large one."""
+    """Folders of the rewards' weights, by name. `clip` is tiny-clip, unless `aesthetic` is used, which needs the large CLIP."""
     tiny = {} if "aesthetic" in reward_names(job) else {"clip": TINY_CLIP}
-    given = {name: Path(folder) for name, folder in (job.reward_folders or {}).items()}
-    return {"": Path(job.rewards_root), **tiny, **given}
+    named = {name: Path(folder) for name, folder in (job.reward_folders or {}).items()}
+    return {"": Path(job.rewards_root), **tiny, **named}
 
 
 def judge_models(job: EvaluateJob) -> JudgeModels:
@@ -59,7 +59,7 @@ def judge_models(job: EvaluateJob) -> JudgeModels:
 
 
 def judges_used(job: EvaluateJob, judges: JudgeModels) -> JudgesUsed:
-    """What identifies the models that judge, as their files are now. Raises UserError for files that are missing."""
+    """Fingerprints of the judging models' files as they are now. Raises UserError for files that are missing."""
     cmmd = judges.cmmd or judges.features
     return JudgesUsed(
         features=ExtractorUsed(name=judges.features.name, fingerprint=judges.features.fingerprint),
@@ -70,19 +70,19 @@ def judges_used(job: EvaluateJob, judges: JudgeModels) -> JudgesUsed:
 
 
 def search_config(job: EvaluateJob) -> AssignConfig:
-    """The E-step that looks for each row's closest image."""
+    """Settings of the E-step that searches each row's closest image."""
     return AssignConfig(patch_size=job.patch_size, steps=job.steps, patience=0)
 
 
 def searched_by(job: EvaluateJob, model: ModelFolder, rows_per_shard: int, rows: int, judges: int = 0) -> Searched:
-    """What decides the memory of that E-step, beside so many bytes of judges."""
+    """What decides the memory of that E-step; `judges` is the number of bytes that the judges need beside it."""
     most = min(job.batch_size or MOST_SLOTS, rows_per_shard)
     return Searched(model, job.dtype, search_config(job), most, rows, judges=judges, quantize=job.quantize)
 
 
 @dataclass(frozen=True)
 class Judging:
-    """What a worker of the job does."""
+    """The work of an evaluation, as the pool's workers load it."""
 
     job: EvaluateJob
     models: Mapping[str, ModelFolder]
@@ -102,27 +102,27 @@ class Judging:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model of the present task."""
+    """The model of the current task."""
 
     name: str
-    #: What its prompts' embeddings depend on.
+    #: Fingerprint of the text encoders: prompt embeddings can be reused by a model with the same one.
     texts: str
     rows: EvaluationRows
     assigner: ShardAssigner
 
 
 class ModelByModel:
-    """Holds the judges from the first task to the last, and one model at a time."""
+    """Keeps the judges for all tasks, and one model at a time."""
 
     def __init__(self, judging: Judging, judge: Judge, device: str, decode: Decode, notes: list[str]) -> None:
         self.judging, self.judge, self.device, self.decode, self.notes = judging, judge, device, decode, notes
         self.lock = threading.Lock()
         self.present: Loaded | None = None
-        #: Of the models before the present one.
+        #: Totals of the models before the current one.
         self.computed, self.waited = 0, 0.0
 
     def search(self, shard: Shard, only: frozenset[int] | None) -> ShardResult:
-        """One shard at a time: all images of an evaluation take the same steps, so none is waited for at its end."""
+        """Judge one shard. Every image takes the same number of steps, so no slot waits for a slower image."""
         plan = self.judging.plan
         model, number = divmod(shard.index, plan.shards_per_model)
         with self.lock:
@@ -141,7 +141,7 @@ class ModelByModel:
         return Usage(slots, computed, waited, killed)
 
     def _slots(self, generator: OneStepGenerator, model: ModelFolder, config: AssignConfig) -> int:
-        """Images side by side: as the job says, or as many as fit beside the judges."""
+        """Images in one batch: the job's number, or as many as fit the GPU beside the judges."""
         job, plan = self.judging.job, self.judging.plan
         if job.batch_size or generator.device.type != "cuda":
             return min(job.batch_size or CPU_BATCH, plan.rows_per_shard)
@@ -149,7 +149,7 @@ class ModelByModel:
         return slots_on_gpu(searched, generator, job.gpus_per_worker, job.gpu_memory, self.notes)
 
     def _turn_to(self, name: str) -> Loaded:
-        """Have the model `name` in memory, and no other."""
+        """Load the model `name` and free the one before."""
         if self.present is not None and self.present.name == name:
             return self.present
         job, plan, model = self.judging.job, self.judging.plan, self.judging.models[name]

@@ -1,4 +1,4 @@
-"""Charts of what happened along a run: the terms of training logs over updates, those of a search over its evaluations."""
+"""Charts of a run: the loss terms of training logs over updates, and those of a search over its evaluations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from ortho_core.report.charts import COLOURS, Chart, Series
 from ortho_core.text.parsing import NotParsedError, json_object
 
-#: Figures of a training log by group that have a chart where any value is not 0, and the charts' titles.
+#: Titles of the charts by group and figure of a training log. A figure whose values are all 0 has no chart.
 TITLES = {
     "train": {
         "loss": "training loss",
@@ -31,15 +31,15 @@ TITLES = {
         "ema_drift": "held-out drift, averaged weights",
     },
 }
-#: Evaluations of a search up to which each has a point.
+#: Up to this many evaluations, each has a point in the chart.
 POINTS = 60
 
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """The log of one training run, JSON lines with `update`, `group` and one key per figure; empty if there is none.
+    """The log of one training run, JSON lines with `update`, `group` and one key per figure; empty without a file.
 
-    `shift` is added to its updates, where runs follow each other on one axis.
+    `shift` is added to its updates, so that runs can follow each other on one axis.
     """
 
     file: Path
@@ -48,16 +48,16 @@ class TrainingLog:
     shift: int = 0
 
     def entries(self) -> list[dict[str, Any]]:
-        """The lines that hold an entry: a kill may have cut one."""
+        """The lines that are entries. The last line may be cut, if the process was killed."""
         if not self.file.is_file():
             return []
-        found = []
+        entries = []
         for line in self.file.read_bytes().splitlines():
             with suppress(NotParsedError):
                 entry = json_object(line, "a line")
                 if "group" in entry and _is_number(entry.get("update")):
-                    found.append(entry)
-        return found
+                    entries.append(entry)
+        return entries
 
 
 def training_charts(logs: Sequence[TrainingLog]) -> list[Chart]:
@@ -67,7 +67,7 @@ def training_charts(logs: Sequence[TrainingLog]) -> list[Chart]:
     for group, titles in TITLES.items():
         for term, title in titles.items():
             series = [_series(log, entries, group, term) for log, entries in read]
-            # A line through zeros alone, such as that of a term without weight, says nothing.
+            # A line of zeros, as of a term without weight, is left out.
             series = [s for s in series if any(v and math.isfinite(v) for v in s.y)]
             if series:
                 charts.append(Chart(title, "update", series, log_y=not any(v < 0 for s in series for v in s.y)))
@@ -95,7 +95,7 @@ def loss_chart(history: Mapping[str, Sequence[float]]) -> Chart:
 
 
 def reward_charts(history: Mapping[str, Sequence[float]]) -> list[Chart]:
-    """Each reward over the evaluations of one search, and its best so far; a chart per reward, as their scales differ."""
+    """Each reward over the evaluations of one search, and the best so far. One chart per reward, since scales differ."""
     charts = []
     for name, values in history.items():
         best = np.maximum.accumulate(values).tolist()

@@ -1,4 +1,4 @@
-"""A search for one row in this process, as `ortho invert` and `ortho reward --prompt` make it, and the folder it leaves."""
+"""The search for one row in this process, for `ortho invert` and `ortho reward --prompt`, and the folder that it writes."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ META = "meta.json"
 
 @dataclass(frozen=True)
 class OneSearch:
-    """What was found for one row. The noise maps are (1, C, H, W)."""
+    """The result for one row. The noise maps are (1, C, H, W)."""
 
     config: SearchConfig
     result: Found
@@ -37,7 +37,7 @@ class OneSearch:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What rebuilds the noise."""
+        """The tensors from which the noise can be rebuilt."""
         tensors = {"noise": self.noise, "base_noise": self.base}
         if self.config.transform == "orthogonal":
             tensors["skew"] = self.result.parameters[None]
@@ -45,7 +45,7 @@ class OneSearch:
 
 
 def check_folder(out: Path, command: str) -> None:
-    """Raises UserError for a folder that holds something else: the folder of an earlier search is replaced."""
+    """Raises UserError unless the folder is empty or from an earlier search, which is replaced."""
     if out.exists() and any(out.iterdir()) and not (out / META).is_file():
         raise UserError(f"{out} is not empty and was not made by `ortho {command}`; choose another folder")
 
@@ -74,11 +74,11 @@ def write_folder(
     tensors: Mapping[str, Tensor] | None = None,
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Replace `out` by the folder of a search; it appears whole or not at all. Images are uint8 (1, 3, Y, X).
+    """Replace `out` by the folder of a search, completely or not at all. Images are uint8 (1, 3, Y, X).
 
-    `pictures` are saved by file name, `comparison` in one labelled sheet with images of about `pixels`; `charts` are a
-    file's name and what is drawn there. `tensors` are saved with the noise, `meta` with what all searches have. `finish` is
-    called with the folder when all else is written.
+    `pictures` are saved by file name; `comparison` becomes one labelled sheet with images about `pixels` high; `charts` are a
+    file name and the charts drawn into it. `tensors` are saved beside the noise, `meta` beside the entries that all searches
+    have. `finish` is called with the folder when everything else is written.
     """
     result, patch_size = search.result, search.config.patch_size
 

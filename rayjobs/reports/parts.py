@@ -1,7 +1,7 @@
-"""Parts that the jobs' reports share: how it was made, what became of the rows, the Gaussian check, what it cost.
+"""Parts that the jobs' reports share: how it was made, the rows, the Gaussian check, the cost.
 
-Each function returns a section or a block of `ortho_core.report.page`, from files that a job left. `models` has the parts
-about models that were judged.
+Each function returns a section or a block of `ortho_core.report.page`, made from a job's files. The parts about judged models
+are in `models`.
 """
 
 from collections import Counter
@@ -20,13 +20,13 @@ from ortho_core.text.parsing import NotParsedError, first_fault, json_object
 from rayjobs.reports.summaries import AssignSummary, GaussianCheck, Made
 from rayjobs.reports.words import duration
 
-#: Quarantined rows that are listed one by one.
+#: How many quarantined rows a report lists.
 FIRST_FAILURES = 8
 
 
 @dataclass(frozen=True)
 class Accounted:
-    """What became of the rows of one step: rows = used + quarantined."""
+    """The rows of one step: rows = used + quarantined."""
 
     step: str
     rows: int
@@ -44,7 +44,7 @@ class Accounted:
 
 
 def rows_section(steps: Sequence[Accounted], folder: Store | None = None) -> Section:
-    """Every row accounted for, and the first of the quarantined ones, from `failures.jsonl` in `folder`."""
+    """The counts of each step's rows, and the first quarantined rows, from `failures.jsonl` in `folder`."""
     lines = [
         [
             s.step,
@@ -56,7 +56,7 @@ def rows_section(steps: Sequence[Accounted], folder: Store | None = None) -> Sec
         for s in steps
     ]
     blocks: list[Block] = [
-        "Every row that went in came out as a result or is in quarantine with its reason: rows = used + quarantined.",
+        "Every row either has a result or is in quarantine with a reason: rows = used + quarantined.",
         Table(["step", "rows", "used", "quarantined", "reasons"], lines),
     ]
     failures = first_failures(folder) if folder is not None else []
@@ -65,20 +65,20 @@ def rows_section(steps: Sequence[Accounted], folder: Store | None = None) -> Sec
         words = [[row_name(f.image, f.sample_id), str(f.row), f.reason, f.message] for f in failures]
         which = "The quarantined rows" if total <= len(failures) else f"The first of {total:,} quarantined rows"
         blocks += [
-            f"{which}, as failures.jsonl has them:",
-            Table(["image, or file of the row", "row", "reason", "what"], words, text=True),
+            f"{which}, from failures.jsonl:",
+            Table(["image, or file of the row", "row", "reason", "message"], words, text=True),
         ]
     return Section("Rows", blocks)
 
 
 def quarantine_reasons(folder: Store) -> dict[str, int]:
-    """How often each reason stands in `failures.jsonl`."""
+    """The number of rows in `failures.jsonl` for each reason."""
     with folder.open("failures.jsonl") as stream:
         return dict(sorted(Counter(failure_of(line, folder).reason for line in stream).items()))
 
 
 def first_failures(folder: Store) -> list[Failure]:
-    """The first lines of `failures.jsonl`; none if there is no such file."""
+    """The first rows in `failures.jsonl`; none if there is no such file."""
     try:
         with folder.open("failures.jsonl") as stream:
             lines = [stream.readline() for _ in range(FIRST_FAILURES)]
@@ -88,9 +88,9 @@ def first_failures(folder: Store) -> list[Failure]:
 
 
 def failure_of(line: bytes, folder: Store) -> Failure:
-    """A quarantined row, from its line of `failures.jsonl`. Raises UserError for a line of something else."""
+    """The quarantined row of a line of `failures.jsonl`. Raises UserError for any other line."""
     where = f"{folder.location}/failures.jsonl"
-    return needed(_failure, line, where, remedy="delete it, and the same command makes it again")
+    return needed(_failure, line, where, remedy="delete it, and the same command writes it again")
 
 
 def _failure(line: bytes, where: str) -> Failure:
@@ -101,21 +101,21 @@ def _failure(line: bytes, where: str) -> Failure:
 
 
 def gaussian_check(folder: Store, when: str) -> GaussianCheck:
-    """The statistics of the noise `init` or `final`. Raises UserError for a file of something else."""
+    """The statistics of the noise `init` or `final`. Raises UserError if the file holds anything else."""
     name = f"orthogonal_gaussian_{when}.json"
     return GaussianCheck.parse(folder.read(name), f"{folder.location}/{name}")
 
 
 def gaussian_section(folder: Store, of_what: str) -> Section:
-    """The assigned noise against N(0, I), from `orthogonal_gaussian_{init,final}.{json,png}` in `folder`."""
+    """The assigned noise compared with N(0, I), from `orthogonal_gaussian_{init,final}.{json,png}` in `folder`."""
     base, final = (gaussian_check(folder, when) for when in ("init", "final"))
     far = [[name, f"{base.departures[name]:.1f}", f"{value:.1f}"] for name, value in final.departures.items()]
     table = Table(
         [Cell("distance from N(0, I)", "in null standard deviations"), "base noise", "assigned noise"],
         far,
         [
-            ("KS", "in 95 % quantiles instead"),
-            ("of a patch entry", "the largest of all entries; its own null is 2 to 4"),
+            ("KS", "in units of its 95 % quantile instead"),
+            ("of a patch entry", "the largest of all entries; 2 to 4 is expected for true samples"),
         ],
     )
     plots = [folder.read(f"orthogonal_gaussian_{when}.png") for when in ("final", "init")]
@@ -124,9 +124,9 @@ def gaussian_section(folder: Store, of_what: str) -> Section:
         "Is the noise still Gaussian?",
         [
             f"{final.verdict[:1].upper()}{final.verdict[1:]}.",
-            "A fixed rotation leaves N(0, I) as it is. A rotation chosen for its image keeps every patch's norm, not "
-            f"independence. Over {of_what}: KS distance of the entries to N(0, 1) {final.marginal.ks:.4f} (true samples "
-            f"stay under {final.marginal.null_95:.4f} in 95 % of cases){spectrum(final)}.",
+            "A fixed rotation leaves N(0, I) unchanged. A rotation that is searched for an image keeps the norm of every patch, "
+            f"but not independence. Over {of_what}: KS distance of the entries to N(0, 1) {final.marginal.ks:.4f} (true samples "
+            f"are below {final.marginal.null_95:.4f} in 95 % of cases){spectrum(final)}.",
             Figure.plot_of(plots[0], "The assigned noise against theory.", least=900),
             Folded("Each statistic, and the base noise of the same images", blocks=[table, before]),
         ],
@@ -134,7 +134,7 @@ def gaussian_section(folder: Store, of_what: str) -> Section:
 
 
 def spectrum(check: GaussianCheck) -> str:
-    """The range of the covariance's eigenvalues, where there are enough patches for one to be expected."""
+    """The range of the covariance's eigenvalues; empty with too few patches for an expected range."""
     if check.patches < 2 * check.dimension:
         return ""
     low, high = check.covariance.marchenko_pastur
@@ -147,7 +147,7 @@ def spectrum(check: GaussianCheck) -> str:
 
 @dataclass(frozen=True)
 class Phase:
-    """What one step of a run did, and on how many workers. `rate` is in words, such as `75 images/s`."""
+    """The work, time and workers of one step of a run. `rate` is text such as `75 images/s`."""
 
     name: str
     work: str
@@ -159,7 +159,7 @@ class Phase:
 
     @staticmethod
     def on(settings: Settings, name: str, work: str, seconds: float | None, rate: str) -> "Phase":
-        """With the workers that the configuration of `assign`, `train`, `reward` or `evaluate` asks for."""
+        """With the workers in the configuration of `assign`, `train`, `reward` or `evaluate`."""
         workers = int(str(settings.get("num_workers", settings.get("workers", 1))).rpartition(":")[2])
         options = (settings.get(option) for option in ("cpus_per_worker", "gpus_per_worker"))
         cpus, gpus = (float(value) if isinstance(value, int | float) else None for value in options)
@@ -178,26 +178,26 @@ def cost_table(phases: Sequence[Phase]) -> Table:
     hours = "CPU + GPU hours" if any(p.gpus_each for p in phases) else "CPU hours"
     legend = [
         ("evaluation", "forward and backward of the generator for one image, the unit of an E-step's cost"),
-        ("time", "of the start that finished the step; after a resume it is not all of it"),
+        ("time", "of the last start only: after a resume, earlier starts are not in it"),
         (
             hours,
-            "time × the workers that were asked for: fewer may have run where the cluster had no room, and GPUs count where "
-            "--gpus-per-worker names them",
+            "time × the requested workers; fewer may have run if the cluster had no room. GPUs are counted if --gpus-per-worker "
+            "is set",
         ),
     ]
     return Table(["step", "work", "time", "rate", "workers", hours], [p.cells() for p in phases], legend)
 
 
 def provenance(verb: str, made: Made, others: Sequence[Block] = ()) -> Section:
-    """Versions and configuration, from the summary of any job; `others` come before the configuration."""
+    """The versions and the configuration in a job's summary; the blocks `others` come before the configuration."""
     versions = [[name, version] for name, version in made.versions.items()]
     return Section(
         "How it was made",
         [
-            f"To repeat it, save the configuration below and run ortho {verb} --config FILE.yaml. Of the versions, those of "
-            "torch, diffusers and transformers decide numbers.",
+            f"To repeat the run, save the configuration below and run ortho {verb} --config FILE.yaml. The versions of torch, "
+            "diffusers and transformers can change numbers.",
             *others,
             Folded("Configuration", text=yaml.safe_dump(made.config, sort_keys=False, allow_unicode=True)),
-            Folded("Versions", blocks=[Table(["what", "version"], versions)]),
+            Folded("Versions", blocks=[Table(["package", "version"], versions)]),
         ],
     )

@@ -1,4 +1,4 @@
-"""What finished runs leave for others to read: their summaries, typed. Fields that no reader needs are left out."""
+"""The summary files of finished runs, as typed records. Fields that no reader needs are left out."""
 
 import json
 from math import ceil
@@ -27,13 +27,13 @@ ModelEstimates = dict[str, dict[str, Estimate]]
 
 
 class Record(BaseModel):
-    """The content of a JSON file; what is there besides the fields is passed over."""
+    """The content of a JSON file; other keys than the fields are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
     @classmethod
     def read(cls: type[R], file: Path) -> R:
-        """Raises UserError for a file that is not there, or holds something else."""
+        """Raises UserError for a file that cannot be read or holds anything else."""
         try:
             content = regular_bytes(file)
         except OSError as error:
@@ -42,7 +42,7 @@ class Record(BaseModel):
 
     @classmethod
     def parse(cls: type[R], content: bytes, where: str) -> R:
-        """From the text of a file `where`. Raises UserError for something else."""
+        """From the content of the file `where`. Raises UserError if it is anything else."""
         return needed(parse_model, cls, content, where, remedy=REMEDY)
 
     def text(self) -> str:
@@ -51,7 +51,7 @@ class Record(BaseModel):
 
 
 class Made(Record):
-    """With how it was made."""
+    """A summary with the configuration and the versions of the run."""
 
     config: Settings
     versions: dict[str, str] = Field(default_factory=versions)
@@ -81,12 +81,12 @@ class AssignSummary(Record):
 
     @property
     def all_evaluations(self) -> int:
-        """With those that the forwards of its candidates count as."""
+        """Evaluations, with the forwards of candidates converted to evaluations."""
         return self.evaluations + ceil(self.candidate_forwards / FORWARDS_PER_EVALUATION)
 
 
 class AssignmentRun(AssignSummary, Made):
-    """The same with how it was made, and how the pairs were read and what was left aside."""
+    """`summary.json` with configuration, versions, and how the pairs were read (with the files that were left aside)."""
 
     recognised: Settings
 
@@ -104,14 +104,14 @@ class GaussianCheck(Record):
 
 
 class BeforeAfter(Record):
-    """A reward at the base noise, and at the noise that was found."""
+    """A reward at the base noise and at the optimised noise."""
 
     before: float
     after: float
 
 
 class RewardGain(BeforeAfter):
-    """The means over all prompts, the share of prompts for which the reward rose, and the mean gain."""
+    """Mean rewards over all prompts, the share of prompts whose reward rose, and the mean gain."""
 
     improved: float
     gain: Estimate
@@ -130,15 +130,15 @@ class OnePromptSearch(Made):
     evaluations: int
     best_evaluation: int
     rewards: dict[str, BeforeAfter]
-    #: The weights of those that were optimised.
+    #: The weight of each optimised reward.
     optimised: dict[str, float]
-    #: Of each term, its value at every evaluation.
+    #: The value of each term at every evaluation.
     history: dict[str, list[float]]
     seconds_this_run: float
 
 
 class SkippedUpdate(Record):
-    """An update that was not applied, and rows that may be at fault."""
+    """An update that was not applied, and the rows that may be the cause."""
 
     update: int
     rows: list[str]
@@ -149,18 +149,18 @@ class TrainSummary(Record):
 
     rows: int
     updates: int
-    #: Of each epoch, the mean of each term of the loss.
+    #: For each epoch, the mean of each loss term.
     epochs: list[dict[str, float | None]]
     best_epoch: int
     best_loss: float | None
     final_loss: float | None
-    #: Of each validation, the update and the figures.
+    #: For each validation, the update and the figures.
     validations: list[dict[str, float]]
     skipped_updates: list[SkippedUpdate]
     tracker_failures: list[str]
-    #: Of the search for noise between the updates.
+    #: Evaluations of the search for noise between the updates.
     match_evaluations: int = 0
-    #: Of the files that the model was loaded from.
+    #: Fingerprint of the files that the model was loaded from.
     loaded_fingerprint: str | None = None
     images_per_second: float | None
     seconds_this_run: float
@@ -176,7 +176,7 @@ class Cycle(Record):
 
     @property
     def name(self) -> str:
-        """Of its folder, and of its model in the evaluation."""
+        """The name of the cycle's folder, and of its model in the evaluation."""
         return cycle_name(self.cycle)
 
 
@@ -187,16 +187,16 @@ class EmSummary(Made):
     model: str
     cycles: list[Cycle]
     evaluation: ModelEstimates | None
-    #: Of the held-out images that were judged, those that are training images too.
+    #: How many of the judged held-out images are training images too.
     heldout_in_training: int | None = None
-    #: How the pairs and the held-out pairs were read, and what was left aside.
+    #: How the pairs and the held-out pairs were read, and which files were left aside.
     recognised: Settings | None = None
     recognised_heldout: Settings | None = None
     seconds_this_run: float
 
 
 class FeatureSource(Record):
-    """Whose features a figure is made of."""
+    """The model whose features a figure is computed from."""
 
     name: str
     fingerprint: str
@@ -204,7 +204,7 @@ class FeatureSource(Record):
 
 
 class FeatureSources(FeatureSource):
-    """That of most figures, and that of CMMD."""
+    """The feature model of most figures, and that of CMMD."""
 
     cmmd: FeatureSource
 
@@ -216,9 +216,9 @@ class Evaluation(Made):
     base: str
     rows: int
     quarantined: int
-    #: How the held-out pairs were read, and what was left aside.
+    #: How the held-out pairs were read, and which files were left aside.
     recognised: Settings | None = None
-    #: Of the rows, those whose image is a training image too; None: not counted.
+    #: How many rows show a training image; None: not counted.
     in_training: int | None = None
     metrics: ModelEstimates
     features: FeatureSources
@@ -227,21 +227,21 @@ class Evaluation(Made):
     #: (Y, X).
     image_size: tuple[int, int]
     evaluations_per_image: int
-    #: Of what else the run made.
+    #: Receipts of the other files of the run.
     files: dict[str, FileReceipt] = {}
     #: None where no row was judged in the last start.
     seconds_this_run: float | None = None
 
     def flattery(self) -> str:
-        """That figures are of images that were trained on, where some are."""
+        """A warning if some of the judged images were trained on, else nothing."""
         if not self.in_training:
             return ""
         are = "is also a training image" if self.in_training == 1 else "are also training images"
-        return f"{self.in_training} of the {self.rows} held-out images {are}; figures on them flatter"
+        return f"{self.in_training} of the {self.rows} held-out images {are}, so the figures look too good"
 
     @property
     def evaluations(self) -> int:
-        """Of all models."""
+        """Evaluations of all models."""
         return self.rows * self.evaluations_per_image * len(self.metrics)
 
 

@@ -1,4 +1,4 @@
-"""Numbers and lists in sentences. Imports nothing, so that a verb which needs no model starts at once."""
+"""Numbers and lists as text. Imports nothing heavy, so that a verb without a model starts at once."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the rewards gained, over a whole run."""
+"""The gain of each reward over a run."""
 
 import math
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from rayjobs.reports.summaries import RewardGain
 
 
 def gains(found: Assignments) -> dict[str, RewardGain]:
-    """What each reward gained over all prompts.
+    """The mean gain of each reward over all prompts.
 
-    One part is in memory at a time. The gain's interval is that of a mean over prompts, 1.96 standard errors to each side.
+    One part file is in memory at a time. The interval is the mean over prompts ± 1.96 standard errors.
     """
     sums: dict[str, np.ndarray] = {}
     for before, after in recorded_rewards(found):
@@ -32,7 +32,7 @@ def gains(found: Assignments) -> dict[str, RewardGain]:
 
 
 def recorded_rewards(found: Assignments) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
-    """Each prompt's rewards (before, after), by name; one part in memory at a time."""
+    """Each prompt's rewards (before, after), by name; one part file is in memory at a time."""
     for part in found.parts:
         table = read_part(found.folder, part, ["initial_rewards", "rewards"]).to_pylist()
         yield from ((dict(row["initial_rewards"]), dict(row["rewards"])) for row in table)

@@ -1,8 +1,8 @@
-"""Test-time reward optimisation: `ortho reward` finds, for each prompt, the noise whose image the rewards like best.
+"""Test-time reward optimisation: `ortho reward` searches, for each prompt, the noise whose image has the highest reward.
 
-One prompt is worked on in this process, with pictures and curves. A file of prompts goes through the pool of `assign`: the
-same slots, ledger, quarantine and resume. What it leaves are assignments whose target latents are those of the images that
-were found, so `ortho train --noise base` distils them into the model.
+One prompt is searched in this process, with pictures and curves. A file of prompts goes through the pool of `assign`, with the
+same slots, ledger, quarantine and resume. The results are assignments. Their target latents are those of the images that were
+found, so `ortho train --noise base` distils these images into the model.
 """
 
 from pydantic import JsonValue
@@ -36,25 +36,25 @@ from rayjobs.verb.session import ray_session
 
 
 def check(job: RewardJob, model: ModelFolder) -> dict[str, str]:
-    """Fingerprints of the rewards' weights. Raises UserError for whatever can be found wrong before anything is loaded."""
+    """Fingerprints of the rewards' weights. Raises UserError for everything that can be checked before a model is loaded."""
     noise_space(job, model.latent_shape)
     if (job.prompt is None) == (job.prompts is None):
         raise UserError("give --prompt TEXT or --prompts FILE, and not both")
     if job.prompt is not None and not job.prompt.strip():
         raise UserError("--prompt is blank")
     if job.prompt is not None and "://" in job.out:
-        raise UserError(f"--out {job.out}: one prompt's pictures go to a local folder; --prompts may go to a URL")
+        raise UserError(f"--out {job.out}: with --prompt accepted: a local folder; only with --prompts a URL")
     if job.save_steps and job.prompts is not None:
-        raise UserError("--save-steps is of one --prompt; a file of prompts leaves no pictures")
+        raise UserError("--save-steps works only with --prompt; with --prompts the steps have no pictures")
     names = parse_rewards(job.reward)
-    told = parse_rewards(job.report_rewards) if job.report_rewards else {}
-    if both := sorted(set(names) & set(told)):
-        raise UserError(f"--report-rewards: {', '.join(both)} is optimised, and told of in any case")
-    return reward_fingerprints([*names, *told], job.folders())
+    reported = parse_rewards(job.report_rewards) if job.report_rewards else {}
+    if both := sorted(set(names) & set(reported)):
+        raise UserError(f"--report-rewards: {', '.join(both)} is in --reward, and is reported anyway; leave it out")
+    return reward_fingerprints([*names, *reported], job.folders())
 
 
 def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, list[Shard]]:
-    """What the run over a file of prompts will do. Raises UserError."""
+    """The plan, the prompts and the shards of a run over a file of prompts. Raises UserError."""
     weights = check(job, model)
     assert job.prompts is not None
     rows = open_pairs(job.prompts, PromptFields(prompt_field=job.prompt_field, id_field=job.id_field), "prompts")
@@ -66,7 +66,7 @@ def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, 
     plan = RewardPlan(
         pairs_fingerprint=rows.fingerprint(),
         model_fingerprint=planned_fingerprint(model, job.dtype),
-        # What is found for a prompt is what it is trained on.
+        # The latents that are found are the targets of a later training.
         noise=NoiseSettings(**noise, store_latents=True),
         rewards=parse_rewards(job.reward),
         report_rewards=report_rewards,
@@ -80,7 +80,7 @@ def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, 
 
 
 def describe(job: RewardJob) -> dict[str, object]:
-    """What a dry run prints; over a file of prompts it times a few evaluations on a worker like those of the run."""
+    """What a dry run prints. For a file of prompts it times a few evaluations on a worker like those of the run."""
     model = open_model(job.model, job.dtype, job.lora, job.quantize)
     if job.prompt is not None:
         weights = check(job, model)
@@ -91,7 +91,7 @@ def describe(job: RewardJob) -> dict[str, object]:
     plan, rows, _ = make_plan(job, model)
     evaluations = plan.rows * job.steps
     content = {**plan.as_json(), "recognised": rows.record(), "evaluations_at_most": evaluations}
-    if job.gpu_memory is not None:  # of another machine's time nothing is known here
+    if job.gpu_memory is not None:  # the speed of the planned GPU cannot be measured here
         memory = memory_of(job, model, plan.reward_fingerprints, plan.rows, plan.rows_per_shard)
         return {**content, "memory": memory, "out": job.out}
     timing = seconds_per_evaluation(job, search_of(job, model, plan, rows))
@@ -105,7 +105,7 @@ def describe(job: RewardJob) -> dict[str, object]:
 
 
 def run(job: RewardJob) -> int:
-    """Optimise what is not done yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
+    """Search for the prompts that are not done yet. Returns 0, or 3 if rows are in quarantine. Raises UserError or RunFailed."""
     model = open_model(job.model, job.dtype, job.lora, job.quantize)
     if job.prompt is not None:
         from rayjobs.reward.one_prompt import run_one
@@ -127,11 +127,11 @@ def run(job: RewardJob) -> int:
         if begun.counts.assigned:
             take_pictures(job, model)
             write_report(begun.ledger.folder, RewardSummary.model_validate(summary))
-    return begun.conclude(summary, "prompts could be used")  # last: what has its summary has its report
+    return begun.conclude(summary, "prompts could be used")  # last, so that a folder with a summary also has its report
 
 
 def gained(job: RewardJob, plan: RewardPlan) -> dict[str, dict[str, JsonValue]]:
-    """What each reward gained over all prompts, ready for JSON; prints it."""
+    """Print the gain of each reward over all prompts, and return it ready for JSON."""
     rewards = gains(Assignments(job.out))
     for name, gain in rewards.items():
         kind = "" if name in plan.rewards else " (not optimised)"
@@ -141,13 +141,13 @@ def gained(job: RewardJob, plan: RewardPlan) -> dict[str, dict[str, JsonValue]]:
 
 
 def ending(job: RewardJob, code: int) -> list[str]:
-    """The last lines of the command over a file of prompts; of one prompt they are said already."""
+    """The last lines of the command for a file of prompts; for one prompt, `run_one` prints them."""
     if job.prompt is not None:
         return []
     assigned, quarantined = settled_rows(job.out)
-    found = counted(assigned, "prompt has its", "prompts have their")
+    searched = counted(assigned, "prompt")
     return [
-        f"reward: {found} noise, in {job.out}, report.html there shows it",
+        f"reward: noise found for {searched}, in {job.out}; see report.html there",
         *left_out(job.out, code, quarantined, RETRY),
         *training(job.model, job.lora, job.out, noise="base"),
     ]

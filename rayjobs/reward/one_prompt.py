@@ -1,4 +1,4 @@
-"""`ortho reward --prompt`: one prompt in this process, with pictures and curves."""
+"""`ortho reward --prompt`: one prompt, searched in this process, with pictures and curves."""
 
 import time
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from rayjobs.verb.console import say
 
 
 def run_one(job: RewardJob, model: ModelFolder, fingerprints: Mapping[str, str]) -> int:
-    """Raise the rewards of one prompt; `fingerprints` are of the rewards' weights. Returns 0. Raises UserError or RunFailed."""
+    """Search the noise of one prompt; `fingerprints` are of the rewards' weights. Returns 0. Raises UserError or RunFailed."""
     assert job.prompt is not None
     out = Path(job.out)
     one_search.check_folder(out, "reward --prompt")
@@ -39,12 +39,12 @@ def run_one(job: RewardJob, model: ModelFolder, fingerprints: Mapping[str, str])
     prompts = [job.prompt]
     with torch.no_grad():
         inputs = objective.inputs(generator.encode_prompts(prompts), objective.rewards.encode_prompts(prompts))
-    # Measuring the generator takes more evaluations than one prompt does.
+    # For one prompt, measuring the generator would take more evaluations than the search.
     config = job.model_copy(update={"sensitivity_rank": 0})
     search = one_search.search(generator, config, objective, noise_seed(job.seed, job.prompt), inputs)
     result = search.result
     before, after = steps[0], steps[result.best_step]
-    # Of the pictures as they are saved, which is what a viewer judges.
+    # Scores are those of the saved uint8 pictures, since these are what a viewer sees.
     with torch.no_grad():
         encoded = objective.reported.encode_prompts(prompts)
         first, last = (

@@ -1,6 +1,6 @@
-"""Pictures of what a file of prompts gained: the images of a few prompts, before and after, decoded by one worker.
+"""Pictures of a run over a file of prompts: the images of the first prompts, before and after, decoded by one worker.
 
-The driver may be a machine without a GPU, or without room for the model; what held the model in the search holds it here.
+The driver may have no GPU, or too little memory for the model. A worker like those of the search has room for it.
 """
 
 import io
@@ -20,19 +20,19 @@ from rayjobs.verb.faults import explained
 if TYPE_CHECKING:
     from rayjobs.reward.config import RewardJob
 
-#: Prompts that pictures are taken of, the first of the set.
+#: How many prompts have pictures: the first of the set.
 PICTURED = 12
-#: Name of the folder of pictures, and those in it: contact sheets of one row.
+#: The files in the folder of pictures: contact sheets of one row.
 BEFORE, AFTER = "before.png", "after.png"
 
 
 def take_pictures(job: "RewardJob", model: ModelFolder) -> None:
-    """Leave `pictures/before.png` and `after.png` in the job's folder. Without them, a run still has its report."""
+    """Write `pictures/before.png` and `after.png` into the job's folder. If that fails, the report has no pictures."""
     import ray
 
     remote = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=job.gpus() or None, label_selector=job.node_labels)(draw)
     try:
-        job.fitting(1)  # this cluster may be another than the search's
+        job.fitting(1)  # a resumed run may be on another cluster than the search
         ray.get(remote.remote(job, model, job.worker_device()))
     except (UserError, ray.exceptions.RayError) as failure:
         say(f"reward: no pictures for the report: {explained(failure, job)}")
@@ -40,7 +40,7 @@ def take_pictures(job: "RewardJob", model: ModelFolder) -> None:
 
 @torch.no_grad()
 def draw(job: "RewardJob", model: ModelFolder, device: str) -> None:
-    """On a worker: the images at the base noise, and those whose latents were recorded."""
+    """On a worker: decode the images at the base noise, and the recorded latents of the images that were found."""
     torch.set_num_threads(max(1, int(job.cpus_per_worker)))
     found = Assignments(job.out)
     index = range(min(PICTURED, len(found)))
@@ -49,7 +49,7 @@ def draw(job: "RewardJob", model: ModelFolder, device: str) -> None:
     prompts = [row["prompt"] for row in found.rows(index, ["prompt"])]
     base = found.base_noise(index, shape).to(device)
     images: dict[str, list[torch.Tensor]] = {BEFORE: [], AFTER: []}
-    for i, prompt in enumerate(prompts):  # one at a time: what fits in the search, with its gradients, fits here
+    for i, prompt in enumerate(prompts):  # one at a time, so that it needs less memory than the search
         before = generator.denoise(base[i : i + 1], generator.encode_prompts([prompt]))
         after = found.targets([i], shape).to(device, before.dtype)
         for name, latents in ((BEFORE, before), (AFTER, after)):

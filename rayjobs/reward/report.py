@@ -1,4 +1,4 @@
-"""The reports of `ortho reward`: over a file of prompts, and of one prompt."""
+"""The reports of `ortho reward`: for a file of prompts, and for one prompt."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,15 @@ from rayjobs.reports.words import counted, duration
 from rayjobs.reward.gains import recorded_rewards
 from rayjobs.reward.pictures import AFTER, BEFORE, PICTURED
 
-#: Prompts that the chart of the rewards' distribution is of, at most.
+#: Most prompts in the chart of the rewards' distribution.
 IN_CHART = 2000
 
-#: Evaluations of one prompt whose pictures are shown, where they were kept.
+#: How many evaluations of one prompt have their picture in the report, with `--save-steps`.
 STEPS = 12
 
 
 def write_report(folder: Store, summary: RewardSummary) -> None:
-    """Write `report.html` into the folder of a run over a file of prompts, of which some were used."""
+    """Write `report.html` into the folder of a run over a file of prompts, of which at least one was searched."""
     found, spec = Assignments(folder.location), summary.option("reward")
     optimised = list(parse_rewards(spec))
     sections = [
@@ -64,17 +64,17 @@ def search(summary: RewardSummary) -> Phase:
 
 
 def sentences(rewards: Mapping[str, RewardGain], optimised: Sequence[str]) -> list[str]:
-    """What each reward did, those that were not optimised apart: they are the independent judges."""
-    said = []
+    """One sentence per reward: first the optimised ones, then the others, which are independent judges."""
+    lines = []
     for name, reward in sorted(rewards.items(), key=lambda item: item[0] not in optimised):
         gain, decimals = reward.gain, places([reward.gain])
         way = "higher than" if gain.low > 0 else "lower than" if gain.high < 0 else "about as high as"
-        kind = "" if name in optimised else ", which was not optimised"
-        said.append(
-            f"The images score {way} before by {name}{kind}: {reward.before:.{decimals}f} before, {reward.after:.{decimals}f} "
-            f"after, in the mean; higher for {reward.improved:.0%} of the prompts."
+        kind = "" if name in optimised else " (not optimised)"
+        lines.append(
+            f"The reward {name}{kind} is {way} before: {reward.before:.{decimals}f} before, {reward.after:.{decimals}f} "
+            f"after, on average; higher for {reward.improved:.0%} of the prompts."
         )
-    return said
+    return lines
 
 
 def gains_table(rewards: Mapping[str, RewardGain], optimised: Sequence[str]) -> Table:
@@ -92,7 +92,7 @@ def gains_table(rewards: Mapping[str, RewardGain], optimised: Sequence[str]) -> 
             ]
         )
     legend = [
-        ("before, after", "mean over the prompts, at the base noise and at the noise that was found"),
+        ("before, after", "mean over the prompts, at the base noise and at the optimised noise"),
         ("gain", "mean, with its 95 % interval over prompts (1.96 standard errors)"),
         ("risen", "share of the prompts whose image scores higher than before"),
     ]
@@ -100,7 +100,7 @@ def gains_table(rewards: Mapping[str, RewardGain], optimised: Sequence[str]) -> 
 
 
 def distributions(found: Assignments, optimised: Sequence[str]) -> list[Chart]:
-    """For each reward, the share of the prompts that score no more than a value, before and after."""
+    """For each reward, the share of prompts with at most a given score, before and after."""
     apart = -(-len(found) // IN_CHART)
     kept = [pair for i, pair in enumerate(recorded_rewards(found)) if i % apart == 0]
     charts = []
@@ -111,13 +111,13 @@ def distributions(found: Assignments, optimised: Sequence[str]) -> list[Chart]:
             share = np.arange(1, len(values) + 1) / len(values)
             series.append(Series(label, values, share.tolist(), colour, points=len(values) <= 40))
         kind = "" if name in optimised else " (not optimised)"
-        caption = "Share of the prompts whose image scores no more than that: the further right, the better."
+        caption = "Share of the prompts with at most this score; a curve further right is better."
         charts.append(Chart(f"{name}{kind}, distribution over prompts", name, series, caption, y_includes=[0.0, 1.0]))
     return charts
 
 
 def before_and_after(found: Assignments) -> PictureRows | None:
-    """The pictures that a worker took of the first prompts, and their rewards; None if there are none."""
+    """The pictures of the first prompts, before and after; None if there are none."""
     store = found.folder.child(PICTURE_FOLDER)
     if not (store.exists(BEFORE) and store.exists(AFTER)):
         return None
@@ -129,7 +129,7 @@ def before_and_after(found: Assignments) -> PictureRows | None:
         with Image.open(content) as sheet:
             size = (sheet.height, sheet.width // count)
         sheets[label] = load_sheet(content, size)
-    caption = "The first prompts' images, before and after: the same noise, and as the rewards would have it."
+    caption = "Images of the first prompts, at the base noise and at the noise that was optimised from it."
     return PictureRows.of(sheets, caption, [row["prompt"] for row in rows])
 
 
@@ -146,9 +146,9 @@ def write_report_of_one(folder: Path) -> None:
         label = Cell(name, "" if optimised else "not optimised")
         rows.append([label, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"])
         way = "higher than" if after > before else "lower than" if after < before else "as high as"
-        kind = "" if optimised else ", which was not optimised"
-        sentences.append(f"The image scores {way} before by {name}{kind}: {before:.4f} before, {after:.4f} after.")
-    legend = [("before, after", "of the pictures as they are saved, which is what a viewer judges")]
+        kind = "" if optimised else " (not optimised)"
+        sentences.append(f"The reward {name}{kind} is {way} before: {before:.4f} before, {after:.4f} after.")
+    legend = [("before, after", "scores of the saved pictures, which are what a viewer sees")]
     table = Table(["reward", "before", "after", "gain"], rows, legend)
     charts = Charts(reward_charts({name: search.history[name] for name in search.optimised}))
     cost = f"{counted(search.evaluations, 'evaluation')} in {duration(search.seconds_this_run)}, loading included."
@@ -167,7 +167,7 @@ def write_report_of_one(folder: Path) -> None:
 
 
 def large(folder: Path) -> PictureRows:
-    """The image before and after, side by side, as large as a phone has room for both."""
+    """The image before and after, side by side, in a size at which both fit a phone."""
     images = []
     for name in ("initial", "best"):
         with Image.open(folder / f"{name}.png") as opened:
@@ -178,7 +178,7 @@ def large(folder: Path) -> PictureRows:
 
 
 def along_the_way(steps: Sequence[Path]) -> PictureRows:
-    """Pictures of evaluations from first to last, in one row."""
+    """Pictures of some evaluations, from the first to the last, in one row."""
     chosen = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(STEPS, len(steps)))})
     images = []
     for i in chosen:

@@ -23,29 +23,29 @@ from rayjobs.reward.config import RewardJob
 def objective_of(
     job: RewardJob, generator: OneStepGenerator, fingerprints: Mapping[str, str] | None = None
 ) -> RewardObjective:
-    """The job's rewards around a generator; those that are only reported share what they can with the others."""
+    """The job's rewards with a generator. Rewards that are only reported share networks with the others."""
     return RewardObjective(generator, *rewards_of(job, generator.device, fingerprints))
 
 
 def rewards_of(
     job: RewardJob, device: str | torch.device, fingerprints: Mapping[str, str] | None = None
 ) -> tuple[WeightedSum, WeightedSum]:
-    """Those that are optimised, and all that are reported, loaded. Raises UserError.
+    """Load the rewards: those that are optimised, and all that are reported. Raises UserError.
 
-    `fingerprints` are those that the run was planned with, by reward; weights must still have them.
+    `fingerprints` are those of the plan, by reward; the weights must still have them.
     """
     spec = f"{job.reward},{job.report_rewards}" if job.report_rewards else job.reward
-    # A score is not worth rounding where nobody asked for it: the models are small beside the generator.
+    # "auto" is float32 here: rounded scores would save little, since the rewards are small beside the generator.
     dtype = "float32" if job.dtype == "auto" else job.dtype
     planned = {} if fingerprints is None else of_rewards(fingerprints)
     with as_planned(planned, lambda: of_rewards(reward_fingerprints(fingerprints or (), job.folders()))):
-        told = load_rewards(spec, job.folders(), device, dtype)
+        reported = load_rewards(spec, job.folders(), device, dtype)
     weights = parse_rewards(job.reward)
-    return WeightedSum({name: told.rewards[name] for name in weights}, weights), told
+    return WeightedSum({name: reported.rewards[name] for name in weights}, weights), reported
 
 
 def of_rewards(fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """Fingerprints of rewards' weights, by what messages call these."""
+    """Fingerprints of rewards' weights, by the names that messages use."""
     return {f"reward {name}": value for name, value in fingerprints.items()}
 
 
@@ -54,7 +54,7 @@ class Rewarding:
     """The goal of `ortho reward`; its rows are prompts."""
 
     config: RewardJob
-    #: Of the rewards' weights, as they were planned with.
+    #: Fingerprints of the rewards' weights in the plan.
     fingerprints: Mapping[str, str]
 
     def rows(self, generator: OneStepGenerator, pairs: PairSet, decoder: Decoder) -> PromptRows:
@@ -62,5 +62,5 @@ class Rewarding:
 
 
 def search_of(job: RewardJob, model: ModelFolder, plan: RewardPlan, rows: PairSet) -> EngineSearch:
-    """What a worker of the job does."""
+    """The work of the job, as the pool's workers load it."""
     return EngineSearch(job, model, Rewarding(job, plan.reward_fingerprints), plan, rows)

@@ -1,1 +1,1 @@
-"""`ortho sweep`: trials of the whole method on Ray Tune."""
+"""`ortho sweep`: many EM runs with different settings, on Ray Tune."""

@@ -1,7 +1,7 @@
-"""Sweeps: `ortho sweep` tries fields of the configuration at several values and shows what each costs and gains.
+"""Sweeps: `ortho sweep` tries several values of configuration fields and compares the results.
 
-Every trial is an E-step and an M-step, judged on held-out pairs; what they trade is how close the model gets to the target
-set against how far it drifts from the model it started from.
+Every trial is an EM run, judged on held-out pairs. There are two objectives: how close the model comes to the target set, and
+how little it drifts from the model it started from.
 """
 
 import time
@@ -35,9 +35,9 @@ from rayjobs.verb.session import ray_session
 
 
 class SweepPlan(Plan):
-    """Trials on the same pairs, judged alike; a setting that is varied is left out.
+    """Trials on the same pairs, judged in the same way. Settings that are varied are left out.
 
-    What is searched, and how far, is not part of it: a wider space goes on from the trials that are there.
+    The space and the kind of search are not part of the plan, so a sweep over a wider space reuses the finished trials.
     """
 
     verb: ClassVar[str] = "sweep"
@@ -54,9 +54,9 @@ class SweepPlan(Plan):
 
 
 def make_plan(job: SweepJob, model: ModelFolder) -> tuple[SweepPlan, SweepJob]:
-    """What identifies the sweep, and the job with its held-out pairs settled.
+    """The plan of the sweep, and the job with `--heldout` settled.
 
-    Raises UserError for whatever can be found wrong before any work starts.
+    Raises UserError for everything that can be checked before any work starts.
     """
     check_search(job)
     base, space = base_of(job), space_of(job)
@@ -64,7 +64,7 @@ def make_plan(job: SweepJob, model: ModelFolder) -> tuple[SweepPlan, SweepJob]:
     trial, settled, _ = em.make_plan(with_values(base, points[0]), model)
     if settled.heldout_place is None:
         raise UserError(
-            "--heldout: trials are judged on pairs that none of them was trained on; give other pairs or a share"
+            "--heldout: there are no held-out pairs to judge trials on; accepted: another pair set, or a share such as 5%"
         )
     job = job.model_copy(update={"heldout": settled.heldout})
     base = base_of(job)
@@ -74,16 +74,16 @@ def make_plan(job: SweepJob, model: ModelFolder) -> tuple[SweepPlan, SweepJob]:
         check_asha(job, space)
     judged, _, _ = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir), {"base": model})
     check_metric(job, judged)
-    own = settings(job, decides)
-    del own["assign"], own["train"], own["evaluate"]
+    sweep_settings = settings(job, decides)
+    del sweep_settings["assign"], sweep_settings["train"], sweep_settings["evaluate"]
     if job.early_stopping == "none":
-        del own["grace_epochs"], own["reduction_factor"]
+        del sweep_settings["grace_epochs"], sweep_settings["reduction_factor"]
     plan = SweepPlan(
         pairs_fingerprint=trial.pairs_fingerprint,
         heldout_fingerprint=trial.heldout_fingerprint,
         model_fingerprint=trial.model_fingerprint,
         rows=trial.rows,
-        config=unvaried(own, space),
+        config=unvaried(sweep_settings, space),
         assign=unvaried(settings(job.assign, decides, resolved), space, "assign."),
         train=unvaried(settings(job.train, decides, resolved), () if job.baseline else space, "train."),
         judge=judged.judging(),
@@ -97,7 +97,7 @@ def unvaried(values: Settings, space: Collection[str], group: str = "") -> Setti
 
 
 def check_search(job: SweepJob) -> None:
-    """Raises UserError for settings that do not fit each other."""
+    """Raises UserError for settings that contradict each other."""
     if job.train.num_workers == 0:
         raise UserError("--train.num-workers: 0 trains in the driver's process; accepted in a sweep: 1 or more")
     for group, pool in (("assign", job.assign), ("evaluate", job.evaluate)):
@@ -115,18 +115,20 @@ def check_asha(job: SweepJob, space: Space) -> None:
     for name in ("cycles", "train.epochs"):
         if name in space:
             raise UserError(
-                f"--early-stopping asha compares trials at equal epochs: --sweep.{name} cannot be varied with it"
+                f"--early-stopping asha compares trials after equal epochs: --sweep.{name} cannot be varied with it"
             )
     if job.grace_epochs >= job.epochs:
-        raise UserError(f"--grace-epochs: {job.grace_epochs} of {job.epochs} epochs leaves nothing to end early")
+        raise UserError(
+            f"--grace-epochs: {job.grace_epochs} of {job.epochs} epochs leaves no epoch to end early; accepted: fewer"
+        )
     if job.train.checkpoint_every or job.train.validate_every:
         raise UserError(
-            "--early-stopping asha looks at trials after each epoch; leave checkpoint_every and validate_every at 0"
+            "--early-stopping asha compares trials after each epoch; set --train.checkpoint-every and --train.validate-every to 0"
         )
 
 
 def check_metric(job: SweepJob, judged: EvaluationPlan) -> None:
-    """Raises UserError for a metric that there is not, or that this sweep would not measure."""
+    """Raises UserError for a metric that does not exist, or that this sweep does not measure."""
     fit = [name for name, about in METRICS.items() if about.better != "neither" and name != "drift"]
     known, name = [*fit, f"{REWARD}NAME"], job.metric
     if name in fit:
@@ -136,8 +138,8 @@ def check_metric(job: SweepJob, judged: EvaluationPlan) -> None:
     rewards = judged.rewards
     if name.startswith(REWARD) and name.removeprefix(REWARD) in rewards:
         return
-    found = f"; rewards measured here: {', '.join(rewards)}" if name.startswith(REWARD) else ""
-    raise UserError(f"--metric: {name!r} is not a figure of target fit; accepted: {', '.join(known)}{found}")
+    measured = f"; rewards measured here: {', '.join(rewards)}" if name.startswith(REWARD) else ""
+    raise UserError(f"--metric: {name!r} is not a figure of target fit; accepted: {', '.join(known)}{measured}")
 
 
 def describe(job: SweepJob) -> dict[str, object]:
@@ -159,7 +161,7 @@ def describe(job: SweepJob) -> dict[str, object]:
 
 
 def assign_key(job: EmJob) -> str:
-    """Trials with the same one share their first E-step."""
+    """A fingerprint: trials with the same one share their first E-step."""
     return fingerprint(settings(job.assign, decides, resolved))
 
 
@@ -169,7 +171,7 @@ def named(point: Point) -> Point:
 
 
 def run(job: SweepJob) -> int:
-    """Run the trials that are not done, then show what they gave. Returns 0, 1 if trials failed, 3 with quarantine."""
+    """Run the trials that are not done, then compare all. Returns 0, 1 if trials failed, or 3 if rows are in quarantine."""
     started = time.monotonic()
     model = open_model(job.model)
     requested = job
@@ -188,7 +190,7 @@ def _run(started: float, requested: SweepJob, job: SweepJob, model: ModelFolder,
     file = job.work_dir / SWEEP_SUMMARY
     seconds = SweepSummary.read(file).seconds_this_run if file.is_file() else 0.0
     if outcomes is None or compared is None:
-        # Importing Ray Tune takes seconds, which a refusal and a sweep that is done need not.
+        # Importing Ray Tune takes seconds; a sweep that is refused or finished does not need it.
         from rayjobs.sweep.tune import references, tune_trials
 
         with ray_session():
@@ -217,7 +219,7 @@ def summarise(
     seconds: float,
     config: Settings,
 ) -> SweepSummary:
-    """The sweep as a whole: every trial's figures, the front, and the choice under the limit."""
+    """The summary of the sweep: every trial's figures, the Pareto front, and the trial chosen under `--max-drift`."""
     trials = {folder_of(job, record.values).name: record for record in outcomes}
     points = {}
     for name, record in trials.items():
@@ -240,17 +242,17 @@ def summarise(
 
 
 def verdict(summary: SweepSummary) -> str:
-    """What the sweep says, in one sentence."""
+    """The result of the sweep in one sentence."""
     front = f"{len(summary.front)} of {len(summary.trials)} trials are on the Pareto front"
     if summary.max_drift is None:
         return front
     if summary.chosen is None:
-        return f"{front}; none drifts {summary.max_drift:g} or less"
+        return f"{front}; none has a drift of {summary.max_drift:g} or less"
     return f"{front}; the best fit with a drift of {summary.max_drift:g} or less is {summary.chosen}: {summary.model}"
 
 
 def table(summary: SweepSummary) -> str:
-    """Fit and drift of every trial, by drift, the references first."""
+    """A text table of fit and drift: the references first, then the trials by drift."""
     fit = summary.metric
     rows = [["", "trial", metric(fit).title, "drift", "status"]]
     for name, figures in summary.references.items():

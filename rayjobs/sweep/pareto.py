@@ -1,4 +1,4 @@
-"""Two objectives, both to be small: which of several results no other beats in both, and which to choose under a limit."""
+"""The Pareto front of results with two objectives, both to be minimised, and the choice under a limit on the second."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -7,9 +7,9 @@ K = TypeVar("K")
 
 
 def pareto_front(points: Mapping[K, tuple[float, float]]) -> list[K]:
-    """The keys that no other point dominates, by the first objective, the smallest first.
+    """The keys that no other point dominates, in order of the first objective.
 
-    A point dominates another if it is no larger in both objectives and smaller in one; of equal points all stay.
+    A point dominates another if it is not larger in either objective and smaller in one. Equal points all stay.
     """
     front: list[K] = []
     best = float("inf")

@@ -1,4 +1,4 @@
-"""What a sweep's job varies: its space, the configuration that this is laid over, its trials."""
+"""The space of a sweep, the configuration whose fields it varies, and the trials."""
 
 from ortho_core.errors import UserError, needed
 from ortho_core.marks import conduct, mark_of
@@ -11,19 +11,19 @@ from rayjobs.verb.help import leaves
 
 #: Fields that cannot be varied, with the reason.
 FIXED = {
-    **dict.fromkeys(("pairs", "model"), "is the same for all trials; run a sweep for each"),
+    **dict.fromkeys(("pairs", "model"), "is the same for all trials; run one sweep for each"),
     **dict.fromkeys(("heldout", "evaluate"), "decides how trials are judged, which must be the same for all"),
-    **dict.fromkeys(("work_dir", "assignments_cache", "train.validation"), "is a place that the sweep itself decides"),
+    **dict.fromkeys(("work_dir", "assignments_cache", "train.validation"), "is a folder that the sweep decides"),
     **dict.fromkeys(("baseline", "validate_on_heldout"), "belongs to the sweep as a whole, not to a trial"),
     **dict.fromkeys(PairFields.model_fields, "is the same for all trials"),
 }
-#: Why a field that is marked `conduct` cannot be.
-CONDUCT = "decides how fast a trial goes or what it tells, not what comes out of it"
+#: Why a field that is marked `conduct` cannot be varied.
+CONDUCT = "changes the speed or the messages of a trial, not its result"
 
 
 def space_of(job: SweepJob) -> Space:
     """The checked space, from the file and the options together. Raises UserError."""
-    given = dict(job.sweep)
+    fields = dict(job.sweep)
     if job.space is not None:
         try:
             content = needed(parse_yaml, job.space.read_bytes(), f"--space {job.space}")
@@ -31,34 +31,34 @@ def space_of(job: SweepJob) -> Space:
             raise UserError(f"--space {job.space}: {error.strerror}") from error
         if not isinstance(content, dict):
             raise UserError(f"--space {job.space} is not a mapping of fields to values")
-        given = content | given
-    if not given:
+        fields = content | fields
+    if not fields:
         raise UserError(
             "nothing to vary; give --sweep.FIELD VALUES, e.g. --sweep.train.preserve-latent-weight 0,0.25,1"
         )
-    return parse_space(given, base_of(job), fixed_fields())
+    return parse_space(fields, base_of(job), fixed_fields())
 
 
 def fixed_fields() -> dict[str, str]:
     """The fields, and groups of fields, that cannot be varied, each with the reason."""
     marked = [name for name, field in leaves(EmJob) if mark_of(field) is conduct]
-    marked.remove("train.allow_stale")  # what it lets pass is not speed or reports
+    marked.remove("train.allow_stale")  # it changes results: it allows training on noise of another model
     return FIXED | {name: CONDUCT for name in marked if name not in FIXED}
 
 
 def base_of(job: SweepJob) -> EmJob:
-    """The configuration that the space is laid over."""
+    """The configuration of the trials before fields are varied."""
     base = EmJob(**{name: value for name, value in job.model_dump().items() if name in EmJob.model_fields})
-    return base.model_copy(update={"heldout": job.heldout})  # which is read already
+    return base.model_copy(update={"heldout": job.heldout})  # `auto` is settled already, and must not be read again
 
 
 def points_of(job: SweepJob, space: Space) -> list[Point]:
-    """The trials, as far as they are known beforehand; of Optuna's, what its first might be."""
+    """The trials as known beforehand. For Optuna, which draws its own, random points stand in for them."""
     if job.search == "grid":
         return grid(space)
     return draw(space, job.samples, job.search_seed)
 
 
 def reference_point(points: list[Point]) -> Point:
-    """Where direct SFT stands: with the configuration's own values, on the E-step of the first trial."""
+    """The point of direct SFT: the values of the configuration, with the E-step of the first trial."""
     return {name: value for name, value in points[0].items() if name.startswith("assign.")}

@@ -1,4 +1,4 @@
-"""What a sweep keeps: a record of each trial, and the summary of them all."""
+"""The files of a sweep: a record of each trial, and the summary of all trials."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from rayjobs.reports.summaries import Made, ModelEstimates, Record
 from rayjobs.sweep.space import Point
 from rayjobs.verb.console import versions
 
-#: The folder of the models that trials are compared with.
+#: The folder of the models that trials are compared with: the base model and direct SFT.
 REFERENCES = "references"
 
 
@@ -21,21 +21,21 @@ class CurvePoint(Record):
 
 
 class TrialRecord(Record):
-    """`trial.json`: how a trial stands, and of a finished one what it gave and cost.
+    """`trial.json`: the status of a trial, and the results and cost of a finished one.
 
-    A stopped trial was ended early; `running` and `failed` ones are to be run, again or on.
+    A `stopped` trial was ended early. The next start continues `running` trials and repeats `failed` ones.
     """
 
     status: Literal["running", "finished", "stopped", "failed"]
     values: Point
     metrics: dict[str, Estimate] = Field(default={})
     curve: tuple[CurvePoint, ...] = ()
-    #: Of a failed trial, the reason.
+    #: Why a trial failed.
     error: str = ""
     #: The folder of the fine-tuned model.
     model: str = ""
     model_fingerprint: str = ""
-    #: The run that made the assignments of its first cycle, and the rows that it quarantined.
+    #: Fingerprint of the run that made the assignments of the first cycle, and the number of rows in its quarantine.
     assignments: str = ""
     quarantined: int = 0
     #: Evaluations of the E-step of each cycle.
@@ -48,17 +48,17 @@ class TrialRecord(Record):
 class SweepSummary(Made):
     """`sweep_summary.json`."""
 
-    #: The fields that are varied, each with the name that the report calls it by.
+    #: The varied fields, each with its short name in the report.
     fields: dict[str, str]
-    #: The figure of target fit.
+    #: The metric of target fit.
     metric: str
     max_drift: float | None
-    #: The base model and direct SFT, which every trial is compared with.
+    #: Figures of the base model and of direct SFT, which every trial is compared with.
     references: ModelEstimates
     trials: dict[str, TrialRecord]
     #: Names of the trials on the Pareto front, the best fit first.
     front: list[str]
-    #: The trial with the best fit that drifts no further than `max_drift`, and its model.
+    #: The trial with the best fit among those with at most `max_drift`, and its model.
     chosen: str | None
     model: str | None
     seconds_this_run: float

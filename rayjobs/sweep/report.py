@@ -1,4 +1,4 @@
-"""The report of a sweep: what each trial gained against what it cost, with the front, the choice, and pictures of both."""
+"""The report of a sweep: fit and drift of each trial, the Pareto front, the chosen trial, and pictures."""
 
 from pathlib import Path
 
@@ -25,16 +25,16 @@ from rayjobs.sweep.records import REFERENCES, SweepSummary, TrialRecord
 from rayjobs.sweep.space import text
 from rayjobs.verb.plan import replace_text
 
-#: What the models are called that trials are compared with.
+#: Names of the models that trials are compared with.
 LABELS = {"base": "base model", "direct": "direct SFT"}
-#: Trials whose pictures are shown: those on the front first.
+#: Most trials with pictures; those on the front come first.
 MOST_PICTURED = 8
-#: Colours of the charts: the base, direct SFT, the front, other trials.
+#: Chart colours of the base model, direct SFT, the front, and other trials.
 BASE, DIRECT, FRONT, OTHER = 0, 2, 1, 3
 
 
 def write_report(work_dir: Path) -> None:
-    """Write `report.html` and `pareto.png` into `work_dir`, from the sweep's summary and what the trials left."""
+    """Write `report.html` and `pareto.png` into `work_dir`, from the summary and the trials' files."""
     summary = SweepSummary.read(work_dir / SWEEP_SUMMARY)
     trials = summary.finished
     references = Evaluation.read(work_dir / REFERENCES / "evaluation" / EVALUATION)
@@ -56,7 +56,7 @@ def write_report(work_dir: Path) -> None:
 
 
 def spaced(name: str) -> str:
-    """A trial's name with room to break a line."""
+    """A trial's name with spaces, so that a line can break."""
     return name.replace(",", ", ")
 
 
@@ -65,9 +65,9 @@ def references_by_label(summary: SweepSummary) -> dict[str, Figures]:
 
 
 def sentences(summary: SweepSummary) -> list[str]:
-    """What the sweep says."""
+    """The results of the sweep in sentences."""
     fit, front = summary.metric, summary.front
-    said = []
+    lines = []
     if front:
         title = metric(fit).title
         reached = []
@@ -75,29 +75,29 @@ def sentences(summary: SweepSummary) -> list[str]:
             figures = summary.trials[name].metrics
             reached.append(f"{spaced(name)} has {title} {words(figures[fit])} at a drift of {words(figures['drift'])}")
         tried = counted(len(summary.trials), "setting was", "settings were")
-        which = "none of which can" if len(front) == len(summary.trials) else f"{len(front)} of which cannot"
-        said.append(
-            f"{tried} tried, {which} be bettered: no other fits the held-out images better without changing the base "
-            "model more."
+        which = "All" if len(front) == len(summary.trials) else f"{len(front)}"
+        lines.append(
+            f"{tried} tried. {which} of them are on the Pareto front: no other setting has both a better fit to the held-out "
+            "images and less drift."
         )
-        said.append(
-            f"On this Pareto front {listed(reached)}; the base model has {title} {words(summary.references['base'][fit])}."
+        lines.append(
+            f"On the front, {listed(reached)}; the base model has {title} {words(summary.references['base'][fit])}."
         )
     if direct := summary.references.get("direct"):
-        said.append(against_direct(summary, direct))
+        lines.append(against_direct(summary, direct))
     if summary.max_drift is not None:
         limit = f"a drift of {summary.max_drift:g} or less"
-        said.append(
+        lines.append(
             f"The best fit with {limit} is {spaced(summary.chosen)}." if summary.chosen else f"No trial has {limit}."
         )
-    for status, what in (
-        ("stopped", "ended early, for doing worse than others after as many epochs"),
+    for status, ending in (
+        ("stopped", "ended early, because others were better after the same number of epochs"),
         ("failed", "failed"),
     ):
         count = sum(trial.status == status for trial in summary.trials.values())
         if count:
-            said.append(f"{counted(count, 'trial')} {what}.")
-    return said
+            lines.append(f"{counted(count, 'trial')} {ending}.")
+    return lines
 
 
 def against_direct(summary: SweepSummary, direct: Figures) -> str:
@@ -113,7 +113,7 @@ def against_direct(summary: SweepSummary, direct: Figures) -> str:
     beat = sum(p[0] < mine[0] and p[1] < mine[1] for p in points)
     beaten = sum(mine[0] < p[0] and mine[1] < p[1] for p in points)
     place = f"direct SFT ({metric(fit).title} {words(direct[fit])}, drift {words(direct['drift'])})"
-    return f"{beat} of {len(points)} finished trials are better than {place} in both; it is better than {beaten} of them in both."
+    return f"{beat} of {len(points)} finished trials are better in both than {place}; {beaten} are worse in both."
 
 
 def facts(summary: SweepSummary) -> list[Fact]:
@@ -124,29 +124,29 @@ def facts(summary: SweepSummary) -> list[Fact]:
     if summary.chosen:
         shown.append(Fact(spaced(summary.chosen), f"chosen: drift of {summary.max_drift:g} or less"))
     shown.append(Fact(f"{e_step_evaluations(summary):,}", "evaluations of the E-steps"))
-    return [*shown, Fact(duration(summary.seconds_this_run), "of the last start")]
+    return [*shown, Fact(duration(summary.seconds_this_run), "in the last start")]
 
 
 def e_step_evaluations(summary: SweepSummary) -> int:
-    """Those that were made: of the first cycle once for all trials that shared it."""
+    """Evaluations that were made. Trials that share the first E-step count it once."""
     shared = sum(trial.evaluations[0] for trial in unique_e_steps(summary).values())
     return shared + sum(sum(trial.evaluations[1:]) for trial in summary.finished.values())
 
 
 def unique_e_steps(summary: SweepSummary) -> dict[str, TrialRecord]:
-    """One finished trial for each E-step that was made; the others shared it."""
+    """One finished trial for each first E-step; the other trials shared it."""
     return {trial.assignments: trial for trial in summary.finished.values()}
 
 
 def front_blocks(summary: SweepSummary) -> list[Block]:
-    """The charts of both objectives, and of what else was gained or lost for the drift; the table of the front."""
+    """Charts of the fit, KID and diversity against drift, and the table of the front."""
     names = [n for n in dict.fromkeys((summary.metric, "kid", "diversity")) if n in summary.references["base"]]
     charts = Charts([against_drift(summary, name) for name in names])
     return [charts, front_table(summary)] if summary.finished else [charts]
 
 
 def against_drift(summary: SweepSummary, name: str) -> Chart:
-    """A figure against drift: trials, the base model and direct SFT; where it is the fit, the front through its trials."""
+    """A metric against drift for trials, base model and direct SFT. If it is the fit, a line connects the front."""
     metrics = {trial: record.metrics for trial, record in summary.finished.items()}
     colours = {"base": BASE, "direct": DIRECT}
     series = [
@@ -158,7 +158,7 @@ def against_drift(summary: SweepSummary, name: str) -> Chart:
     if summary.front:
         front = {trial: metrics[trial] for trial in reversed(summary.front)}
         series.append(drift_points("Pareto front", front, name, FRONT, line=name == summary.metric))
-    note = "A point tells its trial."
+    note = "Hover over a point to see its trial."
     if summary.max_drift is not None:
         ends = [end for s in series for interval in s.y_interval for end in interval]
         series.append(Series("limit", [summary.max_drift] * 2, [min(ends), max(ends)], BASE, dashed=True))
@@ -167,7 +167,7 @@ def against_drift(summary: SweepSummary, name: str) -> Chart:
 
 
 def front_table(summary: SweepSummary) -> Table:
-    """The trials on the front, the best fit first, with the references above them."""
+    """The references, then the trials on the front, the best fit first."""
     names = (summary.metric, "drift")
     shown = references_by_label(summary) | {name: summary.trials[name].metrics for name in summary.front}
     decimals = decimals_of(list(shown.values()), names)
@@ -179,7 +179,7 @@ def front_table(summary: SweepSummary) -> Table:
 
 
 def trials_table(summary: SweepSummary) -> Table:
-    """Every trial with its values and both objectives."""
+    """Every trial with its values, fit and drift."""
     names = (summary.metric, "drift")
     decimals = decimals_of([trial.metrics for trial in summary.finished.values()], names)
     rows: list[list[Cell | str]] = []
@@ -192,7 +192,7 @@ def trials_table(summary: SweepSummary) -> Table:
 
 
 def figures_table(summary: SweepSummary) -> Folded:
-    """Everything that was measured, a row per model."""
+    """All figures, one row per model."""
     models = references_by_label(summary) | {name: trial.metrics for name, trial in summary.finished.items()}
     names = in_order(models)
     decimals = decimals_of(list(models.values()), names)
@@ -204,9 +204,9 @@ def figures_table(summary: SweepSummary) -> Folded:
 
 
 def pictures(work_dir: Path, summary: SweepSummary, references: Evaluation) -> list[Block]:
-    """The held-out targets, the references, and the trials on the front from the least drift to the best fit.
+    """Pictures of the targets, the references, and the trials on the front from the least drift to the best fit.
 
-    Samples at another noise are those of the chosen trial, or of the best fit.
+    The chosen trial, or else the one with the best fit, also shows samples at another noise.
     """
     folder = work_dir / REFERENCES / "evaluation"
     front = summary.front[::-1]
@@ -218,7 +218,7 @@ def pictures(work_dir: Path, summary: SweepSummary, references: Evaluation) -> l
 
 
 def held_out_curves(summary: SweepSummary) -> Chart | None:
-    """The held-out error of each trial over its epochs, where trials were watched."""
+    """The held-out error of each trial over its epochs; None if no trial was validated."""
     series = []
     for name, trial in summary.trials.items():
         if trial.curve:
@@ -233,7 +233,7 @@ def held_out_curves(summary: SweepSummary) -> Chart | None:
 
 
 def work_table(summary: SweepSummary, references: Evaluation) -> Table:
-    """Work and time, over all trials."""
+    """Work and time of all trials together."""
     trials = summary.finished
     made = f"{counted(len(unique_e_steps(summary)), 'set')} of assignments for {counted(len(trials), 'trial')}"
     seconds = sum(trial.train_seconds for trial in trials.values())

@@ -1,7 +1,7 @@
-"""What a sweep varies: fields of the configuration, each with the values or the range that it takes.
+"""The space of a sweep: the varied fields of the configuration, each with its values or its range.
 
-On the command line `0,0.25,1` are values, `1e-5:1e-3` a range and `log:1e-5:1e-3` a range in which every factor is as likely
-as another; in YAML the same texts, or lists of values.
+On the command line `0,0.25,1` are values, `1e-5:1e-3` is a range and `log:1e-5:1e-3` a range that is uniform in the logarithm.
+YAML accepts the same text, or lists of values.
 """
 
 import itertools
@@ -27,7 +27,7 @@ Point = dict[str, JsonValue]
 
 @dataclass(frozen=True)
 class Choices:
-    """A field's values."""
+    """The values of a field."""
 
     values: tuple[JsonValue, ...]
 
@@ -41,7 +41,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Range:
-    """A field's lowest and highest value; `log`: every factor is as likely as another."""
+    """The lowest and highest value of a field. `log`: uniform in the logarithm; `whole`: integers only."""
 
     low: float
     high: float
@@ -50,11 +50,11 @@ class Range:
 
     @property
     def extremes(self) -> tuple[JsonValue, ...]:
-        """Values that are accepted where the whole range is."""
+        """Both ends: if a field accepts them, it accepts the range."""
         return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
 
     def draw(self, random: np.random.Generator) -> JsonValue:
-        """A whole number between both ends, both of them included, or any between."""
+        """A number between both ends, which are included for whole numbers."""
         if self.whole and not self.log:
             return int(random.integers(int(self.low), int(self.high) + 1))
         if self.log:
@@ -69,8 +69,8 @@ Space = dict[str, Choices | Range]
 def parse_space(requested: Mapping[str, JsonValue], base: BaseModel, fixed: Mapping[str, str]) -> Space:
     """Check a nested or dotted mapping of field to values against the configuration `base`.
 
-    Every value becomes what the field makes of it. `fixed` are the fields (or groups of them) that cannot be varied, each
-    with the reason. Raises UserError for unknown and fixed fields, and for values, ends and ranges that are not accepted.
+    Every value is converted to the field's type. `fixed` has the fields, or groups of fields, that cannot be varied, each with
+    the reason. Raises UserError for unknown and fixed fields, and for values, ends and ranges that are not accepted.
     """
     fields = dict(leaves(type(base)))
     space: Space = {}
@@ -86,7 +86,7 @@ def parse_space(requested: Mapping[str, JsonValue], base: BaseModel, fixed: Mapp
             typed = (value_of(with_values(base, {name: value}), name) for value in spec.values)
             spec = Choices(tuple(_placed(option, value, fields[name]) for value in typed))
             if len({repr(value) for value in spec.values}) < len(spec.values):
-                raise UserError(f"{option}: a value is there twice in {values!r}")
+                raise UserError(f"{option}: {values!r} has the same value twice; accepted: different values")
         else:
             for value in spec.extremes:
                 with_values(base, {name: value})
@@ -95,7 +95,7 @@ def parse_space(requested: Mapping[str, JsonValue], base: BaseModel, fixed: Mapp
 
 
 def _placed(option: str, value: JsonValue, field: FieldInfo) -> JsonValue:
-    """A path as it is on this machine: trials have another current directory. Raises UserError."""
+    """A value whose paths are absolute, since trials have another current directory. Raises UserError."""
     try:
         return changed(field.annotation, field.metadata, value, lambda place, _: absolute(expand(place)))
     except ValueError as error:
@@ -144,14 +144,14 @@ def _range(option: str, requested: str, field: FieldInfo, accepted: str) -> Rang
     if log and low <= 0:
         raise UserError(f"{option}: {requested!r} starts at {low:g}; accepted for log: a LOW above 0")
     if not kinds & {int, float}:
-        raise UserError(f"{option}: a range is of numbers; accepted here: values A,B,C")
+        raise UserError(f"{option}: this field is not a number and has no range; accepted: values A,B,C")
     if whole and not (low.is_integer() and high.is_integer()):
-        raise UserError(f"{option}: {requested!r} is of whole numbers; accepted: whole LOW and HIGH")
+        raise UserError(f"{option}: {requested!r} has an end that is no whole number; accepted: whole LOW and HIGH")
     return Range(low, high, log, whole)
 
 
 def with_values(base: M, values: Mapping[str, JsonValue]) -> M:
-    """The configuration with some fields, by dotted name, at other values. Raises UserError if one is not accepted."""
+    """The configuration with other values for some fields, by dotted name. Raises UserError if one is not accepted."""
     content = base.model_dump()
     for name, value in values.items():
         *groups, last = name.split(".")
@@ -166,7 +166,7 @@ def with_values(base: M, values: Mapping[str, JsonValue]) -> M:
 
 
 def value_of(job: BaseModel, name: str) -> JsonValue:
-    """A field by its dotted name, ready for JSON."""
+    """The value of a field by dotted name, ready for JSON."""
     value: JsonValue = job.model_dump(mode="json")
     for part in name.split("."):
         assert isinstance(value, dict)
@@ -175,11 +175,11 @@ def value_of(job: BaseModel, name: str) -> JsonValue:
 
 
 def grid(space: Space) -> list[Point]:
-    """Every combination, the last field varying fastest. Raises UserError where there is a range."""
+    """Every combination of values; the last field varies fastest. Raises UserError for a range."""
     for name, spec in space.items():
         if isinstance(spec, Range):
             raise UserError(
-                f"--sweep.{name.replace('_', '-')}: a grid needs values A,B,C, not a range; or --search random or optuna"
+                f"--sweep.{name.replace('_', '-')}: a grid needs values A,B,C, not a range; or choose --search random or optuna"
             )
     return [
         dict(zip(space, values, strict=True)) for values in itertools.product(*(s.extremes for s in space.values()))
@@ -187,7 +187,7 @@ def grid(space: Space) -> list[Point]:
 
 
 def draw(space: Space, count: int, seed: int) -> list[Point]:
-    """Points at random, none twice; fewer than `count` where there are no more."""
+    """Different random points: `count`, or fewer if the space has no more."""
     random, points, seen = np.random.default_rng(seed), [], set()
     for _ in range(100 * count):
         point = {name: spec.draw(random) for name, spec in space.items()}
@@ -200,7 +200,7 @@ def draw(space: Space, count: int, seed: int) -> list[Point]:
 
 
 def short_names(space: Collection[str]) -> dict[str, str]:
-    """The last part of each field's name, where that tells it from the others, else the whole."""
+    """The last part of each field's name, or the whole name if another field ends with the same part."""
     last = [name.rpartition(".")[2] for name in space]
     return {name: short if last.count(short) == 1 else name for name, short in zip(space, last, strict=True)}
 

@@ -1,4 +1,4 @@
-"""One trial of a sweep: EM at one point of the space, judged on the held-out pairs; its folder, its record."""
+"""One trial of a sweep: an EM run at one point of the space, judged on the held-out pairs; its folder and its record."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 #: The file of a trial's record, in its folder.
 TRIAL_RECORD = "trial.json"
-#: What a trial's record says as long as it is to be run, again or on.
+#: The statuses of a trial that the next start runs.
 UNSETTLED = ("running", "failed")
-#: The longest name of a trial's folder, without the fingerprint behind it.
+#: The longest name of a trial's folder, without the fingerprint after it.
 LONGEST_NAME = 80
 
 
 class EStep:
-    """The actor that makes the E-steps of all trials, one after the other.
+    """The actor that runs the E-steps of all trials, one after the other.
 
-    Of trials that need the same assignments, the first has them made; the others wait, and find them complete.
+    If several trials need the same assignments, the first makes them; the others wait and find them complete.
     """
 
     def make(self, step: AssignJob, model: ModelFolder) -> int:
@@ -51,7 +51,7 @@ class EStep:
 
 
 def folder_of(job: SweepJob, values: Point) -> Path:
-    """Where a trial is kept: the same values, the same folder, whatever else is tried beside it."""
+    """The folder of a trial. It depends only on the values, not on the other trials."""
     short = short_names(values)
     readable = ",".join(f"{short[name]}={text(value)}" for name, value in values.items())
     readable = re.sub(r"[^\w.,=+-]+", "_", readable)[:LONGEST_NAME]
@@ -60,33 +60,33 @@ def folder_of(job: SweepJob, values: Point) -> Path:
 
 
 def _is_exact(value: JsonValue) -> bool:
-    """Whether the text of a value tells it from every other."""
+    """Whether no other value has the same text."""
     if isinstance(value, float):
         return float(text(value)) == value
     return value is None or isinstance(value, int) or re.fullmatch(r"[\w.+-]+", str(value)) is not None
 
 
 def record_of(job: SweepJob, values: Point) -> TrialRecord | None:
-    """What became of a trial, if it is settled."""
+    """The record of a trial that is finished or stopped, else None."""
     file = folder_of(job, values) / TRIAL_RECORD
     record = TrialRecord.read(file) if file.is_file() else None
     return None if record is None or record.status in UNSETTLED else record
 
 
 def begun_points(job: SweepJob) -> list[Point]:
-    """The values of the trials that were begun, settled or not, as many as are asked for, the oldest record first."""
+    """The values of the trials that were begun, the oldest record first, at most `--samples`."""
     files = sorted((job.work_dir / "trials").glob(f"*/{TRIAL_RECORD}"), key=lambda file: file.stat().st_mtime)
     return [TrialRecord.read(file).values for file in files][: job.samples]
 
 
 def records_of(job: SweepJob, points: list[Point], wanted: list[Point]) -> list[TrialRecord] | None:
-    """The records of all trials, in order, if there are as many as wanted and all are settled."""
+    """The records of all trials, in order; None if one is not settled, or there are fewer than `wanted`."""
     records = [record for record in (record_of(job, values) for values in points) if record is not None]
     return records if len(records) >= len(wanted) and len(records) == len(points) else None
 
 
 def write_record(job: SweepJob, record: TrialRecord) -> TrialRecord:
-    """Put down how a trial stands, for this run and all that come after it; returns the record."""
+    """Write a trial's record, which this start and later ones read; returns it."""
     folder = folder_of(job, record.values)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / TRIAL_RECORD, record.text())
@@ -94,7 +94,7 @@ def write_record(job: SweepJob, record: TrialRecord) -> TrialRecord:
 
 
 def em_job(job: SweepJob, values: Point, work_dir: Path) -> EmJob:
-    """The EM run of a trial: without what the sweep does for all trials together."""
+    """The EM run of a trial. The sweep does the held-out work and the baseline for all trials together."""
     shared = {"heldout": NO_HELDOUT, "baseline": False, "validate_on_heldout": False, "work_dir": work_dir}
     shared["part"] = job.training_fields().part
     cache = job.assignments_cache or job.work_dir / "assignments"
@@ -112,7 +112,7 @@ def judge_job(
     base_from: Path | None = None,
     trained_on: Path | None = None,
 ) -> EvaluateJob:
-    """The evaluation of some models: the same noise search for every trial, whatever its own E-step is."""
+    """The evaluation of some models. The noise search is the same for every trial; it does not depend on the trial's E-step."""
     settings = job.evaluate.model_dump()
     return EvaluateJob(
         **settings,
@@ -133,9 +133,9 @@ def run_trial(
     e_steps: "ActorHandle",
     watch: Callable[[int], Sequence["UserCallback"]],
 ) -> TrialRecord:
-    """E-step, M-step and evaluation at one point; goes on where an earlier run of the same trial was ended.
+    """E-step, M-step and evaluation at one point; continues where an earlier start of the same trial ended.
 
-    `e_steps` is the `EStep` actor; `watch` gives Ray Train's callbacks for each cycle. Returns the trial's record.
+    `e_steps` is the `EStep` actor; `watch` returns the Ray Train callbacks of a cycle. Returns the trial's record.
     """
     import ray
 
@@ -144,7 +144,7 @@ def run_trial(
     trial = em_job(job, values, folder / "em")
 
     def e_step(step: AssignJob, step_model: ModelFolder) -> int:
-        """That of the first cycle may be another trial's as well; later ones are of this trial's own model."""
+        """Other trials may share the first E-step. Later ones use the model of this trial, so nothing is shared."""
         if step_model is not model:
             return assign.run(step, step_model)
         return int(ray.get(e_steps.make.remote(step, step_model)))
@@ -175,7 +175,7 @@ def run_trial(
 
 
 def stage_of(job: SweepJob, values: Point) -> str:
-    """Where a trial that is under way stands, from the files that it has written so far."""
+    """The step that a running trial is at, from the files that it has written so far."""
     folder = folder_of(job, values)
     if (folder / "evaluation" / PLAN_FILE).is_file():
         return "evaluation"
@@ -195,18 +195,18 @@ def stage_of(job: SweepJob, values: Point) -> str:
 
 
 def evaluation_of(job: SweepJob) -> Path:
-    """Where the models are judged that trials are compared with."""
+    """The folder of the evaluation of the references."""
     return job.work_dir / REFERENCES / "evaluation"
 
 
 def references_of(job: SweepJob) -> ModelEstimates | None:
-    """The figures of the models that trials are compared with, if they are there."""
+    """The figures of the references; None if these are not judged yet."""
     file = evaluation_of(job) / EVALUATION
     return Evaluation.read(file).metrics if file.is_file() else None
 
 
 def curve_of(cycles: Sequence[Cycle]) -> tuple[CurvePoint, ...]:
-    """The held-out error after each epoch, counted over all cycles; empty where nothing was watched."""
+    """The held-out error after each epoch, counted over all cycles; empty if nothing was validated."""
     curve = []
     for done, cycle in enumerate(cycles):
         epochs, updates = len(cycle.train.epochs), cycle.train.updates

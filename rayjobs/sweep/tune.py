@@ -1,7 +1,7 @@
-"""A sweep's trials under Ray Tune: how many at once, what is searched, when one is ended, what is reported where.
+"""A sweep's trials under Ray Tune: how many run at once, the search, early stopping, and reports.
 
-A trial's outcome is kept in its own folder, not in Tune's state: a sweep that is run again reports to Tune what the finished
-trials gave, and Tune makes the rest.
+A trial's result is in its own folder, not in Tune's state. When a sweep is started again, it reports the results of finished
+trials to Tune, and Tune runs the others.
 """
 
 import logging
@@ -57,36 +57,36 @@ from rayjobs.verb.resources import WorkerResources
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-#: What a trial reported last, with what Tune adds.
+#: The last report of a trial, with the keys that Tune adds.
 TuneResult = dict[str, JsonValue]
-#: The name under which Tune keeps its own files.
+#: The name of the folder of Tune's own files.
 TUNE = "tune"
-#: What a trial asks of Tune: its work asks for itself, and how many run at once is decided here.
+#: The resources of a trial in Tune: its steps request their own, and `room_for` limits how many trials run at once.
 NEXT_TO_NOTHING = {"memory": 1e6}
 #: Seconds between lines on the running trials, and how many of them are shown.
 EVERY_S, TRIALS_SHOWN = 30.0, 4
-#: Trials at once where the cluster grows on demand and nothing else is said.
+#: Trials at once on a cluster that grows on demand, if `--max-concurrent` is 0.
 MANY = 8
 
 
 def references(job: SweepJob, model: ModelFolder, point: Point) -> ModelEstimates:
-    """The figures of the base model and of direct SFT, which every trial is compared with; and the held-out rows' noise."""
+    """Judge the base model and direct SFT, which every trial is compared with; also assign the held-out rows if needed."""
     models = {"base": model}
     beside = em_job(job, point, job.work_dir / REFERENCES)
     if job.watched:
-        say("held-out pairs: the noise that the first model maps closest to each")
+        say("held-out pairs: searching the noise that the first model maps closest to each image")
         with of_step("assign", AssignSettings):
             assign.run(steps.cached(beside, steps.heldout_job(job), model), model)
     if job.baseline:
         say("E-step of the first trial")
         with of_step("assign", AssignSettings):
             assign.run(steps.cached(beside, steps.assign_job(beside, 1, job.model), model), model)
-        say("direct SFT on random noise, to compare with")
+        say("direct SFT on random noise, for comparison")
         direct = steps.baseline_job(beside)
         with of_step("train", TrainSettings):
             train.run(direct, models=TrainModels(model, model))
         models["direct"] = ModelFolder.open(direct.out / "checkpoint-final")
-    say("the held-out figures of " + " and ".join(models))
+    say("evaluation on held-out pairs: " + " and ".join(models))
     paths = {name: folder.path for name, folder in models.items()}
     with of_step("evaluate", EvaluateSettings):
         evaluate.run(judge_job(job, paths, evaluation_of(job)), models)
@@ -94,9 +94,9 @@ def references(job: SweepJob, model: ModelFolder, point: Point) -> ModelEstimate
 
 
 def room_for(job: SweepJob) -> int:
-    """How many trials the cluster has room for at once, whatever step each is at: then none waits for another's resources.
+    """How many trials the cluster has room for at once, in any step, so that no trial waits for another's resources.
 
-    Raises UserError where there is none for one.
+    Raises UserError if there is no room for one.
     """
     steps: dict[str, tuple[WorkerResources, int]] = {
         "assign": (job.assign, job.assign.pool_size[0]),
@@ -107,17 +107,17 @@ def room_for(job: SweepJob) -> int:
         return job.max_concurrent or MANY
     room = []
     for name, (settings, workers) in steps.items():
-        there = settings.fitting(1 << 20)
-        if there < workers:
-            raise UserError(f"--{name}: {workers} workers are more than the {there} that the cluster has room for")
-        room.append(there // workers)
+        fitting = settings.fitting(1 << 20)
+        if fitting < workers:
+            raise UserError(f"--{name}: {workers} workers are more than the {fitting} that the cluster has room for")
+        room.append(fitting // workers)
     return min([*room, job.max_concurrent or max(room)])
 
 
 def with_decoders(job: SweepJob, at_once: int) -> SweepJob:
-    """The job, its decoders without a CPU of their own where so many trials at once leave none to spare.
+    """The job, with `cpus_per_decoder` 0 where this many trials at once leave no spare CPU for decoders.
 
-    A single trial would see CPUs that are spare until the others take them, and all of them would wait for ever.
+    A trial alone would see spare CPUs and reserve them; with the others it would then wait for ever.
     """
     for name in ("assign", "evaluate"):
         settings = getattr(job, name)
@@ -142,7 +142,7 @@ class CycleReport(TuneReportCallback):  # type: ignore[misc]
 
 
 def trial(config: dict[str, JsonValue], job: SweepJob, model: ModelFolder, e_steps: ActorHandle) -> None:
-    """What Tune runs: a trial that is settled reports once more what it reported; any other is run."""
+    """The function that Tune runs: a settled trial repeats its earlier reports; any other trial is run."""
     values = values_of(config)
     record = record_of(job, values)
     if record is not None:
@@ -158,14 +158,14 @@ def trial(config: dict[str, JsonValue], job: SweepJob, model: ModelFolder, e_ste
 
 
 def values_of(config: dict[str, JsonValue]) -> Point:
-    """A trial's values, from its configuration: a grid hands over whole points, Optuna single fields."""
+    """A trial's values, from its Tune configuration: a grid has the point under `trial`, Optuna has single fields."""
     point = config.get("trial", config)
     assert isinstance(point, dict)
     return dict(point)
 
 
 class Outcomes(tune.Callback):  # type: ignore[misc]
-    """In the driver: records the trials that were ended early, and prints how all of them stand."""
+    """In the driver: writes the records of trials that are ended early, and prints the progress of all."""
 
     def __init__(self, job: SweepJob, total: int) -> None:
         self.job, self.total, self.done = job, total, 0
@@ -173,7 +173,7 @@ class Outcomes(tune.Callback):  # type: ignore[misc]
         self.last_line = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
-        """A line now and then on how the running trials stand."""
+        """Every `EVERY_S` seconds, print a line with the steps of the running trials."""
         if time.monotonic() - self.last_line < EVERY_S:
             return
         self.last_line = time.monotonic()
@@ -214,17 +214,17 @@ class Outcomes(tune.Callback):  # type: ignore[misc]
 
 
 def tune_trials(job: SweepJob, model: ModelFolder, space: Space) -> list[TrialRecord]:
-    """Run every trial that is not settled. Returns a record of each, in the order of the plan."""
+    """Run every trial that is not settled. Returns the records of all trials, in order."""
     points = points_of(job, space)
     at_once = room_for(job)
     job = with_decoders(job, at_once)
     say(f"sweep: {len(points)} trials, {min(at_once, len(points))} at once")
     e_steps = ray.remote(num_cpus=0, max_concurrency=1)(EStep).remote()
     quiet()
-    shutil.rmtree(job.work_dir / TUNE, ignore_errors=True)  # nothing in it is needed again
+    shutil.rmtree(job.work_dir / TUNE, ignore_errors=True)  # a new start does not need it
     tuner = tune.Tuner(
         tune.with_resources(partial(trial, job=job, model=model, e_steps=e_steps), NEXT_TO_NOTHING),
-        # Optuna's searcher has the space itself.
+        # With Optuna, the searcher has the space.
         param_space={} if job.search == "optuna" else {"trial": tune.grid_search(points)},
         tune_config=replace(
             search(job, space),
@@ -244,7 +244,7 @@ def tune_trials(job: SweepJob, model: ModelFolder, space: Space) -> list[TrialRe
 
 
 def outcome(job: SweepJob, result: tune.Result) -> TrialRecord:
-    """A trial's record; of one that failed, the reason."""
+    """A trial's record; for a failed trial, one with the reason is written first."""
     values = values_of(result.config)
     if result.error is not None:
         return write_record(job, TrialRecord(status="failed", values=values, error=explained(result.error, job)))
@@ -255,7 +255,7 @@ def outcome(job: SweepJob, result: tune.Result) -> TrialRecord:
 
 
 def search(job: SweepJob, space: Space) -> tune.TuneConfig:
-    """How Tune searches: what it optimises, and whether it ends trials early."""
+    """Tune's configuration: the objectives, the searcher, and the scheduler that ends trials early."""
     asha = job.early_stopping == "asha"
     if asha:
         scheduler = ASHAScheduler(
@@ -278,7 +278,7 @@ def search(job: SweepJob, space: Space) -> tune.TuneConfig:
         distributions(space),
         metric=config.metric if asha else metrics,
         mode=config.mode if asha else modes,
-        # A sampler that begins anew with the same seed would propose the first trials once more.
+        # A new sampler with the same seed would propose the first trials again.
         seed=int(np.random.SeedSequence([job.search_seed, len(known)]).generate_state(1)[0]),
         points_to_evaluate=known or None,
     )
@@ -286,7 +286,7 @@ def search(job: SweepJob, space: Space) -> tune.TuneConfig:
 
 
 def distributions(space: Space) -> dict[str, "BaseDistribution"]:
-    """The space as Optuna has it."""
+    """The space as Optuna's distributions."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     def one(spec: Choices | Range) -> "BaseDistribution":
@@ -315,7 +315,7 @@ def trackers(job: SweepJob) -> list[tune.Callback]:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
         class Forgiving(WandbLoggerCallback):  # type: ignore[misc]
-            """A tracker that could not start (no key, no server) has no queue any more, and must not end the sweep."""
+            """A tracker that could not start (no key, no server) has no queue; its KeyError must not end the sweep."""
 
             def log_trial_result(self, iteration: int, trial: Trial, result: TuneResult) -> None:
                 with suppress(KeyError):
@@ -326,15 +326,15 @@ def trackers(job: SweepJob) -> list[tune.Callback]:
                     super().log_trial_end(trial, failed)
 
         entity, _, project = job.wandb.rpartition("/")
-        # The workers of a cluster that runs already do not have this process's environment.
+        # Workers of a running cluster do not have the environment of this process.
         here = {k: os.environ[f"WANDB_{k.upper()}"] for k in ("mode", "dir") if f"WANDB_{k.upper()}" in os.environ}
         callbacks.append(Forgiving(project=project, entity=entity or None, group=job.work_dir.name, **here))
     return callbacks
 
 
 def quiet() -> None:
-    """Tune prints about itself alone; `Outcomes` prints what a person wants to know."""
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # which prints even where `verbose` is 0
+    """Silence Tune's own output; `Outcomes` prints the progress."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output prints even with `verbose` 0
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep as it ends every job
     for name in ("ray.tune", "ray.air"):

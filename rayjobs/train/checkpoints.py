@@ -1,4 +1,4 @@
-"""The model folders that training leaves: `checkpoint-best`, `-final` and `-epoch-NNN`, each with its card."""
+"""The model folders that training writes: `checkpoint-best`, `-final` and `-epoch-NNN`, each with a model card."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,25 +24,25 @@ from rayjobs.train.plan import TrainPlan
 
 
 def pairs_of(job: TrainJob) -> str:
-    """Where the pairs are that it trains on, as the assignments say if the job does not; the assignments, if they do not."""
+    """The location of the training pairs: `--pairs`, else that in the assignments' summary, else the assignments."""
     if job.pairs is not None or job.assignments is None:
         return str(job.pairs)
     try:
         return str(json_object(open_store(job.assignments).read("summary.json"), "it")["config"]["pairs"])
-    except (OSError, ValueError, KeyError, TypeError):  # of prompts, or of a run that has not ended
+    except (OSError, ValueError, KeyError, TypeError):  # assignments of prompts, or of an unfinished run
         return job.assignments
 
 
 class CheckpointFolders:
-    """Writes the network as it is; with EMA, its average too, under the name with `-ema` added."""
+    """Writes the network; with EMA also the averaged one, in a folder whose name ends with `-ema`."""
 
     def __init__(self, job: TrainJob, plan: TrainPlan, model: ModelFolder, step: MStep, rank: int) -> None:
         self.job, self.plan, self.model, self.step, self.rank = job, plan, model, step, rank
-        #: What the data is called.
+        #: The name of the data in model cards.
         self.data = place_name(pairs_of(job))
 
     def save(self, names: list[str], update: int, metrics: Mapping[str, float]) -> None:
-        """Write the first folder and link the others to its files. Every worker calls this; rank 0 writes."""
+        """Write the first folder, and the others as links to its files. Every worker calls this; rank 0 writes."""
         variants = [""] if self.step.ema is None else ["", "-ema"]
         for suffix in variants:
             if suffix:
@@ -61,7 +61,7 @@ class CheckpointFolders:
         network.eval()
         card = self._card(bool(suffix), update, metrics)
         if has_lora(network) and self.job.lora_merge:
-            # Merged in a copy: taking an adapter out again would not give the same weights back to the last bit.
+            # Merged in a copy, because unmerging an adapter would not restore the exact weights.
             with folder_aside(self.job.out / "lora") as adapted:
                 generator.save(adapted)
                 load_generator(self.model.base.with_adapter(adapted)).save(
@@ -74,13 +74,13 @@ class CheckpointFolders:
             replace_folder(other, lambda folder: link_tree(first, folder))
 
     def _gathered(self) -> dict[str, Any] | None:
-        """Of a sharded network the whole weights, in rank 0's memory."""
+        """The full weights of a sharded network, in rank 0's CPU memory; None if it is not sharded."""
         if self.job.parallel != "fsdp" or self.step.wrapped is not self.step.network:
             return None
         return get_model_state_dict(self.step.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
     def _plain(self, weights: dict[str, torch.Tensor]) -> OneStepGenerator:
-        """A generator on the CPU with those weights: a sharded network cannot be saved as it is."""
+        """A generator on the CPU with the gathered weights, since a sharded network cannot be saved directly."""
         job = self.job
         plain = load_generator(self.model, keep_adapter=bool(job.lora_rank))
         if job.lora_rank and not has_lora(plain.trainable):
@@ -94,7 +94,7 @@ class CheckpointFolders:
             "matched": "latent-matched SFT",
             "online": "SFT on noise that is matched while training",
             "random": "direct SFT",
-            "base": "distillation of what was searched for",
+            "base": "distillation of the images that a search found",
         }
         rows, source = "pairs", {}
         if job.assignments is not None:

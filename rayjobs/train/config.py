@@ -15,7 +15,7 @@ from ortho_core.storage.location import Location, ModelPath, OutputPath, PairsLo
 from rayjobs.training.config import TrainingSettings
 from rayjobs.verb.precision import Quantize
 
-#: Values of `--preserve-prompts` that are no files.
+#: Values of `--preserve-prompts` that are not files.
 ELSEWHERE, TRAINING = "elsewhere", "training"
 
 PreservePrompts = Annotated[str, Place(names=f"{ELSEWHERE}|{TRAINING}", existing_first=True)]
@@ -26,16 +26,16 @@ def _names(value: object) -> object:
 
 
 class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
-    """How the M-step runs; `em` has these under `train.`."""
+    """How the M-step runs; `em` has these options under `train.`."""
 
     noise: NoiseKind = decides(
         "matched",
-        description="matched: the assigned noise; online: matched anew before each update (--match-steps); random: direct SFT; "
-        "base: what the search began from, to distil the images that `ortho reward` found",
+        description="matched: the assigned noise; online: matched again before each update (--match-steps); random: direct SFT; "
+        "base: the noise that the search started from, to distil the images that `ortho reward` found",
     )
     center_noise: bool | None = decides(
         None,
-        description="take the mean of all assigned noise off each, so that as a whole it is centred as N(0, I) is (none: where "
+        description="subtract the mean of all assigned noises from each, so that their mean is 0 as for N(0, I) (none: yes, if "
         "assigned noise is trained on)",
     )
     epochs: int = decides(5, ge=1, description="passes over the assignments")
@@ -47,8 +47,8 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     )
     preserve_prompts: PreservePrompts = resolved(
         ELSEWHERE,
-        description="prompts of the preserve terms: elsewhere (prompts of all kinds, which Ortho brings; of a class-conditional "
-        "model the classes that no row has), training (those trained on), or a file: one a line, or .jsonl with `prompt`",
+        description="prompts of the preserve terms: elsewhere (Ortho's list of prompts of all kinds; for a class-conditional "
+        "model the classes that no row has), training (the training prompts), or a file: one per line, or .jsonl with `prompt`",
     )
     lora_rank: int = decides(
         0, ge=0, description="train an adapter of this rank instead of all weights (0: all weights)"
@@ -57,43 +57,46 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         None, gt=0, description="scale of the adapter, alpha / rank (none: alpha = rank)"
     )
     lora_targets: Annotated[tuple[str, ...], BeforeValidator(_names)] = decides(
-        Lora.targets, description="endings of the names of the layers that get an adapter"
+        Lora.targets, description="name endings of the layers that get an adapter"
     )
     quantize: Quantize = decides(
         "none",
-        description="pack the frozen base under --lora-rank in 8 or 4 bits, for small GPUs (docs/guides/devices.md)",
+        description="with --lora-rank: store the frozen base weights in 8 or 4 bits, for small GPUs (docs/guides/devices.md)",
     )
-    lora_merge: bool = decides(False, description="save whole models with the adapter merged in, not adapters")
+    lora_merge: bool = decides(False, description="save full models with the adapter merged in, not adapters")
     single_file: bool = conduct(
         False,
         description="add single_file.safetensors to each checkpoint: the model in float16, for ComfyUI and A1111",
     )
     gradient_checkpointing: bool = conduct(
-        False, description="compute activations twice and keep fewer (left out: where nothing else fits the GPU)"
+        False,
+        description="compute activations twice to save memory (false: only if an update does not fit otherwise)",
     )
     compile: bool = conduct(False, description="torch.compile the network")
     parallel: Literal["ddp", "fsdp"] = conduct(
         "ddp",
-        description="fsdp: shard weights, gradients and optimiser over the workers, for what does not fit one GPU",
+        description="fsdp: shard weights, gradients and optimiser over the workers, for models that do not fit one GPU",
     )
     readers_per_worker: int = conduct(1, ge=1, description="processes that read and decode ahead of each worker")
-    shuffle_window: int = decides(65_536, ge=1, description="rows among which the order is random, memory permitting")
+    shuffle_window: int = decides(
+        65_536, ge=1, description="rows that are shuffled together (fewer if they do not fit the memory)"
+    )
     validation: Location | None = resolved(
         None, description="assignments of held-out pairs, made by `ortho assign` with the starting model"
     )
-    validation_rows: int = decides(64, ge=1, description="rows of them that are looked at, from the first")
+    validation_rows: int = decides(64, ge=1, description="how many held-out rows to validate on, from the first")
     validate_every: int = decides(0, ge=0, description="updates between validations (0: at the end of each epoch)")
-    save_every: int = decides(
-        1, ge=0, description="keep checkpoint-epoch-NNN every so many epochs (0: best and final only)"
-    )
+    save_every: int = decides(1, ge=0, description="epochs between saved checkpoint-epoch-NNN (0: only best and final)")
     max_skipped_updates: int = conduct(
-        10, ge=0, description="updates left out because their gradient was not finite, before the run gives up"
+        10,
+        ge=0,
+        description="most updates that may be skipped because the gradient is not finite; the run ends after more",
     )
-    allow_stale: bool = conduct(False, description="train on noise that was matched to another model than --model")
+    allow_stale: bool = conduct(False, description="allow noise that was matched to another model than --model")
     gpu_memory: float | None = conduct(
         None,
         gt=0,
-        description="with --dry-run: say whether an update fits a GPU of so many GiB, which need not be there",
+        description="with --dry-run: report whether an update fits a GPU of this many GiB; the machine needs no such GPU",
     )
     seed: int = decides(0, ge=0, description="decides the order of rows and every random noise")
 
@@ -107,14 +110,14 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
 
     @property
     def loaded_in(self) -> tuple[str, ...]:
-        """The precisions that models may be loaded in: float32, and what frozen weights are halved to."""
+        """The precisions that models may be loaded in: float32, and the half precision of frozen weights."""
         halved = self.lora_rank and self.parallel == "ddp" and self.mixed_precision != "no"
         half = {"auto": "float16", "fp16": "float16", "bf16": "bfloat16"}
         return ("float32", half[self.mixed_precision]) if halved else ("float32",)
 
     @property
     def keeps_noise(self) -> bool:
-        """Whether the rows' noise is refreshed from some that is kept."""
+        """Whether a row's noise starts from kept noise, and is only partly refreshed."""
         return self.noise == "online" and self.match_refresh < 1
 
     @property
@@ -122,39 +125,39 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
         """Rows of the preserve terms in one update, over all workers."""
         if not self.preserves:
             return 0
-        size = 2 if self.preserve_differences else 1  # a difference is of two rows
+        size = 2 if self.preserve_differences else 1  # a difference needs two rows
         return self.preserve_batch_size or size * math.ceil(self.batch_size / PRESERVE_SHARE / size)
 
     @property
     def preserve_file(self) -> Path | None:
-        """The file that the prompts of the preserve terms are read from."""
+        """The file with the prompts of the preserve terms; None if they come from elsewhere or from training."""
         named = not self.preserves or self.preserve_prompts in (ELSEWHERE, TRAINING)
         return None if named else Path(self.preserve_prompts)
 
     @property
     def rows_at_once(self) -> int:
-        """Rows of the reconstruction term that one worker computes with at once."""
+        """Rows of the reconstruction term in one micro-batch of a worker."""
         return self.batch_size // (self.world * self.gradient_accumulation_steps)
 
     @property
     def centers(self) -> bool:
-        """Whether the mean of the assigned noise is taken off each, where rows have any."""
+        """Whether the mean of the assigned noises is subtracted from each, if rows have assigned noise."""
         return self.trains_on_assigned if self.center_noise is None else self.center_noise
 
     @property
     def trains_on_assigned(self) -> bool:
-        """Whether assigned noise, where rows have any, is trained on or searched from."""
+        """Whether assigned noise, if rows have it, is trained on or starts a search."""
         return self.noise == "matched" or self.keeps_noise
 
     def check_noise(self, group: str = "") -> None:
-        """Raises UserError for options that have nothing to say of this noise."""
+        """Raises UserError for options that do not apply to this noise."""
         if self.center_noise and not self.trains_on_assigned:
             raise UserError(
-                f"--{group}center-noise is of assigned noise; --noise {self.noise} has a mean of zero as it is: leave one out"
+                f"--{group}center-noise applies to assigned noise; the mean of --noise {self.noise} is zero: leave one out"
             )
 
     def check_shares(self, rows: int, where: str, group: str = "") -> None:
-        """Raises UserError where a batch is too large for the data or does not divide among workers and micro-batches."""
+        """Raises UserError if a batch is larger than the data, or does not divide among workers and micro-batches."""
         if self.batch_size > rows:
             raise UserError(f"--{group}batch-size: {self.batch_size} is more than the {rows} {where}")
         parts = self.world * self.gradient_accumulation_steps
@@ -165,7 +168,7 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
             raise UserError(f"--{group}batch-size: {self.batch_size} does not divide among {among}")
         if self.preserve_differences and self.preserve_rows % 2:
             raise UserError(
-                f"--{group}preserve-differences is of two rows each: --{group}preserve-batch-size {self.preserve_rows} is odd"
+                f"--{group}preserve-differences needs pairs of rows: --{group}preserve-batch-size {self.preserve_rows} is odd"
             )
 
 
@@ -174,21 +177,21 @@ class TrainJob(TrainSettings, PairFields):
 
     assignments: Location | None = resolved(
         None,
-        description="folder or URL that `ortho assign` wrote to (none: train on --pairs, --noise online or random)",
+        description="folder or URL of `ortho assign` (none: train on --pairs, with --noise online or random)",
     )
     model: ModelPath = resolved(
-        description="model folder to start from; one with a LoRA adapter goes on with that adapter"
+        description="model folder to start from; if it has a LoRA adapter, training continues with that adapter"
     )
     out: OutputPath = conduct(description="folder for checkpoints and curves; the same command again resumes")
     pairs: PairsLocation | None = resolved(
         None,
-        description="pair set, where there are no assignments; with them, where the images are, if not where they were made from",
+        description="without --assignments: the pair set; with it: the pair set's new location, if it has moved",
     )
     preserve_model: ModelPath | None = resolved(
-        None, description="model f_0 that the preserve terms hold to (default: --model)"
+        None, description="model f_0 that the preserve terms stay close to (none: --model)"
     )
 
     @property
     def title(self) -> str:
-        """What people call the run: in EM every M-step's folder is called `train`."""
+        """The name of the run for people. In EM every M-step's folder is `train`, so the parent is named too."""
         return "/".join(self.out.parts[-2:])

@@ -1,7 +1,7 @@
-"""Ray Data as the feed of a training worker: a process beside it reads, decodes and rebuilds noise, updates ahead.
+"""Feeds a training worker with Ray Data: a process beside it reads, decodes and rebuilds noise some updates ahead.
 
-Each worker streams a data set of its own, one row per update, in the order of the updates: which rows an update sees and
-which noise is decided by the seed, so neither the number of workers nor a restart changes it.
+Each worker streams its own data set, one row per update, in the order of the updates. The seed decides the rows and the noise of
+an update, so neither the number of workers nor a restart changes them.
 """
 
 import logging
@@ -15,16 +15,16 @@ import ray.data
 from ortho_core.errors import UserError
 from ortho_core.mstep.data import MatchedData, Share
 
-#: Blocks of a stream: a block is what Ray Data gives to the reader, and gives again if the reader dies.
+#: Most blocks of a stream. Ray Data passes blocks to the reader, and passes one again if the reader dies.
 MOST_BLOCKS = 512
-#: Updates that are ready before they are asked for.
+#: Updates that are read ahead.
 UPDATES_READ_AHEAD = 4
-#: A block of shares is passed on once it has this many bytes.
+#: A block of shares is passed on when it has this many bytes.
 BLOCK_BYTES = 16 << 20
 
 
 class ShareReader:
-    """The process. Called with the numbers of updates, it returns this worker's shares of them."""
+    """Runs in the reading process: called with the number of an update, it returns this worker's share of it."""
 
     def __init__(self, data: MatchedData, rank: int, world: int) -> None:
         import torch
@@ -38,27 +38,27 @@ class ShareReader:
         return self.data.share(epoch, step, self.rank, self.world).as_row()
 
 
-#: What Ray adds to the message of an error, in a line of its own.
+#: The text that Ray adds to an error message, in a separate line.
 RAYS_ADVICE = "Failed to apply UDF transform after"
 
 
 def ahead(shares: Iterator[Share]) -> Iterator[Share]:
-    """The same shares, each fetched while the one before is trained on; the first right away."""
+    """The same shares, each fetched while the one before is trained on. The first is fetched at once."""
     pool = ThreadPoolExecutor(1)
     first = pool.submit(next, shares, None)
 
     def run() -> Iterator[Share]:
-        coming = first
+        following = first
         with pool:
-            while (share := coming.result()) is not None:
-                coming = pool.submit(next, shares, None)
+            while (share := following.result()) is not None:
+                following = pool.submit(next, shares, None)
                 yield share
 
     return run()
 
 
 def read_here(data: MatchedData, start: int, stop: int) -> Iterator[Share]:
-    """The shares of a worker that is alone, read in its own process."""
+    """The shares of the only worker, read in its own process."""
     for update in range(start, stop):
         epoch, step = divmod(update, data.order.updates)
         yield data.share(epoch, step)
@@ -69,8 +69,8 @@ def feed(
 ) -> Iterator[Share]:
     """This worker's shares of the updates from `start` to `stop`, counted over all epochs, from `readers` processes.
 
-    The processes ask for no CPUs of Ray's: they belong to the worker, and a cluster whose CPUs are all taken by workers
-    must not wait for them. Raises UserError for what is wrong with the data.
+    The processes request no CPUs from Ray: otherwise they would wait for ever on a cluster whose CPUs are all taken by
+    workers. Raises UserError for faults of the data.
     """
     context = ray.data.DataContext.get_current()
     for name, level in (("ray", logging.ERROR), ("ray.data", logging.CRITICAL)):
@@ -80,7 +80,7 @@ def feed(
     context.execution_options.preserve_order = True
     context.target_max_block_size = BLOCK_BYTES
     context.execution_no_progress_timeout_s = patience_s
-    context.raise_original_map_exception = True  # else what the reader raised arrives as text alone
+    context.raise_original_map_exception = True  # otherwise the reader's exception arrives only as text
     updates = [{"update": u} for u in range(start, stop)]
     shares = ray.data.from_items(updates, override_num_blocks=min(len(updates), MOST_BLOCKS)).map_batches(
         ShareReader,
@@ -95,6 +95,6 @@ def feed(
             yield Share.of_row(row)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
-            said, _, _ = str(error.cause).partition(RAYS_ADVICE)
-            raise UserError(said.removesuffix(r"\n")) from error  # what begins a line is escaped in a message
+            message, _, _ = str(error.cause).partition(RAYS_ADVICE)
+            raise UserError(message.removesuffix(r"\n")) from error  # messages have line breaks escaped
         raise

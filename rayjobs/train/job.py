@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedData]:
-    """What the run will do, and on what. Raises UserError for whatever can be found wrong beforehand."""
+    """The plan and the data of the run. Raises UserError for everything that can be checked before the run."""
     check_trackers(job)
     job.check_noise()
     model = models.model
@@ -60,7 +60,7 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
     check_lora(job, model)
     check_single_file(job, model)
     held = held_prompts(job, model, source)
-    # As many rows as half of what a reader keeps in memory holds, so that it reads no part twice.
+    # At most as many rows as fit half of the reader's cache, so that no part is read twice.
     window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // row_bytes))
     data = MatchedData(
         source,
@@ -96,7 +96,7 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
 
 
 def held_prompts(job: TrainJob, model: ModelFolder, source: Assignments | UnassignedRows) -> tuple[str, ...] | None:
-    """The prompts of the preserve terms; none: those of the rows of each update. Raises UserError."""
+    """The prompts of the preserve terms; None: those of the rows of each update. Raises UserError."""
     if not job.preserves:
         return ()
     if job.preserve_file is not None:
@@ -107,20 +107,18 @@ def held_prompts(job: TrainJob, model: ModelFolder, source: Assignments | Unassi
 
 
 def held_line(job: TrainJob, data: MatchedData) -> str:
-    """Where the model is held to what it was, for people."""
+    """A line about the prompts at which the preserve terms keep the model."""
     if not data.preserve_rows:
-        return (
-            "the rows have every class of the model, so it is held nowhere (--preserve-prompts training holds it there)"
-        )
+        return "no preserve terms, since the rows have every class of the model (--preserve-prompts training applies them there)"
     rows = f"{data.preserve_rows} rows of each update"
     if job.preserve_prompts == TRAINING:
-        return f"held to what the model was at the prompts that are trained on, {rows}"
+        return f"the preserve terms keep the model's images at the training prompts, {rows}"
     where = f"{len(data.preserve_prompts)} prompts" if job.preserve_file is not None else "prompts that no pair has"
-    return f"held to what the model was at {where}, {rows} (--preserve-latent-weight 0 lets it go)"
+    return f"the preserve terms keep the model's images at {where}, {rows} (--preserve-latent-weight 0 leaves them out)"
 
 
 def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
-    """The job's assignments. Raises UserError if they do not fit the model or what is to be done with them."""
+    """The job's assignments. Raises UserError if they do not fit the model or the options."""
     assert job.assignments is not None
     assignments = Assignments(job.assignments)
     check_assignments(assignments, model.latent_shape)
@@ -129,25 +127,27 @@ def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
     if job.noise == "matched" and not fits and not job.allow_stale:
         raise UserError(
             f"the assignments in {job.assignments} were made with another model (fingerprint {made_with}) than --model "
-            f"{job.model} ({model.fingerprint}): {remedy_of(job.assignments)}assign again with this model, or say --allow-stale"
+            f"{job.model} ({model.fingerprint}): {remedy_of(job.assignments)}assign again with this model, or add --allow-stale"
         )
     if job.noise == "matched" and assignments.of_rewards:
         raise UserError(
-            f"{job.assignments} holds what `ortho reward` found: the model makes these images at that noise already; "
-            "--noise base distils them to the noise that the search began from, --noise random to any"
+            f"{job.assignments} has results of `ortho reward`: the model makes these images at that noise already; "
+            "accepted: --noise base (distil them to the noise that the search started from) or random"
         )
     if job.pixel_l1_weight and assignments.of_rewards:
         raise UserError(
-            f"--pixel-l1-weight: {job.assignments} holds what `ortho reward` found, latents without images; accepted: 0"
+            f"--pixel-l1-weight: {job.assignments} has results of `ortho reward`, latents without images; accepted: 0"
         )
     limits = {name for name, field in PairFields.model_fields.items() if mark_of(field) is conduct}
     if job.pair_fields().model_dump(exclude=limits) != PairFields().model_dump(exclude=limits):
-        raise UserError("how pairs are read was said when they were assigned: leave the options of pairs out")
+        raise UserError(
+            "with --assignments the pairs are read as they were assigned: leave the options about reading pairs out"
+        )
     return assignments
 
 
 def remedy_of(assignments: str) -> str:
-    """What else can be done with assignments that were made with LoRAs."""
+    """The first part of the remedy, if the assignments were made with LoRAs: the command that makes such a model."""
     try:
         config = json_object(open_store(assignments).read("summary.json"), "summary.json")["config"]
         loras = tuple(AddedLora(**each) for each in config.get("lora", ()))
@@ -159,24 +159,22 @@ def remedy_of(assignments: str) -> str:
 def unassigned(job: TrainJob, model: ModelFolder) -> UnassignedRows:
     """The rows of the job's pair set. Raises UserError."""
     if job.pairs is None:
-        raise UserError("nothing to train on: give --assignments, or with --noise online or random --pairs")
+        raise UserError("nothing to train on: give --assignments, or --pairs with --noise online or random")
     if job.noise not in ("online", "random"):
-        raise UserError(
-            f"--noise {job.noise} is of assignments: give --assignments; on pairs alone online and random go"
-        )
+        raise UserError(f"--noise {job.noise} needs --assignments; accepted with --pairs alone: online and random")
     if job.center_noise:
-        raise UserError("--center-noise is of assigned noise: give --assignments")
+        raise UserError("--center-noise applies to assigned noise: give --assignments")
     return UnassignedRows(open_pairs(job.pairs, job.pair_fields()), model.image_size, model.classes)
 
 
 def check_assignments(assignments: Assignments, shape: tuple[int, int, int]) -> None:
-    """Raises UserError if the assignments are of another latent shape, or their first noise is not what was recorded."""
+    """Raises UserError if the latent shape differs, or the first noise cannot be rebuilt as it was recorded."""
     block_dimension(shape, assignments.plan.noise.patch_size)
     assignments.noise([0], shape)
 
 
 def validation_of(job: TrainJob, shape: tuple[int, int, int]) -> str | None:
-    """The run that assigned the held-out rows. Raises UserError if they cannot be validated on."""
+    """Fingerprint of the run that assigned the held-out rows. Raises UserError if these cannot be used."""
     if job.validation is None:
         return None
     held = Assignments(job.validation)
@@ -184,14 +182,14 @@ def validation_of(job: TrainJob, shape: tuple[int, int, int]) -> str | None:
     if not held.plan.noise.store_latents:
         raise UserError(f"--validation: the assignments in {job.validation} were made without --store-latents")
     if min(job.validation_rows, len(held)) < job.world:
-        raise UserError(f"--validation: fewer rows in {job.validation} than the {job.world} workers")
+        raise UserError(f"--validation: {job.validation} has fewer rows than the {job.world} workers")
     return held.plan.run_fingerprint
 
 
 def images_of(assignments: str, pairs: str | None, limits: PairFields | None = None) -> PairSet:
-    """The pair set that the assignments were made from, as their summary says, or the same at another place `pairs`.
+    """The pair set of the assignments, at the location in their summary or at the new location `pairs`.
 
-    Its limits are those that it was assigned with, or those of `limits` that say something else than usual.
+    It is read with the fields in the summary; fields of `limits` that are not at their default replace these.
     """
     try:
         config = json_object(open_store(assignments).read("summary.json"), "it")["config"]
@@ -199,7 +197,7 @@ def images_of(assignments: str, pairs: str | None, limits: PairFields | None = N
         fields = fields.model_copy(update=(limits or PairFields()).model_dump(exclude_defaults=True))
         return open_pairs(pairs or as_given(config["pairs"]), fields, "images", count=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{assignments}/summary.json does not say where the images are: {one_line(error)}") from error
+        raise UserError(f"{assignments}/summary.json does not name the images' location: {one_line(error)}") from error
 
 
 def describe(job: TrainJob) -> dict[str, object]:
@@ -220,7 +218,7 @@ def describe(job: TrainJob) -> dict[str, object]:
 
 
 def run(job: TrainJob, callbacks: Sequence["UserCallback"] = (), models: TrainModels | None = None) -> int:
-    """Train, or go on training; `callbacks` are Ray Train's, `models` the job's, where the caller has opened them.
+    """Train, or continue training. `callbacks` are Ray Train's; `models` are the job's if the caller has opened them.
 
     Returns 0. Raises UserError or RunFailed.
     """
@@ -244,7 +242,9 @@ def _train(
     if isinstance(data.source, Assignments) and job.centers and len(data.source) > 1:
         mean = data.source.mean_noise(data.latent_shape)
         data = replace(data, center=mean.numpy())
-        say(f"train: the mean of the assigned noise, {float(mean.square().mean().sqrt()):.3f} RMS, is taken off each")
+        say(
+            f"train: the mean of the assigned noises ({float(mean.square().mean().sqrt()):.3f} RMS) is subtracted from each"
+        )
     if job.preserves:
         say(f"train: {held_line(job, data)}")
     title = f"train on {job.noise} noise"

@@ -1,4 +1,4 @@
-"""What a dry run says of the memory of an update, for a GPU that need not be there."""
+"""The memory that a dry run plans for an update. The machine does not need the planned GPU."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ from rayjobs.train.config import TrainSettings
 from rayjobs.train.models import TrainModels
 from rayjobs.verb.remedies import remedies
 
-#: What a dry run adds where the network is sharded.
+#: The note of a dry run about a sharded network.
 SHARDED = (
-    "counted as if each worker held all of it: --parallel fsdp divides weights, gradients, averages and the optimiser's state "
-    "among the {workers} workers, so each takes less than is planned here"
+    "planned as if each worker had the full model: --parallel fsdp divides weights, gradients, averages and the optimiser's "
+    "state among the {workers} workers, so each needs less than planned"
 )
 
 
@@ -28,27 +28,27 @@ class Updates:
 
     job: TrainSettings
     models: TrainModels
-    #: Whether images are encoded while it trains.
+    #: Whether images are encoded during training.
     encodes: bool
-    #: That of online noise.
+    #: The search for online noise.
     search: AssignConfig | None
-    #: How many different prompts there are at most, besides those of general preserve rows.
+    #: The most different prompts, without those of general preserve rows.
     prompts: int
 
     @staticmethod
     def of(job: TrainSettings, models: TrainModels, data: MatchedData) -> "Updates":
-        """Of a job whose data are read."""
+        """From a job and its opened data."""
         search = match_search(job, job, data.noise_settings) if job.noise == "online" else None
         prompts = data.order.rows + len(data.preserve_prompts)
         return Updates(job, models, data.needs_images or data.encodes, search, prompts)
 
     def costs(self, checkpointing: bool) -> UpdateCosts:
-        """What one counts. Raises whatever goes wrong where a model cannot be counted."""
+        """The counted costs. Raises whatever error a model that cannot be counted gives."""
         job, models = self.job, self.models
         half = half_dtype(torch.device("cuda"), job)
         named = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}[half]
         frozen = named if job.lora_rank and job.parallel == "ddp" else "float32"
-        # Said, as "auto" is float32 on the CPU that the tensors pretend to be on.
+        # Set explicitly, because "auto" would be float32 on the CPU where the costs are counted.
         computed = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[half]
         return update_costs(
             models.model,
@@ -64,70 +64,70 @@ class Updates:
 
     @property
     def rows(self) -> tuple[int, int]:
-        """Of an update on one worker: rows and preserve rows."""
+        """Rows and preserve rows of an update on one worker."""
         job = self.job
         return job.rows_at_once * job.gradient_accumulation_steps, -(-job.preserve_rows // job.world)
 
     def parked(self, costs: UpdateCosts) -> int:
-        """Bytes of weights that are off the card by then."""
+        """Bytes of weights that are not on the GPU during an update."""
         needed = self.encodes or self.job.pixel_l1_weight or self.job.preserve_pixel_weight
         return 0 if needed else costs.weights.autoencoder
 
     def plan(self, usable: int, checkpointing: bool) -> UpdatePlan:
-        """For so many bytes. Raises as `costs` does."""
+        """The plan for `usable` bytes. Raises as `costs` does."""
         costs, steps = self.costs(checkpointing), self.job.gradient_accumulation_steps
         return plan_update(costs, usable, *self.rows, steps, self.parked(costs), checkpointing, self.prompts)
 
     def fitting(self, usable: int) -> UpdatePlan:
-        """As the job says; where that does not fit and computing activations twice makes it, with that."""
-        asked = self.job.gradient_checkpointing
-        plan = self.plan(usable, asked)
-        if plan.fits or asked or self.models.model.class_config is not None:
+        """The plan with the job's options; if it does not fit, with gradient checkpointing, if that fits."""
+        requested = self.job.gradient_checkpointing
+        plan = self.plan(usable, requested)
+        if plan.fits or requested or self.models.model.class_config is not None:
             return plan
         twice = self.plan(usable, True)
         return twice if twice.fits else plan
 
 
 def memory_of(updates: Updates) -> dict[str, object]:
-    """What a dry run says of a GPU of `job.gpu_memory` GiB."""
+    """What a dry run reports for a GPU of `job.gpu_memory` GiB."""
     job = updates.job
     assert job.gpu_memory is not None
     plan = updates.fitting(usable_bytes(int(job.gpu_memory * GIB)))
-    found: dict[str, object] = {"gpu_memory_gib": job.gpu_memory, **plan.as_json()}
+    report: dict[str, object] = {"gpu_memory_gib": job.gpu_memory, **plan.as_json()}
     counted = updates.costs(plan.gradient_checkpointing)
     if updates.search is not None:
         matching = plan.weights + plan.kept + counted.evaluation(job.rows_at_once)
-        found["planned_while_matching_gib"] = round(matching / GIB, 2)
+        report["planned_while_matching_gib"] = round(matching / GIB, 2)
     if job.parallel == "fsdp" and job.world > 1:
-        found["parallel"] = SHARDED.format(workers=job.world)
+        report["parallel"] = SHARDED.format(workers=job.world)
     if plan.fits:
-        return found
+        return report
     others = smaller_updates(plan, updates.costs, *updates.rows, updates.parked(counted))
     fitting = next((other for other in others if other.fits), None)
-    changes = [said(plan, fitting)] if fitting is not None else remedies(job, rows=1)
-    return found | {"to_fit": changes or ["a larger card"]}
+    changes = [change(plan, fitting)] if fitting is not None else remedies(job, rows=1)
+    return report | {"to_fit": changes or ["a larger card"]}
 
 
 def checkpoints(updates: Updates, device: torch.device) -> bool:
-    """Whether a worker on `device` computes activations twice: where that was asked for, or nothing else fits its GPU."""
+    """Whether a worker on `device` uses gradient checkpointing: if requested, or if an update fits its GPU only so."""
     job = updates.job
     if job.gradient_checkpointing or device.type != "cuda":
         return job.gradient_checkpointing
     free, total = torch.cuda.mem_get_info(device)
     try:
         return updates.fitting(usable_bytes(total, job.gpus() or 1.0, free)).gradient_checkpointing
-    except Exception:  # a model that is counted nowhere trains as it was asked to
+    except Exception:  # a model that cannot be counted trains with the job's options
         return False
 
 
 def autocast_of(dtype: str) -> torch.dtype | None:
-    """What autocast computes in where an option names a dtype; none: it is off."""
+    """The dtype of autocast for an option's dtype; None: autocast is off."""
     named: torch.dtype = getattr(torch, dtype)
     return None if named == torch.float32 else named
 
 
-def said(plan: UpdatePlan, fitting: UpdatePlan) -> str:
-    """What is to be changed for an update to fit."""
+def change(plan: UpdatePlan, fitting: UpdatePlan) -> str:
+    """The options to change so that an update fits."""
     options = []
     if fitting.micro_batches != plan.micro_batches:
         options.append(f"--gradient-accumulation-steps {fitting.micro_batches}")
@@ -137,6 +137,6 @@ def said(plan: UpdatePlan, fitting: UpdatePlan) -> str:
 
 
 def adapted(models: TrainModels) -> bool:
-    """Whether the teacher is the network that trains, with its adapter off or as it was."""
+    """Whether the teacher is the training network itself, with its adapter off or as it was at the start."""
     held = models.held.fingerprint
     return held in (models.model.fingerprint, models.model.base.fingerprint)

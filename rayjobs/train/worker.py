@@ -1,4 +1,4 @@
-"""What each worker of `ortho train` does: one update of the M-step, validation, model folders, and what is skipped."""
+"""The training worker of `ortho train`: updates of the M-step, validation, model folders, skipped updates."""
 
 import math
 from collections.abc import Iterator
@@ -38,21 +38,21 @@ from rayjobs.training.loop import TrainLoop, Update, work
 from rayjobs.verb.faults import memory_used, said_of_memory
 from rayjobs.verb.remedies import remedies
 
-#: As options name them what a network computes in.
+#: The dtypes that a network computes in, by their names in options.
 COMPUTES_IN = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 #: Updates without a new prompt after which the text encoders leave the GPU.
 QUIET_UPDATES = 50
 
 
 class Skipped(TypedDict):
-    """An update whose gradient was not finite, with rows that may be at fault."""
+    """An update whose gradient was not finite, with the rows that may be the cause."""
 
     update: int
     rows: list[str]
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, object]:
-    """Run on every worker; rank 0 writes. Returns the summary's numbers, or `error` where trying again is of no use."""
+    """Runs on every worker; rank 0 writes. Returns the numbers of the summary, or `error` if a retry cannot help."""
     job = TrainJob.model_validate(config["job"])
 
     def run(rank: int, world: int) -> dict[str, object]:
@@ -65,7 +65,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, object]:
 
 
 def out_of_memory(job: TrainJob, error: Exception | None = None) -> str:
-    """How much was computed, what `error` says of it, and which options lower the memory that is needed."""
+    """The message: rows at once, the memory in `error`, and the options that need less memory."""
     used = "" if error is None else f", {said_of_memory(error)}, {memory_used()}"
     return (
         f"GPU memory ran out with {job.rows_at_once} rows at once on each worker (--batch-size {job.batch_size} over "
@@ -75,7 +75,7 @@ def out_of_memory(job: TrainJob, error: Exception | None = None) -> str:
 
 
 class Training(TrainLoop[Share]):
-    """Fine-tunes on assigned noise; `checkpoint-best` is the lowest error on the held-out rows, or else the lowest loss."""
+    """Fine-tunes on assigned noise. `checkpoint-best` has the lowest held-out error, or without held-out rows the lowest loss."""
 
     def __init__(
         self,
@@ -91,11 +91,11 @@ class Training(TrainLoop[Share]):
         terms = (*TERMS, *MATCH_TERMS) if job.noise == "online" else TERMS
         super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world, ticket)
         self.job, self.data, self.models = job, data, models
-        #: What the network computes in, where that is not float32.
+        #: The half-precision dtype that the network computes in; None: float32.
         self.half = half_dtype(self.device, job)
-        #: Whether activations are computed twice.
+        #: Whether gradient checkpointing is used.
         self.checkpoints = checkpoints(Updates.of(job, models, data), self.device)
-        # Before the model is loaded: both take seconds, in different processes.
+        # Started before the model is loaded: both take seconds, and they run in different processes.
         self.shares: Iterator[Share] = iter(())
         if self.update < self.updates:
             todo = (data, self.update, self.updates)
@@ -118,12 +118,12 @@ class Training(TrainLoop[Share]):
         #: One entry per validation.
         self.validations: list[dict[str, float]] = []
         self.skipped: list[Skipped] = []
-        #: What is wrong with rows that gave their place to others; of all workers whenever there is a state.
+        #: Reasons of rows that could not be used and were replaced by others; gathered from all workers for each state.
         self.unusable: dict[str, None] = {}
 
     @property
     def _halved(self) -> bool:
-        """Whether the frozen weights are in half precision; sharding takes weights of one type alone."""
+        """Whether the frozen weights are in half precision. FSDP needs weights of one type."""
         job = self.job
         return bool(job.lora_rank) and self.half is not None and job.parallel == "ddp"
 
@@ -149,7 +149,7 @@ class Training(TrainLoop[Share]):
         return generator
 
     def _teacher(self, network: nn.Module) -> Teacher:
-        """f_0 without a second copy of the weights where an adapter is all that separates it from the network."""
+        """f_0, without a second copy of the weights if it differs from the network only by an adapter."""
         model, held = self.models.model, self.models.held
         start, base = (held.fingerprint == other.fingerprint for other in (model, model.base))
         if self.job.lora_rank and (start or base):
@@ -164,8 +164,8 @@ class Training(TrainLoop[Share]):
     def _matching(self) -> OnlineMatching:
         job = self.job
         search = match_search(job, job, self.data.noise_settings)
-        asked = self.half if job.match_dtype == "auto" else {v: k for k, v in COMPUTES_IN.items()}[job.match_dtype]
-        half = self.half if self._halved else asked
+        requested = self.half if job.match_dtype == "auto" else {v: k for k, v in COMPUTES_IN.items()}[job.match_dtype]
+        half = self.half if self._halved else requested
         return OnlineMatching(self.generator, self.step.parameters, search, job.gradient_accumulation_steps, half=half)
 
     def _wrap(self, network: nn.Module) -> nn.Module:
@@ -192,7 +192,7 @@ class Training(TrainLoop[Share]):
         rows = range(self.rank * each, (self.rank + 1) * each)
         with autocast(
             self.generator.device, job
-        ):  # as every measurement to come, or a drift of rounding would be there from the start
+        ):  # as in later measurements; otherwise rounding alone would give a drift at the start
             return Validation.of(
                 held, rows, self.generator, self.teacher, self.prompts, job.rows_at_once, self.data.center
             )
@@ -206,29 +206,29 @@ class Training(TrainLoop[Share]):
             self._validate()
 
     def one_update(self, batch: Share) -> Update:
-        # Of a network with dropout; like all else, it depends on the position alone.
+        # For networks with dropout: like the rest, it depends only on the seed and the position.
         torch.manual_seed(noise_seed(self.job.seed, "update", self.update, self.rank))
         ready = to_batch(self._refreshed(batch), self.generator, self.prompts, self.data.needs_images)
         self.unusable |= dict.fromkeys(batch.unusable)
         matched: list[torch.Tensor] = []
-        found: torch.Tensor | None = None
+        kept: torch.Tensor | None = None
         if self.matching is not None:
             steps = self.job.match_steps_at(self.update, self.updates)
             ready, totals = self.matching(ready, steps, self.job.match_measures_at(self.update))
-            # There once the update has waited for its own figures.
+            # Copied to the host meanwhile; complete when the update has read its figures.
             matched.append(to_host(totals))
-            found = to_host(self.all_rows(ready.noise.half())) if self.latest is not None else None
+            kept = to_host(self.all_rows(ready.noise.half())) if self.latest is not None else None
         outcome = self.step.update(ready)
         if self.latest is not None:
-            assert found is not None
-            self.latest.remember([row for rows in self.from_all(batch.rows) for row in rows], found)
+            assert kept is not None
+            self.latest.remember([row for rows in self.from_all(batch.rows) for row in rows], kept)
         if not outcome.applied:
             self._skip(batch, outcome)
         terms = torch.cat([torch.tensor(outcome.terms), *matched])
         return Update(terms, outcome.applied, {"grad_norm": outcome.grad_norm, "lr": self.step.lr})
 
     def _refreshed(self, share: Share) -> Share:
-        """With the noise that the search is to begin from."""
+        """The share with the noise that the search starts from."""
         kept = share.kept
         if self.latest is not None:
             assert kept is not None
@@ -238,7 +238,7 @@ class Training(TrainLoop[Share]):
         return replace(share, noise=refreshed(kept, share.noise, self.job.match_refresh))
 
     def after_update(self, epoch_ends: bool) -> None:
-        """Validation, and the model folders that are due: a run that goes on from the state need not write them again."""
+        """Validate and write the model folders that are due. This comes before the state, so a resumed run need not repeat it."""
         job, last = self.job, self.update == self.updates
         if self.prompts.quiet_calls >= QUIET_UPDATES and self.update % QUIET_UPDATES == 0:
             self._rest(text=True)
@@ -272,31 +272,31 @@ class Training(TrainLoop[Share]):
         }
 
     def _skip(self, share: Share, outcome: Outcome) -> None:
-        """Count an update that was not applied. Raises RunFailed once there were too many, with the rows at fault."""
+        """Count an update that was not applied. Raises RunFailed with the rows that may be the cause, if there were too many."""
         mine = [n for n, v in zip(share.row_names, outcome.rows.tolist(), strict=True) if not math.isfinite(v)]
         rows = sorted({name for names in self.from_all(mine) for name in names})
         number = self.update + 1
         self.skipped.append({"update": number, "rows": rows[:20]})
         if len(self.skipped) > self.job.max_skipped_updates:
             named = sorted({name for each in self.skipped for name in each["rows"]})
-            blame = f"rows {', '.join(named[:8])}{', ...' if len(named) > 8 else ''}" if named else "no row by itself"
+            rows_named = f"rows {', '.join(named[:8])}{', ...' if len(named) > 8 else ''}" if named else "no single row"
             raise RunFailed(
                 f"the gradient was not finite in {len(self.skipped)} updates, the last of them {number} of "
-                f"{self.updates} (--max-skipped-updates {self.job.max_skipped_updates}); not finite: {blame}; where it is "
-                "many rows, a lower --lr is the usual remedy"
+                f"{self.updates} (--max-skipped-updates {self.job.max_skipped_updates}); not finite: {rows_named}; if these "
+                "are many rows, a lower --lr usually helps"
             )
 
     def _epoch_folders(self) -> list[str]:
-        """The folders that the end of an epoch makes due; without validation, the loss says which epoch is best."""
+        """The folders that are due at the end of an epoch. Without validation, the epoch with the lowest loss is the best."""
         number, losses = len(self.epochs), [e["loss"] for e in self.epochs]
         names = [f"epoch-{number:03d}"] if self.job.save_every and number % self.job.save_every == 0 else []
         return [*names, "best"] if self.validation is None and losses[-1] == min(losses) else names
 
     @torch.no_grad()
     def _validate(self) -> list[str]:
-        """Measure on the held-out rows; the lowest error so far is due as `checkpoint-best`."""
+        """Measure on the held-out rows; returns `best` if the error is the lowest so far."""
         assert self.validation is not None
-        sharded = self.job.parallel == "fsdp"  # such a network computes on all workers or on none
+        sharded = self.job.parallel == "fsdp"  # a sharded network computes only on all workers together
         network = self.generator.trainable.eval()
         values, samples = self._measured("")
         if self.step.ema is not None:
@@ -328,13 +328,13 @@ class Training(TrainLoop[Share]):
         return {f"train {k}": v for k, v in train.items()} | {f"validation {k}": v for k, v in validation.items()}
 
     def _rest(self, *, text: bool = False, autoencoder: bool = False) -> None:
-        """Take frozen parts that the coming updates do not need off the GPU."""
+        """Move frozen parts that the next updates do not need off the GPU."""
         needed = self.data.needs_images or self.data.encodes
         self.generator.park(text=text, autoencoder=autoencoder and not needed and not self.job.preserve_pixel_weight)
 
     def state_dict(self) -> dict[str, object]:
         if isinstance(self.data.source, UnassignedRows):
-            self.unusable = {said: None for each in self.from_all(list(self.unusable)) for said in each}
+            self.unusable = {reason: None for each in self.from_all(list(self.unusable)) for reason in each}
         state = {
             "validations": self.validations,
             "skipped": self.skipped,

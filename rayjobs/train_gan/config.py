@@ -18,43 +18,45 @@ def _numbers(value: object) -> object:
 
 
 class TrainGanJob(FitConfig, TrainingSettings):
-    """Train a small one-step generator on labelled images; a prompt is then the name of a class."""
+    """Train a small one-step generator on labelled images. Its prompts are the names of the classes."""
 
     data: Literal["mnist", "fashion-mnist", "cifar10", "any"] = decides(
-        description="what the images are, which decides classes and size; any: the classes are the prompts of the set"
+        description="the data set, which decides classes and image size; any: the classes are the prompts of the set"
     )
     root: PairsLocation = resolved(
         description="folder or URL of the set: IDX files, CIFAR-10's binary batches, PNG sheets, Parquet, one folder per class, "
         "or any pair set"
     )
-    test_split: bool = decides(False, description="train on the test split (else on the training split)")
+    test_split: bool = decides(False, description="train on the test split instead of the training split")
     out: OutputPath = conduct(
         description="folder for the generator, pictures and curves; the same command again resumes"
     )
     noise_shape: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = decides(
-        (4, 8, 8), description="C,H,W of the noise map; one number n: a flat noise, the map (n, 1, 1) with patch size 1"
+        (4, 8, 8), description="C,H,W of the noise map; one number n: flat noise, a map (n, 1, 1) for patch size 1"
     )
     widths: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = decides(
         (32, 32, 16),
-        description="channels of the network's blocks: two on the coarsest grid, then one after each doubling",
+        description="channels of the network's blocks: two on the coarsest grid, then one after each doubling of the size",
     )
     image_size: int | None = decides(
-        None, ge=4, description="pixels along a side (none: the set's own; of --data any the first image's height)"
+        None,
+        ge=4,
+        description="pixels along a side (none: that of the set; with --data any the height of the first image)",
     )
     epochs: int = decides(2, ge=1, description="passes over the images")
     batch_size: int = decides(64, ge=1, description="images of one update, over all workers")
     checkpoint_every: int = conduct(200, ge=1, description="updates between resumable states")
     log_every: int = conduct(10, ge=1, description="updates between entries of the log")
-    seed: int = decides(0, ge=0, description="decides the weights to begin with, the order of images and every noise")
+    seed: int = decides(0, ge=0, description="decides the first weights, the order of images and every noise")
 
     @property
     def title(self) -> str:
-        """What people call the run."""
+        """The name of the run for people."""
         return self.out.name
 
     @property
     def groups_per_update(self) -> int:
-        """Over all workers."""
+        """Groups in one update, over all workers."""
         return self.batch_size // self.group_size
 
     def fit_config(self) -> FitConfig:

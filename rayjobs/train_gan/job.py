@@ -23,7 +23,7 @@ from rayjobs.verb.paths import located
 
 
 def open_data(job: TrainGanJob) -> PairSet:
-    """The split that was asked for. Raises UserError, with where the set comes from, if there is none."""
+    """The split of the job. Raises UserError if there is none; the message names the source of the set."""
     try:
         pairs = open_split(job.root, "test" if job.test_split else "train")
     except NoPairSet as error:
@@ -34,7 +34,7 @@ def open_data(job: TrainGanJob) -> PairSet:
 
 
 def make_plan(job: TrainGanJob) -> tuple[TrainGanPlan, PairSet]:
-    """What the run will do, and on what. Raises UserError for whatever can be found wrong beforehand."""
+    """The plan and the pair set of the run. Raises UserError for everything that can be checked before the run."""
     check_trackers(job)
     parts = job.world * job.group_size
     if job.batch_size % parts:
@@ -50,7 +50,7 @@ def make_plan(job: TrainGanJob) -> tuple[TrainGanPlan, PairSet]:
     if not groups.updates:
         raise UserError(
             f"--batch-size: {pairs.location} has {groups.groups} groups of {job.group_size} images of one class, and an update "
-            f"takes {job.groups_per_update}; lower --batch-size or --group-size"
+            f"needs {job.groups_per_update}; lower --batch-size or --group-size"
         )
     plan = TrainGanPlan(
         pairs_fingerprint=pairs.fingerprint(),
@@ -64,7 +64,7 @@ def make_plan(job: TrainGanJob) -> tuple[TrainGanPlan, PairSet]:
 
 
 def image_shape_of(job: TrainGanJob, pairs: PairSet, labelled: Labelled) -> tuple[int, int, int]:
-    """(c, Y, X). Of a set that is not known the first images tell whether it is grey. Raises UserError."""
+    """(c, Y, X). For an unknown set, the first images decide whether it is grey. Raises UserError."""
     if (known := KNOWN.get(job.data)) is not None:
         c, Y, X = known.image_shape
         size = job.image_size
@@ -76,7 +76,7 @@ def image_shape_of(job: TrainGanJob, pairs: PairSet, labelled: Labelled) -> tupl
 
 
 def height_of(pairs: PairSet, labelled: Labelled) -> int:
-    """Of the first image that can be read."""
+    """The height of the first image that can be read. Raises UserError if none of the first 64 can."""
     import io
 
     from PIL import Image
@@ -91,7 +91,7 @@ def height_of(pairs: PairSet, labelled: Labelled) -> int:
 
 
 def generator_config(job: TrainGanJob, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> ClassConfig:
-    """Raises UserError where the options make no network."""
+    """The generator's configuration. Raises UserError if the options do not make a network."""
     shape = (*job.noise_shape, 1, 1) if len(job.noise_shape) == 1 else job.noise_shape
     if len(shape) != 3:
         raise UserError(f"--noise-shape: {','.join(map(str, shape))} is not accepted: C,H,W, or one number")
@@ -119,7 +119,7 @@ def describe(job: TrainGanJob) -> dict[str, object]:
 
 
 def run(job: TrainGanJob) -> int:
-    """Train, or go on training. Returns 0. Raises UserError or RunFailed."""
+    """Train, or continue training. Returns 0. Raises UserError or RunFailed."""
     plan, pairs = make_plan(job)
     job = located(job)
     with launch.claimed(job, job.out, plan) as lease:
@@ -133,6 +133,6 @@ def run(job: TrainGanJob) -> int:
 
 
 def ending(job: TrainGanJob, code: int) -> list[str]:
-    """The last line of the command; its prompt is a class."""
+    """The last line of the command, with a class as the prompt."""
     made = job.out / "checkpoint-final"
     return [generating(made, beside(job.out, "images"), prompt=ModelFolder.open(made).classes[0])]

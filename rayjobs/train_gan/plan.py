@@ -7,11 +7,11 @@ from rayjobs.training.plan import TrainingPlan
 
 
 class TrainGanPlan(TrainingPlan):
-    """A small generator of labelled images."""
+    """Training of a small generator on labelled images."""
 
     verb: ClassVar[str] = "train-gan"
 
     kind: Literal["train-gan"] = "train-gan"
     generator: ClassConfig
-    #: Rows whose label is none of the classes.
+    #: Rows whose label is not one of the classes.
     bad_rows: int

@@ -1,4 +1,4 @@
-"""What each worker of `ortho train-gan` does: one update of the generator, and a picture of each epoch."""
+"""The training worker of `ortho train-gan`: updates of the generator, and a picture after each epoch."""
 
 import math
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ from rayjobs.train_gan.config import TrainGanJob
 from rayjobs.train_gan.plan import TrainGanPlan
 from rayjobs.training.loop import TrainLoop, Update, work
 
-#: Classes, and images of each, on the picture of an epoch.
+#: Number of classes, and of images per class, in the picture of an epoch.
 CLASSES_SHOWN = 10
 
 
 def train_gan_worker(config: dict[str, Any]) -> dict[str, object]:
-    """Run on every worker; rank 0 writes. Returns the summary's numbers, or `error` where trying again is of no use."""
+    """Runs on every worker; rank 0 writes. Returns the numbers of the summary, or `error` if a retry cannot help."""
     job = TrainGanJob.model_validate(config["job"])
 
     def run(rank: int, world: int) -> dict[str, object]:
@@ -41,7 +41,7 @@ def train_gan_worker(config: dict[str, Any]) -> dict[str, object]:
 
 
 class GanTraining(TrainLoop[FitBatch]):
-    """Fits a class-conditional generator to labelled images, which every worker holds all of."""
+    """Fits a class-conditional generator to labelled images. Every worker has all images in memory."""
 
     def __init__(
         self,
@@ -56,10 +56,12 @@ class GanTraining(TrainLoop[FitBatch]):
         images, self.data = Labelled.of(pairs, config.classes).images(pairs, config.image_shape)
         self.job, self.images = job, torch.from_numpy(images)
         self.groups = Groups(self.data.labels, job.group_size, job.groups_per_update, job.seed)
-        # Bad images leave fewer groups than the plan counted by the rows.
+        # The plan counted groups by rows; bad images leave fewer.
         epoch = self.groups.updates
         if not epoch:
-            raise RunFailed(f"{len(images)} usable images fill no update; the first of the others: {self.data.bad[0]}")
+            raise RunFailed(
+                f"{len(images)} usable images are too few for one update; the first of the unusable ones: {self.data.bad[0]}"
+            )
         terms = terms_of(job.fit_config())
         super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world, ticket)
         torch.manual_seed(job.seed)  # the same first weights on every worker
@@ -80,7 +82,7 @@ class GanTraining(TrainLoop[FitBatch]):
             yield self._batch(update)
 
     def _batch(self, update: int) -> FitBatch:
-        """This worker's share of an update; depends on the seed and the position alone."""
+        """This worker's share of an update. It depends only on the seed and the position."""
         job, config = self.job, self.generator.config
         epoch, step = divmod(update, self.groups.updates)
         index = torch.from_numpy(self.groups.share(epoch, step, self.rank, self.world))
@@ -134,7 +136,7 @@ class GanTraining(TrainLoop[FitBatch]):
 
     @torch.no_grad()
     def _picture(self) -> None:
-        """Each class at the same noises in every epoch, and how far apart its images are."""
+        """Write the picture of an epoch, with each class at the same noises every time, and log the diversity."""
         self.write({"of_the_data's": self._diversity().mean}, "diversity")
         generator = self.generator
         names = generator.config.classes[:CLASSES_SHOWN]

@@ -9,25 +9,25 @@ from ortho_core.marks import conduct
 from ortho_core.storage.location import Place
 from rayjobs.verb.resources import WorkerResources
 
-#: Where MLflow is: an address, or a folder.
+#: The address or folder of MLflow.
 TrackingUri = Annotated[str, Place(names="databricks|[a-z][a-z+-]+:.*")]
 
 
 class TrackerSettings(BaseModel):
-    """Where a training run reports to."""
+    """The trackers that a training run reports to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tensorboard: bool = conduct(True, description="write TensorBoard event files under OUT/tensorboard")
     mlflow: TrackingUri | None = conduct(
         None,
-        description="tracking URI of MLflow: http(s)://HOST:PORT, or a folder that the workers see; the experiment is "
-        "MLFLOW_EXPERIMENT_NAME or 'ortho'; credentials are taken from MLflow's variables on the node "
+        description="tracking URI of MLflow: http(s)://HOST:PORT, or a folder that the workers can write to; the experiment is "
+        "MLFLOW_EXPERIMENT_NAME or 'ortho'; credentials come from MLflow's environment variables on the node "
         "(needs the extra mlflow; sqlite:/// and other databases need the full mlflow package)",
     )
     wandb: str | None = conduct(
         None,
-        description="project of Weights & Biases, or ENTITY/PROJECT; the key is taken from WANDB_API_KEY on the node, "
+        description="project of Weights & Biases, or ENTITY/PROJECT; the key comes from WANDB_API_KEY on the node; "
         "WANDB_MODE=offline works (needs the extra wandb)",
     )
 
@@ -40,19 +40,19 @@ class TrackerSettings(BaseModel):
 
 
 class TrainingSettings(TrackerSettings, WorkerResources):
-    """How workers train: how many, what they log, which states are kept. Nothing here decides what is learned."""
+    """How workers train: how many, their logs, the states that are kept; none of these options changes the result."""
 
     num_workers: int = conduct(1, ge=0, description="training processes (0: train in this process, for a debugger)")
     checkpoint_every: int = conduct(
         0, ge=0, description="updates between resumable states (0: at the end of each epoch)"
     )
-    keep_states: int = conduct(1, ge=1, description="resumable states that are kept")
+    keep_states: int = conduct(1, ge=1, description="number of resumable states to keep")
     log_every: int = conduct(5, ge=1, description="updates between entries of the log")
     verify: bool = conduct(
         False,
-        description="of a run that is finished, compare all files with their checksums, and not sizes and times alone",
+        description="for a finished run: compare the checksums of all files, not only their sizes and times",
     )
-    max_restarts: int = conduct(3, ge=0, description="how often dead workers are started again")
+    max_restarts: int = conduct(3, ge=0, description="how often dead workers are started again before the run fails")
 
     @property
     def most_workers(self) -> int:
@@ -60,5 +60,5 @@ class TrainingSettings(TrackerSettings, WorkerResources):
 
     @property
     def world(self) -> int:
-        """Processes that train, also where the only one is the driver's."""
+        """The number of training processes; 1 if the driver's process trains."""
         return max(1, self.num_workers)

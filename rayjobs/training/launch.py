@@ -1,4 +1,4 @@
-"""A training run from its plan to its summary: workers under Ray Train, restarts, and what a run resumes from."""
+"""A training run from its plan to its summary: workers under Ray Train, restarts, and resuming."""
 
 import threading
 import time
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 T = TypeVar("T")
-#: Seconds between two looks at the lease.
+#: Seconds between two checks of the lease.
 LOOK_S = 1.0
 
 
 @contextmanager
 def claimed(job: TrainingSettings, out: Path, plan: TrainingPlan) -> Iterator[Lease | None]:
-    """Make `out` the folder of the run, and hold it inside; None, after saying so, if the run is complete.
+    """Make `out` the folder of the run, and hold its lease inside the block; None if the run is complete, which is printed.
 
-    Raises UserError, also where a finished run is no more what it was.
+    Raises UserError, also if files of a finished run have changed.
     """
     claim(out, plan)
     if is_complete(job, out, plan):
@@ -50,7 +50,7 @@ def claimed(job: TrainingSettings, out: Path, plan: TrainingPlan) -> Iterator[Le
 
 
 def is_complete(job: TrainingSettings, out: Path, plan: TrainingPlan) -> bool:
-    """Whether there is nothing left to do; says so. Raises UserError where what was made is damaged or lost."""
+    """Whether the run is complete, which is printed. Raises UserError if its files are damaged or lost."""
     if not (out / TRAIN_SUMMARY).is_file():
         return False
     check_receipts(out, certified(LocalStore(out), TRAIN_SUMMARY), job.verify)
@@ -69,15 +69,14 @@ def train(
     lease: Lease,
     callbacks: Sequence["UserCallback"] = (),
 ) -> dict[str, Any]:
-    """Train, or go on training; returns the summary, whose file marks the run as complete. Raises UserError or RunFailed.
+    """Train, or continue training; returns the summary, whose file marks the run as complete. Raises UserError or RunFailed.
 
-    Each worker is called with `config`, the job, the plan and the ticket of the `lease` on the folder. `callbacks` are Ray
-    Train's.
+    Each worker is called with `config`, the job, the plan and the ticket of the folder's `lease`. `callbacks` are Ray Train's.
     """
     started, settings = time.monotonic(), job.model_dump(mode="json")
-    given = {"job": settings, "plan": plan, "ticket": lease.ticket, **config}
+    worker_config = {"job": settings, "plan": plan, "ticket": lease.ticket, **config}
     with ray_session():
-        result = run_workers(job, out, worker, given, title, plan.updates, lease, callbacks)
+        result = run_workers(job, out, worker, worker_config, title, plan.updates, lease, callbacks)
     for failure in result["tracker_failures"]:
         say(f"{plan.verb}: {failure}")
     draw_charts(training_charts([TrainingLog(out / HISTORY)]), out / "train_history.png")
@@ -106,7 +105,7 @@ def run_workers(
     lease: Lease,
     callbacks: Sequence["UserCallback"] = (),
 ) -> dict[str, Any]:
-    """Run workers under Ray Train, which restarts them after a failure, from the last resumable state; rank 0's summary.
+    """Run workers under Ray Train, which restarts them from the last resumable state after a failure; returns rank 0's summary.
 
     Raises UserError or RunFailed.
     """
@@ -119,9 +118,7 @@ def run_workers(
             f"--num-workers: {job.num_workers} is more than the cluster has room for; see --cpus-per-worker"
         )
     if job.num_workers > 1 and job.device_kind == "mps":
-        raise UserError(
-            "--device mps: PyTorch has no way for several workers to share Apple's GPU; accepted: --num-workers 1"
-        )
+        raise UserError("--device mps: PyTorch cannot share Apple's GPU between workers; accepted: --num-workers 1")
     gpus = job.gpus()
     if job.num_workers > 1 and 0 < gpus < 1:
         raise UserError(
@@ -130,7 +127,7 @@ def run_workers(
     (out / STOPPED).unlink(missing_ok=True)
     sweep_aside(out / STATES, alone=True)
     for state in drop_damaged_states(out):
-        say(f"{state} is damaged: the run goes on from the state before it, or else from the beginning")
+        say(f"{state} is damaged: the run continues from an earlier state, or from the start if there is none")
     resources = {"CPU": job.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         worker,
@@ -161,9 +158,9 @@ def run_workers(
 
 
 def beside(work: Callable[[], T], look: Callable[[], object]) -> T:
-    """What `work` returns or raises, done in a thread of its own, so that signals come through here; `look` every second.
+    """Run `work` in another thread, and `look` every second in this one; returns or raises what `work` does.
 
-    In the main thread Ray Train takes Ctrl-C for itself, waits for as long as its controller takes, and exits with 0.
+    In the main thread Ray Train would handle Ctrl-C itself: it waits for its controller, without a limit, and exits with 0.
     """
     done: Future[T] = Future()
 

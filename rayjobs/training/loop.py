@@ -1,7 +1,7 @@
 """The training loop on each Ray Train worker: updates in order, a log, means of each epoch, resumable states.
 
-What one update does, and what is due after one, is a subclass's. Rank 0 writes; the sums of an epoch are of each worker's own
-rows until the epoch, or a state, needs those of all.
+A subclass defines an update and the work that is due after one. Rank 0 writes. Each worker sums the terms of its own rows; the
+sums of all workers are added at the end of an epoch and for a state.
 """
 
 import json
@@ -34,13 +34,13 @@ from rayjobs.training.trackers import Trackers
 from rayjobs.verb.faults import fault_of
 from rayjobs.verb.plan import replace_text
 
-#: What a subclass takes for one update.
+#: The input of one update, defined by a subclass.
 Batch = TypeVar("Batch")
 T = TypeVar("T")
 
 
 class Report(TypedDict):
-    """What Ray Train's callbacks are given with each state."""
+    """The report to Ray Train's callbacks with each state."""
 
     update: int
     epoch: float
@@ -49,10 +49,10 @@ class Report(TypedDict):
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did."""
+    """The result of one update."""
 
-    #: The terms of the loss, means over this worker's rows, one number for each of `TrainLoop.terms`; in host memory, since
-    #: reading them of the device would make every update wait for the end of the one before.
+    #: The loss terms, means over this worker's rows, one number for each of `TrainLoop.terms`. In host memory, since reading
+    #: them from the device would make every update wait for the end of the one before.
     terms: Tensor
     #: False where the update was skipped; its terms do not count.
     applied: bool = True
@@ -61,7 +61,7 @@ class Update:
 
 
 class TrainLoop(ABC, Generic[Batch]):
-    """One worker's view of a run, and where it stands."""
+    """One worker's part of a run, and its progress."""
 
     def __init__(
         self,
@@ -76,41 +76,41 @@ class TrainLoop(ABC, Generic[Batch]):
         world: int,
         ticket: Ticket | None = None,
     ) -> None:
-        """`plan` goes to the trackers, where its fingerprint identifies the run. `terms` starts with the loss.
+        """`plan` goes to the trackers, where its fingerprint identifies the run. The first of `terms` is the loss.
 
-        `ticket` is of the lease on the folder, which rank 0 looks at before it writes.
+        `ticket` belongs to the lease on the folder; rank 0 checks it before it writes.
         """
         self.settings, self.out, self.title, self.plan = job, out, title, plan
         self.terms, self.updates_per_epoch, self.updates = terms, updates_per_epoch, updates
         self.rank, self.world = rank, world
         self.ticket = ticket if rank == 0 else None
         self._still_held()
-        #: Where this worker computes.
+        #: The device that this worker computes on.
         self.device = device_of(job)
         self._saved = saved_state(out)
         #: Updates done, over all epochs.
         self.update: int = self._saved["update"] if self._saved is not None else 0
         #: One entry per finished epoch: the mean of each term.
         self.epochs: list[dict[str, float]] = []
-        #: Seconds of all updates, of earlier starts too, without what is due after one.
+        #: Seconds of all updates, including earlier starts, without the work that is due after an update.
         self.seconds = 0.0
-        #: Sums of the terms over the epoch so far and over this worker's updates that were applied, and their number.
+        #: Sums of the terms over this worker's applied updates in the epoch so far; the last entry is the number of updates.
         self.sums = np.zeros(len(terms) + 1)
-        #: Updates and seconds of this start, without its first update, which pays for what every start pays once.
+        #: Updates and seconds of this start, without its first update, which includes one-time costs.
         self._steady = (0, 0.0)
         self.trackers: Trackers | None = None
 
     @abstractmethod
     def batches(self) -> Iterator[Batch]:
-        """What the updates that are left train on, in order."""
+        """The inputs of the remaining updates, in order."""
 
     @abstractmethod
     def one_update(self, batch: Batch) -> Update:
-        """Change the weights; `self.update` is still the number of updates before this one. Raises RunFailed."""
+        """Change the weights. `self.update` is the number of updates before this one. Raises RunFailed."""
 
     @abstractmethod
     def after_update(self, epoch_ends: bool) -> None:
-        """Whatever is due now, such as pictures, a validation, model folders; before the resumable state is saved."""
+        """Do the work that is due now (pictures, validation, model folders), before the resumable state is saved."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, object]:
@@ -118,21 +118,21 @@ class TrainLoop(ABC, Generic[Batch]):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse; every worker gives the whole state."""
+        """The inverse of `state_dict`; every worker passes the complete state."""
 
     @abstractmethod
     def finish(self) -> dict[str, object]:
-        """What is left to do after the last update; returns the subclass's part of the summary. Rank 0 alone calls this."""
+        """Do the last work after all updates; returns the subclass's part of the summary. Only rank 0 calls this."""
 
     def before_first_update(self) -> None:  # most runs need nothing
-        """What this start needs after resuming, before its first update."""
+        """Do the work that is due after resuming, before the first update of this start."""
 
     def validated(self) -> dict[str, float] | None:
-        """The figures of a validation after this update, for Ray Train's callbacks; none where there was none."""
+        """The figures of the validation after this update, for Ray Train's callbacks; None if there was no validation."""
         return None
 
     def run(self) -> dict[str, object]:
-        """All updates that are left. Returns the summary on rank 0, nothing elsewhere. Raises UserError or RunFailed."""
+        """Make the remaining updates. Returns the summary on rank 0, else an empty dict. Raises UserError or RunFailed."""
         if self._saved is not None:
             self._resume(self._saved)
             self._saved = None
@@ -146,7 +146,7 @@ class TrainLoop(ABC, Generic[Batch]):
             self._train()
         if self.rank:
             return {}
-        # JSON knows no infinity.
+        # JSON has no infinity.
         epochs = [{k: v if math.isfinite(v) else None for k, v in epoch.items()} for epoch in self.epochs]
         warnings = self.trackers.warnings if self.trackers is not None else []
         return {"epochs": epochs, **self.finish(), "tracker_failures": warnings}
@@ -171,24 +171,24 @@ class TrainLoop(ABC, Generic[Batch]):
                 self._end_epoch()
             self.after_update(epoch_ends)
             every = self.settings.checkpoint_every
-            # Last: a run that goes on from here need not do again what was due.
+            # The state is saved last, so that a resumed run does not repeat the work that was due.
             if (self.update % every == 0 if every else epoch_ends) or self.update == self.updates:
                 self._checkpoint()
             first, since = False, time.monotonic()
 
     def _still_held(self) -> None:
-        """Raises LeaseLost where another driver has taken the folder over."""
+        """Raises LeaseLost if another driver has taken over the folder."""
         if self.ticket is not None:
             self.ticket.check()
 
     @property
     def updates_per_second(self) -> float | None:
-        """Of this start, without what is due between updates; none where it made fewer than two."""
+        """Speed of this start, without the work between updates; None with fewer than two updates."""
         updates, seconds = self._steady
         return updates / seconds if updates else None
 
     def averaged(self, terms: Tensor) -> Tensor:
-        """Means over the workers of what each has; the tensor given is used up."""
+        """The mean of the tensor over the workers; the argument may be overwritten."""
         if self.world > 1:
             terms = terms.to(self.device)
             dist.all_reduce(terms)
@@ -196,7 +196,7 @@ class TrainLoop(ABC, Generic[Batch]):
         return terms
 
     def all_rows(self, mine: Tensor) -> Tensor:
-        """The rows of all workers, which have equally many, in the order of their ranks."""
+        """The rows of all workers, in the order of their ranks. Every worker must have the same number of rows."""
         if self.world == 1:
             return mine
         parts = [torch.empty_like(mine) for _ in range(self.world)]
@@ -204,7 +204,7 @@ class TrainLoop(ABC, Generic[Batch]):
         return torch.cat(parts)
 
     def from_all(self, mine: T) -> list[T]:
-        """What each worker gives, on every worker."""
+        """The objects of all workers by rank, on every worker."""
         if self.world == 1:
             return [mine]
         gathered: list[Any] = [None] * self.world
@@ -212,7 +212,7 @@ class TrainLoop(ABC, Generic[Batch]):
         return gathered
 
     def write(self, values: Mapping[str, float], group: str) -> None:
-        """To the history and the trackers."""
+        """Write figures to the history and to the trackers."""
         if self.trackers is None:
             return
         with (self.out / HISTORY).open("a") as stream:
@@ -235,15 +235,15 @@ class TrainLoop(ABC, Generic[Batch]):
     def _end_epoch(self) -> None:
         sums = np.sum(self.from_all(self.sums), axis=0)
         self.sums = np.zeros(len(self.terms) + 1)
-        # Where every update was skipped there is no mean.
+        # If every update was skipped, there is no mean.
         means = sums[:-1] / sums[-1] if sums[-1] else np.full(len(self.terms), np.inf)
         self.epochs.append(dict(zip(self.terms, means.tolist(), strict=True)))
 
     def _checkpoint(self) -> None:
-        """The resumable state; it is what counts as done.
+        """Save the resumable state. Only updates in a saved state count as done.
 
-        Ray Train hears how far the run is, and keeps no copy: it would write all of it twice, and the first to a temporary
-        folder, where a kill leaves it.
+        Ray Train gets the progress, but no copy of the state: it would write the state twice, first to a temporary folder that
+        is not cleaned up if the process is killed.
         """
         sums = np.sum(self.from_all(self.sums), axis=0)
         content = self.state_dict()
@@ -256,7 +256,7 @@ class TrainLoop(ABC, Generic[Batch]):
         ray.train.report(report)
 
     def _resume(self, state: dict[str, Any]) -> None:
-        """Go to where the last checkpoint was."""
+        """Continue from the last saved state."""
         self.epochs, self.seconds = state["epochs"], state["seconds"]
         if self.rank == 0:
             self.sums = np.array(state["sums"])
@@ -264,17 +264,17 @@ class TrainLoop(ABC, Generic[Batch]):
 
 
 def device_of(settings: TrainingSettings) -> torch.device:
-    """Where a worker computes: on what Ray gave it, if nothing else was asked for. Raises UserError."""
+    """The device of a worker: the one from Ray, unless the job names another. Raises UserError."""
     if settings.device == "auto" or (settings.num_workers and settings.device == "cuda"):
         return ray.train.torch.get_device()
     return torch.device(pick_device(settings.device))
 
 
 def work(settings: TrainingSettings, out: Path, run: Callable[[int, int], dict[str, object]]) -> dict[str, object]:
-    """What a worker does: `run` with its rank and the number of workers.
+    """The body of a worker: calls `run` with its rank and the number of workers.
 
-    Returns the summary's numbers, or `error` where trying again is of no use: Ray Train would start the workers again after
-    an exception. Of several workers the others are still waiting for this one, so it leaves the reason in a file and raises.
+    Returns the numbers of the summary, or `error` if a retry cannot help: after an exception Ray Train would start the workers
+    again. With several workers, the others still wait for this one, so it writes the reason into a file and raises.
     """
     stopped = out / STOPPED
     if stopped.is_file():
@@ -285,10 +285,10 @@ def work(settings: TrainingSettings, out: Path, run: Callable[[int, int], dict[s
         return run(context.get_world_rank(), context.get_world_size())
     except Exception as error:
         fault = fault_of(error)
-        if fault.unexpected or isinstance(error, LeaseLost):  # nothing is written into what is another's
+        if fault.unexpected or isinstance(error, LeaseLost):  # the folder belongs to another driver: write nothing
             raise
-        said = fault.remedied(settings)
+        reason = fault.remedied(settings)
         if context.get_world_size() == 1:
-            return {"error": said}
-        replace_text(stopped, said)
-        raise RunFailed(said) from error
+            return {"error": reason}
+        replace_text(stopped, reason)
+        raise RunFailed(reason) from error

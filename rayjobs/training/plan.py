@@ -1,10 +1,10 @@
-"""What the plans of training runs have in common."""
+"""The common part of the plans of training runs."""
 
 from ortho_core.records.plan import Plan, Settings
 
 
 class TrainingPlan(Plan):
-    """So many updates over rows of a pair set, whatever is trained."""
+    """A number of updates over the rows of a pair set."""
 
     pairs_fingerprint: str
     config: Settings

@@ -1,4 +1,4 @@
-"""How a training run stands, from the log that its workers write."""
+"""Progress of a training run, from the log that its workers write."""
 
 import threading
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""What a finished run certifies: every file of its model folders, with size, time of change and checksum, in its summary.
+"""The receipts of a finished run: size, time of change and checksum of every file in its model folders, in the summary.
 
-At each start sizes and times are compared, and a file with another time by its checksum: a copy has one of its own. What is lost
-or damaged is linked anew from an equal file of another folder, as the last epoch's is of the final one.
+Each start compares sizes and times. A file with another time, such as a copy, is compared by its checksum. A lost or damaged file
+is linked again from an equal file in another folder: the last epoch's folder and the final one have equal files.
 """
 
 import os
@@ -16,27 +16,27 @@ from ortho_core.storage.receipts import FileReceipt, Receipts, fault_of, faults_
 from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.verb.console import say
 
-#: The folders that are certified, and the one that must be there: others may be deleted to save space.
+#: The folders with receipts, and the one that must exist; the others may be deleted to save space.
 FOLDERS, FINAL = "checkpoint-*", "checkpoint-final"
 
 
 def receipts(out: Path) -> dict[str, FileReceipt]:
-    """Of all files in the run's model folders, by their path from `out`. Raises OSError."""
-    found: dict[str, FileReceipt] = {}
-    hashes: dict[tuple[int, int], str] = {}  # most files are links to those of another folder
+    """The receipts of all files in the run's model folders, by their path relative to `out`. Raises OSError."""
+    by_name: dict[str, FileReceipt] = {}
+    hashes: dict[tuple[int, int], str] = {}  # most files are hard links to those of another folder, and are hashed once
     for file in sorted(file for folder in out.glob(FOLDERS) for file in folder.rglob("*") if file.is_file()):
         status = file.stat()
         key = status.st_dev, status.st_ino
         hashes[key] = digest = hashes.get(key) or content_hash(file)
         name = file.relative_to(out).as_posix()
-        found[name] = FileReceipt(bytes=status.st_size, changed_ns=status.st_mtime_ns, sha256=digest)
-    return found
+        by_name[name] = FileReceipt(bytes=status.st_size, changed_ns=status.st_mtime_ns, sha256=digest)
+    return by_name
 
 
 def check_receipts(out: Path, made: Receipts, verify: bool) -> None:
-    """Mend what is lost or damaged where an equal file is there; `verify` compares every checksum, whatever the times say.
+    """Replace lost or damaged files by links to equal ones. `verify` compares every checksum, also if size and time are equal.
 
-    Raises UserError, naming the first file that cannot be mended and what to do.
+    Raises UserError for the first file that cannot be replaced, with the remedy.
     """
     gone = {name for name in {file.partition("/")[0] for file in made} if name != FINAL and not (out / name).exists()}
     kept = {file: receipt for file, receipt in made.items() if file.partition("/")[0] not in gone}
@@ -55,11 +55,11 @@ def check_receipts(out: Path, made: Receipts, verify: bool) -> None:
         )
         if equal is None:
             raise UserError(
-                f"{out / file} {fault}, and is no more what the finished run wrote: put it back from a copy, or delete "
-                f"{out / TRAIN_SUMMARY}, and the same command trains anew"
+                f"{out / file} {fault}, and is not what the finished run wrote: put it back from a copy, or delete "
+                f"{out / TRAIN_SUMMARY}, and the same command trains again from the start"
             )
         _link(out / equal, out / file)
-        say(f"{out / file} {fault}: linked anew from {equal}")
+        say(f"{out / file} {fault}: linked again from {equal}")
     if verify:
         say(f"{len(kept)} files in {out} have the checksums they were written with")
 

@@ -20,10 +20,10 @@ HISTORY = "train_history.jsonl"
 #: Figures and configuration of a finished run.
 TRAIN_SUMMARY = "train_summary.json"
 
-#: Why a run cannot go on. Ray Train would start the workers again after an error; they find this and do not try.
+#: The reason why a run cannot continue. Ray Train starts the workers again after an error; with this file they stop at once.
 STOPPED = "stopped.txt"
 
-#: The folder of the resumable states, which are named by their update, and the one that Ray Train writes its own notes to.
+#: The folder of the resumable states, which are named by their update, and the folder of Ray Train's own files.
 STATES, RAY_NOTES = "state", ".ray-train"
 _STATE = re.compile(r"update-(\d{8,})\.pt")
 
@@ -35,7 +35,7 @@ def forget(out: Path) -> None:
 
 
 def save_state(out: Path, update: int, content: Mapping[str, Any], keep: int) -> None:
-    """Write the state after an update, whole or not at all, and drop all but the last `keep`. Raises OSError."""
+    """Write the state after an update, completely or not at all, and delete all but the last `keep`. Raises OSError."""
     place = out / STATES / f"update-{update:08d}.pt"
     place.parent.mkdir(exist_ok=True)
     fresh = aside(place)
@@ -46,10 +46,10 @@ def save_state(out: Path, update: int, content: Mapping[str, Any], keep: int) ->
             os.fsync(stream.fileno())
         os.replace(fresh, place)
     except Exception as error:
-        # Of a full disk PyTorch says that a position is unexpected; what it was told is beneath.
-        told = error if isinstance(error, OSError) else error.__context__
-        if isinstance(told, OSError):
-            raise OSError(told.errno, told.strerror, str(place)) from error
+        # For a full disk PyTorch raises "unexpected pos"; the OSError is its context.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(place)) from error
         raise
     finally:
         fresh.unlink(missing_ok=True)
@@ -59,12 +59,12 @@ def save_state(out: Path, update: int, content: Mapping[str, Any], keep: int) ->
 
 def states(out: Path) -> list[Path]:
     """The resumable states, the latest first."""
-    found = [file for file in (out / STATES).glob("*.pt") if _STATE.fullmatch(file.name)]
-    return sorted(found, key=lambda file: int(file.stem.removeprefix("update-")), reverse=True)
+    files = [file for file in (out / STATES).glob("*.pt") if _STATE.fullmatch(file.name)]
+    return sorted(files, key=lambda file: int(file.stem.removeprefix("update-")), reverse=True)
 
 
 def drop_damaged_states(out: Path) -> list[Path]:
-    """Remove, and return, the latest states up to the first that is whole: training goes on from that one."""
+    """Delete and return the damaged states that are newer than the latest intact one, from which training continues."""
     damaged = []
     for state in states(out):
         if _is_whole(state):
@@ -75,7 +75,7 @@ def drop_damaged_states(out: Path) -> list[Path]:
 
 
 def _is_whole(state: Path) -> bool:
-    """Whether all in a file of PyTorch's has its checksum; as a stream, since a state may be larger than the memory here."""
+    """Whether the checksums inside a PyTorch file are right. It is read as a stream, since it may be larger than the memory."""
     try:
         with zipfile.ZipFile(state) as file:
             return file.testzip() is None
@@ -84,23 +84,23 @@ def _is_whole(state: Path) -> bool:
 
 
 def saved_state(out: Path) -> dict[str, Any] | None:
-    """The last resumable state of the run that this worker belongs to."""
-    return load_state(found[0]) if (found := states(out)) else None
+    """The last resumable state of a run; None if there is none."""
+    return load_state(saved[0]) if (saved := states(out)) else None
 
 
 def load_state(file: Path) -> dict[str, Any]:
-    """Raises whatever PyTorch does for a file that is not whole."""
+    """Read a state. Raises PyTorch's errors for a damaged file."""
     return dict(torch.load(file, map_location="cpu", weights_only=True))
 
 
 def trim_history(file: Path, update: int) -> None:
-    """Drop the entries of a log after the update that a run resumes from: those updates will be made again."""
+    """Delete the entries of a log after the update that a run resumes from, since later updates are made again."""
     lines = file.read_text(errors="replace").splitlines() if file.exists() else []
     kept = []
     for line in lines:
         try:
             if json_object(line, "a line")["update"] <= update and update:
                 kept.append(line + "\n")
-        except (NotParsedError, KeyError, TypeError):  # a line that a kill truncated
+        except (NotParsedError, KeyError, TypeError):  # a line cut off when the process was killed
             continue
     replace_text(file, "".join(kept))

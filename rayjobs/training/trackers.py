@@ -1,7 +1,7 @@
-"""Where a training run's figures and pictures go: TensorBoard's files, MLflow, Weights & Biases.
+"""The trackers of a training run's figures and pictures: TensorBoard, MLflow, Weights & Biases.
 
-Each has its own client on a thread of its own: a slow server never holds up training, and one that fails is told once
-and left out from then on. No client is imported before it is asked for.
+Each client runs in its own thread, so that a slow server does not delay training. A tracker that fails is reported once and not
+used again in this run. Clients are imported only when they are needed.
 """
 
 import importlib.util
@@ -24,32 +24,32 @@ from rayjobs.training.config import TrackerSettings
 
 logger = logging.getLogger(__name__)
 
-#: What the clients read from the environment; whatever is set there already wins.
+#: Environment variables for the clients; a variable that is set already is not changed.
 ENVIRONMENT = {
-    # A server that does not answer is given up after a minute and a half, not after a quarter of an hour.
+    # The client gives up a server without answer after 1.5 minutes instead of 15.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
-    # MLflow refuses folders unless told; one that the user names is meant.
+    # MLflow refuses folders by default; here the user has named one.
     "MLFLOW_ALLOW_FILE_STORE": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
 }
-#: The tag by which a resumed run finds itself in MLflow, and the longest key and value that MLflow takes.
+#: The tag by which a resumed run is found in MLflow, and the longest key and value that MLflow accepts.
 RUN_TAG, LONGEST_KEY, LONGEST_VALUE = "ortho_run", 250, 6000
 PARAMS_PER_CALL = 100
 
 
 def check(settings: TrackerSettings) -> None:
-    """Raises UserError, in one line, for a package that was asked for and is not installed."""
+    """Raises UserError for a tracker whose package is not installed."""
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError(
             "--tensorboard: the package tensorboard is not installed; pip install tensorboard, or --tensorboard false"
         )
-    for package, given in (("mlflow", settings.mlflow), ("wandb", settings.wandb)):
-        if given is not None and importlib.util.find_spec(package) is None:
-            raise UserError(f"--{package} {given}: the package {package} is not installed; {install(package)}")
+    for package, value in (("mlflow", settings.mlflow), ("wandb", settings.wandb)):
+        if value is not None and importlib.util.find_spec(package) is None:
+            raise UserError(f"--{package} {value}: the package {package} is not installed; {install(package)}")
     database = re.match(r"(sqlite|mysql|postgresql|mssql)\b", settings.mlflow or "")
     if database and importlib.util.find_spec("sqlalchemy") is None:
         raise UserError(
@@ -59,18 +59,18 @@ def check(settings: TrackerSettings) -> None:
 
 
 class Trackers:
-    """Every tracker that was asked for, as one. Nothing here raises or waits for a server, until `close`."""
+    """All trackers of a run as one. No method raises, and only `close` waits for a server."""
 
     def __init__(
         self, settings: TrackerSettings, out: Path, name: str, config: Settings, run_id: str, resumed_at: int
     ) -> None:
-        """`run_id` identifies the run (16 hex digits): with the same one again, MLflow and W&B go on in the same run.
+        """`run_id` (16 hex digits) identifies the run: with the same one, MLflow and W&B continue the same run.
 
-        What was logged of updates after `resumed_at` will be logged again; no tracker shows it twice.
+        Updates after `resumed_at` are logged again; no tracker shows them twice.
         """
         for variable, value in ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
-        #: The warnings so far, for a caller whose log nobody reads.
+        #: The warnings so far, which the caller puts into the summary.
         self.warnings: list[str] = []
         self._lanes: list[_Lane] = []
         if settings.tensorboard:
@@ -84,19 +84,19 @@ class Trackers:
         self._lanes.append(_Lane(label, start, self.warnings))
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
-        """Figures of one update, named like `train/loss`. Updates never go down."""
+        """Log figures of one update, named like `train/loss`. Updates must not decrease."""
         figures = {key: float(value) for key, value in values.items()}
         for lane in self._lanes:
             lane.put("log", update, figures)
 
     def image(self, update: int, name: str, pixels: np.ndarray) -> None:
-        """One picture (Y, X, 3), uint8."""
+        """Log one picture (Y, X, 3), uint8."""
         copy = pixels.copy()
         for lane in self._lanes:
             lane.put("image", update, name, copy)
 
     def close(self) -> None:
-        """Wait for what is on its way, and mark the run as finished."""
+        """Wait until everything is sent, and mark the run as finished."""
         self._close(True)
 
     def _close(self, finished: bool) -> None:
@@ -126,13 +126,13 @@ class _Tracker(Protocol):
 
 
 class _Lane:
-    """One tracker, on a thread of its own."""
+    """One tracker in its own thread."""
 
     def __init__(self, label: str, start: Callable[[], "_Tracker"], warnings: list[str]) -> None:
         self.label, self.warnings = label, warnings
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=label)
         self.tracker: _Tracker | None = None
-        #: What the tracker has failed at.
+        #: Methods of the tracker that have failed and are not called again.
         self.lost: set[str] = set()
         self.thread.submit(self._start, start)
 
@@ -151,10 +151,10 @@ class _Lane:
         try:
             getattr(self.tracker, verb)(*values)
         except Exception as error:
-            # Pictures go another way than figures (MLflow: to an artifact store), which may fail alone.
+            # Pictures may fail without figures: MLflow, for example, sends them to an artifact store.
             self.lost |= {"image"} if verb == "image" else {"log", "image", "close"}
-            what = "its pictures are" if verb == "image" else "it is"
-            self._warn(error, f"{what} left out of the rest of this run")
+            subject = "its pictures are" if verb == "image" else "it is"
+            self._warn(error, f"{subject} left out of the rest of this run")
 
     def _warn(self, error: Exception, consequence: str) -> None:
         first = (str(error).splitlines() or [""])[0][:500]
@@ -169,13 +169,15 @@ class _TensorBoard:
         first = not any(folder.glob("events.*"))
         self.writer = SummaryWriter(str(folder), purge_step=resumed_at + 1)
         if first:
-            text = json.dumps(config, indent=1).replace("\n", "\n    ")  # indented by four: code, in Markdown
+            text = json.dumps(config, indent=1).replace(
+                "\n", "\n    "
+            )  # indented by four spaces: a code block in Markdown
             self.writer.add_text("config", "    " + text, 0)
 
     def log(self, update: int, figures: dict[str, float]) -> None:
         for key, value in figures.items():
             self.writer.add_scalar(key, value, update)
-        self.writer.flush()  # else a kill loses two minutes, of updates that a checkpoint already counts as done
+        self.writer.flush()  # otherwise a kill loses up to two minutes of updates that are in a saved state
 
     def image(self, update: int, name: str, pixels: np.ndarray) -> None:
         self.writer.add_image(name, pixels, update, dataformats="HWC")
@@ -186,13 +188,15 @@ class _TensorBoard:
 
 
 class _MLflow:
-    """A run is found again by its tag. MLflow keeps every point it is sent, so what it has is not sent again."""
+    """A resumed run is found by its tag. MLflow keeps duplicate points, so points that it has are not sent again."""
 
     def __init__(self, uri: str, name: str, config: Settings, run_id: str) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # else a line for every retry
+        logging.getLogger("urllib3.connectionpool").setLevel(
+            logging.ERROR
+        )  # otherwise it prints a line for every retry
         self.metric = Metric
         self.client = MlflowClient(tracking_uri=uri)
         experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ortho")
@@ -201,10 +205,10 @@ class _MLflow:
         self.run, self.again = run.info.run_id, bool(found)
         if self.again:
             self.client.update_run(self.run, status="RUNNING")
-        #: The last update that the run already has of each figure; the pictures that it has, when first asked for.
+        #: The last update of each figure in the MLflow run, and the pictures in it; both are read when first needed.
         self.last: dict[str, int] = {}
         self.pictures: set[str] | None = None
-        # A parameter cannot be changed; a resumed run may have other ones only in what does not decide its result.
+        # MLflow refuses to change a parameter. A resumed run differs only in options that do not change the result.
         params = [Param(k, v) for k, v in _flat(config) if k not in run.data.params]
         for first in range(0, len(params), PARAMS_PER_CALL):
             self.client.log_batch(self.run, params=params[first : first + PARAMS_PER_CALL])
@@ -215,7 +219,7 @@ class _MLflow:
             try:
                 return str(self.client.create_experiment(name))
             except Exception:
-                found = self.client.get_experiment_by_name(name)  # another run made it at this moment
+                found = self.client.get_experiment_by_name(name)  # another run has made it in the meantime
                 if found is None:
                     raise
         return str(found.experiment_id)
@@ -246,7 +250,7 @@ class _MLflow:
 
 
 class _WandB:
-    """W&B ignores points before the last step that it has of a run, so a resumed run's are not doubled either."""
+    """W&B ignores points before the last step of a run, so a resumed run has no duplicate points."""
 
     def __init__(self, project: str, out: Path, name: str, config: Settings, run_id: str) -> None:
         import wandb
@@ -255,10 +259,12 @@ class _WandB:
         quiet = {"silent": True, "console": "off", "x_disable_stats": True}
         private = {"disable_git": True, "disable_code": True, "save_code": False, "x_save_requirements": False}
         private |= {"x_disable_meta": True, "x_disable_machine_info": True}
-        # `finish` would wait for a lost server for ever; the files stay under OUT/wandb, for `wandb sync`.
+        # Without a limit, `finish` would wait for ever for a lost server. The files stay under OUT/wandb, for `wandb sync`.
         waits = {"init_timeout": 60, "login_timeout": 30, "finish_timeout": 120}
         wanted = {**quiet, **private, **waits, "reinit": "create_new"}
-        known = {k: v for k, v in wanted.items() if k in wandb.Settings.model_fields}  # releases differ in these
+        known = {
+            k: v for k, v in wanted.items() if k in wandb.Settings.model_fields
+        }  # the settings differ between releases
         entity, _, project = project.rpartition("/")
         self.run = wandb.init(
             entity=entity or None,
@@ -281,7 +287,7 @@ class _WandB:
         offline = self.run.offline
         self.run.finish(exit_code=0 if finished else 1)
         if offline:
-            # `finish` returns while W&B's own process still writes the run's file. Without a server the wait is short.
+            # `finish` returns while W&B's own process still writes the run's file; this waits for it. Offline, the wait is short.
             self.teardown()
 
 
@@ -290,7 +296,7 @@ def _mlflow_key(name: str) -> str:
 
 
 def _flat(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every leaf of a nested configuration as MLflow takes it: dotted name, text."""
+    """Every leaf of a nested configuration as MLflow accepts it: dotted name and text."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")

@@ -63,7 +63,7 @@ def test_a_job_on_two_nodes_that_is_told_to_end_and_then_requeued_ends_with_the_
     wait_for(lambda: parts(out) >= 1 or slurm.job(job)["JobState"] in ENDED, 900)
     slurm.run("scancel", "--batch", "--signal=TERM", job)  # as Slurm does before the time limit
     wait_for(lambda: slurm.job(job)["Restarts"] == "1", 300)
-    assert "told to end" in slurm.log(job)
+    assert "received SIGTERM" in slurm.log(job)
     before = parts(out)
     assert before < 12
 

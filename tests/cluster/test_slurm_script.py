@@ -46,12 +46,12 @@ def test_bash_and_shellcheck_find_no_fault():
     ("arguments", "variables", "said"),
     [
         ([], ONE_NODE, "usage: sbatch [OPTIONS OF sbatch] cluster/slurm/ortho.sbatch VERB ..."),
-        (VERB, {}, "this is no job of Slurm; submit it: sbatch cluster/slurm/ortho.sbatch em --pairs"),
-        (VERB, {**ONE_NODE, "PATH": "/nowhere"}, "no ray and no ortho on the path; activate"),
+        (VERB, {}, "this is not a Slurm job; submit it: sbatch cluster/slurm/ortho.sbatch em --pairs"),
+        (VERB, {**ONE_NODE, "PATH": "/nowhere"}, "ray and ortho are not on the path; activate"),
         (
             VERB,
             {**ONE_NODE, "SLURM_JOB_NUM_NODES": "2", "SLURMD_NODENAME": "far"},
-            "the address of far is not known; name it in ORTHO_HEAD_ADDRESS",
+            "the address of far is not known; set ORTHO_HEAD_ADDRESS",
         ),
     ],
 )

@@ -132,8 +132,8 @@ def test_pairs_are_held_out_of_both_steps_and_those_that_are_trained_on_all_the_
     one = job(pairs, tiny_turbo, digits, out, heldout="auto", cycles=1, baseline=False, **ALL_HERE)
     assert run(one) == 0
     said = capsys.readouterr().err
-    assert "held-out pairs: 9 of 48 rows, for the evaluation alone; --heldout none keeps them in" in said
-    assert said.count("1 of the 9 held-out images is also a training image; figures on them flatter") == 1
+    assert "held-out pairs: 9 of 48 rows, used only for the evaluation; --heldout none trains on them too" in said
+    assert said.count("1 of the 9 held-out images is also a training image, so the figures look too good") == 1
     trained = Assignments(out / "cycle_01" / "assignments")
     rows = trained.rows(range(len(trained)), ["image", "sample_id"])
     assert [row["image"] for row in rows] == [f"images/{i:04d}.png" for i in range(48) if i not in held]
@@ -167,14 +167,11 @@ def test_what_is_held_out_by_itself_depends_on_the_number_of_rows(small_pairs, t
     one = job(small_pairs, tiny_turbo, digits, tmp_path, heldout="auto", evaluate=EvaluateSettings())
     numbers = {24: "none", 39: "none", 40: "8", 100: "16", 512: "26", 10**8: "128"}
     assert {rows: settled(one, rows).heldout for rows in numbers} == numbers
-    assert (
-        "24 rows are too few to hold out 8, a fifth at most (--heldout 8 does it all the same)"
-        in capsys.readouterr().err
-    )
+    assert "of 24 rows that is fewer than 8 (--heldout 8 holds them out anyway)" in capsys.readouterr().err
     for share, rows in (("5%", 100), ("7", 100), ("24", 24)):
         with pytest.raises(UserError, match=r"figures need 8 rows|cannot hold out 24 of 24"):
             settled(one.model_copy(update={"heldout": share}), rows)
-    with pytest.raises(UserError, match="em cuts the pairs by --heldout"):
+    with pytest.raises(UserError, match="em divides the pairs by --heldout"):
         settled(one.model_copy(update={"part": "training:5%"}), 100)
 
 
@@ -182,7 +179,7 @@ def test_held_out_pairs_that_are_the_training_pairs_are_said_before_any_work(
     small_pairs, tiny_turbo, digits, tmp_path, capsys
 ):
     describe(job(small_pairs, tiny_turbo, digits, tmp_path / "run", heldout=small_pairs))
-    assert "held-out pairs: they are the pairs that are trained on" in capsys.readouterr().err
+    assert "held-out pairs: they are the training pairs" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -248,7 +245,7 @@ def test_the_plan_counts_the_work_and_writes_nothing(small_pairs, tiny_turbo, di
     ("options", "says"),
     [
         ({"train": TRAIN.model_copy(update={"batch_size": 25})}, "25 is more than the 24 rows"),
-        ({"train": TRAIN.model_copy(update={"noise": "random"})}, "EM trains on matched noise"),
+        ({"train": TRAIN.model_copy(update={"noise": "random"})}, "em accepts matched and online"),
         ({"assign": ASSIGN.model_copy(update={"patch_size": 5})}, "patch_size 5 does not divide"),
         ({"heldout": "nowhere"}, "no pair set at nowhere"),
         (

@@ -78,7 +78,7 @@ def test_an_em_report_says_what_the_figures_say(run):
         "After 2 cycles of fine-tuning, the images that a user of the model gets are nearer to the held-out images than"
     )
     assert second.startswith(
-        "KID, the distance of those images, at plain noise, from the targets as a set, fell from 0.0530 to 0.0257; direct"
+        "KID, the distance of the set of these images from the set of targets, fell from 0.0530 to 0.0257; direct"
     )
     facts = re.findall(r"<dt>(.+?)</dt><dd>(.+?)</dd>", text)
     assert facts[0] == ("KID, base → tuned", "0.0530 → 0.0257")
@@ -87,7 +87,7 @@ def test_an_em_report_says_what_the_figures_say(run):
         "closest images&#39; latent MSE",
         "drift from the base model",
     ]
-    assert "worse than direct SFT, by more than the intervals, in KID" in text
+    assert "worse than direct SFT, with intervals that do not overlap, in KID" in text
     assert "a &lt;b&gt;red&lt;/b&gt; digit, number 3" in text
     for cycle in (1, 2):
         assert f'<a href="cycle_0{cycle}/assignments/report.html">cycle {cycle}</a>' in text
@@ -126,7 +126,7 @@ def test_without_held_out_pairs_the_report_says_so(assigned, tmp_path):
     em_report.write_report(tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert check_source(tmp_path / "report.html") == 2
-    assert "no pairs were held out to judge on" in text
+    assert "because no pairs were held out" in text
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -138,10 +138,7 @@ def test_the_report_of_an_evaluation(tmp_path):
     )
     evaluate_report.write_report(tmp_path)
     text = (tmp_path / "report.html").read_text()
-    assert (
-        "Nearest to the held-out images, in what a user of the model gets (KID): direct (0.0200); base has 0.0530."
-        in text
-    )
+    assert "Nearest to the held-out images at plain noise (KID): direct (0.0200); base has 0.0530." in text
     assert [label for label, _ in embedded(tmp_path / "report.html")][4:6] == ["cycle_02", "cycle_02, another noise"]
     assert "row 3: &lt;no&gt; prompt" in text
     assert "20 + 2" in text

@@ -185,9 +185,9 @@ def test_the_base_model_of_another_evaluation_is_not_judged_again(done, tiny_tur
     first, second = (sorted((out / PARTS).glob("part-*")) for out in (done, one.out))
     assert [p.read_bytes() for p in first[:3]] == [p.read_bytes() for p in second[:3]]
     assert list(values_of(result_of(one.out)).values()) == list(values_of(result_of(done)).values())
-    with pytest.raises(UserError, match=r"not judged as this is to be: config\.steps was 3, now 4"):
+    with pytest.raises(UserError, match=r"was judged with other settings: config\.steps was 3, now 4"):
         run(job({"base": tiny_turbo, "trial": moved}, heldout, tmp_path / "other", base_from=done, steps=4))
-    with pytest.raises(UserError, match=r"not judged as this is to be: model was"):
+    with pytest.raises(UserError, match=r"was judged with other settings: model was"):
         run(job({"base": moved, "trial": tiny_turbo}, heldout, tmp_path / "another", base_from=done))
 
 
@@ -251,11 +251,11 @@ def test_the_plan_says_what_it_takes_and_writes_nothing(tiny_turbo, moved, heldo
         ({"features": "nowhere"}, "--features nowhere: the folder .* does not exist"),
         ({"cmmd_features": "inception"}, "inception"),
         ({"rewards": "clip,beauty"}, "'beauty' in 'clip,beauty' is unknown"),
-        ({"rewards": "clip:2"}, "each is a figure of its own"),
+        ({"rewards": "clip:2"}, "have no weights here"),
         ({"rewards": "pickscore"}, "reward pickscore: .*put the files of"),
-        ({"reward_folders": {"hpsv2": "x"}}, "hpsv2 is not among --rewards clip"),
+        ({"reward_folders": {"hpsv2": "x"}}, "hpsv2 is not one of --rewards clip"),
         ({"lpips": "nowhere"}, "--lpips nowhere: no alexnet"),
-        ({"model": {}}, "--model names no model folder"),
+        ({"model": {}}, "--model is empty"),
         ({"model": {"a/b": ROOT / "models" / "tiny-turbo"}}, "'a/b' is not accepted as a name"),
         ({"pairs": "nowhere"}, "no pair set at nowhere"),
     ],

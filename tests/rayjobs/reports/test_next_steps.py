@@ -94,7 +94,7 @@ def test_what_follows_a_verb_is_a_command_that_is_accepted(verb, argv, follows, 
 def test_rows_that_were_left_out_are_counted_and_what_helps_is_said(verb, argv, again, summaries):
     plain, with_some = (said(verb, argv.format(out=summaries).split(), code) for code in (0, 3))
     (told,) = [line for line in with_some if line not in plain]
-    assert told.startswith(f"1 row left out: {summaries}/failures.jsonl says why")
+    assert told.startswith(f"1 row left out: {summaries}/failures.jsonl has the reasons")
     assert ("--retry-failures" in told) == again
 
 

@@ -79,7 +79,7 @@ def test_the_report_shows_the_first_prompts_before_and_after(done, tiny_turbo, t
     out, _ = done
     assert check_source(out / "report.html") == 2 * 5 + 2
     text = (out / "report.html").read_text()
-    assert "The images score higher than before by clip:" in text
+    assert "The reward clip is higher than before:" in text
     assert "missing-prompt" in text
     check_in_browser(out / "report.html", tmp_path / "browser", images=12)
     generator, found = load_generator(ModelFolder.open(tiny_turbo)), Assignments(out)
@@ -143,7 +143,7 @@ def test_what_was_found_is_distilled_to_the_base_noise(done, tiny_turbo, tmp_pat
     first = (start - found.targets(index, shape)).square().mean()
     assert epochs[0]["loss"] == pytest.approx(float(first), rel=1e-3)
     assert epochs[-1]["loss"] < 0.5 * epochs[0]["loss"]
-    with pytest.raises(UserError, match="--noise base distils them"):
+    with pytest.raises(UserError, match="accepted: --noise base \\(distil them"):
         train.run(train.TrainJob(**settings, out=tmp_path / "m"))
     with pytest.raises(UserError, match="latents without images"):
         train.run(train.TrainJob(**settings, out=tmp_path / "p", noise="base", pixel_l1_weight=1.0))
@@ -188,13 +188,13 @@ def test_text_and_parquet_prompts_are_read_alike(tiny_turbo, tmp_path):
     [
         ({}, "give --prompt TEXT or --prompts FILE"),
         ({"prompt": "a", "prompts": "b"}, "and not both"),
-        ({"prompt": "a", "out": "s3://bucket/a"}, "go to a local folder"),
-        ({"prompts": "b", "save_steps": True}, "leaves no pictures"),
+        ({"prompt": "a", "out": "s3://bucket/a"}, "accepted: a local folder"),
+        ({"prompts": "b", "save_steps": True}, "works only with --prompt"),
         ({"prompt": "   "}, "--prompt is blank"),
         ({"prompt": "a", "reward": "beauty"}, "unknown"),
         ({"prompt": "a", "reward": "clip:x"}, "weight"),
         ({"prompt": "a", "reward": "pickscore"}, "pickscore"),
-        ({"prompt": "a", "report_rewards": "clip"}, "clip is optimised"),
+        ({"prompt": "a", "report_rewards": "clip"}, "clip is in --reward"),
         ({"prompt": "a", "patch_size": 3}, "does not divide"),
         ({"prompts": "nowhere.jsonl"}, "no pair set at nowhere.jsonl"),
     ],

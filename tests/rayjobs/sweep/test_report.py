@@ -51,12 +51,12 @@ def test_the_front_the_choice_and_what_became_of_the_others_are_told(tmp_path):
     make_sweep(tmp_path)
     write_report(tmp_path)
     text = (tmp_path / "report.html").read_text()
-    assert "5 settings were tried, 2 of which cannot be bettered" in text
+    assert "5 settings were tried. 2 of them are on the Pareto front:" in text
     assert "w=0 has latent MSE 0.180 at a drift of 0.090" in text
     assert "The best fit with a drift of 0.07 or less is w=1." in text
     # Direct SFT has .236 at .136: two trials are better in both.
-    assert "2 of 3 finished trials are better than direct SFT" in text
-    assert "it is better than 0 of them in both" in text
+    assert "2 of 3 finished trials are better in both than direct SFT" in text
+    assert "0 are worse in both" in text
     assert "1 trial ended early" in text
     assert "a &lt;worker&gt; died" in text
     assert "1 set of assignments for 3 trials, 200 evaluations" in text

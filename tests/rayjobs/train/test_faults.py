@@ -143,7 +143,7 @@ def test_too_many_of_them_end_the_run_in_one_line_that_names_the_row(assigned, t
 def test_a_learning_rate_that_explodes_ends_the_run_in_one_line(assigned, tiny_turbo, tmp_path):
     said = failure(job(assigned, tiny_turbo, tmp_path / "out", lr=1e30, max_skipped_updates=3))
     assert "the gradient was not finite in 4 updates, the last of them 5 of 6" in said
-    assert "a lower --lr is the usual remedy" in said
+    assert "a lower --lr usually helps" in said
 
 
 @pytest.mark.slow
@@ -236,7 +236,7 @@ def test_a_damaged_state_costs_that_state_alone(assigned, tiny_turbo, trained, t
     content[middle : middle + 256] = bytes(256)  # more than there is between two tensors
     states(out)[0].write_bytes(content)
     assert run(one) == 0
-    assert "update-00000004.pt is damaged: the run goes on from the state before it" in capsys.readouterr().err
+    assert "update-00000004.pt is damaged: the run continues from an earlier state" in capsys.readouterr().err
     assert len(updates) == 5 + 3
     assert_same_lines(history(out), history(trained), 1e-5)
 

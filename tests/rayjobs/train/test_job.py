@@ -106,25 +106,28 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(assigned, tiny_turbo, tmp_p
         ),
         (
             {"preserve_differences": True, "preserve_batch_size": 5},
-            "--preserve-differences is of two rows each: --preserve-batch-size 5 is odd",
+            "--preserve-differences needs pairs of rows: --preserve-batch-size 5 is odd",
         ),
         ({"assignments": "nowhere"}, "nowhere holds no assignments"),
         (
             {"noise": "random", "center_noise": True},
-            "--center-noise is of assigned noise; --noise random has a mean of zero",
+            "--center-noise applies to assigned noise; the mean of --noise random is zero",
         ),
-        ({"noise": "online", "center_noise": True}, "--center-noise is of assigned noise; --noise online has"),
+        (
+            {"noise": "online", "center_noise": True},
+            "--center-noise applies to assigned noise; the mean of --noise online is",
+        ),
         ({"noise": "online", "match_patch_size": 3}, "patch_size 3 does not divide the latent"),
-        ({"assignments": None}, "nothing to train on: give --assignments, or with --noise online or random --pairs"),
+        ({"assignments": None}, "nothing to train on: give --assignments, or --pairs with --noise online or random"),
         (
             {"assignments": None, "noise": "online", "match_refresh": 0.2, "center_noise": True, "pairs": "nowhere"},
-            "--center-noise is of assigned noise: give --assignments",
+            "--center-noise applies to assigned noise: give --assignments",
         ),
-        ({"assignments": None, "pairs": "nowhere"}, "--noise matched is of assignments: give --assignments"),
-        ({"prompt_field": "text"}, "how pairs are read was said when they were assigned"),
+        ({"assignments": None, "pairs": "nowhere"}, "--noise matched needs --assignments"),
+        ({"prompt_field": "text"}, "with --assignments the pairs are read as they were assigned"),
         ({"preserve_prompts": "nowhere.txt"}, r"prompts file nowhere\.txt: No such file"),
         ({"validation": "nowhere"}, "nowhere holds no assignments"),
-        ({"num_workers": 8, "validation_rows": 4}, "--validation: fewer rows in .* than the 8 workers"),
+        ({"num_workers": 8, "validation_rows": 4}, "--validation: .* has fewer rows than the 8 workers"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(assigned, tiny_turbo, tmp_path, options, says):
@@ -213,7 +216,7 @@ def test_images_are_found_where_the_assignments_say(assigned, tiny_turbo, tmp_pa
     assert data.pairs is None
     bare = shutil.copytree(assigned[1], tmp_path / "bare")
     (bare / "summary.json").unlink()
-    with pytest.raises(UserError, match=r"bare/summary\.json does not say where the images are"):
+    with pytest.raises(UserError, match=r"bare/summary\.json does not name the images' location"):
         planned(job((None, bare), tiny_turbo, tmp_path / "out", pixel_l1_weight=0.5))
 
 
@@ -246,7 +249,7 @@ def test_a_model_is_held_elsewhere_by_default_and_where_it_is_told_to_be(assigne
     there = job(assigned, tiny_turbo, tmp_path / "out")
     at_training, rows = planned(there)
     assert (rows.preserve_rows, rows.preserve_prompts) == (8, ())
-    assert "at the prompts that are trained on" in held_line(there, rows)
+    assert "at the training prompts" in held_line(there, rows)
     assert at_training.preserve_prompts != plan.preserve_prompts
 
 

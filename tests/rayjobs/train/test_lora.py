@@ -100,12 +100,12 @@ def test_a_run_from_an_adapter_goes_on_with_it(adapted, assigned, tiny_turbo, tm
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"lora_rank": 0}, r"is a LoRA adapter: go on with it \(--lora-rank 2\), or start from a model"),
-        ({"lora_rank": 4}, r"has an adapter of Lora\(rank=2, .* which is not the Lora\(rank=4, .* asked for"),
+        ({"lora_rank": 0}, r"is a LoRA adapter: continue with it \(--lora-rank 2\), or start from a model"),
+        ({"lora_rank": 4}, r"has the adapter Lora\(rank=2, .* and the options request Lora\(rank=4, "),
         ({"lora_rank": 2, "lora_alpha": 4.0}, r"alpha=2\.0, .* alpha=4\.0, "),
         (
             {"lora_rank": 2, "lora_targets": ("to_q",)},
-            r"which is not the Lora\(rank=2, alpha=2\.0, targets=\('to_q',\)",
+            r"and the options request Lora\(rank=2, alpha=2\.0, targets=\('to_q',\)",
         ),
     ],
 )
@@ -118,7 +118,7 @@ def test_another_adapter_than_the_models_own_is_refused(adapted, assigned, tmp_p
 
 def test_a_single_file_of_what_is_no_whole_model_is_refused(assigned, tiny_turbo, tmp_path):
     with pytest.raises(
-        UserError, match=r"--single-file is of whole models, and --lora-rank saves adapters, .*--lora-merge"
+        UserError, match=r"--single-file needs full models, and --lora-rank saves adapters, .*--lora-merge"
     ):
         planned(job(assigned, tiny_turbo, tmp_path / "out", lora_rank=2, single_file=True))
 
@@ -148,10 +148,10 @@ def test_an_adapter_trains_on_a_packed_base(kind, adapted, assigned, tiny_turbo,
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, r"--quantize nf4 packs weights that do not train: train an adapter on them \(--lora-rank 16\)"),
+        ({}, r"--quantize nf4 is for frozen weights: train an adapter on them \(--lora-rank 16\)"),
         (
             {"lora_rank": 2, "parallel": "fsdp", "num_workers": 2},
-            "--parallel fsdp shards weights of one type, .*take ddp",
+            "--parallel fsdp cannot shard the weights of --quantize .*accepted: ddp",
         ),
     ],
 )

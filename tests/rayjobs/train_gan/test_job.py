@@ -230,7 +230,7 @@ def test_any_set_has_the_classes_that_its_prompts_are(kind, tmp_path, monkeypatc
         ({"root": "nowhere", "data": "cifar10"}, "CIFAR-10 comes as binary batches"),
         ({"batch_size": 18}, "--batch-size: 18 does not divide among 1 workers in groups of 4 images"),
         ({"batch_size": 16, "num_workers": 3}, "--batch-size: 16 does not divide among 3 workers"),
-        ({"batch_size": 400}, "has 40 groups of 4 images of one class, and an update takes 100"),
+        ({"batch_size": 400}, "has 40 groups of 4 images of one class, and an update needs 100"),
         ({"noise_shape": (4, 8)}, "--noise-shape: 4,8 is not accepted: C,H,W, or one number"),
         ({"noise_shape": (4, 4, 4)}, "a noise map of 4×4 grows to 16×16 pixels"),
         ({"widths": (12, 8)}, "widths are multiples of 8"),
@@ -287,7 +287,7 @@ def test_a_generator_is_held_at_the_classes_that_no_row_has(made, tmp_path):
         write_folders(folder, bars(len(labels), labels, 1), labels, list("0123456789"))
         given = TrainJob(pairs=str(folder), **options)
         data = train.make_plan(given, TrainModels.open(given))[1]
-        return data.preserve_rows, data.preserve_prompts, "held nowhere" in train.held_line(given, data)
+        return data.preserve_rows, data.preserve_prompts, "no preserve terms" in train.held_line(given, data)
 
     assert held(labels) == (2, tuple("0123789"), False)
     assert held(np.arange(20) % 10) == (0, (), True)

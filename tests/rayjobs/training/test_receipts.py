@@ -48,7 +48,7 @@ def test_what_is_lost_or_damaged_is_linked_from_an_equal_file(made, damage, caps
     DAMAGE[damage](out / FILE)
     check_receipts(out, said, verify=False)
     assert (out / FILE).read_bytes() == b"final" * 100
-    assert "linked anew from checkpoint-epoch-001/unet/weights.safetensors" in capsys.readouterr().err
+    assert "linked again from checkpoint-epoch-001/unet/weights.safetensors" in capsys.readouterr().err
     check_receipts(out, said, verify=True)
 
 
