@@ -206,7 +206,7 @@ def _run(started: float, requested: SweepJob, job: SweepJob, model: ModelFolder,
     if failed := {name: trial.error for name, trial in summary.trials.items() if trial.status == "failed"}:
         name, error = next(iter(failed.items()))
         total = len(summary.trials)
-        say(f"sweep: {len(failed)} of {total} trials failed; the same command tries them again; {name}: {error}")
+        say(f"ortho sweep: {len(failed)} of {total} trials failed; the same command tries them again; {name}: {error}")
         return 1
     return 3 if any(trial.quarantined for trial in summary.trials.values()) else 0
 
