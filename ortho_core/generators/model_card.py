@@ -39,8 +39,8 @@ def model_card(
     classes: Sequence[str] = (),
     made: str = "",
 ) -> str:
-    """A model card in the Hugging Face hub's format. `base` is the name of the model that was fine-tuned, or empty. `model` is the
-    pipeline that the usage code loads for a LoRA; otherwise a pipeline whose one-step settings the code takes.
+    """A model card in the Hugging Face hub's format. `base` is the name of the model that was fine-tuned, or empty. `model` is
+    the pipeline that the usage code loads for a LoRA; otherwise a pipeline with the same one-step settings.
 
     `classes` are those of a class-conditional generator; without classes the model is a diffusers pipeline. `facts` become a
     table of two columns, `metrics` a table of names and numbers, `config` a YAML block. `made` tells how a model was made that

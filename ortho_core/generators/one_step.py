@@ -25,7 +25,7 @@ class OneStep:
 
     @staticmethod
     def of(scheduler: Any, timestep: int | None = None) -> "OneStep":
-        """Measure the step of a diffusers scheduler at `timestep`, which the model was distilled for (None: the scheduler's choice).
+        """Measure a diffusers scheduler's step at `timestep`, which the model was distilled for (None: the scheduler's choice).
 
         Raises UserError for a scheduler whose one step is random or not linear (a clipped or thresholded sample).
         """

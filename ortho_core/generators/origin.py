@@ -8,8 +8,8 @@ from typing import Any
 
 from ortho_core.text.parsing import NotParsedError, json_file, parse_yaml
 
-#: File with the downloads into a folder, by name of the catalogue entry. It is JSON without the suffix: the .json files of a model
-#: folder are part of its fingerprint, which must not depend on how the model got there.
+#: File with the downloads into a folder, by name of the catalogue entry. It is JSON without the suffix: the .json files of a
+#: model folder are part of its fingerprint, which must not depend on how the model got there.
 RECORD = ".ortho-download"
 #: File with the fingerprints of a converted model and of its source. JSON without the suffix, too.
 CONVERTED = ".ortho-convert"
@@ -77,7 +77,7 @@ def model_name(folder: Path) -> str:
 
 
 def write_conversion(folder: Path, fingerprint: str, of: str) -> None:
-    """Record in a folder that its model, with this fingerprint, was converted from the one with fingerprint `of` (LoRAs included)."""
+    """Record that the model in a folder, with this fingerprint, was converted from the one with fingerprint `of` (with LoRAs)."""
     content = {"fingerprint": fingerprint, "converted_from": of}
     (folder / CONVERTED).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

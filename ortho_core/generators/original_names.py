@@ -98,7 +98,7 @@ class UNetNames:
 
 
 def vae_name(name: str, blocks: int) -> str:
-    """The original name of a weight of a diffusers `AutoencoderKL` with `blocks` blocks; the original counts up blocks in reverse."""
+    """The original name of a weight of a diffusers `AutoencoderKL` with `blocks` blocks. The order of up blocks is reversed."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     name = re.sub(r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
     if match := re.fullmatch(r"(.*)mid_block\.attentions\.0\.(.+)", name):

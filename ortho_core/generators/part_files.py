@@ -66,7 +66,7 @@ def _bytes_of(file: Path) -> bytes:
 
 
 def check_file(file: Path) -> Path:
-    """Return the file; a large one is not read. Raises UserError, with the remedy, if it is missing, empty or a git-lfs pointer."""
+    """Return the file; a large one is not read. Raises UserError, with the remedy, if it is missing, empty or a pointer."""
     try:
         if os.stat(file).st_size < SHORT:
             _bytes_of(file)
@@ -79,9 +79,7 @@ def check_file(file: Path) -> Path:
 
 def _check_content(file: Path, content: bytes) -> None:
     if content.startswith(POINTER):
-        raise UserError(
-            f"{file} is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository"
-        )
+        raise UserError(f"{file} is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository")
     if not content.strip():
         raise UserError(f"{file} is empty: {AGAIN}")
 

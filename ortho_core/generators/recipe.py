@@ -9,7 +9,7 @@ from ortho_core.errors import UserError
 
 @dataclass(frozen=True)
 class OneStepRecipe:
-    """The settings of a model's step: its scheduler, and the timestep that the weights were distilled for (None: the scheduler's)."""
+    """The settings of a model's step: its scheduler, and the timestep that it was distilled for (None: the scheduler's first)."""
 
     scheduler: str
     config: Mapping[str, object]

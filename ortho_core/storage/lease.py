@@ -95,7 +95,9 @@ class Lease:
             try:
                 if max(_numbers(self._folder), default=self.ticket.number) > self.ticket.number:
                     self._lost = True
-                if time.monotonic() - self._renewed > EXPIRES_S:  # the process was suspended: another driver may be at work
+                if (
+                    time.monotonic() - self._renewed > EXPIRES_S
+                ):  # the process was suspended: another driver may be at work
                     self._lost = True
                 if self._lost:
                     return

@@ -145,7 +145,9 @@ class LocalStore:
                 except FileExistsError:
                     check_no_folder(path)
                     return False
-                except FileNotFoundError:  # this process was suspended, and another machine swept its copy; retried once
+                except (
+                    FileNotFoundError
+                ):  # this process was suspended, and another machine swept its copy; retried once
                     if attempt:
                         raise
         raise AssertionError("unreachable")
@@ -192,7 +194,9 @@ def _check_regular(status: os.stat_result, name: str) -> None:
 def check_no_folder(path: Path) -> None:
     """Raises UserError if a folder has the name of a file to be written: a retry would meet it again."""
     if path.is_dir():
-        raise UserError(f"{path} is a folder, but a file of this name must be written: move the folder away, or delete it")
+        raise UserError(
+            f"{path} is a folder, but a file of this name must be written: move the folder away, or delete it"
+        )
 
 
 def _without_waiting(path: str, flags: int) -> int:
