@@ -129,7 +129,7 @@ def test_a_broken_folder_is_told_by_its_file(tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "widths": [7, 8]}))
     refused(r"config\.json is not valid for a class-conditional generator: .*widths must be multiples of 8")
     (folder / "config.json").write_text(json.dumps({**config, "kind": "other"}))
-    refused(r"not a model folder: no model_index\.json .* nor a config\.json of kind class-conditional")
+    refused(r"not a model folder: no model_index\.json .* no config\.json of kind class-conditional")
 
 
 def test_what_is_for_pipelines_is_refused(tmp_path):

@@ -381,6 +381,6 @@ def test_nothing_that_a_folder_is_made_of_is_replaced_by_it(editable, tiny_turbo
         with pytest.raises(UserError, match="would replace its base model"):
             kept.save(place)
     kept.folder = None
-    with pytest.raises(ValueError, match="without `folder`"):
+    with pytest.raises(ValueError, match="has no `folder`"):
         kept.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -76,8 +76,8 @@ def test_weights_of_another_kind_are_named_with_what_is_needed(tmp_path):
     (tmp_path / "diffusion_pytorch_model.bin").touch()
     with pytest.raises(
         UserError,
-        match=r"diffusion_pytorch_model\.safetensors is missing; the folder has diffusion_pytorch_model\.bin, diffusion_pytorch_model\."
-        r"non_ema\.safetensors, a variant or format that is not loaded: fetch the safetensors of this part",
+        match=r"diffusion_pytorch_model\.safetensors is missing; the folder has diffusion_pytorch_model\.bin, "
+        r"diffusion_pytorch_model\.non_ema\.safetensors, a variant or format that is not loaded: fetch the safetensors",
     ):
         weights_of(tmp_path, "diffusers")
 

@@ -250,7 +250,7 @@ def test_text_files_of_boxes_are_no_captions(tmp_path, folder):
     write_images(tmp_path / ("images" if folder else ""), "a.png", "b.png")
     for name in ("a", "b"):
         write_lines(tmp_path / folder / f"{name}.txt", "0 0.5 0.5 0.1 0.25", "12 0.1 0.5 0.1 0.2")
-    assert "hold numbers alone, as the boxes of objects do" in refusal(tmp_path)
+    assert "contain only numbers, like object boxes" in refusal(tmp_path)
 
 
 def test_json_beside_images_that_says_no_caption_is_told(tmp_path):
@@ -286,4 +286,4 @@ def test_a_snapshot_of_the_hubs_cache_is_read_though_its_files_are_links(tmp_pat
 def test_links_to_nowhere_are_named(tmp_path):
     write_captions(tmp_path, {"a.png": "a cat"})
     (tmp_path / "b.png").symlink_to("nowhere.png")
-    assert "left aside: 1 name (b.png: no file)" in line(tmp_path)
+    assert "left aside: 1 name (b.png: not a file)" in line(tmp_path)
