@@ -109,8 +109,8 @@ class Lease:
 
 @contextmanager
 def held(location: str | Path, verb: str, say: Callable[[str], None]) -> Iterator[Lease]:
-    """Hold the lease on a folder, whose plan exists, during the block. Waits for another driver that holds it, and reports that
-    once through `say`.
+    """Hold the lease on a folder during the block; the caller has claimed the folder's plan before. Waits for another driver that
+    holds it, and reports that once through `say`.
 
     Raises OSError if the folder cannot be written to.
     """

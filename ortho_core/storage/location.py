@@ -32,7 +32,7 @@ class Place:
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_before_validator_function(
-            lambda given, info: self.read(given, info.context),
+            lambda value, info: self.read(value, info.context),
             handler(source),
             # Stored and displayed places have no password; the value in memory keeps it.
             serialization=core_schema.wrap_serializer_function_ser_schema(
@@ -40,14 +40,14 @@ class Place:
             ),
         )
 
-    def read(self, given: object, context: Mapping[str, Callable[[str], str] | None] | None) -> Any:
+    def read(self, value: object, context: Mapping[str, Callable[[str], str] | None] | None) -> Any:
         """The value of an option as a place. Raises PydanticCustomError if it is blank, and any error of `expand`."""
-        if isinstance(given, str):
-            remember(given)
-        if not self.is_place(given):
-            is_path = self.existing_first and isinstance(given, str) and os.path.lexists(given)
-            return f"./{given}" if is_path else given
-        text = str(given)
+        if isinstance(value, str):
+            remember(value)
+        if not self.is_place(value):
+            is_path = self.existing_first and isinstance(value, str) and os.path.lexists(value)
+            return f"./{value}" if is_path else value
+        text = str(value)
         if not text.strip():
             raise PydanticCustomError("empty_path", "an empty path is not accepted")
         expand = context.get("expand") if context else None

@@ -60,18 +60,18 @@ class Captions:
         read = set(format.folders)
         without = sum(folder.images - folder.captioned for folder in targets)
         if without:
-            notes.append(f"{count(without, 'image')} there without a caption file will be quarantined")
+            notes.append(f"{count(without, 'image')} without a caption file will be quarantined")
         repeated = [folder.path for folder in targets if REPEATS.fullmatch(folder.path)]
         if repeated:
             notes.append(f"the repeats of {some(repeated)} are not applied, each image is one row")
         if fields.caption is None and any(isinstance(text, str) and "\n" in text for text in _first_captions(format)):
-            notes.append("captions of several lines are taken whole (--caption chooses among lines)")
+            notes.append("a text file with several lines is one caption (--caption chooses among lines)")
         rest = [folder for folder in listing.folders if folder.path not in read]
         control = [folder for folder in rest if is_control(folder.path)]
         other = [folder for folder in rest if not is_control(folder.path)]
         aside = not_targets(control, "masks or conditions")
         aside += not_targets(
-            other, "without captions" if fields.split is None else "without captions, or of another split"
+            other, "without captions" if fields.split is None else "without captions, or in another split"
         )
         orphans = listing.orphans - sum(folder.captioned for folder in captioned.targets if captioned.elsewhere)
         if orphans:

@@ -47,9 +47,9 @@ def test_images_of_other_sizes_are_fitted_and_turned_upright(file, tmp_path):
     [
         ("nowhere.png", "image nowhere.png cannot be read: No such file"),
         (".", "is a folder: use read_pairs"),
-        (torch.full((3, 32, 32), 2.0), "values from 2 to 2: give"),
+        (torch.full((3, 32, 32), 2.0), "values from 2 to 2; accepted"),
         (torch.full((3, 32, 32), torch.nan), "values from nan to nan"),
-        (torch.zeros(32, 32), "an image is .3, Y, X."),
+        (torch.zeros(32, 32), "accepted: .3, Y, X."),
         (np.zeros((32, 32, 3)), "uint8, from 0 to 255"),
         ([], "no images"),
     ],

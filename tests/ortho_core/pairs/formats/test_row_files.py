@@ -73,7 +73,7 @@ def test_a_quote_that_is_never_closed_does_not_eat_the_file_in_silence(folder):
     rows = "".join(f'{i:03d}.png,"{"x" * 9_000} {i}"\n' for i in range(30))
     (folder / "a.csv").write_text('file_name,text\n000.png,good\n001.png,"never closed\n' + rows.replace('"', ""))
     assert outcomes(folder / "a.csv")[:2] == ["000000_000", "not-csv"]
-    assert "40 images lie there" in line(folder, layout="metadata")
+    assert "40 images in its folders" in line(folder, layout="metadata")
     (folder / "a.csv").write_text('file_name,text\n000.png,good\n001.png,"never closed\n002.png,lost\n')
     assert outcomes(folder / "a.csv") == ["000000_000", "not-csv"]
 

@@ -68,7 +68,7 @@ def test_an_image_without_a_caption_is_a_bad_row_and_a_caption_without_an_image_
     (tmp_path / "readme.txt").write_text("about this set")
     assert outcomes(tmp_path) == ["000000_a", "missing-prompt", "000002_c", "missing-prompt"]
     assert "4 images; " in line(tmp_path)
-    assert "1 image there without a caption file will be quarantined" in line(tmp_path)
+    assert "1 image without a caption file will be quarantined" in line(tmp_path)
     assert "left aside: 1 text file without an image" in line(tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_captions_may_be_in_utf_16_and_what_is_neither_is_a_bad_row(tmp_path):
 def test_quotes_and_line_ends_stay_and_a_choice_takes_one_of_the_lines(tmp_path):
     write_captions(tmp_path, {"a.png": 'a "first", line\nthe longer second line\n', "b.png": "one"})
     assert prompts(tmp_path)["a.png"] == 'a "first", line\nthe longer second line'
-    assert "captions of several lines are taken whole (--caption chooses among lines)" in line(tmp_path)
+    assert "a text file with several lines is one caption (--caption chooses among lines)" in line(tmp_path)
     assert prompts(tmp_path, caption="first")["a.png"] == 'a "first", line'
     assert prompts(tmp_path, caption="longest")["a.png"] == "the longer second line"
     for size in (1, 2, 100):

@@ -14,7 +14,7 @@ def test_folders_that_nothing_speaks_against_are_classes(tmp_path):
     write_classes(tmp_path, "cat", "dog", "with_mask", "no_mask")
     assert prompts(tmp_path) == {f"{c}/{i}.png": c for c in ("cat", "dog", "no_mask", "with_mask") for i in range(3)}
     assert line(tmp_path) == (
-        "4 folders of classes: 12 images; the prompt is the folder's name: cat, dog, no_mask, ...; nothing left aside"
+        "4 class folders: 12 images; the prompt is the folder's name: cat, dog, no_mask, ...; nothing left aside"
     )
 
 
@@ -35,22 +35,25 @@ def test_images_of_every_suffix_that_is_decoded_are_read_and_the_others_counted(
     ("more", "says"),
     [
         ({"images": ["train/0.png", "test/0.png"], "classes": []}, "test, train have names of splits"),
-        ({"images": ["preview.png"]}, "1 image lies at another depth"),
-        ({"images": ["cat/black/0.png"]}, "1 image lies at another depth"),
+        ({"images": ["preview.png"]}, "1 image is at another depth"),
+        ({"images": ["cat/black/0.png"]}, "1 image is at another depth"),
         ({"classes": ["10_cat", "5_dog"]}, "10_cat, 5_dog look like kohya's REPEATS_name"),
-        ({"images": ["samples/0.png"]}, "samples names no class"),
-        ({"classes": ["images", "masks"]}, "images, masks name no class"),
-        ({"files": {"cat/0.txt": "a cat"}}, "1 image with a caption file each (.txt) is there"),
-        ({"files": {"notes.txt": "a note"}}, "1 text file lies there"),
+        ({"images": ["samples/0.png"]}, "samples is not a class name"),
+        ({"classes": ["images", "masks"]}, "images, masks are not class names"),
+        ({"files": {"cat/0.txt": "a cat"}}, "there is 1 image with a caption file each (.txt)"),
+        ({"files": {"notes.txt": "a note"}}, "there is 1 text file"),
         (
             {"files": {"prompt.json": '{"source": "cat/0.png", "prompt": "x"}'}},
             "prompt.json may contain captions of the images",
         ),
-        ({"classes": ["source", "target"]}, "source, target name no class"),
-        ({"classes": ["instance_images", "class_images"]}, "class_images, instance_images name no class"),
-        ({"classes": ["00000", "00001"]}, "00000, 00001 name no class"),  # parts, as img2dataset and FFHQ have them
-        ({"classes": ["2023-01", "2023-02"]}, "2023-01, 2023-02 name no class"),
-        ({"classes": ["part1", "part_2"]}, "part1, part_2 name no class"),
+        ({"classes": ["source", "target"]}, "source, target are not class names"),
+        ({"classes": ["instance_images", "class_images"]}, "class_images, instance_images are not class names"),
+        (
+            {"classes": ["00000", "00001"]},
+            "00000, 00001 are not class names",
+        ),  # parts, as img2dataset and FFHQ have them
+        ({"classes": ["2023-01", "2023-02"]}, "2023-01, 2023-02 are not class names"),
+        ({"classes": ["part1", "part_2"]}, "part1, part_2 are not class names"),
         ({"classes": ["trainA", "trainB"]}, "trainA, trainB have names of splits"),
         ({"classes": ["DIV2K_train_HR", "DIV2K_valid_HR"]}, "have names of splits"),
         ({"files": {"run/plan.json": '{"run_fingerprint": "0"}'}}, "run/ is the output of `ortho`"),
@@ -160,7 +163,7 @@ def test_numbers_and_words_that_classes_have_are_classes(tmp_path, names):
 def test_the_one_folder_that_an_archive_unpacks_to_is_no_class(tmp_path):
     write_classes(tmp_path, *(f"afhq/{split}/{name}" for split in ("train", "val") for name in ("cat", "dog")))
     assert set(prompts(tmp_path).values()) == {"cat", "dog"}
-    assert line(tmp_path).startswith("2 folders of classes in afhq/: 6 images")
+    assert line(tmp_path).startswith("2 class folders in afhq/: 6 images")
     assert "left aside: 6 images in afhq/train/cat/, afhq/train/dog/" in line(tmp_path, split="val")
 
 

@@ -54,7 +54,7 @@ def test_a_file_of_rows_beside_the_images_is_found_whatever_its_kind_and_name(tm
     for location in (tmp_path, tmp_path / name):
         assert prompts(location) == PROMPTS
     assert line(tmp_path).startswith(f"rows in {name}: 6 rows; captions from ")
-    assert "6 images lie there; nothing left aside" in line(tmp_path)
+    assert "6 images in its folders; nothing left aside" in line(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "metadata.parquet", "pairs.jsonl", "captions.csv"])
