@@ -1,7 +1,7 @@
-"""One-step generators: the protocol every job works with, and the loader that finds the right implementation."""
+"""One-step generators: the protocol that every job uses, and the loader that selects the implementation."""
 
 import logging
 
-# Whoever imports bitsandbytes, diffusers and PEFT for two, is told of a kernel for CPUs that only a hub has, and that nothing
-# here calls. Here, as it is before them.
+# bitsandbytes, which diffusers and PEFT import, logs that a CPU kernel must be downloaded from a hub; Ortho never calls that
+# kernel. The level is set here because this module is imported before them.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

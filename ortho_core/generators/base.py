@@ -1,4 +1,4 @@
-"""What a generator of your own inherits, and the check that a generator has what the method calls.
+"""The base class for your own generators, and the checks that a generator fits the `OneStepGenerator` protocol.
 
 Axes: B images, C × H × W the noise map, c × h × w the latent, 3 × Y × X the image.
 """
@@ -20,9 +20,9 @@ NETWORK_FILE = "network.safetensors"
 
 
 class BaseGenerator:
-    """A `OneStepGenerator` around a network of yours; override what your model does in another way.
+    """A `OneStepGenerator` around your network; override the methods in which your model differs.
 
-    As it is, the model is unconditional, its latent is the image itself in [-1, 1], and one step is `network(noise)`: noise
+    By default the model is unconditional, its latent is the image itself in [-1, 1], and one step is `network(noise)`: noise
     (B, C, H, W) float32 to images (B, 3, Y, X). A model with prompts overrides `encode_prompts` and `denoise`; one with an
     autoencoder overrides `encode_images` and `decode`.
     """
@@ -30,30 +30,30 @@ class BaseGenerator:
     loaded_fingerprint: str | None = None
 
     def __init__(self, network: nn.Module, latent_shape: tuple[int, int, int], image_size: tuple[int, int]) -> None:
-        """`latent_shape` is (C, H, W) of the noise map, `image_size` is (Y, X). The network is frozen until it is trained."""
+        """`latent_shape` is (C, H, W) of the noise map, `image_size` is (Y, X). The network stays frozen until training."""
         self.network = network.requires_grad_(False).eval()
         self.trainable: nn.Module = network
         self.latent_shape, self.image_size = latent_shape, image_size
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     def base_noise(self, seeds: list[int]) -> Tensor:
-        """ε ~ N(0, I), (B, C, H, W) float32; row b depends on seeds[b] alone."""
+        """ε ~ N(0, I), (B, C, H, W) float32; row b depends only on seeds[b]."""
         return to_device(seeded_normal(seeds, self.latent_shape), self.device)
 
     def encode_prompts(self, prompts: list[str]) -> Condition:
-        """One row per prompt. Here a column of zeros: the model does not look at it."""
+        """One row per prompt. By default a column of zeros, which the model ignores."""
         return Condition({"nothing": torch.zeros(len(prompts), 1, device=self.device)})
 
     def count_truncated(self, prompts: list[str]) -> int:
-        """How many prompts lose their end. Here none."""
+        """Number of prompts that are truncated. By default none."""
         return 0
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """E(x): target latents (B, c, h, w) float32 of images (B, 3, Y, X) in [0, 1]. Here the images in [-1, 1]."""
+        """E(x): target latents (B, c, h, w) float32 of images (B, 3, Y, X) in [0, 1]. By default the images in [-1, 1]."""
         return images.to(self.device, torch.float32) * 2 - 1
 
     def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
@@ -66,7 +66,7 @@ class BaseGenerator:
         return latents / 2 + 0.5
 
     def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
-        """Nothing leaves the device."""
+        """Nothing to do: by default no part leaves the device."""
 
     def save(self, folder: str | Path, card: str | None = None, *, single_file: bool = False) -> None:
         """Write the network's weights to `network.safetensors` in the folder, for `load_state_dict`; `card` to README.md.
@@ -85,22 +85,22 @@ class BaseGenerator:
 
 
 def check_generator(generator: object) -> None:
-    """Raises UserError for what is no `OneStepGenerator`, saying what it lacks."""
+    """Raises UserError, naming the missing attributes, if `generator` is not a `OneStepGenerator`."""
     if isinstance(generator, str | Path):
-        raise UserError(f"{generator} is a path and no generator: load_generator({str(generator)!r}) makes one of it")
+        raise UserError(f"{generator} is a path, not a generator: load it with load_generator({str(generator)!r})")
     if isinstance(generator, OneStepGenerator):
         return
     needed = [name for name in dir(OneStepGenerator) if not name.startswith("_")] + [*OneStepGenerator.__annotations__]
     lacking = sorted({name for name in needed if not hasattr(generator, name)})
     raise UserError(
-        f"{type(generator).__name__} is no one-step generator, it has no {', '.join(lacking)}: inherit from "
-        "ortho_core.BaseGenerator and override what your model does in another way"
+        f"{type(generator).__name__} is not a one-step generator, it has no {', '.join(lacking)}: inherit from "
+        "ortho_core.BaseGenerator and override the methods in which your model differs"
     )
 
 
 @torch.no_grad()
 def check_latents(generator: OneStepGenerator, condition: Condition, target_latents: Tensor) -> None:
-    """Raises UserError where a generator of your own makes latents of another shape than its `encode_images`."""
+    """Raises UserError if `denoise` and `encode_images` of a user-defined generator give latents of different shapes."""
     if generator.loaded_fingerprint is not None:
         return
     made = tuple(generator.denoise(generator.base_noise([0]), condition[:1]).shape[1:])

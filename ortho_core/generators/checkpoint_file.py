@@ -1,7 +1,7 @@
-"""Single-file checkpoints: one `.safetensors` with all weights of a pipeline, in the names of the original repositories.
+"""Single-file checkpoints: one `.safetensors` with all weights of a pipeline, with the names of the original repositories.
 
-Such a file has no configurations. They are taken from a folder beside it, `NAME/` of `NAME.safetensors`, or the folder that
-the file lies in, if that is a diffusers pipeline's; else from `families/` here, which has those of one-step models.
+Such a file has no configurations. They come from the folder `NAME/` beside `NAME.safetensors`, or from the file's own folder, if
+it is a diffusers pipeline; else from the built-in `families/`, which has those of one-step models.
 """
 
 import lzma
@@ -17,10 +17,10 @@ from ortho_core.storage.hashes import content_hash
 
 SUFFIX = ".safetensors"
 FAMILIES = Path(__file__).parent / "families"
-#: The merges of CLIP's vocabulary, which the tokenizers of all families have.
+#: The merges of CLIP's vocabulary, which the tokenizers of all families share.
 MERGES_FILE = FAMILIES / "clip-merges.txt.xz"
 UNET_WEIGHTS, VAE = "model.diffusion_model.", "first_stage_model."
-#: What the names of a part's tensors begin with, by the pipeline's class.
+#: Prefixes of the tensor names of each part, by the pipeline's class.
 PREFIXES = {
     "StableDiffusionXLPipeline": {
         "unet": UNET_WEIGHTS,
@@ -35,12 +35,12 @@ LATENT = f"{UNET_WEIGHTS}input_blocks.0.0.weight"
 
 @dataclass(frozen=True)
 class Family:
-    """Models of one shape."""
+    """Models with the same network shapes."""
 
     name: str
-    #: The model whose scheduler and image size `families/` has for it.
+    #: The model whose scheduler and image size `families/` contains.
     like: str
-    #: A tensor by which it is recognised, and its last axis.
+    #: A tensor by which the family is recognised, and the length of its last axis.
     mark: str
     width: int
 
@@ -57,15 +57,15 @@ BUILT_IN = (
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A single-file checkpoint with the configurations that it is read with."""
+    """A single-file checkpoint with its configurations."""
 
     configs: PipelineFiles
-    #: The family whose configurations are the built-in ones; None if a folder beside the file has them.
+    #: The family whose built-in configurations are used; None if a folder beside the file has them.
     family: Family | None
 
     @staticmethod
     def read(file: Path) -> "CheckpointFile":
-        """Recognise a checkpoint by the names and shapes in its head. Raises UserError for a file that is none."""
+        """Recognise a checkpoint by the names and shapes in its header. Raises UserError if the file is not a checkpoint."""
         if file.suffix != SUFFIX:
             raise UserError(
                 f"model {file} is a {file.suffix or 'plain'} file; accepted: the folder of a diffusers pipeline, or a "
@@ -88,16 +88,16 @@ class CheckpointFile:
 
 def _refuse_other_files(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if any("lora_" in name or ".lora." in name for name in shapes):
-        raise UserError(f"{file} is a LoRA: give --model the model that it is for, and --lora this file")
+        raise UserError(f"{file} is a LoRA: give the model that it is for to --model, and this file to --lora")
     if LATENT not in shapes:
         first = next(iter(shapes), "nothing")
         raise UserError(
-            f"{file} is no checkpoint of Stable Diffusion 1, 2 or XL: it has {first}, ... and no {LATENT}; of a part or a "
+            f"{file} is not a checkpoint of Stable Diffusion 1, 2 or XL: it has {first}, ... and no {LATENT}; if it is part of a "
             "pipeline in diffusers' format, give the pipeline's folder"
         )
     if (channels := shapes[LATENT][1]) != 4:
         raise UserError(
-            f"{file} takes {channels} channels, as models for inpainting and editing do; accepted: text-to-image, 4 channels"
+            f"{file} has {channels} input channels, like models for inpainting and editing; accepted: text-to-image, 4 channels"
         )
 
 
@@ -106,15 +106,15 @@ def _family_of(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> Family:
         if (shape := shapes.get(family.mark)) is not None and shape[-1] == family.width:
             return family
     raise UserError(
-        f"{file} is of no family whose configurations are built in ({', '.join(each.like for each in BUILT_IN)}): put a "
-        f"diffusers folder of its kind, which needs no weights, beside it as {file.with_suffix('')}"
+        f"{file} has no built-in configurations (there are some for {', '.join(each.like for each in BUILT_IN)}): put a "
+        f"diffusers folder of such a model, which needs no weights, beside it as {file.with_suffix('')}"
     )
 
 
 @cache
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Numbers of CLIP's tokens, and its merges in their order (Radford et al. 2021)."""
-    # The printable bytes stand for themselves, the others for letters from 256 on.
+    """The ids of CLIP's tokens, and its merges in order (Radford et al. 2021)."""
+    # Printable bytes map to themselves, other bytes to the characters from 256 on.
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(byte) for byte in plain] + [chr(256 + n) for n in range(256 - len(plain))]
     lines = lzma.decompress(MERGES_FILE.read_bytes()).decode("utf-8").split("\n")

@@ -1,6 +1,6 @@
-"""Small one-step generators of labelled images: noise and a class to pixels, convolutions alone, no autoencoder.
+"""Small one-step generators of labelled images: noise and a class to pixels, by convolutions, without an autoencoder.
 
-A folder holds `config.json` (see `ClassConfig`) and `network.safetensors`. A prompt is the name of a class, or its number.
+A folder contains `config.json` (see `ClassConfig`) and `network.safetensors`. A prompt is the name of a class, or its number.
 
 Axes: B images, K classes, C × H × W the noise map (a flat noise of n numbers is n × 1 × 1), c × Y × X the image (c is 1 or 3),
 E features of the condition, g × g the coarsest grid of features.
@@ -90,7 +90,7 @@ class ClassGenerator:
 
     @staticmethod
     def load(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> "ClassGenerator":
-        """Load a class-conditional folder, frozen. Raises UserError, naming the file, for weights that are broken."""
+        """Load a class-conditional folder, frozen. Raises UserError, naming the file, for broken weights."""
         config, file = folder.class_config, folder.path / CLASS_WEIGHTS
         assert config is not None
         network = ClassNetwork(config)
@@ -113,7 +113,7 @@ class ClassGenerator:
         return to_device(seeded_normal(seeds, self.latent_shape), self.device)
 
     def encode_prompts(self, prompts: list[str]) -> Condition:
-        """One-hot rows of names or numbers of classes. The empty prompt, which fills up batches, is of no class.
+        """One-hot rows for names or numbers of classes. The empty prompt, which pads batches, gives a row of zeros.
 
         Raises BadRow for any other text.
         """
@@ -140,10 +140,10 @@ class ClassGenerator:
         return (latents / 2 + 0.5).expand(-1, 3, -1, -1)
 
     def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
-        """There is nothing besides the network."""
+        """Nothing to do: the model has no other part than its network."""
 
     def save(self, folder: str | Path, card: str | None = None, *, single_file: bool = False) -> None:
-        """Write a model folder, which is one file of weights anyhow; `card` becomes its README.md."""
+        """Write a model folder; `card` becomes its README.md. `single_file` adds nothing: the weights are one file already."""
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
 
         def write(aside: Path) -> None:

@@ -11,14 +11,14 @@ from ortho_core.text.parsing import first_fault
 
 
 class ClassConfig(BaseModel):
-    """What `config.json` says: everything that the network's shape hangs on."""
+    """The content of `config.json`: everything that determines the network's shape."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["class-conditional"] = "class-conditional"
     #: The classes by number; prompts are their names.
     classes: tuple[str, ...] = Field(min_length=1)
-    #: (C, H, W); H = W = 1 is a flat noise.
+    #: (C, H, W); H = W = 1 means flat noise.
     noise_shape: tuple[int, int, int]
     #: (c, Y, X); c = 1 is grey.
     image_shape: tuple[int, int, int]
@@ -30,9 +30,9 @@ class ClassConfig(BaseModel):
     def _fits(self) -> "ClassConfig":
         (_, H, W), (c, Y, X) = self.noise_shape, self.image_shape
         if min(*self.noise_shape, Y, X) < 1 or c not in (1, 3):
-            raise ValueError("noise_shape is (C, H, W) and image_shape (1 or 3, Y, X), all of them positive")
+            raise ValueError("noise_shape must be (C, H, W) and image_shape (1 or 3, Y, X), all positive")
         if any(width % GROUPS or width < 1 for width in self.widths):
-            raise ValueError(f"widths are multiples of {GROUPS}")
+            raise ValueError(f"widths must be multiples of {GROUPS}")
         if not self.flat and (H * self.scale < Y or W * self.scale < X):
             raise ValueError(
                 f"a noise map of {H}×{W} grows to {H * self.scale}×{W * self.scale} pixels, smaller than {Y}×{X} images: "
@@ -48,23 +48,23 @@ class ClassConfig(BaseModel):
 
     @property
     def scale(self) -> int:
-        """Pixels per cell of the coarsest grid, along one side; the last doubling is the output layer's own."""
+        """Pixels per cell of the coarsest grid, along one side; the output layer makes the last doubling."""
         return int(2 ** (len(self.widths) - 1))
 
     @property
     def grid(self) -> tuple[int, int]:
-        """The coarsest grid."""
+        """(rows, columns) of the coarsest grid."""
         _, Y, X = self.image_shape
         return (-(-Y // self.scale), -(-X // self.scale)) if self.flat else self.noise_shape[1:]
 
     @staticmethod
     def parse(content: Mapping[str, object], file: Path) -> "ClassConfig":
-        """From what `file` says. Raises UserError, naming the file, for one that is broken."""
+        """Validate `content`, which was read from `file`. Raises UserError, naming the file, if it is invalid."""
         try:
             return ClassConfig.model_validate(content)
         except ValidationError as error:
-            raise UserError(f"{file} is no class-conditional generator's: {first_fault(error)}") from error
+            raise UserError(f"{file} is not valid for a class-conditional generator: {first_fault(error)}") from error
 
 
-#: Channels of one group of the normalisation, at least; widths are multiples of it.
+#: Number of groups of the group normalisation; widths are multiples of it.
 GROUPS = 8

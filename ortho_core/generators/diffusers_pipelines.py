@@ -1,4 +1,4 @@
-"""One-step text-to-image pipelines in diffusers' folder format: SDXL Turbo and its relatives, SD-Turbo and its.
+"""One-step text-to-image pipelines of diffusers: SDXL Turbo, SD-Turbo and models derived from them.
 
 Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 """
@@ -28,7 +28,7 @@ from ortho_core.generators.single_file import SINGLE_FILE, write_single_file
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.storage.folders import replace_folder
 
-# Bars for the seven parts of a pipeline say nothing that a job's own progress line does not.
+# A job has its own progress line; progress bars for the seven parts of a pipeline add nothing.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
@@ -44,15 +44,17 @@ class DiffusersGenerator:
     loaded_fingerprint: str | None = None
 
     def __init__(self, pipeline: DiffusionPipeline, timestep: int | None = None) -> None:
-        """`timestep`: where the weights were distilled to start, if elsewhere than the scheduler's first."""
+        """`timestep`: the timestep that the weights were distilled for, if it is not the scheduler's first."""
         self.pipeline, self.timestep = pipeline, timestep
         #: The folder that it was loaded from.
         self.folder: ModelFolder | None = None
-        #: Where `park` moves what is not in use, and whether the text encoders go there whenever they have encoded.
+        #: The device that `park` moves parts to, and whether the text encoders are parked after each encoding.
         self.host, self.parks_text = torch.device("cpu"), False
         unet, vae = pipeline.unet, pipeline.vae
         if unet.config.time_cond_proj_dim is not None:
-            raise UserError("a UNet with a guidance embedding (time_cond_proj_dim) is not a one-step model we can run")
+            raise UserError(
+                "a UNet with a guidance embedding (time_cond_proj_dim) is not supported as a one-step model"
+            )
         self.step = OneStep.of(pipeline.scheduler, timestep)
         size = unet.config.sample_size
         H, W = (size, size) if isinstance(size, int) else size
@@ -78,28 +80,27 @@ class DiffusersGenerator:
     ) -> "DiffusersGenerator":
         """Load a pipeline's folder or checkpoint from local safetensors, or a LoRA folder and its base.
 
-        The adapter is merged into the network, or with `keep_adapter` left apart and trainable; `quantize` packs the
-        network then. Raises UserError naming
-        what is broken.
+        The adapter is merged into the network; with `keep_adapter` it stays separate and trainable. After a merge, `quantize`
+        packs the network. Raises UserError, naming the broken file.
         """
         adapted = folder.lora_base is not None
-        own = () if keep_adapter or not adapted else (adapter_file(folder),)
-        pipeline = load_pipeline(folder, dtype, (*own, *folder.loras))
+        merged = () if keep_adapter or not adapted else (adapter_file(folder),)
+        pipeline = load_pipeline(folder, dtype, (*merged, *folder.loras))
         generator = DiffusersGenerator(pipeline, folder.recipe.timestep if folder.recipe is not None else None)
         generator.folder = folder
         quantize_layers(pipeline.unet, quantize, device)
         if adapted and keep_adapter:
             attach_lora(pipeline.unet, folder.path)
-        # Not `pipeline.to`, which says of each part in float16 that a CPU cannot run it; PyTorch can.
+        # Not `pipeline.to`, which warns that a CPU cannot run float16 parts; PyTorch can.
         for name in folder.base.networks:
             _place(getattr(pipeline, name), device)
-        if device.type == "cuda":  # the memory format that its convolutions are fastest in
+        if device.type == "cuda":  # convolutions are fastest in this memory format
             pipeline.unet.to(memory_format=torch.channels_last)
         return generator
 
     @property
     def device(self) -> torch.device:
-        # Not `unet.device`, which walks through all the parameters at every call.
+        # Not `unet.device`, which iterates over all parameters at each call.
         parameter: Tensor = next(self.pipeline.unet.parameters())
         return parameter.device
 
@@ -123,7 +124,7 @@ class DiffusersGenerator:
         condition = {"encoder_hidden_states": encoded[0]}
         if isinstance(self.pipeline, StableDiffusionXLPipeline):
             Y, X = self.image_size
-            # SDXL's micro-conditioning: original size, crop corner, target size, all of an uncropped image.
+            # SDXL's micro-conditioning for an uncropped image: original size, crop corner, target size.
             ids = torch.tensor([[Y, X, 0, 0, Y, X]], dtype=encoded[0].dtype)
             condition |= {"text_embeds": encoded[2], "time_ids": to_device(ids, self.device).repeat(len(prompts), 1)}
         if self.parks_text:
@@ -164,22 +165,22 @@ class DiffusersGenerator:
     def decode(self, latents: Tensor) -> Tensor:
         vae = _place(self.pipeline.vae, self.device)
         latents = latents / self._latent_scale.beside(latents) + self._latent_mean.beside(latents)
-        # In its own precision, whatever the network trains in: rounded images have no small differences.
+        # Without autocast, whatever the network trains in: images rounded to half precision lose small differences.
         with torch.autocast(self.device.type, enabled=False):
             images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return images.float() / 2 + 0.5
 
     def save(self, folder: str | Path, card: str | None = None, *, single_file: bool = False) -> None:
-        """Write a model folder, or a LoRA folder if the network has an adapter apart; `card` becomes its README.md.
+        """Write a model folder, or a LoRA folder if the network has a separate adapter; `card` becomes its README.md.
 
-        `single_file` adds a checkpoint in one file to a model folder. Raises UserError for a LoRA folder that would take the
-        place of its own base, and for a pipeline that cannot be one file.
+        `single_file` adds a single-file checkpoint to a model folder. Raises UserError for a LoRA folder that would replace its
+        base, for quantised weights, and for a pipeline that has no single-file format.
         """
         base, title = None, "/".join(Path(folder).absolute().parts[-2:])
         if has_lora(self.pipeline.unet):
             if self.folder is None:
                 raise ValueError(
-                    "a LoRA folder refers to its base: an adapter on a generator without `folder` has none"
+                    "a LoRA folder refers to its base, but the generator has no `folder`: load it with `load_generator`"
                 )
             base = self.folder.base
             if base.path.resolve().is_relative_to(Path(folder).resolve()):
@@ -188,7 +189,7 @@ class DiffusersGenerator:
                 )
 
         elif is_quantized(self.pipeline.unet):
-            raise UserError("weights in int8 or nf4 are not saved as a model: load it without --quantize")
+            raise UserError("weights in int8 or nf4 are not saved as a model: load the model without --quantize")
 
         def write(aside: Path) -> None:
             if base is not None:
@@ -207,5 +208,5 @@ class DiffusersGenerator:
 
 
 def _place(module: M, device: torch.device) -> M:
-    """Have `module` on `device`, at the price of a look at one parameter where it is already."""
+    """Move `module` to `device`, unless its first parameter is already there."""
     return module if next(module.parameters()).device == device else module.to(device)

@@ -1,4 +1,4 @@
-"""Libraries that take seconds to import, imported without work that nothing needs."""
+"""Faster imports of large libraries, by skipping work that Ortho does not need."""
 
 import atexit
 import gc
@@ -7,19 +7,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: PyTorch's own variable: what `torch.compile` is asked to compile stays as it is.
+#: PyTorch's environment variable that turns `torch.compile` off.
 _NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """For import statements alone: no garbage is collected inside, and nothing is compiled at import.
+    """For import statements only: garbage collection and `torch.compile` are off in this block.
 
-    Modules are hundreds of thousands of objects that live as long as the process. Looking through them for garbage, again
-    and again as they grow in number, takes a fifth of the time of importing diffusers; after the import they are set apart,
-    until the process ends. bitsandbytes, which diffusers imports wherever it is installed, asks for its substitutes of
-    missing kernels to be compiled, and so loads PyTorch's compiler, which takes another tenth. They give the same numbers
-    as they are.
+    Modules are hundreds of thousands of objects that live as long as the process. Scanning them for garbage, repeatedly as their
+    number grows, takes a fifth of the time of importing diffusers. After the import they are excluded from collection until the
+    process ends. bitsandbytes, which diffusers imports if it is installed, compiles its substitutes for missing kernels, which
+    loads PyTorch's compiler and takes another tenth. Without compilation they give the same numbers.
     """
     collected, compiler, before = gc.isenabled(), os.environ.get(_NO_COMPILER), len(sys.modules)
     gc.disable()
@@ -32,8 +31,8 @@ def quick_imports() -> Iterator[None]:
         else:
             os.environ[_NO_COMPILER] = compiler
         if collected:
-            if len(sys.modules) > before:  # else all was imported, and what lives now is not of modules
+            if len(sys.modules) > before:  # else nothing was imported, and freezing would keep other objects
                 gc.freeze()
-                # On the way out they are garbage: libraries of C++ print what is left of theirs.
+                # Unfrozen at exit, so that they are freed: C++ libraries print warnings about leaked objects.
                 atexit.register(gc.unfreeze)
             gc.enable()

@@ -1,8 +1,8 @@
-"""LoRAs as kohya's sd-scripts write them, the format that ComfyUI, Forge and A1111 read: one file, to be copied to their folder.
+"""Write LoRAs in the format of kohya's sd-scripts, which ComfyUI, Forge and A1111 read: one file, to copy to their folder.
 
 Each adapted layer has three tensors: `NAME.lora_down.weight` (A), `NAME.lora_up.weight` (B) and `NAME.alpha`; a reader adds
-α/r · B A to the weights. NAME is `lora_unet_` and the layer's name with underscores for dots: of SDXL's UNet the original name,
-of others that of diffusers, since these are the networks that kohya trains.
+α/r · B A to the weights. NAME is `lora_unet_` and the layer's name with underscores for dots. For SDXL's UNet it is the original
+name, for other UNets that of diffusers, because kohya trains these implementations.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from ortho_core.generators.original_names import UNetNames, foreign_blocks
 from ortho_core.generators.shared_files import SD1, SD2, SDXL, architecture, model_spec
 from ortho_core.storage.tensors import in_type, write_tensors
 
-#: In a LoRA folder, beside the file that diffusers reads.
+#: The kohya file in a LoRA folder, beside the file that diffusers reads.
 KOHYA_WEIGHTS = "lora_kohya.safetensors"
 #: kohya's names of the base models, by the architecture that the file states.
 VERSIONS = {SDXL: "sdxl_base_v1-0", SD2: "sd_v2", SD1: "sd_v1"}
@@ -27,9 +27,9 @@ def kohya_tensors(
     weights: Mapping[str, Tensor], lora: Lora, unet: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The tensors of a kohya file. `weights` are PEFT's, named as in the UNet (`mid_block. ... .to_q.lora_A.weight`); `unet` is
-    its configuration.
+    the UNet's configuration.
 
-    A and B are in `dtype`, α in float32. Raises UserError for a layer of SDXL's that has no original name.
+    A and B are in `dtype`, α in float32. Raises UserError for a layer of SDXL's UNet that has no original name.
     """
     sgm = architecture(unet) == SDXL and not foreign_blocks(unet)
     original = UNetNames(unet).original if sgm else str
@@ -52,7 +52,7 @@ def write_kohya(
     base: str,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a kohya file of `weights` (see `kohya_tensors`); `title` and `base` are for its header, which people look at.
+    """Write a kohya file of `weights` (see `kohya_tensors`); `title` and `base` go into its header, for readers.
 
     Raises UserError for layers that have no name in the format.
     """

@@ -13,7 +13,7 @@ from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.storage.planned import as_planned
 
-#: What a network may compute in.
+#: Accepted values of `dtype`.
 NETWORK_DTYPES = ("float32", "float16", "bfloat16", "auto")
 
 
@@ -26,18 +26,18 @@ def load_generator(
     keep_adapter: bool = False,
     quantize: str = "none",
 ) -> OneStepGenerator:
-    """Load the generator in `folder` onto `device`, its network in `dtype`, its weights frozen (`MStep` lets them train).
+    """Load the generator in `folder` onto `device`, its network in `dtype`, its weights frozen (`MStep` makes them trainable).
 
     `folder` is a path (a diffusers folder, a LoRA folder, a `.safetensors` checkpoint) or an opened `ModelFolder`. `device` is a
-    device of PyTorch's, or `auto`: a GPU where there is one. `dtype` is float32, float16, bfloat16, or `auto`: float16 on a GPU
-    for a network that computes in halves, else float32.
+    PyTorch device, or `auto`: a GPU if there is one. `dtype` is float32, float16, bfloat16, or `auto`: float16 on a GPU for
+    networks that support it, else float32.
 
-    `gradient_checkpointing` computes activations twice to keep fewer of them. A LoRA folder's adapter is merged into the
-    network; `keep_adapter` leaves it apart and trainable, in float32. `quantize` (int8, nf4) packs the frozen weights, with
-    what is merged into them. Raises UserError for weights that do not load, and for a LoRA folder as its `fingerprint` does.
+    `gradient_checkpointing` computes activations twice to store fewer of them. A LoRA folder's adapter is merged into the
+    network; with `keep_adapter` it stays separate and trainable, in float32. `quantize` (int8, nf4) packs the frozen weights
+    after a merge. Raises UserError for weights that do not load, and for a LoRA folder as its `fingerprint` does.
 
-    The files must be those that `folder` has hashed, for a plan or an earlier load: UserError names one that is another by now.
-    What was loaded is the generator's `loaded_fingerprint`.
+    The files must have the hashes that `folder` has recorded for a plan or an earlier load; else UserError names the first that
+    differs. The generator's `loaded_fingerprint` identifies the loaded files.
     """
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(Path(folder).expanduser())
@@ -47,7 +47,7 @@ def load_generator(
         raise UserError(f"dtype {dtype!r} is not known; accepted: {', '.join(NETWORK_DTYPES)}")
     check_quantize(folder, quantize)
     if folder.lora_base is not None:
-        _ = folder.fingerprint  # is the base still the one that the adapter was trained on?
+        _ = folder.fingerprint  # raises if the base is not the one that the adapter was trained on
     computes_in = network_dtype(dtype, device, halves=folder.kind != CLASS_KIND)
     files = LoadedFiles(folder, str(computes_in).removeprefix("torch."))
     with as_planned(files.planned, files.now):
@@ -72,7 +72,7 @@ def _load(
                 f"--gradient-checkpointing: {folder.path} is class-conditional and too small for it; leave it out"
             )
         return ClassGenerator.load(folder, device, dtype)
-    # diffusers takes seconds to import; a driver that only checks and plans never needs it.
+    # Imported here: diffusers takes seconds, and a driver that only checks and plans does not need it.
     with quick_imports():
         from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 

@@ -1,7 +1,7 @@
-"""The files that a model is loaded from, and whether they still are those that a run was planned with.
+"""The files that a model is loaded from, and the check that they are still those of the plan.
 
 A plan names a model by its fingerprint. Workers load it later, on other machines, some of them hours later. So the driver hashes
-what they will load, the hashes travel with the `ModelFolder`, and each load takes them again, of the files that it has read.
+the files that they will load, the hashes travel with the `ModelFolder`, and each load hashes the files it has read again.
 """
 
 from pathlib import Path
@@ -13,13 +13,13 @@ from ortho_core.generators.part_files import weights_of
 from ortho_core.generators.pipeline_files import PipelineFiles
 from ortho_core.storage.hashes import content_hash
 
-#: What a `--dtype` that is left to the device may compute in.
+#: The dtypes that `--dtype auto` may select.
 LEFT_OPEN = {"auto": ("float32", "float16")}
 
 
 def planned_fingerprint(model: ModelFolder, *dtypes: str) -> str:
-    """The model's fingerprint, for a plan. Also hashes the files that loading in any of `dtypes` reads, for `load_generator` to
-    compare.
+    """The model's fingerprint, for a plan. Also hashes the files that a load in any of `dtypes` reads; `load_generator` compares
+    with these hashes.
 
     Raises UserError for a file that cannot be read, and for a LoRA folder as `ModelFolder.fingerprint` does.
     """
@@ -34,28 +34,28 @@ class LoadedFiles:
 
     def __init__(self, model: ModelFolder, dtype: str) -> None:
         self.model, self.base = model, model.base
-        #: By part, the variant of the weights that is loaded.
+        #: The variant of the weights that is loaded, by part.
         self.taken = {part: model.variant_of(part, dtype) for part in model.base.weights}
         weights = [name for part, variant in self.taken.items() for name in model.base.weights[part][variant]]
         #: Names of the files that the base's weights and vocabularies are loaded from.
         self.files = (*_unvaried(model.base), *weights)
-        #: By path, the hashes that are known of the files: those of the configurations, and of what was hashed before.
+        #: The known hashes by path: those of the configurations, and of files that were hashed before.
         self.planned = self._known()
-        #: Hashes by name, as `now` has found them last: of the base, of a LoRA folder's adapter, of each file that is added.
+        #: Hashes by name from the last call of `now`: of the base, of a LoRA folder's adapter, of each added LoRA.
         self.of_base: dict[str, str] = {}
         self.of_adapter: dict[str, str] = {}
         self.of_loras: dict[str, str] = {}
 
     def _known(self) -> dict[str, str]:
         base, model = self.base, self.model
-        known = {**base.configurations, **{name: base.seen[name] for name in self.files if name in base.seen}}
-        found = {self._place(name): value for name, value in known.items()}
+        by_name = {**base.configurations, **{name: base.seen[name] for name in self.files if name in base.seen}}
+        known = {self._place(name): value for name, value in by_name.items()}
         if model is not base:
-            found |= {str(model.place / name): model.seen[name] for name in model.files if name in model.seen}
-        return found | {str(lora.path): lora.content for lora in model.loras}
+            known |= {str(model.place / name): model.seen[name] for name in model.files if name in model.seen}
+        return known | {str(lora.path): lora.content for lora in model.loras}
 
     def now(self) -> dict[str, str]:
-        """By path, the hashes as they are now, of the files that `planned` has. Raises UserError for broken configurations."""
+        """The present hashes, by path, of the files that `planned` contains. Raises UserError for broken configurations."""
         base, model = self.base, self.model
         try:
             self.of_base = _configurations(base) | _hashes(base.place, self._files_now())
@@ -64,16 +64,16 @@ class LoadedFiles:
         self.of_adapter = _hashes(model.place, model.files) if model is not base else {}
         self.of_loras = _hashes(Path(), [str(lora.path) for lora in model.loras])
         unplanned = {self._place(name) for name in self.files} - self.planned.keys()
-        found = {self._place(name): value for name, value in self.of_base.items()}
-        found = {path: value for path, value in found.items() if path not in unplanned}
+        hashes = {self._place(name): value for name, value in self.of_base.items()}
+        hashes = {path: value for path, value in hashes.items() if path not in unplanned}
         adapter = {str(model.place / name): value for name, value in self.of_adapter.items()}
-        return found | {path: value for path, value in adapter.items() if path in self.planned} | self.of_loras
+        return hashes | {path: value for path, value in adapter.items() if path in self.planned} | self.of_loras
 
     def remember(self) -> str:
-        """Keep what `now` has found, for the next load to be compared with.
+        """Keep the hashes of the last `now`: the next load is compared with them.
 
-        Returns the fingerprint of what is loaded. It is the model's, except where a variant of weights was loaded that does not
-        identify the model.
+        Returns the fingerprint of the loaded files. It equals the model's unless the loaded variant of the weights is not the one
+        that identifies the model.
         """
         base, model = self.base, self.model
         base.seen.update({name: value for name, value in self.of_base.items() if name in self.files})
@@ -85,14 +85,14 @@ class LoadedFiles:
         return fingerprint_over({"": loaded}, added=added) if added else loaded
 
     def _files_now(self) -> tuple[str, ...]:
-        """The names that the files have now: where a shard or a file beside the shards was added, that may be loaded instead."""
+        """The present names of the files: a shard, or a file beside the shards, may have been added and be loaded instead."""
         base = self.base
         names = list(_unvaried(base))
         for part, planned in self.taken.items():
             try:
-                found = weights_of(base.path / part, base.parts[part][0]).get(planned, ())
-                names += [str(file.relative_to(base.path)) for file in found]
-            except UserError:  # what is missing is found by its name
+                files = weights_of(base.path / part, base.parts[part][0]).get(planned, ())
+                names += [str(file.relative_to(base.path)) for file in files]
+            except UserError:  # a missing file is reported under its planned name
                 names += base.weights[part][planned]
         return tuple(names)
 
@@ -109,22 +109,22 @@ def _unvaried(base: ModelFolder) -> tuple[str, ...]:
 
 
 def _configurations(base: ModelFolder) -> dict[str, str]:
-    """As `ModelFolder.configurations`, with vocabularies, read again."""
+    """`ModelFolder.configurations` and the vocabularies, read again."""
     if base.kind == CLASS_KIND:
         return dict(ModelFolder.open(base.path).configurations)
     assert base.configs is not None
     vocabulary = content_hash(MERGES_FILE) if base.built_in else ""
-    found = PipelineFiles.read(base.configs, weights=False, vocabulary=vocabulary)
-    vocabularies = [str(file.relative_to(base.configs)) for file in found.vocabularies]
-    return {**found.configurations, **_hashes(base.configs, vocabularies)}
+    pipeline = PipelineFiles.read(base.configs, weights=False, vocabulary=vocabulary)
+    vocabularies = [str(file.relative_to(base.configs)) for file in pipeline.vocabularies]
+    return {**pipeline.configurations, **_hashes(base.configs, vocabularies)}
 
 
 def _hashes(folder: Path, names: tuple[str, ...] | list[str]) -> dict[str, str]:
-    """SHA-256 of files by name; of those that cannot be read there is none."""
-    found = {}
+    """SHA-256 of files by name; files that cannot be read are left out."""
+    hashes = {}
     for name in names:
         try:
-            found[name] = content_hash(folder / name)
+            hashes[name] = content_hash(folder / name)
         except OSError:
             continue
-    return found
+    return hashes

@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2021): train `W + α/r · B A` with the base weights W frozen, A and B of rank r.
 
-The adapter lives inside the network, as layers of PEFT's, until it is merged. A second, frozen copy of it can be the preserve
-term's teacher, so that the starting model costs no second copy of the base weights.
+The adapter is part of the network, as PEFT layers, until it is merged. A frozen copy of it can be the preserve term's teacher, so
+that no second copy of the base weights is needed.
 """
 
 import json
@@ -23,18 +23,18 @@ from ortho_core.generators.lora_files import LORA_WEIGHTS, LoraFile
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.text.parsing import json_object, texts_of
 
-#: Names of the two adapters in a network: the one that trains (the name PEFT and diffusers give the only one), its copy.
+#: Names of the two adapters in a network: the trained one (PEFT's and diffusers' default name), and its frozen copy.
 TRAINED, TEACHER = "default", "teacher"
 
-#: Diffusers' names in a file of adapters: of the header's entry that describes them, and before all that is the UNet's.
+#: Diffusers' names in an adapter file: the header entry that describes the adapter, and the prefix of UNet tensors.
 DESCRIPTION, UNET = "lora_adapter_metadata", "unet."
 
 
 def add_lora(network: nn.Module, lora: Lora, seed: int) -> None:
-    """Freeze the network and add a trainable float32 adapter, B = 0 and A ~ N(0, 1/r²): the output is as it was.
+    """Freeze the network and add a trainable float32 adapter, B = 0 and A ~ N(0, 1/r²), which leaves the output unchanged.
 
-    A depends on `seed` alone, not on the global random state, which stays as it is. Raises UserError naming a target that
-    is no layer's.
+    A depends only on `seed`; the global random state is neither used nor changed. Raises UserError, naming the target, if a
+    target matches no layer.
     """
     _inject(network, lora, TRAINED)
     draw = torch.Generator().manual_seed(seed)
@@ -46,31 +46,31 @@ def add_lora(network: nn.Module, lora: Lora, seed: int) -> None:
 
 
 def lora_of(folder: ModelFolder) -> Lora | None:
-    """What adapter a model folder holds; None for one that is no LoRA folder. Raises UserError if it is broken."""
+    """The adapter's description of a LoRA folder; None for other folders. Raises UserError if the file is broken."""
     return None if folder.lora_base is None else read_lora(folder.path / LORA_WEIGHTS)[0]
 
 
 def adapter_file(folder: ModelFolder) -> LoraFile:
-    """The adapter of a LoRA folder, as it is added to its base. Raises UserError if it is broken, or no plain LoRA."""
+    """The adapter of a LoRA folder, as a file to add to its base. Raises UserError if it is broken, or not a plain LoRA."""
     file = folder.path / LORA_WEIGHTS
     _, weights = read_lora(file)
     return LoraFile(file, 1.0, sum(".lora_A." in name for name in weights), on_text=False, option="")
 
 
 def has_lora(network: nn.Module) -> bool:
-    """Does the network have an adapter apart from its weights?"""
+    """Whether the network has an adapter that is not merged into its weights."""
     return hasattr(network, "peft_config")
 
 
 def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The adapter's parameters, in the order of the network's layers; none of the teacher's."""
+    """The parameters of the trained adapter, in the order of the network's layers."""
     return [p for layer in _layers(network.modules()) for p in _parameters(layer, TRAINED)]
 
 
 def keep_as_teacher(network: nn.Module) -> None:
-    """Copy the adapter as it is now into a second, frozen one, for `teacher_adapter`; a copy kept before is overwritten.
+    """Copy the adapter's present weights into a frozen second adapter, for `teacher_adapter`. An earlier copy is overwritten.
 
-    Before the network is wrapped for DDP. Raises ValueError for a network without an adapter.
+    Call it before the network is wrapped for DDP. Raises ValueError for a network without an adapter.
     """
     layers = _layers_or_raise(network.modules())
     if TEACHER not in layers[0].lora_A:
@@ -88,9 +88,9 @@ def keep_as_teacher(network: nn.Module) -> None:
 
 @contextmanager
 def teacher_adapter(network: nn.Module) -> Iterator[None]:
-    """Within, the network computes in eval mode with the copy of `keep_as_teacher`, or without adapter if none was kept.
+    """In this block the network computes in eval mode with the copy of `keep_as_teacher`, or without adapter if there is no copy.
 
-    Afterwards all is as it was: the active adapter, each `requires_grad`, each training mode. `network` is the module
+    Afterwards the active adapter and each training mode are restored; `requires_grad` is not touched. `network` is the module
     itself, not a DDP wrapper. Raises ValueError for a network without an adapter.
     """
     modules = list(network.modules())
@@ -100,10 +100,10 @@ def teacher_adapter(network: nn.Module) -> Iterator[None]:
     kept = TEACHER in layers[0].lora_A
     try:
         for module in training:
-            vars(module)["training"] = False  # past nn.Module's __setattr__, by far the slowest thing here
+            vars(module)["training"] = False  # bypasses nn.Module's __setattr__, by far the slowest operation here
         for layer in layers:
-            # Not PEFT's `set_adapter` and `enable_adapters`: they switch `requires_grad` of each weight as well, which under
-            # DDP or FSDP is no one's to switch.
+            # Not PEFT's `set_adapter` and `enable_adapters`: they also change `requires_grad` of each weight, which must not
+            # change under DDP or FSDP.
             layer._active_adapter, layer._disable_adapters = ([TEACHER], False) if kept else ([TRAINED], True)
         yield
     finally:
@@ -114,21 +114,21 @@ def teacher_adapter(network: nn.Module) -> Iterator[None]:
 
 
 def write_lora(network: Any, folder: Path, title: str, base: str) -> None:
-    """Write the adapter of a pipeline's UNet as `pipeline.load_lora_weights` reads it, rank and alpha included, and as a file for
-    other programs, whose header has `title` and `base`."""
+    """Write the adapter of a pipeline's UNet twice: for `pipeline.load_lora_weights`, with rank and alpha, and as a kohya file
+    for other programs, with `title` and `base` in its header."""
     from peft.utils import get_peft_model_state_dict
 
-    # In PEFT's names: of diffusers' own, its converter knows those of the attention's projections only.
+    # In PEFT's names: diffusers' converter knows its own names only for attention projections.
     weights = get_peft_model_state_dict(network, adapter_name=TRAINED)
     lora = _described(network)
-    # Not all of the configuration, as diffusers writes: another version of PEFT refuses fields that it does not know.
+    # Only these fields of PEFT's configuration, unlike diffusers: other versions of PEFT refuse fields that they do not know.
     described = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": list(lora.targets)}
     folder.mkdir(parents=True, exist_ok=True)
     write_kohya(folder / KOHYA_WEIGHTS, weights, lora, network.config, title=title, base=base)
     save_file(
         {UNET + name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
         folder / LORA_WEIGHTS,
-        # One entry: safetensors shuffles several, and the same adapter would have another fingerprint each time.
+        # One entry: safetensors writes several in random order, and the fingerprint would change each time.
         {DESCRIPTION: json.dumps({UNET + name: value for name, value in described.items()})},
     )
 
@@ -136,24 +136,26 @@ def write_lora(network: Any, folder: Path, title: str, base: str) -> None:
 def attach_lora(network: nn.Module, folder: Path) -> None:
     """Freeze the network and add the LoRA folder's adapter to it, trainable and float32.
 
-    Raises UserError if the folder's weights are broken, not of a plain LoRA, or of another network.
+    Raises UserError if the folder's weights are broken, not a plain LoRA, or made for another network.
     """
     from peft.utils import set_peft_model_state_dict
 
     lora, weights = read_lora(Path(folder) / LORA_WEIGHTS)
     _inject(network, lora, TRAINED)
     try:
-        found = set_peft_model_state_dict(network, weights, adapter_name=TRAINED)
-        missing = [name for name in found.missing_keys if f".{TRAINED}." in name]
-        fits = not missing and not found.unexpected_keys
+        report = set_peft_model_state_dict(network, weights, adapter_name=TRAINED)
+        missing = [name for name in report.missing_keys if f".{TRAINED}." in name]
+        fits = not missing and not report.unexpected_keys
     except RuntimeError:  # a weight of another shape
         fits = False
     if not fits:
-        raise UserError(f"{Path(folder) / LORA_WEIGHTS} does not fit its base model: its layers are another network's")
+        raise UserError(
+            f"{Path(folder) / LORA_WEIGHTS} does not fit its base model: its layers belong to another network"
+        )
 
 
 def merge_adapter(network: nn.Module) -> None:
-    """Add the adapter's product to the weights it adapts, and leave no layer of PEFT's behind."""
+    """Add the adapter's product to the weights it adapts, and remove all PEFT layers."""
     for name, module in list(network.named_modules()):
         for layer in _layers([module]):
             layer.merge(adapter_names=[TRAINED])
@@ -163,13 +165,13 @@ def merge_adapter(network: nn.Module) -> None:
 
 
 def _inject(network: nn.Module, lora: Lora, name: str) -> None:
-    # Imported where needed: PEFT takes seconds, and a driver that only describes an adapter needs none of it.
+    # Imported here: PEFT takes seconds, and a driver that only describes an adapter does not need it.
     from peft import LoraConfig, inject_adapter_in_model
 
     _check_targets(network, lora.targets)
     network.requires_grad_(False)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
-    # The layers draw weights, on the CPU; and PEFT warns of a second adapter, which is meant.
+    # New layers draw weights on the CPU, so the random state is forked. PEFT's warning about a second adapter is expected.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
         inject_adapter_in_model(config, network, name)
@@ -186,21 +188,21 @@ def _check_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
         matches = [name for name in named if name == target or name.endswith(f".{target}")]
         if not matches or not layers.issuperset(matches):
             other = next((name for name in matches if name not in layers), None)
-            found = f"matches {other}, which is none" if other else "matches none"
+            fault = f"matches {other}, which is none" if other else "matches none"
             raise UserError(
-                f"LoRA target {target!r} {found} of the network's linear and convolution layers; their names end in "
+                f"LoRA target {target!r} {fault} of the network's linear and convolution layers; their names end in "
                 f"{', '.join(_endings(layers))}"
             )
 
 
 def _endings(names: set[str]) -> list[str]:
-    """The last part of each dotted name, with the part before it where the last is a number."""
+    """The last part of each dotted name; if it is a number, the last two parts."""
     parts = (name.split(".") for name in names)
     return sorted({".".join(p[-2:] if p[-1].isdigit() else p[-1:]) for p in parts})
 
 
 def read_lora(file: Path) -> tuple[Lora, dict[str, Tensor]]:
-    """The adapter's description and weights, these named as in the UNet. Raises UserError for a file that holds no plain LoRA."""
+    """The adapter's description, and its weights by their names in the UNet. Raises UserError for a file without a plain LoRA."""
     try:
         with safe_open(file, "pt") as stored:
             header = (stored.metadata() or {}).get(DESCRIPTION)
@@ -212,12 +214,12 @@ def read_lora(file: Path) -> tuple[Lora, dict[str, Tensor]]:
         lora = Lora(int(described["r"]), float(described["lora_alpha"]), texts_of(described["target_modules"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{file} does not say what adapter it holds (no rank, alpha and targets in its header)"
+            f"{file} does not describe its adapter: rank, alpha or targets are missing in its header"
         ) from error
     other = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if described.get(k)]
     if other:
         raise UserError(
-            f"{file} holds an adapter with {', '.join(other)}; accepted: plain LoRA, one rank and one alpha"
+            f"{file} contains an adapter with {', '.join(other)}; accepted: plain LoRA, with one rank and one alpha"
         )
     return lora, weights
 
@@ -228,7 +230,7 @@ def _described(network: Any) -> Lora:
 
 
 def _layers(modules: Iterable[nn.Module]) -> list[Any]:
-    """Those of the modules that hold an adapter."""
+    """The modules that have an adapter."""
     from peft.tuners.lora import LoraLayer
 
     return [module for module in modules if isinstance(module, LoraLayer)]

@@ -1,4 +1,4 @@
-"""What describes adapters, without PyTorch: the shape of one that is trained, and files of others that are added to a model."""
+"""Descriptions of adapters, without PyTorch: the shape of a trained adapter, and the files that `--lora` adds to a model."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Lora:
 
 
 class AddedLora(BaseModel):
-    """A LoRA that is added to a model's weights, times `weight`; `file` is its file or its folder."""
+    """A LoRA that is multiplied by `weight` and added to a model's weights; `file` is its file or its folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,26 +28,26 @@ class AddedLora(BaseModel):
     weight: float = Field(1.0, allow_inf_nan=False)
 
 
-def _read_one(given: str) -> dict[str, Any]:
-    """`FILE` or `FILE:WEIGHT`; what follows the last colon is a part of the name where it is no number."""
-    file, colon, weight = given.strip().rpartition(":")
+def _read_one(text: str) -> dict[str, Any]:
+    """`FILE` or `FILE:WEIGHT`; text after the last colon that is not a number belongs to the file name."""
+    file, colon, weight = text.strip().rpartition(":")
     try:
         number = float(weight)
     except ValueError:
-        return {"file": given.strip()}
+        return {"file": text.strip()}
     if not (colon and file and math.isfinite(number)):
-        return {"file": given.strip()}
+        return {"file": text.strip()}
     return {"file": file, "weight": number}
 
 
-def _read_several(given: Any) -> Any:
-    if isinstance(given, str):
-        given = given.split(",")
-    return [_read_one(each) if isinstance(each, str) else each for each in given] if isinstance(given, list) else given
+def _read_several(value: Any) -> Any:
+    if isinstance(value, str):
+        value = value.split(",")
+    return [_read_one(each) if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
 
 
 def as_option(loras: Sequence[AddedLora]) -> str:
-    """The value of `--lora` that names these."""
+    """The value of `--lora` for these LoRAs."""
     return ",".join(f"{each.file}:{each.weight:g}" for each in loras)
 
 

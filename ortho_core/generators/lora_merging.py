@@ -1,9 +1,9 @@
-"""LoRAs added to the weights of a pipeline's networks: W + Σ w · α/r · B A, in float32, rounded once to the network's dtype.
+"""Add LoRAs to the weights of a pipeline's networks: W + Σ w · α/r · B A, in float32, rounded once to the network's dtype.
 
-diffusers' converter reads the files, whatever their format; the sums are made here, layer by layer, so that no second copy of
-the weights and no adapter is ever in a network.
+diffusers' converter reads the files in any format that it knows. The sums are made here, layer by layer, so that a network never
+contains a second copy of the weights or an adapter.
 
-Axes: r the rank, o × i a layer's weight, of a convolution o × i × k × k.
+Axes: r the rank, o × i the weight of a linear layer, o × i × k × k that of a convolution.
 """
 
 import math
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from ortho_core.errors import UserError
 from ortho_core.generators.lora_files import LoraFile
 
-#: The weight of one of the UNet's layers as it is on disk, by the layer's name; None where it is only in the network.
+#: Maps the name of a UNet layer to its weight on disk; None if only the network has it.
 Originals = Callable[[str], Tensor | None]
-#: Names that diffusers' converter gives factors: PEFT's, and those before it, of attention's projections and of others.
+#: Names of factors from diffusers' converter: PEFT's, and the older ones for attention projections and other layers.
 FACTOR = re.compile(
     r"(?P<layer>.+?)(\.to_(?P<projection>q|k|v|out)_lora|\.lora_linear_layer|\.lora)?"
     r"[._](lora_)?(?P<which>A|B|down|up)(\.default)?\.weight"
@@ -33,14 +33,14 @@ FACTOR = re.compile(
 
 @dataclass(frozen=True)
 class Factors:
-    """What a file adds to one layer: `scale` · B A."""
+    """The addition of a file to one layer: `scale` · B A."""
 
     A: Tensor  #: (r, i) or (r, i, k, k)
     B: Tensor  #: (o, r) or (o, r, 1, 1)
     scale: float
 
     def product(self) -> Tensor:
-        """What is added to the weight, float32."""
+        """The addition to the weight, float32, in the weight's shape."""
         A, B = self.A.float(), self.B.float()
         if A.dim() == 2:
             return B @ A * self.scale
@@ -52,10 +52,10 @@ class Factors:
 def merge_loras(
     pipeline: Any, networks: Mapping[str, nn.Module], files: Sequence[LoraFile], originals: Originals
 ) -> None:
-    """Add `files`, in their order, to the weights of `networks`, which are named as a pipeline names its parts.
+    """Add `files`, in their order, to the weights of `networks`, whose keys are the pipeline's part names.
 
-    `pipeline` is the pipeline's class. `originals` has the UNet's weights before they were rounded to its dtype; text
-    encoders, if any file adapts them, are in float32. Raises UserError, naming the file, for one of another model.
+    `pipeline` is the pipeline's class. `originals` gives the UNet's weights before rounding to its dtype; text encoders must be
+    in float32 if a file adapts them. Raises UserError, naming the file, if a file belongs to another model.
     """
     read = [(file, _read(file, pipeline, networks)) for file in files]
     for part, layer in dict.fromkeys(place for _, adapters in read for place in adapters):
@@ -70,7 +70,7 @@ def merge_loras(
 
 
 def _read(file: LoraFile, pipeline: Any, networks: Mapping[str, Any]) -> dict[tuple[str, str], Factors]:
-    """What a file adds, by part and layer. Raises UserError if it is not, whole, for these networks."""
+    """The additions of a file, by part and layer. Raises UserError unless all of them fit these networks."""
     try:
         with _quiet():
             state, alphas, metadata = pipeline.lora_state_dict(
@@ -80,7 +80,7 @@ def _read(file: LoraFile, pipeline: Any, networks: Mapping[str, Any]) -> dict[tu
                 use_safetensors=True,
                 return_lora_metadata=True,
             )
-        if not any(key.startswith(("unet.", "text_encoder")) for key in state):  # as before diffusers 0.17
+        if not any(key.startswith(("unet.", "text_encoder")) for key in state):  # the format before diffusers 0.17
             state = {f"unet.{key}": value for key, value in state.items()}
         halves: dict[tuple[str, str], dict[str, Tensor]] = {}
         for key, value in state.items():
@@ -89,22 +89,22 @@ def _read(file: LoraFile, pipeline: Any, networks: Mapping[str, Any]) -> dict[tu
         stated = {
             _place(key.removesuffix(".alpha"), networks)[:2]: float(alpha) for key, alpha in (alphas or {}).items()
         }
-        found = {
+        additions = {
             place: Factors(pair["A"], pair["B"], _scale(place, pair["A"].shape[0], stated, metadata or {}))
             for place, pair in halves.items()
         }
     except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{file.said} does not fit this model: {str(error).splitlines()[0][:200]}") from error
-    fitting = sum(_fits(factors, networks.get(part), layer) for (part, layer), factors in found.items())
+    fitting = sum(_fits(factors, networks.get(part), layer) for (part, layer), factors in additions.items())
     if fitting < file.layers:
         raise UserError(
             f"{file.said} does not fit this model, which has {fitting} of the {file.layers} layers it adapts"
         )
-    return found
+    return additions
 
 
 def _place(key: str, networks: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Part, layer and factor (A or B; none of a layer's own name) that a name of diffusers' converter means."""
+    """Part, layer and factor (A or B; empty for the name of a layer) of a name from diffusers' converter."""
     part, _, rest = key.partition(".")
     match = FACTOR.fullmatch(rest.replace(".processor.", "."))
     layer, which = (match["layer"], match["which"]) if match else (rest, "")
@@ -113,7 +113,7 @@ def _place(key: str, networks: Mapping[str, Any]) -> tuple[str, str, str]:
             layer += f".to_{projection}" + ".0" * (projection == "out")
         else:
             layer += f".{projection}_proj"
-    # transformers' text encoders had this level before version 5.6, and some still do.
+    # transformers' text encoders had this level before version 5.6, and some still have it.
     if part in networks and not hasattr(networks[part], "text_model"):
         layer = layer.removeprefix("text_model.")
     return part, layer, {"down": "A", "up": "B"}.get(which, which)
@@ -122,19 +122,19 @@ def _place(key: str, networks: Mapping[str, Any]) -> tuple[str, str, str]:
 def _scale(
     place: tuple[str, str], rank: int, stated: Mapping[tuple[str, str], float], metadata: Mapping[str, Any]
 ) -> float:
-    """α/r: α as the file states it for the layer, or in its header as PEFT does, or else r."""
+    """α/r. α comes from the file's entry for the layer, else from its header (PEFT's format), else it is r."""
     part, layer = place
     if place in stated:
         return stated[place] / rank
-    own = {key.removeprefix(f"{part}."): value for key, value in metadata.items() if key.startswith(f"{part}.")}
-    if own.get("use_dora"):
+    of_part = {key.removeprefix(f"{part}."): value for key, value in metadata.items() if key.startswith(f"{part}.")}
+    if of_part.get("use_dora"):
         raise ValueError("it is DoRA; accepted: plain LoRA")
-    alpha = float(own.get("lora_alpha", rank))
-    for pattern, other in (own.get("alpha_pattern") or {}).items():
+    alpha = float(of_part.get("lora_alpha", rank))
+    for pattern, other in (of_part.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", layer):
             alpha = float(other)
             break
-    return alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
+    return alpha / (math.sqrt(rank) if of_part.get("use_rslora") else rank)
 
 
 def _weight(network: nn.Module | None, layer: str) -> nn.Parameter | None:
@@ -156,7 +156,7 @@ def _fits(factors: Factors, network: nn.Module | None, layer: str) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the converter says of files that do not fit is said by errors here."""
+    """Silence the converter: errors here report files that do not fit."""
     before = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""The README.md in a checkpoint folder: what the model is, what it was made from, and how it measured."""
+"""The model card (README.md) in a checkpoint folder: the model, its base, its metrics and how to use it."""
 
 import json
 import re
@@ -17,10 +17,10 @@ USE = """from diffusers import {classes}
 {load}image = pipeline("a prompt like those it was trained on", {call}, guidance_scale=0.0).images[0]
 """
 
-#: Where the reader has put the folder that the card lies in.
+#: Placeholder for the path of the card's folder.
 THIS = "path/of/this/folder"
-#: The same in other programs.
-USE_ELSEWHERE = """In ComfyUI, Forge and A1111: `{file}` of this folder belongs into their folder of {what}; 1 step, CFG 1.
+#: Use in other programs.
+USE_ELSEWHERE = """In ComfyUI, Forge and A1111: copy `{file}` from this folder to their {what} folder; use 1 step and CFG 1.
 """
 
 USE_CLASSES = "ortho generate --model path/of/this/folder --prompt {prompt} --out DIR\n"
@@ -39,11 +39,12 @@ def model_card(
     classes: Sequence[str] = (),
     made: str = "",
 ) -> str:
-    """A model card in the hub's format. `base` is the name of the model that was fine-tuned, empty where none was; `model` is
-    the pipeline that its use begins with: that of a LoRA's weights, or one that takes its step as this does.
+    """A model card in the Hugging Face hub's format. `base` is the name of the model that was fine-tuned, or empty. `model` is
+    the pipeline that the usage code loads for a LoRA; otherwise a pipeline with the same one-step settings.
 
-    `classes` are those of a class-conditional generator; without any it is a diffusers pipeline. `facts` become a table of
-    two columns, `metrics` one of names and numbers, `config` a YAML block. `made` says how it was, where it was not trained.
+    `classes` are those of a class-conditional generator; without classes the model is a diffusers pipeline. `facts` become a
+    table of two columns, `metrics` a table of names and numbers, `config` a YAML block. `made` tells how a model was made that
+    was not trained.
     """
     tags = ["class-conditional" if classes else "text-to-image", "one-step", "ortho", *(["lora"] if lora else [])]
     head: dict[str, object] = {} if classes else {"library_name": "diffusers"}
@@ -71,13 +72,13 @@ def model_card(
 
 
 def _block(language: str, text: str) -> str:
-    """Text as a block of code, between more backticks than it has in a row."""
+    """Text as a code block, fenced by more backticks than the longest run in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}{fence}"
 
 
 def _use(model: ModelFolder | None, lora: bool) -> str:
-    """Code that makes an image with diffusers alone."""
+    """Code that makes an image with diffusers only."""
     classes, load, size = ["DiffusionPipeline"], _from_pretrained(THIS), ""
     if lora:
         assert model is not None
@@ -92,18 +93,18 @@ def _use(model: ModelFolder | None, lora: bool) -> str:
 
 
 def _from_pretrained(folder: str, model: ModelFolder | None = None) -> str:
-    # diffusers takes a variant of the weights, alone or not, only where it is named.
-    alone = [next(iter(variants)) for variants in model.weights.values() if "" not in variants] if model else []
-    variant = f", variant={_quoted(alone[0])}" if alone else ""
+    # diffusers loads a variant only if it is named, even if no other exists.
+    needed = [next(iter(variants)) for variants in model.weights.values() if "" not in variants] if model else []
+    variant = f", variant={_quoted(needed[0])}" if needed else ""
     return f"pipeline = DiffusionPipeline.from_pretrained({_quoted(folder)}{variant})\n"
 
 
 def _from_single_file(model: ModelFolder) -> tuple[list[str], str, str]:
-    """Names to import, the lines that load a checkpoint, and the size of its images if its configurations do not say it."""
+    """Names to import, the lines that load a checkpoint, and the image size arguments if its configurations lack the size."""
     load = f"pipeline = {model.kind}.from_single_file({_quoted(str(model.path))}"
     if not model.built_in:
         return [model.kind], f"{load}, config={_quoted(str(model.configs))})\n", ""
-    # diffusers takes the configurations of the family's first model from the hub: for many steps, and of another size.
+    # diffusers would use the configurations of the family's first model from the hub, which have many steps and another size.
     recipe, (Y, X) = model.recipe, model.image_size
     assert recipe is not None
     changed = {name: recipe.config[name] for name in ("prediction_type", "timestep_spacing") if name in recipe.config}
@@ -113,7 +114,7 @@ def _from_single_file(model: ModelFolder) -> tuple[list[str], str, str]:
 
 
 def _quoted(text: str) -> str:
-    """A text as Python has it between double quotes, which JSON is, with control characters and line separators escaped."""
+    """A text as a Python literal in double quotes: JSON, with control characters and line separators escaped."""
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(text, ensure_ascii=False))
 
 

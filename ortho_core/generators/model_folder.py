@@ -1,8 +1,8 @@
-"""Model folders, opened and described without loading any weights.
+"""Open and describe model folders without loading weights.
 
 A model folder is a diffusers pipeline, a class-conditional generator (`config.json` and its weights), or a *LoRA folder*: an
-adapter's weights and a `lora.json` that names the pipeline, the base, which the adapter belongs to. A single-file checkpoint
-stands for the folder of its pipeline.
+adapter's weights and a `lora.json` that names its base, the pipeline that the adapter belongs to. A single-file checkpoint can be
+given instead of its pipeline's folder.
 """
 
 import hashlib
@@ -23,59 +23,59 @@ from ortho_core.generators.pipeline_files import FLOAT32, INDEX, SCHEDULER, Pipe
 from ortho_core.generators.recipe import OneStepRecipe
 from ortho_core.storage.hashes import content_hash
 
-#: The files of a class-conditional generator, and the `kind` that the first states.
+#: The files of a class-conditional generator, and the value of `kind` in the first.
 CLASS_CONFIG, CLASS_WEIGHTS, CLASS_KIND = "config.json", "network.safetensors", "class-conditional"
-#: The file that makes a folder a LoRA folder: which base its weights belong to.
+#: The file that makes a folder a LoRA folder; it names the base that the weights belong to.
 LORA_REFERENCE = "lora.json"
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a model folder holds, read once; a job opens it and hands it on, to workers too.
+    """The description of a model folder, read once; a job opens it and passes it to its workers.
 
-    The path is absolute: a worker on another node finds the folder at the same place, or does not find it.
+    The path is absolute: workers on other nodes expect the folder at the same path.
     """
 
     path: Path
-    #: The pipeline class, of a LoRA folder its base's, or `class-conditional`.
+    #: The pipeline class (for a LoRA folder its base's), or `class-conditional`.
     kind: str
     #: (C, H, W) of the noise map.
     latent_shape: tuple[int, int, int]
-    #: (c, h, w) of what the network makes; a pipeline's is that of the noise map.
+    #: (c, h, w) of the network's output; for a pipeline equal to `latent_shape`.
     target_shape: tuple[int, int, int]
     #: (Y, X) in pixels.
     image_size: tuple[int, int]
-    #: How a pipeline takes its step; of a class-conditional generator there is nothing to say.
+    #: The settings of a pipeline's step; None for a class-conditional generator.
     recipe: OneStepRecipe | None
-    #: Of a class-conditional generator.
+    #: The configuration of a class-conditional generator; None for a pipeline.
     class_config: ClassConfig | None
-    #: SHA-256 of what each configuration says, by its name in the folder.
+    #: SHA-256 of each configuration's content, by its name in the folder.
     configurations: Mapping[str, str]
-    #: Names of the other files that identify the model: of each part's weights the first variant that is there.
+    #: Names of the other files that identify the model: for each part's weights those of the first variant that exists.
     files: tuple[str, ...]
-    #: Of a pipeline: library and class of each part, and where its configurations are: in the folder itself, or of a single-file
-    #: checkpoint in another.
+    #: For a pipeline: library and class of each part, and the folder of its configurations: the model folder itself, or another
+    #: one for a single-file checkpoint.
     parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     configs: Path | None = None
-    #: Names of the files of each part's weights by variant, of which one is loaded; of a checkpoint there are none.
+    #: Names of the files of each part's weights by variant, of which one is loaded; empty for a checkpoint.
     weights: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
-    #: Whether the model is a single-file checkpoint; and if its configurations are built in, the model whose they are.
+    #: Whether the model is a single-file checkpoint; if its configurations are built in, the name of the model they come from.
     checkpoint: bool = False
     built_in: str = ""
-    #: Of a LoRA folder, the model that its adapter belongs to, and the fingerprint that `lora.json` records of it.
+    #: For a LoRA folder: the model that its adapter belongs to, and that model's fingerprint as `lora.json` records it.
     lora_base: "ModelFolder | None" = None
     recorded_fingerprint: str | None = None
-    #: What is added to the weights besides, with `--lora`.
+    #: LoRAs that are added to the weights (`--lora`).
     loras: tuple[LoraFile, ...] = ()
-    #: SHA-256 of the folder's files by name, as they were when they were first hashed. They stay, and go to workers: what is
-    #: loaded later is compared with them.
+    #: SHA-256 of the folder's files by name, from the first time each was hashed. Workers get them: files loaded later are
+    #: compared with them.
     seen: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def open(folder: str | Path) -> "ModelFolder":
-        """Read and check a folder's configurations. Raises UserError, naming the file and the remedy, for what is wrong.
+        """Read and check a folder's configurations. Raises UserError, naming the file and the remedy, for any fault.
 
-        Of a LoRA folder's base it is not checked that it is the one recorded, which `fingerprint` does.
+        It does not check that a LoRA folder's base is the recorded one; `fingerprint` does.
         """
         folder = Path(folder)
         try:
@@ -88,7 +88,7 @@ class ModelFolder:
             raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
 
     def with_adapter(self, folder: Path, recorded_fingerprint: str | None = None) -> "ModelFolder":
-        """The LoRA folder whose adapter was trained on this model: as `lora.json` records, or as it is now."""
+        """The LoRA folder whose adapter was trained on this model. `recorded_fingerprint` defaults to this model's."""
         return replace(
             self,
             path=folder.absolute(),
@@ -101,16 +101,16 @@ class ModelFolder:
         )
 
     def with_loras(self, added: Sequence[AddedLora]) -> "ModelFolder":
-        """The model with these LoRAs added to its weights. Raises UserError, in one line, for files that are none."""
+        """The model with these LoRAs added to its weights. Raises UserError, in one line, for a file that is not a LoRA."""
         if added and self.kind == CLASS_KIND:
             raise UserError(f"--lora: {self.path} is class-conditional, which has no adapters")
         files = [LoraFile.open(each) for each in added]
-        # Sums are rounded: in one order, whichever they were given in.
+        # Sorted, because sums are rounded: the result must not depend on the order of the option.
         return replace(self, loras=tuple(sorted(files, key=lambda file: file.fingerprint)))
 
     @property
     def place(self) -> Path:
-        """The folder that `files` are in."""
+        """The folder that contains `files`."""
         return self.path.parent if self.checkpoint else self.path
 
     @property
@@ -120,17 +120,17 @@ class ModelFolder:
 
     @property
     def all_files(self) -> list[str]:
-        """Names of the files that may be loaded: those of every variant."""
+        """Names of all files that may be loaded: those of every variant."""
         variants = [names for part in self.weights.values() for files in part.values() for names in files]
         return list(dict.fromkeys([*self.files, *variants]))
 
     def files_used(self, dtype: str) -> str:
-        """Which of several files the parts are loaded from for `dtype`, also `auto`: one line, empty where there is no choice."""
+        """A line that tells which variants are loaded for `dtype` (also `auto`); empty if there is no choice."""
         base = self.base
         if base.built_in:
             return (
-                f"model {base.path}: configuration and scheduler of {base.built_in}, {base.image_size[1]} px (a diffusers folder "
-                f"{base.path.with_suffix('')} would state others)"
+                f"model {base.path}: configuration and scheduler of {base.built_in}, {base.image_size[1]} px (to use others, put "
+                f"a diffusers folder at {base.path.with_suffix('')})"
             )
         if all(set(variants) == {""} for variants in base.weights.values()):
             return ""
@@ -141,7 +141,7 @@ class ModelFolder:
         return f"model {base.path}: {which} (--dtype auto)"
 
     def _taken(self, dtype: str) -> str:
-        """The variants that the parts are loaded from, with the parts of each."""
+        """The variants that are loaded, with the parts of each, as text."""
         taken: dict[str, list[str]] = {}
         for part in self.weights:
             taken.setdefault(self.variant_of(part, dtype) or "full", []).append(part)
@@ -151,30 +151,32 @@ class ModelFolder:
     def exact(self) -> tuple[str, ...]:
         """The parts that are loaded in float32, whatever the precision of the others.
 
-        A text encoder is small enough to be rounded after a LoRA was added to it.
+        With a LoRA for text encoders, these are loaded in float32 too, and rounded after the LoRA was added: they are small.
         """
         texts = [name for name in self.networks if name != "unet"] if any(lora.on_text for lora in self.loras) else []
         return tuple(dict.fromkeys([*FLOAT32, *texts]))
 
     def variant_of(self, part: str, dtype: str) -> str:
-        """The variant of its weights that a part is loaded from, of a model that computes in `dtype`."""
+        """The variant of weights that a part is loaded from, if the model computes in `dtype`."""
         return preferred(self.weights[part], "float32" if part in self.exact else dtype)
 
     @property
     def base(self) -> "ModelFolder":
-        """Where the weights are that an adapter is added to; any folder that is no LoRA folder is its own."""
+        """The model that an adapter is added to; for a folder that is not a LoRA folder, itself."""
         return self if self.lora_base is None else self.lora_base
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes that are the prompts of a class-conditional generator; of a pipeline none."""
+        """The classes, which are the prompts of a class-conditional generator; empty for a pipeline."""
         return () if self.class_config is None else self.class_config.classes
 
     @property
     def noise_scale(self) -> float:
-        """s of x_T = s·ε, which the model's scheduler starts from. Raises UserError if it does not say."""
+        """s of x_T = s·ε, the start of the model's scheduler. Raises UserError if the scheduler does not define it."""
         if self.recipe is None:
-            raise UserError(f"{self.path} has no scheduler to tell the scale of the noise; --noise-scale states it")
+            raise UserError(
+                f"{self.path} has no scheduler that defines the scale of the noise; give it with --noise-scale"
+            )
         try:
             return self.recipe.noise_scale()
         except UserError as error:
@@ -182,14 +184,14 @@ class ModelFolder:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each file that is loaded, by its name in the folder; JSON's is of what it says, not how it is laid out.
+        """SHA-256 of each file that is loaded, by its name in the folder; for JSON that of the content, not of its layout.
 
         Raises UserError for a file that cannot be read.
         """
         return {**self.configurations, **self.hashes_of(self.files)}
 
     def hashes_of(self, names: Sequence[str]) -> dict[str, str]:
-        """SHA-256 of files of the folder by name, as they were first `seen`. Raises UserError for one that cannot be read."""
+        """SHA-256 of files of the folder by name, from when they were first `seen`. Raises UserError for an unreadable file."""
         for name in names:
             if name not in self.seen:
                 try:
@@ -200,26 +202,29 @@ class ModelFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (16 hex digits) over the names and contents of what is loaded, wherever the folder lies and whatever else is
-        in it. Of a LoRA folder: over the adapter's weights and the fingerprint of its base; with LoRAs added: over theirs too.
+        """SHA-256 (16 hex digits) over the names and contents of the files that are loaded. It does not depend on the folder's
+        path or on other files in it. For a LoRA folder: over the adapter's weights and the fingerprint of its base. With
+        `--lora`: also over the added LoRAs.
 
-        Of weights in several variants it is over the first in the order of VARIANTS, whichever is loaded: they are one model.
+        All variants of the weights are one model: the hash uses the first in the order of VARIANTS, whichever is loaded.
 
-        Raises UserError if a base has another fingerprint than `lora.json` records.
+        Raises UserError if the base has another fingerprint than `lora.json` records.
         """
         if self.lora_base is not None:
-            found, recorded = self.lora_base.fingerprint, self.recorded_fingerprint
-            if found != recorded:
+            current, recorded = self.lora_base.fingerprint, self.recorded_fingerprint
+            if current != recorded:
                 raise UserError(
-                    f"{self.path / LORA_REFERENCE}: the base model {self.lora_base.path} has fingerprint {found}, and the "
-                    f"LoRA was trained on {recorded}; give base_model the folder of that model"
+                    f"{self.path / LORA_REFERENCE}: the base model {self.lora_base.path} has fingerprint {current}, but the "
+                    f"LoRA was trained on {recorded}; set base_model to the folder of that model"
                 )
-        own = fingerprint_over(self.hashes, None if self.lora_base is None else self.recorded_fingerprint)
-        return own if not self.loras else fingerprint_over({"": own}, added=[lora.fingerprint for lora in self.loras])
+        plain = fingerprint_over(self.hashes, None if self.lora_base is None else self.recorded_fingerprint)
+        return (
+            plain if not self.loras else fingerprint_over({"": plain}, added=[lora.fingerprint for lora in self.loras])
+        )
 
     @property
     def text_fingerprint(self) -> str:
-        """SHA-256 over what makes embeddings of prompts: models that share it have the same ones."""
+        """SHA-256 over the files that determine prompt embeddings: models with equal values have equal embeddings."""
         decisive = (INDEX, CLASS_CONFIG, "text_encoder", "tokenizer")
         hashes = {name: value for name, value in self.base.hashes.items() if name.startswith(decisive)}
         on_text = any(lora.on_text for lora in self.loras)
@@ -227,12 +232,12 @@ class ModelFolder:
 
     @property
     def weight_bytes(self) -> int:
-        """Size of the weights, about what a copy of the model takes on disk."""
+        """Size of the weights in bytes, about the disk space of a copy of the model."""
         return sum((self.place / name).stat().st_size for name in self.files)
 
 
 def write_lora_reference(folder: Path, base: ModelFolder) -> None:
-    """Say in a LoRA folder which model its adapter belongs to."""
+    """Write `lora.json` in a LoRA folder: the model that its adapter belongs to."""
     content = {"base_model": str(base.path.resolve()), "base_fingerprint": base.fingerprint}
     (folder / LORA_REFERENCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -249,53 +254,53 @@ def _open(folder: Path) -> ModelFolder:
     if checkpoints and config.get("kind") is None:
         some = ", ".join(checkpoints[:4])
         raise UserError(
-            f"{folder} is not a model folder: no {INDEX} in it, nor a {LORA_REFERENCE}; --model takes the file of a checkpoint "
-            f"there, --lora that of a LoRA ({some})"
+            f"{folder} is not a model folder: it has no {INDEX} and no {LORA_REFERENCE}; to use one of its files ({some}), give "
+            "a checkpoint's path to --model, or a LoRA's path to --lora"
         )
     raise UserError(
-        f"{folder} is not a model folder: no {INDEX} in it (a diffusers pipeline is expected), "
-        f"nor a {LORA_REFERENCE} (a LoRA folder), nor a {CLASS_CONFIG} of kind {CLASS_KIND} (of `ortho train-gan`)"
+        f"{folder} is not a model folder: no {INDEX} in it (a diffusers pipeline), no {LORA_REFERENCE} (a LoRA folder), "
+        f"no {CLASS_CONFIG} of kind {CLASS_KIND} (from `ortho train-gan`)"
     )
 
 
 def _open_pipeline(folder: Path) -> ModelFolder:
-    found = PipelineFiles.read(folder)
+    pipeline = PipelineFiles.read(folder)
     weights = {
         part: {variant: tuple(str(file.relative_to(folder)) for file in files) for variant, files in variants.items()}
-        for part, variants in found.weights.items()
+        for part, variants in pipeline.weights.items()
     }
-    vocabularies = [str(file.relative_to(folder)) for file in found.vocabularies]
+    vocabularies = [str(file.relative_to(folder)) for file in pipeline.vocabularies]
     canonical = [name for variants in weights.values() for name in next(iter(variants.values()))]
-    return replace(_described(folder, found), files=(*vocabularies, *canonical), weights=weights)
+    return replace(_described(folder, pipeline), files=(*vocabularies, *canonical), weights=weights)
 
 
 def _open_checkpoint(file: Path) -> ModelFolder:
-    found = CheckpointFile.read(file)
-    model = _described(file, found.configs)
-    folder = found.configs.folder
-    vocabularies = {str(each.relative_to(folder)): content_hash(each) for each in found.configs.vocabularies}
+    checkpoint = CheckpointFile.read(file)
+    model = _described(file, checkpoint.configs)
+    folder = checkpoint.configs.folder
+    vocabularies = {str(each.relative_to(folder)): content_hash(each) for each in checkpoint.configs.vocabularies}
     return replace(
         model,
         configurations={**model.configurations, **vocabularies},
         files=(file.name,),
         checkpoint=True,
-        built_in=found.family.like if found.family is not None else "",
+        built_in=checkpoint.family.like if checkpoint.family is not None else "",
     )
 
 
-def _described(path: Path, found: PipelineFiles) -> ModelFolder:
+def _described(path: Path, pipeline: PipelineFiles) -> ModelFolder:
     return ModelFolder(
         path=path,
-        kind=found.kind,
-        latent_shape=found.latent_shape,
-        target_shape=found.latent_shape,
-        image_size=found.image_size,
-        recipe=found.recipe,
+        kind=pipeline.kind,
+        latent_shape=pipeline.latent_shape,
+        target_shape=pipeline.latent_shape,
+        image_size=pipeline.image_size,
+        recipe=pipeline.recipe,
         class_config=None,
-        configurations=found.configurations,
+        configurations=pipeline.configurations,
         files=(),
-        parts=found.parts,
-        configs=found.folder,
+        parts=pipeline.parts,
+        configs=pipeline.folder,
     )
 
 
@@ -318,18 +323,20 @@ def _open_lora(folder: Path) -> ModelFolder:
     file = folder / LORA_REFERENCE
     content, accepted = read_json(file), ("base_model", "base_fingerprint")
     if set(content) != set(accepted):
-        raise UserError(f"{file} holds {sorted(content)}; accepted: an object of {' and '.join(accepted)}")
+        raise UserError(f"{file} has the entries {sorted(content)}; accepted: an object with {' and '.join(accepted)}")
     if not all(isinstance(value, str) and value for value in content.values()):
         raise UserError(f"{file}: base_model and base_fingerprint must be non-empty strings, found {content}")
     if (folder / INDEX).exists():
-        raise UserError(f"{folder} holds both {INDEX} and {LORA_REFERENCE}; a model folder has one of them")
+        raise UserError(f"{folder} contains both {INDEX} and {LORA_REFERENCE}; a model folder has only one of them")
     if not (folder / LORA_WEIGHTS).is_file():
         raise UserError(f"{folder} is not a LoRA folder: {LORA_REFERENCE} without {LORA_WEIGHTS}")
     place = Path(content["base_model"])
     if not place.is_absolute():
         raise UserError(f"{file}: base_model is {place}; an absolute path is accepted")
     if not place.exists():
-        raise UserError(f"{file}: the base model {place} does not exist; write where it is now as base_model there")
+        raise UserError(
+            f"{file}: the base model {place} does not exist; set base_model in this file to its present folder"
+        )
     if (place / LORA_REFERENCE).exists():
         raise UserError(
             f"{file}: the base model {place} is itself a LoRA folder; accepted: a diffusers pipeline's folder"
@@ -346,8 +353,8 @@ def _open_lora(folder: Path) -> ModelFolder:
 
 
 def fingerprint_over(hashes: dict[str, str], base: str | None = None, added: Iterable[str] = ()) -> str:
-    """SHA-256 (16 hex digits) over names and hashes; of an adapter also over the fingerprint of its base, of a model with LoRAs
-    over what they add.
+    """SHA-256 (16 hex digits) over names and hashes; for an adapter also over the fingerprint of its base, and with LoRAs over
+    their fingerprints (`added`).
     """
     digest = hashlib.sha256()
     if base is not None:
@@ -360,13 +367,13 @@ def _numbered(added: Iterable[str]) -> dict[str, str]:
 
 
 def _over(hashes: Mapping[str, str], digest: Any) -> str:
-    """The digest of names and hashes after what it was given already."""
+    """Update `digest` with names and hashes; returns its hex digits."""
     for name, value in sorted(hashes.items()):
         digest.update(f"{name}\0{value}\0".encode())
     return str(digest.hexdigest())
 
 
 def check_quantize(folder: ModelFolder, quantize: str, group: str = "") -> None:
-    """Raises UserError for a model that is not packed."""
+    """Raises UserError if `quantize` is requested for a class-conditional model, whose weights are not packed."""
     if folder.kind == CLASS_KIND and quantize != "none":
         raise UserError(f"--{group}quantize: {folder.path} is class-conditional and too small for it; leave it out")

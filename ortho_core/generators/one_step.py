@@ -1,8 +1,8 @@
-"""A scheduler's single step as three numbers, so that no scheduler needs a code branch here.
+"""A scheduler's single step as a few numbers, so that no scheduler needs a code branch here.
 
-A deterministic one-step sampler is linear in its two inputs: with x_T = s·ε, the network sees k·x_T at timestep t, and its
-output v becomes the latent `a·ε + b·v`. Which s, k, t, a, b depends on the scheduler class, its configuration and the
-prediction type. The scheduler itself is asked: run once on unit inputs in float64, and checked to be linear.
+A deterministic one-step sampler is linear in its two inputs: with x_T = s·ε, the network gets k·x_T at timestep t, and its
+output v becomes the latent `a·ε + b·v`. The values of s, k, t, a, b depend on the scheduler class, its configuration and the
+prediction type. They are measured: the scheduler runs on unit inputs in float64, and is checked to be linear.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class OneStep:
 
     @staticmethod
     def of(scheduler: Any, timestep: int | None = None) -> "OneStep":
-        """Probe a diffusers scheduler. `timestep`: where the model was distilled to start, default the scheduler's choice.
+        """Measure a diffusers scheduler's step at `timestep`, which the model was distilled for (None: the scheduler's choice).
 
         Raises UserError for a scheduler whose one step is random or not linear (a clipped or thresholded sample).
         """

@@ -1,5 +1,5 @@
-"""Where a model comes from: the catalogue's entry that `ortho download` brought into its folder, or the model that `ortho
-convert` made it of, and what a card says of it."""
+"""The origin of a model, for model cards: the catalogue entry that `ortho download` fetched into its folder, or the model that
+`ortho convert` made it from."""
 
 import json
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Any
 
 from ortho_core.text.parsing import NotParsedError, json_file, parse_yaml
 
-#: What was downloaded into a folder, by the name of the entry. JSON; without its suffix, because the .json files of a model
-#: folder are part of its fingerprint, and that of a model must not depend on how it got there.
+#: File with the downloads into a folder, by name of the catalogue entry. It is JSON without the suffix: the .json files of a
+#: model folder are part of its fingerprint, which must not depend on how the model got there.
 RECORD = ".ortho-download"
-#: What a folder was converted from, as two fingerprints. JSON, and no suffix either.
+#: File with the fingerprints of a converted model and of its source. JSON without the suffix, too.
 CONVERTED = ".ortho-convert"
 
 
@@ -29,7 +29,7 @@ class Origin:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What was downloaded into a folder, by entry; empty where nothing was, or the record is broken."""
+    """The downloads into a folder, by catalogue entry; empty if there are none, or if the record is broken."""
     try:
         record = json_file(folder / RECORD)
     except (OSError, NotParsedError):
@@ -43,7 +43,7 @@ def _is_entry(entry: object) -> bool:
 
 
 def origin_of(folder: Path) -> Origin | None:
-    """The one entry that was downloaded into a folder; None where none was, or several were."""
+    """The catalogue entry that was downloaded into a folder; None if there is none, or more than one."""
     record = read_record(folder)
     if len(record) != 1:
         return None
@@ -55,8 +55,8 @@ def origin_of(folder: Path) -> Origin | None:
 
 
 def base_name(folder: Path) -> str:
-    """How a card names a model as a base: by the repository it was downloaded from; a fine-tuned one by that of its own base,
-    which its card has; any other by the name of its folder or file."""
+    """The name of a base model in a card: the repository it was downloaded from; for a model fine-tuned by Ortho, the base that
+    its card names; otherwise the name of its folder or file."""
     if (origin := origin_of(folder)) is not None:
         return origin.repository
     try:
@@ -71,19 +71,19 @@ def base_name(folder: Path) -> str:
 
 
 def model_name(folder: Path) -> str:
-    """How a card names a model that it was made from: as `base_name`, and one that was fine-tuned by its own folder as well."""
-    name, own = base_name(folder), folder.absolute().name
-    return name if origin_of(folder) is not None or name == own else f"{own}, fine-tuned from {name}"
+    """The name of a source model in a card: `base_name`; for a fine-tuned model also the name of its folder."""
+    name, folder_name = base_name(folder), folder.absolute().name
+    return name if origin_of(folder) is not None or name == folder_name else f"{folder_name}, fine-tuned from {name}"
 
 
 def write_conversion(folder: Path, fingerprint: str, of: str) -> None:
-    """Say in a folder that the model there, with this fingerprint, is the one with the fingerprint `of`, LoRAs included."""
+    """Record that the model in a folder, with this fingerprint, was converted from the one with fingerprint `of` (with LoRAs)."""
     content = {"fingerprint": fingerprint, "converted_from": of}
     (folder / CONVERTED).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def converted_from(folder: Path, fingerprint: str) -> str | None:
-    """The fingerprint of the model that the one in a folder was made of; None where it was not, or has changed since."""
+    """The fingerprint of the model that a folder was converted from; None if it was not converted, or has changed since."""
     try:
         content = json_file(folder / CONVERTED)
         return str(content["converted_from"]) if content["fingerprint"] == fingerprint else None

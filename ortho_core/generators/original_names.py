@@ -1,9 +1,9 @@
-"""The original names of a pipeline's layers: those of CompVis's and Stability's code, which single-file checkpoints have.
+"""The original names of a pipeline's layers: those of CompVis's and Stability's code, which single-file checkpoints use.
 
-Diffusers numbers a UNet's layers by block; the original numbers all in a row. `input_blocks.0` is the first convolution. Down
-block b of L layers begins at `input_blocks` 1 + b(L + 1), and the place after its layers is its downsampler's. Up blocks have L +
-1 layers each in `output_blocks`, and the upsampler shares the place of the last. At a place, .0 is the residual block, .1 the
-attention, and the upsampler comes after what is there.
+Diffusers numbers a UNet's layers per block; the original numbers them all in one sequence. `input_blocks.0` is the first
+convolution. Down block b of L layers begins at `input_blocks` 1 + b(L + 1); the index after its layers is its downsampler. Up
+blocks have L + 1 layers each in `output_blocks`; the upsampler shares the index of the last layer. At one index, .0 is the
+residual block, .1 the attention, and the upsampler follows them.
 """
 
 import re
@@ -26,7 +26,7 @@ OUTSIDE = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-#: Layers of a residual block of the UNet; of the VAE only the shortcut has another name.
+#: Layers of a residual block of the UNet. In the VAE only the shortcut has another name.
 RESIDUAL = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -36,7 +36,7 @@ RESIDUAL = {
     "conv_shortcut": "skip_connection",
 }
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-#: Layers of OpenCLIP's text encoder by transformers' names, in a block and outside.
+#: OpenCLIP's names of text encoder layers, by transformers' names: inside a block, and outside.
 OPENCLIP_BLOCK = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -50,12 +50,12 @@ OPENCLIP = {
     "final_layer_norm": "ln_final",
     "text_projection.weight": "text_projection",
 }
-#: Diffusers' name of what is in a block: where, block, kind of layer, its number, the rest.
+#: Diffusers' name of a layer in a block. Groups: down/mid/up, block number, kind of layer, layer number, the rest.
 LAYER = re.compile(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 
 
 def foreign_blocks(config: Mapping[str, Any]) -> list[str]:
-    """The blocks of a diffusers UNet's configuration that the original does not have."""
+    """The blocks in a diffusers UNet's configuration that the original code does not have."""
     blocks = [*config["down_block_types"], config.get("mid_block_type"), *config["up_block_types"]]
     return [block for block in blocks if block is not None and block not in ATTENTION | PLAIN]
 
@@ -64,25 +64,25 @@ class UNetNames:
     """Names of the layers and weights of a diffusers UNet, by its configuration."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Raises UserError for a UNet with blocks that the original does not have."""
+        """Raises UserError for a UNet with blocks that the original code does not have."""
         if unknown := foreign_blocks(config):
             known = ", ".join(sorted(ATTENTION | PLAIN))
             raise UserError(f"a UNet with a {unknown[0]} cannot be written in the original names; accepted: {known}")
         up, layers = config["up_block_types"], config["layers_per_block"]
         per_block = list(layers) if isinstance(layers, list | tuple) else [layers] * len(up)
-        #: Of each block its first place; the last number is how many there are.
+        #: The first index of each block; the last entry is the total.
         self.down = list(accumulate((n + 1 for n in per_block), initial=1))
         self.up = list(accumulate((n + 1 for n in reversed(per_block)), initial=0))
         self.upsampler = [2 if block in ATTENTION else 1 for block in up]
 
     def original(self, name: str) -> str:
-        """Of a layer or weight. Raises UserError for one that the original does not have."""
+        """The original name of a layer or weight. Raises UserError if the original code does not have it."""
         match = LAYER.fullmatch(name)
         if match is None:
             for start, original in OUTSIDE.items():
                 if name == start or name.startswith(f"{start}."):
                     return original + name.removeprefix(start)
-            raise UserError(f"the UNet's {name} has no original name: single files and kohya's LoRAs cannot hold it")
+            raise UserError(f"the UNet's {name} has no original name: single files and kohya's LoRAs cannot contain it")
         where, kind, inner = match[1], match[3], int(match[4])
         block, rest = int(match[2] or 0), match[5]
         if kind == "resnets":
@@ -98,7 +98,7 @@ class UNetNames:
 
 
 def vae_name(name: str, blocks: int) -> str:
-    """Of a weight of a diffusers `AutoencoderKL` with so many blocks; the original counts the decoder's from the image."""
+    """The original name of a weight of a diffusers `AutoencoderKL` with `blocks` blocks. The order of up blocks is reversed."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     name = re.sub(r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
     if match := re.fullmatch(r"(.*)mid_block\.attentions\.0\.(.+)", name):
@@ -110,9 +110,9 @@ def vae_name(name: str, blocks: int) -> str:
 
 
 def openclip_name(name: str) -> str:
-    """Of a block or weight of transformers' CLIP text encoder, without `text_model.`
+    """OpenCLIP's name of a block or weight of transformers' CLIP text encoder; `name` is without `text_model.`
 
-    Not of the projections to queries, keys and values, which OpenCLIP holds as one.
+    Not for the projections to queries, keys and values, which are one tensor in OpenCLIP.
     """
     if match := re.fullmatch(r"encoder\.layers\.(\d+)(?:\.(.+))?", name):
         return f"transformer.resblocks.{match[1]}" + (f".{renamed(match[2], OPENCLIP_BLOCK)}" if match[2] else "")
@@ -120,7 +120,7 @@ def openclip_name(name: str) -> str:
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str:
-    """`name` with its start replaced, where that is one of `names` as a whole part."""
+    """`name` with its start replaced, if one of `names` matches complete dotted parts of it."""
     for start, original in names.items():
         if name == start or name.startswith(f"{start}."):
             return original + name.removeprefix(start)

@@ -1,8 +1,8 @@
-"""The files that the parts of a diffusers pipeline are loaded from, found and checked without loading any.
+"""Find and check the files of a diffusers pipeline's parts, without loading them.
 
-They are safetensors that diffusers and transformers load by these names. The weights of a part may be there in several
-*variants*, the same numbers in another precision: `model.safetensors`, `model.fp16.safetensors`. Other variants (`non_ema`),
-formats and notes beside them are none of the model.
+They are safetensors under the names that diffusers and transformers load. The weights of a part may exist in several *variants*,
+the same numbers in another precision: `model.safetensors`, `model.fp16.safetensors`. Other variants (`non_ema`), formats and
+notes beside them do not count as part of the model.
 """
 
 import hashlib
@@ -17,24 +17,24 @@ from safetensors import SafetensorError, safe_open
 from ortho_core.errors import UserError
 from ortho_core.text.parsing import NotParsedError, json_object, regular_bytes
 
-#: What a file begins with that git left in place of a large one.
+#: The first bytes of a git-lfs pointer, the small file that git leaves in place of a large one.
 POINTER = b"version https://git-lfs.github.com/spec/"
-#: Bytes that a pointer is shorter than.
+#: A pointer is shorter than this many bytes.
 SHORT = 1024
 #: Names of a part's weights, without the ending, by the library that loads it.
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
-#: Variants of weights by the name in their files' names, "" for the plain one. The first that is there identifies the model.
+#: Variants of weights as named in file names, "" for the plain one. The first that exists identifies the model.
 VARIANTS = ("", "fp32", "fp16", "bf16")
-#: In which order they are taken for the precision that a part computes in.
+#: Order of preference among the variants, by the dtype that a part computes in.
 PREFERRED = {
     "float32": ("fp32", "", "fp16", "bf16"),
     "float16": ("fp16", "", "fp32", "bf16"),
     "bfloat16": ("bf16", "fp16", "", "fp32"),
 }
-#: A tokenizer is loaded from the first of these that is whole, with the settings that are there.
+#: A tokenizer is loaded from the first of these sets that is complete, and from those settings files that exist.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-#: Entries of configurations that say what wrote them and where from; nothing is computed with them.
+#: Entries of configurations about the program that wrote them and its paths. They have no effect on results.
 NOTES = frozenset(
     {
         *("_diffusers_version", "transformers_version", "_name_or_path", "name_or_path"),
@@ -46,7 +46,7 @@ AGAIN = "fetch the model folder again"
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError, naming the file and the remedy, for whatever else is there."""
+    """The object in a JSON file. Raises UserError, naming the file and the remedy, if it is missing or contains anything else."""
     content = _bytes_of(file)
     try:
         return json_object(content, str(file))
@@ -66,7 +66,7 @@ def _bytes_of(file: Path) -> bytes:
 
 
 def check_file(file: Path) -> Path:
-    """The file, which is not read. Raises UserError, with the remedy, if it is missing, empty or git-lfs's pointer."""
+    """Return the file; a large one is not read. Raises UserError, with the remedy, if it is missing, empty or a pointer."""
     try:
         if os.stat(file).st_size < SHORT:
             _bytes_of(file)
@@ -79,9 +79,7 @@ def check_file(file: Path) -> Path:
 
 def _check_content(file: Path, content: bytes) -> None:
     if content.startswith(POINTER):
-        raise UserError(
-            f"{file} is the pointer that git-lfs puts in a file's place: run `git lfs pull` in its repository"
-        )
+        raise UserError(f"{file} is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository")
     if not content.strip():
         raise UserError(f"{file} is empty: {AGAIN}")
 
@@ -89,8 +87,8 @@ def _check_content(file: Path, content: bytes) -> None:
 def weights_of(folder: Path, library: str) -> dict[str, tuple[Path, ...]]:
     """The safetensors of a part, by variant in the order of VARIANTS: one file each, or the shards that an index names.
 
-    A variant that is git-lfs's pointer, or whose shards are all missing, counts as absent where another is there: clones and
-    downloads often bring one alone. Raises UserError for what is missing or a pointer.
+    A variant that is a git-lfs pointer, or whose shards are all missing, counts as absent if another variant exists: clones and
+    downloads often contain only one. Raises UserError if no variant is complete.
     """
     absent: list[UserError] = []
     variants: dict[str, tuple[Path, ...]] = {}
@@ -106,51 +104,51 @@ def weights_of(folder: Path, library: str) -> dict[str, tuple[Path, ...]]:
         raise absent[0]
     kinds = {".safetensors", ".bin", ".ckpt", ".msgpack", ".onnx", ".h5"}
     other = sorted(file.name for file in folder.iterdir() if file.suffix in kinds)
-    there = f"; {', '.join(other)} in its place is another variant or format, and not loaded" if other else ""
+    unused = f"; the folder has {', '.join(other)}, a variant or format that is not loaded" if other else ""
     raise UserError(
-        f"{folder / STEMS[library]}.safetensors is missing{there}: fetch the safetensors of this part, in full precision or its "
+        f"{folder / STEMS[library]}.safetensors is missing{unused}: fetch the safetensors of this part, in full precision or the "
         "fp16 variant"
     )
 
 
 class _AbsentError(UserError):
-    """A variant of which there is no weight at all, only what refers to it."""
+    """A variant without any weights: only an index or pointers of it exist."""
 
 
 def _variant_of(folder: Path, library: str, variant: str) -> tuple[Path, ...]:
     ending = f".{variant}" if variant else ""
     single = folder / f"{STEMS[library]}{ending}.safetensors"
     index = folder / f"{STEMS[library]}.safetensors.index{ending}.json"
-    # Where both are there, each library has its own preference.
+    # If both exist, diffusers prefers the index, transformers the single file.
     for file in (index, single) if library == "diffusers" else (single, index):
         if not file.is_file():
             continue
         files = _shards(index) if file == index else (single,)
-        gone = [each for each in files if not each.is_file() or is_pointer(each)]
-        if len(gone) < len(files):
+        missing = [each for each in files if not each.is_file() or is_pointer(each)]
+        if len(missing) < len(files):
             return tuple(check_file(each) for each in files)
         try:
-            check_file(gone[0])
+            check_file(missing[0])
         except UserError as error:
             raise _AbsentError(str(error)) from error
     return ()
 
 
 def is_pointer(file: Path) -> bool:
-    """Whether git left its pointer in the place of a large file."""
+    """Whether a file is a git-lfs pointer."""
     with open(file, "rb") as stream:
         return stream.read(len(POINTER)) == POINTER
 
 
 def preferred(variants: Iterable[str], dtype: str) -> str:
-    """The variant that a part is loaded from in `dtype`, of those that are there."""
+    """The variant, among those that exist, that a part is loaded from in `dtype`."""
     return next(variant for variant in PREFERRED[dtype] if variant in set(variants))
 
 
 def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a file by name; its head is read alone.
+    """Shapes of the tensors in a safetensors file, by name; only its header is read.
 
-    Raises UserError, with the remedy, for one that is cut short or holds something else.
+    Raises UserError, with the remedy, if the file is truncated or not safetensors.
     """
     check_file(file)
     try:
@@ -161,7 +159,7 @@ def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_safetensors(files: Iterable[Path]) -> None:
-    """Raises UserError, with the remedy, for the first file that is not there, cut short or something else; reads heads alone."""
+    """Raises UserError, with the remedy, for the first file that is missing, truncated or not safetensors; reads only headers."""
     for file in files:
         check_file(file)
         try:
@@ -183,7 +181,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """What a tokenizer is loaded from. Raises UserError if it has no vocabulary."""
+    """The files that a tokenizer is loaded from. Raises UserError if it has no vocabulary."""
     for names in VOCABULARIES:
         if all((folder / name).is_file() for name in names):
             return [folder / name for name in (*names, *TOKENIZER_SETTINGS) if (folder / name).is_file()]
@@ -191,6 +189,6 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def json_hash(content: Mapping[str, object]) -> str:
-    """SHA-256 of a configuration, whatever the order of its keys, its layout and its NOTES."""
+    """SHA-256 of a configuration, independent of key order, layout and the entries in NOTES."""
     decisive = {key: value for key, value in content.items() if key not in NOTES}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the folder of a diffusers pipeline says of its model, read without loading any weights."""
+"""The description of a model from its diffusers pipeline folder, read without loading weights."""
 
 import json
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ from ortho_core.generators.part_files import (
 )
 from ortho_core.generators.recipe import OneStepRecipe
 
-#: The file that makes a folder a pipeline's.
+#: The file that makes a folder a pipeline folder.
 INDEX = "model_index.json"
-#: The diffusers pipeline classes that are one-step generators to us, and the parts that each is loaded with. Others that a
-#: pipeline may name, a safety checker for one, have no place in one step.
+#: The supported diffusers pipeline classes, and the parts that each is loaded with. Other parts that a pipeline may name, for
+#: example a safety checker, are not used in the one step.
 PIPELINES = {
     "StableDiffusionPipeline": ("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
     "StableDiffusionXLPipeline": (
         *("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"),
     ),
 }
-#: Parts that a pipeline may be without: it names them `[null, null]`.
+#: Parts that a pipeline may lack; its index then names them `[null, null]`.
 OPTIONAL = {"StableDiffusionPipeline": (), "StableDiffusionXLPipeline": ("text_encoder", "tokenizer")}
 #: The parts that compute in float32, whatever the precision of the others.
 FLOAT32 = ("vae",)
@@ -40,7 +40,7 @@ RECIPE = "one_step.json"
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """A pipeline's folder: what its configurations say, and which files the rest of it is."""
+    """A pipeline's folder: the facts from its configurations, and the names of its other files."""
 
     folder: Path
     kind: str
@@ -51,74 +51,74 @@ class PipelineFiles:
     #: (Y, X) in pixels.
     image_size: tuple[int, int]
     recipe: OneStepRecipe
-    #: SHA-256 of what each configuration says, by its name in the folder.
+    #: SHA-256 of each configuration's content, by its name in the folder.
     configurations: Mapping[str, str]
-    #: Vocabularies of tokenizers that are no configuration.
+    #: Vocabulary files of tokenizers that are not JSON.
     vocabularies: tuple[Path, ...]
-    #: The files of the weights by part and variant; of configurations alone there are none.
+    #: The files of the weights by part and variant; empty if the folder was read with `weights=False`.
     weights: Mapping[str, Mapping[str, tuple[Path, ...]]]
 
     @staticmethod
     def read(folder: Path, *, weights: bool = True, vocabulary: str = "") -> "PipelineFiles":
-        """Read and check a pipeline's folder; with `weights=False` as the configurations of weights that are elsewhere.
+        """Read and check a pipeline's folder; with `weights=False` only its configurations, because the weights are elsewhere.
 
-        `vocabulary` is the SHA-256 of the one that its tokenizers have, where they come without. Raises UserError, naming the
-        file and the remedy, for what is wrong.
+        `vocabulary` is the SHA-256 of the built-in vocabulary, for tokenizers that have no vocabulary files. Raises UserError,
+        naming the file and the remedy, for any fault.
         """
         kind, parts = read_index(folder)
-        found: dict[str, Mapping[str, object]] = {INDEX: {"_class_name": kind, **parts}}
+        contents: dict[str, Mapping[str, object]] = {INDEX: {"_class_name": kind, **parts}}
         vocabularies: list[Path] = []
         files: dict[str, dict[str, tuple[Path, ...]]] = {}
         for name, (library, _) in parts.items():
             place = folder / name
             if not place.is_dir():
-                raise UserError(f"{folder / INDEX} names a {name}, and there is no folder {place}: {AGAIN}")
+                raise UserError(f"{folder / INDEX} names a {name}, but there is no folder {place}: {AGAIN}")
             if name.startswith("tokenizer"):
                 if vocabulary:
                     content = read_json(place / "tokenizer_config.json")
-                    found[f"{name}/tokenizer_config.json"] = content | {"vocabulary": vocabulary}
+                    contents[f"{name}/tokenizer_config.json"] = content | {"vocabulary": vocabulary}
                     continue
                 for file in tokenizer_files(place):
                     if file.suffix == ".json":
-                        found[f"{name}/{file.name}"] = read_json(file)
+                        contents[f"{name}/{file.name}"] = read_json(file)
                     else:
                         vocabularies.append(check_file(file))
             elif name == "scheduler":
-                found[SCHEDULER] = read_json(folder / SCHEDULER)
+                contents[SCHEDULER] = read_json(folder / SCHEDULER)
             else:
-                found[f"{name}/config.json"] = read_json(place / "config.json")
+                contents[f"{name}/config.json"] = read_json(place / "config.json")
                 if weights:
                     files[name] = weights_of(place, library)
                     for each in files[name].values():
                         check_safetensors(each)
         if (folder / RECIPE).exists() and (recipe := read_json(folder / RECIPE)):
-            found[RECIPE] = recipe
-        _, H, W = shape = _latent_shape(found["unet/config.json"], folder / "unet" / "config.json")
-        factor = _pixels_per_latent(found["vae/config.json"], folder / "vae" / "config.json")
-        timestep = _timestep(found.get(RECIPE, {}), folder / RECIPE)
+            contents[RECIPE] = recipe
+        _, H, W = shape = _latent_shape(contents["unet/config.json"], folder / "unet" / "config.json")
+        factor = _pixels_per_latent(contents["vae/config.json"], folder / "vae" / "config.json")
+        timestep = _timestep(contents.get(RECIPE, {}), folder / RECIPE)
         return PipelineFiles(
             folder=folder,
             kind=kind,
             parts=parts,
             latent_shape=shape,
             image_size=(H * factor, W * factor),
-            recipe=OneStepRecipe(parts["scheduler"][1], found[SCHEDULER], timestep),
-            configurations={name: json_hash(content) for name, content in found.items()},
+            recipe=OneStepRecipe(parts["scheduler"][1], contents[SCHEDULER], timestep),
+            configurations={name: json_hash(content) for name, content in contents.items()},
             vocabularies=tuple(vocabularies),
             weights=files,
         )
 
 
 def read_index(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
-    """The class of the pipeline in a folder, and library and class of each part that it is loaded with.
+    """The class of the pipeline in a folder, and the library and class of each part that is loaded.
 
-    Raises UserError, naming the file, for what is no index of a pipeline that we know.
+    Raises UserError, naming the file, unless it is the index of a supported pipeline.
     """
     file = folder / INDEX
     index = read_json(file)
     kind = index.get("_class_name")
     if not isinstance(kind, str) or kind not in PIPELINES:
-        raise UserError(f"{file} names a {kind or 'pipeline of no _class_name'}; accepted: {', '.join(PIPELINES)}")
+        raise UserError(f"{file} names a {kind or 'pipeline without _class_name'}; accepted: {', '.join(PIPELINES)}")
     parts = {}
     for name in PIPELINES[kind]:
         value = index.get(name) or [None, None]
@@ -139,14 +139,14 @@ def _latent_shape(config: Mapping[str, object], file: Path) -> tuple[int, int, i
     H, W = size if isinstance(size, list) and len(size) == 2 else (size, size)
     if not all(type(n) is int and n > 0 for n in (C, H, W)):
         raise UserError(
-            f"{file} does not state the latent's shape: in_channels {C!r}, sample_size {size!r}; accepted: channels, and one "
-            "side or [height, width]"
+            f"{file} does not state the latent's shape: in_channels {C!r}, sample_size {size!r}; accepted: a number of channels, "
+            "and one side or [height, width]"
         )
     return C, H, W
 
 
 def _pixels_per_latent(config: Mapping[str, object], file: Path) -> int:
-    """Along one side: each block of the autoencoder but one halves the image."""
+    """Pixels per latent position along one side: each block of the autoencoder but one halves the image."""
     blocks = config.get("block_out_channels")
     if not isinstance(blocks, list) or not blocks:
         raise UserError(

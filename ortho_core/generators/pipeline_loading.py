@@ -1,6 +1,6 @@
-"""A pipeline's parts, loaded from a diffusers folder or a single-file checkpoint, and put together.
+"""Load a pipeline's parts from a diffusers folder or a single-file checkpoint, and put them together.
 
-Each part is loaded in the precision it computes in, from the files that fit it; no network is first built in another one.
+Each part is loaded directly in the dtype it computes in, from the variant of its files that fits this dtype best.
 """
 
 import importlib
@@ -25,14 +25,14 @@ from ortho_core.generators.lora_files import LoraFile
 from ortho_core.generators.lora_merging import merge_loras
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.part_files import check_safetensors, preferred, read_json
-from ortho_core.generators.pipeline_files import FLOAT32
+from ortho_core.generators.pipeline_files import FLOAT32, INDEX
 
 #: The pipeline classes by name.
 CLASSES: dict[str, type[DiffusionPipeline]] = {
     "StableDiffusionPipeline": StableDiffusionPipeline,
     "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
 }
-#: What a pipeline may come with and is loaded without: networks of their own that no step calls.
+#: Optional parts of a pipeline that are not loaded: extra networks that one step does not call.
 LEFT_OUT: dict[str, dict[str, object]] = {
     "StableDiffusionPipeline": {
         **dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder")),
@@ -45,7 +45,7 @@ LEFT_OUT: dict[str, dict[str, object]] = {
 def load_pipeline(folder: ModelFolder, dtype: torch.dtype, loras: tuple[LoraFile, ...]) -> DiffusionPipeline:
     """The pipeline on the CPU, frozen: VAE in float32, the rest in `dtype`, with `loras` added to its weights.
 
-    Raises UserError naming what is broken.
+    Raises UserError, naming the broken file or model.
     """
     base = folder.base
     kind, configs = base.kind, base.configs
@@ -67,29 +67,29 @@ def load_pipeline(folder: ModelFolder, dtype: torch.dtype, loras: tuple[LoraFile
         )
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
         check_safetensors(base.place / name for name in base.all_files if name.endswith(".safetensors"))
-        what = "checkpoint" if base.checkpoint else "model folder"
-        raise UserError(f"{what} {base.path} does not load as {kind}: {str(error).splitlines()[0]}") from error
+        source_kind = "checkpoint" if base.checkpoint else "model folder"
+        raise UserError(f"{source_kind} {base.path} does not load as {kind}: {str(error).splitlines()[0]}") from error
     return pipeline
 
 
 class Source(Protocol):
-    """Where a pipeline's weights are."""
+    """The source of a pipeline's weights."""
 
     def load(self, name: str, dtype: torch.dtype) -> nn.Module:
         """A part of the pipeline in `dtype`."""
         ...
 
     def original(self, layer: str) -> Tensor | None:
-        """The weight of a layer of the UNet, by the layer's name, as it is on disk."""
+        """The weight of a UNet layer, by the layer's name, in the dtype on disk; None if it is not stored."""
         ...
 
 
 class FolderSource:
-    """Parts in folders of their own, as diffusers and transformers save them."""
+    """One folder per part, as diffusers and transformers save them."""
 
     def __init__(self, base: ModelFolder) -> None:
         self.base = base
-        #: Which variant of the weights each part was loaded from.
+        #: The variant of the weights that each part was loaded from.
         self.variants: dict[str, str] = {}
 
     def load(self, name: str, dtype: torch.dtype) -> nn.Module:
@@ -101,12 +101,12 @@ class FolderSource:
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """The file that each of the UNet's tensors is in."""
-        found = {}
+        """The file of each UNet tensor, by the tensor's name."""
+        files = {}
         for name in self.base.weights["unet"][self.variants["unet"]]:
             with safe_open(self.base.path / name, "pt") as stored:
-                found.update(dict.fromkeys(stored.keys(), self.base.path / name))
-        return found
+                files.update(dict.fromkeys(stored.keys(), self.base.path / name))
+        return files
 
     def original(self, layer: str) -> Tensor | None:
         file = self._files.get(f"{layer}.weight")
@@ -118,22 +118,22 @@ class FolderSource:
 
 
 class CheckpointSource:
-    """All parts in one file, in the names of the original repositories; diffusers converts them."""
+    """All parts in one file, with the names of the original repositories; diffusers converts them."""
 
     def __init__(self, base: ModelFolder) -> None:
         self.base = base
-        # Mapped into memory, not read: a part's tensors are touched when it is loaded.
+        # Memory-mapped: a part's tensors are read when the part is loaded.
         self.tensors: Mapping[str, Tensor] = load_single_file_checkpoint(str(base.path), local_files_only=True)
 
     def load(self, name: str, dtype: torch.dtype) -> nn.Module:
-        kind, own, configs = _class_of(self.base, name), self._part(name), str(self.base.configs)
+        kind, tensors, configs = _class_of(self.base, name), self._part(name), str(self.base.configs)
         if hasattr(kind, "from_single_file"):
             network: nn.Module = kind.from_single_file(
-                own, config=configs, subfolder=name, torch_dtype=dtype, local_files_only=True
+                tensors, config=configs, subfolder=name, torch_dtype=dtype, local_files_only=True
             )
         else:
             network = create_diffusers_clip_model_from_ldm(
-                kind, own, subfolder=name, config=configs, torch_dtype=dtype, local_files_only=True
+                kind, tensors, subfolder=name, config=configs, torch_dtype=dtype, local_files_only=True
             )
         for parameter, value in network.named_parameters():
             if value.is_meta:
@@ -157,14 +157,14 @@ class CheckpointSource:
 
 def _class_of(base: ModelFolder, name: str) -> Any:
     library, kind = base.parts[name]
-    found = getattr(importlib.import_module(library), kind, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"{library} has no network {kind}, which is named as {name}")
-    return found
+    network_class = getattr(importlib.import_module(library), kind, None)
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
+        raise ValueError(f"{library} has no network class {kind}, which {INDEX} names for {name}")
+    return network_class
 
 
 def _tokenizers(configs: Path, base: ModelFolder) -> dict[str, Any]:
-    """Tokenizers of the built-in vocabulary."""
+    """Tokenizers with the built-in vocabulary."""
     from transformers import CLIPTokenizer
 
     vocabulary, merges = clip_vocabulary()

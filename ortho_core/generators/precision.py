@@ -1,8 +1,8 @@
-"""What a network computes in, and how gradients come through it whole.
+"""The dtype of a network, and scaling that keeps small gradients in float16.
 
-Half precision differs in what it loses. bfloat16 has the range of float32 and 8 bits of mantissa, float16 has 11 bits and little
-range. Networks that predict noise need the bits: their error is multiplied by the scheduler's sigma (14.6 for SDXL Turbo) on the
-way to the latent. The range that float16 lacks is that of small gradients, so these are scaled while they are inside it.
+bfloat16 has the range of float32 and 8 bits of mantissa; float16 has 11 bits and a small range. Networks that predict noise need
+the bits: their error is multiplied by the scheduler's sigma (14.6 for SDXL Turbo) on the way to the latent. The range of float16
+is too small for small gradients, so these are scaled while they are inside the network.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Of the powers of two that are float32, and whose inverses are.
+#: Range of exponents n for which both 2ⁿ and its inverse are normal float32 numbers.
 EXPONENTS = (-126, 126)
 
 
-def network_dtype(asked: str, device: str | torch.device, *, halves: bool = True) -> torch.dtype:
-    """The dtype that `--dtype` asks for: `auto` is float32 on a CPU, and on a GPU float16 for a network that `halves`."""
-    if asked != "auto":
-        named: torch.dtype = getattr(torch, asked)
+def network_dtype(option: str, device: str | torch.device, *, halves: bool = True) -> torch.dtype:
+    """The dtype for a value of `--dtype`: `auto` is float16 on a GPU if the network supports it (`halves`), else float32."""
+    if option != "auto":
+        named: torch.dtype = getattr(torch, option)
         return named
     return torch.float16 if halves and torch.device(device).type != "cpu" else torch.float32
 
 
 @contextmanager
 def fast_matmul(device: torch.device) -> Iterator[None]:
-    """Inside, matrix products in float32 may take TF32's 11 bits, on a GPU that has it; convolutions do so anyway."""
+    """In this block, float32 matrix products may use TF32 (11 bits) on a GPU that has it; convolutions always do."""
     if device.type != "cuda":
         yield
         return
@@ -39,14 +39,14 @@ def fast_matmul(device: torch.device) -> Iterator[None]:
 
 
 def run_network(run: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`run(x.to(dtype)).float()` for x (B, ...) in float32, and TF32 for what stays float32 there, forward and backward.
+    """`run(x.to(dtype)).float()` for x (B, ...) in float32. Operations that stay in float32 use TF32, forward and backward.
 
-    Where `dtype` (or autocast's) is float16 and x asks for a gradient, each row's gradient is scaled by a power of two, so that
-    the largest entry that enters the network is in [0.5, 1), and back when it has left it: what float16 would flush to zero
-    survives, and nothing is rounded otherwise. Noise is outside: rotations and losses compute in plain float32.
+    If `dtype` (or autocast's) is float16 and x needs a gradient, each row's gradient is multiplied by a power of two on entering
+    the network, so that its largest entry is in [0.5, 1), and divided by it on leaving. Entries that float16 would flush to zero
+    survive, and a power of two adds no rounding. The noise is outside: rotations and losses compute in plain float32.
     """
     device = x.device
-    x = x.view_as(x)  # what is registered below is of this use of it alone
+    x = x.view_as(x)  # a new tensor: the hooks below must apply to this call only
     with fast_matmul(device):
         output = run(x.to(dtype)).float()
     scaled = dtype == torch.float16 or (
@@ -61,9 +61,9 @@ def run_network(run: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) 
         if not scaled:
             return gradient
         largest = gradient.flatten(1).abs().amax(1)
-        # Apple's GPUs cannot take a number apart.
-        apart = torch.frexp(largest.cpu() if device.type == "mps" else largest).exponent.to(device)
-        exponent = torch.where(largest.isfinite(), apart, 0).clamp(*EXPONENTS)
+        # Apple's GPUs have no frexp.
+        power = torch.frexp(largest.cpu() if device.type == "mps" else largest).exponent.to(device)
+        exponent = torch.where(largest.isfinite(), power, 0).clamp(*EXPONENTS)
         exponents.append(exponent.view(-1, *[1] * (gradient.ndim - 1)))
         return torch.ldexp(gradient, -exponents[-1])
 

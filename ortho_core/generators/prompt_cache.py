@@ -12,10 +12,10 @@ Rows = OrderedDict[str, dict[str, Tensor]]
 
 
 class TextCache:
-    """The encoded rows of the texts seen last, at most `capacity` of them and `most_bytes` (least recently used goes first).
+    """A cache of encoded texts: at most `capacity` rows and `most_bytes` bytes. The least recently used is dropped first.
 
-    Texts are encoded in batches of one size, filled up where there are fewer: a batch of another size rounds differently,
-    which texts are missing depends on what a worker happened to see before, and an image's result may not.
+    Texts are encoded in padded batches of one fixed size. Batches of different sizes round differently, and which texts must be
+    encoded depends on what the worker saw before; an image's result must not depend on that.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class TextCache:
         batch_size: int = 8,
         most_bytes: int = 1 << 30,
     ) -> None:
-        """`encode` gives named tensors with one row per text. `filler` fills batches up; none: the last text of each."""
+        """`encode` returns named tensors with one row per text. `filler` is the text that pads batches (None: the last text)."""
         self.encode, self.filler = encode, filler
         self.capacity, self.batch_size, self.most_bytes = capacity, batch_size, most_bytes
-        #: By text, each without a batch axis.
+        #: Encoded rows by text, without a batch axis.
         self.rows: Rows = OrderedDict()
-        #: Calls in a row that needed no encoding.
+        #: Number of consecutive calls that needed no encoding.
         self.quiet_calls = 0
 
     @torch.no_grad()
@@ -44,21 +44,21 @@ class TextCache:
             part = missing[start : start + self.batch_size]
             filler = part[-1] if self.filler is None else self.filler
             encoded = self.encode(part + [filler] * (self.batch_size - len(part)))
-            # Copies: a view would keep its whole batch in memory.
+            # Copies, because a view would keep its batch in memory.
             self.rows |= {text: {k: v[i].clone() for k, v in encoded.items()} for i, text in enumerate(part)}
         rows = [self.rows[text] for text in texts]
         for text in texts:
             self.rows.move_to_end(text)
         if not rows:
             return {}
-        each = sum(tensor.nbytes for tensor in rows[0].values())  # of SDXL's two encoders, 0.6 MB in float32
+        each = sum(tensor.nbytes for tensor in rows[0].values())  # 0.6 MB for SDXL's two encoders in float32
         while len(self.rows) > max(min(self.capacity, self.most_bytes // each), len(set(texts))):
             self.rows.popitem(last=False)
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class PromptCache:
-    """The generator's conditions of the prompts seen last."""
+    """A cache of a generator's conditions for prompts."""
 
     def __init__(self, generator: OneStepGenerator, **limits: int) -> None:
         """`limits` are those of `TextCache`."""
@@ -70,7 +70,7 @@ class PromptCache:
 
     @property
     def conditions(self) -> Rows:
-        """What is kept; a cache of another generator with the same text encoders may be given it."""
+        """The cached rows. They may be set on a cache of another generator with the same text encoders."""
         return self._cache.rows
 
     @conditions.setter
@@ -79,5 +79,5 @@ class PromptCache:
 
     @property
     def quiet_calls(self) -> int:
-        """Calls in a row that needed no encoding."""
+        """Number of consecutive calls that needed no encoding."""
         return self._cache.quiet_calls

@@ -1,4 +1,4 @@
-"""What a one-step generator is: `x = D(f(ε, c))`, with f one network evaluation and D a decoder.
+"""The protocol of a one-step generator: `x = D(f(ε, c))`, with f one network evaluation and D a decoder.
 
 Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Condition:
-    """What the network is told besides the noise: named tensors, each with one row per image."""
+    """The network's inputs besides the noise: named tensors, each with one row per image."""
 
     tensors: Mapping[str, Tensor]
 
@@ -25,7 +25,7 @@ class Condition:
         return Condition({k: v[index] for k, v in self.tensors.items()})
 
     def repeat_interleave(self, times: int) -> "Condition":
-        """Each row `times` times in a row."""
+        """Repeat each row `times` times, the copies next to each other."""
         return Condition({k: v.repeat_interleave(times, dim=0) for k, v in self.tensors.items()})
 
     @staticmethod
@@ -35,9 +35,9 @@ class Condition:
 
 @runtime_checkable
 class OneStepGenerator(Protocol):
-    """`x = decode(denoise(noise, condition))`; latents and images are float32 whatever the network computes in."""
+    """`x = decode(denoise(noise, condition))`; latents and images are float32, whatever the network's dtype."""
 
-    #: Fingerprint of the files that it was loaded from, which `load_generator` says; None of one that was made otherwise.
+    #: Fingerprint of the files it was loaded from, set by `load_generator`; None if the generator was made otherwise.
     loaded_fingerprint: str | None
 
     @property
@@ -55,26 +55,26 @@ class OneStepGenerator(Protocol):
 
     @property
     def trainable(self) -> nn.Module:
-        """The network that the M-step trains. May be set to a wrapper of it (DDP)."""
+        """The network that the M-step trains. May be replaced by a wrapper of it (DDP)."""
         ...
 
     @trainable.setter
     def trainable(self, module: nn.Module) -> None: ...
 
     def base_noise(self, seeds: list[int]) -> Tensor:
-        """ε ~ N(0, I), (B, C, H, W) float32; row b depends on seeds[b] alone."""
+        """ε ~ N(0, I), (B, C, H, W) float32; row b depends only on seeds[b]."""
         ...
 
     def encode_prompts(self, prompts: list[str]) -> Condition:
-        """One row per prompt. Raises BadRow for a text that means nothing to the model; the empty one never does so."""
+        """One row per prompt. Raises BadRow for a text that the model cannot use; the empty text is always accepted."""
         ...
 
     def count_truncated(self, prompts: list[str]) -> int:
-        """How many of the prompts are longer than the text encoder's window and lose their end."""
+        """Number of prompts that are longer than the text encoder's window, and are truncated."""
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """E(x), the target latents (B, c, h, w) of images (B, 3, Y, X) in [0, 1]; (c, h, w) is its folder's `target_shape`."""
+        """E(x), the target latents (B, c, h, w) of images (B, 3, Y, X) in [0, 1]; (c, h, w) is `ModelFolder.target_shape`."""
         ...
 
     def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
@@ -82,19 +82,19 @@ class OneStepGenerator(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """D(z): images (B, 3, Y, X), nominally in [0, 1] and not clamped, so that gradients survive."""
+        """D(z): images (B, 3, Y, X), nominally in [0, 1]; not clamped, because clamping would zero gradients."""
         ...
 
     def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
-        """Move the text encoders, or what encodes and decodes images, to host memory until they are next used.
+        """Move the text encoders, or the autoencoder, to host memory until they are next used.
 
-        Not between a differentiable `decode` and its backward pass, which needs the weights where they were.
+        Do not call it between a differentiable `decode` and its backward pass, which needs the weights on the device.
         """
         ...
 
     def save(self, folder: str | Path, card: str | None = None, *, single_file: bool = False) -> None:
         """Write a folder that `load_generator` loads; it appears whole or not at all. `card` becomes its README.md.
 
-        `single_file` adds one file of the whole model for other programs, where its kind has one.
+        `single_file` adds one file with all weights for other programs, for kinds of models that have such a format.
         """
         ...

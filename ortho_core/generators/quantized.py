@@ -1,9 +1,9 @@
-"""A frozen network in fewer bits: the weights of its linear layers in int8 or nf4, what they compute in as it was.
+"""Pack a frozen network: the weights of its linear layers are stored in int8 or nf4; the dtype of the computation is unchanged.
 
-Products are of weights taken back to the precision of what comes in, forward and again backward, so that neither they nor the
-inputs of a layer are kept in between: all that a search or an adapter needs beside the weights stays as it was. The layers of
-libraries are made for other ends: bitsandbytes' LLM.int8 rounds what comes in as well, and keeps it for the backward pass, and
-torchao's keeps the weights that it took back.
+A layer unpacks its weights to the dtype of its input in the forward pass, and again in the backward pass. It keeps neither the
+unpacked weights nor its inputs in between, so a search or an adapter needs no more activation memory. Layers of libraries do not
+do this: bitsandbytes' LLM.int8 also rounds the inputs and keeps them for the backward pass, and torchao's keep the unpacked
+weights.
 
 Axes: o × i a layer's weight.
 """
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from ortho_core.errors import UserError
 
-#: Weights of nf4 that share a scale, as in QLoRA (Dettmers et al. 2023).
+#: Number of nf4 weights that share a scale, as in QLoRA (Dettmers et al. 2023).
 NF4_BLOCK = 64
-#: Layers of the embeddings of time and size stay as they are: few weights, on which all others depend.
+#: Layers that are not packed, the embeddings of time and size: they have few weights, and all other layers depend on them.
 KEPT = ("time_embedding", "add_embedding", "time_emb_proj", "class_embedding")
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ + b, where `layer.taken_back` has W; the gradient is of x alone."""
+    """x Wᵀ + b with W from `layer.taken_back`; it has a gradient for x only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: "QuantizedLinear") -> Tensor:
@@ -37,7 +37,7 @@ class _Product(torch.autograd.Function):
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer whose weights are kept in fewer bits, with scales (float32)."""
+    """A frozen linear layer whose weights are stored in fewer bits, with float32 scales."""
 
     scale: Tensor
 
@@ -51,7 +51,7 @@ class QuantizedLinear(nn.Linear):
         self.train(layer.training)
 
     def taken_back(self, dtype: torch.dtype) -> Tensor:
-        """W (o, i) in `dtype`."""
+        """The unpacked weight W (o, i) in `dtype`."""
         raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Int8Linear(QuantizedLinear):
 
 
 class NF4Linear(QuantizedLinear):
-    """W in 4 bits, the quantiles of a normal distribution, times a scale for every `NF4_BLOCK` weights, as bitsandbytes packs."""
+    """W in bitsandbytes' nf4: 4-bit quantiles of a normal distribution, times one scale per `NF4_BLOCK` weights."""
 
     @staticmethod
     def of(layer: nn.Linear, device: torch.device) -> "NF4Linear":
@@ -84,20 +84,20 @@ class NF4Linear(QuantizedLinear):
         return NF4Linear(layer, packed, scale.float())
 
     def taken_back(self, dtype: torch.dtype) -> Tensor:
-        # As one row: on a CPU, bitsandbytes takes rows for whole blocks, also where they are not.
+        # Unpacked as one row: on a CPU, bitsandbytes wrongly assumes that each row is a whole number of blocks.
         count, unpack = self.out_features * self.in_features, torch.ops.bitsandbytes.dequantize_4bit.default
         row: Tensor = unpack(self.weight, self.scale, NF4_BLOCK, "nf4", [count], dtype)
         return row.reshape(self.out_features, self.in_features)
 
 
-#: What packs a layer, onto a device.
+#: Functions that pack a layer onto a device, by kind.
 PACKED = {"int8": Int8Linear.of, "nf4": NF4Linear.of}
 
 
 def quantize_layers(network: nn.Module, kind: str, device: torch.device) -> None:
-    """Pack the network's linear layers as `kind` says (`none`: as they are), but for the embeddings', each onto `device`.
+    """Pack the network's linear layers, except those in `KEPT`, as `kind` onto `device`; `none` changes nothing.
 
-    Raises UserError where `nf4` lacks the package that packs it.
+    Raises UserError for `nf4` if bitsandbytes is not installed.
     """
     if kind == "none":
         return
@@ -114,10 +114,10 @@ def is_quantized(network: nn.Module) -> bool:
 
 
 def _load_bitsandbytes() -> None:
-    """Have its operators, `torch.ops.bitsandbytes`."""
+    """Import bitsandbytes, which registers the operators `torch.ops.bitsandbytes`."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "--quantize nf4 needs bitsandbytes: pip install 'ortho-em[nf4]'; --quantize int8 needs nothing"
+            "--quantize nf4 needs bitsandbytes: pip install 'ortho-em[nf4]'; --quantize int8 needs no extra package"
         ) from error

@@ -1,4 +1,4 @@
-"""What decides the one step of a model: read from its folder, without PyTorch."""
+"""The settings of a model's one step, read from its folder without PyTorch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,31 +9,31 @@ from ortho_core.errors import UserError
 
 @dataclass(frozen=True)
 class OneStepRecipe:
-    """What decides a model's step: its scheduler, and where the weights were distilled to start if the scheduler does not say."""
+    """The settings of a model's step: its scheduler, and the timestep that it was distilled for (None: the scheduler's first)."""
 
     scheduler: str
     config: Mapping[str, object]
     timestep: int | None = None
 
     def noise_scale(self) -> float:
-        """s of x_T = s·ε, which the scheduler starts from. Raises UserError for a scheduler that does not say."""
-        # Imported late: it takes seconds, and a caller that states the scale never needs it.
+        """s of x_T = s·ε, the scheduler's start. Raises UserError if the scheduler does not define it."""
+        # Imported here: it takes seconds, and callers with --noise-scale do not need it.
         import diffusers
 
         try:
             kind = getattr(diffusers, self.scheduler)
             if not issubclass(kind, diffusers.SchedulerMixin):
-                raise ValueError(f"{self.scheduler} is no scheduler")
+                raise ValueError(f"{self.scheduler} is not a scheduler")
             scheduler = started(kind.from_config(dict(self.config)), self.timestep)
             scale = float(scheduler.init_noise_sigma)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"does not tell the scale of the noise: {error!r}; --noise-scale states it") from error
-        # Machines differ in the last bit, and the number goes into plans.
+            raise UserError(f"does not define the scale of the noise: {error!r}; give it with --noise-scale") from error
+        # Rounded, because machines differ in the last bit and plans contain the number.
         return round(scale, 6)
 
 
 def started(scheduler: Any, timestep: int | None) -> Any:
-    """The scheduler, set to take one step."""
+    """The scheduler, set up for one step."""
     if timestep is None:
         scheduler.set_timesteps(1)
     else:

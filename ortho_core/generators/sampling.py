@@ -1,4 +1,4 @@
-"""Images of a generator, and its network at rest while nothing trains.
+"""Sample images from a generator, with its network in eval mode.
 
 Axes: B images, C × H × W the noise map, 3 × Y × X the image.
 """
@@ -19,7 +19,7 @@ from ortho_core.generators.protocol import OneStepGenerator
 
 @contextmanager
 def at_rest(generator: OneStepGenerator) -> Iterator[None]:
-    """Inside, the network computes without dropout and no weight takes a gradient; afterwards all is as it was."""
+    """In this block the network is in eval mode and its weights need no gradient; afterwards both are restored."""
     modules = [module for module in generator.trainable.modules() if module.training]
     trained = [p for p in generator.trainable.parameters() if p.requires_grad]
     generator.trainable.eval()
@@ -35,7 +35,7 @@ def at_rest(generator: OneStepGenerator) -> Iterator[None]:
 
 
 def seed_list(seeds: int | Sequence[int] | Tensor) -> list[int]:
-    """One seed or several as a list. Raises UserError for what no seed can be."""
+    """One seed or several as a list. Raises UserError for a value that cannot be a seed."""
     several = [seeds] if isinstance(seeds, int) else seeds.tolist() if isinstance(seeds, Tensor) else list(seeds)
     wrong = [seed for seed in several if not (hasattr(seed, "__index__") and 0 <= seed < 2**63)]
     if wrong:
@@ -44,7 +44,7 @@ def seed_list(seeds: int | Sequence[int] | Tensor) -> list[int]:
 
 
 def one_for_each(prompts: str | Sequence[str], rows: int, of: str = "images") -> list[str]:
-    """A list of one prompt per row; one text stands for all rows. Raises UserError for another number."""
+    """A list of one prompt per row; a single text is used for all rows. Raises UserError for another number of prompts."""
     texts = [prompts] * rows if isinstance(prompts, str) else list(prompts)
     if len(texts) != rows:
         raise UserError(f"{len(texts)} prompts for {rows} {of}: give one for each, or one text for all")
@@ -61,17 +61,17 @@ def generate_images(
 ) -> Float[Tensor, "B 3 Y X"]:
     """Images of the prompts, (B, 3, Y, X) float32 in [0, 1], in host memory.
 
-    The noise is that of `seeds` (by default 0, 1, 2, ..., one per prompt), or `noise` (B, C, H, W) float32, for example what
-    `assign_noise` found. One text is the prompt of all seeds. The same seeds make the same noise for every model of a shape.
-    `batch_size` images are made together; fewer where memory runs out.
+    The noise comes from `seeds` (default 0, 1, 2, ..., one per prompt), or is `noise` (B, C, H, W) float32, for example the
+    result of `assign_noise`. A single text is the prompt of all seeds. A seed gives the same noise for all models with the same
+    noise shape. Images are made in batches of `batch_size`; smaller ones if memory runs out.
 
-    Raises UserError for another number of prompts than of seeds, and for noise of a shape that the model does not take.
+    Raises UserError if the numbers of prompts and seeds differ, and for noise of a shape that does not fit the model.
     """
     check_generator(generator)
     if noise is not None and seeds is not None:
-        raise UserError("seeds and noise: give one of them, the seeds make noise themselves")
+        raise UserError("seeds and noise are both given: give one of them, since the noise is drawn from the seeds")
     if noise is not None and tuple(noise.shape[1:]) != tuple(generator.latent_shape):
-        raise UserError(f"noise of shape {tuple(noise.shape)}: this model takes (B, {str(generator.latent_shape)[1:]}")
+        raise UserError(f"noise of shape {tuple(noise.shape)}: this model needs (B, {str(generator.latent_shape)[1:]}")
     if noise is None and seeds is None:
         seeds = range(1 if isinstance(prompts, str) else len(prompts))
     drawn = [] if seeds is None else seed_list(seeds)

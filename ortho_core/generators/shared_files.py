@@ -1,4 +1,4 @@
-"""What the headers of files for other programs say of a model, in the fields of Stability's ModelSpec."""
+"""Headers of the files for other programs, in the fields of Stability's ModelSpec."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,19 +9,19 @@ from safetensors import SafetensorError, safe_open
 #: ModelSpec's names of the kinds of Stable Diffusion.
 SDXL, SD2, SD1 = "stable-diffusion-xl-v1-base", "stable-diffusion-v2-512", "stable-diffusion-v1"
 SPEC = "modelspec."
-#: Marks a file as written here, so that it may be replaced.
+#: Marks a file as written by Ortho, so that Ortho may replace it.
 WRITER = "ortho"
 
 
 def architecture(unet: Mapping[str, Any]) -> str:
-    """ModelSpec's name of the kind of Stable Diffusion that a UNet's configuration is of."""
+    """ModelSpec's name of the kind of Stable Diffusion, by a UNet's configuration."""
     if unet.get("addition_embed_type") == "text_time":
         return SDXL
     return SD2 if unet.get("cross_attention_dim") == 1024 else SD1
 
 
 def written_here(file: Path) -> bool:
-    """Whether a file is one that was written with such a header here."""
+    """Whether Ortho wrote the file: its header has the mark."""
     try:
         with safe_open(file, "pt") as stored:
             return (stored.metadata() or {}).get(f"{SPEC}implementation_version") == WRITER
@@ -30,7 +30,7 @@ def written_here(file: Path) -> bool:
 
 
 def model_spec(architecture: str, title: str) -> dict[str, str]:
-    """The fields of a header. No date: the same model makes the same file."""
+    """The fields of a header. It has no date, so that the same model gives the same file."""
     fields = {
         "sai_model_spec": "1.0.1",
         "architecture": architecture,

@@ -1,8 +1,8 @@
-"""A whole pipeline in one file, in the original names: a checkpoint as ComfyUI, Forge and A1111 load it.
+"""Write a pipeline as one file, with the original names: a checkpoint that ComfyUI, Forge and A1111 load.
 
-UNet, VAE and text encoders have prefixes of their own. SD 1's text encoder and SDXL's first are transformers', as they are;
-SD 2's and SDXL's second are OpenCLIP's, which holds the projections to queries, keys and values as one, and the text projection
-transposed. The VAE's attention is made of 1 x 1 convolutions.
+UNet, VAE and text encoders have different prefixes. SD 1's text encoder and SDXL's first keep transformers' format. SD 2's and
+SDXL's second are in OpenCLIP's format: one tensor for the projections to queries, keys and values, and the text projection
+transposed. The VAE's attention consists of 1 x 1 convolutions.
 """
 
 import re
@@ -18,17 +18,17 @@ from ortho_core.generators.original_names import UNetNames, openclip_name, vae_n
 from ortho_core.generators.shared_files import SDXL, SPEC, architecture, model_spec
 from ortho_core.storage.tensors import in_type, write_tensors
 
-#: In a checkpoint's folder, beside the pipeline.
+#: The single file in a checkpoint folder, beside the pipeline.
 SINGLE_FILE = "single_file.safetensors"
-#: Blocks of OpenCLIP's ViT-H text encoder, of which SD 2 uses all but the last: pipelines have 23.
+#: Blocks of OpenCLIP's ViT-H text encoder. SD 2 uses all but the last: pipelines have 23.
 VIT_H_BLOCKS = 24
 
 
 def single_file_tensors(pipeline: Any) -> Iterator[tuple[str, Tensor]]:
-    """Each weight with its original name, in the type and on the device it has.
+    """Each weight with its original name; dtype and device are unchanged.
 
-    `pipeline` is a loaded StableDiffusionPipeline or StableDiffusionXLPipeline, without adapters. Raises UserError for one that
-    the original names cannot hold.
+    `pipeline` is a loaded StableDiffusionPipeline or StableDiffusionXLPipeline, without adapters. Raises UserError for a pipeline
+    with parts that have no original names.
     """
     unet, vae = pipeline.unet, pipeline.vae
     names = UNetNames(unet.config)
@@ -40,7 +40,9 @@ def single_file_tensors(pipeline: Any) -> Iterator[tuple[str, Tensor]]:
         yield f"first_stage_model.{vae_name(name, blocks)}", weight[:, :, None, None] if linear else weight
     if architecture(unet.config) == SDXL:
         if pipeline.text_encoder is None:
-            raise UserError("a pipeline without its first text encoder has no single file: other programs need both")
+            raise UserError(
+                "a pipeline without its first text encoder cannot be a single file: other programs need both"
+            )
         yield from transformers_tensors("conditioner.embedders.0.transformer.text_model.", pipeline.text_encoder)
         yield from openclip_tensors("conditioner.embedders.1.model.", pipeline.text_encoder_2)
         yield from prediction_marks(pipeline.scheduler.config)
@@ -59,7 +61,7 @@ def openclip_tensors(prefix: str, encoder: Any) -> Iterator[tuple[str, Tensor]]:
     state = {name.removeprefix("text_model."): weight for name, weight in encoder.state_dict().items()}
     last = f"encoder.layers.{VIT_H_BLOCKS - 2}."
     if "text_projection.weight" not in state and encoder.config.num_hidden_layers == VIT_H_BLOCKS - 1:
-        # Some programs load the last block all the same, without using it. One of zeros hands on what it is given.
+        # Some programs load the last block without using it. A block of zeros passes its input on unchanged.
         following = last.replace(str(VIT_H_BLOCKS - 2), str(VIT_H_BLOCKS - 1))
         state |= {n.replace(last, following): torch.zeros_like(w) for n, w in state.items() if n.startswith(last)}
     for name, weight in state.items():
@@ -72,7 +74,7 @@ def openclip_tensors(prefix: str, encoder: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def prediction_marks(scheduler: Any) -> Iterator[tuple[str, Tensor]]:
-    """Empty tensors by whose names ComfyUI and Forge know that an SDXL UNet predicts v and not the noise."""
+    """Empty tensors whose names tell ComfyUI and Forge that an SDXL UNet predicts v, not the noise."""
     if scheduler.prediction_type == "v_prediction":
         yield "v_pred", torch.zeros(0)
         if scheduler.get("rescale_betas_zero_snr"):
@@ -80,7 +82,9 @@ def prediction_marks(scheduler: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_single_file(file: Path, pipeline: Any, *, title: str, dtype: torch.dtype = torch.float16) -> None:
-    """Write the pipeline's weights, in `dtype` where that can hold them, and a header with `title`. Raises UserError."""
+    """Write the pipeline's weights, in `dtype` unless a tensor overflows in it, and a header with `title`. Raises UserError as
+    `single_file_tensors` does.
+    """
     tensors = {name: in_type(weight, dtype).cpu() for name, weight in single_file_tensors(pipeline)}
     header = model_spec(architecture(pipeline.unet.config), title)
     predicts = pipeline.scheduler.config.prediction_type

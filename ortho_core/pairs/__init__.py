@@ -1,4 +1,4 @@
-"""Pair sets: where (prompt, image) rows come from, one module per format, and what makes a row usable.
+"""Pair sets: the sources of (prompt, image) rows, one module per format, and the checks that make a row usable.
 
-`pair_set.PairSet` opens any of them; `rows.PairFields` says which fields hold what.
+`pair_set.PairSet` opens any pair set; `rows.PairFields` names the fields of its rows.
 """

@@ -1,4 +1,4 @@
-"""How a set, or a part of one, is cut into shards."""
+"""Cut a pair set, or a part of one, into shards."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -7,16 +7,16 @@ from ortho_core.pairs.every_caption import cut_by_captions
 from ortho_core.pairs.hold_out import Part
 from ortho_core.pairs.rows import Format, Shard
 
-#: Records among which a held-out one is looked for once its shard is read.
+#: Largest number of records in a piece with held-out records; a reader searches the piece for them.
 GRAIN = 64
-#: Records of another part that are read past, which costs less than to open the file again.
+#: Largest gap, in records of the other part, that is read over; a larger gap costs more than opening the file again.
 GAP = 128
 
 
 def cut(format: Format, rows: int, part: Part | None = None, every_caption: bool = False) -> list[Shard]:
-    """Every row of the part once, in order, at most `rows` to a shard; depends on the input alone.
+    """Cut the part into shards of at most `rows` rows: each row once, in order. The result depends only on the input.
 
-    Memory grows with the shards, and with the held-out rows where these lie far apart.
+    Memory grows with the number of shards, and with the number of held-out rows if these are far apart.
     """
     sparse = part is not None and not part.training
     records = min(rows, GRAIN) if sparse else rows
@@ -27,7 +27,7 @@ def cut(format: Format, rows: int, part: Part | None = None, every_caption: bool
 
 
 def _pieces(format: Format, records: int, part: Part | None) -> Iterator[Shard]:
-    """The rows of the part among every so many records; those that have none of it are left out."""
+    """Pieces of `records` consecutive records, with the number of the part's rows in each; pieces without any are left out."""
     first = 0
     for index, cut in enumerate(format.cuts(records)):
         if part is None:
@@ -38,7 +38,7 @@ def _pieces(format: Format, records: int, part: Part | None) -> Iterator[Shard]:
 
 
 def _gathered(pieces: Iterable[Shard], rows: int) -> Iterator[Shard]:
-    """Shards of several pieces, at most `rows` rows to each; pieces that are near each other become one."""
+    """Join pieces to shards of at most `rows` rows each; neighbouring pieces become one piece."""
     runs: list[Shard] = []
     count = 0
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""Batches of decoded images of a shard, ahead of whoever computes with them. Imports torch for the batches alone."""
+"""Batches of decoded images of a shard, prepared ahead of the computation. torch is imported only for the batches."""
 
 import hashlib
 import itertools
@@ -15,14 +15,14 @@ from ortho_core.errors import BadRow
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Failure, Pair, Shard
 
-#: One row, with its pixels (Y, X, 3) uint8 or what is wrong with it.
+#: One row, with its pixels (Y, X, 3) uint8 or the fault.
 Decoded = tuple[Pair, np.ndarray | BadRow]
-#: Decodes chunks of pairs at a size (Y, X); gives them back in order. Where and how is its own affair.
+#: Decodes chunks of pairs at a size (Y, X), in any process or thread, and returns them in order.
 Decode = Callable[[PairSet, Iterator[list[Pair]], tuple[int, int]], Iterator[list[Decoded]]]
 
 #: Rows that are fetched and decoded together.
 DECODED_AT_ONCE = 16
-#: Chunks on their way while one is used.
+#: Chunks that are decoded ahead while one is used.
 CHUNKS_DECODED_AHEAD = 2
 
 
@@ -56,7 +56,7 @@ def decoded_batches(
 ) -> Iterator[tuple[list[Pair], Tensor]]:
     """Batches of pairs with their images (B, 3, Y, X) float32 in [0, 1]; bad rows go to `failures`.
 
-    Every batch but the last has `batch_size` rows, whichever rows were bad. `only` are the numbers of the rows to look at.
+    Each batch but the last has `batch_size` good rows. `only` are the numbers of the rows to read (None: all).
     """
     good: list[Pair] = []
     pixels: list[np.ndarray] = []
@@ -75,12 +75,12 @@ def decoded_batches(
 
 
 def hash_of(pixels: np.ndarray) -> int:
-    """64 bits of BLAKE2 of an image (Y, X, 3) uint8."""
+    """64 bits of the BLAKE2 hash of an image (Y, X, 3) uint8."""
     return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).digest(), "little")
 
 
 def to_images(pixels: list[np.ndarray]) -> Tensor:
-    """(B, 3, Y, X) float32 in [0, 1] of B arrays (Y, X, 3) uint8."""
+    """B arrays (Y, X, 3) uint8 as a tensor (B, 3, Y, X) float32 in [0, 1]."""
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     return stacked.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
@@ -88,7 +88,7 @@ def to_images(pixels: list[np.ndarray]) -> Tensor:
 def usable_rows(
     pairs: PairSet, shard: Shard, failures: list[Failure], only: Container[int] | None = None
 ) -> Iterator[Pair]:
-    """The rows that parse; the others go to `failures`. `only` are the numbers of the rows to look at."""
+    """The rows that parse; the others go to `failures`. `only` are the numbers of the rows to read (None: all)."""
     for row in pairs.read(shard):
         number = row[0] if isinstance(row, tuple) else row.row
         if only is not None and number not in only:

@@ -1,4 +1,4 @@
-"""Shards of a set in which every caption of a record is a row of its own."""
+"""Shards of a set in which each caption of a record is a separate row (`--caption all`)."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,9 @@ from ortho_core.pairs.rows import Format, Shard
 
 
 def cut_by_captions(format: Format, rows: int, part: Part | None) -> Iterator[Shard]:
-    """Every row of the part once, in order, at most `rows` to a piece; a part has all captions of a record or none.
+    """Cut the part into pieces of at most `rows` rows: each row once, in order. All captions of a record are in one part.
 
-    A record may be in several pieces: `Shard.skip` of its captions are in those before.
+    A record may be in several pieces: `Shard.skip` is the number of its captions in earlier pieces.
     """
     row = record = 0
     singly = format.cuts(1)

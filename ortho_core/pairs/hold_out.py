@@ -1,8 +1,8 @@
-"""Parts of a pair set: rows that are held out, spread over the whole set, and the others, to train on.
+"""Parts of a pair set: the held-out rows, spread over the whole set, and the training rows.
 
-Which rows are held out is arithmetic. The N records are cut into n strata, [i·N//n, (i+1)·N//n), and a hash of (i, n) chooses
-one record of each. So the number of held-out records in any range is known without a look at them, and the choice is the same in
-every process, on every machine and at every resume.
+The held-out rows are computed from row numbers only. The N records are cut into n strata, [i·N//n, (i+1)·N//n), and a hash of
+(i, n) chooses one record of each. So the number of held-out records in any range is known without reading records, and the
+choice is the same in each process, on each machine and after each resume.
 """
 
 import hashlib
@@ -13,22 +13,22 @@ from fractions import Fraction
 
 from ortho_core.errors import UserError
 
-#: How much is held out: a percentage, or a number of rows.
+#: The held-out share: a percentage, or a number of rows.
 SHARE = r"[0-9]+(\.[0-9]+)?%|[0-9]+"
 PART_SPELLING = re.compile(rf"(training|heldout):({SHARE})")
 
 
 def check_part(text: object) -> object:
-    """What an option was given, if it names a part. Raises ValueError."""
+    """The value of `--part`, if it names a part. Raises ValueError for any other text."""
     if isinstance(text, str) and not PART_SPELLING.fullmatch(text):
-        raise ValueError("no part of a pair set; accepted: training:5% or heldout:5%, or a number of rows for 5%")
+        raise ValueError("not a part of a pair set; accepted: training:5% or heldout:5%, or a number of rows for 5%")
     return text
 
 
 def held_out_of(share: str, total: int) -> int:
-    """How many of `total` records a share is: at least one, and one is left. Raises UserError where that cannot be."""
+    """The number of held-out records for a share of `total`: at least 1, at most total - 1. Raises UserError if impossible."""
     if total < 2:
-        raise UserError(f"cannot hold out {share}: there is 1 row")
+        raise UserError(f"cannot hold out {share}: the pair set has only 1 row")
     if share.endswith("%"):
         wanted = Fraction(share[:-1]) / 100
         if not 0 < wanted < 1:
@@ -41,18 +41,18 @@ def held_out_of(share: str, total: int) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """The records of one part of a set: those that are held out, or those that are not."""
+    """The records of one part of a set: the held-out ones, or the others (training)."""
 
     training: bool
-    #: N, records of the whole set, and n, those that are held out.
+    #: N, the records of the whole set, and n, the held-out records.
     total: int
     held: int
-    #: Of the held-out ones as many are taken, evenly spread.
+    #: Number of held-out records that are used, evenly spread.
     taken: int
 
     @staticmethod
     def of(text: str, total: int) -> "Part":
-        """The part that an option names, of a set of so many records. Raises UserError."""
+        """The part that `text` names, of a set of `total` records. Raises UserError if the share is impossible."""
         named = PART_SPELLING.fullmatch(text)
         assert named is not None
         held = held_out_of(named[2], total)
@@ -60,16 +60,16 @@ class Part:
 
     @property
     def records(self) -> int:
-        """How many there are."""
+        """Number of records in the part."""
         return self.total - self.held if self.training else self.taken
 
     def count(self, first: int, end: int) -> int:
-        """How many of the records `first` to `end - 1` are in the part."""
+        """Number of records from `first` to `end - 1` that are in the part."""
         held = self._before(end) - self._before(first)
         return end - first - held if self.training else held
 
     def within(self, first: int, end: int) -> Callable[[int], bool]:
-        """Whether a record is in the part, for records `first` to `end - 1`."""
+        """A function that tells whether a record is in the part, for records `first` to `end - 1`."""
         strata = range(self._stratum(first), self._stratum(end - 1) + 1)
         held = {self._chosen(i) for i in strata if self._is_taken(i)}
         return (lambda record: record not in held) if self.training else held.__contains__
@@ -84,14 +84,14 @@ class Part:
         return first + int.from_bytes(drawn, "little") % (end - first)
 
     def _strata_before(self, stratum: int) -> int:
-        """How many of the strata before this one are taken: those that j·n//k is, for j below k."""
+        """Number of strata before this one that are taken; the taken ones are j·n//k for j below k = `taken`."""
         return -(-stratum * self.taken // self.held)
 
     def _is_taken(self, stratum: int) -> bool:
         return self._strata_before(stratum + 1) > self._strata_before(stratum)
 
     def _before(self, record: int) -> int:
-        """Held-out records before this one."""
+        """Number of held-out records before this one."""
         if record >= self.total:
             return self.taken
         stratum = self._stratum(record)

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels: decoded, upright, RGB, at the generator's size. Imports no torch.
+"""Decode image files to pixels: upright, RGB, at the generator's size. Does not import torch.
 
 Axes: Y × X pixels.
 """
@@ -17,16 +17,16 @@ from ortho_core.pairs.instead import instead
 from ortho_core.pairs.limits import MAX_IMAGE_PIXELS, PIXELS_AT_ONCE, Room
 from ortho_core.pairs.metadata_limits import without_metadata
 
-#: Larger images are refused before they are decoded (a decompression bomb is small on disk), unless a set is read otherwise.
+#: Default limit in pixels. Larger images are refused before decoding: a decompression bomb is small on disk.
 MAX_PIXELS = MAX_IMAGE_PIXELS
-#: Packages that teach Pillow further formats where they are installed (HEIC and JPEG XL among them).
+#: Packages that add formats to Pillow if they are installed (HEIC and JPEG XL among them).
 PLUGINS = ("pillow_heif", "pillow_jxl")
 for _plugin in PLUGINS:
     with suppress(ImportError):
         getattr(importlib.import_module(_plugin), "register_heif_opener", lambda: None)()
 Image.init()
-#: What Pillow opens and is no still picture: programs that another program has to run, films, tables of measurements, and
-#: formats without a signature, for which any bytes pass.
+#: Formats of Pillow that are not still pictures: programs that need an interpreter, videos, tables of measurements, and formats
+#: without a signature, which accept any bytes.
 NO_PICTURES = {
     *("EPS", "WMF", "FLI", "MPEG", "BUFR", "GRIB", "HDF5", "FITS", "IPTC"),
     *("MCIDAS", "SPIDER", "IMT", "XVTHUMB"),
@@ -35,9 +35,9 @@ _USUAL = {name: at for at, name in enumerate(("JPEG", "PNG", "WEBP", "AVIF", "BM
 FORMATS = tuple(sorted(Image.OPEN.keys() - NO_PICTURES, key=lambda name: (_USUAL.get(name, len(_USUAL)), name)))
 #: The suffixes of image files, in lower case, with their dots: those of the formats that are decoded.
 SUFFIXES = frozenset(e for e, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"})
-#: Formats whose further frames are previews, layers or other views of the one picture, which comes first.
+#: Formats whose first frame is the picture; the others are previews, layers or other views of it.
 ONE_PICTURE = {"MPO", "PSD", "HEIF"}
-#: Further pages of a TIFF file that are looked at.
+#: Largest number of pages of a TIFF file that are checked for being smaller copies of the first.
 MOST_PAGES = 64
 
 ORIENTATION = 0x0112
@@ -50,7 +50,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: TIFF tags: what a page is for, bits of a sample, what the bits mean, the least and greatest sample.
+#: TIFF tags: purpose of a page, bits per sample, sample format, minimum and maximum sample value.
 SUBFILE_TYPE, BITS, SAMPLE_FORMAT, LEAST, GREATEST = 254, 258, 339, 340, 341
 
 
@@ -60,9 +60,9 @@ ROOM = Room(PIXELS_AT_ONCE)
 def decode_image(
     content: bytes, size: tuple[int, int], name: str = "image", most_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Decode a still image to (Y, X, 3) uint8; `size` is (Y, X), `name` is what messages call it.
+    """Decode a still image to (Y, X, 3) uint8; `size` is (Y, X), `name` is its name in messages.
 
-    The picture of `decode_picture`, scaled (Lanczos) to cover the size and cropped at the centre. Raises BadRow as that.
+    The result of `decode_picture` is scaled (Lanczos) to cover the size and cropped at the centre. Raises BadRow as that does.
     """
     Y, X = size
     with ROOM.held() as hold:
@@ -89,7 +89,7 @@ def _picture(content: bytes, name: str, most_pixels: int, hold: Callable[[int], 
         except (BadRow, MemoryError, Image.DecompressionBombError):
             raise
         except Exception:
-            # What an image says of itself besides its pixels must not cost the pixels.
+            # Broken metadata must not make the pixels unusable.
             bare = without_metadata(content)
             if bare is None:
                 raise
@@ -98,7 +98,7 @@ def _picture(content: bytes, name: str, most_pixels: int, hold: Callable[[int], 
         raise BadRow("too-large", f"{name}: {error}") from error
     except (BadRow, MemoryError):
         raise
-    # Pillow's decoders raise whatever damaged bytes lead them to, struct.error and TypeError too.
+    # On damaged bytes Pillow's decoders raise many kinds of errors, struct.error and TypeError too.
     except Exception as error:
         if isinstance(error, UnidentifiedImageError):
             reason = "it is " + (instead(content) or f"none of {', '.join(FORMATS)}")
@@ -112,12 +112,12 @@ def _decode(
 ) -> Image.Image:
     """The upright picture in RGB; `exif` is an EXIF block that the bytes lack. Raises whatever Pillow raises, and BadRow."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the decoders, about what the file holds besides pixels
+        warnings.simplefilter("ignore")  # warnings of decoders about metadata
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             pixels = opened.width * opened.height
             if pixels > most_pixels:
-                said = f"{name}: {opened.width}×{opened.height} exceeds {most_pixels} pixels"
-                raise BadRow("too-large", f"{said} (--max-image-pixels raises the limit)")
+                excess = f"{name}: {opened.width}×{opened.height} exceeds {most_pixels} pixels"
+                raise BadRow("too-large", f"{excess} (--max-image-pixels raises the limit)")
             hold(pixels)
             frames = 1 if opened.format in ONE_PICTURE else getattr(opened, "n_frames", 1)
             if frames > 1 and not (opened.format == "TIFF" and _others_are_smaller_copies(opened, frames)):
@@ -132,43 +132,43 @@ def _decode(
 
 
 def _orientation(opened: Image.Image, exif: bytes | None) -> int:
-    """1 to 8 as EXIF has it; 1, which is upright, where the EXIF block is broken or says something else."""
+    """The EXIF orientation, 1 to 8; 1 (upright) if the EXIF block is broken or has another value."""
     try:
         block = opened.getexif()
         if exif is not None:
             block = Image.Exif()
             block.load(exif)
         orientation = block.get(ORIENTATION)
-    except Exception:  # whatever damaged bytes lead the parser to
+    except Exception:  # on damaged bytes the parser may raise anything
         return 1
     return orientation if isinstance(orientation, int) else 1
 
 
 def _others_are_smaller_copies(opened: Image.Image, frames: int) -> bool:
-    """Whether all pages but the first are said to be thumbnails or masks, or are at most half as high and wide."""
+    """Whether all pages but the first are marked as thumbnails or masks, or are at most half as high and wide."""
     X, Y = opened.size
     copies = frames <= MOST_PAGES
     for page in range(1, frames if copies else 1):
         opened.seek(page)
         kind = getattr(opened, "tag_v2", {}).get(SUBFILE_TYPE, 0)
-        said = isinstance(kind, int) and bool(kind & 0b101)
-        copies = copies and (said or (2 * opened.width <= X and 2 * opened.height <= Y))
+        marked = isinstance(kind, int) and bool(kind & 0b101)
+        copies = copies and (marked or (2 * opened.width <= X and 2 * opened.height <= Y))
     opened.seek(0)
     return copies
 
 
 def _eight_bit(picture: Image.Image, tags: dict[int, object], form: str, name: str) -> Image.Image:
-    """Grey of more than 8 bits, or of floats, as grey of 8. Raises BadRow where the range of its values is not known."""
+    """Convert grey of more than 8 bits, or floats, to 8-bit grey. Raises BadRow if the range of its values is not known."""
     values = np.asarray(picture).astype(np.float64)
     if not np.isfinite(values).all():
-        raise BadRow("unknown-range", f"{name} holds values that are not finite")
+        raise BadRow("unknown-range", f"{name} contains values that are not finite")
     low, high = float(values.min()), float(values.max())
     limits = _range(picture.mode, values, tags, form)
     if limits is None or limits[0] > low:
         raise BadRow(
             "unknown-range",
-            f"{name} holds {'floats' if picture.mode == 'F' else 'integers'} from {low:g} to {high:g} and does not say what "
-            "is white; accepted: 0 to 1 as floats, 0 to 255, 0 to 65535 as integers, or TIFF's tags 340 and 341",
+            f"{name} contains {'floats' if picture.mode == 'F' else 'integers'} from {low:g} to {high:g}, and the value of white "
+            "is not known; accepted: 0 to 1 as floats, 0 to 255, 0 to 65535 as integers, or TIFF's tags 340 and 341",
         )
     black, white = limits
     scaled = (values - black) * (255 / (white - black))
@@ -176,7 +176,7 @@ def _eight_bit(picture: Image.Image, tags: dict[int, object], form: str, name: s
 
 
 def _range(mode: str, values: np.ndarray, tags: dict[int, object], form: str) -> tuple[float, float] | None:
-    """The values of black and white of an image of one channel; None where nothing tells."""
+    """The values of black and white of an image with one channel; None if they are not known."""
     low, high = float(values.min()), float(values.max())
     bits, kind = _number(tags.get(BITS)), _number(tags.get(SAMPLE_FORMAT))
     if mode.startswith("I;16"):
@@ -187,7 +187,7 @@ def _range(mode: str, values: np.ndarray, tags: dict[int, object], form: str) ->
     if least is not None and greatest is not None and least < greatest:
         return min(least, low), greatest
     if mode == "F":
-        # Light without an upper end (HDR) has a few values far above 1, and most below; a photograph reaches the bright half.
+        # HDR images have a few values far above 1, and most below; photographs in 0 to 255 reach the bright half.
         of_bytes = (values == values.round()).all() or (high > 127 and (values > 1).mean() > 0.5)
         return (0.0, 255.0) if low >= 0 and high <= 255 and of_bytes else None
     if low < 0 or high > 65535:
@@ -204,7 +204,7 @@ def _number(value: object) -> float | None:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """RGB, with transparency laid over white, of a picture of 8 bits."""
+    """Convert an 8-bit picture to RGB; transparent parts are laid over white."""
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         paper = Image.new("RGBA", picture.size, (255, 255, 255, 255))

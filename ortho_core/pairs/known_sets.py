@@ -1,4 +1,4 @@
-"""Pair sets whose prompts are classes, read as a whole for training a generator; and the sets that are known by name.
+"""Pair sets whose prompts are classes, read completely to train a generator; and the sets that are known by name.
 
 Axes: n images, c × Y × X (c is 1 or 3).
 """
@@ -15,15 +15,15 @@ from ortho_core.pairs.labelled.files import CIFAR10, Split
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Pair
 
-#: More than this many different prompts are no classes.
+#: Largest number of different prompts that count as classes.
 MOST_CLASSES = 1000
-#: Images that are decoded together.
+#: Number of images that are decoded together.
 LABELS_READ_TOGETHER = 256
 
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A set by its name: classes in the order of their numbers, the shape of an image, and where people get it."""
+    """A set by its name: classes in the order of their numbers, the shape of an image, and where to download it."""
 
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
@@ -56,7 +56,7 @@ KNOWN = {
 
 
 def open_split(root: str, split: Split) -> PairSet:
-    """The split of a set, or for training a set that has no splits. Raises UserError, NoPairSet if there is none."""
+    """A split of a set; for training, the set itself if it has no splits. Raises UserError, or NoPairSet if there is none."""
     try:
         return PairSet(f"{root.rstrip('/')}/{split}")
     except NoPairSet:
@@ -67,7 +67,7 @@ def open_split(root: str, split: Split) -> PairSet:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The usable rows of a set with their class numbers, and what is wrong with the others."""
+    """The usable rows of a set with their class numbers, and messages about the others."""
 
     classes: tuple[str, ...]
     rows: list[Pair]
@@ -76,7 +76,7 @@ class Labelled:
 
     @staticmethod
     def of(pairs: PairSet, classes: Sequence[str] | None = None) -> "Labelled":
-        """Read all rows; without `classes` they are the prompts that occur. Raises UserError for a prompt that is none."""
+        """Read all rows. `classes` defaults to the prompts that occur. Raises UserError for a prompt that is not a class."""
         rows: list[Pair] = []
         bad: list[str] = []
         for row in itertools.chain.from_iterable(map(pairs.read, pairs.shards(pairs.rows_per_shard()))):
@@ -101,7 +101,7 @@ class Labelled:
         return Labelled(tuple(classes), rows, np.array([number[row.prompt] for row in rows]), bad)
 
     def images(self, pairs: PairSet, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, "Labelled"]:
-        """Decode: uint8 (n, c, Y, X), and the rows that these are of. Raises UserError if there are none."""
+        """Decode the images: uint8 (n, c, Y, X), and the rows they belong to. Raises UserError if no image can be used."""
         c, Y, X = image_shape
         made = np.empty((len(self.rows), c, Y, X), np.uint8)
         good: list[int] = []

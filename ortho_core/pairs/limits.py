@@ -1,21 +1,21 @@
-"""What a row of a pair set may cost, and room for the pixels that are decoded at once."""
+"""Limits on the size of a pair set's rows, and on the pixels that are decoded at once."""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: Limits of what a row may cost, where nothing else is said; of pixels Pillow opens no more than the last.
+#: Default limits of an image, in bytes and in pixels; and the most pixels that Pillow opens.
 MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, OPENED_PIXELS = 256 << 20, 80_000_000, 178_956_970
-#: A model reads some hundred characters of a prompt; counting the tokens of 20 million takes a minute and gigabytes.
+#: Default limit of a prompt, in characters. A model reads only a few hundred; tokenising 20 million takes a minute and gigabytes.
 MAX_PROMPT_LENGTH = 20_000
-#: Pixels that all threads of a process decode at once; each takes up to 16 bytes on its way. A larger image is alone.
+#: Pixels that all threads of a process decode at once; each needs up to 16 bytes meanwhile. A larger image is decoded alone.
 PIXELS_AT_ONCE = 80_000_000
 
 
 class Room:
-    """Room for so many pixels at once, over all threads; who asks first is let in first, and the sum is never exceeded but by
-    one image alone."""
+    """A limit on the pixels that all threads decode at once, first come, first served. Only a single image, decoded alone, may
+    exceed it."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels, self.used = pixels, 0
@@ -24,7 +24,8 @@ class Room:
 
     @contextmanager
     def held(self) -> Iterator[Callable[[int], None]]:
-        """Gives a function that waits for room for so many pixels, held until the block ends or it is called again."""
+        """Yields a function that waits until there is room for a number of pixels. The room is released by the next call, and at
+        the end of the block."""
         mine = 0
 
         def hold(pixels: int) -> None:

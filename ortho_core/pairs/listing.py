@@ -1,4 +1,4 @@
-"""What lies in a folder: one walk over its names, from which every layout judges whether the rows are kept its way."""
+"""List a folder in one walk over its names. Each layout decides from this listing whether it can read the folder."""
 
 import re
 from collections import Counter
@@ -12,77 +12,77 @@ from ortho_core.pairs.labelled.files import names_labelled_files
 from ortho_core.pairs.own_folders import own_folder
 from ortho_core.storage.store import Entries, Store
 
-#: Pictures that people have and that nothing here decodes (those with a plugin for Pillow are decoded where it is installed).
+#: Picture formats that are not decoded, except those for which a Pillow plugin is installed.
 PICTURES = (
     *(".heic", ".heif", ".hif", ".jxl", ".svg", ".eps", ".pdf", ".psb", ".ai", ".exr", ".hdr", ".jxr", ".djvu"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".raw", ".xcf", ".mp4", ".mov", ".webm"),
 )
-#: Pictures that no decoder here reads.
+#: Those of them without a decoder.
 UNDECODED = frozenset(PICTURES) - SUFFIXES
-#: Files of many rows, by suffix.
+#: Suffixes of files with many rows.
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".csv", ".tsv", ".json")
 COLUMN_SUFFIXES = (".parquet", ".arrow", ".tar")
-#: What a tar file is called that has been compressed.
+#: Suffixes of compressed archives.
 COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2", ".zip", ".7z", ".rar")
-#: Folders of what a control network is fed with, and of masks: never targets. `no_mask` and `normal` are classes.
+#: Names of folders with the inputs of control networks, or with masks: never targets. `no_mask` and `normal` are classes.
 CONTROL = re.compile(
     r"(?:(?!with|without|no).*[-_ ])?(?:control|conditioning|condition|mask)(?:s|[-_ ]?images?|[-_ ]?maps?)?|control[-_ ]?net|"
     rf"(?:{CONDITIONS})(?:[-_ ]?(?:images?|maps?))?|normal[-_ ]?(?:images?|maps?)",
     re.IGNORECASE,
 )
-#: Text files of no image that may be files of rows: so many are kept by name.
+#: Largest number of text files without an image whose names are kept; they may be files of rows.
 MOST_TEXTS = 20
-#: Files of one kind that are kept by name.
+#: Largest number of files of one suffix whose names are kept.
 MOST_FILES = 100_000
 
 
 @dataclass(slots=True)
 class Folder:
-    """What lies directly in one folder that has images."""
+    """The direct contents of one folder with images."""
 
     path: str
     images: int
-    #: Images that have a caption file.
+    #: Number of images that have a caption file.
     captioned: int = 0
-    #: Images that belong to another one of the folder, as masks do.
+    #: Number of images that belong to another image of the folder, such as masks.
     beside: int = 0
 
 
 @dataclass
 class Listing:
-    """What lies in a folder and below. Memory grows with the folders and the files of rows, not with the images."""
+    """The contents of a folder and all folders below. Memory grows with folders and files of rows, not with images."""
 
     root: Store
     folders: list[Folder] = field(default_factory=list)
-    #: Files of rows by suffix, as (name, bytes where known).
+    #: Files of rows by suffix, as (name, size in bytes or None).
     files: dict[str, list[tuple[str, int | None]]] = field(default_factory=dict)
-    #: How often each suffix occurs, hidden files left out.
+    #: Number of files per suffix, without hidden files.
     suffixes: Counter[str] = field(default_factory=Counter)
-    #: Caption files with an image, by suffix as it is written.
+    #: Number of caption files with an image, by suffix in its written case.
     captions: Counter[str] = field(default_factory=Counter)
-    #: Caption files without an image of their name beside them, by folder and suffix as it is written.
+    #: Number of caption files without an image of the same name, by folder and suffix in its written case.
     texts: dict[str, Counter[str]] = field(default_factory=dict)
-    #: The first of them, by name.
+    #: The names of the first of them.
     first_texts: list[str] = field(default_factory=list)
-    #: Images with text files of several suffixes.
+    #: Number of images with text files of several suffixes.
     doubles: int = 0
     hidden: int = 0
-    #: Pictures that nothing here decodes, by suffix.
+    #: Number of pictures without a decoder, by suffix.
     undecoded: Counter[str] = field(default_factory=Counter)
-    #: Folders that are no pairs (what this program wrote, models), and what each is.
+    #: Folders that are not pair sets (outputs of Ortho, models), with the kind of each.
     own: dict[str, str] = field(default_factory=dict)
-    #: Folders that cannot be read, and why.
+    #: Folders that cannot be read, with the reason.
     unreadable: dict[str, str] = field(default_factory=dict)
     links: list[str] = field(default_factory=list)
-    #: Names that lead to no file: links to nowhere, pipes.
+    #: Names that are not files: broken links, pipes.
     nowhere: list[str] = field(default_factory=list)
     #: Whether the folder itself has files of labelled images, such as MNIST's.
     labelled: bool = False
-    #: Folders seen, the folder itself included; none where a file was named.
+    #: Number of folders, including the folder itself; 0 if the location is a file.
     seen: int = 0
-    #: What the first rows of files say, once it was looked at.
+    #: The first rows of files that were opened, by file.
     looks: dict[str, Looks] = field(default_factory=dict)
-    #: Where the images are that a field of a file names, once they were looked for; None: nowhere.
+    #: The places of the images that a field names, by (file, field), once they were searched; None: not found.
     places: dict[tuple[str, str], Places | None] = field(default_factory=dict)
 
     @property
@@ -95,34 +95,34 @@ class Listing:
 
     def of(self, *suffixes: str) -> list[tuple[str, int]]:
         """Files of rows with these suffixes, as (name, bytes), sorted by name."""
-        found = [file for suffix in suffixes for file in self.files.get(suffix, [])]
-        return sorted((name, self.root.size(name) if size is None else size) for name, size in found)
+        files = [file for suffix in suffixes for file in self.files.get(suffix, [])]
+        return sorted((name, self.root.size(name) if size is None else size) for name, size in files)
 
     def names_of(self, *suffixes: str) -> list[str]:
         return sorted(name for suffix in suffixes for name, _ in self.files.get(suffix, []))
 
     def inventory(self) -> str:
-        """What lies there, in a few words: `40 .jpg, 40 .txt in 2 folders`."""
+        """The contents in a few words: `40 .jpg, 40 .txt in 2 folders`."""
         if not self.suffixes:
             return "nothing"
         most = self.suffixes.most_common(5)
         rest = sum(self.suffixes.values()) - sum(number for _, number in most)
         words = [f"{number} {suffix or 'without a suffix'}" for suffix, number in most]
-        lies = ", ".join([*words, f"{rest} others"] if rest else words) + f" in {count(self.seen, 'folder')}"
-        alone = self.orphans if self.images and not self.captions else 0
-        return lies + (f" ({count(alone, 'text file')} of no image's name)" if alone else "")
+        contents = ", ".join([*words, f"{rest} others"] if rest else words) + f" in {count(self.seen, 'folder')}"
+        unmatched = self.orphans if self.images and not self.captions else 0
+        return contents + (f" ({count(unmatched, 'text file')} without an image of that name)" if unmatched else "")
 
 
 def scan(root: Store) -> Listing:
-    """Walk a folder. One folder's names are in memory at a time."""
+    """Walk a folder. The names of only one folder are in memory at a time."""
     listing = Listing(root)
     for entries in root.walk():
         _prune(listing, entries)
         if entries.unreadable is not None:
             listing.unreadable[entries.path or "."] = entries.unreadable
             continue
-        if (what := own_folder(root, entries.path, entries.files.keys())) is not None:
-            listing.own[entries.path] = what
+        if (kind := own_folder(root, entries.path, entries.files.keys())) is not None:
+            listing.own[entries.path] = kind
             entries.folders.clear()
             continue
         _add(listing, entries)
@@ -130,7 +130,7 @@ def scan(root: Store) -> Listing:
 
 
 def _prune(listing: Listing, entries: Entries) -> None:
-    """Leave out what is hidden, and what macOS puts into archives."""
+    """Leave out hidden names, and the folders that macOS adds to archives."""
     listing.hidden += sum(name.startswith(".") for name in (*entries.files, *entries.folders))
     entries.folders[:] = [name for name in entries.folders if not name.startswith(".") and name != "__MACOSX"]
     listing.links += [_join(entries.path, name) for name in entries.links if not name.startswith(".")]
@@ -172,7 +172,9 @@ def _add(listing: Listing, entries: Entries) -> None:
 
 
 def _match(listing: Listing, path: str, images: list[str], texts: dict[str, list[str]], candidates: list[str]) -> int:
-    """Give each image its caption files; JSON files of no image may be files of rows. Returns how many images have one."""
+    """Match caption files to images; JSON files without an image become `candidates` for files of rows. Returns the number of
+    images with a caption file.
+    """
     if not texts:
         return 0
     by_stem = {stem_of(name) for name in images}
@@ -205,7 +207,7 @@ def _match(listing: Listing, path: str, images: list[str], texts: dict[str, list
 
 
 def is_control(path: str) -> bool:
-    """Whether a folder, or one above it, is named as those of masks and of conditions are."""
+    """Whether a folder, or one above it, has a name for masks or for inputs of control networks."""
     return any(CONTROL.fullmatch(part) for part in path.split("/"))
 
 

@@ -1,29 +1,29 @@
-"""An image file without what it says of itself: for files whose metadata is broken, or larger than Pillow reads."""
+"""Strip the metadata of an image file, if it is broken or larger than Pillow reads."""
 
 import struct
 from dataclasses import dataclass
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-#: Chunks beside the critical ones that decide pixels: transparency, the frames of an animation, the orientation.
+#: Non-critical chunks that affect the pixels: transparency, the frames of an animation, the orientation.
 PNG_KEPT = {b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf"}
-#: JFIF says nothing that is needed; Adobe's segment says how colours are stored.
+#: Segments that are kept: JFIF's, and Adobe's, which describes how colours are stored.
 JPEG_KEPT = {0xE0, 0xEE}
 #: Blocks that a TIFF file points to: XMP, Photoshop, ICC, EXIF, GPS, interoperability.
 TIFF_METADATA = {700, 33723, 34377, 34675, 34665, 34853, 40965}
-#: A tag of no meaning, from the range that is anyone's.
+#: A tag without meaning, from the private range.
 TIFF_UNUSED = 65_000
 
 
 @dataclass(frozen=True)
 class Bare:
-    """The rest of a file, and the EXIF block that it had where the rest has none."""
+    """A file without metadata, and its EXIF block if that was removed."""
 
     content: bytes
     exif: bytes | None = None
 
 
 def without_metadata(content: bytes) -> Bare | None:
-    """The same picture without texts, profiles and the like; None where there are none, or the format has no such trouble."""
+    """The same picture without texts, profiles and the like; None if it has none, or if its format needs no stripping."""
     bare: Bare | None = None
     if content.startswith(PNG):
         bare = Bare(_bare_png(content))
@@ -46,13 +46,13 @@ def _bare_png(content: bytes) -> bytes:
 
 
 def _bare_jpeg(content: bytes) -> Bare:
-    """Segments up to the first scan are looked at: 0xFF, a marker, the length of what follows, length included.
+    """Drops segments before the first scan. A segment is 0xFF, a marker, and a length that includes its own two bytes.
 
-    Bytes between two segments belong to none: the length of one was wrong.
+    Bytes between two segments, left by a wrong length, are dropped too.
     """
     kept, at, exif = [content[:2]], 2, None
     while (at := content.find(b"\xff", at)) >= 0 and at + 4 <= len(content) and content[at + 1] != 0xDA:
-        if content[at + 1] in (0x00, 0xFF):  # no marker
+        if content[at + 1] in (0x00, 0xFF):  # not a marker
             at += 1
             continue
         (length,) = struct.unpack_from(">H", content, at + 2)
@@ -66,7 +66,7 @@ def _bare_jpeg(content: bytes) -> Bare:
 
 
 def _bare_tiff(content: bytes) -> bytes:
-    """The first page's entries for metadata get a number that nobody reads; everything stays where it is."""
+    """Replaces the tags of the first page's metadata entries by an unused one; all offsets stay the same."""
     order = "<" if content[:2] == b"II" else ">"
     bare = bytearray(content)
     try:

@@ -1,18 +1,18 @@
-"""What people call the fields of a row: one list for every format. Case, spaces, dashes and underscores do not count."""
+"""Usual names of a row's fields, one list for all formats. Case, spaces, dashes and underscores are ignored."""
 
 import re
 from collections.abc import Iterable
 
 from ortho_core.pairs.rows import PairFields
 
-#: Classes, which say least.
+#: Names of class labels, used only if no other prompt field exists.
 CLASS_NAMES = ("label", "cls")
 #: The first of these that a set has is the prompt.
 USUAL_PROMPTS = (
     *("prompt", "text", "caption", "txt", "captions", "prompts", "texts", "description", "sentence", "sentences"),
     *("alt_text", "comment", *CLASS_NAMES),
 )
-#: The first of these that a set has is the image; a URL leads out of most sets.
+#: The first of these that a set has is the image. URLs come last: most point outside the set.
 USUAL_IMAGES = (
     *("image", "file_name", "image_path", "image_file", "image_name", "img", "img_path", "file_path", "path", "file"),
     *("jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "url", "image_url"),
@@ -20,12 +20,12 @@ USUAL_IMAGES = (
 
 
 def plain(name: str) -> str:
-    """A name as names are compared."""
+    """A name in the form in which names are compared."""
     return re.sub(r"[\W_]+", "", name).lower()
 
 
 def usual(fields: Iterable[str], names: tuple[str, ...]) -> list[str]:
-    """Those of the fields that are among the usual names, in the order of these."""
+    """The fields that have one of the usual names, in the order of `names`."""
     by_plain: dict[str, str] = {}
     for field in fields:
         by_plain.setdefault(plain(field), field)
@@ -33,15 +33,15 @@ def usual(fields: Iterable[str], names: tuple[str, ...]) -> list[str]:
 
 
 def names_of(
-    found: Iterable[str], fields: PairFields, first: tuple[str, ...] = ()
+    columns: Iterable[str], fields: PairFields, first: tuple[str, ...] = ()
 ) -> tuple[str | None, str | None, str | None]:
-    """The fields of prompt, image and id: as the options name them, else the usual ones, those of `first` before the others.
+    """The fields of prompt, image and id: those that the options name, else the usual ones; names in `first` are preferred.
 
-    None where there is none.
+    None for a missing field.
     """
-    found = list(found)
+    columns = list(columns)
     prompts, images = (
-        usual(found, (*(name for name in first if name in names), *names)) for names in (USUAL_PROMPTS, USUAL_IMAGES)
+        usual(columns, (*(name for name in first if name in names), *names)) for names in (USUAL_PROMPTS, USUAL_IMAGES)
     )
     return (
         fields.prompt_field or (prompts[0] if prompts else None),

@@ -1,4 +1,4 @@
-"""Folders that are no pairs, whatever lies in them: what this program wrote, and models."""
+"""Recognise folders that are never pair sets: outputs of Ortho, and models."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -16,7 +16,7 @@ def _is_ours(content: Any) -> bool:
     return isinstance(versions, dict) and "ortho" in versions
 
 
-#: By a file that such a folder has: what its content has to say, and what the folder is.
+#: By a file in such a folder: a test of the file's content, and the kind of folder.
 OWN_MARKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "plan.json": (_is_run, "the output of `ortho`"),
     "meta.json": (_is_ours, "the output of `ortho`"),
@@ -28,13 +28,13 @@ OWN_MARKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def own_folder(root: Store, folder: str, names: Collection[str]) -> str | None:
-    """What the folder is, if it is none of pairs; `names` are those of its files."""
+    """The kind of the folder, in words; None if it may be a pair set. `names` are the names of its files."""
     for name in OWN_MARKS.keys() & names:
-        says, what = OWN_MARKS[name]
+        is_mark, kind = OWN_MARKS[name]
         try:
             content = json_object(root.read(f"{folder}/{name}" if folder else name, 0, 1 << 22), name)
         except (OSError, NotParsedError):
             continue
-        if says(content):
-            return what
+        if is_mark(content):
+            return kind
     return None

@@ -1,4 +1,4 @@
-"""A pair set of any format, anywhere: which one it is, how it is cut into shards, how its images are fetched."""
+"""A pair set of any format, on disk or in an object store: recognise it, cut it into shards, and fetch its images."""
 
 import copy
 import errno
@@ -30,16 +30,16 @@ from ortho_core.storage.store import NotAFile, OutsideRoot, TooLarge, one_line
 
 T = TypeVar("T")
 WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-#: An image that cannot be read for a reason that may pass is tried again after these seconds.
+#: Waits in seconds before another try, if an image cannot be read for a reason that may be temporary.
 RETRIES = (0.2, 1.0, 4.0)
-#: Rows of a shard, where none are asked for: at least, at most, and the number of shards aimed at in between.
+#: Default rows per shard: smallest and largest number, and the target number of shards in between.
 FEWEST, MOST, SHARDS = 64, 1024, 10_000
 
 
 class PairSet:
-    """A pair set at a path or URL. Small to send to another process: what was counted stays behind.
+    """A pair set at a path or URL. It is small when sent to another process: counts and listings are not sent.
 
-    Raises UserError if there is none, or if nothing here reads what there is.
+    Raises UserError if there is no pair set, or none that can be read.
     """
 
     def __init__(self, location: str | Path, fields: PairFields | None = None) -> None:
@@ -49,9 +49,9 @@ class PairSet:
         with _told(self.location):
             opened, recognised = recognise(store, str(location), self.fields)
         self.root, self.format = opened.root, opened.format
-        #: How it is read and what is left aside; unknown in other processes.
+        #: How it is read, and which files are left aside; None in other processes.
         self.recognised: Recognised | None = recognised
-        #: Sorted numbers of rows whose id an earlier row has; known once the set is cut, where rows bring ids.
+        #: Sorted numbers of rows whose id an earlier row has; set when a set with ids is cut.
         self.repeated: np.ndarray | None = None
         self.image_root = open_store(self.fields.image_root) if self.fields.image_root else self.root
         self._rows: int | None = None
@@ -62,7 +62,7 @@ class PairSet:
 
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) of the rows and the field names; image files count by their names."""
-        # What chooses among several readings or splits is in the signature of what was chosen.
+        # The choice of layout and split is not listed: it is in the signature of the chosen files.
         options = self.fields.model_dump_json(include={"prompt_field", "image_field", "id_field", "image_root"})
         if self.fields.caption is not None:
             options += f"\0{self.fields.caption}"
@@ -74,21 +74,21 @@ class PairSet:
 
     @property
     def part(self) -> Part | None:
-        """The part of the records that is read; None: all. Raises UserError if there are too few for it."""
+        """The part of the records that is read; None: all. Raises UserError if there are too few records for it."""
         if self.fields.part is not None and self._part is None:
             self._part = Part.of(self.fields.part, self.records())
         return self._part
 
     def part_named(self, name: str | None) -> "PairSet":
-        """A part of the same set, or all of it."""
+        """A part of the same set, or all of it (`name` None)."""
         other = copy.copy(self)
-        other.recognised = self.recognised  # which a copy for another process leaves behind
+        other.recognised = self.recognised  # copy.copy uses __getstate__, which drops it
         other.fields = self.fields.model_copy(update={"part": name})
         other.repeated = other._rows = other._part = None
         return other
 
     def spread(self, records: int) -> "PairSet":
-        """Of a held-out part at most so many records, from all over it. Of others nothing is left out."""
+        """A held-out part reduced to at most `records` records, evenly spread; any other set unchanged."""
         part = self.part
         if part is None or part.training or part.taken <= records:
             return self
@@ -97,12 +97,12 @@ class PairSet:
         return other
 
     def records(self) -> int:
-        """How many records the whole set has, of which each is a row unless every caption is one."""
+        """Number of records of the whole set. Each record is a row, unless each caption is a row."""
         with _told(self.location):
             return self.format.rows()
 
     def rows(self) -> int:
-        """How many rows there are. Raises UserError if there are none."""
+        """Number of rows. Raises UserError if there are none."""
         if self._rows is None:
             with _told(self.location):
                 if self.fields.caption == "all":
@@ -110,11 +110,11 @@ class PairSet:
                 else:
                     self._rows = self.part.records if self.part is not None else self.format.rows()
         if not self._rows:
-            raise UserError(f"{self.location} holds no rows")
+            raise UserError(f"{self.location} has no rows")
         return self._rows
 
     def line(self, count: bool = True) -> str:
-        """What was recognised, in one line; without `count` the rows are not counted, which takes a pass over some sets."""
+        """How the set was recognised, in one line. `count` adds the number of rows, which requires a pass over some sets."""
         assert self.recognised is not None
         if self.fields.part is None:
             return self.recognised.line(self.rows() if count else None)
@@ -122,7 +122,7 @@ class PairSet:
         return f"part {self.fields.part}{counted}; {self.recognised.line(None)}"
 
     def counted(self) -> str:
-        """Of a part how many rows it has, and of how many."""
+        """The number of rows of a part, and the total, in words."""
         assert self.part is not None
         rows, records, total = self.rows(), self.part.records, self.part.total
         if self.fields.caption == "all":
@@ -130,35 +130,35 @@ class PairSet:
         return f"{rows} of {total} rows"
 
     def record(self) -> dict[str, JsonValue]:
-        """The same for a machine."""
+        """The content of `line` as JSON values."""
         assert self.recognised is not None
         return {**self.recognised.record(self.rows()), "part": self.fields.part}
 
     def rows_per_shard(self) -> int:
-        """A size of shards that suits the set: neither too many files nor too much to do again."""
+        """A shard size for this set that avoids both too many files and too much repeated work after a failure."""
         return min(max(FEWEST, -(-self.rows() // SHARDS)), MOST)
 
     def shards(self, rows_per_shard: int) -> list[Shard]:
-        """Cut the set into shards; depends on the input alone, memory grows with the shards, not the rows."""
+        """Cut the set into shards. The result depends only on the input; memory grows with the shards, not with the rows."""
         with _told(self.location):
             shards = cut(self.format, rows_per_shard, self.part, self.fields.caption == "all")
         if not shards:
-            raise UserError(f"{self.location} holds no rows")
+            raise UserError(f"{self.location} has no rows")
         if self.fields.id_field is not None and self.repeated is None:
             self.repeated = repeated(self._ids(shards))
         return shards
 
     def _ids(self, shards: list[Shard]) -> Iterator[tuple[int, str]]:
-        """The ids that the rows bring, by row number; a row without a usable one is left out."""
+        """(row number, id) of all rows; a row without a usable id is left out."""
         for run in itertools.chain.from_iterable(shard.runs for shard in shards):
             prompts = self.format.prompts(run) if self.fields.caption == "all" else itertools.repeat(None)
-            owns = zip(self.format.ids(run), prompts, strict=False)
-            for row, (own, _), number in self._numbered(run, owns, lambda both: both[1]):
+            records = zip(self.format.ids(run), prompts, strict=False)
+            for row, (value, _), number in self._numbered(run, records, lambda both: both[1]):
                 with suppress(BadRow):
-                    yield row, numbered_id(row, own, self.fields.id_field, number)
+                    yield row, numbered_id(row, value, self.fields.id_field, number)
 
     def _numbered(self, run: Shard, records: Iterable[T], prompt: Callable[[T], Any]) -> Iterator[tuple[int, T, int]]:
-        """Of each row of a piece its number, its record, and which of the record's captions it has."""
+        """(row number, record, number of the caption in the record) of each row of a piece."""
         if self.part is None and self.fields.caption != "all":
             yield from zip(range(run.first, run.first + run.rows), records, itertools.repeat(0), strict=False)
             return
@@ -177,17 +177,17 @@ class PairSet:
             skip = 0
 
     def read(self, shard: Shard) -> Iterator[Row]:
-        """Each row of the shard as a Pair, or as (row number, what is wrong with it). Images are not looked at.
+        """Each row of the shard as a Pair, or as (row number, fault). Images are not read.
 
-        Raises UserError if the shard's file has gone or has changed.
+        Raises UserError if the shard's file is missing or has changed.
         """
         for run in shard.runs:
             count = 0
             with _told(f"{self.root.location}/{run.file}"):
                 for row, record, number in self._numbered(run, self.format.read(run), prompt_of):
                     count += 1
-                    found = self._row(row, record, number, run.file)
-                    yield found if self.repeated is None else self._first_of_its_id(found)
+                    checked = self._row(row, record, number, run.file)
+                    yield checked if self.repeated is None else self._first_of_its_id(checked)
             if count != run.rows:
                 raise UserError(
                     f"{self.root.location}/{run.file} has changed since the run began: {count} rows from "
@@ -204,7 +204,7 @@ class PairSet:
             return row, BadRow(bad.reason, str(bad), named or file)
 
     def _first_of_its_id(self, row: Row) -> Row:
-        """The row, or that an earlier one has its id."""
+        """The row; or a fault, if an earlier row has its id."""
         assert self.repeated is not None
         if isinstance(row, tuple):
             return row
@@ -230,7 +230,7 @@ class PairSet:
         return BadRow("too-large", f"{where} has {size} bytes; {accepted}")
 
     def fetch_image(self, image: str, who: str) -> bytes:
-        """The bytes of the image that a record names; `who` is what messages call the row.
+        """The bytes of the image that a record names; `who` is the row's name in messages.
 
         Raises BadRow if it is missing, outside the root, or cannot be read.
         """
@@ -243,23 +243,23 @@ class PairSet:
                 raise self._too_large(where, error.size) from None
             except OutsideRoot:
                 root = self.image_root.location
-                raise BadRow("outside-root", f"{where} lies outside {root} (--image-root names another)") from None
-            except UserError:  # a bad row, or a file with many rows that is damaged
+                raise BadRow("outside-root", f"{where} is outside {root} (--image-root names another folder)") from None
+            except UserError:  # a bad row, or a damaged file with many rows
                 raise
             except Exception as error:
-                if isinstance(error, NotAFile) and not error.is_folder:  # nothing is opened that may never end
+                if isinstance(error, NotAFile) and not error.is_folder:  # a pipe or device, which may never end
                     raise BadRow("not-a-file", f"{where}: {error.strerror}") from error
-                gone = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-                if isinstance(error, gone) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
+                absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+                if isinstance(error, absent) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
                     reason = "cannot be opened" if isinstance(error, PermissionError) else "does not exist"
                     raise BadRow("missing-image", f"{where} {reason} under {self.image_root.location}") from error
-                if wait is None:  # time-outs, throttling, resets: what networks do
+                if wait is None:  # network errors, such as time-outs, throttling and resets, were tried again
                     raise BadRow("unreadable-image", f"{where} cannot be read: {one_line(error)}") from error
             time.sleep(wait)
         raise AssertionError("unreachable")
 
     def _read(self, image: str) -> bytes:
-        """The file that a path or URL names, as it is written or as other systems write it. Raises OutsideRoot or OSError."""
+        """The file that a path or URL names, as written or in another system's spelling. Raises OutsideRoot or OSError."""
         missing: FileNotFoundError | None = None
         for name in spellings(self._relative(image)):
             try:
@@ -270,7 +270,7 @@ class PairSet:
         raise missing
 
     def _relative(self, image: str) -> str:
-        """A path as it is; a URL below the root, relative to it. Raises OutsideRoot for another URL, or a drive of Windows."""
+        """A path unchanged; a URL below the root, relative to it. Raises OutsideRoot for another URL, or a Windows drive."""
         if WINDOWS_DRIVE.match(image):
             raise OutsideRoot(image)
         if "://" not in image:
@@ -281,7 +281,7 @@ class PairSet:
         return image.removeprefix(inside)
 
     def images(self, chunk: Sequence[Pair], size: tuple[int, int]) -> list[np.ndarray | BadRow]:
-        """Fetch and decode: for each pair (Y, X, 3) uint8, or what is wrong with it."""
+        """Fetch and decode the images: for each pair (Y, X, 3) uint8, or the fault."""
         done: list[np.ndarray | BadRow] = []
         for pair in chunk:
             try:
@@ -298,7 +298,7 @@ def prompt_of(record: PairRecord | BadRow) -> Any:
 
 @contextmanager
 def _told(place: str) -> Iterator[None]:
-    """Turns what goes wrong at a place into a UserError; libraries of object stores raise their own."""
+    """Turn any error of the block into a UserError; libraries of object stores raise their own kinds."""
     try:
         yield
     except UserError:

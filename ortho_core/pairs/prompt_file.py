@@ -8,15 +8,15 @@ from ortho_core.pairs.limits import MAX_PROMPT_LENGTH
 from ortho_core.text.parsing import json_object, parse_json, regular_bytes
 from ortho_core.text.plain_text import one_line
 
-#: Of a file of prompts; a million prompts have a tenth of that.
+#: Bytes of the largest file of prompts; a million prompts need a tenth of that.
 MOST_PROMPT_BYTES = 1 << 30
 ACCEPTED = "one prompt a line, .jsonl with `prompt`, or .json, a list of prompts"
 
 
 def read_prompt_rows(file: Path) -> tuple[dict[str, Any], ...]:
-    """A row for each prompt of a file: of .jsonl all that its line holds, else `prompt` alone. Blank lines do not count.
+    """A row per prompt of a file: all entries of the line for .jsonl, else only `prompt`. Blank lines are skipped.
 
-    Raises UserError for a file that cannot be read, holds no prompt, or a blank one.
+    Raises UserError if the file cannot be read, has no prompt, or has a blank one.
     """
     try:
         text = regular_bytes(file, MOST_PROMPT_BYTES).decode("utf-8-sig")
@@ -26,7 +26,7 @@ def read_prompt_rows(file: Path) -> tuple[dict[str, Any], ...]:
         elif file.suffix == ".json":
             listed = parse_json(text, "it", encodable=True)
             if not isinstance(listed, list):
-                raise TypeError("it holds no list")
+                raise TypeError("it is not a list")
             rows = [{"prompt": prompt} for prompt in listed]
         else:
             rows = [{"prompt": line} for _, line in lines]
@@ -36,12 +36,12 @@ def read_prompt_rows(file: Path) -> tuple[dict[str, Any], ...]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"prompts file {file}: {_reason(error)}; accepted: {ACCEPTED}") from error
     if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
-        raise UserError(f"prompts file {file} holds a blank prompt or none at all")
+        raise UserError(f"prompts file {file} contains a blank prompt, or no prompt at all")
     for n, prompt in enumerate(prompts, 1):
         if len(prompt) > MAX_PROMPT_LENGTH:
             raise UserError(
-                f"prompts file {file}: prompt {n} has {len(prompt):,} characters; accepted: {MAX_PROMPT_LENGTH:,}, of which "
-                "models read some hundred"
+                f"prompts file {file}: prompt {n} has {len(prompt):,} characters; accepted: {MAX_PROMPT_LENGTH:,} (models read "
+                "only a few hundred)"
             )
     return tuple(rows)
 
@@ -51,5 +51,5 @@ def _reason(error: Exception) -> str:
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
-    """The prompts alone. Raises UserError as `read_prompt_rows` does."""
+    """The prompts of a file, without other entries. Raises UserError as `read_prompt_rows` does."""
     return tuple(row["prompt"] for row in read_prompt_rows(file))

@@ -1,4 +1,4 @@
-"""Images and pairs in memory, for a notebook or a script: of files, pictures, arrays, or a pair set.
+"""Read images and pairs into memory, for a notebook or a script: from files, pictures, arrays or a pair set.
 
 Axes: B images, 3 × Y × X pixels.
 """
@@ -21,7 +21,7 @@ from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Failure, PairFields
 from ortho_core.pictures import to_bytes, to_picture
 
-#: One image: a file, a picture of Pillow's, (Y, X, 3) uint8, or a tensor (3, Y, X), in [0, 1] or uint8.
+#: One image: a file, a Pillow image, an array (Y, X, 3) uint8, or a tensor (3, Y, X), in [0, 1] or uint8.
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 #: Rows of a pair set that are decoded together.
@@ -35,9 +35,9 @@ class LoadedPairs:
     #: (B, 3, Y, X) float32 in [0, 1].
     images: Float[Tensor, "B 3 Y X"]
     prompts: list[str]
-    #: What records call the rows.
+    #: The ids of the rows in records.
     sample_ids: list[str]
-    #: Rows that could not be used, and why.
+    #: Rows that could not be used, with the reason.
     failures: list[Failure]
 
     def __len__(self) -> int:
@@ -49,10 +49,10 @@ class LoadedPairs:
 
 
 def read_images(images: Picture | Sequence[Picture], size: tuple[int, int]) -> Float[Tensor, "B 3 Y X"]:
-    """Images as the model sees them: (B, 3, Y, X) float32 in [0, 1], in host memory.
+    """Images as the model gets them: (B, 3, Y, X) float32 in [0, 1], in host memory.
 
-    `images` is one image or several: paths, Pillow's pictures, arrays (Y, X) or (Y, X, 3) uint8, tensors (3, Y, X) or
-    (B, 3, Y, X), float in [0, 1] or uint8. `size` is (Y, X), a generator's `image_size`. What has another size is scaled to
+    `images` is one image or several: paths, Pillow images, arrays (Y, X) or (Y, X, 3) uint8, tensors (3, Y, X) or
+    (B, 3, Y, X), float in [0, 1] or uint8. `size` is (Y, X), a generator's `image_size`. An image of another size is scaled to
     cover it and cropped at the centre, in 8 bits.
 
     Raises UserError for a file that does not exist or does not decode, and for an array or tensor that is none of these.
@@ -76,7 +76,7 @@ def _read(image: Picture, size: tuple[int, int]) -> Tensor:
     if isinstance(image, str | Path):
         path = Path(image).expanduser()
         if path.is_dir():
-            raise UserError(f"{path} is a folder: read_pairs reads it, read_images takes files")
+            raise UserError(f"{path} is a folder: use read_pairs, since read_images accepts files only")
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -85,22 +85,22 @@ def _read(image: Picture, size: tuple[int, int]) -> Tensor:
     if isinstance(image, np.ndarray):
         grey = image.ndim == 2
         if image.dtype != np.uint8 or not (grey or (image.ndim == 3 and image.shape[2] in (3, 4))):
-            raise UserError(f"array {image.shape} {image.dtype}: an image is (Y, X, 3) or (Y, X) uint8, from 0 to 255")
+            raise UserError(f"array {image.shape} {image.dtype}: accepted: (Y, X, 3) or (Y, X) uint8, from 0 to 255")
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise UserError(f"{type(image).__name__} is no image; accepted: a path, Pillow's picture, an array, a tensor")
+        raise UserError(f"{type(image).__name__} is not an image; accepted: a path, a Pillow image, an array, a tensor")
     return _fitted(to_rgb(ImageOps.exif_transpose(image)), size)
 
 
 def _of_tensor(image: Tensor, size: tuple[int, int]) -> Tensor:
     if image.ndim != 3 or image.shape[0] != 3 or not (image.is_floating_point() or image.dtype == torch.uint8):
-        raise UserError(f"tensor {tuple(image.shape)} {image.dtype}: an image is (3, Y, X), float in [0, 1] or uint8")
+        raise UserError(f"tensor {tuple(image.shape)} {image.dtype}: accepted: (3, Y, X), float in [0, 1] or uint8")
     if image.is_floating_point():
         low, high = float(image.min()), float(image.max())
-        # Not the comparison the other way round, which NaN would pass.
+        # Written with `not`, so that NaN is refused.
         if not (low >= -1e-3 and high <= 1 + 1e-3):
             raise UserError(
-                f"an image with values from {low:g} to {high:g}: give [0, 1] (of [-1, 1] it is x / 2 + 0.5)"
+                f"an image with values from {low:g} to {high:g}; accepted: [0, 1] (from [-1, 1]: x / 2 + 0.5)"
             )
     if tuple(image.shape[1:]) == tuple(size):
         exact = image.cpu().float()
@@ -121,14 +121,14 @@ def read_pairs(
     prompt: str | None = None,
     fields: PairFields | None = None,
 ) -> LoadedPairs:
-    """The first `rows` usable rows of a pair set (none: all), their images in memory: 12·Y·X bytes each.
+    """The first `rows` usable rows of a pair set (None: all), with their images in memory: 12·Y·X bytes each.
 
-    `location` is a path or URL of any layout that `ortho assign --pairs` takes: a `pairs.jsonl`, a folder of images with
-    captions beside them, a folder per class, Parquet, tars. `size` is (Y, X), a generator's `image_size`. `prompt` is
-    that of all images where they bring none. `fields` has the other options of a pair set, such as the names of columns; a
-    message that names an option `--id-field` means its `id_field`. Rows that cannot be used are in `failures`.
+    `location` is a path or URL of any layout that `ortho assign --pairs` accepts: a `pairs.jsonl`, a folder of images with
+    captions beside them, a folder per class, Parquet, tars. `size` is (Y, X), a generator's `image_size`. `prompt` is the prompt
+    of all images that have none. `fields` has the other options of a pair set, such as the names of columns; if a message names
+    an option `--id-field`, it is `id_field` here. Rows that cannot be used are in `failures`.
 
-    Raises UserError if there is no pair set, or no usable row in it.
+    Raises UserError if there is no pair set, or if it has no usable row.
     """
     if rows is not None and rows < 1:
         raise UserError(f"rows {rows}: give at least 1, or None for all")

@@ -1,7 +1,7 @@
-"""Which pair set lies at a place: a file, a folder, the files that a pattern matches, or a split of a set.
+"""Recognise the pair set at a place: a file, a folder, the files that match a pattern, or a split of a set.
 
-A folder is walked once. Every layout says what of it it could read, and what speaks against that; the only reading that nothing
-speaks against is taken, and otherwise the readings are told with the option that chooses.
+A folder is walked once. Each layout reports a reading, what it could read there, and the reasons against it. If exactly one
+reading has no reason against it, it is used; else an error lists the readings with the option that selects each.
 """
 
 import fnmatch
@@ -27,7 +27,7 @@ EXPECTED = (
     "sheets, one folder per class), or a pattern such as DIR/*.tar"
 )
 BY_NAME: dict[LayoutName, Layout] = {layout.name: layout for layout in LAYOUTS}
-#: Which layout reads a file that is named.
+#: The layout for a single file, by suffix.
 BY_SUFFIX: dict[str, LayoutName] = {
     **dict.fromkeys(TABLE_SUFFIXES, "metadata"),
     ".parquet": "parquet",
@@ -37,7 +37,7 @@ BY_SUFFIX: dict[str, LayoutName] = {
 
 
 def recognise(store: Store, given: str, fields: PairFields) -> tuple[Opened, Recognised]:
-    """What lies at a place, `given` as the user wrote it. Raises UserError, NoPairSet if nothing lies there."""
+    """Open the pair set at a place; `given` is the place as the user wrote it. Raises UserError; NoPairSet if there is none."""
     head, _, last = store.location.rpartition("/")
     parent = open_store(head or "/")
     if parent.exists(last):
@@ -49,7 +49,7 @@ def recognise(store: Store, given: str, fields: PairFields) -> tuple[Opened, Rec
     nothing = NoPairSet(f"no pair set at {given}: it does not exist (expected: {EXPECTED})")
     if listing.seen or listing.own or listing.unreadable:
         if "" in listing.own:
-            raise UserError(f"{given} is {listing.own['']}, and no pair set")
+            raise UserError(f"{given} is {listing.own['']}, not a pair set")
         try:
             return _open(decide(listing, given, fields), listing, fields)
         except NoPairSet as error:
@@ -60,7 +60,7 @@ def recognise(store: Store, given: str, fields: PairFields) -> tuple[Opened, Rec
         matching = {name: files[name] for name in files if fnmatch.fnmatchcase(name, last) and not name.startswith(".")}
         return _open(_layout_of_files(matching, parent, given), _files(parent, matching), fields)
     if fields.split is None and wanted(last) in SPLITS and fields.layout is None:
-        # Not a folder: the files of a split, where the set has them all in one folder.
+        # Not a folder: perhaps a split of a set whose files are all in one folder.
         above = scan(parent)
         if above.labelled or above.files:
             fields = fields.model_copy(update={"split": last})
@@ -72,28 +72,30 @@ def decide(listing: Listing, given: str, fields: PairFields) -> Layout:
     """The layout of a folder. Raises UserError, naming the readings, if there are several, NoPairSet if there is none."""
     if fields.layout is not None:
         return BY_NAME[fields.layout]
-    found = [reading for layout in LAYOUTS if (reading := layout.recognise(listing, fields)) is not None]
-    stated = tuple(f"{reading.what} {_are(reading.what)} there" for reading in found if reading.stated)
-    readings = [reading if reading.stated else replace(reading, against=reading.against + stated) for reading in found]
+    possible = [reading for layout in LAYOUTS if (reading := layout.recognise(listing, fields)) is not None]
+    stated = tuple(f"there {_are(reading.what)} {reading.what}" for reading in possible if reading.stated)
+    readings = [
+        reading if reading.stated else replace(reading, against=reading.against + stated) for reading in possible
+    ]
     free = [reading for reading in readings if not reading.against]
     if len(free) == 1:
         return BY_NAME[free[0].layout]
-    lies = ", ".join([f"found {listing.inventory()}", *left_aside(listing)])
+    contents = ", ".join([f"found {listing.inventory()}", *left_aside(listing)])
     archives = sorted(suffix for suffix in listing.suffixes if suffix in COMPRESSED)
-    said = {text for reading in readings for text in reading.against}
-    if why := [text for text in why_not(listing, fields) if text not in said]:
-        lies += f"; {'; '.join(why)}"
+    reported = {text for reading in readings for text in reading.against}
+    if reasons := [text for text in why_not(listing, fields) if text not in reported]:
+        contents += f"; {'; '.join(reasons)}"
     if archives:
-        lies += f" ({', '.join(archives)} have to be unpacked: a compressed file cannot be entered in the middle)"
+        contents += f" (unpack {', '.join(archives)} first: compressed files cannot be read from the middle)"
     if not readings:
-        raise NoPairSet(f"no pair set at {given}: {lies}; expected {EXPECTED}")
+        raise NoPairSet(f"no pair set at {given}: {contents}; expected {EXPECTED}")
     if len(readings) == 1:
         (only,) = readings
         raise NoPairSet(
-            f"no pair set at {given}: {lies}. It could be {only.what}, but {'; '.join(only.against)}{_anyway(only)}"
+            f"no pair set at {given}: {contents}. It could be {only.what}, but {'; '.join(only.against)}{_anyway(only)}"
         )
     ways = "; ".join(_told(reading) for reading in free or readings)
-    raise UserError(f"{given} can be read in {len(free or readings)} ways: {lies}. {ways}")
+    raise UserError(f"{given} can be read in {len(free or readings)} ways: {contents}. {ways}")
 
 
 def _are(what: str) -> str:
@@ -106,7 +108,7 @@ def _told(reading: Reading) -> str:
 
 
 def _anyway(reading: Reading) -> str:
-    return "" if reading.layout in ("images", "metadata") else f" (--layout {reading.layout} reads it all the same)"
+    return "" if reading.layout in ("images", "metadata") else f" (--layout {reading.layout} reads it anyway)"
 
 
 def _open(layout: Layout, listing: Listing, fields: PairFields) -> tuple[Opened, Recognised]:
@@ -118,7 +120,7 @@ def _open(layout: Layout, listing: Listing, fields: PairFields) -> tuple[Opened,
 
 
 def _files(root: Store, names: dict[str, int | None]) -> Listing:
-    """A listing of nothing but these files."""
+    """A listing of only these files."""
     listing = Listing(root)
     for name, size in names.items():
         listing.files.setdefault(PurePosixPath(name).suffix.lower(), []).append((name, size))
@@ -126,19 +128,19 @@ def _files(root: Store, names: dict[str, int | None]) -> Listing:
 
 
 def _refuse_own(store: Store, given: str) -> None:
-    if store.exists("plan.json") and (what := own_folder(store, "", ["plan.json"])) is not None:
-        raise UserError(f"{given} is {what}, and no pair set")
+    if store.exists("plan.json") and (kind := own_folder(store, "", ["plan.json"])) is not None:
+        raise UserError(f"{given} is {kind}, not a pair set")
 
 
 def _layout_of_file(name: str, given: str, fields: PairFields) -> Layout:
     suffix = PurePosixPath(name).suffix.lower()
     if name.lower().endswith(COMPRESSED):
-        raise NoPairSet(f"no pair set at {given}: unpack it first, a compressed file cannot be entered in the middle")
+        raise NoPairSet(f"no pair set at {given}: unpack it first, compressed files cannot be read from the middle")
     if name == METADATA_PARQUET or (suffix == ".txt" and not fields.with_images):
         return BY_NAME["metadata"]
     if suffix not in BY_SUFFIX:
         raise NoPairSet(
-            f"no pair set at {given}: {suffix or 'a file without a suffix'} is no file of rows; expected {EXPECTED}"
+            f"no pair set at {given}: {suffix or 'a file without a suffix'} is not a file of rows; expected {EXPECTED}"
         )
     return BY_NAME[BY_SUFFIX[suffix]]
 
@@ -148,11 +150,11 @@ def _layout_of_files(names: dict[str, int | None], root: Store, given: str) -> L
     kinds = sorted({PurePosixPath(name).suffix.lower() for name in names})
     if len(kinds) > 1:
         raise UserError(
-            f"{given} holds files of several kinds ({', '.join(kinds)}); name one, as in {root.location}/*{kinds[-1]}"
+            f"{given} matches files of several kinds ({', '.join(kinds)}); name one, as in {root.location}/*{kinds[-1]}"
         )
     if not kinds or kinds[0] not in (*TABLE_SUFFIXES, *COLUMN_SUFFIXES):
         found = f"; found {kinds[0]}" if kinds else ""
         raise NoPairSet(f"no pair set at {given}: expected {EXPECTED}{found}")
     if BY_SUFFIX[kinds[0]] == "metadata" and len(names) > 1:
-        raise UserError(f"{given} matches {len(names)} {kinds[0]} files; one is read at a time")
+        raise UserError(f"{given} matches {len(names)} {kinds[0]} files; accepted: one")
     return BY_NAME[BY_SUFFIX[kinds[0]]]

@@ -1,4 +1,4 @@
-"""What was recognised at a place, in one line that says all that was done with what lies there."""
+"""The report of how a pair set was recognised, as one line that lists everything that is read or left aside."""
 
 from dataclasses import dataclass
 
@@ -9,30 +9,30 @@ from ortho_core.pairs.rows import LayoutName
 
 @dataclass(frozen=True)
 class Recognised:
-    """How a pair set is read, and what of it is not."""
+    """How a pair set is read, and which files are not read."""
 
     layout: LayoutName
     what: str
-    #: Where the prompts come from.
+    #: The source of the prompts.
     prompts: str
     notes: tuple[str, ...] = ()
-    #: What is not read, each with its number.
+    #: Kinds of files that are not read, each with their number.
     aside: tuple[str, ...] = ()
-    #: What a row is: an `image`, or a `row` of a file that names one.
+    #: The word for a row: `image`, or `row` for a row of a file.
     unit: str = "row"
-    #: Images that lie there, where that is known and need not be the number of rows.
+    #: Number of images in the set's folders, if it is known and may differ from the number of rows.
     images: int | None = None
 
     def line(self, rows: int | None) -> str:
         notes = list(self.notes)
         if self.images is not None:
-            notes.append(f"{self.images} {'image lies' if self.images == 1 else 'images lie'} there")
+            notes.append(f"{self.images} {'image' if self.images == 1 else 'images'} in its folders")
         aside = f"left aside: {', '.join(self.aside)}" if self.aside else "nothing left aside"
         counted = "" if rows is None else f": {rows} {self.unit}{'' if rows == 1 else 's'}"
         return "; ".join([self.what + counted, self.prompts, *notes, aside])
 
     def record(self, rows: int) -> dict[str, JsonValue]:
-        """The same for a machine."""
+        """The same as JSON values."""
         return {
             "layout": self.layout,
             "what": self.what,

@@ -1,4 +1,4 @@
-"""Which rows bring an id that an earlier row has: found by hashes on disk, in memory that does not grow with the rows."""
+"""Find rows whose id an earlier row has, by hashes on disk; memory does not grow with the number of rows."""
 
 import hashlib
 import tempfile
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-#: Hashes that are compared in memory at a time, 16 bytes each.
+#: Number of hashes that are compared in memory at once, 16 bytes each.
 IDS_SORTED_TOGETHER = 1 << 22
 
 
 def repeated(ids: Iterable[tuple[int, str]], at_once: int = IDS_SORTED_TOGETHER) -> np.ndarray:
-    """Sorted row numbers of all but the first row of each id, int64; `ids` are (row number, id) in order of rows.
+    """Sorted row numbers, int64, of all rows but the first of each id; `ids` are (row number, id) in order of rows.
 
-    Ids are compared by 64 bits of BLAKE2: of 10^8 different ones, two are taken for one with a probability of 3 in 10,000.
+    Ids are compared by 64 bits of BLAKE2: the probability of any collision among 10^8 different ids is 3 in 10,000.
     """
     with tempfile.TemporaryFile() as file:
         count = 0
@@ -21,25 +21,25 @@ def repeated(ids: Iterable[tuple[int, str]], at_once: int = IDS_SORTED_TOGETHER)
             count += len(block)
             file.write(block.tobytes())
         groups = max(1, -(-count // at_once))
-        found = []
-        for group in range(groups):  # the ids of one group are in no other
+        repeats = []
+        for group in range(groups):  # equal ids are in the same group
             file.seek(0)
-            mine = []
+            parts = []
             while chunk := file.read(16 * at_once):
                 block = np.frombuffer(chunk, dtype=np.uint64).reshape(-1, 2)
-                mine.append(block[block[:, 0] % np.uint64(groups) == group])
-            hashes, rows = np.concatenate(mine).T if mine else np.zeros((2, 0), np.uint64)
+                parts.append(block[block[:, 0] % np.uint64(groups) == group])
+            hashes, rows = np.concatenate(parts).T if parts else np.zeros((2, 0), np.uint64)
             order = np.argsort(hashes, kind="stable")  # rows of one id stay in order
             again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
-            found.append(rows[order[again]].astype(np.int64))
-        return np.sort(np.concatenate(found))
+            repeats.append(rows[order[again]].astype(np.int64))
+        return np.sort(np.concatenate(repeats))
 
 
 def _blocks(ids: Iterable[tuple[int, str]], at_once: int) -> Iterator[np.ndarray]:
     """(hash, row) pairs, (n, 2) uint64."""
     block: list[tuple[int, int]] = []
-    for row, own in ids:
-        digest = hashlib.blake2b(own.encode(errors="surrogatepass"), digest_size=8).digest()
+    for row, sample_id in ids:
+        digest = hashlib.blake2b(sample_id.encode(errors="surrogatepass"), digest_size=8).digest()
         block.append((int.from_bytes(digest, "little"), row))
         if len(block) == at_once:
             yield np.array(block, dtype=np.uint64)

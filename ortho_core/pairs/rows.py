@@ -1,4 +1,4 @@
-"""One row of a pair set: its fields, what makes it usable, its name."""
+"""The rows of a pair set: their fields, the checks that make a row usable, and their names."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -19,41 +19,41 @@ from ortho_core.text.plain_text import encodable, redacted
 
 @dataclass(frozen=True)
 class Failure:
-    """A quarantined row and why."""
+    """A quarantined row and the reason."""
 
     sample_id: str
     row: int
     reason: str
     message: str
-    #: What the row calls its image, or the file that the row is in; relative to the pair set.
+    #: The path of the row's image, or of the file that contains the row; relative to the pair set.
     image: str = ""
 
     def __post_init__(self) -> None:
-        """What is published of a row can be written, and has no secret of a URL."""
+        """Removes secrets of URLs and characters that cannot be encoded, because these texts are published."""
         for name in ("sample_id", "message", "image"):
             object.__setattr__(self, name, encodable(redacted(getattr(self, name))))
 
 
-#: How the rows of a folder are kept; `ortho_core.pairs.layouts` has a module for each.
+#: How the rows of a folder are stored; `ortho_core.pairs.layouts` has a module for each.
 LayoutName = Literal["metadata", "parquet", "arrow", "webdataset", "labelled", "captions", "classes", "images"]
 
 
 class ImageLimits(BaseModel):
-    """What an image may cost; of a pair set, the row of a larger one is quarantined."""
+    """Limits of an image. In a pair set, the row of a larger image is quarantined."""
 
     max_image_bytes: int = conduct(
-        MAX_IMAGE_BYTES, ge=1, description="bytes of an image file; a larger one is not read"
+        MAX_IMAGE_BYTES, ge=1, description="limit of an image file in bytes; a larger one is not read"
     )
     max_image_pixels: int = conduct(
         MAX_IMAGE_PIXELS,
         ge=1,
         le=OPENED_PIXELS,
-        description="pixels of an image; a larger one is not decoded",
+        description="limit of an image in pixels; a larger one is not decoded",
     )
 
 
 class PairFields(ImageLimits):
-    """Which fields (columns, members) of a row hold what."""
+    """The options of a pair set: names of the fields (columns, members) of a row, and how the set is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,72 +63,70 @@ class PairFields(ImageLimits):
     prompt_field: str | None = resolved(
         None,
         min_length=1,
-        description="field that holds the prompt (none: prompt, text, caption or another usual name)",
+        description="field with the prompt (none: prompt, text, caption or another usual name)",
     )
     image_field: str | None = resolved(
         None,
         min_length=1,
-        description="field that holds the image or its path (none: image, file_name or another usual name)",
+        description="field with the image or its path (none: image, file_name or another usual name)",
     )
     id_field: str | None = resolved(
-        None, min_length=1, description="field that holds a row's own unique id (none: row number and image name)"
+        None, min_length=1, description="field with a unique id of the row (none: row number and image name)"
     )
     image_root: Location | None = resolved(
-        None, description="folder or URL that image paths start from (none: the pair set's own)"
+        None, description="folder or URL that image paths start from (none: that of the pair set)"
     )
 
     layout: LayoutName | None = resolved(
         None,
-        description="how to read a folder that can be read in several ways (none: the one that nothing speaks against)",
+        description="how to read a folder that can be read in several ways (none: the only one without a reason against it)",
     )
     split: str | None = resolved(
-        None, min_length=1, description="split to read, by the names of folders or files: train, test, ... (none: all)"
+        None, min_length=1, description="split to read, named by folders or files: train, test, ... (none: all)"
     )
     caption: CaptionChoice | None = resolved(
         None,
-        description="which of a row's several captions, in a list or as the lines of a text file; all: a row for each "
-        "(none: the first of a list, a text file as one)",
+        description="which caption to use if a row has several, in a list or as the lines of a text file; all: a row for "
+        "each (none: the first of a list; a text file is one caption)",
     )
-    prompt: str | None = resolved(
-        None, min_length=1, description="the prompt of all images, where they have no captions"
-    )
+    prompt: str | None = resolved(None, min_length=1, description="one prompt for all images, if they have no captions")
 
     max_prompt_length: int = conduct(
-        MAX_PROMPT_LENGTH, ge=1, description="characters of a prompt; a row with a longer one is quarantined"
+        MAX_PROMPT_LENGTH, ge=1, description="limit of a prompt in characters; a row with a longer one is quarantined"
     )
 
     part: Annotated[str | None, BeforeValidator(check_part)] = resolved(
         None,
-        description="part of the rows, which goes by their numbers: heldout:5% or heldout:200, rows from all over the set; "
-        "training:5% or training:200, all but those (none: every row)",
+        description="part of the rows, chosen by their numbers: heldout:5% or heldout:200, rows from the whole set; "
+        "training:5% or training:200, all other rows (none: all rows)",
     )
 
     def pair_fields(self) -> "PairFields":
-        """These fields alone, from a job that has them among its own."""
+        """Only these fields, taken from a job's options."""
         return PairFields(**{name: getattr(self, name) for name in PairFields.model_fields})
 
 
 class PromptFields(PairFields):
-    """Rows that are prompts alone; an image that they may have is not looked at."""
+    """Rows of prompts; images of the rows are ignored."""
 
     with_images: ClassVar[bool] = False
 
 
-#: The fields of prompt, image (None: rows have none) and id (None: rows bring none).
+#: The fields of prompt, image (None: rows have no image) and id (None: rows have no id).
 Names = tuple[str, str | None, str | None]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One usable row. `image` is what a record remembers and `PairSet.fetch` understands; `content` is the image file
-    itself where the row carries it."""
+    """One usable row. `image` is the path or reference that records store and `PairSet.fetch` reads; `content` is the image file
+    if the row contains it."""
 
     sample_id: str
     row: int
     prompt: str
     image: str
     content: bytes | None = field(default=None, repr=False)
-    #: 64 bits of a hash of the image's pixels, once it is decoded.
+    #: 64 bits of a hash of the image's pixels; None before it is decoded.
     pixels: int | None = None
 
 
@@ -136,27 +134,27 @@ class Pair:
 class Shard:
     """A run of consecutive rows: rows `first` to `first + rows - 1`, starting at `offset` (a byte or a row) of `file`.
 
-    `skip` captions of the first record belong to the shard before; it is 0 unless every caption is a row. Of a part of a set, a
-    shard runs over more rows than it has, and goes on elsewhere where they lie far apart.
+    `skip` captions of the first record belong to the previous shard; it is 0 unless each caption is a row. In a part of a set, a
+    shard spans records of the other part too, and continues in `rest` if its rows are far apart.
     """
 
     index: int
     first: int
-    #: Rows of it, those elsewhere included.
+    #: Number of rows, including those in `rest`.
     rows: int
     file: str
     offset: int
     skip: int = 0
-    #: Records that it runs over, where some of them are of another part; none: as many as it has rows.
+    #: Number of records that it spans, if some are of another part; None: equal to its rows.
     over: int | None = None
-    #: Number of its first record; none: that of its first row.
+    #: Number of its first record; None: that of its first row.
     record: int | None = None
-    #: Where it goes on; each has its own rows.
+    #: The pieces where it continues, each with its own rows.
     rest: tuple["Shard", ...] = ()
 
     @property
     def span(self) -> int:
-        """Records that are read of it, at most."""
+        """Largest number of records that are read for it."""
         return self.rows if self.over is None else self.over
 
     @property
@@ -177,7 +175,7 @@ class Shard:
         return replace(first, index=index, rows=sum(run.rows for run in runs), rest=tuple(rest))
 
     def shortened(self, rows: int) -> "Shard":
-        """Its first rows, at most so many."""
+        """A shard of at most its first `rows` rows."""
         runs = []
         for run in self.runs:
             if rows > 0:
@@ -186,13 +184,13 @@ class Shard:
         return Shard.joined(self.index, runs)
 
 
-#: A row as it is read: the pair, or (its number, what is wrong with it).
+#: A row as it is read: the pair, or (row number, fault).
 Row = Pair | tuple[int, BadRow]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Some records of one file, before they have a number in the whole set."""
+    """Some records of one file, before they get numbers in the whole set."""
 
     file: str
     rows: int
@@ -200,34 +198,34 @@ class Cut:
 
 
 class PairRecord(NamedTuple):
-    """What a format finds in one place: values that may be anything, since nobody has checked them."""
+    """One record as a format reads it. Its values are not checked yet and may be of any type."""
 
     #: A text, or several to choose from.
     prompt: Any
-    #: A path or URL, or what `Format.fetch` understands where the image is inside the rows' own files.
+    #: A path or URL, or a reference for `Format.fetch` if the image is inside the files of rows.
     image: Any
-    #: What the fields are called in messages.
+    #: Names of the fields in messages.
     names: Names
     id: Any = None
     content: bytes | None = None
-    #: Names the row, where the image's file name does not.
+    #: Part of the row's name, instead of the image's file name.
     stem: str | None = None
-    #: All fields that the record has, for messages.
+    #: All fields of the record, for messages.
     fields: Collection[str] = ()
 
 
 @runtime_checkable
 class Format(Protocol):
-    """How records are kept. What is counted or cut stays in the process that asked; `read` and `fetch` work anywhere."""
+    """How records are stored. Only the process that opened the set can count and cut; `read` and `fetch` work in any process."""
 
     def signature(self) -> str:
-        """What changes when the records change; image files that records only name count by their names."""
+        """A text that changes when the records change; image files that records refer to count by their names."""
         ...
 
     def rows(self) -> int: ...
 
     def cuts(self, rows: int) -> Iterator[Cut]:
-        """Every record once, in order, at most `rows` to a cut; depends on the input alone."""
+        """Each record once, in order, at most `rows` per cut. The result depends only on the input."""
         ...
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
@@ -235,15 +233,15 @@ class Format(Protocol):
         ...
 
     def prompts(self, shard: Shard) -> Iterator[Any]:
-        """What each of these records has as its prompt, without its image; one per record."""
+        """The prompt values of these records, without reading images; one per record."""
         ...
 
     def ids(self, shard: Shard) -> Iterator[Any]:
-        """What each of these records has as its id; one per record."""
+        """The id values of these records; one per record."""
         ...
 
     def fetch(self, image: str) -> bytes | None:
-        """The bytes of an image inside the rows' own files, by what `Pair.image` says; None if that is a path.
+        """The bytes of an image inside the files of rows, by its reference in `Pair.image`; None if that is a path.
 
         Raises BadRow, OutsideRoot or OSError.
         """
@@ -251,7 +249,7 @@ class Format(Protocol):
 
 
 class RecordsHaveAll:
-    """For formats whose records hold no image: the prompts and ids are read as the records are."""
+    """Base of formats whose records contain no image bytes: prompts and ids are read with the records."""
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         raise NotImplementedError
@@ -272,8 +270,8 @@ def make_pair(
     number: int = 0,
     most: int = MAX_PROMPT_LENGTH,
 ) -> Pair:
-    """The pair of one row; of several captions the one that `choice` takes, where that is all of them the one of this
-    number, of at most so many characters. Raises BadRow.
+    """The pair of one row. `choice` selects one of several captions; for `all` it is caption `number`. `most` is the limit of the
+    prompt in characters. Raises BadRow.
     """
     prompt_field, image_field, id_field = record.names
     prompt, image = record.prompt, record.image
@@ -292,17 +290,17 @@ def make_pair(
     if several:
         prompt = several[number] if choice == "all" else choose(several, choice or "first", sample_id)
     if len(prompt) > most:
-        said = f"row {row}: the prompt has {len(prompt)} characters; accepted: {most} (--max-prompt-length raises the limit)"
-        raise BadRow("too-long-prompt", said)
+        message = f"row {row}: the prompt has {len(prompt)} characters; accepted: {most} (--max-prompt-length raises the limit)"
+        raise BadRow("too-long-prompt", message)
     try:
         (prompt + image + sample_id).encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but no text
-        raise BadRow("not-text", f"row {row} holds characters that are not Unicode text: {error}") from error
+    except UnicodeEncodeError as error:  # half of a surrogate pair: valid JSON, but not valid text
+        raise BadRow("not-text", f"row {row} contains characters that are not Unicode text: {error}") from error
     return Pair(sample_id, row, prompt, image, record.content)
 
 
 def stem_of(path: str) -> str:
-    """The name of a path's file without its suffix, as `pathlib` has it, whose objects take longer than all else of a row."""
+    """The file name of a path without its suffix, as `pathlib` gives it, whose objects would be the slowest part of a row."""
     name = path.replace("\\", "/").rpartition("/")[2]
     if name in ("", "."):
         return PurePosixPath(path.replace("\\", "/")).stem
@@ -311,7 +309,7 @@ def stem_of(path: str) -> str:
 
 
 def row_name(image: str, sample_id: str) -> str:
-    """A row as its owner finds it again: the image's path or URL, or the file of rows and its place in that."""
+    """The name of a row in messages to the user: the image's path or URL, or the file of rows and the place in it."""
     file, sign, place = image.rpartition("#")
     if not image:
         return sample_id
@@ -320,11 +318,11 @@ def row_name(image: str, sample_id: str) -> str:
     return f"{file}, row {place}" if sign and place.isdecimal() else image
 
 
-def numbered_id(row: int, own: Any, id_field: str | None, number: int = 0) -> str:
-    """The id that a record brings, with the number of the caption but for the first. Raises BadRow if it is none."""
-    if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
-        raise BadRow("missing-id", f"row {row}: field {id_field!r} is {_found(own)}, not a text or number")
-    return f"{own}#{number}" if number else str(own)
+def numbered_id(row: int, value: Any, id_field: str | None, number: int = 0) -> str:
+    """The id of a record, followed by the number of the caption unless that is 0. Raises BadRow if `value` is not an id."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise BadRow("missing-id", f"row {row}: field {id_field!r} is {_found(value)}, not a text or number")
+    return f"{value}#{number}" if number else str(value)
 
 
 def _found(value: Any) -> str:

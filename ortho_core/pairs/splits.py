@@ -1,8 +1,8 @@
-"""Splits: parts of a set by the names of its folders or files."""
+"""Splits: parts of a set that are recognised by the names of folders or files."""
 
 import re
 
-#: What people call them.
+#: Usual names of the splits.
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -14,18 +14,18 @@ _WORD = re.compile(rf"({'|'.join(_BY_NAME)})(?: ?(?:sets?|data|split|images?|img
 
 
 def split_named(name: str) -> str | None:
-    """The split that a word of a name says: `val` is validation. A blank parts no words: a bullet train is none."""
-    found = (_WORD.fullmatch(word) for word in re.split(r"[^A-Za-z ]+", name))
-    return next((_BY_NAME[match[1].lower()] for match in found if match), None)
+    """The split that a word of a name means: `val` is validation. A space does not separate words: "bullet train" is no split."""
+    matches = (_WORD.fullmatch(word) for word in re.split(r"[^A-Za-z ]+", name))
+    return next((_BY_NAME[match[1].lower()] for match in matches if match), None)
 
 
 def split_of(path: str) -> str | None:
-    """The split that a file belongs to: by a folder on its way, else by its own name (`train-00000-of-00002.parquet`)."""
+    """The split that a file belongs to: by a folder of its path, else by its own name (`train-00000-of-00002.parquet`)."""
     *folders, file = path.split("/")
-    found = map(split_named, (*folders, file.rpartition(".")[0] or file))
-    return next((split for split in found if split is not None), None)
+    splits = map(split_named, (*folders, file.rpartition(".")[0] or file))
+    return next((split for split in splits if split is not None), None)
 
 
 def wanted(split: str) -> str:
-    """What `--split` asks for; a name that is no usual one stands for itself."""
+    """The split for a value of `--split`; an unusual name is returned unchanged."""
     return _BY_NAME.get(split.lower(), split)

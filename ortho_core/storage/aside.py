@@ -1,5 +1,5 @@
-"""Names of what is written aside until it is whole. They tell whose it is, so that what a dead process left can be swept, and
-nothing that is still being written.
+"""Names of temporary files and folders, which are written beside their target until they are complete. The name contains the
+process that writes: copies of dead processes can be removed, and those of live ones are kept.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ortho_core.storage.processes import born, this_machine
 
-#: Seconds without a change after which the copy of another machine's process is taken for one that nobody finishes.
+#: A temporary copy of another machine's process counts as abandoned after this many seconds without a change.
 UNTOUCHED_S = 600.0
 
 ENDINGS = (".partial", ".old")
@@ -23,7 +23,7 @@ _OWNER = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<born>\d*)-[0-9
 
 
 def aside(path: Path, ending: str = "partial") -> Path:
-    """A new name beside `path`, hidden, that tells which process writes there."""
+    """A new hidden name beside `path`, which contains the machine, id and start time of this process."""
     pid = os.getpid()
     owner = f"{_mark(this_machine())}-{pid}-{born(pid)}-{uuid.uuid4().hex[:8]}"
     return path.with_name(f".{path.name}.{owner}.{ending}")
@@ -31,7 +31,7 @@ def aside(path: Path, ending: str = "partial") -> Path:
 
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
-    """A name for a folder beside `path`, which is gone after the block, with what is in it."""
+    """A name for a temporary folder beside `path`; the folder is removed with its contents after the block."""
     folder = aside(path)
     try:
         yield folder
@@ -41,8 +41,8 @@ def folder_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
-    """A folder in the system's temporary folder, for what a library takes from a folder only. What a kill leaves there is removed
-    by the next that is made.
+    """A folder in the system's temporary folder, for libraries that read from folders only. Folders left by killed processes are
+    removed by the next call with the same purpose.
     """
     place = Path(tempfile.gettempdir())
     sweep_aside(place, purpose)
@@ -52,15 +52,15 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 
 
 def sweep_aside(folder: Path, name: str = "", *, alone: bool = False) -> None:
-    """Remove files and folders that dead processes left aside directly in `folder`, of everything or of what is called `name`.
+    """Remove temporary files and folders of dead processes directly in `folder`: all of them, or those for a target `name`.
 
-    Of another machine's process it is not known whether it lives: its copies go where nothing has changed them for a while,
-    or at once if the caller is `alone`, holding the lease on the folder.
+    Whether a process of another machine is alive is unknown: its copies are removed if unchanged for `UNTOUCHED_S`, or at once
+    if the caller is `alone`, that is, holds the lease on the folder.
     """
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        found = [entry.name for entry in entries if entry.name.startswith(f".{name}") and entry.name.endswith(ENDINGS)]
-        for each in found:
-            path = folder / each
+        copies = [entry.name for entry in entries if entry.name.startswith(f".{name}") and entry.name.endswith(ENDINGS)]
+        for copy in copies:
+            path = folder / copy
             if not _is_dead(path, alone):
                 continue
             if path.is_dir() and not path.is_symlink():
@@ -78,7 +78,7 @@ def _is_dead(path: Path, alone: bool) -> bool:
 
 
 def _untouched(path: Path) -> bool:
-    """Whether nothing in a file or folder was changed lately."""
+    """Whether nothing in a file or folder was changed in the last `UNTOUCHED_S` seconds."""
     latest = 0.0
     with suppress(OSError):
         latest = path.lstat().st_mtime

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, readable by whom the umask lets read."""
+"""Write folders that appear whole or not at all, with the permissions that the umask allows."""
 
 import os
 import shutil
@@ -11,9 +11,9 @@ from ortho_core.storage.aside import aside
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a folder beside `folder`, then put it in place of whatever is there.
+    """Let `write` fill a temporary folder beside `folder`, then replace `folder` by it.
 
-    A folder cannot be swapped in one call: the old one steps aside first, so a reader sees the old, none or the new.
+    Folders cannot be swapped in one call: the old one is renamed first, so a reader sees the old folder, none, or the new one.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -30,10 +30,10 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
 
 
 def permit(folder: Path) -> None:
-    """Give the files below `folder` the permissions that a file written here has: those of libraries that write into temporary
-    files of their own, safetensors' for one, only the owner may read.
+    """Give the files below `folder` the permissions of a file written normally. Some libraries, for example safetensors, write
+    through temporary files that only the owner may read.
 
-    Files that have other names elsewhere are left as they are: they may be another's.
+    Files with further hard links are left unchanged: they may belong to another folder.
     """
     probe = folder / f".{uuid.uuid4().hex}.probe"
     probe.touch()
@@ -46,7 +46,7 @@ def permit(folder: Path) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a finished folder by hard links, or by copying where the file system has none."""
+    """Copy a finished folder by hard links, or file by file if the file system has none."""
 
     def link(a: str, b: str) -> str:
         try:

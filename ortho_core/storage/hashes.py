@@ -1,7 +1,7 @@
-"""SHA-256 of files, kept between processes: gigabytes of weights are read once, not by every job that uses them.
+"""SHA-256 of files, cached between processes: gigabytes of weights are read once, not by every job that uses them.
 
-What is known lies in the user's cache folder, one small file per path, and may be deleted at any time. It counts as long as size,
-time of change and inode of the file are the same. A store that cannot be read or written is none: the file is read again.
+The cache is a folder in the user's cache folder, with one small file per path; it may be deleted at any time. An entry is valid
+while the file's size, time of change and inode are the same. If the cache cannot be read or written, the file is hashed again.
 """
 
 import contextlib
@@ -14,18 +14,18 @@ from pathlib import Path
 from ortho_core.storage.local import LocalStore
 from ortho_core.text.parsing import parse_json
 
-#: Nanoseconds within which two changes of a file may carry the same time; what changed so lately is not kept.
+#: Two changes of a file within this many nanoseconds may have the same time stamp. Files changed so recently are not cached.
 TICK_NS = 2_000_000_000
 
 #: Path, size, time of change in ns, inode.
 State = tuple[str, int, int, int]
 
-#: What this process knows; it stands in where the folder cannot be written.
+#: Hashes of this process; used also if the cache folder cannot be written.
 _known: dict[State, str] = {}
 
 
 def content_hash(file: Path) -> str:
-    """SHA-256 (hex) of a file's content, which is not read again while the file has not changed. Raises OSError."""
+    """SHA-256 (hex) of a file's content. An unchanged file is not read again. Raises OSError."""
     state = _state(file)
     digest = _known.get(state) or _recall(state)
     if digest is None:
@@ -39,9 +39,9 @@ def content_hash(file: Path) -> str:
 
 
 def hash_folder() -> Path:
-    """Where hashes are kept, after the XDG base directory specification. Raises RuntimeError for a user without a home."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "ortho" / "hashes"
+    """The folder of the cache, after the XDG base directory specification. Raises RuntimeError for a user without a home."""
+    xdg_cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(xdg_cache) if os.path.isabs(xdg_cache) else Path.home() / ".cache") / "ortho" / "hashes"
 
 
 def _state(file: Path) -> State:
@@ -56,14 +56,14 @@ def _entry(state: State) -> Path:
 
 def _recall(state: State) -> str | None:
     try:
-        *known, digest = parse_json(_entry(state).read_bytes())
-        return str(digest) if tuple(known) == state and len(bytes.fromhex(digest)) == 32 else None
+        *cached, digest = parse_json(_entry(state).read_bytes())
+        return str(digest) if tuple(cached) == state and len(bytes.fromhex(digest)) == 32 else None
     except (OSError, RuntimeError, ValueError, TypeError):
         return None
 
 
 def _keep(state: State, digest: str) -> None:
-    """Replace what was known of the path. Of several writers at once, one entry stays, and it is whole."""
+    """Replace the path's entry. If several processes write at once, the entry of one of them stays, complete."""
     with contextlib.suppress(OSError, RuntimeError):
         entry = _entry(state)
         folder = LocalStore(entry.parent)

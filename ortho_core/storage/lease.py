@@ -1,9 +1,10 @@
-"""One driver at a time in a folder: a lease that its holder renews, and that anyone may take over once it is not renewed.
+"""One driver at a time per output folder: a driver holds a lease and renews it; another may take over when renewals stop.
 
-Leases are files `.lease/N.json` beside what is made. Whoever creates N + 1 holds the folder: creating is exact on disks, NFS and
-object stores. The holder rewrites its file every `BEAT_S`; another waits until it has watched it unchanged for `EXPIRES_S` by its
-own clock, so that clocks need not agree. A holder whose process is gone from this machine is not waited for. One that finds a
-later lease, or could not renew its own in time, has lost the folder and must not write.
+Leases are files `.lease/N.json` in the output folder. The driver that creates N + 1 holds the folder; creating a file is atomic
+on disks, NFS and object stores. The holder rewrites its file every `BEAT_S` seconds. A waiting driver takes over when the file
+has not changed for `EXPIRES_S` seconds of its own clock, so clocks need not agree. It does not wait for a holder that was a
+process of this machine and has ended. A holder that finds a later lease, or could not renew its own in time, has lost the folder
+and must not write.
 """
 
 import json
@@ -25,10 +26,10 @@ from ortho_core.storage.processes import born, this_machine
 from ortho_core.storage.store import Store
 from ortho_core.text.parsing import NotParsedError, json_object
 
-#: Seconds between two renewals, and without one until the lease is up. A holder gives itself up for lost before that.
+#: Seconds between two renewals; seconds without renewal until the lease expires. The holder gives up earlier, after GIVEN_UP_S.
 BEAT_S, EXPIRES_S = 5.0, 30.0
 GIVEN_UP_S = 20.0
-#: Seconds between two looks at the lease of another, and between two of a worker at its own.
+#: Seconds between two checks of another driver's lease, and between two checks of a worker's own lease.
 LOOK_S = 1.0
 LEASES = ".lease"
 
@@ -39,14 +40,14 @@ class LeaseLost(RunFailed):
 
 @dataclass
 class Ticket:
-    """What a holder's workers check before they write."""
+    """The lease as the holder's workers know it; they check it before they write."""
 
     location: str
     number: int
     _looked: float = field(default=-LOOK_S, compare=False)
 
     def check(self) -> None:
-        """Raises LeaseLost if a later lease is there. Looks at most once in `LOOK_S`."""
+        """Raises LeaseLost if a later lease exists. Reads the folder at most once in `LOOK_S` seconds."""
         now = time.monotonic()
         if now - self._looked < LOOK_S:
             return
@@ -72,7 +73,7 @@ class Lease:
             raise LeaseLost(_taken(self.ticket.location))
 
     def release(self, done: bool) -> None:
-        """Others need not wait any more; what is `done` keeps no trace of it. Of a lease that was lost nothing is touched."""
+        """End the lease, so that others need not wait; remove its files if the run is `done`. A lost lease is not touched."""
         self._over.set()
         self._thread.join()
         with suppress(LeaseLost, OSError):
@@ -94,21 +95,24 @@ class Lease:
             try:
                 if max(_numbers(self._folder), default=self.ticket.number) > self.ticket.number:
                     self._lost = True
-                if time.monotonic() - self._renewed > EXPIRES_S:  # the process slept: whoever waited may be at work
+                if (
+                    time.monotonic() - self._renewed > EXPIRES_S
+                ):  # the process was suspended: another driver may be at work
                     self._lost = True
                 if self._lost:
                     return
                 self._write(beats=beats)
                 self._renewed = time.monotonic()
-            except OSError:  # a file server that does not answer for a while
+            except OSError:  # a file server that does not answer for some time
                 continue
 
 
 @contextmanager
 def held(location: str | Path, verb: str, say: Callable[[str], None]) -> Iterator[Lease]:
-    """Hold a folder inside, whose plan was claimed before; wait for another driver that has it, and `say` so once.
+    """Hold the lease on a folder during the block; the caller has claimed the folder's plan before. Waits for another driver that
+    holds it, and reports that once through `say`.
 
-    Raises OSError where the folder cannot be written to.
+    Raises OSError if the folder cannot be written to.
     """
     lease = _acquire(open_store(location), verb, say)
     try:
@@ -135,7 +139,7 @@ def _acquire(place: Store, verb: str, say: Callable[[str], None]) -> Lease:
             watched, since = (last, text), time.monotonic()
         about = _about(text)
         if not last or about.get("released") or _gone(about) or time.monotonic() - since > EXPIRES_S:
-            with suppress(FileNotFoundError):  # another removed the folder of the leases just now
+            with suppress(FileNotFoundError):  # another driver has just removed the folder of the leases
                 if folder.create(_name(last + 1), json.dumps(me).encode()):
                     for old in numbers:
                         folder.remove(_name(old))
@@ -143,8 +147,8 @@ def _acquire(place: Store, verb: str, say: Callable[[str], None]) -> Lease:
             continue
         if not waited:
             say(
-                f"{verb}: {place.location} is being worked on by {about.get('who', 'another driver')}; waiting until it is done "
-                "or has not been heard of for half a minute"
+                f"{verb}: {place.location} is being worked on by {about.get('who', 'another driver')}; waiting until it ends "
+                f"or has not renewed its lease for {EXPIRES_S:.0f} s"
             )
             waited = True
         time.sleep(LOOK_S)
@@ -161,7 +165,7 @@ def _numbers(folder: Store) -> list[int]:
 def _about(text: bytes) -> dict[str, object]:
     with suppress(NotParsedError):
         return json_object(text, "")
-    return {}  # nothing of ours: it is up when it has not changed for long enough
+    return {}  # not a lease of Ortho: it expires like any other
 
 
 def _me(verb: str) -> dict[str, object]:
@@ -176,7 +180,7 @@ def _me(verb: str) -> dict[str, object]:
 
 
 def _gone(about: dict[str, object]) -> bool:
-    """Whether the holder was a process of this machine and is no more."""
+    """Whether the holder was a process of this machine and has ended."""
     machine, pid = about.get("machine"), about.get("pid")
     if not machine or machine != this_machine() or not isinstance(pid, int):
         return False
@@ -184,4 +188,4 @@ def _gone(about: dict[str, object]) -> bool:
 
 
 def _taken(location: str) -> str:
-    return f"another driver has taken {location} over, as this one was not heard of for half a minute; it goes on there"
+    return f"another driver has taken {location} over, because this one did not renew its lease in time; it continues the run"

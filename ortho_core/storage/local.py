@@ -13,7 +13,7 @@ from ortho_core.errors import UserError
 from ortho_core.storage.aside import aside, sweep_aside
 from ortho_core.storage.store import BUFFER, Entries, NotAFile, OutsideRoot, TooLarge, plain_name
 
-#: What is no regular file.
+#: Kinds of directory entries that are not regular files.
 NOT_FILES = (
     (stat.S_ISDIR, "folder"),
     (stat.S_ISFIFO, "pipe"),
@@ -45,7 +45,7 @@ class LocalStore:
         root = self.path.resolve()
         try:
             path = (root / name).resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null character
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, or a null character
             raise FileNotFoundError(f"{name[:200]!r}: {error}") from error
         if path.is_relative_to(root):
             return path.relative_to(root).as_posix()
@@ -54,7 +54,7 @@ class LocalStore:
         raise OutsideRoot(name)
 
     def _is_plain(self, name: str) -> bool:
-        """Whether a name goes straight down, by no link: most do, and that is seen without following the whole path."""
+        """Whether a name has no `.`, `..` or link in it. Most have none, and this test is cheaper than resolving the path."""
         parts = name.split("/")
         if "\0" in name or not name or any(part in ("", ".", "..") for part in parts):
             return False
@@ -69,9 +69,9 @@ class LocalStore:
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         with self.open(name) as stream:
             stream.seek(start)
-            # No more is asked for than there is: room is made for what is asked for.
-            there = max(0, os.fstat(stream.fileno()).st_size - start)
-            return stream.read(-1 if length is None else min(length, there))
+            # `read(n)` allocates n bytes first, so n is limited to what the file has.
+            available = max(0, os.fstat(stream.fileno()).st_size - start)
+            return stream.read(-1 if length is None else min(length, available))
 
     def read_within(self, name: str, most: int) -> bytes:
         if (size := self.size(name)) > most:
@@ -80,7 +80,7 @@ class LocalStore:
 
     def open(self, name: str) -> io.BufferedReader:
         path = self.path / name
-        # Looked at before it is opened: a pipe is waited for, and a device may do something.
+        # Checked before opening: opening a pipe blocks, and opening a device may have side effects.
         _check_regular(os.stat(path), name)
         stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
         try:
@@ -99,22 +99,22 @@ class LocalStore:
         return sorted(n for n in os.listdir(self.path) if not n.startswith(".")) if self.path.is_dir() else []
 
     def find(self, suffix: str) -> list[tuple[str, int]]:
-        found = []
+        matches = []
         for folder, folders, files in os.walk(self.path):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in files:
                 file = Path(folder) / name
-                if name.endswith(suffix) and not name.startswith(".") and file.is_file():  # not a link to nowhere
-                    found.append((file.relative_to(self.path).as_posix(), file.stat().st_size))
-        return sorted(found)
+                if name.endswith(suffix) and not name.startswith(".") and file.is_file():  # not a broken link
+                    matches.append((file.relative_to(self.path).as_posix(), file.stat().st_size))
+        return sorted(matches)
 
     def walk(self) -> Iterator[Entries]:
         waiting = [""]
         while waiting:
             entries = Entries(waiting.pop())
             try:
-                with os.scandir(self.path / entries.path) as found:
-                    for entry in found:
+                with os.scandir(self.path / entries.path) as scan:
+                    for entry in scan:
                         linked = entry.is_symlink()
                         if _leads_to(entry.is_dir):
                             (entries.links if linked else entries.folders).append(entry.name)
@@ -132,7 +132,7 @@ class LocalStore:
             waiting += [inside + name for name in reversed(entries.folders)]
 
     def touched(self, name: str, written: float) -> bool:
-        # `create` sets the time; one second is what the coarsest file system rounds to.
+        # `create` sets the time; the coarsest file systems round it to one second.
         return abs((self.path / name).stat().st_mtime - written) > 1
 
     def create(self, name: str, content: bytes, written: float | None = None) -> bool:
@@ -145,7 +145,9 @@ class LocalStore:
                 except FileExistsError:
                     check_no_folder(path)
                     return False
-                except FileNotFoundError:  # we slept so long that another machine swept our copy away; not twice
+                except (
+                    FileNotFoundError
+                ):  # this process was suspended, and another machine swept its copy; retried once
                     if attempt:
                         raise
         raise AssertionError("unreachable")
@@ -169,7 +171,7 @@ class LocalStore:
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
-    """Whether a name of a folder is a file, or a folder; one that leads round in a circle of links is neither."""
+    """The result of an entry's `is_file` or `is_dir`; False for a loop of links."""
     try:
         return kind()
     except OSError:
@@ -177,7 +179,7 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
 
 
 def _blobs(root: Path) -> Path | None:
-    """Where the files lie that the links of a repository's snapshot in the Hugging Face hub's cache lead to."""
+    """The `blobs` folder that a snapshot in the Hugging Face hub's cache links to; None outside such a cache."""
     return next((p.parents[1] / "blobs" for p in (root, *root.parents) if p.parent.name == "snapshots"), None)
 
 
@@ -190,13 +192,15 @@ def _check_regular(status: os.stat_result, name: str) -> None:
 
 
 def check_no_folder(path: Path) -> None:
-    """Raises UserError where a folder is in the place of a file that is to be written: no start of a run gets past it."""
+    """Raises UserError if a folder has the name of a file to be written: a retry would meet it again."""
     if path.is_dir():
-        raise UserError(f"{path} is a folder, and the place of a file: move it away, or delete it")
+        raise UserError(
+            f"{path} is a folder, but a file of this name must be written: move the folder away, or delete it"
+        )
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens a pipe without waiting for somebody who writes into it; of files it makes no difference."""
+    """An opener that does not wait for a writer if the path is a pipe; it makes no difference for files."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -206,12 +210,12 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except (FileExistsError, FileNotFoundError):
         raise
-    except OSError:  # a file system without hard links: rename, which replaces an equal file at worst
+    except OSError:  # no hard links on this file system: rename, which at worst replaces an equal file
         os.replace(source, target)
 
 
 class _Aside:
-    """A file beside `path` with its content, which `fill` writes, safely on the disk; gone at the end of the block."""
+    """A temporary file beside `path`: `fill` writes its content, which is synced to disk. Removed at the end of the block."""
 
     def __init__(self, path: Path, fill: Callable[[IO[bytes]], object], written: float | None = None) -> None:
         self.aside = aside(path)

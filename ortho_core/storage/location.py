@@ -16,15 +16,15 @@ from ortho_core.text.plain_text import redacted_all, remember
 
 @dataclass(frozen=True)
 class Place:
-    """Part of a type: its values are places, save those that `names`, a regular expression, matches as a whole.
+    """Annotation of a type whose values are places. Values that `names` (a regular expression) matches fully are not places.
 
-    A blank place is refused. The validation's context may bring `expand`, which reads `~` and variables in it.
+    A blank place is refused. The validation's context may contain `expand`, a function that expands `~` and variables.
     """
 
     names: str | None = None
-    #: Of a `source`, a pair set or a model, everything in the folder is part of it; an `output` is written.
+    #: `source`: a pair set or a model; all files of the folder are part of it. `output`: the run writes it.
     role: Literal["source", "output"] | None = None
-    #: Whether a path that exists is a place though it looks like one of the names; it is read as `./PATH`.
+    #: Whether an existing path is a place although `names` matches it; it is read as `./PATH`.
     existing_first: bool = False
 
     def is_place(self, value: object) -> bool:
@@ -32,22 +32,22 @@ class Place:
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_before_validator_function(
-            lambda given, info: self.read(given, info.context),
+            lambda value, info: self.read(value, info.context),
             handler(source),
-            # What is kept and shown of a place has no password; what is computed with has.
+            # Stored and displayed places have no password; the value in memory keeps it.
             serialization=core_schema.wrap_serializer_function_ser_schema(
                 lambda place, serialize: redacted_all(serialize(place)), when_used="json"
             ),
         )
 
-    def read(self, given: object, context: Mapping[str, Callable[[str], str] | None] | None) -> Any:
-        """What an option was given, as a place. Raises PydanticCustomError if it is blank, and what `expand` raises."""
-        if isinstance(given, str):
-            remember(given)
-        if not self.is_place(given):
-            is_path = self.existing_first and isinstance(given, str) and os.path.lexists(given)
-            return f"./{given}" if is_path else given
-        text = str(given)
+    def read(self, value: object, context: Mapping[str, Callable[[str], str] | None] | None) -> Any:
+        """The value of an option as a place. Raises PydanticCustomError if it is blank, and any error of `expand`."""
+        if isinstance(value, str):
+            remember(value)
+        if not self.is_place(value):
+            is_path = self.existing_first and isinstance(value, str) and os.path.lexists(value)
+            return f"./{value}" if is_path else value
+        text = str(value)
         if not text.strip():
             raise PydanticCustomError("empty_path", "an empty path is not accepted")
         expand = context.get("expand") if context else None
@@ -55,7 +55,7 @@ class Place:
 
 
 def place_name(place: str | Path) -> str:
-    """What people call a place, wherever it lies: the last part of a path or URL, that of a file after its folder's."""
+    """A short name of a place: the last part of its path or URL; for a file, the last two (folder and file)."""
     text = str(place)
     if "://" in text:
         url = urlsplit(text)
@@ -69,9 +69,9 @@ def place_name(place: str | Path) -> str:
 LocalPath = Annotated[Path, Place()]
 #: A local path or a URL; always a string.
 Location = Annotated[str, Place()]
-#: The folder of a model, and where a pair set is.
+#: The folder of a model, and the place of a pair set.
 ModelPath = Annotated[Path, Place(role="source")]
 PairsLocation = Annotated[str, Place(role="source")]
-#: What a run writes.
+#: Outputs of a run.
 OutputPath = Annotated[Path, Place(role="output")]
 OutputLocation = Annotated[str, Place(role="output")]

@@ -1,4 +1,4 @@
-"""A folder in an object store, at any URL that fsspec opens."""
+"""A folder in an object store, at any URL that fsspec or pyarrow opens."""
 
 import errno
 import io
@@ -10,16 +10,15 @@ from typing import Any
 from ortho_core.errors import UserError
 from ortho_core.storage.store import BUFFER, Entries, TooLarge, one_line, plain_name
 
-#: Bytes that a stream of an object store reads ahead; s3fs by itself reads 50 MiB, several times a shard.
+#: Bytes that a stream reads ahead. The default of s3fs, 50 MiB, is several times a shard.
 READ_AHEAD = 4 << 20
 
 
 class ObjectStore:
     """A prefix of an object store, or any other file system that fsspec or pyarrow opens by a URL.
 
-    An object appears whole when its upload is complete. `create` is the store's own conditional write where fsspec passes
-    it on (S3, Google Cloud Storage); elsewhere it looks first, and of two writers at the same instant the later one's equal
-    copy stays.
+    An object appears whole when its upload is complete. `create` is the store's conditional write if fsspec supports it (S3,
+    Google Cloud Storage). Elsewhere it checks for the object first; if two writers collide, the later one's equal copy stays.
     """
 
     def __init__(self, url: str) -> None:
@@ -45,7 +44,7 @@ class ObjectStore:
 
     def exists(self, name: str) -> bool:
         self.filesystem.invalidate_cache()
-        try:  # `isfile` would call every failure an absence
+        try:  # `isfile` would report every failure as a missing file
             return bool(self.filesystem.info(self._path(name))["type"] == "file")
         except FileNotFoundError:
             return False
@@ -67,7 +66,7 @@ class ObjectStore:
             raise
 
     def read_within(self, name: str, most: int) -> bytes:
-        content = self.read(name, 0, most + 1)  # one request: to ask for the size first takes another
+        content = self.read(name, 0, most + 1)  # one request instead of two: the size is not requested first
         if len(content) > most:
             raise TooLarge(len(content))
         return content
@@ -122,7 +121,7 @@ class ObjectStore:
                     yield name, int(about["size"] or 0)
 
     def touched(self, name: str, written: float) -> bool:
-        return False  # an object is never changed in place, and what was uploaded in its stead has a footer of its own
+        return False  # an object is never changed in place, and a new upload has a different Parquet footer
 
     def create(self, name: str, content: bytes, written: float | None = None) -> bool:
         try:
@@ -130,7 +129,7 @@ class ObjectStore:
         except FileExistsError:
             return False
         except OSError:
-            if self.exists(name):  # two conditional writes at once: the store refuses one of them as a conflict
+            if self.exists(name):  # two conditional writes at once: the store refuses one as a conflict
                 return False
             raise
         return True
@@ -144,7 +143,7 @@ class ObjectStore:
         try:
             shutil.copyfileobj(source, target, BUFFER)
         except BaseException:
-            with suppress(Exception):  # closed, also by the garbage collector, it would publish the half
+            with suppress(Exception):  # closing it, also by garbage collection, would publish the incomplete object
                 target.discard()
                 target.closed = True
             raise
@@ -155,13 +154,13 @@ class ObjectStore:
             self.filesystem.rm_file(self._path(name))
 
     def sweep(self) -> None:
-        """An upload that was cut short leaves no object."""
+        """Nothing to do: an interrupted upload leaves no object."""
 
 
 def _open_filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
-    if url.endswith(":"):  # the slashes are gone
+    if url.endswith(":"):  # the caller removed trailing slashes
         raise UserError(f"cannot open {url}//: it names no folder")
     try:
         filesystem, path = fsspec.core.url_to_fs(url)

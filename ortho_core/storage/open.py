@@ -10,9 +10,9 @@ from ortho_core.text.plain_text import HIDDEN, as_given, redacted, remember
 
 
 def open_store(location: str | Path) -> Store:
-    """The folder at a path or URL; it need not exist. Raises UserError if nothing here opens such a URL.
+    """The folder at a path or URL; it need not exist. Raises UserError if no installed library opens such a URL.
 
-    Of a URL that was kept without its secrets, those are taken that this process was given.
+    A URL stored without its secrets gets them back from the full URL that this process was given.
     """
     text = as_given(str(location))
     if text.startswith("file://"):
@@ -20,11 +20,11 @@ def open_store(location: str | Path) -> Store:
     if "://" not in text:
         return LocalStore(Path(text))
     if HIDDEN in text and redacted(text) == text:
-        raise UserError(f"{text} was kept without its secrets: give it again, by the option that it was given with")
+        raise UserError(f"{text} was kept without its secrets: give the full URL again, with the same option as before")
     remember(text.rstrip("/"))
     return ObjectStore(text)
 
 
 def absolute(location: str | Path) -> str:
-    """A local path made absolute, a URL as it is."""
+    """The absolute form of a local path; a URL unchanged."""
     return open_store(location).location

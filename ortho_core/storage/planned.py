@@ -1,4 +1,4 @@
-"""What a run was planned with, compared with what is loaded hours later, by another process on another machine."""
+"""Check that a run loads the inputs it was planned with. Loading may happen hours later, in a process on another machine."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,25 +7,25 @@ from ortho_core.errors import UserError, ran_out_of_memory
 
 
 def check_planned(planned: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Compare hashes, each by what messages call the thing that has it: a file, `reward clip`.
+    """Compare the hashes of the plan with those of now. Keys are names for messages: a file, `reward clip`.
 
-    Raises UserError, in one line, for the first that is not what it was.
+    Raises UserError, in one line, for the first name whose hash differs.
     """
     for name in sorted({*planned, *now}):
         if planned.get(name) != now.get(name):
-            what = "has gone" if name not in now else "was added" if name not in planned else "has changed"
+            change = "was removed" if name not in now else "was added" if name not in planned else "has changed"
             raise UserError(
-                f"{name} {what} since the run was planned; put back what was there, or give what is there now a run of its own, "
-                "in another folder (--out)"
+                f"{name} {change} since the run was planned; put back what was there, or start a new run in another folder "
+                "(--out)"
             )
 
 
 @contextmanager
 def as_planned(planned: Mapping[str, str], now: Callable[[], Mapping[str, str]]) -> Iterator[None]:
-    """Inside, what the hashes `planned` are of is loaded; `now` takes them again, after that: what changed before or meanwhile
-    is found.
+    """Load the planned inputs inside this block. `now` computes their hashes again afterwards, so changes before and during
+    loading are detected.
 
-    Raises UserError as `check_planned` does, also in the place of the error that loading something else ended with.
+    Raises UserError as `check_planned` does. It replaces an error of the block, which a changed input may have caused.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Which process wrote something, and whether it is gone: of this machine that can be told, of another it cannot."""
+"""Identify processes, to know whether a writer has ended. That can be known only of processes on this machine."""
 
 import functools
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @functools.cache
 def this_machine() -> str:
-    """What tells where a process id means something: the boot, and the ids' namespace; empty where they are not known."""
+    """The scope in which process ids are unique: the machine's boot id and the pid namespace. Empty if they cannot be read."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -15,7 +15,7 @@ def this_machine() -> str:
 
 
 def born(pid: int) -> str:
-    """When a process began, in ticks since boot: another may have its id by now. Empty where it is gone, or not known."""
+    """Start time of a process, in ticks since boot: a pid may be reused. Empty if the process has ended or cannot be read."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -1,4 +1,4 @@
-"""What a finished run says of a file that it made: size, time of change and checksum. By them it is known again, or not."""
+"""Receipts of the files that a finished run made: size, time of change and checksum. They show later changes of a file."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from ortho_core.storage.store import NotAFile, Store, TooLarge, one_line
 from ortho_core.text.parsing import NotParsedError, parse_model
 
 REMEDY = "delete it, and the same command makes it again"
-#: A summary lists its files, and no run makes so many.
+#: Bytes of the largest summary that is read. A summary lists the run's files; no run makes enough of them to exceed this.
 MOST_SUMMARY_BYTES = 64 << 20
 
 
@@ -22,7 +22,7 @@ class FileReceipt(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     bytes: int
-    #: Nanoseconds since the epoch; 0 in an object store, where a file does not change under its name.
+    #: Nanoseconds since the epoch; 0 in an object store, where an object is never changed in place.
     changed_ns: int
     #: Hexadecimal SHA-256.
     sha256: str
@@ -32,39 +32,39 @@ Receipts = Mapping[str, FileReceipt]
 
 
 class _Certified(BaseModel):
-    """What the summary of any finished run says of the files it made; nothing of a run from before it did."""
+    """The receipts in the summary of any finished run; empty for a run of an older version, which wrote none."""
 
     files: dict[str, FileReceipt] = {}
 
 
 def certified(folder: Store, summary: str) -> Receipts:
-    """The receipts in a finished run's summary. Raises UserError for what is no summary."""
+    """The receipts in a finished run's summary. Raises UserError if the file is not a summary."""
     where = f"{folder.location}/{summary}"
     try:
         return parse_model(_Certified, folder.read_within(summary, MOST_SUMMARY_BYTES), where).files
-    except NotParsedError as error:  # names the file
+    except NotParsedError as error:  # its message names the file
         raise UserError(f"{error}; {REMEDY}") from error
     except (TooLarge, OSError) as error:
         raise UserError(f"{where}: {one_line(error)}; {REMEDY}") from error
 
 
 def receipt_of(folder: Store, name: str) -> FileReceipt:
-    """Of a file as it is now. Raises OSError."""
+    """The receipt of a file in its present state. Raises OSError."""
     return FileReceipt(bytes=folder.size(name), changed_ns=_changed_ns(folder, name), sha256=_digest(folder, name))
 
 
 def fault_of(folder: Store, name: str, receipt: FileReceipt, verify: bool = False) -> str:
-    """What is wrong with a file, to be said after its name; empty: nothing.
+    """What is wrong with a file, as words that follow its name in a message; empty if nothing is.
 
-    Of a file whose size and time are as they were the content is taken for what it was, unless `verify`.
+    The content counts as unchanged if size and time are, unless `verify` is set: then the file is read and hashed.
     """
     try:
         if isinstance(folder, LocalStore):
-            folder.open(name).close()  # a pipe or a folder in its place has a size, too
+            folder.open(name).close()  # raises NotAFile for a pipe or a folder, which have a size too
         if (size := folder.size(name)) != receipt.bytes:
             return f"has {size:,} bytes, not {receipt.bytes:,}"
         if verify:
-            now = _read_through(folder, name)  # what is remembered of a file would hide what the disk did to it
+            now = _read_through(folder, name)  # a cached hash would hide damage on the disk
         elif _changed_ns(folder, name) != receipt.changed_ns:
             now = _digest(folder, name)
         else:
@@ -72,7 +72,7 @@ def fault_of(folder: Store, name: str, receipt: FileReceipt, verify: bool = Fals
         if now != receipt.sha256:
             return "has another checksum"
     except NotAFile:
-        return "is no file"
+        return "is not a regular file"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -81,7 +81,7 @@ def fault_of(folder: Store, name: str, receipt: FileReceipt, verify: bool = Fals
 
 
 def faults_of(folder: Store, made: Receipts, verify: bool = False) -> dict[str, str]:
-    """What is wrong, by file."""
+    """What is wrong, by file name; intact files are left out."""
     return {name: fault for name, receipt in made.items() if (fault := fault_of(folder, name, receipt, verify))}
 
 

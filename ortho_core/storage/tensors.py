@@ -1,7 +1,7 @@
-"""Files of tensors in the safetensors format that are the same to the last bit whenever they are written.
+"""Write tensors in the safetensors format. Equal tensors and metadata give a bit-identical file each time.
 
-The format is eight bytes, the header's length; the header, JSON of each tensor's type, shape and place; the tensors. The
-library's own writer shuffles several entries of metadata, and makes files that only their owner may read.
+The format: eight bytes with the header's length; the header, JSON with each tensor's type, shape and offsets; the tensors.
+The safetensors library is not used: it writes several metadata entries in random order, and files that only their owner may read.
 """
 
 import json
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ortho_core.storage.aside import aside
 
-#: The format's names of types.
+#: Names of the dtypes in the format.
 TYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -27,7 +27,7 @@ TYPES = {
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors, from any device, one after the other; the file appears whole or not at all. Raises OSError."""
-    # Wide types first, so that each tensor begins at a multiple of its type's size, as the format has it.
+    # Wide types first: the format needs each tensor to begin at a multiple of its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
@@ -49,6 +49,6 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` in another type; as it is where that type cannot hold it, as float16 cannot hold more than 65,504."""
+    """`tensor` in dtype `dtype`; unchanged if a value overflows there, as values above 65,504 do in float16."""
     rounded = tensor.detach().to(dtype)
     return rounded if bool(torch.isfinite(rounded).all()) else tensor.detach()

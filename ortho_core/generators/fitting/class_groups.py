@@ -1,4 +1,4 @@
-"""Which images each update of a fit sees.
+"""The choice of images for each update of a fit.
 
 Axes: n images, G groups of an update (of one worker), R images of a group, all of one class.
 """
@@ -9,9 +9,9 @@ from ortho_core.noise.seeded import noise_seed
 
 
 class Groups:
-    """Which images each update of each epoch sees: groups of R of one class, the same for any number of workers.
+    """The images of each update in each epoch: groups of R images of one class. They do not depend on the number of workers.
 
-    Of every class what does not fill a group is left out of an epoch, and of the groups what does not fill an update.
+    An epoch leaves out the images of a class that do not fill a group, and the groups that do not fill an update.
     """
 
     def __init__(self, labels: np.ndarray, group_size: int, groups_per_update: int, seed: int) -> None:
@@ -25,7 +25,7 @@ class Groups:
         return self.groups // self.groups_per_update
 
     def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
-        """(G, R) numbers of images: one worker's groups in one update of an epoch, both counted from 0."""
+        """(G, R) image numbers: one worker's groups in update `step` of an epoch; all are counted from 0."""
         each = self.groups_per_update // world
         first = step * self.groups_per_update + rank * each
         return self._epoch(epoch)[first : first + each]
@@ -34,8 +34,8 @@ class Groups:
         if self._kept is None or self._kept[0] != epoch:
             cut = []
             for label in np.unique(self.labels):
-                mine = self._stream(epoch, int(label)).permutation(np.flatnonzero(self.labels == label))
-                cut.append(mine[: len(mine) // self.group_size * self.group_size].reshape(-1, self.group_size))
+                members = self._stream(epoch, int(label)).permutation(np.flatnonzero(self.labels == label))
+                cut.append(members[: len(members) // self.group_size * self.group_size].reshape(-1, self.group_size))
             self._kept = epoch, self._stream(epoch, -1).permutation(np.concatenate(cut))
         return self._kept[1]
 

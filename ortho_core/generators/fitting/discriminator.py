@@ -1,4 +1,4 @@
-"""What a class-conditional GAN is trained against.
+"""The discriminator of a class-conditional GAN.
 
 Axes: B images, c × Y × X, K classes, F features.
 """
@@ -14,7 +14,7 @@ WIDTHS = (32, 64, 96)
 class Discriminator(nn.Module):
     """Images (B, c, Y, X) in [-1, 1] and classes (B, K), one-hot, to scores (B,): v·φ(x) + e_class·φ(x) (Miyato & Koyama 2018).
 
-    Every layer has spectral norm 1 (Miyato et al. 2018), which is all that holds it back.
+    Each layer has spectral norm 1 (Miyato et al. 2018); there is no other regularisation.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:

@@ -1,7 +1,7 @@
-"""Fitting a class-conditional generator to labelled images: to the nearest of many tries, or against a discriminator.
+"""Fit a class-conditional generator to labelled images: to the nearest of many outputs, or against a discriminator.
 
-The first is implicit maximum likelihood (Li & Malik 2018): every image is somebody's target, so nothing is left out, and the
-noise decides which. The second may leave out what it likes, and often comes to ignore its noise: `diversity` tells.
+The first is implicit maximum likelihood (Li & Malik 2018): each image is the target of some output, so no image is left out. The
+second, a GAN, may leave images out, and often learns to ignore its noise: `diversity` measures that.
 
 Axes: G groups of an update (of this worker), R images of a group, all of one class, J noises of a group, K classes,
 C × H × W noise, c × Y × X images.
@@ -21,13 +21,13 @@ from ortho_core.generators.class_conditional import ClassGenerator
 from ortho_core.generators.fitting.config import FitConfig
 from ortho_core.generators.fitting.discriminator import Discriminator
 
-#: Updates over which the learning rate rises, and the part of it that is left at the end.
+#: Updates over which the learning rate rises, and the fraction of it that remains at the end.
 WARMUP, LAST = 50, 0.02
 
 
 @dataclass(frozen=True)
 class FitBatch:
-    """One worker's share of an update: images in [-1, 1], the class of each group, the noises it has."""
+    """One worker's share of an update: images in [-1, 1]; the class (one-hot) and the noises of each group."""
 
     images: Float[Tensor, "G R c Y X"]
     classes: Float[Tensor, "G K"]
@@ -36,13 +36,13 @@ class FitBatch:
 
 @runtime_checkable
 class Fit(Protocol):
-    """One way of fitting. Every worker makes the same updates."""
+    """One objective of fitting. All workers make the same updates."""
 
-    #: The names of what `update` returns; the first is the loss.
+    #: The names of the values that `update` returns; the first is the loss.
     terms: tuple[str, ...]
 
     def update(self, batch: FitBatch) -> Float[Tensor, " terms"]:
-        """Change the weights; the terms are means over this worker's images."""
+        """Make one update of the weights. Returns the terms as means over this worker's images."""
         ...
 
     def state_dict(self) -> dict[str, object]: ...
@@ -51,7 +51,7 @@ class Fit(Protocol):
 
 
 def terms_of(config: FitConfig) -> tuple[str, ...]:
-    """The names of what `update` returns."""
+    """The names of the values that `update` returns."""
     return AdversarialFit.terms if config.objective == "gan" else NearestFit.terms
 
 
@@ -59,12 +59,12 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 
 def make_fit(generator: ClassGenerator, config: FitConfig, updates: int, wrap: Wrap = lambda network: network) -> Fit:
-    """What the configuration asks for. `wrap` puts DDP around a network; a discriminator starts from the global seed."""
+    """The fit for `config.objective`. `wrap` puts DDP around a network. A discriminator is initialised from the global seed."""
     return (AdversarialFit if config.objective == "gan" else NearestFit)(generator, config, updates, wrap)
 
 
 class Learner:
-    """A network with its optimiser: Adam, the rate rising over `WARMUP` updates and falling as a cosine to `LAST` of itself."""
+    """A network with its optimiser, Adam. The rate rises over `WARMUP` updates, and falls along a cosine to `LAST` × its peak."""
 
     def __init__(self, network: nn.Module, lr: float, betas: tuple[float, float], updates: int, wrap: Wrap) -> None:
         self.network = network.requires_grad_(True).train().to(memory_format=torch.channels_last)
@@ -93,7 +93,7 @@ class Learner:
 
 
 class NearestFit:
-    """Of each group's J outputs every image takes the nearest, and is regressed on its noise."""
+    """Each image is matched to the nearest of its group's J outputs; the network is regressed on the image at that noise."""
 
     terms: tuple[str, ...] = ("loss",)
 
@@ -110,7 +110,7 @@ class NearestFit:
 
     @torch.no_grad()
     def nearest(self, batch: FitBatch) -> Float[Tensor, "G R C H W"]:
-        """For each image the noise of its group whose output is nearest to it."""
+        """For each image, the noise whose output is nearest to it among its group's."""
         G, J = batch.noise.shape[:2]
         made = self.learner.network(batch.noise.flatten(0, 1), batch.classes.repeat_interleave(J, 0))
         chosen = torch.cdist(batch.images.flatten(2), made.reshape(G, J, -1)).argmin(2)
@@ -124,7 +124,9 @@ class NearestFit:
 
 
 class AdversarialFit:
-    """The hinge loss (Lim & Ye 2017): D pushes real above 1 and made below -1, then the generator pushes D of made up."""
+    """The hinge loss (Lim & Ye 2017): D pushes scores of real images above 1 and of generated ones below -1; the generator then
+    raises the scores of its images.
+    """
 
     terms: tuple[str, ...] = ("loss", "discriminator")
 
@@ -141,16 +143,16 @@ class AdversarialFit:
         D = self.discriminator
         with torch.no_grad():
             made = self.generator.network(first, classes)
-        # In one call: the normalisation of its weights goes a step on at every call.
+        # One call for both: each call advances the power iteration of spectral normalisation.
         scores = D.wrapped(torch.cat([batch.images.flatten(0, 1), made]), torch.cat([classes, classes]))
         real, fake = scores.chunk(2)
-        told = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-        D.step(told)
+        discriminator_loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        D.step(discriminator_loss)
         D.network.requires_grad_(False)
         loss = -D.network(self.generator.wrapped(second, classes), classes).mean()
         self.generator.step(loss)
         D.network.requires_grad_(True)
-        return torch.stack([loss.detach(), told.detach()])
+        return torch.stack([loss.detach(), discriminator_loss.detach()])
 
     def state_dict(self) -> dict[str, object]:
         return {"generator": self.generator.state_dict(), "discriminator": self.discriminator.state_dict()}

@@ -1,1 +1,1 @@
-"""How rows are kept in files and folders: one module per format, with what several of them share."""
+"""Formats: how rows are stored in files and folders. One module per format, and modules that several formats share."""

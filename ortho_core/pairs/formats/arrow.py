@@ -1,6 +1,6 @@
-"""Arrow files, as the `datasets` library keeps a set on a disk. A file is a row of messages: the schema, then batches of rows.
+"""Arrow files as the `datasets` library writes them. A file is a sequence of messages: the schema, then batches of rows.
 
-The messages' heads are read here, so that a batch is found without reading those before it; their contents by pyarrow.
+The headers of the messages are read here, to find a batch without reading earlier ones; pyarrow reads the contents.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from ortho_core.pairs.instead import said_of
 from ortho_core.pairs.rows import Cut, Names, PairFields, PairRecord, Shard
 from ortho_core.storage.store import Store
 
-#: What a file begins with that has its index at its end, and how long that is with its padding.
+#: The first bytes of a file in the variant with an index at its end; and their length with padding.
 MAGIC, MAGIC_BYTES = b"ARROW1", 8
 CONTINUED = 0xFFFFFFFF
 #: Kinds of messages.
@@ -27,10 +27,10 @@ SCHEMA_MESSAGE, DICTIONARY_MESSAGE, BATCH_MESSAGE = 1, 2, 3
 
 
 class Index:
-    """Where the batches of a file are: byte offsets, and the number of each one's first row."""
+    """The batches of a file: their byte offsets, and the numbers of their first rows."""
 
     def __init__(self, stream: BufferedIOBase, file: str) -> None:
-        """Reads the heads of all messages. Raises UserError, naming the file, for what cannot be read."""
+        """Reads the headers of all messages. Raises UserError, naming the file, if it cannot be read."""
         digest, self.offsets, self.firsts, self.rows = hashlib.sha256(), [], [], 0
         self.schema: pa.Schema | None = None
         size = stream.seek(0, 2)
@@ -40,10 +40,10 @@ class Index:
             start, metadata = head
             kind, body, rows = _message(metadata)
             if start + len(metadata) + body > size or kind == DICTIONARY_MESSAGE:
-                said = (
-                    "holds columns of dictionaries, which are not read" if kind == DICTIONARY_MESSAGE else "is cut off"
+                fault = (
+                    "has dictionary columns, which are not supported" if kind == DICTIONARY_MESSAGE else "is truncated"
                 )
-                raise UserError(f"{file} {said}")
+                raise UserError(f"{file} {fault}")
             if kind == SCHEMA_MESSAGE:
                 stream.seek(at)
                 self.schema = pa.ipc.read_schema(pa.BufferReader(stream.read(start - at + len(metadata))))
@@ -68,14 +68,14 @@ class Index:
 
 
 class ArrowFiles:
-    """One or many files of the same columns. A record names image bytes as `FILE#ROW`."""
+    """One or more files with the same columns. A record names image bytes as `FILE#ROW`."""
 
     def __init__(self, root: Store, files: list[tuple[str, int]], fields: PairFields, state: str = "") -> None:
-        """`files` are names and sizes in bytes, in order; `state` is what else tells one content from another."""
+        """`files` are names and sizes in bytes, in order; `state` is a text that changes with the content."""
         self.root, self.files, self.fields, self.state = root, files, fields, state
         self._indices: dict[str, Index] = {}
         self._groups = RowGroups(self._read_images)
-        #: What planning has read last: a column of one batch for prompts and one for ids.
+        #: The columns of the last batch that planning has read: one of prompts and one of ids.
         self._columns: dict[int, tuple[tuple[str, int, str], pa.Array]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class ArrowFiles:
         return self._column(shard, 2)
 
     def _column(self, shard: Shard, which: int) -> Iterator[Any]:
-        """The values of one of the columns that `_names` gives. What shards in order ask for is read once a batch."""
+        """The values of column `which` of `_names`. For shards in order, each batch is read once."""
         index = self._index(shard.file)
         name = str(self._names(shard.file)[which])
         row, end = shard.offset, min(shard.offset + shard.span, index.rows)
@@ -153,10 +153,10 @@ class ArrowFiles:
     def _read_column(self, file: str, number: int, name: str) -> pa.Array:
         with self.root.open(file) as stream:
             column = self._index(file).read(stream, number)[name]
-        return column.take(pa.array(range(len(column))))  # a copy: the batch's other columns, images, are let go
+        return column.take(pa.array(range(len(column))))  # a copy, so that the batch's other columns (images) are freed
 
     def _rows(self, shard: Shard) -> Iterator[tuple[int, pa.RecordBatch, int]]:
-        """Of each of the shard's rows its number in the file, its batch, and its number in that. One batch is in memory."""
+        """(number in the file, batch, number in the batch) of each row of the shard. One batch is in memory at a time."""
         index, row = self._index(shard.file), shard.offset
         end = min(shard.offset + shard.span, index.rows)
         with self.root.open(shard.file) as stream:
@@ -168,7 +168,7 @@ class ArrowFiles:
                     row += 1
 
     def fetch(self, image: str) -> bytes | None:
-        """Reads the batch of the row that `FILE#ROW` names, and keeps it for the calls to come."""
+        """Reads the batch of the row that `FILE#ROW` names, and keeps it for later calls."""
         return self._groups.image(image, ".arrow")
 
     def _read_images(self, file: str, row: int, known: Any) -> RowGroup:
@@ -184,13 +184,13 @@ class ArrowFiles:
 
 
 def _head(stream: BufferedIOBase, at: int) -> tuple[int, bytes] | None:
-    """Where the metadata of the message at `at` starts, and the metadata; None at the end of the messages."""
+    """Offset and content of the metadata of the message at `at`; None at the end of the messages."""
     stream.seek(at)
     head = stream.read(8)
     if len(head) < 8:
         return None
     first, second = struct.unpack("<II", head)
-    start, length = (at + 8, second) if first == CONTINUED else (at + 4, first)  # before Arrow 0.15 nothing came first
+    start, length = (at + 8, second) if first == CONTINUED else (at + 4, first)  # before Arrow 0.15 there was no marker
     if not length:
         return None
     stream.seek(start)
@@ -198,7 +198,7 @@ def _head(stream: BufferedIOBase, at: int) -> tuple[int, bytes] | None:
 
 
 def _message(metadata: bytes) -> tuple[int, int, int]:
-    """Kind, bytes of the body and, of a batch, rows, from a flatbuffer of Arrow's table `Message`."""
+    """Kind, body size in bytes and number of rows (0 unless a batch), from a flatbuffer of Arrow's table `Message`."""
     (message,) = struct.unpack_from("<I", metadata)
     kind, header, body = (_field(metadata, message, number) for number in (1, 2, 3))
     if kind is None or header is None:
@@ -210,7 +210,7 @@ def _message(metadata: bytes) -> tuple[int, int, int]:
 
 
 def _field(buffer: bytes, table: int, number: int) -> int | None:
-    """Where a field of a flatbuffer's table is; None if it is left out."""
+    """Offset of a field of a flatbuffer's table; None if the field is absent."""
     places = table - struct.unpack_from("<i", buffer, table)[0]
     (size,) = struct.unpack_from("<H", buffer, places)
     at = 4 + 2 * number

@@ -1,4 +1,4 @@
-"""Files of columns (Parquet, Arrow): which column holds what, and a row of them as a record."""
+"""Columns of Parquet and Arrow files: select the columns of prompt, image and id, and convert a row to a record."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,23 +10,23 @@ from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, accepted, usual
 from ortho_core.pairs.rows import Names, PairFields, PairRecord
 from ortho_core.text.parsing import parse_json
 
-#: The file whose image paths start from its own folder, as those of metadata.jsonl do.
+#: A file whose image paths are relative to its own folder, like those of metadata.jsonl.
 METADATA_PARQUET = "metadata.parquet"
 
 
 def columns_of(schema: pa.Schema, fields: PairFields, file: str) -> Names:
-    """The columns of prompt, image and id: as the options name them, else the usual ones; of images bytes before paths.
+    """The columns of prompt, image and id: those that the options name, else usual ones; image bytes are preferred to paths.
 
-    Raises UserError if there are none of such a name.
+    Raises UserError if there is no such column.
     """
 
-    def column(given: str | None, names: tuple[str, ...], what: str) -> str:
-        found = usual(schema.names, names) if given is None else [given] if given in schema.names else []
-        if not found:
+    def column(chosen: str | None, names: tuple[str, ...], role: str) -> str:
+        columns = usual(schema.names, names) if chosen is None else [chosen] if chosen in schema.names else []
+        if not columns:
             raise UserError(
-                f"{file} has no column {given or accepted(names)!r}; it has {', '.join(schema.names)} (--{what}-field names one)"
+                f"{file} has no column {chosen or accepted(names)!r}; it has {', '.join(schema.names)} (--{role}-field names one)"
             )
-        return next((name for name in found if what == "image" and holds_bytes(schema.field(name).type)), found[0])
+        return next((name for name in columns if role == "image" and holds_bytes(schema.field(name).type)), columns[0])
 
     image = column(fields.image_field, USUAL_IMAGES, "image") if fields.with_images else None
     prompt = column(fields.prompt_field, USUAL_PROMPTS, "prompt")
@@ -34,7 +34,7 @@ def columns_of(schema: pa.Schema, fields: PairFields, file: str) -> Names:
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether a column holds image files, by themselves or in `{bytes, path}` structs."""
+    """Whether a column contains image files, as bytes or in `{bytes, path}` structs."""
     if pa.types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
@@ -43,21 +43,21 @@ def holds_bytes(kind: pa.DataType) -> bool:
 def record_of(
     values: dict[str, Any], names: Names, reference: str, path_of: Callable[[Any], Any] | None = None
 ) -> PairRecord:
-    """The record of one row; `reference` is how a record names image bytes that lie in the row, `path_of` makes a path that
-    starts from the set's folder of one that is written."""
-    prompt, image, own = names
-    found = values.get(image) if image is not None else None
+    """The record of one row. `reference` is the record's name for image bytes inside the row; `path_of` makes a written path
+    relative to the set's folder."""
+    prompt, image, id_field = names
+    picture = values.get(image) if image is not None else None
     stem = None
-    if isinstance(found, dict):
-        inner, path = found.get("bytes"), found.get("path")
+    if isinstance(picture, dict):
+        inner, path = picture.get("bytes"), picture.get("path")
         if isinstance(inner, bytes):
-            found, stem = inner, stem_of(path)
+            picture, stem = inner, stem_of(path)
         elif isinstance(path, str):
-            found = path
-    identity = values.get(own) if own is not None else None
-    if isinstance(found, bytes):
-        return PairRecord(values.get(prompt), reference, names, identity, found, stem)
-    return PairRecord(values.get(prompt), found if path_of is None else path_of(found), names, identity)
+            picture = path
+    identity = values.get(id_field) if id_field is not None else None
+    if isinstance(picture, bytes):
+        return PairRecord(values.get(prompt), reference, names, identity, picture, stem)
+    return PairRecord(values.get(prompt), picture if path_of is None else path_of(picture), names, identity)
 
 
 def stem_of(path: Any) -> str | None:
@@ -66,23 +66,23 @@ def stem_of(path: Any) -> str | None:
 
 
 def class_names(schema: pa.Schema, column: str) -> list[str]:
-    """The names by number that the `datasets` library keeps of a column of classes; none of any other column."""
+    """The class names by number that the `datasets` library stores for a column of classes; empty for any other column."""
     try:
-        kept = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+        stored = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
     except (ValueError, KeyError, TypeError):
         return []
-    return kept if isinstance(kept, list) and all(isinstance(name, str) for name in kept) else []
+    return stored if isinstance(stored, list) and all(isinstance(name, str) for name in stored) else []
 
 
 def class_as_text(prompt: Any, classes: list[str]) -> Any:
-    """A class number as a text; a text as it is."""
+    """A class number as text; any other value unchanged."""
     if isinstance(prompt, bool) or not isinstance(prompt, int):
         return prompt
     return classes[prompt] if 0 <= prompt < len(classes) else str(prompt)
 
 
 def value_of(scalar: pa.Scalar, name: str) -> Any:
-    """Raises BadRow for text that is no text: nobody checks what a writer says is UTF-8."""
+    """The value of a scalar. Raises BadRow for invalid UTF-8, which writers do not check."""
     try:
         return scalar.as_py()
     except (UnicodeDecodeError, pa.ArrowException) as error:
@@ -90,7 +90,7 @@ def value_of(scalar: pa.Scalar, name: str) -> Any:
 
 
 def values_of(column: pa.Array, name: str) -> list[Any]:
-    """The values of a column, and a BadRow in the place of what is no text."""
+    """The values of a column, with a BadRow instead of each invalid text."""
     try:
         return list(column.to_pylist())
     except (UnicodeDecodeError, pa.ArrowException):

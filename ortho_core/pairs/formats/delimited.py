@@ -1,4 +1,4 @@
-"""CSV and TSV: a header that names the columns, or two columns of which one holds images. Quoted cells may hold line ends."""
+"""CSV and TSV: with a header that names the columns, or two columns, one of them image names. Quoted cells may have line ends."""
 
 import ast
 import csv
@@ -17,16 +17,16 @@ from ortho_core.pairs.formats.text_lines import lines
 from ortho_core.pairs.images import SUFFIXES
 from ortho_core.pairs.names import plain
 
-#: What columns are parted by; programs whose numbers have commas write semicolons.
+#: Accepted delimiters. Programs write semicolons in countries where numbers have decimal commas.
 DELIMITERS = (",", "\t", ";", "|")
-#: What Excel writes before the header.
+#: The line that Excel may write before the header.
 SEPARATOR = re.compile(r'"?sep=."?\s*')
-#: A cell beyond this is no list of captions.
+#: A longer cell, in characters, is not read as a list of captions.
 LONGEST_LIST = 1 << 16
 
 
 class Delimited:
-    """A `Reader` of rows of cells. What `csv` reads as one row is one, whatever lines it takes."""
+    """A `Reader` of rows of cells. A row may span several lines, as the `csv` module reads it."""
 
     def shape(self, stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
         delimiters = sorted(DELIMITERS, key=lambda d: d != ("\t" if table.kind == ".tsv" else ","))
@@ -34,7 +34,7 @@ class Delimited:
         headers = [(d, [cell.strip() for cell in row]) for d, row in firsts if isinstance(row, list)]
         known, delimiter, header = max(
             ((len({plain(cell) for cell in row} & wanted), d, row) for d, row in headers),
-            key=lambda found: found[0],
+            key=lambda candidate: candidate[0],
             default=(0, "", []),
         )
         if known:
@@ -63,7 +63,7 @@ class Delimited:
     def _named(row: list[str], table: RowFile) -> dict[str, Any] | BadRow:
         columns = len(table.columns)
         if len(row) < columns or any(row[columns:]):
-            hint = "; a caption with the sign that parts the columns needs quotes" if len(row) > columns else ""
+            hint = "; a caption that contains the delimiter needs quotes" if len(row) > columns else ""
             return BadRow("wrong-columns", f"{len(row)} columns, not {columns}{hint}")
         values: dict[str, Any] = dict(zip(table.columns, map(str.strip, row), strict=False))
         prompt = table.names[0]
@@ -75,7 +75,7 @@ class Delimited:
 
 
 def _rows(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple[int, list[str] | BadRow]]:
-    """Where each row starts, and its cells; blank lines are no rows."""
+    """(offset, cells) of each row; blank lines are skipped."""
     pulled: list[int] = []
     ended = False
 
@@ -98,7 +98,7 @@ def _rows(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple
             row = next(reader)
         except StopIteration:
             return
-        except csv.Error as error:  # a quote that is never closed, say
+        except csv.Error as error:  # for example a quote that is never closed
             yield pulled[0], BadRow("not-csv", f"not a row of cells: {error}")
             continue
         if row:
@@ -106,7 +106,7 @@ def _rows(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple
 
 
 def _captions(cell: str) -> str | list[str]:
-    """A cell as it is, or the captions that a program wrote into it as a list."""
+    """A cell unchanged, or its captions if it contains a list of texts (JSON or Python)."""
     if not (cell.startswith("[") and cell.endswith("]")) or len(cell) > LONGEST_LIST:
         return cell
     for parse in (json.loads, ast.literal_eval):

@@ -1,4 +1,4 @@
-"""Image files in folders as rows: the prompt is in a text file beside each, is the folder's name, or is one for all."""
+"""Image files in folders as rows: the prompt is in a text file beside each image, or is the folder's name, or one for all."""
 
 import hashlib
 import itertools
@@ -21,17 +21,17 @@ from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import OutsideRoot, Store
 from ortho_core.text.parsing import NotParsedError, parse_json
 
-#: A caption file beyond this is not read.
+#: A larger caption file, in bytes, is not read.
 MAX_TEXT = 1 << 20
-#: Caption files that are read side by side.
+#: Number of threads that read caption files.
 READS = 8
-#: Caption files that one thread reads one after another.
+#: Number of caption files per task of a thread.
 READ_TOGETHER = 16
-#: Files of captions, the usual first.
+#: Suffixes of caption files, the most usual first.
 CAPTIONS = (".txt", ".caption", ".prompt", ".text")
-#: What a control network is fed with, by name.
+#: Names of inputs of control networks.
 CONDITIONS = "depth|canny|edges?|hed|lineart|scribbles?|poses?|openpose|seg|segmentation|normals|alpha"
-#: Images of this kind belong to the image whose name they begin with.
+#: Names of images, such as masks, that belong to the image with the first part of the name.
 BESIDE = re.compile(
     rf"(.+?)[-_. ](masks?|masklabel|condlabel|control|cond|conditioning|normal|{CONDITIONS})", re.IGNORECASE
 )
@@ -42,47 +42,47 @@ def is_image(name: str) -> bool:
 
 
 def stem_of(name: str) -> str:
-    """A file's name without its suffix, composed in one way: file systems differ in how they write é."""
+    """A file's name without its suffix, in Unicode NFC: file systems differ in how they store é."""
     return unicodedata.normalize("NFC", name[: name.rfind(".")] if "." in name else name)
 
 
 def split_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The images among the names of one folder, in order, and those that only belong to another one (masks)."""
+    """The images among the names of one folder, sorted, and those that belong to another image (masks)."""
     images = sorted(filter(is_image, names))
     suspects = [name for name in images if BESIDE.fullmatch(stem_of(name))]
     if not suspects:
         return images, []
     stems = {stem_of(name) for name in images}
-    beside = {name for name in suspects if (found := BESIDE.fullmatch(stem_of(name))) and found[1] in stems}
+    beside = {name for name in suspects if (match := BESIDE.fullmatch(stem_of(name))) and match[1] in stems}
     return [name for name in images if name not in beside], sorted(beside)
 
 
 @runtime_checkable
 class Prompts(Protocol):
-    """Where the prompt of an image in a folder comes from."""
+    """The source of the prompts of images in a folder."""
 
     @property
     def field(self) -> str:
-        """What messages call the place."""
+        """The name of the source in messages."""
         ...
 
     @property
     def in_files(self) -> bool:
-        """Whether it is in a file that has to be read."""
+        """Whether prompts are in files that must be read."""
         ...
 
     def of(self, root: Store, folder: str, name: str) -> Any:
-        """A text or several. Raises BadRow."""
+        """The prompt of an image: a text or several. Raises BadRow."""
         ...
 
     def seal(self) -> str:
-        """What tells these prompts from others, where it is not in files."""
+        """A text for the signature that identifies prompts that are not in files."""
         ...
 
 
 @dataclass(frozen=True)
 class FolderNames:
-    """The class: the name of the folder."""
+    """The prompt is the name of the folder, a class."""
 
     field: str = "class"
     in_files: bool = False
@@ -96,7 +96,7 @@ class FolderNames:
 
 @dataclass(frozen=True)
 class OnePrompt:
-    """The same for all."""
+    """One prompt for all images."""
 
     text: str
     field: str = "prompt"
@@ -111,14 +111,14 @@ class OnePrompt:
 
 @dataclass(frozen=True)
 class CaptionFiles:
-    """A file of the image's name with another suffix: a text, or JSON with a field of a usual name."""
+    """The prompt is in a file with the image's name and another suffix: text, or JSON with a field of a usual name."""
 
-    #: As they are written, in the order in which they are looked for.
+    #: In their written case, in the order of the search.
     suffixes: tuple[str, ...]
     choice: CaptionChoice | None = None
-    #: Of JSON files; none: the usual ones.
+    #: The field in JSON files (None: one of a usual name).
     json_field: str | None = None
-    #: Of folders of images whose captions lie in another one, that one.
+    #: By folder of images, the folder with its captions, if it is another one.
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     in_files: bool = True
 
@@ -134,7 +134,7 @@ class CaptionFiles:
             except FileNotFoundError:
                 continue
             except OutsideRoot:
-                raise BadRow("outside-root", f"{candidate} lies outside {root.location}") from None
+                raise BadRow("outside-root", f"{candidate} is outside {root.location}") from None
             return self.parse(content, candidate)
         return None
 
@@ -168,7 +168,7 @@ class CaptionFiles:
 
 
 class Names:
-    """The names of a folder's images in little memory, about their own length."""
+    """The names of a folder's images in one byte string, which needs less memory than a list."""
 
     def __init__(self, names: list[str]) -> None:
         encoded = [name.encode(errors="surrogateescape") for name in names]
@@ -184,7 +184,7 @@ class Names:
 
 
 class ImageFiles(RecordsHaveAll):
-    """Folders of images, one after another. One folder's names are in memory at a time."""
+    """Folders of images, one after another. The names of only one folder are in memory at a time."""
 
     def __init__(self, root: Store, folders: list[str], prompts: Prompts) -> None:
         self.root, self.folders, self.prompts_from = root, folders, prompts
@@ -234,7 +234,7 @@ class ImageFiles(RecordsHaveAll):
             yield bad or PairRecord(prompt, path, fields)
 
     def _prompts(self, folder: str, names: Iterator[str]) -> Iterator[Any]:
-        """The prompt of each image, or what is wrong with its file."""
+        """The prompt of each image, or a BadRow for its file."""
 
         def some(chunk: list[str]) -> list[Any]:
             return [self.prompt(folder, name) for name in chunk]

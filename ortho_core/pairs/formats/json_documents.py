@@ -1,5 +1,5 @@
-"""JSON files of one document: a list of objects, by itself or under a key, or an object of image names. A piece at a time is
-in memory."""
+"""JSON files with one document: a list of objects, at the top or under a key, or an object whose keys are image names. Only a
+piece of the file is in memory at a time."""
 
 import codecs
 import itertools
@@ -20,13 +20,13 @@ from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, plain, usual
 from ortho_core.text.parsing import NotParsedError, checked_json, parse_json, reason_of
 
 DECODER = json.JSONDecoder()
-#: A row beyond this is taken for a file that is not JSON.
+#: A row longer than this, in characters, means that the file is not JSON.
 LONGEST_ROW = 1 << 24
-#: What rows of an object of image names are called.
+#: Names of the fields of rows from an object of image names.
 IMAGE_KEY, CAPTION_KEY = "file_name", "text"
-#: COCO's way: images with an id, and captions of their own that name it.
+#: COCO's format: images with an id, and a separate list of captions that refer to it.
 ID_KEY, REFERENCE_KEY, CAPTIONS_KEY = "id", "image_id", "caption"
-#: Members of an object that are looked at for a list of rows.
+#: Number of first members of an object that are searched for a list of rows.
 MOST_MEMBERS = 64
 
 
@@ -64,7 +64,7 @@ class JsonDocuments:
 
 
 def _shape_of_object(stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
-    """The table of an object of image names, or of the list of rows that is among its members. Raises UserError."""
+    """The table of an object of image names, or of a list of rows among its members; else a message. Raises UserError."""
     lists: dict[str, tuple[int, dict[str, Any]]] = {}
     keys: list[str] = []
     texts = True
@@ -84,20 +84,21 @@ def _shape_of_object(stream: BufferedIOBase, table: RowFile, wanted: set[str]) -
     captions = [start for start, item in lists.values() if REFERENCE_KEY in item and usual(item, USUAL_PROMPTS)]
     if images and captions:
         return replace(table, form="[", start=images[0], captions=captions[0])
-    if texts and keys:  # names without suffixes, perhaps: whoever looks for the images will see
+    if texts and keys:  # the keys may be image names without suffixes, which the search for images will show
         return table
     has = ", ".join(keys)[:200]
-    return f"it is an object of {has or 'nothing'}, and neither a list of objects with an image and a caption nor by image names"
+    accepted = "image names as keys, or a list of objects with image and caption"
+    return f"it is an object with {has or 'no members'}; accepted: {accepted}"
 
 
 def _is_row(item: dict[str, Any], wanted: set[str]) -> bool:
-    """Whether an object has a caption and an image, by a usual name or one that was asked for."""
+    """Whether an object has a caption and an image, under a usual name or a requested one."""
     others = {*map(plain, item)} & (wanted - {*map(plain, (*USUAL_PROMPTS, *USUAL_IMAGES))})
     return len(others) + bool(usual(item, USUAL_PROMPTS)) + bool(usual(item, USUAL_IMAGES)) > 1
 
 
 def _members(stream: BufferedIOBase, table: RowFile) -> Iterator[tuple[str, int | None, Any]]:
-    """Each member of the object: its key, and its value; of a list of objects where it starts, and its first object."""
+    """(key, start, value) of each member. A list of objects gives its byte offset and first object; others None and the value."""
     text = _Text(stream, table, 0)
     text.expect("{")
     if text.peek() == "}":
@@ -123,7 +124,7 @@ def _members(stream: BufferedIOBase, table: RowFile) -> Iterator[tuple[str, int 
 
 
 def _rest_of_list(text: "_Text") -> Iterator[Any]:
-    """The items of a list whose bracket was taken; its closing one is taken too."""
+    """The items of a list whose opening bracket was read; reads the closing bracket too."""
     while text.peek() != "]":
         yield text.take()
         if text.peek() != "]":
@@ -132,18 +133,18 @@ def _rest_of_list(text: "_Text") -> Iterator[Any]:
 
 
 def captions_by_image(stream: BufferedIOBase, table: RowFile) -> dict[str, list[Any]]:
-    """The captions that lie apart from their images, by the image's id. All are in memory."""
+    """The captions of a separate list, by the image's id. All are in memory."""
     assert table.captions is not None
-    found: dict[str, list[Any]] = {}
+    captions: dict[str, list[Any]] = {}
     for _, item in _items(stream, replace(table, form="[", start=table.captions), 0):
         if isinstance(item, dict) and REFERENCE_KEY in item:
             caption = CAPTIONS_KEY if CAPTIONS_KEY in item else next(iter(usual(item, USUAL_PROMPTS)), CAPTIONS_KEY)
-            found.setdefault(str(item[REFERENCE_KEY]), []).append(item.get(caption))
-    return found
+            captions.setdefault(str(item[REFERENCE_KEY]), []).append(item.get(caption))
+    return captions
 
 
 def _is_lines(stream: BufferedIOBase, table: RowFile) -> bool:
-    """Whether the first line that is not blank is an object by itself and not the last one: JSON lines under another name."""
+    """Whether the file is JSON lines under another suffix: the first non-blank line is a complete object, and another follows."""
     stream.seek(0)
     head = BytesIO(stream.read(CHUNK))
     filled = (line for _, line in lines(head, table.encoding) if line.strip())
@@ -154,7 +155,7 @@ def _is_lines(stream: BufferedIOBase, table: RowFile) -> bool:
 
 
 class _Text:
-    """The characters of a file from a byte on, as many as are needed."""
+    """The characters of a file from a byte offset on, read as needed."""
 
     def __init__(self, stream: BufferedIOBase, table: RowFile, offset: int) -> None:
         self.stream, self.table, self.offset = stream, table, offset
@@ -165,7 +166,7 @@ class _Text:
             self.advance(self.at + 1)
 
     def more(self) -> bool:
-        """Read on; False at the end of the file."""
+        """Read more characters; False at the end of the file."""
         if self.ended:
             return False
         content = self.stream.read(CHUNK)
@@ -174,7 +175,7 @@ class _Text:
         return True
 
     def peek(self) -> str:
-        """The next character that is no space, where the text now stands; empty at the end of the file."""
+        """Skip white space and return the next character without reading past it; empty at the end of the file."""
         while True:
             at = self.at
             while at < len(self.text) and self.text[at] in " \t\r\n":
@@ -193,7 +194,7 @@ class _Text:
             self.at = to
 
     def take(self) -> Any:
-        """The value that begins here. Raises UserError if there is none."""
+        """Read the value that begins here. Raises UserError if there is none."""
         while True:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
@@ -201,7 +202,7 @@ class _Text:
                 if isinstance(error, RecursionError) or len(self.text) - self.at > LONGEST_ROW or not self.more():
                     raise self.fault(reason_of(error)) from error
                 continue
-            if end < len(self.text) or not self.more():  # a number may go on
+            if end < len(self.text) or not self.more():  # a number may continue in the next chunk
                 try:
                     checked_json(value, self.text[self.at : end])
                 except (ValueError, RecursionError) as error:
@@ -210,19 +211,19 @@ class _Text:
                 return value
 
     def expect(self, accepted: str) -> str:
-        """Take one of these characters."""
-        found = self.peek()
-        if not found or found not in accepted:
-            raise self.fault(f"{found!r} where {' or '.join(map(repr, accepted))} is expected")
+        """Read one of these characters. Raises UserError for another one."""
+        character = self.peek()
+        if not character or character not in accepted:
+            raise self.fault(f"found {character!r}, expected {' or '.join(map(repr, accepted))}")
         self.advance(self.at + 1)
-        return found
+        return character
 
     def fault(self, message: str) -> UserError:
         return UserError(f"{self.table.file} is not JSON from byte {self.offset} on: {message}")
 
 
 def _items(stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[tuple[int, Any]]:
-    """Every item from the one at `offset` on: where it starts, and the value, of an object (key, value)."""
+    """(start, item) of each item from the one at `offset` on; an item of an object is (key, value)."""
     text = _Text(stream, table, offset or table.start)
     close = "]" if table.form == "[" else "}"
     if not offset:

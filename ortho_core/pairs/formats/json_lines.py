@@ -1,4 +1,4 @@
-"""JSON lines: one JSON object per line; and text files of one prompt per line. Blank lines do not count."""
+"""JSON lines: one JSON object per line; and text files with one prompt per line. Blank lines are skipped."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +17,7 @@ from ortho_core.storage.store import Store
 from ortho_core.text.parsing import NotParsedError, parse_json
 
 NEWLINE, SPACE = b"\n "
-#: Bytes whose lines are told together: more, and the allocator gives each piece back to the system.
+#: Bytes per read. Larger blocks are slower: the allocator returns each of them to the system.
 READ_AT_ONCE = 1 << 18
 
 
@@ -32,7 +32,7 @@ class JsonLines:
             yield from in_blocks(offset for offset, line in lines(stream, table.encoding) if line.strip())
             return
         offset = 0
-        while content := stream.read(READ_AT_ONCE):  # a set of millions is counted and cut here
+        while content := stream.read(READ_AT_ONCE):  # a fast path, since sets may have millions of rows
             if content[-1] != NEWLINE:
                 content += stream.readline()
             yield offset + _line_starts(content)
@@ -47,9 +47,8 @@ class JsonLines:
                     yield bad
 
     def parse(self, line: bytes, table: RowFile) -> dict[str, Any]:
-        """Raises BadRow."""
+        """The object of one line. Raises BadRow."""
         try:
-            # Byte-order marks are what Windows editors put before the first row.
             record = parse_json(line)
         except NotParsedError as error:
             raise BadRow("not-json", f"not a JSON object in UTF-8: {error.why}") from error
@@ -59,7 +58,7 @@ class JsonLines:
 
 
 def _line_starts(content: bytes) -> np.ndarray:
-    """Where the lines start that are not blank; there is one at least."""
+    """Offsets of the non-blank lines in `content`, which has at least one line."""
     characters = np.frombuffer(content, np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(characters[:-1] == NEWLINE) + 1])
     suspects = np.flatnonzero(characters[starts] <= SPACE)
@@ -70,7 +69,7 @@ def _line_starts(content: bytes) -> np.ndarray:
 
 
 class PromptLines(JsonLines):
-    """A `Reader` of prompts alone, or of rows of cells if that is what they are."""
+    """A `Reader` of one prompt per line, or of delimited cells if the first row is a header with known names."""
 
     def shape(self, stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
         cells = Delimited().shape(stream, replace(table, reader=".csv"), wanted)
@@ -85,7 +84,7 @@ class PromptLines(JsonLines):
 
 
 def lines_of(root: Store, shard: Shard) -> Iterator[tuple[int, bytes]]:
-    """The shard's lines with their row numbers, blank ones left out; fewer than it has rows if the file has changed."""
+    """(row number, line) of the shard's non-blank lines; fewer than the shard's rows if the file has changed."""
     row = shard.first
     with root.open(shard.file) as stream:
         for _, line in lines(stream, "utf-8", shard.offset):

@@ -1,5 +1,6 @@
 """Parquet: a prompt column, and an image column of bytes, of `{bytes, path}` structs (as the `datasets` library writes), or of
-paths and URLs. A column of class numbers is a prompt column: the names are the `datasets` library's, else the numbers."""
+paths and URLs. A column of class numbers can be the prompt column: prompts are the class names that the `datasets` library
+stores, else the numbers."""
 
 import hashlib
 import itertools
@@ -29,26 +30,26 @@ from ortho_core.pairs.instead import said_of
 from ortho_core.pairs.rows import Cut, Names, PairFields, PairRecord, Shard
 from ortho_core.storage.store import Store, plain_name
 
-#: Footers that are read side by side: what an object store's latency asks for.
+#: Number of footers that are read in parallel, because object stores have latency.
 FOOTERS_AT_ONCE = 32
-#: Rows that are taken out of a file together; their images are in memory.
+#: Rows per batch read from a file; their images are in memory.
 ROWS_AT_ONCE = 32
-#: Image columns of row groups that are kept in memory.
+#: Bytes of image columns of row groups that are kept in memory.
 GROUPS_BYTES = 1 << 30
 
 
 class Parquet:
-    """One or many files of the same columns."""
+    """One or more files with the same columns."""
 
     def __init__(
         self, root: Store, files: list[tuple[str, int]], fields: PairFields, places: Mapping[str, Places] | None = None
     ) -> None:
-        """`files` are names and sizes in bytes, in order; `places` where the images are, by the files' folder."""
+        """`files` are names and sizes in bytes, in order; `places` are the places of the images, by the files' folder."""
         self.root, self.fields, self.places = root, fields, places or {}
         self.files: list[tuple[str, int]] = files
         self._footers: list[tuple[int, str]] | None = None
         self._groups = RowGroups(self._read_images)
-        #: What planning has read last: a footer, and a column of one row group for prompts and one for ids.
+        #: What planning has read last: a footer, and the columns of a row group, one of prompts and one of ids.
         self._last: tuple[str, pq.FileMetaData, list[int]] | None = None
         self._columns: dict[int, tuple[tuple[str, int, str], pa.ChunkedArray]] = {}
 
@@ -59,9 +60,9 @@ class Parquet:
         self.__dict__ |= {**state, "_groups": RowGroups(self._read_images)}
 
     def _read_footers(self) -> list[tuple[int, str]]:
-        """Rows and digest of every file's footer; all that is kept of it. Raises UserError naming a file that is damaged.
+        """Number of rows and digest of each file's footer, which is not kept. Raises UserError naming a damaged file.
 
-        A footer has the sizes of the columns in every row group and, from most writers, their least and greatest values.
+        A footer has the sizes of the columns in each row group and, from most writers, their smallest and largest values.
         """
 
         def read(file: str) -> tuple[int, str]:
@@ -100,7 +101,7 @@ class Parquet:
                 yield Cut(file, min(rows, total - offset), offset)
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
-        """Reads the row groups that the shard touches, from their start: keep them to a few hundred rows of image bytes."""
+        """Reads the shard's row groups from their start; row groups with image bytes should have at most a few hundred rows."""
         places = self.places.get(shard.file.rpartition("/")[0], AS_WRITTEN)
         path_of = partial(places.path, self.root) if places != AS_WRITTEN else None
         with self.root.open(shard.file) as stream:
@@ -133,7 +134,7 @@ class Parquet:
         return self._column(shard, 2)
 
     def _column(self, shard: Shard, which: int) -> Iterator[Any]:
-        """The values of one of the columns that `_names` gives. What shards in order ask for is read once a row group."""
+        """The values of column `which` of `_names`. For shards in order, each row group is read once."""
         footer, firsts = self._footer_of(shard.file)
         name = str(self._names(footer.schema.to_arrow_schema(), shard.file)[which])
         row, end = shard.offset, min(shard.offset + shard.span, footer.num_rows)
@@ -151,7 +152,7 @@ class Parquet:
                     yield None
 
     def _footer_of(self, file: str) -> tuple[pq.FileMetaData, list[int]]:
-        """A file's footer and the first row of each of its row groups; that of the last file is kept."""
+        """A file's footer and the first row number of each row group; those of the last file are cached."""
         if self._last is None or self._last[0] != file:
             with self.root.open(file) as stream:
                 footer = pq.read_metadata(stream)
@@ -168,11 +169,11 @@ class Parquet:
             )
 
     def fetch(self, image: str) -> bytes | None:
-        """Reads the row group of the row that `FILE#ROW` names, and keeps it for the calls to come."""
+        """Reads the row group of the row that `FILE#ROW` names, and keeps it for later calls."""
         return self._groups.image(image, ".parquet")
 
     def _read_images(self, file: str, row: int, footer: pq.FileMetaData | None) -> "RowGroup":
-        """The image column of the row group that holds a row."""
+        """The image column of the row group that contains a row."""
         with self.root.open(file) as stream:
             parquet = pq.ParquetFile(stream, metadata=footer, pre_buffer=False)
             name = self._names(parquet.schema_arrow, file)[1]
@@ -185,37 +186,37 @@ class Parquet:
 
 @dataclass(frozen=True, eq=False)
 class RowGroup:
-    """One column of a row group: of the rows from `first` on of a file."""
+    """One column of a row group of a file; its first row is number `first`."""
 
     file: str
     first: int
     column: pa.ChunkedArray
-    #: What the file's reader knows of it, for the next group of the same file.
+    #: The file's footer, reused to read another group of the same file.
     footer: Any
 
 
 class RowGroups:
-    """The row groups that were asked for last: whoever trains takes rows from several places of a file in turn."""
+    """A cache of recently used row groups: training reads rows from several places of a file in turn."""
 
     def __init__(self, read: Callable[[str, int, Any], RowGroup]) -> None:
         self._read = read
-        #: The one used last comes last.
+        #: The most recently used is last.
         self._kept: list[RowGroup] = []
         self._lock = threading.Lock()
 
     def image(self, image: str, suffix: str) -> bytes | None:
-        """The bytes of the row that `FILE#ROW` names; None for the name of anything else. Raises BadRow if it has none."""
+        """The image bytes of the row that `FILE#ROW` names; None if `image` has another form. Raises BadRow if there are none."""
         file, sign, row = image.rpartition("#")
         if not sign or not row.isdecimal() or not file.endswith(suffix):
             return None
         value = self.value(plain_name(file), int(row))
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
-            raise BadRow("missing-image", f"{image} holds no image bytes")
+            raise BadRow("missing-image", f"{image} contains no image bytes")
         return content
 
     def value(self, file: str, row: int) -> Any:
-        """One row's value. Threads wait for each other: two that want the same group would both read it."""
+        """One row's value. Threads wait for each other, so that a group is not read twice."""
         with self._lock:
             group = next((g for g in self._kept if g.file == file and 0 <= row - g.first < len(g.column)), None)
             if group is None:
@@ -230,7 +231,7 @@ class RowGroups:
 
 
 def groups_of(footer: pq.FileMetaData, first: int, rows: int) -> tuple[list[int], int]:
-    """The row groups that hold rows `first` to `first + rows - 1` of a file, and how many rows of the first to skip."""
+    """The row groups with rows `first` to `first + rows - 1` of a file, and the number of rows to skip in the first."""
     groups: list[int] = []
     skip = start = 0
     for group in range(footer.num_row_groups):

@@ -1,4 +1,4 @@
-"""Where the images lie that rows name by paths: the folder that paths start from, and suffixes that rows leave out."""
+"""Find the images that rows name by paths: the folder that paths start from, and suffixes that the rows omit."""
 
 import errno
 import itertools
@@ -10,17 +10,17 @@ from typing import Any, TypeGuard
 from ortho_core.pairs.formats.image_files import is_image
 from ortho_core.storage.store import Store
 
-#: Images of the first rows that are looked for.
+#: Number of images of the first rows that are searched.
 PROBED = 8
 
 
 @dataclass(frozen=True)
 class Places:
-    """How a path of a row becomes one below the pair set's folder."""
+    """Converts a path in a row to a path relative to the pair set's folder."""
 
     #: The folder that paths start from.
     base: str = ""
-    #: Suffixes that are tried where a path has none of an image.
+    #: Suffixes that are tried if a path has no image suffix.
     suffixes: tuple[str, ...] = ()
 
     def path(self, root: Store, written: Any) -> Any:
@@ -32,7 +32,7 @@ class Places:
         return path
 
 
-#: Paths from the pair set's folder, with suffixes.
+#: Paths that start from the pair set's folder and have suffixes.
 AS_WRITTEN = Places()
 
 
@@ -41,15 +41,15 @@ def is_relative(path: Any) -> TypeGuard[str]:
 
 
 def spellings(path: str) -> list[str]:
-    """A path as it is written, with the separators of Windows turned, and with é composed and decomposed."""
+    """A path as written, with Windows separators replaced, and in Unicode NFC and NFD (é composed and decomposed)."""
     forms = [path, path.replace("\\", "/")]
     return list(dict.fromkeys(forms + [unicodedata.normalize(form, forms[1]) for form in ("NFC", "NFD")]))
 
 
 def find_places(root: Store, written: Iterable[Any], bases: Iterable[str], suffixes: Sequence[str]) -> Places | None:
-    """The first of `bases` in which one of the first paths leads to a file, or most do if the suffixes are left out.
+    """Places with the first of `bases` in which one of the first paths is a file; for paths without suffixes, in which most are.
 
-    None if there is none.
+    None if there is no such base.
     """
     texts = (path.removeprefix(f"{root.location}/") for path in written if isinstance(path, str))
     paths = list(itertools.islice(filter(is_relative, texts), PROBED))
@@ -57,8 +57,8 @@ def find_places(root: Store, written: Iterable[Any], bases: Iterable[str], suffi
     for probed, ends, needed in ((paths, (), 1), (bare, tuple(suffixes), len(bare) // 2 + 1)):
         for base in dict.fromkeys(bases):
             places = Places(base, ends)
-            found = (any(_exists(root, places.path(root, form)) for form in spellings(path)) for path in probed)
-            if sum(itertools.islice(filter(None, found), needed)) == needed:
+            exist = (any(_exists(root, places.path(root, form)) for form in spellings(path)) for path in probed)
+            if sum(itertools.islice(filter(None, exist), needed)) == needed:
                 return places
     return None
 
@@ -67,6 +67,6 @@ def _exists(root: Store, path: str) -> bool:
     try:
         return root.exists(path)
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # a column that holds no paths
+        if error.errno == errno.ENAMETOOLONG:  # the column does not contain paths
             return False
         raise

@@ -1,4 +1,4 @@
-"""One file whose rows name their images by paths, and what reads such a file."""
+"""A file whose rows name their images by paths, and the protocol of its readers."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from ortho_core.pairs.formats.places import AS_WRITTEN, Places
 from ortho_core.pairs.formats.text_lines import Encoding
 from ortho_core.pairs.rows import Names
 
-#: Whoever asks for the names of a record's fields before they are known.
+#: Names of a record's fields before the real ones are known.
 UNNAMED: Names = ("prompt", "image", None)
 
 
-#: Rows whose starts are told together.
+#: Number of row starts per block.
 STARTS_TOGETHER = 4096
 
 
@@ -28,19 +28,19 @@ class RowFile:
 
     file: str
     names: Names = UNNAMED
-    #: Where the images are.
+    #: The places of the images.
     places: Places = AS_WRITTEN
     encoding: Encoding = "utf-8"
-    #: Of a CSV file what parts its columns; of a JSON file the bracket that opens its rows.
+    #: CSV: the delimiter. JSON: the bracket that opens the rows.
     form: str = ""
-    #: Of a JSON file the byte where that bracket is, and the one of a list of captions by the images' ids, if there is one.
+    #: JSON: the byte offset of that bracket, and that of a separate list of captions by image id, if there is one.
     start: int = 0
     captions: int | None = None
-    #: Of a CSV file, in order.
+    #: CSV: the columns, in order.
     columns: tuple[str, ...] = ()
-    #: Whether its first row names the columns.
+    #: CSV: whether the first row names the columns.
     header: bool = True
-    #: Which reader reads it; none: the one of its suffix.
+    #: The suffix whose reader is used (empty: that of the file).
     reader: str = ""
 
     @property
@@ -50,25 +50,25 @@ class RowFile:
 
 @runtime_checkable
 class Reader(Protocol):
-    """How rows are kept in a file of one kind. Raises UserError for a file that cannot be read on."""
+    """Reads rows from files of one kind. Methods raise UserError if the file cannot be read further."""
 
     def shape(self, stream: BufferedIOBase, table: RowFile, wanted: set[str]) -> RowFile | str:
-        """The table with what this kind of file needs to know before its rows are read, or why there are none.
+        """The table with the facts needed to read its rows, or a message why it has none.
 
-        `wanted` are names of fields, as `names.plain` has them, that a header is known by.
+        `wanted` are field names in the form of `names.plain`, by which a header is recognised.
         """
         ...
 
     def starts(self, stream: BufferedIOBase, table: RowFile) -> Iterator[np.ndarray]:
-        """Where each row starts, from the file's beginning, in order: int64, many at a time."""
+        """Byte offsets of the rows, from the start of the file, in order: int64, in blocks."""
         ...
 
     def values(self, stream: BufferedIOBase, table: RowFile, offset: int) -> Iterator[dict[str, Any] | BadRow]:
-        """The rows from the one that starts at `offset` on; all of them from 0."""
+        """The rows from the one that starts at byte `offset` on; all rows from 0."""
         ...
 
 
 def in_blocks(starts: Iterator[int]) -> Iterator[np.ndarray]:
-    """What `Reader.starts` gives, of one number after another."""
+    """Group single offsets into the blocks of `Reader.starts`."""
     while len(block := np.fromiter(itertools.islice(starts, STARTS_TOGETHER), np.int64)):
         yield block

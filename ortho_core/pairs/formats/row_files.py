@@ -1,4 +1,4 @@
-"""Files whose rows name their images by paths: JSON lines, CSV, JSON. One file, or one after another."""
+"""Files whose rows name their images by paths: JSON lines, CSV, JSON. One file, or several in order."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from ortho_core.pairs.instead import TELLING, instead
 from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import BUFFER, Store
 
-#: By suffix.
+#: Readers by suffix.
 READERS: dict[str, Reader] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines"), JsonLines()),
     **dict.fromkeys((".csv", ".tsv"), Delimited()),
@@ -29,18 +29,18 @@ READERS: dict[str, Reader] = {
 
 @dataclass
 class Looks:
-    """What the first rows of a file say of it."""
+    """The first rows of a file, and how it is read."""
 
     table: RowFile
-    #: All fields of these rows, in the order in which they were met.
+    #: All fields of these rows, in order of first occurrence.
     fields: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
-    #: Why nothing here reads the file.
+    #: The reason why the file cannot be read.
     problem: str | None = None
 
 
 class RowFiles(RecordsHaveAll):
-    """RowFiles of the same kind of rows, in order."""
+    """Several RowFiles with the same kind of rows, in order."""
 
     def __init__(self, root: Store, tables: list[RowFile]) -> None:
         self.root = root
@@ -97,33 +97,33 @@ class RowFiles(RecordsHaveAll):
     def _with_captions(
         self, table: RowFile, values: Iterator[dict[str, Any] | BadRow]
     ) -> Iterator[dict[str, Any] | BadRow]:
-        """The rows with the captions that the file has in another list, which is kept."""
+        """The rows with their captions from the file's separate list, which is kept in memory."""
         if self._captions is None or self._captions[0] != table.file:
             with self.root.open(table.file) as stream:
                 self._captions = table.file, captions_by_image(stream, table)
-        found = self._captions[1]
+        captions = self._captions[1]
         for row in values:
-            yield row if isinstance(row, BadRow) else {**row, CAPTIONS_KEY: found.get(str(row.get(ID_KEY)), [])}
+            yield row if isinstance(row, BadRow) else {**row, CAPTIONS_KEY: captions.get(str(row.get(ID_KEY)), [])}
 
     def fetch(self, image: str) -> None:
         return None
 
 
 def record_of(values: dict[str, Any], table: RowFile, root: Store) -> PairRecord:
-    prompt, image, own = table.names
+    prompt, image, id_field = table.names
     path = values.get(image) if image is not None else None
-    if isinstance(path, dict):  # {"path": ..., "bytes": null}, as the `datasets` library has it
+    if isinstance(path, dict):  # {"path": ..., "bytes": null}, as the `datasets` library writes
         path = path.get("path")
-    path, own_id = table.places.path(root, path), values.get(own) if own else None
-    return PairRecord(values.get(prompt), path, table.names, own_id, fields=values.keys())
+    path, row_id = table.places.path(root, path), values.get(id_field) if id_field else None
+    return PairRecord(values.get(prompt), path, table.names, row_id, fields=values.keys())
 
 
 def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
-    """Read a file's first rows; `wanted` as of `Reader.shape`. Raises OSError."""
+    """Read a file's first `rows` rows; `wanted` is that of `Reader.shape`. Raises OSError."""
     with root.open(file) as stream:
         head = stream.read(TELLING)
-        if (what := instead(head)) is not None:
-            return Looks(RowFile(file), problem=f"it is {what}")
+        if (kind := instead(head)) is not None:
+            return Looks(RowFile(file), problem=f"it is {kind}")
         table = RowFile(file, encoding=encoding_of(head[:4]))
         try:
             shaped = READERS[table.kind].shape(stream, table, wanted)
@@ -132,9 +132,9 @@ def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
             first = list(itertools.islice(READERS[shaped.kind].values(stream, shaped, 0), rows))
         except UserError as error:
             return Looks(table, problem=str(error))
-    # Captions of a list of their own are not looked for here.
-    apart: dict[str, Any] = {} if shaped.captions is None else {CAPTIONS_KEY: []}
-    good = [{**row, **apart} for row in first if isinstance(row, dict)]
+    # Captions in a separate list are not read here; an empty list shows that the field exists.
+    separate: dict[str, Any] = {} if shaped.captions is None else {CAPTIONS_KEY: []}
+    good = [{**row, **separate} for row in first if isinstance(row, dict)]
     if first and not good:
         return Looks(shaped, problem=f"none of its first rows can be read: {first[0]}")
     fields = dict.fromkeys(name for row in good for name in row)
@@ -142,7 +142,7 @@ def look(root: Store, file: str, wanted: set[str], rows: int = 100) -> Looks:
 
 
 class _Hashing(io.RawIOBase):
-    """Bytes of a stream, hashed as they pass."""
+    """A stream whose bytes are hashed as they are read."""
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
         self.stream, self.digest = stream, hashlib.sha256()
@@ -155,7 +155,7 @@ class _Hashing(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if offset < self.stream.tell() or whence:
-            raise io.UnsupportedOperation("what is hashed is read from start to end")
+            raise io.UnsupportedOperation("a hashed stream is read from start to end")
         while (left := offset - self.stream.tell()) > 0 and self.read(min(left, BUFFER)):
             pass
         return self.stream.tell()
@@ -171,7 +171,7 @@ class _Hashing(io.RawIOBase):
 
 @contextmanager
 def hashed(stream: io.BufferedIOBase) -> "Iterator[tuple[io.BufferedIOBase, Any]]":
-    """A stream with the same bytes, read from start to end, and their SHA-256 once the block is left."""
+    """A copy of the stream, which must be read in order, and its SHA-256, which is complete after the block."""
     hashing = _Hashing(stream)
     with io.BufferedReader(hashing, BUFFER) as copy:
         yield copy, hashing.digest

@@ -1,11 +1,11 @@
-"""The samples of a tar file: members that share their name up to its first dot."""
+"""The samples of a tar file: members whose names are equal up to the first dot."""
 
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BufferedIOBase
 
-#: Bytes that are read at a time in search of a further archive.
+#: Bytes per read in the search for a following archive.
 ZEROS_AT_ONCE = 1 << 16
 
 
@@ -19,10 +19,11 @@ class TarSample:
 
 
 def samples(stream: BufferedIOBase, offset: int) -> Iterator[TarSample]:
-    """The samples from the header at `offset` on, where each lies in one piece. A second member of one name is of a new sample.
+    """The samples from the header at `offset` on, for files in which the members of each sample are adjacent. A repeated member
+    name begins a new sample.
 
-    Names whose keys have dots (`v1.5_001.jpg`, `v1.5_001.txt`) are told from those with dots after the key (`a.seg.png`) by
-    several members that agree up to the last dot. Raises OSError, of which tarfile's errors are made, for a damaged file.
+    A key with dots (`v1.5_001.jpg`, `v1.5_001.txt`) is distinguished from an extension with dots (`a.seg.png`): with a dotted
+    key, several members agree up to the last dot. Raises OSError for a damaged file; tarfile's errors are converted to it.
     """
     sample: TarSample | None = None
     for key, extension, member in _members(stream, offset):
@@ -40,7 +41,7 @@ def samples(stream: BufferedIOBase, offset: int) -> Iterator[TarSample]:
 
 
 def _middle(sample: TarSample) -> str:
-    """What the names of all members have between key and extension, where there are several; else nothing."""
+    """The common text between key and last extension of all members; empty if they differ or if there is only one member."""
     first = next(iter(sample.members)).rpartition(".")[0]
     agree = first and all(extension.rpartition(".")[0] == first for extension in sample.members)
     return first if agree and len(sample.members) > 1 else ""
@@ -54,27 +55,27 @@ def _with_dotted_key(sample: TarSample) -> TarSample:
 
 
 def gathered(stream: BufferedIOBase) -> list[TarSample]:
-    """All samples of a file by key, wherever their members are; in the order of their first ones."""
-    found: list[TarSample] = []
+    """All samples of a file, with members from anywhere in it; in the order of their first members."""
+    ordered: list[TarSample] = []
     latest: dict[str, TarSample] = {}
     for key, extension, member in _members(stream, 0):
         sample = latest.get(key)
         if sample is None or extension in sample.members:
             sample = latest[key] = TarSample(key, member.offset)
-            found.append(sample)
+            ordered.append(sample)
         sample.members[extension] = member.offset_data, member.size
-    return found
+    return ordered
 
 
 def _members(stream: BufferedIOBase, offset: int) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Regular files with their key and extension, of all archives that the file is joined from. Links lead nowhere here."""
+    """(key, extension, member) of the regular files in all concatenated archives of a file. Links are ignored."""
     start: int | None = offset
     while start is not None:
         stream.seek(start)
         try:
             with tarfile.open(fileobj=stream, mode="r:") as archive:
                 for member in archive:
-                    # The archive would remember every member it has seen.
+                    # Otherwise the archive would keep every member in memory.
                     archive.members = []  # type: ignore[attr-defined]
                     folder, slash, base = member.name.removeprefix("./").rpartition("/")
                     stem, dot, extension = base.partition(".")
@@ -83,7 +84,7 @@ def _members(stream: BufferedIOBase, offset: int) -> Iterator[tuple[str, str, ta
                 end = archive.offset
         except tarfile.TarError as error:
             raise OSError(str(error)) from error
-        # An archive ends with zeros. What comes after these is the next one; a damaged header looks like an end as well.
+        # An archive ends with zeros; the next one may follow. A damaged header looks like an end as well.
         following = _after_zeros(stream, end)
         if following == start:
             raise OSError(f"damaged header at byte {end}")
@@ -91,7 +92,7 @@ def _members(stream: BufferedIOBase, offset: int) -> Iterator[tuple[str, str, ta
 
 
 def _after_zeros(stream: BufferedIOBase, at: int) -> int | None:
-    """The first block from `at` on that is not zeros; None if there is none."""
+    """Offset of the first block from `at` on that is not all zeros; None if there is none."""
     stream.seek(at)
     while chunk := stream.read(ZEROS_AT_ONCE):
         if rest := chunk.lstrip(b"\0"):

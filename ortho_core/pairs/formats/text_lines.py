@@ -1,4 +1,4 @@
-"""Lines of a text file with the places where they start, in UTF-8 or, as Windows writes it, UTF-16."""
+"""Lines of a text file with their byte offsets, in UTF-8 or in UTF-16, which Windows programs write."""
 
 from collections.abc import Iterator
 from io import BufferedIOBase
@@ -9,7 +9,7 @@ CHUNK = 1 << 20
 
 
 def encoding_of(head: bytes) -> Encoding:
-    """From the first bytes of a file: a byte-order mark, or every second byte of the first two characters zero."""
+    """The encoding by the first bytes of a file. UTF-16 has a byte-order mark, or a zero in each of the first two characters."""
     if head[:2] == b"\xff\xfe" or (len(head) >= 4 and head[0] and not head[1] and head[2] and not head[3]):
         return "utf-16-le"
     if head[:2] == b"\xfe\xff" or (len(head) >= 4 and not head[0] and head[1] and not head[2] and head[3]):
@@ -18,7 +18,7 @@ def encoding_of(head: bytes) -> Encoding:
 
 
 def lines(stream: BufferedIOBase, encoding: Encoding, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Every line from the one at `offset` on, as (offset, UTF-8 with its line end)."""
+    """Each line from the one at byte `offset` on, as (offset, UTF-8 with the line end)."""
     stream.seek(offset)
     if encoding == "utf-8":
         for line in stream:
@@ -38,13 +38,13 @@ def lines(stream: BufferedIOBase, encoding: Encoding, offset: int = 0) -> Iterat
 
 
 def as_text(content: bytes) -> str:
-    """A whole small file. Raises UnicodeDecodeError if it is neither UTF-8 nor UTF-16."""
+    """The content of a small file as text. Raises UnicodeDecodeError if it is neither UTF-8 nor UTF-16."""
     encoding = encoding_of(content[:4])
     return content.decode("utf-8-sig" if encoding == "utf-8" else encoding).removeprefix("\ufeff")
 
 
 def _aligned(content: bytes, newline: bytes, start: int) -> int:
-    """Where the first line from `start` ends; -1 if it does not. A newline is one character, not two halves."""
+    """The end of the first line from `start` on; -1 if there is none. The newline's bytes must be one UTF-16 character."""
     at = content.find(newline, start)
     while at >= 0 and (at - start) % 2:
         at = content.find(newline, at + 1)

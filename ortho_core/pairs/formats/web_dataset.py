@@ -1,7 +1,7 @@
-"""WebDataset: tar files in which members of one key make a sample (`0001.jpg`, `0001.txt`, `0001.json`).
+"""WebDataset: tar files in which the members with the same key are a sample (`0001.jpg`, `0001.txt`, `0001.json`).
 
-The members of a sample mostly follow each other, so that a file can be entered in its middle. Of a file in which they do not
-(all images first, then all texts) the index of the whole file is kept by whoever reads it.
+The members of a sample are mostly adjacent, so a file can be read from any sample on. If they are not (all images first, then all
+texts), each process that reads the file keeps an index of the whole file.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ from ortho_core.text.parsing import NotParsedError, parse_json
 TEXTS = ("txt", "prompt", "caption", "text", "cls")
 _USUAL_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 IMAGE_MEMBERS = (*_USUAL_MEMBERS, *sorted({suffix[1:] for suffix in SUFFIXES} - set(_USUAL_MEMBERS)))
-#: Tar files whose headers are read side by side.
+#: Number of tar files whose headers are read in parallel.
 FILES_AT_ONCE = 16
-#: A prompt or JSON member beyond this is not read.
+#: A larger prompt or JSON member, in bytes, is not read.
 MAX_TEXT = 1 << 20
 
 
 class WebDataset(RecordsHaveAll):
-    """One or many tar files, uncompressed: a compressed one cannot be entered in the middle."""
+    """One or more uncompressed tar files: a compressed file cannot be read from the middle."""
 
     def __init__(self, root: Store, files: list[tuple[str, int]], fields: PairFields) -> None:
         self.root, self.fields, self.files = root, fields, files
-        #: Files in which samples do not lie in one piece; their offsets are numbers of samples.
+        #: Files whose samples are not in one piece; offsets in them are sample numbers, not bytes.
         self.scattered: set[str] = set()
         self._starts: list[tuple[np.ndarray, str]] | None = None
         self._gathered: tuple[str, list[TarSample]] | None = None
@@ -47,8 +47,7 @@ class WebDataset(RecordsHaveAll):
         return {**self.__dict__, "files": [], "_starts": None, "_gathered": None}
 
     def _index(self) -> list[tuple[np.ndarray, str]]:
-        """Where each sample of each file starts, and a digest of the file's headers and texts. Eight bytes a sample, in this
-        process."""
+        """For each file, the starts of its samples and a digest of headers and texts. Needs 8 bytes of memory per sample."""
         if self._starts is None:
             with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
                 self._starts = list(pool.map(self._read_headers, [file for file, _ in self.files]))
@@ -88,7 +87,7 @@ class WebDataset(RecordsHaveAll):
         return self.prompt_of(sample) is not None and (not self.fields.with_images or self.images_of(sample) != [])
 
     def prompt_of(self, sample: TarSample) -> str | None:
-        """The member that the prompt is in."""
+        """The member with the prompt."""
         return next((name for name in (*self._prompts(), "json") if name in sample.members), None)
 
     def _prompts(self) -> tuple[str, ...]:
@@ -110,19 +109,19 @@ class WebDataset(RecordsHaveAll):
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         with self.root.open(shard.file) as stream:
-            found = samples(stream, shard.offset)
+            rows = samples(stream, shard.offset)
             if shard.file in self.scattered:
                 if self._gathered is None or self._gathered[0] != shard.file:
                     self._gathered = shard.file, list(gathered(stream))
-                found = iter(self._gathered[1][shard.offset :])
-            for _, sample in zip(range(shard.span), found, strict=False):
+                rows = iter(self._gathered[1][shard.offset :])
+            for _, sample in zip(range(shard.span), rows, strict=False):
                 try:
                     yield self._record(stream, shard.file, sample)
                 except BadRow as bad:
                     yield bad
 
     def _record(self, stream: BufferedIOBase, file: str, sample: TarSample) -> PairRecord:
-        """Raises BadRow."""
+        """The record of a sample. Raises BadRow."""
         fields, members = self.fields, sample.members
         offset, size = members[self._image_of(sample)]
         values: dict[str, Any] = {}
@@ -143,14 +142,14 @@ class WebDataset(RecordsHaveAll):
         elif prompt not in values and fields.prompt_field is None:
             prompt = next(iter(usual(values, USUAL_PROMPTS)), prompt)
         stream.seek(position)
-        own = values.get(fields.id_field) if fields.id_field else None
+        row_id = values.get(fields.id_field) if fields.id_field else None
         stem = sample.key.rpartition("/")[2]
         names = (prompt, "", fields.id_field)
-        found = [*members, *values]
-        return PairRecord(values.get(prompt), f"{file}#{offset}+{size}", names, own, stem=stem, fields=found)
+        all_fields = [*members, *values]
+        return PairRecord(values.get(prompt), f"{file}#{offset}+{size}", names, row_id, stem=stem, fields=all_fields)
 
     def images_of(self, sample: TarSample) -> list[str]:
-        """The member that is the image: of a usual extension, or all whose names end in such."""
+        """The image member: the first with a usual extension, else all members whose extension ends in one (`seg.png`)."""
         members, wanted = sample.members, self.fields.image_field
         for name in (wanted,) if wanted else IMAGE_MEMBERS:
             if name in members:
@@ -158,14 +157,14 @@ class WebDataset(RecordsHaveAll):
         return [] if wanted else [name for name in members if name.rpartition(".")[2] in IMAGE_MEMBERS]
 
     def _image_of(self, sample: TarSample) -> str:
-        """The one member that is the image. Raises BadRow."""
+        """The only image member. Raises BadRow if there is none, or more than one."""
         members, wanted = sample.members, self.fields.image_field
         images = self.images_of(sample)
         if len(images) == 1:
             return images[0]
         accepted = f".{wanted}" if wanted else ".jpg, .png, .webp, ..."
         has = f".{', .'.join(members)}"[:200]
-        raise BadRow("missing-image", f"sample {sample.key!r} has no one image, {accepted}; it has {has}")
+        raise BadRow("missing-image", f"sample {sample.key!r} needs exactly one image, {accepted}; it has {has}")
 
     @staticmethod
     def _text(stream: BufferedIOBase, sample: TarSample, name: str) -> str:
@@ -182,7 +181,7 @@ class WebDataset(RecordsHaveAll):
         """Reads the bytes that `FILE#OFFSET+SIZE` names."""
         named = re.fullmatch(r"(.+\.tar)#([0-9]+)\+([0-9]+)", image)
         if named is None:
-            raise BadRow("missing-image", f"image {image[:200]!r} is no member of a tar file, FILE.tar#OFFSET+SIZE")
+            raise BadRow("missing-image", f"image {image[:200]!r} is not a member of a tar file, FILE.tar#OFFSET+SIZE")
         file, offset, size = named.groups()
         if int(size) > self.fields.max_image_bytes:
             raise TooLarge(int(size))

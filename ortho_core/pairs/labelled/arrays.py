@@ -1,4 +1,4 @@
-"""Sets of labelled images as pair sets: the prompt of an image is its class, by name where the set has names, else by number."""
+"""Sets of labelled images as pair sets: the prompt of an image is its class, by name, or by number if the set has no names."""
 
 import hashlib
 import threading
@@ -12,14 +12,14 @@ from ortho_core.pairs.labelled.files import ClassFiles
 from ortho_core.pairs.rows import Cut, PairRecord, RecordsHaveAll, Shard
 from ortho_core.storage.store import Store
 
-#: Pixels of files that are kept in memory: whoever trains takes rows from several files in turn.
+#: Bytes of pixels that are kept in memory: training reads rows from several files in turn.
 KEPT_BYTES = 1 << 29
 
 
 class ClassArrays(RecordsHaveAll):
     """Files with many images each. A record names an image as `FILE#NUMBER`; it is fetched as a PPM or PGM file.
 
-    A file is read whole, by each process that needs an image of it.
+    Each process that needs an image of a file reads the complete file.
     """
 
     def __init__(self, root: Store, files: ClassFiles) -> None:
@@ -47,14 +47,14 @@ class ClassArrays(RecordsHaveAll):
 
     def cuts(self, rows: int) -> Iterator[Cut]:
         for file in self.files.files:
-            mine = self.files.rows(file)
-            for at in mine[::rows]:
-                yield Cut(file, min(rows, mine.stop - at), at)
+            numbers = self.files.rows(file)
+            for at in numbers[::rows]:
+                yield Cut(file, min(rows, numbers.stop - at), at)
 
     def read(self, shard: Shard) -> Iterator[PairRecord | BadRow]:
         labels = self._labels_of(shard.file)
         for at in range(shard.offset, min(shard.offset + shard.span, len(labels))):
-            # Named by the class, which says more than the file: row 7, an eight.
+            # The row's name contains the class, which tells more than the file name.
             label = int(labels[at])
             yield PairRecord(self._prompt(label), f"{shard.file}#{at}", ("class", "", None), stem=str(label))
 
@@ -62,10 +62,10 @@ class ClassArrays(RecordsHaveAll):
         """The image that `FILE#NUMBER` names. Raises BadRow."""
         file, _, number = image.rpartition("#")
         if file not in self.files.files or not number.isdecimal():
-            raise BadRow("missing-image", f"image {image[:200]!r} is none of {self.root.location}, FILE#NUMBER")
+            raise BadRow("missing-image", f"image {image[:200]!r} is not FILE#NUMBER of a file in {self.root.location}")
         pixels = self._pixels_of(file)
         if int(number) >= len(pixels):
-            raise BadRow("missing-image", f"{file} has {len(pixels)} images, none of number {number}")
+            raise BadRow("missing-image", f"{file} has {len(pixels)} images, but no number {number}")
         return as_netpbm(pixels[int(number)])
 
     def _prompt(self, label: int) -> str:
@@ -79,7 +79,9 @@ class ClassArrays(RecordsHaveAll):
             return self._labels[file]
 
     def _pixels_of(self, file: str) -> np.ndarray:
-        """The pixels of a file, which has as many labels. Threads wait for each other: two would both read it."""
+        """The pixels of a file. Threads wait for each other, so that a file is not read twice. Raises UserError if the numbers of
+        images and labels differ.
+        """
         labels = self._labels_of(file)
         with self._lock:
             pixels = self._pixels.pop(file, None)
@@ -87,16 +89,16 @@ class ClassArrays(RecordsHaveAll):
                 pixels = self.files.images(file)
                 if len(pixels) != len(labels):
                     raise UserError(
-                        f"{self.root.location}/{file} has {len(pixels)} images, and there are {len(labels)} labels of it"
+                        f"{self.root.location}/{file} has {len(pixels)} images, but there are {len(labels)} labels for it"
                     )
-            self._pixels[file] = pixels  # the one used last comes last
+            self._pixels[file] = pixels  # reinserted: the most recently used is last
             while len(self._pixels) > 1 and sum(p.nbytes for p in self._pixels.values()) > KEPT_BYTES:
                 del self._pixels[next(iter(self._pixels))]
         return pixels
 
 
 def as_netpbm(pixels: np.ndarray) -> bytes:
-    """uint8 (Y, X) or (Y, X, 3) as a PGM or PPM file, which is a header and the pixels as they are."""
+    """An array uint8 (Y, X) or (Y, X, 3) as a PGM or PPM file: a header and the raw pixels."""
     Y, X = pixels.shape[:2]
     magic = "P5" if pixels.ndim == 2 else "P6"
     return f"{magic}\n{X} {Y}\n255\n".encode() + np.ascontiguousarray(pixels).tobytes()

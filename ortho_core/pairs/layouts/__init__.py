@@ -1,4 +1,4 @@
-"""The ways in which people keep pairs: one module for each, and the list of all."""
+"""The layouts of pair sets: one module each, and the list of all."""
 
 from ortho_core.pairs.layouts.captions import Captions
 from ortho_core.pairs.layouts.classes import Classes
@@ -11,7 +11,7 @@ from ortho_core.pairs.layouts.tars import Tars
 
 __all__ = ["LAYOUTS", "Layout", "Opened", "Reading"]
 
-#: In the order in which messages name them.
+#: All layouts, in the order in which messages name them.
 LAYOUTS: tuple[Layout, ...] = (
     Metadata(),
     ParquetSets(),

@@ -1,4 +1,4 @@
-"""Images with a caption file of the same name: in one folder, nested, or as kohya's trainer has them (`REPEATS_name`)."""
+"""Images with a caption file of the same name: in one folder, nested, or in kohya's folders (`REPEATS_name`)."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ from ortho_core.pairs.layouts.layout import REPEATS, Opened, Reading, of_split, 
 from ortho_core.pairs.listing import Folder, Listing, count, is_control, some
 from ortho_core.pairs.rows import LayoutName, PairFields
 
-#: Folders that trainers keep beside their images: images without captions there are no loss.
+#: Folders that trainers keep beside their images. Images without captions there do not speak against this layout.
 BESIDE_TRAINING = {"reg", "regularization", "class_images", "sample", "samples", "preview", "previews", "log", "logs"}
 
 NUMBER = re.compile(r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?")
@@ -34,17 +34,17 @@ class Captions:
         what = f"{count(number, 'image')} with a caption file each ({', '.join(suffixes)}){captioned.where()}"
         against = list(captioned.against)
         if fields.prompt is not None:
-            against.append(f"--prompt is given, and there are {count(number, 'caption file')}")
+            against.append(f"--prompt is given, but there are {count(number, 'caption file')}")
         expected = sum(f.images for f in listing.folders if not is_control(f.path) and not _beside_training(f.path))
         if 2 * number < expected:
             against.append(f"{expected - number} of {expected} images have no caption file")
         if listing.doubles and fields.prompt_field is None:
             texts = [suffix[1:] for suffix in suffixes if suffix != ".json"]
             against.append(f"{listing.doubles} images have several; --prompt-field {' or '.join(texts)} chooses")
-        with suppress(UserError):  # told when the set is opened
+        with suppress(UserError):  # reported when the set is opened
             first = [] if against else _first_captions(captioned.format(listing, fields))
             if _are_boxes(first):
-                against.append("the first of them hold numbers alone, as the boxes of objects do")
+                against.append("the first of them contain only numbers, like object boxes")
             elif first and all(text is None for text in first):
                 against.append("the first of them have no caption in a usual field (--prompt-field names one)")
         return Reading(self.name, what, tuple(against))
@@ -60,18 +60,18 @@ class Captions:
         read = set(format.folders)
         without = sum(folder.images - folder.captioned for folder in targets)
         if without:
-            notes.append(f"{count(without, 'image')} there without a caption file will be quarantined")
+            notes.append(f"{count(without, 'image')} without a caption file will be quarantined")
         repeated = [folder.path for folder in targets if REPEATS.fullmatch(folder.path)]
         if repeated:
             notes.append(f"the repeats of {some(repeated)} are not applied, each image is one row")
         if fields.caption is None and any(isinstance(text, str) and "\n" in text for text in _first_captions(format)):
-            notes.append("captions of several lines are taken whole (--caption chooses among lines)")
+            notes.append("a text file with several lines is one caption (--caption chooses among lines)")
         rest = [folder for folder in listing.folders if folder.path not in read]
         control = [folder for folder in rest if is_control(folder.path)]
         other = [folder for folder in rest if not is_control(folder.path)]
         aside = not_targets(control, "masks or conditions")
         aside += not_targets(
-            other, "without captions" if fields.split is None else "without captions, or of another split"
+            other, "without captions" if fields.split is None else "without captions, or in another split"
         )
         orphans = listing.orphans - sum(folder.captioned for folder in captioned.targets if captioned.elsewhere)
         if orphans:
@@ -90,12 +90,12 @@ class Captions:
 
 @dataclass(frozen=True)
 class Captioned:
-    """Folders of images with captions, and where these are."""
+    """Folders of images with captions, and the places of the captions."""
 
     targets: list[Folder]
-    #: By suffix as it is written.
+    #: Number of caption files by suffix, in its written case.
     suffixes: Counter[str]
-    #: Of each folder the one that has its captions, where they are not beside the images.
+    #: By folder of images, the folder with its captions, if they are not beside the images.
     elsewhere: dict[str, str] = field(default_factory=dict)
     against: tuple[str, ...] = ()
 
@@ -103,13 +103,13 @@ class Captioned:
         return f" in {some([f'{folder}/' for folder in self.elsewhere.values()])}" if self.elsewhere else ""
 
     def format(self, listing: Listing, fields: PairFields) -> ImageFiles:
-        """Raises UserError for a `--prompt-field` that there is not."""
+        """The set as a format. Raises UserError for a `--prompt-field` that the caption files do not have."""
         prompts = replace(_prompts(listing, self.suffixes, fields), elsewhere=self.elsewhere)
         return ImageFiles(listing.root, sorted(folder.path for folder in self.targets), prompts)
 
 
 def _find(listing: Listing) -> Captioned:
-    """Captions beside the images; where there are none, those of folders that lie as the images' folders do."""
+    """Captions beside the images; if there are none, captions in folders whose paths differ in one part from the images'."""
     targets = [folder for folder in listing.folders if folder.captioned and not is_control(folder.path)]
     if targets or not listing.texts:
         return Captioned(targets, listing.captions)
@@ -139,7 +139,7 @@ def _find(listing: Listing) -> Captioned:
 
 
 def _forms(path: str) -> list[tuple[str, ...]]:
-    """A path with each of its parts left open: folders that have one in common differ in one part."""
+    """A path with each of its parts replaced by `*` in turn: two paths with a common form differ in one part only."""
     parts = path.split("/")
     return [(*parts[:i], "*", *parts[i + 1 :]) for i in range(len(parts))]
 
@@ -153,7 +153,7 @@ def _beside_training(path: str) -> bool:
 
 
 def _prompts(listing: Listing, suffixes: Collection[str], fields: PairFields) -> CaptionFiles:
-    """Text files before JSON, which mostly says other things; `--prompt-field` names a suffix, or a field of the JSON."""
+    """Text files before JSON, which mostly has other data; `--prompt-field` names a suffix, or a field of the JSON."""
     order = [*CAPTIONS, ".json"]
     written = sorted(suffixes, key=lambda suffix: (order.index(suffix.lower()), suffix))
     texts = [suffix for suffix in written if suffix.lower() != ".json"]
@@ -180,6 +180,6 @@ def _first_captions(format: ImageFiles) -> list[Any]:
 
 
 def _are_boxes(captions: list[Any]) -> bool:
-    """Whether the texts are rows of numbers: what objects a picture has and where."""
+    """Whether the texts are rows of numbers: the classes and boxes of objects in a picture."""
     texts = [line.split() for text in captions if isinstance(text, str) for line in text.splitlines()]
     return bool(texts) and all(len(words) > 3 and all(map(NUMBER.fullmatch, words)) for words in texts)

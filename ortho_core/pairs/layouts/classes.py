@@ -1,4 +1,4 @@
-"""A folder of images per class, by themselves or in split folders: the folder's name is the prompt."""
+"""One folder of images per class, directly or inside split folders: the folder's name is the prompt."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from ortho_core.pairs.listing import TABLE_SUFFIXES, Folder, Listing, count, is_
 from ortho_core.pairs.rows import LayoutName, PairFields
 from ortho_core.pairs.splits import split_named, wanted
 
-#: Names of folders that say what their images are for, which part of a set or how large they are, and so are no classes.
+#: Names of folders that tell the purpose, the part of a set or the size of their images, and so are not classes.
 NO_CLASS = re.compile(
     r"samples?|previews?|outputs?|logs?|checkpoints?|captions?|reg|regularization|originals?|raw|tmp|thumbs?|thumbnails?|grids?|"
     r"(?:.*[-_ ])?(?:images?|imgs?|pics|pictures|photos|data|dataset|results?)|source|target|inputs?|gt|ground[-_ ]?truth|"
@@ -29,10 +29,10 @@ class Classes:
         if not fields.with_images or fields.prompt is not None:
             return None
         top, split, folders = _classes(listing, fields)
-        if len(folders) < 2:  # one folder of images is what is left of a set whose prompts are missing
+        if len(folders) < 2:  # a single folder of images is probably a set whose prompts are missing
             return None
         names = some([_name(folder) for folder in folders])
-        what = f"{count(sum(folder.images for folder in folders), 'image')} in folders of classes, of prompts {names}"
+        what = f"{count(sum(folder.images for folder in folders), 'image')} in class folders, with the prompts {names}"
         return Reading(self.name, what, tuple(_against(listing, folders, top, split)), stated=False)
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
@@ -49,10 +49,10 @@ class Classes:
         return Opened(
             root,
             ImageFiles(root, names, FolderNames()),
-            f"{count(len(names), 'folder')} of classes" + (f" in {top}/" if top else ""),
+            count(len(names), "class folder") + (f" in {top}/" if top else ""),
             f"the prompt is the folder's name: {some(names)}",
             notes,
-            not_targets(rest, "of another split or no class") + beside(folders) + rows_aside(listing),
+            not_targets(rest, "another split, or not a class") + beside(folders) + rows_aside(listing),
         )
 
 
@@ -61,7 +61,7 @@ def _name(folder: Folder) -> str:
 
 
 def _top(listing: Listing) -> str:
-    """The one folder, as archives have it, in which the folders of all images lie; empty for the set's own."""
+    """The folder that contains the folders of all images, if an archive has added one; empty for the set's own folder."""
     parents = {folder.path.rpartition("/")[0] for folder in listing.folders}
     parts = os.path.commonpath(parents).split("/") if parents else []
     while parts and split_named(parts[-1]):
@@ -70,9 +70,9 @@ def _top(listing: Listing) -> str:
 
 
 def _classes(listing: Listing, fields: PairFields) -> tuple[str, str, list[Folder]]:
-    """The folder that has all, the split's folder in it (empty: the set has no splits) and the folders of classes in that.
+    """The top folder, the split's folder in it (empty: the set has no splits), and the class folders in that.
 
-    A set with splits stands for its training split.
+    If the set has splits and no `--split` is given, it is the training split.
     """
     top = _top(listing)
     paths = {folder.path.removeprefix(f"{top}/" if top else ""): folder for folder in listing.folders}
@@ -94,18 +94,18 @@ def _against(listing: Listing, folders: list[Folder], top: str, split: str) -> l
     base = f"{'/'.join(filter(None, (top, split)))}/" if split else ""
     elsewhere = sum(f.images for f in listing.folders if f.path.startswith(base)) - sum(f.images for f in folders)
     if elsewhere:
-        against.append(f"{count(elsewhere, 'image lies', 'images lie')} at another depth")
+        against.append(f"{count(elsewhere, 'image is', 'images are')} at another depth")
     if not split and (splits := [name for name in names if split_named(name)]):
-        against.append(f"{some(splits)} {'is' if len(splits) == 1 else 'are'} named as splits are")
+        against.append(f"{some(splits)} {'has the name of a split' if len(splits) == 1 else 'have names of splits'}")
     if repeats := [name for name in names if REPEATS.fullmatch(name)]:
-        against.append(f"{some(repeats)} {'is' if len(repeats) == 1 else 'are'} named as folders with repeats are")
+        against.append(f"{some(repeats)} {'looks' if len(repeats) == 1 else 'look'} like kohya's REPEATS_name")
     if purposes := [name for name in names if NO_CLASS.fullmatch(name) or is_control(name)]:
-        against.append(f"{some(purposes)} {'names' if len(purposes) == 1 else 'name'} no class")
+        against.append(f"{some(purposes)} {'is not a class name' if len(purposes) == 1 else 'are not class names'}")
     if listing.own:
-        path, what = next(iter(listing.own.items()))
-        against.append(f"{path}/ is {what}")
+        path, kind = next(iter(listing.own.items()))
+        against.append(f"{path}/ is {kind}")
     if listing.orphans:
-        against.append(f"{count(listing.orphans, 'text file lies', 'text files lie')} there")
+        against.append(f"there {'is' if listing.orphans == 1 else 'are'} {count(listing.orphans, 'text file')}")
     if rows := listing.names_of(*TABLE_SUFFIXES):
-        against.append(f"{some(rows)} may say what is in the images")
+        against.append(f"{some(rows)} may contain captions of the images")
     return against

@@ -1,4 +1,4 @@
-"""Parquet files, and the Arrow files in which the `datasets` library keeps a set on a disk."""
+"""Parquet files, and the Arrow files that the `datasets` library writes to disk."""
 
 import re
 import struct
@@ -39,11 +39,7 @@ class ParquetSets:
             raise NoPairSet(f"no .parquet file of pairs in {listing.root.location}: found {listing.inventory()}")
         files, notes = of_split(sized, lambda file: file[0], fields.split, listing.root.location)
         format, prompts, more = open_parquet(listing, files, fields)
-        aside = (
-            [f"{count(len(lists), '.parquet file')} (img2dataset's lists of what is in the images' files)"]
-            if lists
-            else []
-        )
+        aside = [f"{count(len(lists), '.parquet file')} (img2dataset's lists of its files)"] if lists else []
         what = f"Parquet, {_counted(files)}"
         return Opened(listing.root, format, what, prompts, notes + more, aside)
 
@@ -67,7 +63,7 @@ class ArrowSets:
         rest = len(listing.names_of(".arrow")) - len(named)
         aside = [f"{count(rest, '.arrow file')} (the `datasets` library's cache)"] if rest else []
         format = ArrowFiles(listing.root, files, fields, _state(listing, [file for file, _ in files]))
-        what = f"Arrow as the `datasets` library keeps it, {_counted(files)}"
+        what = f"Arrow of the `datasets` library, {_counted(files)}"
         return Opened(listing.root, format, what, prompts, notes + more, aside)
 
 
@@ -77,7 +73,7 @@ def _counted(files: list[tuple[str, int]]) -> str:
 
 
 def open_parquet(listing: Listing, files: list[tuple[str, int]], fields: PairFields) -> tuple[Parquet, str, list[str]]:
-    """The files as a format, where the prompts come from, and what else there is to say."""
+    """The files as a format, the source of the prompts, and notes."""
     schema = _parquet_schema(listing, [file for file, _ in files])
     prompts, notes = _columns(schema, fields)
     places: dict[str, Places] = {}
@@ -85,17 +81,17 @@ def open_parquet(listing: Listing, files: list[tuple[str, int]], fields: PairFie
     for folder, file in {file.rpartition("/")[0]: file for file, _ in reversed(files)}.items():
         if fields.image_root is not None or schema is None or (paths := _first_paths(listing, file, fields)) is None:
             continue
-        found = places_in(listing, file, paths)
-        if found is None:
+        place = places_in(listing, file, paths)
+        if place is None:
             more.append(no_images_found(file, paths))
-        elif found.base != folder:
-            more.append(f"these in {found.base or '.'}/")
-        places[folder] = found or own_places(file if file.endswith(METADATA_PARQUET) else "")
+        elif place.base != folder:
+            more.append(f"these in {place.base or '.'}/")
+        places[folder] = place or own_places(file if file.endswith(METADATA_PARQUET) else "")
     return Parquet(listing.root, files, fields, places), prompts, notes + more[:1]
 
 
 def _first_paths(listing: Listing, file: str, fields: PairFields) -> list[Any] | None:
-    """Of the first rows, where a column has them; None where it has the images, or the file does not read."""
+    """The image paths of the first rows; None if the column has image bytes, or if the file cannot be read."""
     try:
         with listing.root.open(file) as stream:
             parquet = pq.ParquetFile(stream)
@@ -109,7 +105,9 @@ def _first_paths(listing: Listing, file: str, fields: PairFields) -> list[Any] |
 
 
 def _several_sets(files: list[str], fields: PairFields) -> tuple[str, ...]:
-    """Against reading all: several folders have the first part of a whole split, `train-00000-of-00002`, as configurations do."""
+    """A reason against reading all files: several folders have a first part, `train-00000-of-00002`, of the same split. They are
+    probably configurations of one set.
+    """
     by_split: dict[str | None, list[str]] = {}
     for name in files:
         if re.search(r"-0+-of-[0-9]+[^/]*$", name):
@@ -118,11 +116,11 @@ def _several_sets(files: list[str], fields: PairFields) -> tuple[str, ...]:
     if several is None or fields.split is not None:
         return ()
     where = some([f"{folder}/" for folder in several])
-    return (f"{where} each have a whole set: name one, as in --pairs .../{several[0]}",)
+    return (f"{where} each contain a complete set: name one, as in --pairs .../{several[0]}",)
 
 
 def _rows_and_lists(listing: Listing) -> tuple[list[str], list[str]]:
-    """Parquet files of rows, and those that img2dataset leaves beside a folder or tar file of the same name."""
+    """Parquet files of rows, and those that img2dataset writes beside a folder or tar file of the same name."""
     files = [name for name in listing.names_of(".parquet") if name.rpartition("/")[2] != METADATA_PARQUET]
     paired = {name.removesuffix(".tar") for name in listing.names_of(".tar")} | {f.path for f in listing.folders}
     lists = [name for name in files if name.removesuffix(".parquet") in paired]
@@ -134,21 +132,21 @@ def _arrow_files(listing: Listing) -> list[str]:
 
 
 def _state(listing: Listing, files: Collection[str]) -> str:
-    """The fingerprints that the `datasets` library keeps beside the files: they change with the content."""
+    """The fingerprints that the `datasets` library writes beside the files: they change with the content."""
     folders = {name.rpartition("/")[0] for name in files}
-    found = []
+    fingerprints = []
     for name in listing.names_of(".json"):
         folder, _, base = name.rpartition("/")
         if base == "state.json" and folder in folders:
             try:
-                found.append(str(json_object(listing.root.read(name), name)["_fingerprint"]))
+                fingerprints.append(str(json_object(listing.root.read(name), name)["_fingerprint"]))
             except (OSError, NotParsedError, KeyError):
                 continue
-    return " ".join(found)
+    return " ".join(fingerprints)
 
 
 def _parquet_schema(listing: Listing, files: list[str]) -> pa.Schema | None:
-    """Of the first file; None where it does not read, which is told when the rows are counted."""
+    """The schema of the first file; None if it cannot be read, which is reported when the rows are counted."""
     try:
         with listing.root.open(files[0]) as stream:
             return pq.read_schema(stream)
@@ -165,7 +163,7 @@ def _arrow_schema(listing: Listing, files: list[str]) -> pa.Schema | None:
 
 
 def _columns(schema: pa.Schema | None, fields: PairFields) -> tuple[str, list[str]]:
-    """Where the prompts come from, and what else there is to say of the columns."""
+    """The source of the prompts, and notes on the columns."""
     if schema is None:
         return "captions from a column", []
     try:
@@ -174,7 +172,7 @@ def _columns(schema: pa.Schema | None, fields: PairFields) -> tuple[str, list[st
         return "captions from a column", []
     notes = [] if image is None else [f"images from column {image}"]
     if image is not None and (others := [n for n in schema.names if n != image and holds_bytes(schema.field(n).type)]):
-        notes.append(f"columns {', '.join(others)} hold images too, and are not read")
+        notes.append(f"columns {', '.join(others)} contain images too, and are not read")
     notes += other_prompts(schema.names, prompt, fields)
     kind = schema.field(prompt).type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -183,7 +181,7 @@ def _columns(schema: pa.Schema | None, fields: PairFields) -> tuple[str, list[st
 
 
 def other_prompts(names: Iterable[str], prompt: str, fields: PairFields) -> list[str]:
-    """A word on fields that might be the prompt as well."""
+    """A note on fields that might also be the prompt."""
     others = [
         name for name in usual(names, (*USUAL_PROMPTS, "tags")) if name != prompt and plain(name) not in CLASS_NAMES
     ]
@@ -193,5 +191,5 @@ def other_prompts(names: Iterable[str], prompt: str, fields: PairFields) -> list
 
 def said_choice(fields: PairFields) -> str:
     if fields.caption is None:
-        return "of several captions the first is taken (--caption chooses)"
-    return f"of several captions: {fields.caption}"
+        return "the first of several captions is used (--caption chooses)"
+    return f"choice among several captions: {fields.caption}"

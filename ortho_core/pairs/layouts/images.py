@@ -1,4 +1,4 @@
-"""Images alone, which all get the prompt of `--prompt`."""
+"""Images without captions, which all get the prompt of `--prompt`."""
 
 from ortho_core.errors import UserError
 from ortho_core.pairs.formats.image_files import ImageFiles, OnePrompt
@@ -9,20 +9,20 @@ from ortho_core.pairs.rows import LayoutName, PairFields
 
 class Images:
     name: LayoutName = "images"
-    what = "images alone"
+    what = "images without captions"
     options = frozenset({"prompt", "split"})
 
     def recognise(self, listing: Listing, fields: PairFields) -> Reading | None:
         images = sum(folder.images for folder in _targets(listing))
         if not images or not fields.with_images:
             return None
-        against = () if fields.prompt is not None else ("they have no prompt; --prompt TEXT gives them all one",)
+        against = () if fields.prompt is not None else ("they have no prompt; --prompt TEXT gives one to all",)
         return Reading(self.name, f"{count(images, 'image')} with one prompt for all", against, stated=False)
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
         if fields.prompt is None:
             raise UserError(
-                f"--layout images: --prompt TEXT has to give the prompt of the images in {listing.root.location}"
+                f"--layout images: give the prompt of the images in {listing.root.location} with --prompt TEXT"
             )
         targets, notes = of_split(
             _targets(listing), lambda folder: f"{folder.path}/", fields.split, listing.root.location
@@ -44,13 +44,13 @@ def _targets(listing: Listing) -> list[Folder]:
 
 
 def not_targets(folders: list[Folder], why: str) -> list[str]:
-    """Folders whose images are not read."""
+    """A note on folders whose images are not read; `why` is the reason."""
     images = sum(folder.images for folder in folders)
     places = some([folder.path + "/" if folder.path else "the folder itself" for folder in folders])
     return [f"{count(images, 'image')} in {places} ({why})"] if images else []
 
 
 def beside(folders: list[Folder]) -> list[str]:
-    """Images that belong to another one of their folder."""
+    """A note on images that belong to another image of their folder."""
     images = sum(folder.beside for folder in folders)
     return [f"{count(images, 'image')} beside others (masks or conditions, by their names)"] if images else []

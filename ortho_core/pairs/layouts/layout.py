@@ -1,4 +1,4 @@
-"""What a layout is: how it is recognised in a folder, and what it opens."""
+"""The protocol of a layout: recognise a folder, and open it; and functions that layouts share."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -15,65 +15,65 @@ from ortho_core.pairs.splits import split_of, wanted
 from ortho_core.storage.store import Store
 
 T = TypeVar("T")
-#: Suffixes of images, where no image is seen.
+#: Suffixes of images, if the listing has no image.
 USUAL_SUFFIXES = [".jpg", ".png", ".webp", ".jpeg"]
-#: Folders as kohya's trainer names them: how often it repeats the images in an epoch, and what they are of.
+#: Folder names of kohya's trainer: the repeats of the images per epoch, and their subject.
 REPEATS = re.compile(r"(?:.*/)?[0-9]+_[^/]+")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a folder, and what speaks against it."""
+    """One way to read a folder, and the reasons against it."""
 
     layout: LayoutName
     #: `12 images with a caption file (.txt) each`.
     what: str
     against: tuple[str, ...] = ()
-    #: Whether the rows are written down somewhere. What is only read off the names of folders yields to that.
+    #: Whether files contain the prompts. A reading with prompts from folder names only has lower priority.
     stated: bool = True
 
 
 @dataclass
 class Opened:
-    """A pair set, and what there is to say of it."""
+    """An opened pair set, and the facts to report about it."""
 
     root: Store
     format: Format
-    #: What was read: `images with caption files`.
+    #: The kind of the set: `images with caption files`.
     what: str
-    #: Where the prompts come from.
+    #: The source of the prompts.
     prompts: str
     notes: list[str] = field(default_factory=list)
-    #: What is not read, as (how many, what, why).
+    #: Kinds of files that are not read, each with number and reason.
     aside: list[str] = field(default_factory=list)
-    #: What a row is: an `image`, or a `row` of a file that names one.
+    #: The word for a row: `image`, or `row` for a row of a file.
     unit: str = "image"
-    #: Images that lie there, where that is known and need not be the number of rows.
+    #: Number of images in the set's folders, if it is known and may differ from the number of rows.
     images: int | None = None
 
 
 @runtime_checkable
 class Layout(Protocol):
-    """One way in which people keep pairs."""
+    """One way in which pairs are stored."""
 
-    #: What `--layout` calls it.
+    #: Its name for `--layout`.
     name: LayoutName
-    #: What messages call it: `class folders`.
+    #: Its name in messages: `class folders`.
     what: str
-    #: The options that it understands.
+    #: The options that it supports.
     options: frozenset[str]
 
     def recognise(self, listing: Listing, fields: PairFields) -> Reading | None:
-        """The reading, if anything lies there that it could be made of. Only names and the heads of files are looked at."""
+        """The reading, if the folder may have this layout. Only names and the first bytes of files are read."""
         ...
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
-        """Raises UserError if there is nothing to open."""
+        """Open the set. Raises UserError if there is nothing to open."""
         ...
 
 
 def of_split(items: Iterable[T], path: Callable[[T], str], split: str | None, where: str) -> tuple[list[T], list[str]]:
-    """The items of the split that is asked for, or all of them, and what there is to say of that.
+    """The items of the requested split (None: all), and notes about that.
 
     Raises NoPairSet if there is no such split.
     """
@@ -89,17 +89,19 @@ def of_split(items: Iterable[T], path: Callable[[T], str], split: str | None, wh
     with_folder = [item for item in items if split in path(item).split("/")]
     if with_folder:
         return with_folder, [f"split {split}"]
-    has = f"it has {', '.join(named)}" if named else "no folder or file there is named as a split is"
+    has = f"it has {', '.join(named)}" if named else "no folder or file in it has the name of a split"
     raise NoPairSet(f"no split {split!r} in {where}: {has}")
 
 
 def own_places(file: str) -> Places:
-    """Paths that start from the file's own folder."""
+    """Places for paths that are relative to the file's own folder."""
     return Places(file.rpartition("/")[0])
 
 
 def places_in(listing: Listing, file: str, paths: list[Any]) -> Places | None:
-    """Where the images are that a file names: in its own folder, the set's, or one of images in these. None: in none."""
+    """The places of the images that a file names: relative to its own folder, the set's folder, or a folder of images in these.
+    None: not found in any.
+    """
     folder = file.rpartition("/")[0]
     near = [
         f.path for f in listing.folders if f.path and "/" not in f.path.removeprefix(f"{folder}/" if folder else "")
@@ -111,38 +113,38 @@ def places_in(listing: Listing, file: str, paths: list[Any]) -> Places | None:
 
 
 def no_images_found(file: str, paths: list[Any]) -> str:
-    """What there is to say where `places_in` finds nothing."""
+    """The message if `places_in` finds nothing."""
     first = next((path for path in paths if isinstance(path, str) and path), None)
     if first is None:
         return f"{file} names no images in its first rows"
-    why = "addresses are not fetched" if "://" in first else "--image-root says where paths start from"
-    return f"none of the first images of {file} is found, such as {first[:100]!r} ({why})"
+    hint = "URLs are not downloaded" if "://" in first else "give the folder that paths start from with --image-root"
+    return f"none of the first images of {file} was found, for example {first[:100]!r} ({hint})"
 
 
 def check_options(layout: Layout, fields: PairFields, where: str) -> None:
-    """Raises UserError for an option that says nothing of such a pair set."""
+    """Raises UserError for an option that does not apply to such a pair set."""
     lacking = {"caption": "no choice of captions", "prompt": "prompts of their own", "split": "no splits"}
     for name, option in PairFields.model_fields.items():
-        if mark_of(option) is conduct:  # limits, which any set has
+        if mark_of(option) is conduct:  # limits apply to every set
             continue
         if name not in ("layout", "part") and getattr(fields, name) is not None and name not in layout.options:
             raise UserError(
-                f"--{name.replace('_', '-')}: {where} holds {layout.what}, which have {lacking.get(name, 'no fields')}; "
+                f"--{name.replace('_', '-')}: {where} contains {layout.what}, which have {lacking.get(name, 'no fields')}; "
                 "leave it out"
             )
 
 
 def rows_aside(listing: Listing, captions: bool = True) -> list[str]:
-    """Files of rows, and of captions, where prompts and images come from elsewhere."""
+    """Notes on files of rows and of captions, for layouts that do not read them."""
     aside = [f"{len(files)} {suffix}" for suffix, files in sorted(listing.files.items())]
-    found = sum(listing.captions.values()) + listing.orphans if captions else 0
-    return [*aside, count(found, "caption file")] if found else aside
+    unread = sum(listing.captions.values()) + listing.orphans if captions else 0
+    return [*aside, count(unread, "caption file")] if unread else aside
 
 
 def left_aside(listing: Listing) -> list[str]:
-    """What no layout reads, with its number."""
+    """Notes on files and folders that no layout reads, with their numbers."""
     aside = [f"{number} {suffix} (no decoder)" for suffix, number in listing.undecoded.most_common()]
-    aside += [f"{path}/ ({what})" for path, what in list(listing.own.items())[:3]]
+    aside += [f"{path}/ ({kind})" for path, kind in list(listing.own.items())[:3]]
     if len(listing.own) > 3:
         aside.append(f"{len(listing.own) - 3} more such folders")
     if listing.unreadable:
@@ -151,7 +153,7 @@ def left_aside(listing: Listing) -> list[str]:
     if listing.links:
         aside.append(f"{count(len(listing.links), 'linked folder')} ({some(listing.links)}: links are not followed)")
     if listing.nowhere:
-        aside.append(f"{count(len(listing.nowhere), 'name')} ({some(listing.nowhere)}: no file)")
+        aside.append(f"{count(len(listing.nowhere), 'name')} ({some(listing.nowhere)}: not a file)")
     if listing.hidden:
         aside.append(count(listing.hidden, "hidden name"))
     return aside

@@ -1,4 +1,4 @@
-"""Files whose rows name the images that lie beside them: pairs.jsonl, imagefolders' metadata, CSV, TSV, JSON."""
+"""Files of rows that name images beside them: pairs.jsonl, the metadata of imagefolders, CSV, TSV, JSON."""
 
 from dataclasses import replace
 
@@ -17,9 +17,9 @@ from ortho_core.pairs.names import USUAL_IMAGES, USUAL_PROMPTS, accepted, names_
 from ortho_core.pairs.rows import LayoutName, Names, PairFields
 from ortho_core.pairs.splits import split_of
 
-#: Our own file, and what an imagefolder has: these are rows whatever their fields are called.
+#: Ortho's file, and the files of an imagefolder: they contain rows, whatever the names of their fields.
 PAIRS, IMAGEFOLDER = "pairs.jsonl", ("metadata.jsonl", "metadata.csv", "metadata.tsv", METADATA_PARQUET)
-#: Other files of rows whose heads are read to see whether they name images and prompts.
+#: Largest number of other files whose first rows are checked for images and prompts.
 MOST_LOOKS = 40
 
 
@@ -35,7 +35,7 @@ class Metadata:
         if not against and files[0].rpartition("/")[2] != METADATA_PARQUET:
             against = [text for file in files[:3] if (text := _lacks(_look(listing, file, fields), fields))]
         if fields.prompt is not None:
-            against.append(f"--prompt is given, and {some(files)} has captions")
+            against.append(f"--prompt is given, but {some(files)} has captions")
         return Reading(self.name, f"rows in {some(files)}", tuple(against))
 
     def open(self, listing: Listing, fields: PairFields) -> Opened:
@@ -66,7 +66,7 @@ class Metadata:
             problem = seen.problem or _lacks(seen, fields)
             if problem is None and seen.table.form == "{":
                 named = any(is_image(str(row.get(IMAGE_KEY))) for row in seen.rows)
-                problem = None if named else _not_found(seen, listing, fields)  # an object of whatever, perhaps
+                problem = None if named else _not_found(seen, listing, fields)  # the keys may not be image names
             if problem is not None:
                 raise UserError(f"{root.location}/{seen.table.file}: {problem}")
         tables = [_named(seen, listing, fields) for seen in looks]
@@ -80,7 +80,7 @@ class Metadata:
             notes += [text for seen in looks if (text := _not_found(seen, listing, fields))][:1]
         if not tables[0].header:
             notes.append(
-                "the file names no columns: that of image names was taken for the images, the other for captions"
+                "the file has no header: the column of image names is used for the images, the other for captions"
             )
         if any(isinstance(row.get(prompt), list) for row in looks[0].rows):
             notes.append(said_choice(fields))
@@ -89,14 +89,14 @@ class Metadata:
 
 
 def _count_images(opened: Opened, listing: Listing, bases: list[str]) -> None:
-    """Say how many images lie in the folders that rows name images of, and how many elsewhere."""
+    """Report the number of images in the folders that the rows refer to, and the number of images elsewhere."""
     if listing.seen:
         named = [
             f for f in listing.folders if any(f"{f.path}/".startswith(f"{base}/" if base else "") for base in bases)
         ]
         opened.images = sum(folder.images for folder in named)
         read = {folder.path for folder in named}
-        opened.aside += not_targets([f for f in listing.folders if f.path not in read], "no rows are read there")
+        opened.aside += not_targets([f for f in listing.folders if f.path not in read], "no rows refer to this folder")
 
 
 def _candidates(listing: Listing) -> list[str]:
@@ -106,9 +106,9 @@ def _candidates(listing: Listing) -> list[str]:
 
 
 def _choose(listing: Listing, fields: PairFields) -> tuple[list[str], list[str]]:
-    """The files that hold the rows, and what speaks against them. Those nearest to the top, and those of a known name, first."""
+    """The files with the rows, and reasons against them. Files at the top and files with a known name are preferred."""
     files = [file for file in _candidates(listing) if not is_control(file.rpartition("/")[0])]
-    if not listing.seen:  # a file that was named
+    if not listing.seen:  # the user named a file
         return files, []
     at_top = [file for file in files if "/" not in file]
     for group in ([f for f in at_top if f == PAIRS], [f for f in at_top if f in IMAGEFOLDER]):
@@ -117,7 +117,7 @@ def _choose(listing: Listing, fields: PairFields) -> tuple[list[str], list[str]]
     known = [file for file in files if file.rpartition("/")[2] in (PAIRS, *IMAGEFOLDER)]
     if known:
         kinds = {file.rpartition("/")[2] == METADATA_PARQUET for file in known}
-        mixed = ["metadata.parquet lies beside metadata of other kinds"] if len(kinds) > 1 else []
+        mixed = ["there is metadata.parquet and also metadata of other kinds"] if len(kinds) > 1 else []
         folders = [file.rpartition("/")[0] for file in known]
         twice = [file for file in known if folders.count(file.rpartition("/")[0]) > 1]
         return known, _side_by_side(twice) + mixed
@@ -130,12 +130,12 @@ def _choose(listing: Listing, fields: PairFields) -> tuple[list[str], list[str]]
 
 
 def _side_by_side(files: list[str]) -> list[str]:
-    return [f"{some(files)} all hold rows: name one, as in --pairs .../{files[0]}"] if len(files) > 1 else []
+    return [f"{some(files)} all contain rows: name one, as in --pairs .../{files[0]}"] if len(files) > 1 else []
 
 
 def _wanted(fields: PairFields) -> set[str]:
-    own = (fields.prompt_field, fields.image_field, fields.id_field)
-    return {plain(name) for name in (*USUAL_PROMPTS, *USUAL_IMAGES, *filter(None, own))}
+    chosen = (fields.prompt_field, fields.image_field, fields.id_field)
+    return {plain(name) for name in (*USUAL_PROMPTS, *USUAL_IMAGES, *filter(None, chosen))}
 
 
 def _look(listing: Listing, file: str, fields: PairFields) -> Looks:
@@ -153,13 +153,13 @@ def _names(seen: Looks, fields: PairFields) -> tuple[str | None, str | None, str
 
 
 def _complete(seen: Looks, listing: Listing, fields: PairFields) -> bool:
-    """Whether the first rows have a prompt, and an image that is found."""
+    """Whether the first rows have a prompt, and an image that exists."""
     named = seen.problem is None and bool(seen.rows) and not _lacks(seen, fields) and _has(seen, fields)
     return named and (fields.layout == "metadata" or _not_found(seen, listing, fields) is None)
 
 
 def why_not(listing: Listing, fields: PairFields) -> list[str]:
-    """Why files that may hold rows are not read, those first that come nearest to it."""
+    """Reasons why files that may contain rows are not read; the best candidates first."""
     looks = sorted(listing.looks.values(), key=lambda seen: seen.problem is not None)
     tables = [seen for seen in looks if seen.table.kind != ".txt"]
     reasons = [_lacks(seen, fields) or _not_found(seen, listing, fields) for seen in tables]
@@ -171,7 +171,7 @@ def _has(seen: Looks, fields: PairFields) -> bool:
 
 
 def _lacks(seen: Looks, fields: PairFields) -> str | None:
-    """What the rows have no field for; None if they have all, or if there are no rows to judge by."""
+    """A message about fields that the rows lack; None if they have all, or if there are no rows to check."""
     if seen.problem is not None:
         return seen.problem if seen.problem.startswith(seen.table.file) else f"{seen.table.file}: {seen.problem}"
     prompt, image, _ = _names(seen, fields)
@@ -188,14 +188,14 @@ def _lacks(seen: Looks, fields: PairFields) -> str | None:
 
 
 def _named(seen: Looks, listing: Listing, fields: PairFields) -> RowFile:
-    """The table with the names of its fields, and where its images are."""
-    prompt, image, own = _names(seen, fields)
-    names: Names = (prompt or UNNAMED[0], (image or UNNAMED[1]) if fields.with_images else None, own)
+    """The table with the names of its fields, and the places of its images."""
+    prompt, image, id_field = _names(seen, fields)
+    names: Names = (prompt or UNNAMED[0], (image or UNNAMED[1]) if fields.with_images else None, id_field)
     return replace(seen.table, names=names, places=_places(seen, listing, fields) or own_places(seen.table.file))
 
 
 def _places(seen: Looks, listing: Listing, fields: PairFields) -> Places | None:
-    """Where the images of the first rows are; None if they are not found."""
+    """The places of the images of the first rows; None if they are not found."""
     if not fields.with_images or fields.image_root is not None:
         return AS_WRITTEN
     file, image = seen.table.file, str(_names(seen, fields)[1])

@@ -1,4 +1,4 @@
-"""WebDataset: tar files, with or without the lists that img2dataset leaves beside them."""
+"""WebDataset: tar files, with or without the lists that img2dataset writes beside them."""
 
 import itertools
 from collections import Counter
@@ -10,7 +10,7 @@ from ortho_core.pairs.layouts.layout import Opened, Reading, of_split
 from ortho_core.pairs.listing import Listing, count
 from ortho_core.pairs.rows import LayoutName, PairFields
 
-#: First samples of a file that are looked at.
+#: Number of first samples of a file that are read to recognise it.
 HEADS = 64
 
 
@@ -41,12 +41,12 @@ class Tars:
 
 
 def _look(listing: Listing, file: str, fields: PairFields) -> tuple[str | None, tuple[str, ...]]:
-    """Where the first samples of a file have their prompts, and what they lack; nothing of a damaged file, told later."""
+    """The source of the prompts in the first samples of a file, and faults; empty for a damaged file, which is reported later."""
     format = WebDataset(listing.root, [], fields)
     try:
         with listing.root.open(file) as stream:
             seen = list(itertools.islice(samples(stream, 0), HEADS))
-            if not any(map(format.is_complete, seen)):  # members in any order, perhaps
+            if not any(map(format.is_complete, seen)):  # the members of a sample may not be adjacent
                 seen = gathered(stream)
     except OSError:
         return None, ()
@@ -56,7 +56,7 @@ def _look(listing: Listing, file: str, fields: PairFields) -> tuple[str | None, 
         several = f"its samples have several images: --image-field {' or '.join(images)} chooses"
         return "a field of .json" if prompt == "json" else f".{prompt}", (several,) if len(images) > 1 else ()
     has = Counter(extension for sample in seen for extension in sample.members)
-    what = ", ".join(f".{extension}" for extension, _ in has.most_common(5)) or "no members"
+    members = ", ".join(f".{extension}" for extension, _ in has.most_common(5)) or "no members"
     return None, (
-        f"no sample of {file} has both an image and a prompt (.txt, .json, .cls; --prompt-field names one): it has {what}",
+        f"no sample of {file} has both an image and a prompt (.txt, .json, .cls; --prompt-field names one): it has {members}",
     )

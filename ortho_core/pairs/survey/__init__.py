@@ -1,1 +1,1 @@
-"""What a pair set looks like, from a sample of its rows: without a model, and without torch."""
+"""Describe a pair set from a sample of its rows, without a model and without torch."""

@@ -1,4 +1,4 @@
-"""Images that occur more than once: the same pixels, or nearly the same picture."""
+"""Find images that occur more than once: with equal pixels, or as nearly the same picture."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ import numpy as np
 
 from ortho_core.pairs.survey.sample import SeenRow
 
-#: Two pictures look the same where their small ones differ by at most this share of their own contrast. Another quality or
-#: size of a file differs by a few hundredths, another picture of the same thing by several tenths.
+#: Two pictures count as alike if their small pictures differ by at most this fraction of their contrast. The same picture in
+#: another quality or size differs by a few hundredths, another picture of the same object by several tenths.
 ALIKE = 0.1
-#: Images that are compared with one another for looking alike, at most.
+#: Largest number of images that are compared with one another.
 MOST_COMPARED = 5_000
 
 
@@ -23,10 +23,10 @@ def identical(seen: Sequence[SeenRow]) -> list[list[SeenRow]]:
 
 
 def nearly_alike(seen: Sequence[SeenRow], most: int = MOST_COMPARED) -> list[list[SeenRow]]:
-    """Groups of two or more rows whose pixels differ and whose pictures look the same, among the first `most` pictures.
+    """Groups of two or more rows whose pixels differ but whose pictures are alike, among the first `most` different pictures.
 
-    With small pictures a and b and their deviations a', b' from their own means, |a - b| <= ALIKE * min(|a'|, |b'|). What is
-    alike by way of a third is in one group.
+    Small pictures a and b, with deviations a' and b' from their means, are alike if |a - b| <= ALIKE * min(|a'|, |b'|). Pictures
+    that are linked through a third are in one group.
     """
     first = list({one.digest: one for one in reversed(seen)}.values())[::-1][:most]
     if len(first) < 2:

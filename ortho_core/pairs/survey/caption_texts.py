@@ -1,4 +1,4 @@
-"""What is said of captions: how many tokens CLIP makes of them, and which look like the names of files."""
+"""Statistics of captions: the number of CLIP tokens, and captions that look like file names."""
 
 import gzip
 import importlib.util
@@ -11,12 +11,12 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from ortho_core.pairs.images import SUFFIXES
 
-#: Tokens that CLIP's text encoders see, the first and the last of which mark start and end.
+#: Number of tokens that CLIP's text encoders read, including the start and end tokens.
 CLIP_WINDOW = 77
-#: The package whose file of merges is read, and the merges of it that CLIP uses.
+#: The package and file with CLIP's merges, and the number of merges that CLIP uses.
 CLIP_VOCABULARY, MERGES = ("open_clip", "bpe_simple_vocab_16e6.txt.gz"), 49_152 - 256 - 2
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-#: `IMG_2044`, `DSC01234`, `image (3)`, `0001`, `photo-12`, `a3f09c...`: what cameras, phones and programs call a file.
+#: File names that cameras, phones and programs make: `IMG_2044`, `DSC01234`, `image (3)`, `0001`, `photo-12`, `a3f09c...`.
 FILE_NAME = re.compile(
     r"(?:img|dsc|dscn|dscf|pxl|mvi|p|image|photo|picture|pic|screenshot|untitled|frame|file)?[-_ ]*\(?\d{2,}(?:[-_]\d+)*\)?"
     r"|[0-9a-f]{8}(?:-?[0-9a-f]{4}){2,}(?:-?[0-9a-f]+)*",
@@ -25,7 +25,7 @@ FILE_NAME = re.compile(
 
 
 def clip_tokens() -> Callable[[str], int] | None:
-    """Counts the tokens of a text, start and end included, as CLIP's tokenizer does; None where open_clip, which brings the
+    """A function that counts the tokens of a text like CLIP's tokenizer, start and end included. None if open_clip, which has the
     vocabulary, is not installed.
     """
     package, file = CLIP_VOCABULARY
@@ -38,7 +38,7 @@ def clip_tokens() -> Callable[[str], int] | None:
         merges = [(left, right) for left, right in map(str.split, itertools.islice(lines, 1, 1 + MERGES))]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(left + right for left, right in merges)]
-    # The numbers of the tokens are not CLIP's: they are only counted.
+    # The token ids are not CLIP's, because tokens are only counted.
     numbers = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.BPE(vocab=numbers, merges=merges, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -48,7 +48,7 @@ def clip_tokens() -> Callable[[str], int] | None:
 
 
 def is_file_name(prompt: str, image: str = "") -> bool:
-    """Whether a caption looks like a file's name, or is that of its own image."""
+    """Whether a caption looks like a file name, or is the name of its image."""
     text = prompt.strip()
     path = PurePosixPath(image.replace("\\", "/"))
     if PurePosixPath(text).suffix.lower() in SUFFIXES and " " not in text:

@@ -1,25 +1,25 @@
-"""What becomes of a picture that is scaled to cover a square and cropped at its centre."""
+"""The effect of scaling a picture to cover a square and cropping it at the centre."""
 
 import math
 
 from PIL import Image, ImageDraw
 
-#: (width, height) of the shapes that pictures are sorted into.
+#: Aspect ratios (width, height) that pictures are classified into.
 SHAPES = ((9, 16), (2, 3), (3, 4), (4, 5), (1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (1, 2))
 
 
 def lost(width: int, height: int) -> float:
-    """The share of the picture that the crop cuts off."""
+    """The fraction of the picture that the crop removes."""
     return 1 - min(width, height) / max(width, height)
 
 
 def enlarged(width: int, height: int, size: int) -> float:
-    """How many times longer a side becomes at a square of `size` pixels; below 1 the picture is made smaller."""
+    """The scale factor to a square of `size` pixels; below 1 the picture is reduced."""
     return size / min(width, height)
 
 
 def shape(width: int, height: int) -> str:
-    """The nearest usual shape: `3:2`. What is longer than twice its width has none."""
+    """The nearest usual aspect ratio: `3:2`; for a ratio far beyond 2:1, `longer than 2:1`."""
     ratio = width / height
     if not 0.45 <= ratio <= 2.2:
         return "longer than 2:1" if ratio > 1 else "longer than 1:2"
@@ -28,7 +28,7 @@ def shape(width: int, height: int) -> str:
 
 
 def framed(picture: Image.Image, side: int) -> Image.Image:
-    """The picture with its longer side scaled to at most `side`, what the crop cuts off faded, and the crop's frame."""
+    """The picture, reduced to a longer side of at most `side` pixels, with the cropped-off parts faded and the crop framed."""
     small = picture.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     width, height = small.size

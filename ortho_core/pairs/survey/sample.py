@@ -1,4 +1,4 @@
-"""A sample of a pair set's rows, spread over the whole set, each read and decoded as the E-step does it."""
+"""A sample of a pair set's rows, spread over the whole set. Each row is read and decoded as in the E-step."""
 
 import hashlib
 import io
@@ -17,47 +17,47 @@ from ortho_core.pairs.images import FORMATS, decode_picture
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Failure, Pair, Shard, row_name
 
-#: Consecutive rows of a place. Places are read from their start, and of Parquet the whole row group: many are slow.
+#: Consecutive rows that are read at one place of the set. Many small places are slow: for Parquet each costs a whole row group.
 ROWS_OF_A_PLACE = 32
-#: Images fetched and decoded side by side: an object store answers late, and decoders leave Python's lock.
+#: Images that are fetched and decoded in parallel: object stores have latency, and decoders release Python's lock.
 PICTURES_AT_ONCE = 8
-#: Side of the small picture that images are compared by.
+#: Side in pixels of the small picture that is used to compare images.
 SIDE = 16
 
 
 @dataclass(frozen=True)
 class SeenRow:
-    """A usable row as it was looked at. The size is that of the upright picture, in pixels."""
+    """A usable row of the sample. The size is that of the upright picture, in pixels."""
 
     pair: Pair
     width: int
     height: int
-    #: As Pillow calls it: `JPEG`.
+    #: Pillow's name of the format: `JPEG`.
     kind: str
-    #: How its pixels are kept, in words.
+    #: The pixel format, in words.
     mode: str
-    #: Of the decoded pixels and their size.
+    #: SHA-256 of the decoded pixels and their size.
     digest: bytes = field(repr=False)
-    #: (SIDE * SIDE * 3,) uint8: the picture, very small.
+    #: (SIDE * SIDE * 3,) uint8: the picture at SIDE × SIDE pixels.
     small: np.ndarray = field(repr=False)
 
     @property
     def name(self) -> str:
-        """What its owner calls the row."""
+        """The name of the row in messages to the user."""
         return row_name(self.pair.image, self.pair.sample_id)
 
 
 def spread(shards: list[Shard], rows: int) -> list[Shard]:
-    """Some of the shards, evenly spread from the first on, that have about so many rows together."""
+    """Some of the shards, evenly spread from the first on, with about `rows` rows together."""
     places = min(len(shards), -(-rows * len(shards) // sum(shard.rows for shard in shards)))
     return [shards[i * len(shards) // places] for i in range(places)]
 
 
 def look_at(pairs: PairSet, rows: int) -> Iterator[SeenRow | Failure]:
-    """At most so many rows of the set, in order: each as it was seen, or why it cannot be used.
+    """A sample of at most `rows` rows of the set, in order: each as a SeenRow, or as a Failure with the reason.
 
-    Which rows depends on the set and on the number alone; every row where the set has no more. Raises UserError where the set
-    cannot be read.
+    The choice depends only on the set and on `rows`; a set with fewer rows is read completely. Raises UserError if the set cannot
+    be read.
     """
     places = spread(pairs.shards(min(ROWS_OF_A_PLACE, rows)), rows)
     wanted = itertools.islice((row for place in places for row in pairs.read(place)), rows)
@@ -96,16 +96,19 @@ def see(pairs: PairSet, pair: Pair) -> SeenRow | Failure:
 
 
 def picture_of(pairs: PairSet, pair: Pair, content: bytes | None = None) -> Image.Image:
-    """The image of a row at its own size, upright, in RGB; `content` is its file, where it was fetched. Raises BadRow."""
+    """The image of a row at its own size, upright, in RGB; `content` is its file, if already fetched. Raises BadRow."""
     name = f"row {pair.row}: {pair.image.rpartition('/')[2]}"
     return decode_picture(pairs.fetch(pair) if content is None else content, name, pairs.fields.max_image_pixels)
 
 
 def told_by(content: bytes) -> tuple[str, str]:
-    """The format of an image file, and in words how its pixels are kept, from its head."""
-    with suppress(Exception), Image.open(io.BytesIO(content), formats=FORMATS) as opened:  # broken heads raise anything
+    """The format of an image file and its pixel format in words, from its header."""
+    with (
+        suppress(Exception),
+        Image.open(io.BytesIO(content), formats=FORMATS) as opened,
+    ):  # broken headers raise anything
         return str(opened.format), mode_in_words(opened)
-    return "other", "not told by its head"
+    return "other", "unknown pixel format"
 
 
 def mode_in_words(opened: Image.Image) -> str:

@@ -39,9 +39,11 @@ def test_what_is_no_generator_is_told_what_it_lacks(own, generator):
     class Half:
         latent_shape, image_size = (3, 8, 8), (8, 8)
 
-    with pytest.raises(UserError, match=r"Half is no one-step generator, it has no base_noise, .*trainable: inherit"):
+    with pytest.raises(
+        UserError, match=r"Half is not a one-step generator, it has no base_noise, .*trainable: inherit"
+    ):
         check_generator(Half())
-    with pytest.raises(UserError, match="is a path and no generator"):
+    with pytest.raises(UserError, match="is a path, not a generator"):
         check_generator("models/tiny-turbo")
 
 

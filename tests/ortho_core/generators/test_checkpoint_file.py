@@ -118,16 +118,22 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(checkpoint, tiny_turbo, tm
     for changed, says in (
         ({k: v for k, v in tensors.items() if "first_stage" not in k}, "has no vae"),
         ({k: v for k, v in tensors.items() if "conditioner" not in k}, "has no text_encoder"),
-        (tensors | {LATENT: torch.zeros(48, 9, 3, 3)}, "takes 9 channels, as models for inpainting"),
-        ({"lora_unet_x.lora_down.weight": torch.zeros(1)}, "is a LoRA: give --model .* and --lora this file"),
-        (load_file(tiny_turbo / "unet" / "diffusion_pytorch_model.safetensors"), "no checkpoint of Stable Diffusion"),
+        (tensors | {LATENT: torch.zeros(48, 9, 3, 3)}, "has 9 input channels, like models for inpainting"),
+        (
+            {"lora_unet_x.lora_down.weight": torch.zeros(1)},
+            "is a LoRA: give the model .* to --model, and this file to --lora",
+        ),
+        (
+            load_file(tiny_turbo / "unet" / "diffusion_pytorch_model.safetensors"),
+            "not a checkpoint of Stable Diffusion",
+        ),
     ):
         save_file(changed, checkpoint)
         refused(checkpoint, says)
     save_file(tensors, checkpoint)
     shutil.rmtree(checkpoint.with_suffix(""))
-    refused(checkpoint, f"no family whose configurations are built in .*: put a diffusers folder .* as {tmp_path}/tiny")
-    refused(tmp_path, "--model takes the file of a checkpoint there")
+    refused(checkpoint, f"has no built-in configurations .*: put a diffusers folder .* as {tmp_path}/tiny")
+    refused(tmp_path, "give a checkpoint's path to --model")
     (tmp_path / "old.ckpt").write_bytes(whole)
     refused(tmp_path / "old.ckpt", r"is a \.ckpt file; accepted")
 

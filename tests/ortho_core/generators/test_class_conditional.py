@@ -103,7 +103,7 @@ def test_a_prompt_is_a_name_or_a_number_and_a_name_comes_first():
     [
         ({"noise": (4, 4, 4)}, "grows to 16×16 pixels, smaller than 28×28 images"),
         ({"image": (2, 28, 28)}, "image_shape"),
-        ({"noise": (4, 0, 8)}, "all of them positive"),
+        ({"noise": (4, 0, 8)}, "all positive"),
     ],
 )
 def test_shapes_that_make_no_network_are_refused(options, says):
@@ -127,9 +127,9 @@ def test_a_broken_folder_is_told_by_its_file(tmp_path):
     refused(r"network\.safetensors does not fit config\.json beside it")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "widths": [7, 8]}))
-    refused(r"config\.json is no class-conditional generator's: .*widths are multiples of 8")
+    refused(r"config\.json is not valid for a class-conditional generator: .*widths must be multiples of 8")
     (folder / "config.json").write_text(json.dumps({**config, "kind": "other"}))
-    refused(r"not a model folder: no model_index\.json .* nor a config\.json of kind class-conditional")
+    refused(r"not a model folder: no model_index\.json .* no config\.json of kind class-conditional")
 
 
 def test_what_is_for_pipelines_is_refused(tmp_path):

@@ -299,7 +299,7 @@ def test_another_base_than_the_recorded_one_is_refused(editable):
     config.write_text(json.dumps({**json.loads(config.read_text()), "norm_eps": 1e-6}))
     for use in (load_generator, lambda opened: opened.fingerprint):
         with pytest.raises(
-            UserError, match=r"lora\.json: the base model .* has fingerprint .* trained on .* give base_"
+            UserError, match=r"lora\.json: the base model .* has fingerprint .* trained on .* set base_"
         ):
             use(ModelFolder.open(folder))
 
@@ -313,7 +313,7 @@ def test_what_is_wrong_with_a_lora_folder_is_told_in_one_line(editable, tmp_path
         assert "\n" not in str(caught.value)
 
     edit(base_model=str(tmp_path / "gone"))
-    refused(r"lora\.json: the base model .*gone does not exist; write where it is now as base_model there")
+    refused(r"lora\.json: the base model .*gone does not exist; set base_model in this file to its present folder")
     edit(base_model="models/tiny-turbo")
     refused(r"lora\.json: base_model is models/tiny-turbo; an absolute path is accepted")
     edit(base_model=7)
@@ -323,7 +323,9 @@ def test_what_is_wrong_with_a_lora_folder_is_told_in_one_line(editable, tmp_path
     edit(base_model=str(tmp_path))
     refused(r"lora\.json: base_model: .* is not a model folder")
     edit(base_model=str(base), extra="x")
-    refused(r"holds \['base_fingerprint', 'base_model', 'extra'\]; accepted: an object of base_model and base_finger")
+    refused(
+        r"has the entries \['base_fingerprint', 'base_model', 'extra'\]; accepted: an object with base_model and base_finger"
+    )
     (folder / "lora.json").write_text("[1]")
     refused(r"holds \[1\]; accepted: a JSON object")
     (folder / "lora.json").write_text("{")
@@ -333,7 +335,7 @@ def test_what_is_wrong_with_a_lora_folder_is_told_in_one_line(editable, tmp_path
 def test_a_folder_must_be_of_one_kind(editable, tiny_turbo):
     folder, _, _ = editable
     shutil.copy(tiny_turbo / "model_index.json", folder)
-    with pytest.raises(UserError, match=r"holds both model_index\.json and lora\.json"):
+    with pytest.raises(UserError, match=r"contains both model_index\.json and lora\.json"):
         ModelFolder.open(folder)
     (folder / "model_index.json").unlink()
     (folder / LORA_WEIGHTS).unlink()
@@ -341,7 +343,7 @@ def test_a_folder_must_be_of_one_kind(editable, tiny_turbo):
         ModelFolder.open(folder)
     (folder / "lora.json").unlink()
     with pytest.raises(
-        UserError, match=r"no model_index\.json .* nor a lora\.json.*--lora that of a LoRA \(lora_kohya"
+        UserError, match=r"it has no model_index\.json and no lora\.json.*\(lora_kohya.*a LoRA's path to --lora"
     ):
         ModelFolder.open(folder)
 
@@ -363,9 +365,9 @@ def test_weights_of_another_kind_are_refused(editable, fresh, tiny_turbo, traine
     refused("does not fit its base model", dict(list(weights.items())[1:]))
     refused("does not fit its base model", weights | {"unet.other.lora_A.weight": torch.zeros(4, 4)})
     refused("an adapter with use_rslora; accepted: plain LoRA", weights, use_rslora=True)
-    refused("does not say what adapter it holds", weights, r=None)
+    refused("does not describe its adapter", weights, r=None)
     save_file(weights, file)
-    with pytest.raises(UserError, match="does not say what adapter it holds"):
+    with pytest.raises(UserError, match="does not describe its adapter"):
         load_generator(ModelFolder.open(folder))
     file.write_bytes(b"no safetensors")
     with pytest.raises(UserError, match="does not load as safetensors"):
@@ -379,6 +381,6 @@ def test_nothing_that_a_folder_is_made_of_is_replaced_by_it(editable, tiny_turbo
         with pytest.raises(UserError, match="would replace its base model"):
             kept.save(place)
     kept.folder = None
-    with pytest.raises(ValueError, match="without `folder`"):
+    with pytest.raises(ValueError, match="has no `folder`"):
         kept.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()

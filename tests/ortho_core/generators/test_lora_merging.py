@@ -244,14 +244,14 @@ def test_what_does_not_fit_is_refused_in_one_line(model, parts, stable_diffusion
         assert "\n" not in str(caught.value)
 
     refused("a.safetensors does not exist")
-    refused("holds no .safetensors; give the LoRA's file", tmp_path)
+    refused("contains no .safetensors; give the LoRA's file", tmp_path)
     (tmp_path / "a.pt").write_bytes(b"x")
     refused(r"is a \.pt file; accepted: \.safetensors", tmp_path / "a.pt")
     for state, says in (
-        ({"unet.x.lora_A.weight": 1, "unet.x.lora_magnitude_vector": 1}, "holds DoRA; accepted: plain LoRA"),
-        ({"lora_unet_x.hada_w1_a": 1}, "holds LoHa"),
-        ({"model.diffusion_model.out.2.bias": 1}, "holds no LoRA: it has model.diffusion_model.out.2.bias"),
-        ({"unet.x.lora_A.weight": 1, "unet.x.bias": 1}, "holds unet.x.bias, which is no part of a plain LoRA"),
+        ({"unet.x.lora_A.weight": 1, "unet.x.lora_magnitude_vector": 1}, "contains DoRA; accepted: plain LoRA"),
+        ({"lora_unet_x.hada_w1_a": 1}, "contains LoHa"),
+        ({"model.diffusion_model.out.2.bias": 1}, "contains no LoRA: it has model.diffusion_model.out.2.bias"),
+        ({"unet.x.lora_A.weight": 1, "unet.x.bias": 1}, "contains unet.x.bias, which is not part of a plain LoRA"),
     ):
         save_file({name: torch.zeros(1, 1) for name in state}, file)
         refused(says)

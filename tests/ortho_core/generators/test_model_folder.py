@@ -70,7 +70,8 @@ def test_the_scale_is_what_the_pipeline_multiplies_unit_noise_by(tiny_turbo, cop
             assert opened.noise_scale == scale
             continue
         with pytest.raises(
-            UserError, match=r"scheduler_config\.json does not tell the scale of the noise.*--noise-scale states it"
+            UserError,
+            match=r"scheduler_config\.json does not define the scale of the noise.*give it with --noise-scale",
         ):
             _ = opened.noise_scale
 
@@ -184,7 +185,7 @@ def test_what_is_no_model_folder_is_refused_in_one_line(tmp_path, tiny_turbo):
     for content, says in (
         ("", r"model_index\.json is empty"),
         ("[1", r"model_index\.json is not JSON"),
-        ("{}", r"model_index\.json names a pipeline of no _class_name; accepted: StableDiffusionPipeline"),
+        ("{}", r"model_index\.json names a pipeline without _class_name; accepted: StableDiffusionPipeline"),
         ('{"_class_name": "FluxPipeline"}', "names a FluxPipeline; accepted: StableDiffusionPipeline"),
         ('{"_class_name": ["x"]}', r"names a \['x'\]; accepted"),
     ):
@@ -209,7 +210,7 @@ def test_what_is_no_model_folder_is_refused_in_one_line(tmp_path, tiny_turbo):
         (
             "unet/config.json",
             {"sample_size": [8]},
-            r"sample_size \[8\]; accepted: channels, and one side or \[height, width\]",
+            r"sample_size \[8\]; accepted: a number of channels, and one side or \[height, width\]",
         ),
         ("unet/config.json", {"sample_size": "8"}, "sample_size '8'"),
         ("unet/config.json", {"sample_size": -8}, "sample_size -8"),
@@ -261,9 +262,9 @@ def test_parts_that_are_not_there_are_named_with_the_remedy(copy):
         (folder / name).write_bytes(there)
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    refused(folder, r"vae/diffusion_pytorch_model\.safetensors is the pointer that git-lfs puts .* `git lfs pull`")
+    refused(folder, r"vae/diffusion_pytorch_model\.safetensors is a git-lfs pointer.* `git lfs pull`")
     shutil.rmtree(folder / "vae")
-    refused(folder, r"model_index\.json names a vae, and there is no folder .*vae: fetch the model folder again")
+    refused(folder, r"model_index\.json names a vae, but there is no folder .*vae: fetch the model folder again")
 
 
 def test_weights_that_vanish_after_the_folder_was_opened_are_named(copy):

@@ -76,8 +76,8 @@ def test_weights_of_another_kind_are_named_with_what_is_needed(tmp_path):
     (tmp_path / "diffusion_pytorch_model.bin").touch()
     with pytest.raises(
         UserError,
-        match=r"diffusion_pytorch_model\.safetensors is missing; diffusion_pytorch_model\.bin, diffusion_pytorch_model\."
-        r"non_ema\.safetensors in its place is another variant or format, .*: fetch the safetensors of this part",
+        match=r"diffusion_pytorch_model\.safetensors is missing; the folder has diffusion_pytorch_model\.bin, "
+        r"diffusion_pytorch_model\.non_ema\.safetensors, a variant or format that is not loaded: fetch the safetensors",
     ):
         weights_of(tmp_path, "diffusers")
 
@@ -114,7 +114,7 @@ def test_a_tokenizer_is_loaded_from_those_files_and_from_no_others(tiny_turbo, t
         (None, "is missing: fetch the model folder again"),
         (b"", "is empty: fetch"),
         (b" \n", "is empty: fetch"),
-        (POINTER, "is the pointer that git-lfs puts in a file's place: run `git lfs pull`"),
+        (POINTER, "is a git-lfs pointer, not the file itself: run `git lfs pull`"),
         (b"\xff\xfe{}", r"is not JSON: not text in UTF-8 \(byte 0\)"),
         (b"{", r"is not JSON: .*; correct it, or fetch"),
         (b'{"a": 1}{"a": 2}', "is not JSON"),

@@ -164,7 +164,7 @@ def test_an_adapter_is_merged_before_the_weights_are_packed(tiny_turbo, tmp_path
 
 def test_packed_weights_are_not_saved(tiny_turbo, tmp_path):
     packed = load_generator(ModelFolder.open(tiny_turbo), quantize="int8")
-    with pytest.raises(UserError, match="load it without --quantize"):
+    with pytest.raises(UserError, match="load the model without --quantize"):
         packed.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -31,7 +31,7 @@ def test_prompts_and_seeds_stand_for_each_other(generator):
     ("options", "message"),
     [
         ({"seeds": [1]}, "2 prompts for 1 seeds"),
-        ({"noise": torch.zeros(2, 4, 9, 9)}, r"this model takes \(B, 4, 8, 8\)"),
+        ({"noise": torch.zeros(2, 4, 9, 9)}, r"this model needs \(B, 4, 8, 8\)"),
         ({"noise": torch.zeros(2, 4, 8, 8), "seeds": [1, 2]}, "give one of them"),
         ({"seeds": [-5, 1]}, "seed -5: accepted"),
     ],

@@ -57,7 +57,7 @@ def test_a_share_is_rounded_and_leaves_something_on_both_sides():
 @pytest.mark.parametrize(
     ("share", "total", "says"),
     [
-        ("5%", 1, "there is 1 row"),
+        ("5%", 1, "the pair set has only 1 row"),
         ("0%", 9, "more than 0 %"),
         ("100%", 9, "less than 100 %"),
         ("9", 9, "accepted: 1 to 8"),

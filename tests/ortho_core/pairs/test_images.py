@@ -154,7 +154,7 @@ def test_the_length_of_a_segment_of_metadata_may_be_wrong():
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:77\nsize 5\n", "git-lfs"),
         (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
         (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "XML"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF, which pillow-heif reads where it is installed"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF: install pillow-heif to read it"),
     ],
 )
 def test_what_lies_in_the_place_of_an_image_is_told(content, says):

@@ -130,7 +130,7 @@ def test_a_set_without_rows_is_refused(tmp_path):
     for content in (b"", b"\n \n"):
         (tmp_path / "pairs.jsonl").write_bytes(content)
         for ask in (PairSet.rows, PairSet.rows_per_shard, lambda pairs: pairs.shards(4)):
-            with pytest.raises(UserError, match="holds no rows"):
+            with pytest.raises(UserError, match="has no rows"):
                 ask(PairSet(tmp_path))
 
 

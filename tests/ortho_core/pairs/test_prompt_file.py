@@ -23,10 +23,10 @@ def test_a_prompts_file_is_read_in_three_forms(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.txt", " \n", "holds a blank prompt or none"),
+        ("a.txt", " \n", "contains a blank prompt, or no prompt"),
         ("a.jsonl", '{"text": "one"}', "accepted: one prompt a line"),
-        ("a.jsonl", '{"prompt": 3}', "holds a blank prompt or none"),
-        ("a.json", '{"prompt": "one"}', "it holds no list"),
+        ("a.jsonl", '{"prompt": 3}', "contains a blank prompt, or no prompt"),
+        ("a.json", '{"prompt": "one"}', "it is not a list"),
         ("b.txt", None, "No such file"),
     ],
 )
@@ -47,6 +47,6 @@ def test_what_costs_without_bound_is_not_read(tmp_path):
         read_prompts(tmp_path / "sparse.txt")
     (tmp_path / "long.txt").write_text("one\n" + "x" * MAX_PROMPT_LENGTH + "\n" + "y" * (MAX_PROMPT_LENGTH + 1))
     with pytest.raises(
-        UserError, match=r"prompt 3 has 20,001 characters; accepted: 20,000, of which models read some hundred$"
+        UserError, match=r"prompt 3 has 20,001 characters; accepted: 20,000 \(models read only a few hundred\)$"
     ):
         read_prompts(tmp_path / "long.txt")

@@ -46,10 +46,10 @@ def test_images_of_other_sizes_are_fitted_and_turned_upright(file, tmp_path):
     ("image", "message"),
     [
         ("nowhere.png", "image nowhere.png cannot be read: No such file"),
-        (".", "is a folder: read_pairs reads it"),
-        (torch.full((3, 32, 32), 2.0), "values from 2 to 2: give"),
+        (".", "is a folder: use read_pairs"),
+        (torch.full((3, 32, 32), 2.0), "values from 2 to 2; accepted"),
         (torch.full((3, 32, 32), torch.nan), "values from nan to nan"),
-        (torch.zeros(32, 32), "an image is .3, Y, X."),
+        (torch.zeros(32, 32), "accepted: .3, Y, X."),
         (np.zeros((32, 32, 3)), "uint8, from 0 to 255"),
         ([], "no images"),
     ],
@@ -73,7 +73,7 @@ def test_pairs_are_the_first_usable_rows(small_pairs):
 
 def test_images_without_captions_take_one_prompt(small_pairs):
     folder = small_pairs / "images"
-    with pytest.raises(UserError, match="prompt=TEXT gives them all one"):
+    with pytest.raises(UserError, match="prompt=TEXT gives one to all"):
         read_pairs(folder, SIZE)
     assert set(read_pairs(folder, SIZE, 3, prompt="a digit").prompts) == {"a digit"}
 

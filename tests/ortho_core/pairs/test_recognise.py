@@ -79,10 +79,10 @@ def test_what_this_program_wrote_is_never_pairs(tmp_path, file, content):
     assert PairSet(tmp_path).rows() == 5
     assert PairSet(tmp_path).fingerprint() == before
     assert "left aside: runs/a/ (" in line(tmp_path)
-    assert "and no pair set" in refusal(out)
+    assert ", not a pair set" in refusal(out)
     write_lines(out / "pairs.jsonl", {"prompt": "x", "image": "pictures/a.png"})
     if file == "plan.json":
-        assert "and no pair set" in refusal(out)
+        assert ", not a pair set" in refusal(out)
     (out / file).write_text('{"something": "else"}')
     assert PairSet(out / "pairs.jsonl").rows() == 1
 
@@ -216,7 +216,7 @@ def test_what_was_recognised_is_kept_for_machines_too(tmp_path):
 
 def test_a_split_of_a_set_that_has_none_is_refused(tmp_path):
     write_set("pairs.jsonl", tmp_path, PROMPTS)
-    with pytest.raises(UserError, match=r"no split 'train' in .*: no folder or file there is named as a split is"):
+    with pytest.raises(UserError, match=r"no split 'train' in .*: no folder or file in it has the name of a split"):
         PairSet(tmp_path, PairFields(split="train"))
     with pytest.raises(NoPairSet):
         PairSet(tmp_path / "train")

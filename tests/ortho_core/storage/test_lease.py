@@ -130,7 +130,7 @@ def test_a_driver_that_slept_finds_its_folder_taken_and_touches_nothing(place):
         with pytest.raises(LeaseLost):
             Ticket(lease.ticket.location, lease.ticket.number).check()
 
-    with pytest.raises(LeaseLost, match=r"another driver has taken .*it goes on there"):
+    with pytest.raises(LeaseLost, match=r"another driver has taken .*it continues the run"):
         work_until_lost(place, another_takes_it)
     left = open_store(place).child(LEASES)
     assert "released" not in json.loads(left.read("2.json"))

@@ -11,7 +11,7 @@ from ortho_core.storage.planned import as_planned, check_planned
     ("now", "says"),
     [
         ({"a": "1", "b": "3"}, "b has changed since"),
-        ({"a": "1"}, "b has gone since"),
+        ({"a": "1"}, "b was removed since"),
         ({"a": "1", "b": "2", "c": "3"}, "c was added since"),
     ],
 )

@@ -52,7 +52,7 @@ def test_what_is_no_file_is_not_waited_for(make, local):
     receipt = receipt_of(local, "a.bin")
     local.remove("a.bin")
     make(local.path / "a.bin")
-    assert fault_of(local, "a.bin", receipt, verify=True) == "is no file"
+    assert fault_of(local, "a.bin", receipt, verify=True) == "is not a regular file"
 
 
 def test_receipts_come_from_the_summary_and_an_earlier_one_has_none(folder):

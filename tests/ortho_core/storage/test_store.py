@@ -379,7 +379,10 @@ def test_a_folder_in_the_place_of_a_file_is_said_by_every_way_of_writing_it(loca
         lambda: local.replace("part", b"1"),
         lambda: local.replace_from("part", io.BytesIO(b"1")),
     ):
-        with pytest.raises(UserError, match=r"part is a folder, and the place of a file: move it away, or delete it$"):
+        with pytest.raises(
+            UserError,
+            match=r"part is a folder, but a file of this name must be written: move the folder away, or delete it$",
+        ):
             write()
     assert (local.path / "part").is_dir()
     assert not [name for name in os.listdir(local.path) if name.endswith(".partial")]

@@ -62,7 +62,9 @@ def test_a_configuration_computes_with_secrets_and_keeps_none():
 
 def test_a_place_that_was_kept_without_its_secrets_opens_where_they_were_given_and_nowhere_else():
     place = "memory://alice:s3cret@box/set"
-    with pytest.raises(UserError, match=r"memory://user:\*\*\*@box/set was kept without its secrets: give it again"):
+    with pytest.raises(
+        UserError, match=r"memory://user:\*\*\*@box/set was kept without its secrets: give the full URL again"
+    ):
         open_store("memory://user:***@box/set")
     Job(pairs=place)
     assert open_store("memory://user:***@box/set").location == place

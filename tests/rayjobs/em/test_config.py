@@ -54,7 +54,7 @@ def test_a_number_may_be_one_in_a_file_and_a_part_is_checked_at_the_edge(tmp_pat
     assert yaml.safe_load(capsys.readouterr().out)["heldout"] == "none"
     assert (job().heldout, job(heldout=None).heldout) == ("auto", "none")
     assert main(["assign", "--pairs", "p", "--model", "/m", "--out", "/w", "--part", "test"]) == 1
-    assert "--part: 'test' is not accepted: no part of a pair set; accepted: training:5%" in capsys.readouterr().err
+    assert "--part: 'test' is not accepted: not a part of a pair set; accepted: training:5%" in capsys.readouterr().err
 
 
 def test_m_steps_train_on_centred_noise_and_the_baseline_on_noise_that_has_no_mean(tmp_path):

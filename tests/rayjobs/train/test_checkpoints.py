@@ -113,7 +113,7 @@ def test_a_card_names_a_downloaded_base_as_the_hub_does(assigned, tiny_turbo, tm
     assert head["base_model"] == "someone/turbo"
     assert "| base model | turbo (someone/turbo at 0123, licence mit) |" in text
     assert f'from_pretrained("{base}")' in text
-    assert "`lora_kohya.safetensors` of this folder belongs into their folder of LoRAs" in text
+    assert "copy `lora_kohya.safetensors` from this folder to their LoRAs folder" in text
 
 
 def test_a_folders_card_says_what_it_was_made_from(trained, validated, adapted, tiny_turbo):

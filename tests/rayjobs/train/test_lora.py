@@ -62,7 +62,7 @@ def test_merged_folders_are_ordinary_ones_of_the_same_model(adapted, assigned, t
     read = UNet2DConditionModel.from_single_file(str(out / "checkpoint-final" / "single_file.safetensors"), **config)
     merged = load_generator(ModelFolder.open(out / "checkpoint-final")).trainable.state_dict()
     assert all(torch.equal(value, merged[name].half().float()) for name, value in read.state_dict().items())
-    assert "`single_file.safetensors` of this folder" in (out / "checkpoint-final" / "README.md").read_text()
+    assert "`single_file.safetensors` from this folder" in (out / "checkpoint-final" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -233,7 +233,7 @@ def test_any_set_has_the_classes_that_its_prompts_are(kind, tmp_path, monkeypatc
         ({"batch_size": 400}, "has 40 groups of 4 images of one class, and an update needs 100"),
         ({"noise_shape": (4, 8)}, "--noise-shape: 4,8 is not accepted: C,H,W, or one number"),
         ({"noise_shape": (4, 4, 4)}, "a noise map of 4×4 grows to 16×16 pixels"),
-        ({"widths": (12, 8)}, "widths are multiples of 8"),
+        ({"widths": (12, 8)}, "widths must be multiples of 8"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(mnist, tmp_path, options, says):

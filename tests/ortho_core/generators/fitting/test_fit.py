@@ -120,7 +120,7 @@ def test_diversity_is_the_mean_distance_over_all_pairs_beside_the_datas():
     assert deaf.too_little == ["bar", "dot"]
     assert "IGNORES ITS NOISE in 2 of 2 classes" in deaf.sentence()
     assert "IGNORES" not in Diversity({"bar": 0.9, "dot": 0.5}).sentence()
-    assert "least in class 'dot': 0.50" in Diversity({"bar": 0.9, "dot": 0.5}).sentence()
+    assert "lowest in class 'dot': 0.50" in Diversity({"bar": 0.9, "dot": 0.5}).sentence()
 
 
 def test_groups_are_of_one_class_and_every_worker_count_sees_the_same():
@@ -142,7 +142,7 @@ def test_groups_are_of_one_class_and_every_worker_count_sees_the_same():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"objective": "gan", "nearest_of": 8}, "nearest_of is of --objective imle"),
+        ({"objective": "gan", "nearest_of": 8}, "nearest_of applies to --objective imle"),
         ({"nearest_of": 8}, "nearest_of is less than the 16 images of a group"),
     ],
 )

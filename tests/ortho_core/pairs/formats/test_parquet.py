@@ -205,7 +205,7 @@ def test_a_file_behind_a_link_is_read_and_fetched(tmp_path):
 def test_a_file_without_rows_is_passed_over(tmp_path):
     empty = pa.array([], pa.string())
     write_parquet(tmp_path / "a.parquet", prompt=empty, image=empty.cast(pa.binary()))
-    with pytest.raises(UserError, match="holds no rows"):
+    with pytest.raises(UserError, match="has no rows"):
         PairSet(tmp_path).shards(8)
     write_parquet(tmp_path / "b.parquet", prompt=["x"], image=[png()])
     assert outcomes(tmp_path) == ["000000_b"]

@@ -66,14 +66,14 @@ def test_a_row_with_a_wrong_number_of_columns_costs_itself_alone(folder):
     )
     assert outcomes(folder / "a.csv") == ["000000_000", "wrong-columns", "wrong-columns", "000003_003", "000004_004"]
     bad = [row[1] for row in read_all(PairSet(folder / "a.csv")) if isinstance(row, tuple)]
-    assert str(bad[0]) == "row 1: 3 columns, not 2; a caption with the sign that parts the columns needs quotes"
+    assert str(bad[0]) == "row 1: 3 columns, not 2; a caption that contains the delimiter needs quotes"
 
 
 def test_a_quote_that_is_never_closed_does_not_eat_the_file_in_silence(folder):
     rows = "".join(f'{i:03d}.png,"{"x" * 9_000} {i}"\n' for i in range(30))
     (folder / "a.csv").write_text('file_name,text\n000.png,good\n001.png,"never closed\n' + rows.replace('"', ""))
     assert outcomes(folder / "a.csv")[:2] == ["000000_000", "not-csv"]
-    assert "40 images lie there" in line(folder, layout="metadata")
+    assert "40 images in its folders" in line(folder, layout="metadata")
     (folder / "a.csv").write_text('file_name,text\n000.png,good\n001.png,"never closed\n002.png,lost\n')
     assert outcomes(folder / "a.csv") == ["000000_000", "not-csv"]
 
@@ -86,7 +86,7 @@ def test_text_that_is_not_utf_8_costs_its_row_alone(folder):
 def test_a_file_without_a_header_is_read_where_one_of_two_columns_is_of_images(folder):
     write_csv(folder / "a.csv", header=None)
     assert prompts(folder / "a.csv") == dict(ROWS)
-    assert "the file names no columns" in line(folder / "a.csv")
+    assert "the file has no header" in line(folder / "a.csv")
     write_csv(folder / "a.csv", [(text, name) for name, text in ROWS], header=None)
     assert prompts(folder / "a.csv") == dict(ROWS)
     write_csv(folder / "a.csv", [(name, text, "3") for name, text in ROWS], header=None)
@@ -114,7 +114,7 @@ def test_other_columns_and_spaces_in_the_header_do_not_matter(folder):
     ("content", "says"),
     [
         ("[1, 2]", "a list, but not of objects"),
-        ('{"images": [], "annotations": []}', "an object of images, annotations, and neither"),
+        ('{"images": [], "annotations": []}', "an object with images, annotations; accepted: image names"),
         ('"text"', "begins with"),
         ("", "begins with"),
         ("[", "is not JSON from byte 1 on"),

@@ -320,4 +320,4 @@ def test_a_class_is_a_prompt_where_there_is_no_other(tmp_path):
 def test_samples_without_one_image_and_a_prompt_are_refused_before_any_work(tmp_path, members, says):
     write_tar(tmp_path / "a.tar", members)
     assert says in refusal(tmp_path)
-    assert "--layout webdataset reads it all the same" in refusal(tmp_path)
+    assert "--layout webdataset reads it anyway" in refusal(tmp_path)

@@ -183,7 +183,7 @@ def faulty(tmp_path, kind):
         write_idx(tmp_path, "train", grey(4), labels_of(3 if kind == "counts" else 4))
     if kind == "short":
         images.write_bytes(images.read_bytes()[:-1])
-        return "train-images-idx3-ubyte has 3135 bytes of 4×28×28 that its header names"
+        return "train-images-idx3-ubyte has 3135 bytes of data, but its header needs 4×28×28"
     if kind == "kind":
         images.write_bytes(b"\0\0\x0d\3" + images.read_bytes()[4:])
         return "is not an IDX file of bytes with 3 axes: it begins with 00000d03"
@@ -191,21 +191,21 @@ def faulty(tmp_path, kind):
         images.write_bytes(images.read_bytes()[:9])
         return "has 9 bytes, less than the header"
     if kind == "counts":
-        return "has 4 images, and there are 3 labels of it"
+        return "has 4 images, but there are 3 labels for it"
     if kind == "labels":
         (tmp_path / "train-labels-idx1-ubyte").unlink()
         return "has no labels beside it: train-labels-idx1-ubyte does not exist"
     if kind == "gzip":
         write_idx(tmp_path, "train", grey(4), labels_of(4), zipped=True)
         (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b\x08")
-        return "train-images-idx3-ubyte.gz is not a whole gzip file"
+        return "train-images-idx3-ubyte.gz is not a complete gzip file"
     if kind == "records":
         write_cifar(file, colour(2), labels_of(2))
         file.write_bytes(file.read_bytes()[:-1])
         return "has 6145 bytes, not a multiple of CIFAR-10's records of 3073"
     if kind == "json":
         write_sheets(tmp_path, "train", {"data_batch_1.png": colour(3)}, labels_of(2))
-        return "has 2 labels, and the train sheets have 3 images"
+        return "has 2 labels, but the train sheets have 3 images"
     if kind == "sheet":
         write_sheets(tmp_path, "train", {"data_batch_1.png": colour(3)}, labels_of(3))
         whole = (tmp_path / "data_batch_1.png").read_bytes()
@@ -234,13 +234,13 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path, kind):
 
 def test_a_pickled_batch_is_refused_with_the_format_to_use(tmp_path):
     (tmp_path / "data_batch_1").write_bytes(pickle.dumps({b"data": [1]}))
-    with pytest.raises(UserError, match=r"are pickled and are not read; accepted: the binary version"):
+    with pytest.raises(UserError, match=r"is pickled and not read; accepted: the binary version"):
         PairSet(tmp_path)
 
 
 def test_a_split_that_is_missing_is_told(tmp_path):
     write_idx(tmp_path, "train", grey(4), labels_of(4))
-    with pytest.raises(UserError, match=r"has no test split: t10k-images-idx3-ubyte \(or \.gz\) is not there"):
+    with pytest.raises(UserError, match=r"has no test split: t10k-images-idx3-ubyte \(or \.gz\) is missing"):
         PairSet(tmp_path / "test")
 
 

@@ -68,7 +68,7 @@ def test_an_image_without_a_caption_is_a_bad_row_and_a_caption_without_an_image_
     (tmp_path / "readme.txt").write_text("about this set")
     assert outcomes(tmp_path) == ["000000_a", "missing-prompt", "000002_c", "missing-prompt"]
     assert "4 images; " in line(tmp_path)
-    assert "1 image there without a caption file will be quarantined" in line(tmp_path)
+    assert "1 image without a caption file will be quarantined" in line(tmp_path)
     assert "left aside: 1 text file without an image" in line(tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_captions_may_be_in_utf_16_and_what_is_neither_is_a_bad_row(tmp_path):
 def test_quotes_and_line_ends_stay_and_a_choice_takes_one_of_the_lines(tmp_path):
     write_captions(tmp_path, {"a.png": 'a "first", line\nthe longer second line\n', "b.png": "one"})
     assert prompts(tmp_path)["a.png"] == 'a "first", line\nthe longer second line'
-    assert "captions of several lines are taken whole (--caption chooses among lines)" in line(tmp_path)
+    assert "a text file with several lines is one caption (--caption chooses among lines)" in line(tmp_path)
     assert prompts(tmp_path, caption="first")["a.png"] == 'a "first", line'
     assert prompts(tmp_path, caption="longest")["a.png"] == "the longer second line"
     for size in (1, 2, 100):
@@ -250,7 +250,7 @@ def test_text_files_of_boxes_are_no_captions(tmp_path, folder):
     write_images(tmp_path / ("images" if folder else ""), "a.png", "b.png")
     for name in ("a", "b"):
         write_lines(tmp_path / folder / f"{name}.txt", "0 0.5 0.5 0.1 0.25", "12 0.1 0.5 0.1 0.2")
-    assert "hold numbers alone, as the boxes of objects do" in refusal(tmp_path)
+    assert "contain only numbers, like object boxes" in refusal(tmp_path)
 
 
 def test_json_beside_images_that_says_no_caption_is_told(tmp_path):
@@ -286,4 +286,4 @@ def test_a_snapshot_of_the_hubs_cache_is_read_though_its_files_are_links(tmp_pat
 def test_links_to_nowhere_are_named(tmp_path):
     write_captions(tmp_path, {"a.png": "a cat"})
     (tmp_path / "b.png").symlink_to("nowhere.png")
-    assert "left aside: 1 name (b.png: no file)" in line(tmp_path)
+    assert "left aside: 1 name (b.png: not a file)" in line(tmp_path)

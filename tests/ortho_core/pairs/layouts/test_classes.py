@@ -14,7 +14,7 @@ def test_folders_that_nothing_speaks_against_are_classes(tmp_path):
     write_classes(tmp_path, "cat", "dog", "with_mask", "no_mask")
     assert prompts(tmp_path) == {f"{c}/{i}.png": c for c in ("cat", "dog", "no_mask", "with_mask") for i in range(3)}
     assert line(tmp_path) == (
-        "4 folders of classes: 12 images; the prompt is the folder's name: cat, dog, no_mask, ...; nothing left aside"
+        "4 class folders: 12 images; the prompt is the folder's name: cat, dog, no_mask, ...; nothing left aside"
     )
 
 
@@ -34,25 +34,28 @@ def test_images_of_every_suffix_that_is_decoded_are_read_and_the_others_counted(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"images": ["train/0.png", "test/0.png"], "classes": []}, "test, train are named as splits are"),
-        ({"images": ["preview.png"]}, "1 image lies at another depth"),
-        ({"images": ["cat/black/0.png"]}, "1 image lies at another depth"),
-        ({"classes": ["10_cat", "5_dog"]}, "10_cat, 5_dog are named as folders with repeats are"),
-        ({"images": ["samples/0.png"]}, "samples names no class"),
-        ({"classes": ["images", "masks"]}, "images, masks name no class"),
-        ({"files": {"cat/0.txt": "a cat"}}, "1 image with a caption file each (.txt) is there"),
-        ({"files": {"notes.txt": "a note"}}, "1 text file lies there"),
+        ({"images": ["train/0.png", "test/0.png"], "classes": []}, "test, train have names of splits"),
+        ({"images": ["preview.png"]}, "1 image is at another depth"),
+        ({"images": ["cat/black/0.png"]}, "1 image is at another depth"),
+        ({"classes": ["10_cat", "5_dog"]}, "10_cat, 5_dog look like kohya's REPEATS_name"),
+        ({"images": ["samples/0.png"]}, "samples is not a class name"),
+        ({"classes": ["images", "masks"]}, "images, masks are not class names"),
+        ({"files": {"cat/0.txt": "a cat"}}, "there is 1 image with a caption file each (.txt)"),
+        ({"files": {"notes.txt": "a note"}}, "there is 1 text file"),
         (
             {"files": {"prompt.json": '{"source": "cat/0.png", "prompt": "x"}'}},
-            "prompt.json may say what is in the images",
+            "prompt.json may contain captions of the images",
         ),
-        ({"classes": ["source", "target"]}, "source, target name no class"),
-        ({"classes": ["instance_images", "class_images"]}, "class_images, instance_images name no class"),
-        ({"classes": ["00000", "00001"]}, "00000, 00001 name no class"),  # parts, as img2dataset and FFHQ have them
-        ({"classes": ["2023-01", "2023-02"]}, "2023-01, 2023-02 name no class"),
-        ({"classes": ["part1", "part_2"]}, "part1, part_2 name no class"),
-        ({"classes": ["trainA", "trainB"]}, "trainA, trainB are named as splits are"),
-        ({"classes": ["DIV2K_train_HR", "DIV2K_valid_HR"]}, "are named as splits are"),
+        ({"classes": ["source", "target"]}, "source, target are not class names"),
+        ({"classes": ["instance_images", "class_images"]}, "class_images, instance_images are not class names"),
+        (
+            {"classes": ["00000", "00001"]},
+            "00000, 00001 are not class names",
+        ),  # parts, as img2dataset and FFHQ have them
+        ({"classes": ["2023-01", "2023-02"]}, "2023-01, 2023-02 are not class names"),
+        ({"classes": ["part1", "part_2"]}, "part1, part_2 are not class names"),
+        ({"classes": ["trainA", "trainB"]}, "trainA, trainB have names of splits"),
+        ({"classes": ["DIV2K_train_HR", "DIV2K_valid_HR"]}, "have names of splits"),
         ({"files": {"run/plan.json": '{"run_fingerprint": "0"}'}}, "run/ is the output of `ortho`"),
     ],
 )
@@ -75,7 +78,7 @@ def test_images_left_aside_by_the_choice_are_counted(tmp_path):
     write_images(tmp_path, "preview.png", "cat/black/0.png", "cat/black/1.png")
     said = line(tmp_path, layout="classes")
     assert "6 images" in said
-    assert "3 images in the folder itself, cat/black/ (of another split or no class)" in said
+    assert "3 images in the folder itself, cat/black/ (another split, or not a class)" in said
 
 
 def test_a_folder_of_metadata_is_no_set_of_classes(tmp_path):
@@ -90,7 +93,7 @@ def test_splits_with_classes_stand_for_training_and_each_can_be_asked_for(tmp_pa
     assert prompts(tmp_path) == prompts(tmp_path / "train") == prompts(tmp_path, split="train")
     assert set(prompts(tmp_path)) == {"cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"}
     assert "split train" in line(tmp_path)
-    assert "8 images in test/cat/, test/dog/, val/cat/, ... (of another split or no class)" in line(tmp_path)
+    assert "8 images in test/cat/, test/dog/, val/cat/, ... (another split, or not a class)" in line(tmp_path)
     assert PairSet(tmp_path, PairFields(split="validation")).root.location == str(tmp_path / "val")
     assert "no split 'dev2'" in refusal(tmp_path, split="dev2", layout="classes")
 
@@ -123,7 +126,7 @@ def test_a_choice_that_nothing_fits_is_refused(tmp_path):
     write_captions(tmp_path, {"a.png": "x"})
     for layout, says in {
         "classes": "no folder of images",
-        "images": "--prompt TEXT has to give the prompt",
+        "images": "--layout images: give the prompt",
         "metadata": "no file in",
         "labelled": "has no files of labelled images",
         "parquet": "no .parquet file",
@@ -160,7 +163,7 @@ def test_numbers_and_words_that_classes_have_are_classes(tmp_path, names):
 def test_the_one_folder_that_an_archive_unpacks_to_is_no_class(tmp_path):
     write_classes(tmp_path, *(f"afhq/{split}/{name}" for split in ("train", "val") for name in ("cat", "dog")))
     assert set(prompts(tmp_path).values()) == {"cat", "dog"}
-    assert line(tmp_path).startswith("2 folders of classes in afhq/: 6 images")
+    assert line(tmp_path).startswith("2 class folders in afhq/: 6 images")
     assert "left aside: 6 images in afhq/train/cat/, afhq/train/dog/" in line(tmp_path, split="val")
 
 

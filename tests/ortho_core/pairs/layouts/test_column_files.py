@@ -65,7 +65,7 @@ def test_a_column_of_lists_gives_one_caption_a_choice_or_all(tmp_path, kind):
     captions = pa.array([["one", "a longer one"], ["two"], [], ["", "three"]], kind)
     write_parquet(tmp_path / "a.parquet", 2, image=[png(i) for i in range(4)], caption=captions)
     assert list(prompts(tmp_path).values()) == ["one", "two", "missing-prompt", "three"]
-    assert "of several captions the first is taken (--caption chooses)" in line(tmp_path)
+    assert "the first of several captions is used (--caption chooses)" in line(tmp_path)
     assert next(iter(prompts(tmp_path, caption="longest").values())) == "a longer one"
     for size in (1, 2, 100):
         every = PairSet(tmp_path, PairFields(caption="all"))
@@ -91,7 +91,7 @@ def test_other_columns_of_images_and_captions_are_named(tmp_path):
         caption=["y"],
     )
     said = line(tmp_path)
-    assert "images from column image; columns conditioning_image hold images too, and are not read" in said
+    assert "images from column image; columns conditioning_image contain images too, and are not read" in said
     assert "captions from column text" in said
     assert "there is also caption (--prompt-field)" in said
 
@@ -142,9 +142,7 @@ def test_a_set_that_the_datasets_library_saved_is_read_as_it_reads_it(arrow):
     assert [pairs.fetch_image(row.image, "x") for row in rows[::-1]] == [png(i) for i in range(11)][::-1]
     sent = pickle.loads(pickle.dumps(pairs))
     assert [sent.fetch_image(row.image, "x") for row in rows] == [png(i) for i in range(11)]
-    assert pairs.line().startswith(
-        "Arrow as the `datasets` library keeps it, 2 files: 11 images; captions from column text"
-    )
+    assert pairs.line().startswith("Arrow of the `datasets` library, 2 files: 11 images; captions from column text")
     assert outcomes(arrow / "one", id_field="n") == [str(i) for i in range(11)]
 
 
@@ -212,7 +210,7 @@ def test_columns_of_dictionaries_are_refused_by_name(tmp_path):
     table = pa.table({"text": pa.array(["x", "y"]).dictionary_encode(), "image": [png()] * 2})
     with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as out:
         out.write_table(table)
-    assert "holds columns of dictionaries" in refusal(tmp_path)
+    assert "has dictionary columns" in refusal(tmp_path)
 
 
 def test_the_librarys_cache_files_are_left_aside(tmp_path):
@@ -235,7 +233,7 @@ def test_metadata_in_parquet_names_images_from_its_own_folder(tmp_path):
 def test_folders_that_each_have_a_whole_set_are_refused_until_one_is_named(tmp_path):
     for folder, texts in (("full", ["a", "b"]), ("small", ["a"])):
         write_parquet(tmp_path / folder / "train-00000-of-00001.parquet", image=[png()] * len(texts), text=texts)
-    assert "full/, small/ each have a whole set: name one, as in --pairs .../full" in refusal(tmp_path)
+    assert "full/, small/ each contain a complete set: name one, as in --pairs .../full" in refusal(tmp_path)
     assert list(prompts(tmp_path / "full").values()) == ["a", "b"]
     assert len(prompts(tmp_path, layout="parquet")) == 3
 
@@ -249,4 +247,4 @@ def test_folders_of_a_partition_are_splits_or_said(tmp_path):
 
 def test_what_lies_in_the_place_of_a_file_is_told(tmp_path):
     (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:7\nsize 9\n")
-    assert "is not a readable Parquet file: it is the pointer that git-lfs puts in a file's place" in refusal(tmp_path)
+    assert "is not a readable Parquet file: it is a git-lfs pointer, not the file itself" in refusal(tmp_path)

@@ -54,7 +54,7 @@ def test_a_file_of_rows_beside_the_images_is_found_whatever_its_kind_and_name(tm
     for location in (tmp_path, tmp_path / name):
         assert prompts(location) == PROMPTS
     assert line(tmp_path).startswith(f"rows in {name}: 6 rows; captions from ")
-    assert "6 images lie there; nothing left aside" in line(tmp_path)
+    assert "6 images in its folders; nothing left aside" in line(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "metadata.parquet", "pairs.jsonl", "captions.csv"])
@@ -147,7 +147,7 @@ def test_lists_of_captions_are_one_a_choice_or_all(tmp_path):
         (tmp_path / "pairs.jsonl").unlink(missing_ok=True)
         write_lines(tmp_path / file, *(rows if file.endswith("l") else [json.dumps(rows)]))
         assert prompts(tmp_path) == {"a.png": "one", "b.png": "two"}
-        assert "of several captions the first is taken (--caption chooses)" in line(tmp_path)
+        assert "the first of several captions is used (--caption chooses)" in line(tmp_path)
         assert prompts(tmp_path, caption="longest")["a.png"] == "a longer one"
         for size in (1, 2, 3):
             assert outcomes(tmp_path, size, caption="all") == ["000000_a", "000001_a", "000002_b"]
@@ -182,7 +182,7 @@ def test_two_files_of_rows_side_by_side_are_refused(tmp_path):
     write_images(tmp_path, *PROMPTS)
     write_table(tmp_path, "first.csv", PROMPTS)
     write_table(tmp_path, "second.jsonl", PROMPTS)
-    assert "first.csv, second.jsonl all hold rows: name one" in refusal(tmp_path)
+    assert "first.csv, second.jsonl all contain rows: name one" in refusal(tmp_path)
     assert prompts(tmp_path / "second.jsonl") == PROMPTS
     (tmp_path / "second.jsonl").unlink()
     write_table(tmp_path, "notes.csv", {"height": "12"}, "key", "value")
@@ -194,7 +194,7 @@ def test_images_that_no_folder_of_rows_has_are_counted(tmp_path):
     write_images(tmp_path, *(f"train/{path}" for path in PROMPTS), "train/more.png", "extra/a.png", "extra/b.png")
     write_table(tmp_path / "train", "metadata.csv", PROMPTS)
     assert "6 rows" in line(tmp_path)
-    assert "7 images lie there; left aside: 2 images in extra/ (no rows are read there)" in line(tmp_path)
+    assert "7 images in its folders; left aside: 2 images in extra/ (no rows refer to this folder)" in line(tmp_path)
 
 
 def test_structs_that_name_a_file_are_paths(tmp_path):
@@ -228,7 +228,7 @@ def test_cocos_captions_are_several_of_the_image_whose_id_they_name(tmp_path):
         "b first",
         "b again",
     ]
-    assert "of several captions the first is taken" in line(tmp_path)
+    assert "the first of several captions is used" in line(tmp_path)
     before = PairSet(tmp_path).fingerprint()
     file.write_text(file.read_text().replace("b again", "b other"))
     assert PairSet(tmp_path).fingerprint() != before
@@ -258,7 +258,7 @@ def test_names_without_suffixes_find_their_images(tmp_path, kohya):
 def test_an_object_of_other_things_is_no_file_of_rows(tmp_path):
     write_images(tmp_path, "1/1.png", "2/2.png")
     (tmp_path / "cat_to_name.json").write_text('{"1": "rose", "2": "lily"}')
-    assert "none of the first images of cat_to_name.json is found, such as '1'" in refusal(tmp_path)
+    assert "none of the first images of cat_to_name.json was found, for example '1'" in refusal(tmp_path)
     assert "none of the first images" in refusal(tmp_path / "cat_to_name.json")
 
 
@@ -276,9 +276,9 @@ def test_cells_in_a_text_file_are_rows(tmp_path):
         (
             "c.csv",
             "image,caption\n/home/me/a.png,one\n",
-            "none of the first images of c.csv is found, such as '/home/me/a.png'",
+            "none of the first images of c.csv was found, for example '/home/me/a.png'",
         ),
-        ("c.tsv", "one\thttps://x.org/a.png\n", "such as 'https://x.org/a.png' (addresses are not fetched)"),
+        ("c.tsv", "one\thttps://x.org/a.png\n", "for example 'https://x.org/a.png' (URLs are not downloaded)"),
         (
             "c.csv",
             "image,caption\na.png,caf\xe9\n".encode("latin-1"),
@@ -287,12 +287,12 @@ def test_cells_in_a_text_file_are_rows(tmp_path):
         (
             "c.json",
             '{"image": {"0": "a.png"}, "caption": {"0": "one"}}',
-            "c.json: it is an object of image, caption, and neither",
+            "c.json: it is an object with image, caption; accepted",
         ),
         (
             "c.csv",
             "version https://git-lfs.github.com/spec/v1\noid 1\n",
-            "the pointer that git-lfs puts in a file's place",
+            "a git-lfs pointer, not the file itself",
         ),
     ],
 )
