@@ -32,7 +32,7 @@ def matched_batches(
     """The batches of `epochs` passes over the images whose search did not fail, on the generator's device.
 
     A batch has `batch_size` rows, or all rows if there are fewer. The last incomplete batch of a pass is left out. Each batch
-    has `preserve_batch_size` rows of fresh noise for the preserve terms (None: a quarter of `batch_size`; without preserve
+    has `preserve_batch_size` rows of fresh noise for the preserve terms (None: a quarter of its rows; without preserve
     terms always 0), with prompts drawn from all rows. `center_noise` subtracts the mean of all assigned noises from each of
     them, as `ortho train` does. The order depends only on `seed`.
 
