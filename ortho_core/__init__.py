@@ -1,10 +1,10 @@
-"""The method: latent-matched fine-tuning of one-step image generators, in PyTorch alone.
+"""The method: latent-matched fine-tuning of one-step image generators, in PyTorch.
 
-Noise assignment (E-step), the fine-tuning loss (M-step), pair sets, assignment records, diagnostics and the report. Nothing
-here imports ray, reads the command line or prints; `rayjobs` runs it at scale.
+This package has the noise assignment (E-step), the fine-tuning loss (M-step), pair sets, assignment records, diagnostics and
+the report. Nothing here imports ray, reads the command line or prints; `rayjobs` runs it at scale.
 
-The names in `__all__` are the library: what they take and return stays as it is between minor versions. They are imported
-when they are first used, so that `import ortho_core` takes no time. Other modules may change. `recipes/` shows each at work.
+The names in `__all__` are the public library: their arguments and results do not change between minor versions. Other modules
+may change. Each name is imported at its first use, so that `import ortho_core` is fast. `recipes/` has an example of each.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""How many rows are computed at once: as many as are asked for, halved as often as memory runs out, down to one."""
+"""How many rows are computed at once: as many as requested, halved each time memory runs out, down to one."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class AtOnce:
-    """Computes rows in parts. What memory there was for once is what is asked for from then on."""
+    """Computes rows in parts. A part size that was halved because memory ran out stays halved for later calls."""
 
     def __init__(self, size: int, on_event: Callable[[str], None] | None = None) -> None:
-        """`on_event` hears of a size that was halved."""
+        """`on_event` is called with a message each time the size is halved."""
         self.size, self.on_event = size, on_event
 
     def __call__(self, rows: int, compute: Callable[[slice], T]) -> list[T]:
-        """What `compute` makes of each part of so many rows, in order. Raises what it raises for a single row."""
+        """The results of `compute` for each part of `rows` rows, in order. Raises an error that `compute` raises for one row."""
         made: list[T] = []
         start = 0
         while start < rows:
@@ -35,11 +35,11 @@ class AtOnce:
             self.size = size // 2
             free_cached()
             if self.on_event is not None:
-                self.on_event(f"out of memory, going on with {self.size} at once ({reason})")
+                self.on_event(f"out of memory, continuing with {self.size} at once ({reason})")
         return made
 
 
 def free_cached() -> None:
-    """Give back what the GPU's allocator keeps for later: in pieces of other sizes it is of no use."""
+    """Empty the cache of the GPU's allocator: its blocks have the wrong sizes for smaller batches."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -6,7 +6,7 @@ from ortho_core.errors import BadRow
 
 
 def class_number(prompt: str, classes: Sequence[str]) -> int:
-    """The class that a prompt names, by name or by number. Raises BadRow, naming what is accepted."""
+    """The number of the class that a prompt names, by name or by number. Raises BadRow, with the accepted prompts."""
     if prompt in classes:
         return classes.index(prompt)
     if prompt.isascii() and prompt.isdecimal() and int(prompt) < len(classes):

@@ -1,16 +1,16 @@
-"""Devices: which one, and copies to and from it that do not wait."""
+"""The choice of a device, and copies to and from it that do not block."""
 
 import torch
 from torch import Tensor
 
 from ortho_core.errors import UserError
 
-#: What the kinds of devices are called in messages. ROCm presents AMD's GPUs as `cuda`.
+#: Names of the kinds of devices in messages. ROCm presents AMD's GPUs as `cuda`.
 GPU_KINDS = {"cuda": "NVIDIA's GPUs, and AMD's with ROCm", "mps": "Apple's GPU", "xpu": "Intel's GPUs"}
 
 
 def pick_device(device: str) -> str:
-    """`auto` is `cuda` where there is one, else the CPU. Raises UserError, naming what is there, for a device that is not."""
+    """`auto` is `cuda` if there is one, else the CPU. Raises UserError, with the available devices, for any unavailable one."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, colon, number = device.partition(":")
@@ -22,11 +22,11 @@ def pick_device(device: str) -> str:
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {device} does not work: {str(error).splitlines()[0][:200]}") from error
     if kind != "cpu" and kind not in GPU_KINDS:
-        wrong = "is no device"
+        wrong = "is not a device"
     elif count:
         wrong = f"is not among the {count} there {'are' if count > 1 else 'is'}"
     else:
-        wrong = f"is not here ({GPU_KINDS[kind]}; PyTorch {torch.__version__} sees none)"
+        wrong = f"is not available ({GPU_KINDS[kind]}; PyTorch {torch.__version__} finds none)"
     raise UserError(f"--device {device} {wrong}; accepted: {', '.join(['auto', *devices()])}")
 
 
@@ -36,7 +36,7 @@ def devices() -> list[str]:
 
 
 def _count(kind: str) -> int:
-    """How many there are of a kind; 0 of one that is none."""
+    """Number of devices of a kind; 0 for an unknown kind."""
     if kind == "cpu":
         return 1
     module = getattr(torch, kind) if kind in GPU_KINDS else None
@@ -44,35 +44,35 @@ def _count(kind: str) -> int:
 
 
 def to_float64(tensor: Tensor) -> Tensor:
-    """In float64; in host memory where the device has no such numbers, as Apple's."""
+    """The tensor in float64; moved to host memory if the device has no float64, as Apple's GPUs."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class Constant:
-    """Numbers that a computation needs wherever its tensors are: copied to each device once, so that no step waits for them."""
+    """A constant tensor of a computation. It is copied to each device once, so that no step waits for a copy."""
 
     def __init__(self, host: Tensor) -> None:
         self.host = host
         self._there: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def beside(self, tensor: Tensor) -> Tensor:
-        """On the device of `tensor` and of its dtype."""
+        """The constant on the device of `tensor` and in its dtype."""
         place = tensor.device, tensor.dtype
         if place not in self._there:
-            # Rounded here: Apple's GPUs have no float64.
+            # Converted on the host: Apple's GPUs have no float64.
             self._there[place] = to_device(self.host.to(tensor.dtype), tensor.device)
         return self._there[place]
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Through pinned memory: a copy from ordinary memory would first wait for all that the GPU still has to do."""
+    """Copy a tensor to a device through pinned memory: a copy from pageable memory would wait for the GPU's queued work."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """In host memory; from a GPU it is there only once the stream has come this far (record an event, and wait for it)."""
+    """Copy a tensor to host memory. A copy from a GPU is complete only once the stream reaches it: record an event and wait."""
     if tensor.device.type != "cuda":
         return tensor.cpu()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

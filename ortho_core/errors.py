@@ -1,4 +1,4 @@
-"""The errors that a user can cause, each told in one line that names the place, what was found and what is accepted."""
+"""The errors that a user can cause. Each message is one line: the place, what was found and what is accepted."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 from ortho_core.text.parsing import NotParsedError
 from ortho_core.text.plain_text import message
 
-#: What `pip install` calls this package; `ortho` on PyPI is another project.
+#: The name of this package for `pip install`; `ortho` on PyPI is another project.
 DISTRIBUTION = "ortho-em"
 
 
 def install(extra: str) -> str:
-    """The command that installs what an optional part needs, for the end of a message."""
+    """The command that installs the packages of an optional extra, for the end of a message."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 class UserError(Exception):
-    """Something the user gave is wrong; the command line prints the message as one line and exits with 1.
+    """An input of the user is wrong; the command line prints the message as one line and exits with 1.
 
-    Whatever it is given, the message is one line without control characters and without secrets of URLs: it goes to terminals,
-    logs and reports.
+    The message is always reduced to one line, without control characters and without secrets in URLs, because it goes to
+    terminals, logs and reports.
     """
 
     def __init__(self, *said: object) -> None:
@@ -27,7 +27,7 @@ class UserError(Exception):
 
 
 def needed(parse: Callable[..., Any], *arguments: Any, remedy: str = "") -> Any:
-    """What `parse` makes of its arguments, where a user has to know that it is not parsed. Raises UserError with the `remedy`."""
+    """The result of `parse(*arguments)`. Raises UserError, ending with the `remedy`, if `parse` raises NotParsedError."""
     try:
         return parse(*arguments)
     except NotParsedError as error:
@@ -35,17 +35,17 @@ def needed(parse: Callable[..., Any], *arguments: Any, remedy: str = "") -> Any:
 
 
 class NoPairSet(UserError):
-    """There is no pair set of any kind at the place."""
+    """There is no pair set of any kind at the path."""
 
 
 class BadRow(UserError):
-    """One row of a pair set cannot be used; it is quarantined and the run goes on."""
+    """One row of a pair set cannot be used; it is quarantined and the run continues."""
 
     def __init__(self, reason: str, message: str, image: str = "") -> None:
         super().__init__(message)
         #: Short class of the fault, e.g. `missing-prompt` or `undecodable-image`.
         self.reason = reason
-        #: What the row calls its image, or the file that the row is in; where that is known.
+        #: The row's name of its image, or the file that has the row; empty if unknown.
         self.image = image
 
     def __reduce__(self) -> tuple[type["BadRow"], tuple[str, str, str]]:
@@ -53,17 +53,17 @@ class BadRow(UserError):
 
 
 class RunFailed(Exception):
-    """The run ended because of what happened in it (every row of the first shard failed, say), not a wrong option."""
+    """The run failed for a reason other than a wrong option, for example because every row of the first shard failed."""
 
     def __init__(self, *said: object) -> None:
         super().__init__(*(message(each) if isinstance(each, str) else each for each in said))
 
 
 class OutOfMemory(RunFailed):
-    """Memory ran out where computing less at once is no way out any more."""
+    """Memory ran out and smaller batches cannot help any more."""
 
 
-#: What libraries say of it: PyTorch's allocators, cuBLAS and cuDNN, the C library.
+#: Parts of the messages of PyTorch's allocators, cuBLAS, cuDNN and the C library.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed")
 
 

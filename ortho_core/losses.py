@@ -1,4 +1,4 @@
-"""The losses of both steps, one value per image, so that no image's result depends on its neighbours.
+"""The losses of both steps, one value per image: an image's result does not depend on the other images of its batch.
 
 Axes: B images, C × H × W latents, 3 × Y × X images.
 """

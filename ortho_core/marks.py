@@ -1,7 +1,7 @@
-"""What each field of a configuration does to the result of a run.
+"""How each field of a configuration affects the result of a run.
 
-Every field is declared with one of three marks in place of pydantic's `Field`. What identifies a run is made from them, so
-that a new field cannot be forgotten there.
+Every field is declared with one of three marks in place of pydantic's `Field`. A run's plan and fingerprints are made from
+the marks, so no new field can be forgotten there.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ KEY = "mark"
 
 
 class Limits(TypedDict, total=False):
-    """What pydantic checks of a value."""
+    """The limits of a value that pydantic checks."""
 
     gt: float
     ge: float
@@ -30,7 +30,7 @@ class Limits(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Mark:
-    """Declares a field, as `Field` does: a default (none: the field is required), its help, its limits."""
+    """Declares a field, as `Field` does, with its help, its limits and a default. A field without a default is required."""
 
     name: str
 
@@ -44,27 +44,27 @@ class Mark:
         return Field(default, description=description, json_schema_extra={KEY: self.name}, **limits)
 
 
-#: The value decides the result, and is part of the plan.
+#: The value decides the result and is part of the plan.
 decides = Mark("decides")
-#: What the value leads to decides the result. The plan has that: the fingerprint of a model or of a pair set, the number of
-#: rows that there are.
+#: The value decides the result only through what it refers to. The plan has that instead: the fingerprint of a model or of a
+#: pair set, the number of rows.
 resolved = Mark("resolved")
-#: How a run goes, where it is kept, how far it goes, what it tells. It may differ when the same output is continued.
+#: The value decides speed, place, length or logging, not the result. It may change when a run is resumed.
 conduct = Mark("conduct")
 
 MARKS = {mark.name: mark for mark in (decides, resolved, conduct)}
 
 
 def mark_of(field: FieldInfo) -> Mark | None:
-    """The mark that a field was declared with."""
+    """The mark of a field; None if it was declared without one."""
     extra = field.json_schema_extra
     return MARKS.get(str(extra.get(KEY))) if isinstance(extra, dict) else None
 
 
 def settings(config: BaseModel, *marks: Mark) -> dict[str, JsonValue]:
-    """The values of all fields with one of these marks, ready for JSON and without secrets of URLs.
+    """The values of all fields with one of these marks, ready for JSON and without secrets in URLs.
 
-    Each group of fields is a mapping of its own.
+    Each nested group of fields is a nested mapping.
     """
     return dict(redacted_all(config.model_dump(mode="json", include=_included(type(config), marks))))
 

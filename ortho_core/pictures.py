@@ -1,4 +1,4 @@
-"""Contact sheets: many small images in one PNG, with labels where a row needs one."""
+"""Contact sheets: many small images in one PNG, with or without labels."""
 
 import io
 import textwrap
@@ -18,7 +18,7 @@ def to_bytes(images: Float[Tensor, "B 3 Y X"]) -> Tensor:
 
 
 def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
-    """Lay out uint8 images (B, 3, Y, X) row by row with white gaps: one uint8 image (3, Y', X')."""
+    """Lay out uint8 images (B, 3, Y, X) row by row with white gaps, as one uint8 image (3, Y', X')."""
     B, _, Y, X = images.shape
     rows = -(-B // columns)
     sheet = torch.full((3, rows * (Y + gap) + gap, columns * (X + gap) + gap), 255, dtype=torch.uint8)
@@ -36,9 +36,9 @@ def to_picture(image: Tensor) -> Image.Image:
 def contact_sheet(
     pictures: Sequence[Image.Image], columns: int, captions: Sequence[str] = (), cell: int = 256
 ) -> Image.Image:
-    """Pictures of one size, row by row on white, each about `cell` pixels wide, with captions of two lines below them.
+    """One sheet of pictures of equal size, row by row on white, each about `cell` pixels wide, with two-line captions below.
 
-    Small ones are enlarged by whole pixels, large ones are scaled down.
+    Small pictures are enlarged by a whole factor, large ones are scaled down.
     """
     longer = max(pictures[0].size)
     factor = max(1, cell // longer) if longer <= cell else cell / longer
@@ -59,12 +59,12 @@ def contact_sheet(
 
 
 def save_png(images: Tensor, path: Path | io.BytesIO, columns: int = 16) -> None:
-    """Write images (B, 3, Y, X) as one sheet without gaps, which `load_sheet` takes apart again."""
+    """Write images (B, 3, Y, X) as one sheet without gaps, which `load_sheet` splits again."""
     to_picture(grid(images, min(columns, len(images)), gap=0)).save(path, "PNG")
 
 
 def load_sheet(path: Path | io.BytesIO, size: tuple[int, int]) -> Tensor:
-    """The images (B, 3, Y, X) of a sheet that `save_png` wrote, or of a stream of it; blank cells of the last row included."""
+    """The uint8 images (B, 3, Y, X) of a sheet that `save_png` wrote to a file or stream, with the last row's blank cells."""
     Y, X = size
     with Image.open(path) as picture:
         sheet = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
@@ -74,9 +74,9 @@ def load_sheet(path: Path | io.BytesIO, size: tuple[int, int]) -> Tensor:
 
 
 def labelled_rows(rows: dict[str, Tensor], scale: int = 1) -> Image.Image:
-    """One row of images per label, the label to the left; images are enlarged by whole pixels.
+    """One row of images per label, the label to the left; images are enlarged by the whole factor `scale`.
 
-    Images are (B, 3, Y, X), uint8 or float in [0, 1], those of every row of one size. A notebook shows the picture.
+    Images are (B, 3, Y, X), uint8 or float in [0, 1]. All have one size. A notebook displays the returned picture.
     """
     rows = {label: to_bytes(images) if images.is_floating_point() else images for label, images in rows.items()}
     first = next(iter(rows.values()))

@@ -15,7 +15,7 @@ from ortho_core import (
 )
 
 MODEL, OUT = "models/tiny-turbo", "runs/fine-tuned"
-# Your own data: a folder of images with captions beside them, or any other pair set (docs/pair-sets.md).
+# Your own data: a folder of images with captions beside them, or any other pair set (docs/guides/pair-sets.md).
 PAIRS, ROWS = "examples/digits", 32
 
 generator = load_generator(MODEL, device="auto")
@@ -29,7 +29,7 @@ assigned = assign_noise(generator, pairs.images, pairs.prompts)
 print(assigned)
 
 # %%
-# The M-step: the matched noise is to become the image, and other noise what it was at the start.
+# The M-step: the model learns the image at its matched noise, and keeps its output at other noise.
 step = MStep(generator, MStepConfig(lr=3e-4))
 for number, batch in enumerate(matched_batches(step, assigned, epochs=5, batch_size=8), 1):
     outcome = step.update(batch)

@@ -6,7 +6,7 @@ from pathlib import Path
 from ortho_core import AssignConfig, assign_noise, generate_images, labelled_rows, load_generator
 
 MODEL = "models/tiny-turbo"
-# Your own data: an image file of any size, and what it shows.
+# Your own data: an image file of any size, and its prompt.
 IMAGE, PROMPT = "examples/digits/images/0000.png", "a red handwritten three on a white background"
 
 generator = load_generator(MODEL, device="auto")

@@ -1,4 +1,4 @@
-"""A generator of your own: a network of yours through the E-step and the M-step."""
+"""A generator of your own: run the E-step and the M-step with your own network."""
 
 # %%
 import torch
@@ -18,7 +18,7 @@ from ortho_core import (
 )
 
 
-# Your own model: how it reads prompts, and its one step. One with an autoencoder has `encode_images` and `decode` too.
+# Your own model: how it encodes prompts, and its one step. With an autoencoder, add `encode_images` and `decode`.
 class ColourGenerator(BaseGenerator):
     colours = ("red", "green", "blue", "yellow", "orange", "purple", "cyan")
 
@@ -37,7 +37,7 @@ generator = ColourGenerator(network, latent_shape=(3, 32, 32), image_size=(32, 3
 pairs = read_pairs("examples/digits", generator.image_size, 16)
 
 # %%
-# Two cycles: the second search goes on from the noise of the first, with the model that has been trained since.
+# Two cycles: the second search starts from the noise of the first, with the trained model.
 assigned = assign_noise(generator, pairs.images, pairs.prompts, AssignConfig(patch_size=4))
 for cycle in (1, 2):
     step = MStep(generator, MStepConfig(lr=2e-3, preserve_latent_weight=0))

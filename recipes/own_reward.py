@@ -1,4 +1,4 @@
-"""A reward of your own: find the noise whose image scores highest."""
+"""A reward of your own: find the noise with the highest reward."""
 
 # %%
 from pathlib import Path
@@ -10,9 +10,9 @@ from ortho_core import SearchConfig, generate_images, labelled_rows, load_genera
 MODEL, PROMPT, SEEDS = "models/tiny-turbo", "a green handwritten two on a black background", range(4)
 
 
-# Your own reward: one number for each image, from PyTorch's operations, so that it has a gradient.
+# Your own reward: one number per image, computed with PyTorch's operations, so that it has a gradient.
 def left_half(images: Tensor) -> Tensor:
-    """How much brighter the left half is: (B,) of images (B, 3, Y, X) in [0, 1]."""
+    """How much brighter the left half is: images (B, 3, Y, X) in [0, 1] to (B,)."""
     left, right = images.mean((1, 2)).chunk(2, dim=1)
     return left.mean(1) - right.mean(1)
 

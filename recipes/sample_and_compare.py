@@ -1,11 +1,11 @@
-"""Sample two models at the same noise, and measure how far each is from images that neither was trained on."""
+"""Sample two models at the same noise, and measure their distance from held-out images."""
 
 # %%
 from pathlib import Path
 
 from ortho_core import generate_images, kid_between, labelled_rows, load_generator, read_pairs
 
-# Your own data: model folders by name, and pairs that were held out. match_and_fine_tune.py makes runs/fine-tuned.
+# Your own data: model folders by name, and held-out pairs. match_and_fine_tune.py makes runs/fine-tuned.
 MODELS = {"start": "models/tiny-turbo", "fine-tuned": "runs/fine-tuned"}
 HELD_OUT, ROWS = "examples/digits/heldout.jsonl", 128
 
@@ -14,7 +14,7 @@ size = next(iter(generators.values())).image_size
 held_out = read_pairs(HELD_OUT, size, ROWS)
 
 # %%
-# The same seeds are the same noise for every model.
+# The same seeds give the same noise for every model.
 samples = {name: generate_images(each, held_out.prompts, seeds=range(ROWS)) for name, each in generators.items()}
 for name, images in samples.items():
     print(f"{name}: KID {kid_between(images, held_out.images)}")

@@ -1,1 +1,1 @@
-"""The E-step: the noise that a model maps closest to a target image, one orthogonal matrix per image."""
+"""The E-step: a search for the noise that a model maps closest to a target image, with one orthogonal matrix per image."""

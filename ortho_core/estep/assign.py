@@ -28,35 +28,35 @@ from ortho_core.pairs.read import Picture, read_images
 
 @dataclass(frozen=True, repr=False)
 class AssignedNoise:
-    """The noise that was found for B images, and all that an M-step trains on. Every tensor is in host memory."""
+    """The noise that was found for B images, with all other data that an M-step needs. Every tensor is in host memory."""
 
     prompts: list[str]
-    #: Of the base noise; with several candidates, the seed of the best one.
+    #: Seeds of the base noise; with several candidates, the seed of the best one.
     seeds: list[int]
-    #: ε̂: what was found, and ε, what the search began from; float32.
+    #: ε̂, the noise that was found, and ε, the noise that the search started from; float32.
     noise: Float[Tensor, "B C H W"]
     base_noise: Float[Tensor, "B C H W"]
-    #: E(x), what the generator's output is to be at `noise`.
+    #: E(x), the target of the generator's output at `noise`.
     target_latents: Float[Tensor, "B c h w"]
-    #: x in [0, 1]; of a search for a reward, the images that were found.
+    #: x in [0, 1]; for a reward search, the images at `noise`.
     images: Float[Tensor, "B 3 Y X"]
-    #: What the search was over, for another search to start from.
+    #: The parameters of the noise that the search optimised; a later search can start from them.
     parameters: Float[Tensor, "B m"]
-    #: Each term of the loss at `noise`, by name: `total` is what was minimised, `latent` and `pixel` are the reconstruction's.
-    #: A reward has its own name, higher is better.
+    #: Each term of the loss at `noise`, by name: `total` was minimised, `latent` and `pixel` belong to the reconstruction.
+    #: A reward appears under its own name, higher is better.
     terms: dict[str, Float[Tensor, " B"]]
-    #: The same at the noise that the search began from.
+    #: The same terms at the noise that the search started from.
     initial_terms: dict[str, Float[Tensor, " B"]]
-    #: Forward and backward passes of the generator.
+    #: Evaluations per image: one forward and one backward pass of the generator each.
     evaluations: Int[Tensor, " B"]
-    #: The loss or the gradient was not finite: leave such images out of the M-step (`sound`).
+    #: True where the loss or the gradient was not finite. Leave these images out of the M-step: `sound` has the others.
     failed: Bool[Tensor, " B"]
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "AssignedNoise":
-        """Some of the images, also of one alone: a number, a slice, numbers, or a mask (B,) of booleans. Raises IndexError."""
+        """A subset of the images, by a number, a slice, several numbers or a boolean mask (B,). Raises IndexError."""
         taken_rows = torch.arange(len(self))[index if isinstance(index, slice) else torch.as_tensor(index)]
         rows = taken_rows.reshape(-1).tolist()
         taken: dict[str, Any] = {}
@@ -74,12 +74,12 @@ class AssignedNoise:
 
     @property
     def loss(self) -> Float[Tensor, " B"]:
-        """What was minimised, at the noise that was found."""
+        """The minimised total at the noise that was found."""
         return self.terms["total"]
 
     @property
     def initial_loss(self) -> Float[Tensor, " B"]:
-        """The same at the noise that the search began from."""
+        """The same total at the noise that the search started from."""
         return self.initial_terms["total"]
 
     @property
@@ -89,7 +89,7 @@ class AssignedNoise:
 
 
 def checked_config(config: object, kind: type[Search]) -> Search:
-    """The configuration, by default one of this kind as it is. Raises UserError for one of another kind."""
+    """The configuration, or the defaults of `kind` if it is None. Raises UserError for an object of another type."""
     if config is None:
         return kind()
     if not isinstance(config, kind):
@@ -107,16 +107,16 @@ def assign_noise(
     start: AssignedNoise | None = None,
     slots: int = 16,
 ) -> AssignedNoise:
-    """The E-step: for each image x the noise ε̂ that minimises mean((f(ε̂, c) - E(x))²), with the model frozen.
+    """The E-step: find for each image x the noise ε̂ that minimises mean((f(ε̂, c) - E(x))²), with the model frozen.
 
-    `images` is what `read_images` takes: paths, Pillow's pictures, arrays, or a tensor (B, 3, Y, X) in [0, 1]. `prompts` is one
-    text per image, or one for all. `config` has the options of the search (`AssignConfig(steps=12, patch_size=2)`). `seeds`
-    give each image's base noise (by default 0, 1, 2, ...). `start` is an earlier result for the same images, to search on from
-    with a model that has been trained since. `slots` images share each call of the network; fewer where memory runs out.
-    The result does not depend on which images share a call.
+    `images` are paths, Pillow images, arrays, or a tensor (B, 3, Y, X) in [0, 1], as for `read_images`. `prompts` is one text
+    per image, or one text for all. `config` has the options of the search, for example `AssignConfig(steps=12, patch_size=2)`.
+    `seeds` decide each image's base noise (default: 0, 1, 2, ...). `start` is an earlier result for the same images: the search
+    starts from it, usually after the model was trained further. `slots` images share each call of the network, fewer if
+    memory runs out. The result does not depend on which images share a call.
 
-    Raises UserError for an image that cannot be read, another number of prompts or seeds than of images, and a patch size
-    that does not divide the latent.
+    Raises UserError if an image cannot be read, if the number of prompts or seeds differs from the number of images, or if
+    the patch size does not divide the latent.
     """
     check_generator(generator)
     config = checked_config(config, AssignConfig)
@@ -138,14 +138,14 @@ def assign_noise(
 
 @dataclass(frozen=True)
 class FoundNoise:
-    """What the engine found for B rows, in their order."""
+    """The engine's results for B rows, in the order of the rows."""
 
     found: list[Found]
     base_noise: Float[Tensor, "B C H W"]
     noise: Float[Tensor, "B C H W"]
 
     def assigned(self, prompts: list[str], target_latents: Tensor, images: Tensor) -> AssignedNoise:
-        """With what the rows were searched for."""
+        """The result together with the prompts, target latents (B, c, h, w) and images (B, 3, Y, X) of the rows."""
 
         def terms(of_last: bool) -> dict[str, Tensor]:
             names = self.found[0].history
@@ -179,9 +179,9 @@ def search(
     start: AssignedNoise | None = None,
     slots: int = 16,
 ) -> FoundNoise:
-    """Run the engine on rows that are all in memory; `inputs` are those of the objective. Raises UserError as `assign_noise`."""
+    """Run the engine on rows that are all in memory. `inputs` are the objective's. Raises UserError as `assign_noise` does."""
     if start is not None and seeds is not None:
-        raise UserError("seeds and start: give one of them, an earlier result has its seeds")
+        raise UserError("both seeds and start are given: give one of them (an earlier result contains its seeds)")
     drawn = seed_list(seeds) if seeds is not None else list(range(rows)) if start is None else start.seeds
     if len(drawn) != rows:
         raise UserError(
@@ -198,5 +198,5 @@ def search(
     found = sorted(engine.run(requests), key=lambda one: int(str(one.key)))
     base = generator.base_noise([one.seed for one in found]).cpu()
     parameters = torch.stack([one.parameters for one in found])
-    # In float64, as the noise of a record is rebuilt.
+    # In float64, as when the noise of a record is rebuilt.
     return FoundNoise(found, base, engine.space.noise(to_float64(base), to_float64(parameters)).float())

@@ -1,6 +1,6 @@
-"""Best of K base noises: where a search starts from when a forward each may choose among several.
+"""Best of K base noises: one forward per candidate chooses the base noise that a search starts from.
 
-Axes: S rows of a batch, B images, K candidates of each.
+Axes: S rows of a batch, B images, K candidates of each image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from ortho_core.noise.spaces import NoiseSpace
 
 
 def candidate_seeds(seed: int, count: int) -> list[int]:
-    """Seeds of an image's K candidates, which its own seed decides: itself, then its derivatives. More begin with the same."""
+    """Seeds of an image's K candidates: its own seed, then seeds derived from it. A larger K only appends seeds."""
     return [seed, *(noise_seed(seed, "candidate", k) for k in range(1, count))]
 
 
@@ -32,20 +32,23 @@ def best_seeds(
     inputs: Sequence[Mapping[str, Tensor]],
     batch_size: int,
 ) -> list[int]:
-    """For each of B images the candidate whose base noise has the lowest total loss, by K forwards without a gradient.
+    """The seed of the candidate with the lowest total loss, for each of B images, by K forwards without a gradient.
 
-    `inputs` are each image's rows of the objective's inputs, without a batch axis. A total that is not finite loses; of equal
-    ones the first wins. All batches have S = `batch_size` rows, filled up, so that no row's total hangs on the rest.
+    `inputs` are each image's inputs of the objective, without a batch axis. A total that is not finite is never chosen; among
+    equal totals the first wins. Every batch is filled up to S = `batch_size` rows, so a row's total does not depend on the
+    other rows.
     """
     drawn = [candidate_seeds(seed, config.candidates) for seed in seeds]
-    rows = [(seed, own) for several, own in zip(drawn, inputs, strict=True) for seed in several]
+    rows = [
+        (seed, image_inputs) for image_seeds, image_inputs in zip(drawn, inputs, strict=True) for seed in image_seeds
+    ]
     totals = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         filled = part + part[-1:] * (batch_size - len(part))
         base = generator.base_noise([seed for seed, _ in filled])
-        terms = loss_terms(space, objective, config, base, base, stack_rows([own for _, own in filled]))
+        terms = loss_terms(space, objective, config, base, base, stack_rows([each for _, each in filled]))
         totals.append(terms["total"][: len(part)])
-    found = torch.cat(totals).reshape(len(drawn), config.candidates).cpu().numpy()
-    lowest = np.where(np.isfinite(found), found, np.inf).argmin(1)
-    return [several[k] for several, k in zip(drawn, lowest.tolist(), strict=True)]
+    table = torch.cat(totals).reshape(len(drawn), config.candidates).cpu().numpy()
+    lowest = np.where(np.isfinite(table), table, np.inf).argmin(1)
+    return [image_seeds[k] for image_seeds, k in zip(drawn, lowest.tolist(), strict=True)]

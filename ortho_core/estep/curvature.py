@@ -1,10 +1,10 @@
-"""Which directions in noise a generator answers to most: measured once per model, used as every image's first curvature.
+"""Sensitivity: the noise directions that change a generator's output most. Measured once per model; each search starts from it.
 
-The images of a one-step generator can hang on a few directions of their noise far more than on the rest: tiny-turbo answers
-to one of 256 more than a hundred times as strongly as to the mean one. An optimiser that starts from a multiple of the
-identity spends its first evaluations finding that out for every image anew. With J the Jacobian of f at a random noise,
-E[JᵀJ] is measured from J's products with random cotangents; its leading eigenvectors make a low-rank model of the loss's
-Hessian (Gauss-Newton), which `CurvatureModel` inverts.
+The output of a one-step generator can depend far more on a few noise directions than on the others. The output of tiny-turbo
+is more than a hundred times as sensitive to one of its 256 directions as to the mean direction. An optimiser that starts from
+a multiple of the identity has to discover this for every image, in its first evaluations. Let J be the Jacobian of f at a
+random noise. E[JᵀJ] is measured from products of J with random cotangents. Its leading eigenvectors give a low-rank
+Gauss-Newton model of the loss's Hessian, which `CurvatureModel` inverts.
 
 Axes: B images, C × H × W noise maps, n coordinates, k directions, S samples.
 """
@@ -31,7 +31,7 @@ class Sensitivity:
 
 
 def measure(generator: OneStepGenerator, rank: int, batch_size: int, samples: int = MEASURED_WITH) -> Sensitivity:
-    """Estimate from `samples` evaluations at fixed seeds and the empty prompt: the same numbers in every worker.
+    """Estimate the sensitivity from `samples` evaluations at fixed seeds and the empty prompt: the same in every worker.
 
     With v ~ N(0, I), E[(Jᵀv)(Jᵀv)ᵀ] = E[JᵀJ].
     """
@@ -45,10 +45,10 @@ def measure(generator: OneStepGenerator, rank: int, batch_size: int, samples: in
             cotangent = seeded_normal([seed + 1 for seed in seeds], tuple(output.shape[1:])).to(output)
             (product,) = torch.autograd.grad(output, noise, cotangent)
         products.append(product.detach().cpu().double())
-    # The last batch may be larger than what is left of the samples: which ones count must not hang on the batch size.
+    # The last batch may go beyond `samples`: the samples used must not depend on the batch size.
     G = torch.cat(products)[:samples].flatten(1)
     S, n = G.shape
-    # The Gram matrix is S × S however large the noise map is.
+    # The Gram matrix is S × S for any size of the noise map.
     values, vectors = torch.linalg.eigh(G @ G.mT / S)
     rank = min(rank, S, n)
     strength = values[-rank:].clamp_min(1e-30)
@@ -62,9 +62,9 @@ def measure(generator: OneStepGenerator, rank: int, batch_size: int, samples: in
 
 
 class CurvatureModel:
-    """(Σ_k strength_k·r_k r_kᵀ + λI)⁻¹ up to a factor, per image, with r_k the directions seen from its coordinates.
+    """(Σ_k strength_k·r_k r_kᵀ + λI)⁻¹ up to a factor, per image. r_k are the directions in the image's coordinates.
 
-    λ is the mean sensitivity of a coordinate. By the Woodbury identity it costs k × k inverses. One row per slot.
+    λ is the mean sensitivity of a coordinate. The Woodbury identity reduces the inverse to k × k. One row per slot.
     """
 
     def __init__(self, sensitivity: Sensitivity, coordinates: Coordinates, slots: int) -> None:
@@ -74,9 +74,9 @@ class CurvatureModel:
         self.inner = sensitivity.strength.new_zeros(slots, k, k)
 
     def reset(self, slots: Int[Tensor, " B"], base: Float[Tensor, "B C H W"]) -> None:
-        """Compute the rows of images that have entered `slots`."""
+        """Compute the rows of the images that entered `slots`."""
         r = self.coordinates.pull_back(slots, base, self.sensitivity.directions)
-        # The squared length that a unit step in one coordinate moves the noise, on average: numbers of a map over reach².
+        # A unit step in one coordinate moves the noise by this squared length on average: C·H·W / reach².
         floor = self.sensitivity.floor * base[0].numel() / self.coordinates.reach**2
         inner = torch.diag(floor / self.sensitivity.strength) + r.mT @ r
         self.r[slots] = r

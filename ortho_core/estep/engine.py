@@ -1,7 +1,7 @@
 """The E-step: find, for each target image, the noise that the generator already maps closest to it.
 
-A fixed number of slots is evaluated together; an image that is done leaves and the next one takes its slot. The shapes never
-change, so an image meets the same kernels and gets the same result whoever its neighbours are.
+A fixed number of slots is evaluated together. When an image is done, the next image takes its slot. The shapes never change,
+so the same kernels run for every image, and its result does not depend on which images share the batch.
 
 Axes: S slots, B images, C × H × W noise maps, m parameters, K evaluations at most.
 """
@@ -34,18 +34,18 @@ __all__ = ["AssignConfig", "Engine", "Found", "Request", "assign_encoded", "requ
 
 @dataclass(frozen=True)
 class Found:
-    """What was found for one image; everything is on the CPU."""
+    """The result of the search for one image; everything is on the CPU."""
 
     key: Any
-    #: Of the base noise, with candidates that of the best.
+    #: Seed of the base noise; with several candidates, of the best one.
     seed: int
     #: `space.noise(base, parameters)` is the assigned noise.
     parameters: Float[Tensor, " m"]
-    #: Each term at every evaluation, (evaluations,); `total` is what was minimised.
+    #: Each term at every evaluation, (evaluations,); `total` was minimised.
     history: dict[str, np.ndarray]
-    #: A loss or gradient was not finite at the last evaluation; the image is to be quarantined.
+    #: The loss or gradient was not finite at the last evaluation; the image must be quarantined.
     failed: bool
-    #: Forwards that chose the base noise among its candidates.
+    #: Forwards that were spent to choose the base noise among the candidates.
     candidate_forwards: int = 0
 
     @property
@@ -54,7 +54,7 @@ class Found:
 
     @property
     def best_step(self) -> int:
-        """The evaluation that is kept, the one with the lowest total."""
+        """The index of the kept evaluation, which has the lowest total."""
         return int(self.history["total"].argmin())
 
     @property
@@ -67,14 +67,14 @@ class Found:
 
     @property
     def failure(self) -> str:
-        """The step at which the loss broke, and the terms there."""
+        """The message of a failed image: the evaluation that was not finite, and its terms."""
         terms = ", ".join(f"{name} {values[-1]:g}" for name, values in self.history.items())
         return f"loss or gradient not finite at evaluation {self.evaluations} ({terms})"
 
 
 @dataclass
 class _Step:
-    """What one step told, on its way to the host: flags, and the images that were taken out before it."""
+    """The outcome of one step, on its way to the host: `done` flags (S,), and the images that left before the step."""
 
     done: Tensor
     owners: list[Request | None]
@@ -87,10 +87,10 @@ class _Step:
 
 
 class Engine:
-    """Assigns noise to a stream of images. Not thread-safe; `run` may be called again and again.
+    """Assigns noise to a stream of images. Not thread-safe; `run` may be called repeatedly.
 
-    On a GPU the host looks at a step's outcome one step later, while the next is computed, so neither waits for the other;
-    an image that is done by then does not change any more.
+    On a GPU the host reads a step's outcome one step later, while the next step is computed, so neither waits for the other.
+    An image that is already done does not change in that extra step.
     """
 
     def __init__(
@@ -101,34 +101,35 @@ class Engine:
         objective: Objective | None = None,
         on_event: Callable[[str], None] | None = None,
     ) -> None:
-        """Raises UserError if patches or regions do not divide the latent. `on_event` hears of a halved slot count.
+        """Raises UserError if patches or regions do not divide the latent.
 
-        Without an objective it is the reconstruction that an `AssignConfig` describes.
+        `on_event` is called with a message when the slot count is halved. The default objective is the reconstruction that an
+        `AssignConfig` describes.
         """
         if objective is None:
             if not isinstance(config, AssignConfig):
-                raise TypeError("a search that is no reconstruction needs an objective")
+                raise TypeError("a search whose config is not an AssignConfig needs an objective")
             objective = Reconstruction(generator, config)
         self.generator, self.config, self.slots = generator, config, slots
         self.space = noise_space(config, generator.latent_shape)
         self.objective = objective
         self.on_event = on_event
-        #: Evaluations computed so far, those of empty slots included: how full the slots were.
+        #: Evaluations computed so far, with those of empty slots: it shows how full the slots were.
         self.computed = 0
         self._sensitivity: Sensitivity | None = None
-        #: The configuration of a search that has a base noise to choose.
+        #: The configuration, if the search chooses among several base noises; else None.
         self._choice = config if isinstance(config, AssignConfig) and config.candidates > 1 else None
 
     @property
     def lag(self) -> int:
-        """How many steps later the host looks."""
+        """Steps between a step and the host's reading of its outcome."""
         return 1 if self.generator.device.type == "cuda" else 0
 
     def run(self, requests: Iterable[Request | None]) -> Iterator[Found]:
-        """Assign every request; yields them as they finish. Same requests, same order, same slots: same bits.
+        """Assign every request; yields the results as they finish. Same requests, order and slots give the same bits.
 
-        None among the requests says that nothing is at hand for now: the engine goes on with what it has, asks again, and
-        ends once it has nothing left.
+        A request of None means that none is available at the moment: the engine continues with the images in its slots, asks
+        again, and ends when its slots are empty.
         """
         waiting = _Queue(requests)
         while (first := waiting.peek()) is not None:
@@ -144,7 +145,7 @@ class Engine:
             free_cached()
             waiting.restart()
             if self.on_event is not None:
-                self.on_event(f"out of memory, going on with {self.slots} images side by side ({reason})")
+                self.on_event(f"out of memory, continuing with {self.slots} images at once ({reason})")
 
     def _run(self, waiting: "_Queue", first: Request) -> Iterator[Found]:
         slots = self._empty_slots(first)
@@ -198,7 +199,7 @@ class Engine:
         return empty_slots(self.space, self.objective, config, self._sensitivity, base, inputs)
 
     def _fill(self, slots: Slots, owners: list[Request | None], spent: list[int], waiting: "_Queue") -> None:
-        """Give the free slots to the images that wait, in order."""
+        """Put the waiting images into the free slots, in order."""
         entering: list[tuple[int, Request]] = []
         for i, owner in enumerate(owners):
             if owner is None and (request := self._take(waiting)) is not None:
@@ -208,17 +209,19 @@ class Engine:
             return
         requests = [request for _, request in entering]
         starts = self.space.start([request.seed for request in requests])
-        given = [starts[k] if request.start is None else request.start.to(starts) for k, request in enumerate(requests)]
+        initial = [
+            starts[k] if request.start is None else request.start.to(starts) for k, request in enumerate(requests)
+        ]
         device = self.generator.device
         slots.enter(
             to_device(torch.tensor([i for i, _ in entering]), device),
             self.generator.base_noise([request.seed for request in requests]),
-            to_device(torch.stack(given), device),
+            to_device(torch.stack(initial), device),
             stack_rows([request.inputs for request in requests]),
         )
 
     def _take(self, waiting: "_Queue") -> Request | None:
-        """The next image, its base noise chosen: for as many at once as fill whole batches with their candidates."""
+        """The next image, with its base noise chosen. Base noises are chosen for groups whose candidates fill whole batches."""
         if self._choice is not None and not waiting.settled:
             group = waiting.ahead(self.slots // math.gcd(self.slots, self._choice.candidates))
             if not group:
@@ -256,10 +259,10 @@ def assign_encoded(
     slots: int = 16,
     starts: Sequence[Tensor | None] | None = None,
 ) -> list[Found]:
-    """Assign the noise of B images that are all at hand, for a reconstruction; in their order.
+    """Assign the noise of B images whose encoded targets are all in memory, by reconstruction; results in the images' order.
 
-    `seeds` give the base noises, or the first of each image's candidates; `starts` the parameters to begin with. Raises
-    UserError if the patch size does not divide the latent.
+    `seeds` decide the base noises (with several candidates, the first of each image). `starts` are the parameters to start
+    from. Raises UserError if the patch size does not divide the latent.
     """
     objective = Reconstruction(generator, config)
     inputs = objective.inputs(condition, target_latents, images)

@@ -1,4 +1,4 @@
-"""What the E-step searches for: any objective, and the reconstruction of an image.
+"""The objective of a search: the protocol, and the reconstruction of an image.
 
 Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 """
@@ -17,17 +17,17 @@ from ortho_core.losses import mean_absolute, mean_square
 
 @runtime_checkable
 class Objective(Protocol):
-    """What the noise of each image is chosen for. Called by the engine with one row per slot."""
+    """The loss that a search minimises for each image. The engine calls it with one row per slot."""
 
-    #: Names of the parts that a call returns beside `total`.
+    #: Names of the terms that a call returns besides `total`.
     parts: tuple[str, ...]
 
     def __call__(self, noise: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`total` and the parts it is made of, each (B,), for noise (B, C, H, W) and the images' `inputs`."""
+        """`total` and the terms that it consists of, each (B,), for noise (B, C, H, W) and the images' `inputs`."""
         ...
 
     def blank_inputs(self, count: int) -> dict[str, Tensor]:
-        """Inputs of so many rows, of the right shapes and no content: for measuring time and memory."""
+        """Inputs of `count` rows, with the right shapes and arbitrary content: to measure time and memory."""
         ...
 
 
@@ -45,13 +45,13 @@ class Reconstruction:
     def inputs(
         self, condition: Condition, targets: Float[Tensor, "B ..."], images: Float[Tensor, "B 3 Y X"] | None
     ) -> dict[str, Tensor]:
-        """The inputs of B images, all on the generator's device; images only where they are needed."""
-        found = {f"condition.{name}": tensor for name, tensor in condition.tensors.items()} | {"target": targets}
+        """The inputs of B images, all on the generator's device. Raises ValueError if the pixel term has no `images`."""
+        inputs = {f"condition.{name}": tensor for name, tensor in condition.tensors.items()} | {"target": targets}
         if self.weights.pixel_l1_weight:
             if images is None:
                 raise ValueError("the pixel term needs the target images")
-            found["image"] = images
-        return found
+            inputs["image"] = images
+        return inputs
 
     @torch.no_grad()
     def blank_inputs(self, count: int) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Optimisers of the noise parameters that treat every image on its own: nothing is ever averaged over the batch.
+"""Optimisers of the noise parameters. Each image is optimised separately; nothing is averaged over the batch.
 
-Axes: B images (slots), m parameters, M remembered L-BFGS pairs. Each optimiser answers "where to evaluate next" from the
-loss and gradient at the last point; no value leaves the device. A slot's state is made fresh when another image enters it.
+Axes: B images (slots), m parameters, M stored L-BFGS pairs. From the loss and gradient at the last point, an optimiser
+computes the next point to evaluate. No value leaves the device. A slot's state is reset when a new image enters it.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.linalg import vector_norm
 
-#: γ over sᵀy/yᵀ·metric·y of the newest pair. That is the shorter of the two lengths of a pair (Barzilai & Borwein 1988);
-#: steps twice as long need fewer evaluations, or as many, on every problem of `benchmarks.estep_efficiency`.
+#: γ divided by sᵀy/yᵀ·metric·y of the newest pair, which is the shorter of the two step lengths of Barzilai & Borwein (1988).
+#: Steps twice as long need no more evaluations, and often fewer, on every problem of `benchmarks.estep_efficiency`.
 STRETCH = 2.0
 
 
@@ -24,7 +24,7 @@ class Optimizer(Protocol):
         ...
 
     def reset(self, slots: Int[Tensor, " k"]) -> None:
-        """Forget everything about these slots: their next point is an image's first."""
+        """Reset the state of these slots: their next point is the first of a new image."""
         ...
 
 
@@ -32,14 +32,14 @@ class AdamW:
     """The reference optimiser: AdamW on a full matrix `raw` with A = raw - rawᵀ, betas (0.9, 0.999), no weight decay.
 
     The entries raw_ij and raw_ji get opposite gradients, hence opposite updates (Loshchilov & Hutter 2019, eq. for m, v),
-    so the entry A_ij above the diagonal moves by exactly twice one Adam update: that is what is computed here.
+    so the entry A_ij above the diagonal moves by exactly twice one Adam update. This class computes that on A directly.
     """
 
     def __init__(self, like: Float[Tensor, "B m"], lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         self.lr, self.betas, self.eps = lr, betas, 1e-8
         self.first, self.second = torch.zeros_like(like), torch.zeros_like(like)
-        # Images enter at different times, so each counts its own steps; float64 as Python's own powers would be, but on
-        # Apple's GPUs, which have none: there the first steps are off by up to 3e-5 of themselves.
+        # Images enter at different times, so each has its own step count. It is float64, as the powers in Python are. Apple's
+        # GPUs have no float64: there the relative error of the first steps is up to 3e-5.
         exact = torch.float32 if like.device.type == "mps" else torch.float64
         self.steps = torch.zeros(len(like), 1, dtype=exact, device=like.device)
 
@@ -58,18 +58,18 @@ class AdamW:
 
 
 def identity(vectors: Float[Tensor, "B m"]) -> Float[Tensor, "B m"]:
-    """The metric of an optimiser that knows nothing of the generator."""
+    """The metric of an optimiser without a curvature model."""
     return vectors
 
 
 class LBFGS:
     """Limited-memory BFGS (Nocedal 1980) with one history and one step size per image, and no line search.
 
-    A step that lowers the image's loss is kept. One that does not is undone: the next trial goes back to the best point
-    and takes at most half of the failed step's length along a direction that has learned from it, so every evaluation is
-    either progress or information. The recursion starts from γ·metric, with `metric` the inverse of a first guess of the
-    Hessian up to a factor (`curvature.CurvatureModel`) and γ from the newest pair (`STRETCH`). The first step has norm
-    `first_step`; none is longer than `max_step`.
+    A step that lowers the image's loss is kept. Any other step is undone: the next trial starts again from the best point,
+    with at most half of the failed step's length. Its direction uses the curvature pair of the failed step, so no evaluation
+    is wasted. The recursion starts from γ·metric. `metric` is the inverse of an initial model of the Hessian, up to a factor
+    (`curvature.CurvatureModel`); γ comes from the newest pair (`STRETCH`). The first step has norm `first_step`; no step is
+    longer than `max_step`.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class LBFGS:
         self.first_step, self.max_step = first_step, max_step
         self.best_x, self.best_grad, self.last_step = (torch.zeros_like(like) for _ in range(3))
         self.best_loss = like.new_full((B,), float("inf"))
-        #: The pairs of each image, each where the oldest was; zeros where there is none yet.
+        #: The stored pairs of each image; a new pair replaces the oldest. Zeros where there is no pair yet.
         self.s, self.y = like.new_zeros(B, memory, m), like.new_zeros(B, memory, m)
-        #: How many pairs the image had when this one came, and how many it has by now.
+        #: Number of pairs that the image had before this pair was stored, and number of pairs stored so far.
         self.born = torch.zeros(B, memory, dtype=torch.long, device=like.device)
         self.count = torch.zeros(B, dtype=torch.long, device=like.device)
-        #: sᵢᵀyⱼ, of which those with a pair i that is not younger than j are used, and yᵢᵀ·metric·yⱼ.
+        #: sᵢᵀyⱼ, used only where pair i is not newer than pair j, and yᵢᵀ·metric·yⱼ.
         self.sy, self.ymy = like.new_zeros(B, memory, memory), like.new_zeros(B, memory, memory)
         #: γ, 0 before the first pair.
         self.gamma = like.new_zeros(B)
@@ -114,7 +114,7 @@ class LBFGS:
         self.best_loss = torch.where(better, loss, self.best_loss)
         along = self.metric(self.best_grad)
         step = -self._precondition(self.best_grad, along)
-        # Without curvature yet, or where the quasi-Newton direction does not descend, go down the metric's gradient.
+        # Before the first pair, and where the quasi-Newton direction does not descend, follow the metric's gradient.
         plain = (self.gamma == 0) | ((step * self.best_grad).sum(1) >= 0)
         descent = -along * (self.first_step / vector_norm(along, dim=1).clamp_min(1e-20))[:, None]
         step = torch.where(plain[:, None], descent, step)
@@ -141,14 +141,14 @@ class LBFGS:
     def _precondition(self, grad: Float[Tensor, "B m"], along: Float[Tensor, "B m"]) -> Float[Tensor, "B m"]:
         """H·grad with `along` = metric·grad, in the compact form (Byrd, Nocedal & Schnabel 1994, theorem 2.2).
 
-        What the two-loop recursion gives, but with two products with all pairs at once instead of four with each:
+        The result is that of the two-loop recursion, with two products over all pairs at once instead of four for each pair:
         H g = γ·metric·(g + Y b) + S a with R b = -Sᵀg, Rᵀa = -(D + γ·Yᵀ·metric·Y) b - γ·Yᵀ·metric·g, R the upper triangle
         of SᵀY in the order of the pairs and D its diagonal.
         """
         gamma = self.gamma[:, None, None]
         diagonal = torch.diagonal(self.sy, dim1=1, dim2=2)
         R = torch.where(self.born[:, :, None] <= self.born[:, None, :], self.sy, 0)
-        # Where there is no pair all is zero, and the one that a solver needs there changes nothing.
+        # Missing pairs have zeros everywhere. The 1 on the diagonal makes R invertible and changes nothing.
         R = R + torch.diag_embed((diagonal == 0).to(R))
         b = -torch.linalg.solve_ex(R, torch.bmm(self.s, grad[:, :, None]), check_errors=False).result
         right = torch.diag_embed(diagonal) @ b + gamma * (self.ymy @ b + torch.bmm(self.y, along[:, :, None]))

@@ -12,14 +12,14 @@ from ortho_core.errors import OutOfMemory, ran_out_of_memory
 
 @dataclass(frozen=True)
 class Request:
-    """One image to be assigned. `inputs` are its rows of the objective's inputs, without a batch axis, on the device."""
+    """One image to be assigned. `inputs` are its inputs of the objective, without a batch axis, on the device."""
 
     key: object
-    #: Of its base noise, or of the first where there are several candidates.
+    #: Seed of the base noise; with several candidates, of the first one.
     seed: int
     inputs: Mapping[str, Tensor]
-    #: Parameters (m,) to start from, as an earlier assignment found them at this very seed, whose base noise is kept; None: the
-    #: start of the noise space.
+    #: Parameters (m,) to start from, from an earlier assignment with the same seed; the base noise is then kept. None: start
+    #: from the default of the noise space.
     start: Tensor | None = None
 
 
@@ -36,13 +36,13 @@ def requests_of(
 
 
 class _Queue:
-    """The requests in order; those taken and not finished can be put back, to be done again from their start."""
+    """The requests in order. Requests that were taken and did not finish can be put back, to start again."""
 
     def __init__(self, requests: Iterable[Request | None]) -> None:
         self._source = iter(requests)
         self._next: deque[Request] = deque()
         self._taken: list[Request] = []
-        #: Requests at the head whose base noise is chosen.
+        #: Number of requests at the head whose base noise is already chosen.
         self.settled = 0
 
     def peek(self) -> Request | None:
@@ -51,13 +51,13 @@ class _Queue:
         return self._next[0] if self._next else None
 
     def _read(self) -> bool:
-        """Have one more at hand, if there is one for now."""
+        """Append one more request to the queue; False if none is available at the moment."""
         try:
             request = next(self._source, None)
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
-            # Not the engine's to answer: a source that has failed once says nothing more, and its rows would be lost.
+            # The engine cannot retry: a generator that raised yields nothing more, and its rows would be lost.
             reason = str(error).splitlines()[0]
             raise OutOfMemory(f"out of memory while images were encoded, use fewer slots ({reason})") from error
         if request is not None:
@@ -65,13 +65,13 @@ class _Queue:
         return request is not None
 
     def ahead(self, count: int) -> list[Request]:
-        """The next ones, at most so many; they stay in the queue."""
+        """The next requests, at most `count`; they stay in the queue."""
         while len(self._next) < count and self._read():
             pass
         return list(itertools.islice(self._next, count))
 
     def settle(self, chosen: list[Request]) -> None:
-        """Put these in the place of the next ones."""
+        """Replace the next requests by `chosen`, whose base noise is chosen."""
         for i, request in enumerate(chosen):
             self._next[i] = request
         self.settled = len(chosen)

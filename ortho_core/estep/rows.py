@@ -1,6 +1,6 @@
-"""What the rows of a shard are searched for: how they become inputs of the objective, and what a record says of the result.
+"""How the rows of a shard become inputs of the objective, and which columns their records get.
 
-Two kinds: pairs, whose image is to be met, and prompts, whose rewards are to be raised.
+There are two kinds: pairs, whose image is the target, and prompts, whose reward is maximised (`ortho_core.rewards.rows`).
 """
 
 import time
@@ -21,13 +21,13 @@ from ortho_core.pairs.decoding import Decode, decode_in_threads, decoded_batches
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Failure, Pair, Shard
 
-#: Rows that are encoded, or scored, together. Filled up where there are fewer, so that a row's numbers do not hang on the rest.
+#: Rows that are encoded or scored together. Smaller batches are filled up, so that a row's numbers do not depend on the others.
 ROWS_ENCODED_TOGETHER = 8
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of a shard, ready to be searched: `kept` is what their records need of them, `inputs` may have more rows."""
+    """Some rows of a shard, ready for the search. `kept` is data for their records; `inputs` may have more rows than `pairs`."""
 
     pairs: list[Pair]
     kept: Sequence[object]
@@ -38,31 +38,31 @@ class Batch:
 class Rows(Protocol):
     """A kind of row. Used from one thread."""
 
-    #: Seconds in which nothing was at hand.
+    #: Seconds spent waiting for rows.
     waited: float
 
     @property
     def objective(self) -> Objective:
-        """What the engine searches for."""
+        """The objective of the engine."""
         ...
 
     def batches(self, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[Batch]:
-        """The usable rows of a shard in order; the others go to `failures`. `only` are the rows to look at."""
+        """The usable rows of a shard in order; the others go to `failures`. With `only`, other rows are skipped."""
         ...
 
     def columns(
         self, found: Sequence[Found], pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor, base: Tensor
     ) -> Iterator[dict[str, object]]:
-        """What a record says of each row besides its noise; `noise` and `base` are (B, C, H, W)."""
+        """The columns of each row's record besides its noise; `noise` and `base` are (B, C, H, W)."""
         ...
 
     def killed(self) -> int:
-        """Processes that died of a row."""
+        """Number of processes that a row crashed."""
         ...
 
 
 class PairRows:
-    """Images to be met: what the E-step searches for."""
+    """Pairs: the E-step searches for the noise of their images."""
 
     def __init__(
         self,
@@ -101,16 +101,16 @@ class PairRows:
 
     @torch.no_grad()
     def _encoded(self, images: Tensor) -> Tensor:
-        """E(x) of images (B, 3, Y, X), in parts where memory runs out."""
+        """E(x) of images (B, 3, Y, X), in smaller parts if memory runs out."""
         encode = self.objective.generator.encode_images
         return torch.cat(self.at_once(len(images), lambda part: encode(images[part])))
 
     def kept(self, images: Tensor, targets: Tensor) -> list[object]:
-        """What the records need of images (B, 3, Y, X) and their target latents, one for each."""
+        """The data that each record needs, from images (B, 3, Y, X) and their target latents: one object per image."""
         return list(targets)
 
     def _meaningful(self, batch: list[Pair], images: Tensor, failures: list[Failure]) -> tuple[list[Pair], Tensor]:
-        """The rows without those whose prompt the generator refuses, which go to `failures`."""
+        """The rows whose prompt the generator accepts; the others go to `failures`."""
         try:
             self.prompts([pair.prompt for pair in batch])
             return batch, images

@@ -1,6 +1,6 @@
-"""Working through shards of rows: the engine's slots are kept filled across shards, and each is given back whole.
+"""Assigns shards of rows. The engine's slots stay filled across shards; each shard's result is returned complete.
 
-Everything a worker does between reading rows and publishing a part file, without knowing who runs it.
+This is a worker's task between reading rows and publishing a part file, independent of Ray.
 """
 
 import queue
@@ -35,7 +35,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Key:
-    """What a record needs of a row beside what was found for it."""
+    """The data of a row that its record needs besides the search's result."""
 
     task: _Task
     pair: Pair
@@ -44,7 +44,7 @@ class _Key:
 
 @dataclass(frozen=True)
 class RecordConfig:
-    """What the records say and keep besides what was found."""
+    """Settings of the records that do not come from the search."""
 
     seed: int
     store: str
@@ -53,15 +53,15 @@ class RecordConfig:
 
 
 class ShardAssigner:
-    """An engine around a loaded generator that works through shards as they are submitted.
+    """An engine around a loaded generator that assigns shards as they are submitted.
 
-    Shards that are there together share the slots: the last rows of one and the first of the next are evaluated side by
-    side, so no slot runs empty between them. A row's result does not depend on its company.
+    Waiting shards share the slots: the last rows of one shard and the first rows of the next are evaluated together, so no
+    slot is empty between them. A row's result does not depend on the other rows.
     """
 
     def __init__(self, engine: Engine, rows: Rows, config: RecordConfig) -> None:
         if engine.objective is not rows.objective:
-            raise ValueError("the engine searches for something else than these rows")
+            raise ValueError("the engine's objective is not the objective of the rows")
         self.engine, self.rows, self.config = engine, rows, config
         self._inbox: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self._underway: list[_Task] = []
@@ -69,7 +69,7 @@ class ShardAssigner:
     def submit(
         self, shard: Shard, starts: Mapping[str, Start] | None = None, only: frozenset[int] | None = None
     ) -> "Future[ShardResult]":
-        """Ask for a shard; thread-safe. `starts` are where to begin by sample id, `only` the rows to look at."""
+        """Queue a shard; thread-safe. `starts` are the starting points by sample id. With `only`, other rows are skipped."""
         task = _Task(shard, only, starts or {})
         self._inbox.put(task)
         return task.future
@@ -83,12 +83,12 @@ class ShardAssigner:
         return future.result()
 
     def serve(self) -> None:
-        """Work on what is submitted, for ever: the target of a thread."""
+        """Assign submitted shards in an endless loop: the target of a thread."""
         while True:
             self._work(self._inbox.get())
 
     def _work(self, first: _Task) -> None:
-        """Assign `first` and whatever is submitted until the engine has nothing left to do."""
+        """Assign `first`, and every shard that is submitted before the engine runs out of images."""
         self._underway = [first]
         try:
             for found in self.engine.run(self._requests(first)):
@@ -100,7 +100,7 @@ class ShardAssigner:
             self._underway = []
 
     def _requests(self, task: _Task) -> Iterator[Request | None]:
-        """The images of one shard after the other; None while no further shard is there."""
+        """The images of one shard after the other; None while no further shard is submitted."""
         while True:
             yield from self._requests_of(task)
             task.all_handed_in = True
@@ -114,7 +114,7 @@ class ShardAssigner:
             self._underway.append(task)
 
     def _requests_of(self, task: _Task) -> Iterator[Request]:
-        """The shard's rows as the engine takes them."""
+        """The shard's rows as requests for the engine."""
         generator = self.engine.generator
         for batch in self.rows.batches(task.shard, task.result.failures, task.only):
             task.result.truncated_prompts += generator.count_truncated([pair.prompt for pair in batch.pairs])
@@ -129,7 +129,7 @@ class ShardAssigner:
             )
 
     def _settle(self, task: _Task) -> None:
-        """Give a shard back once all of its images are found."""
+        """Return a shard's result once all of its images are assigned."""
         if not task.all_handed_in or len(task.found) < task.handed_in:
             return
         self._underway.remove(task)
@@ -170,13 +170,13 @@ class ShardAssigner:
         else:
             noise = rebuild_noise(seeds, parameters, config.patch_size, shape, config.regions)
         if keep.store == "noise":
-            noise = noise.half().float()  # what a reader will see, and checks
+            noise = noise.half().float()  # as a reader of the record gets it; the checksum is of these values
         keeps_noise = free or keep.store == "noise"
         checksums = noise_checksum(noise)
         pairs = [one.key.pair for one in found]
         columns = self.rows.columns(found, pairs, [one.key.kept for one in found], noise, seeded_normal(seeds, shape))
         records = []
-        for i, (one, pair, own) in enumerate(zip(found, pairs, columns, strict=True)):
+        for i, (one, pair, row_columns) in enumerate(zip(found, pairs, columns, strict=True)):
             kept = noise[i].flatten().numpy() if keeps_noise else None
             records.append(
                 {
@@ -197,13 +197,13 @@ class ShardAssigner:
                     "evaluations": one.evaluations,
                     "model_fingerprint": keep.model_fingerprint,
                     "config_fingerprint": keep.config_fingerprint,
-                    **own,
+                    **row_columns,
                 }
             )
         return records
 
 
-#: Noise maps that are rebuilt together, in float64, to take their checksums.
+#: Noise maps that are rebuilt together, in float64, for their checksums.
 RECORDS_AT_ONCE = 64
 
 

@@ -1,4 +1,4 @@
-"""The state of the images in flight: one slot each, on the generator's device, stepped together and never read back.
+"""The state of the images under search: one slot each, on the generator's device. All slots step together, without host reads.
 
 Axes: S slots, C × H × W noise maps, m parameters, n coordinates, K evaluations at most, T terms of the loss.
 """
@@ -19,7 +19,7 @@ from ortho_core.noise.spaces import NoiseSpace
 
 
 class Slots:
-    """S images side by side. An empty slot is computed like any other, so that shapes and kernels never change."""
+    """The state of S images. An empty slot is computed like any other, so that shapes and kernels never change."""
 
     def __init__(
         self,
@@ -32,14 +32,14 @@ class Slots:
         base: Float[Tensor, "S C H W"],
         inputs: Mapping[str, Tensor],
     ) -> None:
-        """`base` and `inputs` give shapes and the content of the slots that are still empty."""
+        """`base` and `inputs` define the shapes, and fill the slots that are still empty."""
         S, K = len(base), config.steps
         self.space, self.coordinates, self.objective, self.config = space, coordinates, objective, config
         self.optimizer, self.metric = optimizer, metric
         self.names = ("total", *objective.parts, "drift", "prior")
         self.base = base.clone()
         self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-        #: Coordinates, as `best_x` is.
+        #: Coordinates, as in `best_x`.
         self.x = base.new_zeros(S, coordinates.count)
         self.best_x = torch.zeros_like(self.x)
         self.best_total = base.new_full((S,), float("inf"))
@@ -56,12 +56,12 @@ class Slots:
         parameters: Float[Tensor, "k m"],
         inputs: Mapping[str, Tensor],
     ) -> None:
-        """Put k images into `slots`, everything about them fresh; their search starts at `parameters`."""
+        """Put k images into `slots` and reset the slots' state; the search starts at `parameters`."""
         self.base[slots] = base
         for name, tensor in inputs.items():
             self.inputs[name][slots] = tensor
         one_by_one = [(slots[i : i + 1], base[i : i + 1], parameters[i : i + 1]) for i in range(len(slots))]
-        # Matrix products round differently for another number of images, which would make a result depend on who enters with it.
+        # One by one: a matrix product rounds differently for another number of images, so results would depend on the group.
         x = torch.cat([self.coordinates.enter(*image) for image in one_by_one])
         self.x[slots] = x
         self.best_x[slots] = x
@@ -71,8 +71,8 @@ class Slots:
         self.failed[slots] = False
         self.optimizer.reset(slots)
         if self.metric is not None:
-            for slot, own, _ in one_by_one:
-                self.metric.reset(slot, own)
+            for slot, image_base, _ in one_by_one:
+                self.metric.reset(slot, image_base)
 
     def evaluate(self, x: Float[Tensor, "S n"]) -> tuple[dict[str, Tensor], Float[Tensor, "S n"]]:
         """The terms of every slot at x and the gradient of each slot's total. A term of weight 0 is zero."""
@@ -85,11 +85,11 @@ class Slots:
 
     @torch.no_grad()
     def step(self) -> Bool[Tensor, " S"]:
-        """One evaluation of every slot. Returns which images are done by it; they stay as they are from then on."""
+        """Evaluate every slot once. Returns the flags of the images that are now done; later steps do not change these."""
         terms, grad = self.evaluate(self.x)
         total, K = terms["total"], self.config.steps
         usable = total.isfinite() & grad.isfinite().all(1)
-        # A comparison with NaN is false, so a broken evaluation never replaces the best one.
+        # A comparison with NaN is false, so an evaluation that is not finite never replaces the best one.
         better = self.active & usable & (total < self.best_total)
         self.best_x = torch.where(better[:, None], self.x, self.best_x)
         self.best_total = torch.where(better, total, self.best_total)
@@ -116,7 +116,7 @@ class Slots:
         return (self.count >= patience) & (gain <= self.config.stop_tolerance * self.best_total.abs())
 
     def leave(self, slots: Int[Tensor, " k"]) -> dict[str, Tensor]:
-        """What is to be known of the images in `slots`, as copies."""
+        """Copies of the results of the images in `slots`."""
         one_by_one = [slots[i : i + 1] for i in range(len(slots))]  # as for `enter`
         return {
             "parameters": torch.cat([self.coordinates.parameters(slot, self.best_x[slot]) for slot in one_by_one]),
@@ -134,9 +134,9 @@ def empty_slots(
     base: Float[Tensor, "S C H W"],
     inputs: Mapping[str, Tensor],
 ) -> Slots:
-    """S empty slots with the optimiser of the configuration, which for L-BFGS starts from the sensitivity, if there is one.
+    """S empty slots with the optimiser of the configuration. L-BFGS starts from the sensitivity, if there is one.
 
-    `base` and `inputs` give shapes, as for `Slots`.
+    `base` and `inputs` define the shapes, as for `Slots`.
     """
     if config.optimizer == "adamw":  # the reference, which moves all parameters
         x = base.new_zeros(len(base), space.parameters)
@@ -156,7 +156,7 @@ def loss_terms(
     noise: Float[Tensor, "S C H W"],
     inputs: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """`total`, which is minimised, and the terms that it is made of, each (S,). A term of weight 0 is zero."""
+    """`total`, which is minimised, and the terms that it consists of, each (S,). A term of weight 0 is zero."""
     terms = objective(noise, inputs)
     total = terms["total"]
     terms |= {"drift": torch.zeros_like(total), "prior": torch.zeros_like(total)}

@@ -6,11 +6,11 @@ from ortho_core.noise.spaces import Free, NoiseSpace, Rotations
 
 
 def noise_space(search: SearchConfig, latent_shape: tuple[int, int, int]) -> NoiseSpace:
-    """Where the noise is looked for. Raises UserError if patches or regions do not divide the latent, or do not apply."""
+    """The noise space that is searched. Raises UserError if patches or regions do not divide the latent, or do not apply."""
     if search.transform == "free":
         if search.regions > 1:
             raise UserError(
-                f"regions {search.regions} are of rotations; transform free has none: leave one of them out"
+                f"regions {search.regions} needs rotations, and transform free has none: leave out one of the two"
             )
         return Free(latent_shape)
     return Rotations(latent_shape, search.patch_size, search.regions)

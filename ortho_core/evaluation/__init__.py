@@ -1,5 +1,5 @@
-"""How models are judged on held-out rows: what is computed for each row, the models that look at images, the statistics.
+"""Evaluation of models on held-out rows.
 
-`rows` is what a worker does, `judge` and `features` hold what looks at images, `statistics` turns figures and features of
-many rows into numbers with intervals, `metrics` has their names.
+`rows` computes the record of each row in a worker. `judge` and `features` have the models that score images. `statistics` turns
+the figures and features of many rows into numbers with intervals. `metrics` has the names of these numbers.
 """

@@ -1,4 +1,4 @@
-"""How far a set of images is from another, as one call."""
+"""The distance between two sets of images, as one call."""
 
 from pathlib import Path
 
@@ -24,12 +24,11 @@ def kid_between(
     device: str = "auto",
     batch_size: int = 32,
 ) -> Estimate:
-    """The kernel inception distance of images from references, with its 95 % interval; lower is nearer, 0 is the same set.
+    """The kernel inception distance of images from references, with its 95 % interval; lower is closer, 0 is the same set.
 
-    Both are (B, 3, Y, X) float32 in [0, 1], as many of one as of the other, row b of both of the same prompt. `features` is
-    tiny-clip, which is installed with this package, or a folder of a CLIP or other vision model in transformers' format.
-    Values of different features cannot be compared. `device` is where the features are computed (`auto`: a GPU where there is
-    one).
+    Both sets are float32 in [0, 1], (B, 3, Y, X), and have equally many images. Row b of both has the same prompt. `features`
+    is `tiny-clip`, which is installed with this package, or a folder of a CLIP or other vision model in transformers' format.
+    Values of different features cannot be compared. `device` computes the features (`auto`: a GPU if there is one).
 
     Raises UserError for fewer than 8 images, sets of different sizes, and features that cannot be loaded.
     """
@@ -41,7 +40,7 @@ def kid_between(
     extract = find_features(str(features), Path()).load(device, {})
 
     def features_of(every: Tensor) -> np.ndarray:
-        # In whole grey levels, as a viewer sees them.
+        # Rounded to uint8 values, as a viewer sees the images.
         seen = to_bytes(every).float() / 255
         with torch.no_grad():
             return torch.cat(AtOnce(batch_size)(len(seen), lambda part: extract(seen[part].to(device)).cpu())).numpy()

@@ -1,4 +1,4 @@
-"""Feature extractors: what FID, KID, CMMD, precision and recall see of an image. By name, or a folder of a model.
+"""Feature extractors for FID, KID, CMMD, precision and recall, chosen by a name or by a model's folder.
 
 Axes: B images, 3 × Y × X pixels, D features.
 """
@@ -20,7 +20,7 @@ from ortho_core.rewards.names import fingerprint_of
 from ortho_core.text.parsing import NotParsedError, json_file, shown
 from ortho_core.text.plain_text import one_line
 
-#: The CLIP model that comes with the code.
+#: The CLIP model that is installed with this package.
 TINY_CLIP = Path(__file__).resolve().parent / "tiny-clip"
 #: The weights of FID's own network, as torch-fidelity publishes them.
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -33,16 +33,16 @@ VISION_FILES = (
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Features of an image, which depend on that image alone."""
+    """Computes the features of images. The features of an image do not depend on the other images."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, D) float32 of images (B, 3, Y, X) in [0, 1], in whole grey levels."""
+        """Features (B, D) float32 of images (B, 3, Y, X) in [0, 1], rounded to multiples of 1/255."""
         ...
 
 
 @dataclass(frozen=True)
 class FeatureModel:
-    """Which extractor `--features` means, its files found and none of it loaded yet."""
+    """The extractor that `--features` names. Its files exist; none is loaded yet."""
 
     name: str
     kind: Literal["clip", "inception", "vision"]
@@ -50,7 +50,7 @@ class FeatureModel:
     fingerprint: str
 
     def load(self, device: str | torch.device, towers: MutableMapping[Path, ClipTower]) -> Extractor:
-        """The extractor on the device; a CLIP model that is among `towers` already is that one. Raises UserError."""
+        """The extractor on the device. A CLIP model that `towers` already has is reused. Raises UserError."""
         if self.kind == "inception":
             return Inception(self.folder / INCEPTION, device)
         if self.kind == "vision":
@@ -61,7 +61,7 @@ class FeatureModel:
 
 
 def find_features(given: str, root: Path, option: str = "--features") -> FeatureModel:
-    """What a name or a folder means; folders that names stand for are looked for under `root`. Raises UserError."""
+    """The extractor of a name or a folder. The folder of a name is searched under `root`. Raises UserError."""
     if given == "inception":
         folder, origin = root / "inception", "InceptionV3 for FID (from torch-fidelity's releases)"
         check_files(folder, f"{option} inception", [(INCEPTION,)], origin)
@@ -84,18 +84,18 @@ def find_features(given: str, root: Path, option: str = "--features") -> Feature
 
 
 def model_type(file: Path, option: str) -> str:
-    """What a `config.json` says the model is. Raises UserError."""
+    """The `model_type` in a `config.json`. Raises UserError if it cannot be read."""
     try:
         kind = json_file(file).get("model_type")
     except (OSError, NotParsedError) as error:
-        raise UserError(f"{option}: {file} does not say which model it is of: {one_line(error)}") from error
+        raise UserError(f"{option}: the model_type in {file} cannot be read: {one_line(error)}") from error
     if not isinstance(kind, str):
-        raise UserError(f"{option}: {file} does not say which model it is of: its model_type is {shown(kind)}")
+        raise UserError(f"{option}: the model_type in {file} is {shown(kind)}; accepted: a text such as clip")
     return kind
 
 
 class ClipFeatures:
-    """The image embeddings of a CLIP model, as long as they come out of it."""
+    """The image embeddings of a CLIP model, not normalised."""
 
     def __init__(self, tower: ClipTower) -> None:
         self.tower = tower
@@ -105,13 +105,13 @@ class ClipFeatures:
 
 
 class Inception:
-    """The 2048 features of InceptionV3's last pooling that published FIDs are made with, by torch-fidelity."""
+    """The 2048 features of InceptionV3's last pooling layer, which published FIDs use, by torch-fidelity."""
 
     def __init__(self, file: Path, device: str | torch.device) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         weights = read_weights(file, "--features inception")
-        # Its constructor unpickles the file that it is given: it gets one of our own, of tensors alone.
+        # The constructor unpickles its file. For safety it gets an in-memory file that has only tensors.
         tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
         buffer = io.BytesIO()
         torch.save(tensors, buffer)
@@ -131,7 +131,7 @@ class Inception:
 
 
 class VisionModel:
-    """The pooled output of any of transformers' vision models, DINOv2 for one, behind its own preprocessing."""
+    """The pooled output of a vision model of transformers, such as DINOv2, with the model's own preprocessing."""
 
     def __init__(self, folder: Path, device: str | torch.device) -> None:
         from transformers import AutoImageProcessor, AutoModel
@@ -139,7 +139,7 @@ class VisionModel:
         try:
             model, report = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
             self.processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # of damaged files every library raises its own kind
+        except Exception as error:  # every library raises other errors for damaged files
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"--features: {folder} cannot be loaded as a vision model: {reason}") from error
         if missing := sorted(report["missing_keys"]):
@@ -152,18 +152,18 @@ class VisionModel:
         pooled = getattr(self.model(**inputs.to(images.device)), "pooler_output", None)
         if pooled is None:
             raise UserError(
-                f"--features: the model in {self.folder} has no pooled output; accepted: one that has, as DINOv2"
+                f"--features: the model in {self.folder} has no pooled output; accepted: a model with one, such as DINOv2"
             )
         features: Tensor = pooled.flatten(1).float()
         return features
 
 
-#: Networks of LPIPS: the beginning of the name of torchvision's weight file, and the `net` of the lpips package.
+#: Networks of LPIPS: the prefix of torchvision's weight file, and the value of `net` in the lpips package.
 LPIPS_NETWORKS = {"alexnet": "alex", "vgg16": "vgg", "squeezenet1_1": "squeeze"}
 
 
 def find_lpips(given: str) -> Path:
-    """The weight file of LPIPS's network. Raises UserError if there is none, or no package to use it."""
+    """The weight file of LPIPS's network. Raises UserError if there is none, or if the package lpips is not installed."""
     import importlib.util
 
     wanted = " or ".join(f"{name}*.pth" for name in LPIPS_NETWORKS)
@@ -180,7 +180,7 @@ def find_lpips(given: str) -> Path:
 
 
 class Lpips:
-    """LPIPS 0.1 (Zhang et al. 2018): the lpips package, its network's weights from the user's file."""
+    """LPIPS 0.1 (Zhang et al. 2018), by the lpips package, with the network's weights from the user's file."""
 
     def __init__(self, file: Path, device: str | torch.device) -> None:
         import warnings
@@ -189,20 +189,20 @@ class Lpips:
 
         network = next(net for name, net in LPIPS_NETWORKS.items() if file.name.startswith(name))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the package calls torchvision as it was some years ago
+            warnings.simplefilter("ignore")  # the package uses deprecated arguments of torchvision
             model = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
         self._fill(model.net, read_weights(file, "--lpips"), file)
         self.model = frozen(model, device, "float32")
 
     @staticmethod
     def _fill(network: torch.nn.Module, weights: Mapping[str, Any], file: Path) -> None:
-        """The package cuts torchvision's `features` into slices, and keeps their numbers: `slice2.3.weight`."""
-        own = {name: "features." + name.partition(".")[2] for name in network.state_dict()}
-        found = {name: weights[theirs] for name, theirs in own.items() if theirs in weights}
-        load_weights(network, found, file, "--lpips")
+        """Load torchvision's weights. The package splits `features` into slices and keeps the numbers: `slice2.3.weight`."""
+        names = {name: "features." + name.partition(".")[2] for name in network.state_dict()}
+        renamed = {name: weights[source] for name, source in names.items() if source in weights}
+        load_weights(network, renamed, file, "--lpips")
 
     @torch.no_grad()
     def __call__(self, images: Tensor, others: Tensor) -> Tensor:
-        """(B,) of images (B, 3, Y, X) in [0, 1]."""
+        """Distances (B,) between images and others, both (B, 3, Y, X) in [0, 1]."""
         distances: Tensor = self.model(images, others, normalize=True)
         return distances.flatten()

@@ -1,4 +1,4 @@
-"""What looks at images: extractors, rewards and LPIPS, each loaded once, each image shown to each CLIP model once.
+"""The models that score images: extractors, rewards and LPIPS. Each is loaded once, and runs once per image.
 
 Axes: B images, 3 × Y × X pixels, D features.
 """
@@ -16,13 +16,13 @@ from ortho_core.rewards.base import unit
 from ortho_core.rewards.clip import ClipTower
 from ortho_core.rewards.combined import WeightedSum, load_rewards
 
-#: Images whose shorter side is less have no place for SSIM's window.
+#: Side of SSIM's window in pixels; smaller images have no SSIM.
 SSIM_WINDOW = 11
 
 
 @dataclass(frozen=True)
 class JudgeModels:
-    """Which models judge, found and not loaded. `cmmd` is None where CMMD is made from `features`."""
+    """The models of an evaluation, located but not loaded. `cmmd` is None if CMMD uses `features`."""
 
     features: FeatureModel
     cmmd: FeatureModel | None
@@ -33,14 +33,14 @@ class JudgeModels:
 
 @dataclass(frozen=True)
 class Seen:
-    """Of B images: `features` (B, D), `cmmd_features` if CMMD has its own, and each reward's score (B,); on the CPU."""
+    """Results for B images, on the CPU: `features` (B, D), `cmmd_features` if CMMD has other ones, each reward's score (B,)."""
 
     features: Mapping[str, Tensor]
     rewards: Mapping[str, Tensor]
 
 
 class Judge:
-    """The models of one worker."""
+    """The loaded models of one worker."""
 
     def __init__(self, models: JudgeModels, device: str | torch.device) -> None:
         """Raises UserError for files that cannot be loaded."""
@@ -56,7 +56,7 @@ class Judge:
 
     @torch.no_grad()
     def look(self, images: Tensor, prompts: list[str] | None = None) -> Seen:
-        """What the models make of images (B, 3, Y, X) in [0, 1]; rewards only with the images' prompts."""
+        """Features and rewards of images (B, 3, Y, X) in [0, 1]. Without prompts there are no rewards."""
         features = {name: extractor(images) for name, extractor in self.extractors.items()}
         scores: dict[str, Tensor] = {}
         if self.rewards is not None and prompts is not None:
@@ -73,16 +73,19 @@ class Judge:
 
     @torch.no_grad()
     def compare(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """`psnr` (dB), `ssim` and `lpips` (B,) of images and targets (B, 3, Y, X) in [0, 1]; those that there are."""
+        """`psnr` (dB), `ssim` and `lpips`, each (B,), of images and targets (B, 3, Y, X) in [0, 1].
+
+        `ssim` is missing for images smaller than its window, `lpips` if it is not loaded.
+        """
         error = (images - targets).square().flatten(1).mean(1)
-        found = {"psnr": -10 * error.clamp_min(1e-10).log10()}
+        figures = {"psnr": -10 * error.clamp_min(1e-10).log10()}
         if min(images.shape[-2:]) >= SSIM_WINDOW:
             from torchmetrics.functional.image import structural_similarity_index_measure
 
-            # One image at a time would be as right, and slow; without reduction each image's value is its own.
+            # Without reduction each image keeps its own value, so the whole batch is computed at once.
             ssim = structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none")
             assert isinstance(ssim, Tensor)
-            found["ssim"] = ssim.reshape(len(images))
+            figures["ssim"] = ssim.reshape(len(images))
         if self.lpips is not None:
-            found["lpips"] = self.lpips(images, targets)
-        return {name: values.float().cpu() for name, values in found.items()}
+            figures["lpips"] = self.lpips(images, targets)
+        return {name: values.float().cpu() for name, values in figures.items()}

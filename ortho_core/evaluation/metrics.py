@@ -1,16 +1,16 @@
-"""The figures that models are judged by: their names in files, their titles, which way is better, what they mean."""
+"""The figures of an evaluation: their names in files, their titles, the better direction and their meaning."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-#: Before the name of a reward, in the name of its figure.
+#: Prefix of the figure of a reward, followed by the reward's name.
 REWARD = "reward_"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of `count` samples, with the ends of its 95 % interval."""
+    """A figure over `count` samples, with the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -18,18 +18,18 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        """As a table on a terminal shows it, `0.191 [0.185, 0.197]`."""
+        """The text of a table on a terminal: `0.191 [0.185, 0.197]`."""
         return f"{self.value:.4g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-#: The figures of one model by their names, and of several models by theirs.
+#: The figures of one model by name, and the figures of several models by model.
 Figures = Mapping[str, Estimate]
 Metrics = Mapping[str, Figures]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a figure measures."""
+    """Title, better direction and meaning of a figure."""
 
     title: str
     better: Literal["lower", "higher", "neither"]
@@ -40,10 +40,10 @@ class Metric:
         return {"lower": "↓", "higher": "↑", "neither": ""}[self.better]
 
 
-#: In the order of files and of the table on a terminal.
+#: All figures but rewards, in the order of files and of the table on a terminal.
 METRICS = {
     "latent_mse": Metric(
-        "latent MSE", "lower", "of the closest image, at noise searched for it, to the held-out target"
+        "latent MSE", "lower", "of the closest image, at the noise assigned to it, to the held-out target"
     ),
     "psnr": Metric("PSNR dB", "higher", "of the same image"),
     "ssim": Metric("SSIM", "higher", "of the same image"),
@@ -65,7 +65,7 @@ METRICS = {
 
 
 def metric(name: str) -> Metric:
-    """What `name` is; any reward is `reward_NAME`. Raises KeyError for a name that is none."""
+    """The metric with this name; `reward_NAME` for any reward. Raises KeyError for an unknown name."""
     if name.startswith(REWARD):
         reward = name.removeprefix(REWARD)
         title = "CLIP score" if reward == "clip" else reward
@@ -74,11 +74,11 @@ def metric(name: str) -> Metric:
 
 
 def known_metrics(metrics: Mapping[str, Collection[str]]) -> list[str]:
-    """The names of the figures that any of the models has, in the order of files and of the table on a terminal."""
+    """The names of all figures of the models, in the order of files and of the table on a terminal."""
     names = {name for figures in metrics.values() for name in figures}
     return [name for name in METRICS if name in names] + sorted(name for name in names if name.startswith(REWARD))
 
 
 def cell(figures: Figures, name: str) -> str:
-    """A figure as a table on a terminal shows it, or a dash where it was not measured."""
+    """The text of a figure for a table on a terminal; a dash if it was not measured."""
     return str(figures[name]) if name in figures else "–"

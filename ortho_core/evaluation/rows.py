@@ -1,4 +1,4 @@
-"""What a worker makes of each held-out row: the closest image, images at plain noise, what the judges say of them.
+"""The record of each held-out row: its closest image, images at plain noise, and the scores of these images.
 
 Axes: B images, C × H × W noise maps, 3 × Y × X pixels.
 """
@@ -24,7 +24,7 @@ from ortho_core.pairs.rows import Pair
 from ortho_core.pictures import to_bytes
 
 ROW_FIGURES = ("latent_mse", "psnr", "ssim", "lpips")
-#: Of each row's images: the sample's, and in the base model's parts the target's and those of a sample at other noise.
+#: Feature columns of the row's sample, and in the base model's records also of the target and of a sample at other noise.
 FEATURES = [f"{of}{kind}" for of in ("", "target_", "other_") for kind in ("features", "cmmd_features")]
 EVALUATION_SCHEMA = pa.schema(
     [
@@ -42,16 +42,16 @@ EVALUATION_SCHEMA = pa.schema(
         ("target", pa.binary()),
     ]
 )
-#: Prompts whose samples are compared with one another, and samples of each.
+#: Diversity: number of prompts, and samples of each prompt that are compared with one another.
 SPREAD_PROMPTS, SPREAD_SEEDS = 8, 8
 
 
 class EvaluationRows(PairRows):
-    """Held-out rows: what the E-step searches for, and the records of an evaluation.
+    """Held-out rows as targets of the E-step, and the records of their evaluation.
 
-    Everything but the latent MSE is of images in whole grey levels. Each model makes two samples of a row, at plain noises that
-    are the same for every model: figures are of the first, the second is for the eye. The targets, and the base model's second
-    samples, are looked at once, with the base model.
+    All figures but the latent MSE are measured on uint8 images. Each model makes two samples of a row, at plain noises that
+    are the same for every model. Figures use the first sample, the second is only shown. Features of the targets and of the
+    base model's second samples are computed once, with the base model.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class EvaluationRows(PairRows):
 
     @torch.no_grad()
     def _columns(self, pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor) -> Iterator[dict[str, Any]]:
-        """The records of a few rows. Everything is filled up to one size, so that a row's numbers do not hang on the rest."""
+        """The records of a few rows. All batches are filled up to one size: a row's numbers do not depend on the others."""
         generator, judge, missing = self.objective.generator, self.judge, ROWS_ENCODED_TOGETHER - len(pairs)
         pairs, kept = [*pairs, *[pairs[-1]] * missing], [*kept, *[kept[-1]] * missing]
         noise = torch.cat([noise, noise[-1:].expand(missing, -1, -1, -1)]).to(generator.device)
@@ -113,16 +113,16 @@ class EvaluationRows(PairRows):
             }
 
     def _samples(self, pairs: Sequence[Pair], *names: str) -> Tensor:
-        """uint8 images of the rows' prompts at base noises of the rows' own, the same for each model."""
+        """uint8 images of the rows' prompts. Each row has its own base noise, which is the same for every model."""
         seeds = [noise_seed(self.seed, *names, pair.sample_id) for pair in pairs]
         return sample(self.objective.generator, self.prompts, [pair.prompt for pair in pairs], seeds, self.at_once)
 
     def _seen(self, images: Tensor) -> Tensor:
-        """uint8 images as the judges see them."""
+        """uint8 images as float32 in [0, 1] on the generator's device, the input of the judge."""
         return images.to(self.objective.generator.device).float() / 255
 
     def spread(self, texts: Sequence[str]) -> list[float]:
-        """Of each prompt, how far its samples are apart."""
+        """The diversity of each prompt: the mean RMS pixel distance between its samples."""
         seeds = [noise_seed(self.seed, "diversity", i) for i in range(SPREAD_SEEDS)]
         generator = self.objective.generator
         images = (sample(generator, self.prompts, [text] * SPREAD_SEEDS, seeds, self.at_once) for text in texts)

@@ -1,4 +1,4 @@
-"""Images as a viewer sees them, in whole grey levels: made, compared, kept as PNG.
+"""uint8 images, as a viewer sees them: generated, compared, stored as PNG.
 
 Axes: B images, 3 × Y × X pixels, S images of one prompt.
 """
@@ -25,7 +25,7 @@ def sample(
     seeds: list[int],
     at_once: AtOnce | int,
 ) -> Tensor:
-    """uint8 images (B, 3, Y, X) of the prompts at the base noises of the seeds: what a user of the model sees."""
+    """uint8 images (B, 3, Y, X) of the prompts at the base noises of the seeds, as a user of the model sees them."""
 
     def made(part: slice) -> Tensor:
         noise = generator.base_noise(seeds[part])
@@ -36,7 +36,7 @@ def sample(
 
 
 def rms_distance(images: Tensor, others: Tensor) -> Float[np.ndarray, " B"]:
-    """Root-mean-square pixel distance, on the scale [0, 1], of each of B uint8 images from its partner."""
+    """Root-mean-square pixel distance, on the scale [0, 1], between each of B uint8 images and its partner in `others`."""
     apart = (images.double() - others.double()) / 255
     return apart.square().flatten(1).mean(1).sqrt().numpy()
 
@@ -50,10 +50,10 @@ def mean_pairwise_distance(images: Tensor) -> float:
 def laplacian_energy(image: UInt8[Tensor, "3 Y X"]) -> float:
     """Mean square of the luminance's Laplacian over the inner pixels of one image, on the scale [0, 1].
 
-    The focus measure "energy of Laplacian" (Pertuz et al. 2013), of the four neighbours' Laplacian and BT.601's luminance. NaN
-    for images of fewer than 3 pixels a side, which have no inner ones.
+    This is the focus measure "energy of Laplacian" (Pertuz et al. 2013), with the four-neighbour Laplacian and the luminance of
+    BT.601. NaN for an image with a side below 3 pixels, which has no inner pixels.
     """
-    # In whole thousandths of a grey level, so that flat and evenly rising images have exactly none.
+    # Integers, in thousandths of a grey level: flat images and linear ramps have exactly 0.
     red, green, blue = image.int()
     luma = 299 * red + 587 * green + 114 * blue
     neighbours = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]

@@ -1,13 +1,15 @@
-"""From the figures and features of rows to numbers with 95 % intervals, by resampling the rows.
+"""Numbers with 95 % intervals, from the figures and features of rows (bootstrap over rows).
 
-A resample draws n of the n rows with replacement; here it is n weights, how often each row was drawn. A row brings both of its
-images along, the model's and the target, since both depend on its prompt. The same resamples serve every figure and model.
+A resample draws n of the n rows with replacement. It is stored as n weights: how often each row was drawn. The model's image
+and the target of a row are always drawn together, because both depend on its prompt. All figures and models share the same
+resamples.
 
-Means, and ratios of means, take the middle 95 % of the resampled ones. A distance between two sets is not a mean: of a
-resample it is larger than of the rows, since a resample has fewer distinct ones. So only the spread is taken from the
-resamples, and put around the value: value ± 1.96 deviations. KID and CMMD leave out of a resample the pairs of a row and its
-own copy. The Fréchet distance bends so much in the weights, where features are not far fewer than rows, that its spread would
-come out up to four times too wide: there the weights go a tenth of the way to each resample, and the spread counts ten times.
+The interval of a mean, or of a ratio of means, is the middle 95 % of the resampled values. A distance between two sets is not a
+mean: it is larger for a resample than for all rows, because a resample has fewer distinct rows. Here the interval is the value
+± 1.96 standard deviations of the resampled distances. KID and CMMD leave out the pairs of a row and its own copy in a resample.
+The Fréchet distance is strongly nonlinear in the weights unless there are far fewer features than rows. Its interval would
+be up to four times too wide. There the weights move only a tenth of the way to each resample, and the spread is
+multiplied by ten.
 
 Axes: n rows, D features, R resamples.
 """
@@ -21,42 +23,42 @@ from torch import Tensor
 
 from ortho_core.evaluation.metrics import Estimate
 
-#: k(a, b) of all pairs of two sets of features: (n, D), (m, D) to (n, m).
+#: k(a, b) for all pairs of two sets of features: (n, D), (m, D) to (n, m).
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 RESAMPLES = 500
-#: Resamples of the Fréchet distance, each of which costs as much as the distance: at most, at least, and the arithmetic
-#: aimed at.
+#: Resamples of the Fréchet distance: at most, at least, and the intended floating-point operations of all. Each resample costs
+#: as much as the distance.
 FRECHET_RESAMPLES, FEWEST_RESAMPLES, WORK = 200, 20, 4e9
-#: How far the Fréchet distance's weights go to each resample.
+#: The fraction of the way from equal weights to a resample, for the Fréchet distance.
 FRECHET_STEP = 0.1
-#: Rows below which no distance between sets is measured.
+#: Smallest number of rows for which a distance between sets is measured.
 FEWEST_ROWS = 8
-#: Neighbours that make a row's ball in precision and recall.
+#: In precision and recall, a row's ball reaches to this neighbour.
 NEIGHBOURS = 3
-#: Nearest rows that are looked through for those that are in a resample: fewer than 3 of 16 are there once in 20,000.
+#: Nearest rows that are searched for rows of a resample: fewer than 3 of 16 are in it once in 20,000 cases.
 LOOKED_THROUGH = 16
-#: Rows whose distances to all are in memory at once.
+#: Rows whose distances to all rows are in memory at once.
 BLOCK = 1024
-#: Rows up to which KID and CMMD are of all pairs; more are dealt into sets of at most so many, whose mean it is.
+#: Up to this number of rows, KID and CMMD use all pairs. More rows are split into sets of at most this size, and averaged.
 WHOLE = 4096
 #: Bandwidth and scale of CMMD (Jayasumana et al. 2024).
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 
 
 def resamples(rows: int, seed: int, count: int = RESAMPLES) -> Float[np.ndarray, "R n"]:
-    """How often each row is in each resample, float32; rows sum to n."""
+    """How often each row is in each resample, float32; each resample sums to n."""
     draws = np.random.default_rng([seed, rows])
     return draws.multinomial(rows, np.full(rows, 1 / rows), size=count).astype(np.float32)
 
 
 def estimate(value: float, low: float, high: float, count: int) -> Estimate:
-    """From numbers of NumPy's, too."""
+    """An `Estimate` of plain Python numbers, also from NumPy scalars."""
     return Estimate(float(value), float(low), float(high), int(count))
 
 
 def mean_figure(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "R n"]) -> Estimate:
-    """The mean over rows."""
+    """The mean over rows, with the middle 95 % of the resampled means."""
     values = values.astype(np.float64)
     low, high = np.quantile(weights @ values / len(values), [0.025, 0.975])
     return estimate(values.mean(), low, high, len(values))
@@ -65,23 +67,23 @@ def mean_figure(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "R n
 def ratio_figure(
     values: Float[np.ndarray, " n"], others: Float[np.ndarray, " n"], weights: Float[np.ndarray, "R n"]
 ) -> Estimate | None:
-    """The mean over rows of values over that of the others, none of which is below 0; None where these are all 0, or NaN.
+    """The mean of `values` divided by the mean of `others`, which are ≥ 0; None if `others` are all 0 or have a NaN.
 
-    Resamples in which the others are all 0 have no ratio and are left out.
+    Resamples in which `others` are all 0 have no ratio and are left out.
     """
     values, others = values.astype(np.float64), others.astype(np.float64)
     if not others.sum() > 0:
         return None
     above, below = weights @ values, weights @ others
-    there = below > 0
-    low, high = np.quantile(above[there] / below[there], [0.025, 0.975])
+    positive = below > 0
+    low, high = np.quantile(above[positive] / below[positive], [0.025, 0.975])
     return estimate(values.sum() / others.sum(), low, high, len(values))
 
 
 def around(
     value: float, resampled: Float[np.ndarray, " R"], count: int, least: float = -np.inf, most: float = np.inf
 ) -> Estimate:
-    """The value with the spread of its resamples, which may lie elsewhere, around it; cut off at `least` and `most`."""
+    """The value ± 1.96 standard deviations of its resamples, clipped to [`least`, `most`]; their mean may differ."""
     reach = 1.96 * float(resampled.std(ddof=1))
     return estimate(value, max(value - reach, least), min(value + reach, most), count)
 
@@ -89,7 +91,7 @@ def around(
 def kid(
     fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
 ) -> Estimate:
-    """KID: MMD² with the kernel (x·y/D + 1)³, unbiased, so it may be below 0 (Bińkowski et al. 2018)."""
+    """KID: MMD² with the kernel (x·y/D + 1)³ (Bińkowski et al. 2018). It is unbiased, so it may be below 0."""
     from torch_fidelity.metric_kid import kernel_poly
 
     return around(mmd(fakes, reals, kernel_poly), resampled_mmd(fakes, reals, kernel_poly, weights), len(fakes))
@@ -111,18 +113,18 @@ def cmmd(
 def mmd(fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], kernel: Kernel) -> float:
     """The unbiased MMD² of two sets of images of the same rows, by torch-fidelity.
 
-    The fake and the real of a row have the prompt in common, so they are more alike than a fake and a real at random. It is
-    the U-statistic of Gretton et al. (2012, lemma 6) that leaves these pairs out; with them the value would be too low, and
-    the base model's distance to itself not 0.
+    The fake and the real image of a row share the prompt, so they are more alike than a random fake and real image. The
+    U-statistic of Gretton et al. (2012, lemma 6) leaves these pairs out. With them the value would be too low, and the base
+    model's distance to itself would not be 0.
     """
     from torch_fidelity.metric_kid import mmd2
 
     order = np.random.default_rng(0).permutation(len(fakes))
-    found = []
+    values = []
     for part in np.array_split(order, -(-len(fakes) // WHOLE)):
         x, y = (features[part].astype(np.float64) for features in (fakes, reals))
-        found.append(float(mmd2(kernel(x, x), kernel(x, y), kernel(y, y), mmd_est="u-statistic")))
-    return float(np.mean(found))
+        values.append(float(mmd2(kernel(x, x), kernel(x, y), kernel(y, y), mmd_est="u-statistic")))
+    return float(np.mean(values))
 
 
 def resampled_mmd(
@@ -146,7 +148,7 @@ def resampled_mmd(
 def fid(
     fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
 ) -> Estimate:
-    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) (Heusel et al. 2017), by torch-fidelity; of few rows it is too large."""
+    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) (Heusel et al. 2017), by torch-fidelity. Few rows bias it upwards."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
     x, y = in_their_span(fakes, reals)
@@ -159,7 +161,7 @@ def fid(
 
 
 def in_their_span(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets of features, float64, in as many coordinates as they need together: no distance between them changes."""
+    """Both sets of features in float64, in a basis of their common span if that has fewer axes. Distances do not change."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     middle = (x.mean(0) + y.mean(0)) / 2
     x, y = x - middle, y - middle
@@ -174,11 +176,11 @@ def resampled_frechet(
 ) -> Float[np.ndarray, " R"]:
     """The Fréchet distance of each resample.
 
-    With Σ₁ = AᵀA and Σ₂ = BᵀB, tr((Σ₁Σ₂)^½) is the sum of the singular values of ABᵀ; of A, n × D, the triangle of its QR
-    decomposition will do.
+    With Σ₁ = AᵀA and Σ₂ = BᵀB, tr((Σ₁Σ₂)^½) is the sum of the singular values of ABᵀ. If n > D, A (n × D) is replaced by the
+    triangular factor of its QR decomposition.
     """
     n, D = fakes.shape
-    found = []
+    distances = []
     for w in weights.astype(np.float64):
         means, factors = [], []
         for features in (fakes, reals):
@@ -189,15 +191,15 @@ def resampled_frechet(
         A, B = factors
         M = A @ B.T
         cross = np.sqrt(np.linalg.eigvalsh(M @ M.T).clip(0)).sum()
-        found.append(((means[0] - means[1]) ** 2).sum() + (A**2).sum() + (B**2).sum() - 2 * cross)
-    return np.array(found)
+        distances.append(((means[0] - means[1]) ** 2).sum() + (A**2).sum() + (B**2).sum() - 2 * cross)
+    return np.array(distances)
 
 
 def precision_recall(
     fakes: Float[np.ndarray, "n D"], reals: Float[np.ndarray, "n D"], weights: Float[np.ndarray, "R n"]
 ) -> tuple[Estimate, Estimate]:
-    """Share of the fakes within the balls around the reals that reach to their third neighbour, and the other way round
-    (Kynkäänniemi et al. 2019), by torch-fidelity.
+    """Precision and recall (Kynkäänniemi et al. 2019), by torch-fidelity. Precision is the share of the fakes inside the balls
+    around the reals, each of which reaches to the real's third neighbour. Recall swaps fakes and reals.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
@@ -215,29 +217,29 @@ def precision_recall(
 def resampled_share(
     x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], weights: Float[Tensor, "R n"]
 ) -> Float[np.ndarray, " R"]:
-    """Of each resample, the share of x within the balls around y; a ball reaches to the third row that is another one."""
+    """The share of x inside the balls around y, for each resample. A ball reaches to the third distinct other row."""
     distances, neighbours = _nearest(y)
     rows, balls, apart = _candidates(x, y, distances[:, -1])
-    found = []
+    shares = []
     for w in weights:
-        there = w > 0
-        rank = there[neighbours].cumsum(1)
-        # Where fewer than three are among those looked through, the ball reaches to the last of these.
+        drawn = w > 0
+        rank = drawn[neighbours].cumsum(1)
+        # If fewer than three of the searched neighbours are in the resample, the ball reaches to the last searched one.
         third = (rank < NEIGHBOURS).sum(1).clamp_max(neighbours.shape[1] - 1)
         radius = distances.gather(1, third[:, None])[:, 0]
         inside = torch.zeros(len(x), dtype=torch.bool)
-        inside[rows[there[balls] & (apart <= radius[balls])]] = True
-        found.append(float(w[inside].sum() / w.sum()))
-    return np.array(found)
+        inside[rows[drawn[balls] & (apart <= radius[balls])]] = True
+        shares.append(float(w[inside].sum() / w.sum()))
+    return np.array(shares)
 
 
 def _nearest(y: Float[Tensor, "n D"]) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """Distances to the nearest other rows, in order, and which these are."""
+    """Distances to the nearest other rows, ascending, and the numbers of these rows."""
     distances, neighbours = [], []
     for start in range(0, len(y), BLOCK):
         block = torch.cdist(y[start : start + BLOCK], y)
-        own = torch.arange(len(block))
-        block[own, start + own] = torch.inf
+        index = torch.arange(len(block))
+        block[index, start + index] = torch.inf
         near = block.topk(min(LOOKED_THROUGH, len(y) - 1), largest=False)
         distances.append(near.values)
         neighbours.append(near.indices)
@@ -247,7 +249,7 @@ def _nearest(y: Float[Tensor, "n D"]) -> tuple[Float[Tensor, "n k"], Int[Tensor,
 def _candidates(
     x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], reach: Float[Tensor, " n"]
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-    """The pairs of a row of x and one of y that lie within the reach of the latter, and how far apart they are."""
+    """All pairs of a row of x and a row of y whose distance is at most the `reach` of the row of y, with their distances."""
     rows, balls, apart = [], [], []
     for start in range(0, len(x), BLOCK):
         block = torch.cdist(x[start : start + BLOCK], y)

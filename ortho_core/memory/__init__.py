@@ -1,1 +1,1 @@
-"""What a model needs of a GPU's memory, counted without one, and what is planned with it."""
+"""The GPU memory that a model needs, counted without a GPU, and the plans that are made from it."""

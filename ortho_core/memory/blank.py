@@ -1,4 +1,4 @@
-"""A model's parts as its folder's configurations describe them, to count memory with: no weights are read."""
+"""A model without weights, built from the configurations in its folder, to count memory."""
 
 import math
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ from ortho_core.generators.quantized import quantize_layers
 def blank_generator(
     folder: ModelFolder, dtype: torch.dtype, gradient_checkpointing: bool = False, quantize: str = "none"
 ) -> OneStepGenerator:
-    """The folder's model, network and text encoders in `dtype`, the network packed as `quantize` says.
+    """The folder's model with network and text encoders in `dtype`, and the network quantized by `quantize`.
 
-    To be called where tensors hold no numbers.
+    Call it inside `without_numbers`.
     """
     network = blank_network(folder, dtype, gradient_checkpointing, quantize)
     if folder.class_config is not None:
@@ -58,7 +58,7 @@ def blank_network(
 
 
 def _text_encoders(folder: ModelFolder, dtype: torch.dtype) -> list[tuple[nn.Module, int]]:
-    """Each with the tokens of a prompt, to which diffusers fills every prompt up."""
+    """The text encoders, each with the number of tokens to which diffusers pads every prompt."""
     import transformers
 
     place = _configurations(folder)
@@ -67,7 +67,7 @@ def _text_encoders(folder: ModelFolder, dtype: torch.dtype) -> list[tuple[nn.Mod
     for name, (_, kind) in parts.items():
         if name.startswith("text_encoder"):
             config: Any = transformers.AutoConfig.from_pretrained(place / name, local_files_only=True)
-            config.dtype = dtype  # else some are made in what their file says
+            config.dtype = dtype  # else some encoders are created in the dtype of their file
             with _default(dtype):
                 encoder = getattr(transformers, kind)(config)
             found.append((_frozen(encoder), _tokens(place / name.replace("text_encoder", "tokenizer"), config)))
@@ -75,13 +75,13 @@ def _text_encoders(folder: ModelFolder, dtype: torch.dtype) -> list[tuple[nn.Mod
 
 
 def _tokens(tokenizer: Path, encoder: Any) -> int:
-    """The tokenizer's limit, or the encoder's where that says more than there is room for, or nothing."""
+    """The tokenizer's limit, or the encoder's number of positions if the limit is larger or missing."""
     window, file = int(encoder.max_position_embeddings), tokenizer / "tokenizer_config.json"
     return min(window, int(read_json(file).get("model_max_length") or window)) if file.is_file() else window
 
 
 def bytes_of(module: nn.Module) -> int:
-    """Of the parameters and buffers."""
+    """Bytes of a module's parameters and buffers."""
     return sum(math.prod(t.shape) * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
@@ -95,7 +95,7 @@ def _frozen(module: Any) -> Any:
 
 @contextmanager
 def _default(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, new weights are of this type: those without numbers are not converted afterwards."""
+    """A context in which new weights have this dtype: weights without numbers cannot be converted afterwards."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,6 +1,6 @@
-"""What a search and an update cost of a GPU's memory, for one model: counted once, and kept in ~/.cache/ortho.
+"""The GPU memory of a search and of an update for one model. It is counted once and cached in ~/.cache/ortho.
 
-Everything is linear in the rows, so it is counted at two numbers of them. Axes: S slots, B rows of an update, P preserve rows.
+Every cost is linear in the rows, so it is counted for two numbers of rows. Axes: S slots, B rows of an update, P preserve rows.
 """
 
 import copy
@@ -35,7 +35,7 @@ from ortho_core.mstep.update import MStep
 from ortho_core.storage.local import LocalStore
 from ortho_core.text.parsing import regular_bytes
 
-#: Raised whenever something else is counted, so that what is kept from before is not read.
+#: To be raised when the counting changes, so that older cached counts are not read.
 VERSION = 3
 COUNTED_AT = (1, 3)
 T = TypeVar("T", bound="SearchCosts | UpdateCosts")
@@ -43,7 +43,7 @@ T = TypeVar("T", bound="SearchCosts | UpdateCosts")
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of the parts of a model, the network's in the precision that it is loaded in."""
+    """Bytes of the parts of a model; the network is in its loaded precision."""
 
     network: int
     text: int
@@ -56,22 +56,22 @@ class Weights:
 
 @dataclass(frozen=True)
 class SearchCosts:
-    """Bytes that a search takes: weights, slots between evaluations, what an evaluation adds, and what goes in and out."""
+    """Bytes of a search: weights, slots between evaluations, the extra bytes of an evaluation, inputs and outputs."""
 
     weights: Weights
-    #: Of S slots, between evaluations.
+    #: Bytes of S slots between evaluations.
     slots: Linear
-    #: On top, while S slots are evaluated.
+    #: Additional bytes while S slots are evaluated.
     evaluation: Linear
-    #: While so many prompts or images are encoded, latents decoded, and noise is run forward without a gradient.
+    #: Bytes while prompts or images are encoded, while latents are decoded, and during forwards without a gradient.
     text: Linear
     encode: Linear
     decode: Linear
     forward: Linear
-    #: While a quarter of an image is encoded and decoded: a tile.
+    #: Bytes while a tile, a quarter of an image, is encoded or decoded.
     encode_tile: int
     decode_tile: int
-    #: What is kept of one encoded prompt.
+    #: Bytes of one encoded prompt in the cache.
     prompt: int
     #: The objective's inputs of one row, and its image while the row waits.
     row: int
@@ -80,16 +80,16 @@ class SearchCosts:
 
 @dataclass(frozen=True)
 class UpdateCosts:
-    """Bytes that an update of the M-step takes."""
+    """Bytes of an update of the M-step."""
 
     weights: Weights
-    #: Between updates: what trains, the optimiser's state, an average, a second network as the teacher; not `weights`.
+    #: Bytes between updates, without `weights`: trained parameters, optimiser state, averaged weights, the teacher's network.
     kept: int
-    #: On top, while B rows and P preserve rows are computed: the moments at which most activations and gradients are alive.
+    #: Additional bytes for B rows and P preserve rows, at the moments when most activations and gradients are alive.
     moments: Moments
-    #: What is kept of one encoded prompt.
+    #: Bytes of one encoded prompt in the cache.
     prompt: int = 0
-    #: Of a search for B rows by the network that trains: kept between updates, and on top while it goes on.
+    #: Bytes of a search for B rows with the network that trains: between updates, and additionally during an evaluation.
     slots: Linear = NOTHING
     evaluation: Linear = NOTHING
 
@@ -108,14 +108,13 @@ def search_costs(
     decided_by: Mapping[str, object] | None = None,
     device: str = "cpu",
 ) -> SearchCosts:
-    """Of a search by `config`, for the reconstruction or the `objective` of a generator, which `decided_by` tells apart.
+    """The costs of a search by `config`. The objective is the reconstruction, or `objective(generator)`.
 
-    `device` is where the tensors pretend to be: where the objective's own networks are.
-
-    Raises whatever goes wrong where a model cannot be counted.
+    `decided_by` identifies the objective in the cache. `device` is the nominal device of the tensors: that of the objective's
+    networks. If a model cannot be counted, the error of its code is raised.
     """
     shape = config.brief(2).model_dump(include=SearchConfig.model_fields.keys() | AssignConfig.model_fields.keys())
-    # Whether a term is there matters, not its weight.
+    # Only zero or nonzero matters, not the weight.
     shape |= {name: bool(value) for name, value in shape.items() if name.endswith("_weight")}
     shape |= {"measures": config.measures and config.sensitivity_rank, "steps": config.steps}
     computes_in = network_dtype(dtype, "cuda", halves=model.class_config is None)
@@ -131,8 +130,8 @@ def search_costs(
     def count() -> SearchCosts:
         with without_numbers() as live, torch.device(device):
             generator = blank_generator(model, computes_in, gradient_checkpointing, quantize)
-            wanted = objective(generator) if objective is not None else _reconstruction(generator, config)
-            return _count_search(live, model, generator, wanted, config)
+            target = objective(generator) if objective is not None else _reconstruction(generator, config)
+            return _count_search(live, model, generator, target, config)
 
     return _kept(model, key, SearchCosts, count)
 
@@ -150,11 +149,10 @@ def update_costs(
     searches_in: torch.dtype | None = None,
     as_on_a_gpu: bool = True,
 ) -> UpdateCosts:
-    """Of an update of all weights, or of an adapter, over frozen weights of `dtype`; `second_network`: the teacher is one.
+    """The costs of an update of all weights, or of an adapter over frozen weights of `dtype`.
 
-    `search` is that of noise that is matched while training, `searches_in` the type that autocast computes it in, if any.
-
-    Raises whatever goes wrong where a model cannot be counted.
+    `second_network`: the teacher is a second network. `search` is the search of online matching, if any, and `searches_in` its
+    autocast dtype, if any. If a model cannot be counted, the error of its code is raised.
     """
     shape = config.model_dump(include={"optimizer", "mixed_precision", "ema", "preserve_differences"})
     shape |= {name: value > 0 for name, value in config.model_dump().items() if name.endswith("_weight")}
@@ -173,7 +171,7 @@ def update_costs(
 
 def _reconstruction(generator: OneStepGenerator, config: SearchConfig) -> Objective:
     if not isinstance(config, AssignConfig):
-        raise TypeError("a search that is no reconstruction needs an objective")
+        raise TypeError("a search whose config is not an AssignConfig needs an objective")
     return Reconstruction(generator, config)
 
 
@@ -223,7 +221,7 @@ def _count_search(
                 live.peak_of(lambda: generator.decode(latents(1, 2))),
             )
         )
-    # What other objectives know of a prompt is kept as its condition is.
+    # Other objectives cache their data of a prompt as the condition is cached.
     prompt = _bytes_of_prompt(generator) if isinstance(objective, Reconstruction) else rows
     image = 12 * Y * X if isinstance(objective, Reconstruction) else 0
     return SearchCosts(
@@ -243,7 +241,7 @@ def _count_search(
 
 @torch.no_grad()
 def _bytes_of_prompt(generator: OneStepGenerator) -> int:
-    """Of one encoded prompt, each of whose tensors is kept by itself."""
+    """Bytes of one encoded prompt; each tensor is a separate allocation."""
     return sum(rounded(tensor.nbytes) for tensor in generator.encode_prompts([""]).tensors.values())
 
 
@@ -279,12 +277,12 @@ def _count_update(
 
     def trace(rows: int, preserve_rows: int) -> list[int]:
         batch = _blank_batch(generator, rows, preserve_rows, config)
-        given = sum(_bytes_of_batch(batch))
-        return [given + alive for alive in live.trace_of(lambda: step.update(batch))]
+        batch_bytes = sum(_bytes_of_batch(batch))
+        return [batch_bytes + alive for alive in live.trace_of(lambda: step.update(batch))]
 
     pair = 2 if config.preserve_differences else 1
     P = pair * int(config.preserves)
-    # Of two rows at least: what is summed over one alone takes other operations.
+    # At least two rows: a sum over a single row uses other operations.
     few, more = trace(2, 2 * P), trace(3, 2 * P)
     moments = moments_of(few, more, trace(2, 3 * P) if P else few, (2, 2 * P), max(P, 1))
     prompt = _bytes_of_prompt(generator)
@@ -322,7 +320,7 @@ def _bytes_of_batch(batch: SftBatch) -> Iterator[int]:
 
 @contextmanager
 def _already_in_place() -> Iterator[None]:
-    """Inside, a module's conversions do nothing: PEFT moves its layers to where they are, and tensors without numbers cannot."""
+    """A context in which `Module.to` does nothing: PEFT calls it without need, and fake tensors do not support it."""
     usual = nn.Module.to
     nn.Module.to = lambda self, *_, **__: self  # type: ignore[method-assign]
     try:
@@ -347,12 +345,12 @@ def on(generator: OneStepGenerator, objective: Objective) -> Objective:
 
 
 def cache_folder() -> Path:
-    """Where counts are kept, of every user by itself."""
+    """The folder of the cached counts, one per user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ortho" / "memory"
 
 
 def _kept(model: ModelFolder, key: Mapping[str, object], kind: type[T], count: Callable[[], T]) -> T:
-    """What was counted before, by what decides it; else what is counted now. A cache that cannot be used costs its time."""
+    """The cached costs for this model and key; else the result of `count`, which is cached if the cache can be written."""
     import diffusers
 
     decides = {
@@ -364,7 +362,7 @@ def _kept(model: ModelFolder, key: Mapping[str, object], kind: type[T], count: C
     }
     name = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:32]
     file = cache_folder() / f"{name}.json"
-    with suppress(OSError, ValueError):  # no file, or one of something else
+    with suppress(OSError, ValueError):  # no file, or not a valid one
         return TypeAdapter(kind).validate_json(regular_bytes(file))
     counted = count()
     with suppress(OSError):

@@ -1,7 +1,7 @@
-"""Bytes of tensors alive at once, counted while the real code runs on tensors that hold no numbers.
+"""The bytes of tensors alive at the same time, counted while the real code runs on fake tensors.
 
-PyTorch's fake tensors have shapes, types and storages of a size, and no content: a model of any size runs on any machine, in
-seconds, and leaves the same tensors alive as on a GPU.
+PyTorch's fake tensors have a shape, a dtype and the size of a storage, but no numbers. So a model of any size runs on any
+machine within seconds, and keeps the same tensors alive as on a GPU.
 """
 
 import gc
@@ -22,7 +22,7 @@ from ortho_core.device import Constant
 
 #: PyTorch's allocator rounds every size up to a multiple of this.
 ROUNDED_TO = 512
-#: What autocast computes in float32 on a GPU, and not on a CPU, of what the networks call.
+#: Functions of the networks that autocast computes in float32 on a GPU, but not on a CPU.
 _FLOAT32_ON_A_GPU = ("layer_norm", "group_norm")
 
 
@@ -38,7 +38,7 @@ class Linear:
 
     @staticmethod
     def through(rows: tuple[int, int], counted: tuple[int, int]) -> "Linear":
-        """Through what was counted of two numbers of rows."""
+        """The line through the counts for two numbers of rows."""
         each = (counted[1] - counted[0]) // (rows[1] - rows[0])
         return Linear(max(0, counted[0] - each * rows[0]), each)
 
@@ -47,20 +47,20 @@ NOTHING = Linear(0, 0)
 
 
 def rounded(size: int) -> int:
-    """What an allocator gives for a tensor of so many bytes."""
+    """The bytes that the allocator reserves for a tensor of `size` bytes."""
     return -(-size // ROUNDED_TO) * ROUNDED_TO
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages of tensors that are made inside, as long as they live."""
+    """Counts the bytes of tensor storages that are created inside this context, while they are alive."""
 
     def __init__(self, fakes: FakeTensorMode | None = None) -> None:
-        """`fakes` is the mode around this one in which tensors hold no numbers; what is read of them is one."""
+        """`fakes` is the surrounding mode of fake tensors; a number read from a fake tensor is 1."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._fakes = fakes
         self.live = self.peak = 0
         self._seen: set[int] = set()
-        #: Bytes alive after every operation, while they are traced.
+        #: Bytes alive after every operation, while a trace is recorded.
         self._trace: list[int] | None = None
 
     def _count(self, value: Any, made: bool) -> None:
@@ -81,7 +81,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # What goes in and was not made inside was there before: a view of it, as of a weight, takes nothing.
+        # Inputs from outside existed before: a view of one, such as a weight, needs no memory.
         if any(isinstance(leaf, torch.Tensor) and not self._was_made(leaf) for leaf in tree_leaves((args, kwargs))):
             if self._fakes is not None:
                 args, kwargs = tree_map(self._without_numbers, (args, kwargs or {}))
@@ -95,27 +95,27 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _was_made(self, tensor: torch.Tensor) -> bool:
-        """Inside; where there are no numbers, a tensor of the kind that has none was."""
+        """Whether a tensor was created inside; in fake mode, whether it is a fake tensor."""
         if self._fakes is not None:
             return isinstance(tensor, FakeTensor)
         return tensor.untyped_storage()._cdata in self._seen
 
     def _without_numbers(self, value: Any) -> Any:
-        """A tensor of the world outside, as a weight of a reward, as operations see it: else its views would be new ones."""
+        """The fake tensor for a real one from outside, such as a reward's weight: else its views would count as new tensors."""
         if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
             assert self._fakes is not None
             return self._fakes.from_tensor(value)
         return value
 
     def peak_of(self, work: Callable[[], object]) -> int:
-        """The most bytes alive at once while `work` runs, on top of those alive before it."""
+        """The largest number of bytes alive at once while `work` runs, without those alive before it."""
         gc.collect()
         before = self.peak = self.live
         work()
         return self.peak - before
 
     def trace_of(self, work: Callable[[], object]) -> list[int]:
-        """Bytes alive after each operation of `work`, on top of those alive before it."""
+        """Bytes alive after each operation of `work`, without those alive before it."""
         gc.collect()
         before, self._trace = self.live, []
         try:
@@ -141,16 +141,16 @@ def _to_float32(value: Any) -> Any:
 
 
 def _beside(constant: Constant, tensor: torch.Tensor) -> torch.Tensor:
-    """A `Constant` that is not kept: what has no numbers would spoil every later use of it."""
+    """Replaces `Constant.beside` without its cache: a cached fake tensor would break every later use."""
     return constant.host.to(tensor.device, tensor.dtype)
 
 
 @contextmanager
 def without_numbers(as_on_a_gpu: bool = True) -> Iterator[LiveBytes]:
-    """Inside, tensors hold no numbers, and their bytes are counted.
+    """A context of fake tensors in which bytes are counted.
 
-    Autocast is as on a GPU, where it leaves larger tensors behind; else as on a CPU, to compare with tensors that are really
-    there. For one thread of a process at a time.
+    Autocast works as on a GPU, where it keeps larger tensors; with `as_on_a_gpu=False` as on a CPU, to compare with real
+    tensors. Only one thread of a process may use it at a time.
     """
     usual = {name: getattr(F, name) for name in _FLOAT32_ON_A_GPU if as_on_a_gpu}
     for name, function in usual.items():

@@ -1,7 +1,7 @@
-"""The moments of an update at which most bytes can be alive: with few rows the gradients decide, with many the activations.
+"""The moments of an update at which most bytes can be alive: for few rows the gradients decide, for many the activations.
 
-After every operation the bytes alive are linear in the rows, and the operations are the same for any number of rows. So three
-updates tell the bytes at each moment of every other. Axes: B rows, P preserve rows.
+The bytes alive after an operation are linear in the rows, and the operations are the same for any number of rows. So three
+counted updates give the bytes at each moment of any other update. Axes: B rows, P preserve rows.
 """
 
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ from itertools import product
 
 import numpy as np
 
-#: Of each moment bytes of no row, of each row, and of each preserve row.
+#: For each moment: constant bytes, bytes per row, bytes per preserve row.
 Moments = tuple[tuple[int, int, int], ...]
-#: Rows for which the largest moment is kept: a moment that is largest nowhere among them is not needed.
+#: Numbers of rows for which the largest moment is kept; a moment that is the largest for none of them is dropped.
 ROWS = (*range(1, 9), 12, 16, 24, 32, 48, 64, 128, 256, 1024)
 
 
 def at_most(moments: Moments, rows: int, preserve_rows: int) -> int:
-    """Bytes at the moment when most are alive."""
+    """The largest number of bytes alive, over all moments."""
     return max(base + row * rows + preserve_row * preserve_rows for base, row, preserve_row in moments)
 
 
 def moments_of(
     few: Sequence[int], row_more: Sequence[int], preserve_more: Sequence[int], rows: tuple[int, int], more: int
 ) -> Moments:
-    """From bytes alive after each operation of an update of `rows` (B, P), of one row more, and of `more` preserve rows more.
+    """The moments, from the bytes after each operation of three updates: `rows` = (B, P), (B + 1, P) and (B, P + `more`).
 
-    Of updates whose operations are not the same only the peaks are compared.
+    If the three updates differ in their operations, only their peaks are used.
     """
     B, P = rows
     if not len(few) == len(row_more) == len(preserve_more):

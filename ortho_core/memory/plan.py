@@ -1,4 +1,4 @@
-"""How much fits on a GPU: arithmetic on what was counted, an allowance for what is not counted, and one line of it."""
+"""How much fits on a GPU: from the counted bytes and an allowance for uncounted ones, with one line that describes it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,31 +8,31 @@ from ortho_core.estep.rows import ROWS_ENCODED_TOGETHER
 from ortho_core.memory.costs import SearchCosts, UpdateCosts
 
 GIB = 2**30
-#: What a process takes on a card beside its tensors: CUDA's context and the code of kernels, workspaces of cuBLAS and cuDNN.
+#: GPU memory of a process besides its tensors: CUDA's context, the code of kernels, workspaces of cuBLAS and cuDNN.
 CONTEXT_BYTES = int(0.7 * GIB)
-#: The share of a card that stays free: PyTorch's allocator cuts blocks of many sizes, and what is between them is lost; and
-#: convolutions take workspaces for a moment. Counted bytes know of neither.
+#: The share of a card that is kept free for bytes that are not counted: fragmentation of PyTorch's allocator, and the temporary
+#: workspaces of convolutions.
 ALLOCATOR_SHARE = 0.08
-#: Without a GPU, more slots than this gain little and take memory that other processes want.
+#: Without a GPU, more slots gain little speed and use memory that other processes need.
 CPU_SLOTS = 16
-#: Beyond this a device is busy, and a shard's last images would leave most of the slots empty.
+#: More slots gain no speed on a busy GPU, and most of them would be empty at the end of a shard.
 MOST_SLOTS = 64
-#: Slots of a model that cannot be counted: few, and halved should they be too many.
+#: Slots for a model that cannot be counted: few, and halved if memory runs out.
 UNCOUNTED_SLOTS = 4
-#: Batches of rows that wait for a slot or are made ready for one, besides those in the slots, whose inputs stay to go back to.
+#: Batches of rows that wait for a slot or are being prepared. The inputs of rows in slots are kept too, to start these again.
 BATCHES_WAITING = 2
-#: Encoded prompts that a cache keeps, in bytes at most and in number; as `PromptCache` has it.
+#: Largest size in bytes, and number of entries, of the cache of encoded prompts, as in `PromptCache`.
 PROMPT_BYTES, PROMPTS_KEPT = 1 << 30, 4096
 
 
 def usable_bytes(total: int, share: float = 1.0, free: int | None = None) -> int:
-    """Bytes for tensors on a card of `total`, of which this process is to take `share`; `free` of it are free or its own."""
+    """Bytes for tensors on a card of `total` bytes: at most `share` of it, and at most `free`, with this process's own."""
     room = total * min(1.0, share) - CONTEXT_BYTES
     return int((room if free is None else min(room, free)) * (1 - ALLOCATOR_SHARE))
 
 
 def round_down(slots: int) -> int:
-    """1, 2, 3, 4, 6, 8, 12, ...: near enough to the limit, and the same on machines whose free memory differs a little."""
+    """Round down to 1, 2, 3, 4, 6, 8, 12, ...: then machines with slightly different free memory use equally many slots."""
     best = 1
     for power in range(7):
         for value in (2**power, 3 * 2**power):
@@ -43,7 +43,7 @@ def round_down(slots: int) -> int:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Images side by side, images that are encoded and decoded at once (0: one in tiles), and what that takes."""
+    """The number of slots, the images encoded and decoded at once (0: one image in tiles), and the bytes needed."""
 
     usable: int
     weights: int
@@ -52,11 +52,11 @@ class SearchPlan:
     encoded: int
     decoded: int
     peak: int
-    #: Whether images are decoded outside of the evaluations.
+    #: Whether images are decoded besides the evaluations.
     decodes: bool = True
-    #: Whether the text encoders are on the card only while they encode.
+    #: Whether the text encoders are on the GPU only while they encode.
     parked: bool = False
-    #: Whether activations are computed twice.
+    #: Whether activations are recomputed in the backward pass.
     gradient_checkpointing: bool = False
 
     @property
@@ -65,25 +65,25 @@ class SearchPlan:
 
     @property
     def sliced(self) -> bool:
-        """Whether the autoencoder takes one image at a time."""
+        """Whether the autoencoder processes one image at a time."""
         return min(self.encoded, self.decoded) < ROWS_ENCODED_TOGETHER
 
     @property
     def tiled(self) -> bool:
-        """Whether it takes a tile at a time."""
+        """Whether the autoencoder processes one tile at a time."""
         return not (self.encoded and self.decoded)
 
     def line(self) -> str:
-        """Weights, what a slot takes, what was chosen."""
+        """The log line: bytes of the weights and of a slot, and the chosen plan."""
         done = "encoded and decoded" if self.decodes else "encoded"
         once = {ROWS_ENCODED_TOGETHER: "", 1: f", images {done} one at a time", 0: f", images {done} in tiles"}
-        said = (
+        text = (
             f"memory: {_gib(self.weights)} of weights, {_gib(self.each)} a slot: {self.slots} slot{'s' * (self.slots > 1)}"
-            f"{once[min(self.encoded, self.decoded)]}{', text encoders on the card only to encode' * self.parked}"
+            f"{once[min(self.encoded, self.decoded)]}{', text encoders on the GPU only to encode' * self.parked}"
             f"{', activations computed twice' * self.gradient_checkpointing}"
             f"; {_gib(self.peak)} planned of {_gib(self.usable)} to use"
         )
-        return said if self.fits else f"{said}, which does not fit"
+        return text if self.fits else f"{text}, which does not fit"
 
     def as_json(self) -> dict[str, object]:
         """For a dry run."""
@@ -102,17 +102,17 @@ class SearchPlan:
 
 
 def kept_prompts(prompt: int, rows: int) -> int:
-    """Bytes of the encoded prompts of so many rows, all different, as far as a cache keeps them."""
+    """Bytes of the cached prompts of `rows` rows with different prompts, each of `prompt` bytes."""
     return min(PROMPT_BYTES, min(rows, PROMPTS_KEPT) * prompt)
 
 
 def plan_search(
     costs: SearchCosts, usable: int, most: int, rows: int, judges: int = 0, decodes: bool = True, parked: bool = False
 ) -> SearchPlan:
-    """As many slots as fit, at most `most`, for a search over so many rows; `judges` are bytes of other models beside it.
+    """As many slots as fit, at most `most`, for a search over `rows` rows; `judges` are the bytes of other loaded models.
 
-    `decodes`: the images of what was found are looked at, outside of the evaluations. `parked`: the text encoders are on the
-    card only while they encode.
+    `decodes`: images at the assigned noise are decoded besides the evaluations. `parked`: the text encoders are on the GPU
+    only while they encode.
     """
     texts = costs.weights.text if parked else 0
     weights = costs.weights.all - texts + judges
@@ -140,7 +140,7 @@ def plan_search(
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """How an update is computed, and what that takes."""
+    """How an update is computed, and the bytes needed."""
 
     usable: int
     weights: int
@@ -148,7 +148,7 @@ class UpdatePlan:
     micro_batches: int
     gradient_checkpointing: bool
     peak: int
-    #: How many prompts stay encoded.
+    #: Number of prompts that stay encoded on the GPU.
     prompts: int = 0
 
     @property
@@ -177,9 +177,9 @@ def plan_update(
     checkpointing: bool,
     prompts: int = 0,
 ) -> UpdatePlan:
-    """An update of so many rows on one worker, in micro-batches; `parked` bytes of the weights are off the card by then.
+    """The plan of an update of `rows` rows on one worker, in micro-batches; `parked` bytes of the weights are not on the GPU.
 
-    `prompts` is how many stay encoded on the card. Where noise is matched, its search may need more than the update.
+    `prompts` stay encoded on the GPU. With online matching, the search may need more bytes than the update.
     """
     weights = costs.weights.all - parked
     part = math.ceil(rows / micro_batches), math.ceil(preserve_rows / micro_batches)
@@ -195,7 +195,7 @@ def smaller_updates(
     preserve_rows: int,
     parked: int,
 ) -> Iterator[UpdatePlan]:
-    """The same update in more micro-batches, then with gradient checkpointing as well: each needs less than the one before."""
+    """The same update in more micro-batches, then also with gradient checkpointing: all plans that need less than `plan`."""
     for checkpointing in (False, True):
         if plan.gradient_checkpointing and not checkpointing:
             continue

@@ -1,4 +1,4 @@
-"""What the slots of a search take: of a network that is only searched, and of one that trains beside it."""
+"""The memory of a search's slots, for a frozen network and for a network that trains at the same time."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,7 @@ def count_slots(
     count: int,
     inputs: Mapping[str, Tensor],
 ) -> tuple[int, int]:
-    """Bytes of so many slots between evaluations, and what two evaluations need on top, or the images that enter before."""
+    """Bytes of `count` slots between evaluations, and the additional peak of entering images and of two evaluations."""
     space = noise_space(config, generator.latent_shape)
     sensitivity = blank_sensitivity(generator, config)
     base = torch.zeros(count, *generator.latent_shape, device=generator.device)
@@ -50,9 +50,9 @@ def count_slots(
 def count_matching(
     live: LiveBytes, step: MStep, batches: tuple[SftBatch, SftBatch], search: AssignConfig, half: torch.dtype | None
 ) -> tuple[Linear, Linear]:
-    """Of the rows of two batches: bytes kept between updates, and what two evaluations need on top.
+    """From two batches: bytes per row that stay between updates, and the additional bytes of two evaluations.
 
-    The network that trains is searched as it is, so that autocast has to make its `half` weights anew in every evaluation.
+    The search uses the float32 weights that train, so autocast casts them to `half` again in every evaluation.
     """
     rows = len(batches[0].noise), len(batches[1].noise)
     kept, added = [], []
@@ -68,7 +68,7 @@ def count_matching(
 
 
 def blank_sensitivity(generator: OneStepGenerator, config: SearchConfig) -> Sensitivity | None:
-    """In place of one that is measured, which takes numbers."""
+    """Zeros in place of a measured sensitivity: measuring needs numbers."""
     if not config.measures:
         return None
     k, device = config.sensitivity_rank, generator.device

@@ -1,1 +1,1 @@
-"""The M-step: one update at matched noise, its loss, its data and the order of its rows."""
+"""The M-step: an update at matched noise, its loss, its data and the order of the rows."""

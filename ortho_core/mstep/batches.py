@@ -1,4 +1,4 @@
-"""Batches of an E-step's result for the M-step, for a notebook or a script.
+"""Batches for the M-step from an E-step's result, for a notebook or a script.
 
 Axes: B rows of an update, P of its preserve terms, C × H × W noise.
 """
@@ -29,26 +29,26 @@ def matched_batches(
     seed: int = 0,
     center_noise: bool = True,
 ) -> Iterator[SftBatch]:
-    """The updates of `epochs` passes over the images whose search did not fail, as batches on the generator's device.
+    """The batches of `epochs` passes over the images whose search did not fail, on the generator's device.
 
-    An update has `batch_size` rows, or all where there are fewer; a pass leaves its last incomplete batch out. It has
-    `preserve_batch_size` rows of fresh noise for the preserve terms (none: a quarter of its rows, or none at all where the loss
-    preserves nothing), with prompts drawn from those of all rows. `center_noise` takes the mean of all assigned noise off
-    each, as `ortho train` does. The order depends on `seed` alone.
+    A batch has `batch_size` rows, or all rows if there are fewer. The last incomplete batch of a pass is left out. Each batch
+    has `preserve_batch_size` rows of fresh noise for the preserve terms (None: a quarter of its rows; without preserve
+    terms always 0), with prompts drawn from all rows. `center_noise` subtracts the mean of all assigned noises from each of
+    them, as `ortho train` does. The order depends only on `seed`.
 
-    Raises UserError where every search failed.
+    Raises UserError if every search failed, or if `preserve_batch_size` is odd with preserve_differences.
     """
     generator, config, sound = step.generator, step.config, assigned.sound
     if not len(sound):
         raise UserError("the search failed for every image (loss or gradient not finite): there is nothing to train on")
     B = min(batch_size, len(sound))
-    # Of two rows of one prompt each is the difference that is held.
+    # Each difference is between two rows of one prompt.
     size = 2 if config.preserve_differences else 1
     P = size * math.ceil(B / PRESERVE_SHARE / size) if preserve_batch_size is None else preserve_batch_size
     if not config.preserves or step.teacher is None:
         P = 0
     if P % size:
-        raise UserError(f"preserve_batch_size {P} is odd: preserve_differences takes two rows of each prompt")
+        raise UserError(f"preserve_batch_size {P} is odd: preserve_differences needs two rows of each prompt")
     order, prompts = Order(np.array([0, len(sound)]), B, seed), PromptCache(generator)
     noise = sound.noise - sound.noise.mean(0) if center_noise and len(sound) > 1 else sound.noise
     device = generator.device

@@ -1,6 +1,6 @@
-"""The M-step's data: what each update's rows are made of, read on the CPU and independent of the number of workers.
+"""The M-step's data: the rows of each update, read on the CPU, independent of the number of workers.
 
-Axes: B rows of one worker's share of an update, P of its preserve term, C × H × W noise, c × h × w latents, Y × X × 3 images.
+Axes: B rows of one worker's share of an update, P of its preserve rows, C × H × W noise, c × h × w latents, Y × X × 3 images.
 """
 
 import json
@@ -27,7 +27,7 @@ from ortho_core.pairs.rows import row_name
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import NoiseSettings
 
-#: The fields of a share by what they are.
+#: The fields of a share that are lists, and those that are arrays.
 LISTS = ("rows", "row_names", "prompts", "preserve_prompts", "unusable")
 ARRAYS = ("noise", "kept", "targets", "images", "preserve_noise", "preserve_weights")
 
@@ -36,34 +36,34 @@ ARRAYS = ("noise", "kept", "targets", "images", "preserve_noise", "preserve_weig
 class Share:
     """One worker's share of an update, in host memory."""
 
-    #: Numbers of the rows in the set.
+    #: Row numbers in the set.
     rows: list[int]
-    #: For messages.
+    #: Names of the rows for messages.
     row_names: list[str]
     prompts: list[str]
     noise: np.ndarray
-    #: What the noise of a row is refreshed from, where it is matched while training and not all fresh.
+    #: The noise that is mixed with fresh noise before online matching; None if the noise is all fresh or not matched online.
     kept: np.ndarray | None
-    #: Target latents, where they were stored; else None, and the images are there to be encoded.
+    #: Stored target latents; None if none were stored: then `images` are encoded.
     targets: np.ndarray | None
     #: (B, Y, X, 3) uint8.
     images: np.ndarray | None
     preserve_prompts: list[str]
     preserve_noise: np.ndarray | None
-    #: What each row of the preserve term counts in this worker's mean, (P,) float32; see `MatchedData.micro_batches`.
+    #: The weight of each preserve row in this worker's mean, (P,) float32; see `MatchedData.micro_batches`.
     preserve_weights: np.ndarray | None = None
-    #: What is wrong with rows that gave their place to others, as far as it was not told before.
+    #: Messages about rows that were replaced by others; each is reported once.
     unusable: list[str] = field(default_factory=list)
 
     def as_row(self) -> dict[str, np.ndarray]:
-        """For a table of one row: arrays with a first axis of 1, texts as JSON."""
+        """The share as a table of one row: arrays with a first axis of 1, texts as JSON."""
         texts = {k: json.dumps(getattr(self, k)) for k in LISTS}
         arrays = {k: getattr(self, k) for k in ARRAYS}
         return {k: np.array([v]) for k, v in texts.items()} | {k: v[None] for k, v in arrays.items() if v is not None}
 
     @staticmethod
     def of_row(row: Mapping[str, np.ndarray]) -> "Share":
-        """The inverse of `as_row`. The arrays are copies: those of a table may not be written to."""
+        """The inverse of `as_row`. The arrays are copies, because a table's arrays may be read-only."""
         parts: dict[str, Any] = {k: json.loads(row[k][0]) for k in LISTS}
         for name in ARRAYS:
             parts[name] = row[name][0].copy() if name in row else None
@@ -72,47 +72,48 @@ class Share:
 
 @dataclass(frozen=True)
 class MatchedData:
-    """Turns the numbers of updates into shares. `noise` is the one difference between matched and direct SFT; `base`, the
-    noise that each row's search began from, moves what was found at another noise to where it is drawn. `online` gives fresh
-    noise, which the trainer matches, and with `keeps` the assigned noise beside it.
+    """Reads the shares of updates. Only `noise` differs between matched and direct SFT.
+
+    `noise` is "matched" (the assigned noise), "random" (fresh noise), "base" (the base noise that each row's search started
+    from) or "online" (fresh noise, which the trainer then matches; with `keeps` also the assigned noise).
     """
 
-    #: Where the rows come from: these, or those of a pair set to which no noise was assigned.
+    #: The source of the rows: assignments, or a pair set without assigned noise.
     source: Assignments | UnassignedRows
     order: Order
     latent_shape: tuple[int, int, int]
     image_size: tuple[int, int]
     noise: NoiseKind
     seed: int
-    #: Where the images are; needed for a pixel term, or where no target latents were stored.
+    #: The pair set with the images; needed for a pixel term, or if no target latents were stored.
     pairs: PairSet | None = None
     needs_images: bool = False
-    #: P over all workers, and the prompts it draws from; without any, those of the update's own rows.
+    #: Preserve rows of all workers together, and the prompts that they draw from (empty: those of the update's own rows).
     preserve_rows: int = 0
     preserve_prompts: tuple[str, ...] = ()
-    #: Two rows of the preserve term, one after the other, have the same prompt.
+    #: Preserve rows 2i and 2i + 1 have the same prompt.
     preserve_differences: bool = False
-    #: Of a worker's share. The rows of the preserve term need not divide among them and the workers: where one has fewer, its
-    #: share is filled up with rows of weight 0, so that all compute with equally many and every row counts as much.
+    #: Micro-batches of a worker's share. The preserve rows need not divide evenly among workers and micro-batches: a part with
+    #: fewer rows is filled up with rows of weight 0. So all parts have equal size and every preserve row has equal weight.
     micro_batches: int = 1
-    #: Of the target latents; none: as the noise map.
+    #: Shape (c, h, w) of the target latents; None: that of the noise map.
     target_shape: tuple[int, int, int] | None = None
-    #: (C, H, W) that is taken off every assigned noise; none: nothing.
+    #: Mean (C, H, W) that is subtracted from every assigned noise; None: no centring.
     center: np.ndarray | None = None
     keeps: bool = False
 
     @property
     def encodes(self) -> bool:
-        """Whether targets are made from images, since none were stored."""
+        """Whether targets are encoded from images because none were stored."""
         return isinstance(self.source, UnassignedRows) or not self.source.plan.noise.store_latents
 
     @property
     def noise_settings(self) -> NoiseSettings | None:
-        """How the noise of the rows was assigned, if it was."""
+        """The settings of the assigned noise; None for a pair set without assigned noise."""
         return None if isinstance(self.source, UnassignedRows) else self.source.plan.noise
 
     def share(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Share:
-        """Read what a worker needs for one update. Raises UserError if an assignment is damaged or an image is gone."""
+        """Read a worker's share of one update. Raises UserError if an assignment is damaged or an image is missing."""
         index = [int(i) for i in self.order.share(epoch, step, rank, world)]
         source, targets, images = self.source, None, None
         unusable: list[str] = []
@@ -122,7 +123,7 @@ class MatchedData:
             named = [(pair.sample_id, pair.image) for pair, _ in read]
             prompts = [pair.prompt for pair, _ in read]
             images = np.stack([image for _, image in read])
-            unusable = [said for row, said in source.unusable.items() if row not in before]
+            unusable = [message for row, message in source.unusable.items() if row not in before]
         else:
             rows = source.rows(index, ["sample_id", "prompt", "image"])
             named = [(row["sample_id"], row["image"]) for row in rows]
@@ -137,7 +138,7 @@ class MatchedData:
         return Share(index, called, prompts, noise, kept, targets, images, texts, fresh, weights, unusable)
 
     def _noise(self, epoch: int, index: list[int], names: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
-        """The noise of some rows, and what it is to be refreshed from."""
+        """The noise of some rows, and the kept noise that is mixed with it, if any."""
         if self.noise == "matched":
             return self._assigned(index, names), None
         if self.noise == "base":
@@ -147,7 +148,7 @@ class MatchedData:
         return self._drawn(name, epoch, names), self._assigned(index, names) if self.keeps else None
 
     def _assigned(self, index: list[int], names: list[str]) -> np.ndarray:
-        """The assigned noise of some rows; without assignments each has one noise of its own, the same in every epoch."""
+        """The assigned noise of some rows. Without assignments each row has one random noise, the same in every epoch."""
         if isinstance(self.source, UnassignedRows):
             return self._drawn("kept", 0, names)
         noise = self.source.noise(index, self.latent_shape).numpy()
@@ -171,14 +172,14 @@ class MatchedData:
     def _preserve(
         self, epoch: int, step: int, rank: int, world: int, prompts: list[str]
     ) -> tuple[list[str], np.ndarray | None, np.ndarray | None]:
-        """This worker's rows of the preserve term: prompts, noise that is fresh in every update, and what each counts."""
+        """This worker's preserve rows: their prompts, noise that is fresh in every update, and weights."""
         P = self.preserve_rows
         if not P:
             return [], None, None
         parts, size = world * self.micro_batches, 2 if self.preserve_differences else 1
-        U = P // size  # rows, or twos of one prompt
+        U = P // size  # units: rows, or pairs of rows with one prompt
         most = -(-U // parts)
-        # Of those of the whole update; none: what fills up. The update's rows of the same part are at hand for prompts.
+        # Numbers of the update's units; None: a row that fills up.
         units: list[int | None] = []
         for part in range(rank * self.micro_batches, (rank + 1) * self.micro_batches):
             mine = range(-(-part * U // parts), -(-(part + 1) * U // parts))
@@ -196,17 +197,17 @@ class MatchedData:
         self, epoch: int, step: int, rank: int, world: int, unit: int, units: int, prompts: list[str]
     ) -> str:
         if self.preserve_prompts:
-            asks = unit * (2 if self.preserve_differences else 1)
-            drawn = noise_seed(self.seed, "preserve-prompt", epoch, step, asks)
+            first_row = unit * (2 if self.preserve_differences else 1)
+            drawn = noise_seed(self.seed, "preserve-prompt", epoch, step, first_row)
             return self.preserve_prompts[drawn % len(self.preserve_prompts)]
-        # Spread over the update's rows, so that a worker needs the prompts of its own rows alone.
+        # Spread evenly over the update's rows, so that a worker only needs the prompts of its own rows.
         B = self.order.batch_size
         return prompts[unit * B // units - rank * B // world]
 
 
 @torch.no_grad()
 def to_batch(share: Share, generator: OneStepGenerator, prompts: PromptCache, needs_images: bool) -> SftBatch:
-    """A share on the generator's device: prompts embedded, and images encoded where no target latents were stored."""
+    """A share on the generator's device, with encoded prompts, and with encoded images if no target latents were stored."""
 
     def moved(array: np.ndarray | None) -> torch.Tensor | None:
         return None if array is None else to_device(torch.from_numpy(array), generator.device)

@@ -1,4 +1,4 @@
-"""Prompts that no pair has, where fine-tuning should leave a model as it was."""
+"""Prompts outside the pair set, at which fine-tuning should not change the model."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -7,7 +7,7 @@ from itertools import product
 from ortho_core.class_names import class_number
 from ortho_core.errors import BadRow
 
-#: What people ask a text-to-image model for, and in what manner.
+#: Common subjects of text-to-image prompts, and the manners in which they are shown.
 SUBJECTS = (
     *(
         "a dog on a beach",
@@ -80,7 +80,7 @@ MANNERS = ("{}", "a photo of {}", "{}, oil painting", "{}, watercolour", "a penc
 
 
 def general_prompts() -> tuple[str, ...]:
-    """Every subject in every manner: what a text-to-image model is used for besides the pairs."""
+    """Every subject in every manner, as examples of prompts that have nothing to do with the pairs."""
     return tuple(manner.format(subject) for subject, manner in product(SUBJECTS, MANNERS))
 
 

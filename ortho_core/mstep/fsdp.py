@@ -7,11 +7,11 @@ from torch.distributed.fsdp import fully_shard
 
 
 def shard_weights(network: nn.Module, device: torch.device, workers: int) -> nn.Module:
-    """Shard a network's weights in place over all workers; each computes with whole layers, gathered when their turn comes.
+    """Shard a network's weights in place over all workers. Each worker computes whole layers, gathered when they are needed.
 
-    The units that are gathered at once are the modules that diffusers names as not to be split, the innermost ones.
+    A unit that is gathered at once is an innermost module of those in diffusers' `_no_split_modules`.
     """
-    # Sharding refuses weights in channels-last order, which is how a GPU's convolutions have them.
+    # Sharding does not support the channels-last order that convolution weights have on a GPU.
     network.to(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(device.type, (workers,))
     names = set(getattr(network, "_no_split_modules", None) or ())
@@ -19,6 +19,6 @@ def shard_weights(network: nn.Module, device: torch.device, workers: int) -> nn.
     inner = [u for u in units if not any(m is not u and type(m).__name__ in names for m in u.modules())]
     for unit in inner:
         fully_shard(unit, mesh=mesh)
-    # Else what is in no unit stays gathered after a pass without gradients, and misses weights that are lent meanwhile.
+    # Else weights outside all units stay gathered after a pass without gradients, and miss weights that are swapped in later.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network

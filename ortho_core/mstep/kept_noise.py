@@ -1,4 +1,4 @@
-"""Noise that rows keep from one matching to the next, and how it is refreshed.
+"""Noise that a row keeps from one online matching to the next, and its mixture with fresh noise.
 
 Axes: N rows of the set, B rows of an update, C × H × W noise maps.
 """
@@ -16,14 +16,14 @@ from torch import Tensor
 def refreshed(
     kept: Float[np.ndarray, "B C H W"], fresh: Float[np.ndarray, "B C H W"], part: float
 ) -> Float[np.ndarray, "B C H W"]:
-    """√(1-r)·kept + √r·fresh with r = `part`: where both are N(0, I), so is the mixture, and r of its variance is fresh."""
+    """√(1-r)·kept + √r·fresh with r = `part`. If both are N(0, I), so is the mixture; r is the fresh share of its variance."""
     return (np.sqrt(1 - part) * kept + np.sqrt(part) * fresh).astype(np.float32)
 
 
 class LatestNoise:
-    """The noise found last for each row of a set, in half precision, in a file of the temporary folder that has no name.
+    """The noise of each row's last search, in half precision, in an unnamed file of the temporary folder.
 
-    The file takes 2·C·H·W bytes for each row that was trained on; it goes with the process, whatever ends that.
+    The file needs 2·C·H·W bytes for each row that was trained on. It disappears when the process ends for any reason.
     """
 
     def __init__(self, rows: int, latent_shape: tuple[int, int, int]) -> None:
@@ -32,7 +32,7 @@ class LatestNoise:
         self.known = np.zeros(rows, dtype=bool)
 
     def recall(self, rows: Sequence[int], otherwise: Float[np.ndarray, "B C H W"]) -> Float[np.ndarray, "B C H W"]:
-        """What was found last for these rows; `otherwise` for those that were not trained on yet."""
+        """The last noise of these rows; `otherwise` for rows that were not trained on yet."""
         known = self.known[rows][:, None, None, None]
         return np.where(known, self.maps[rows].astype(np.float32), otherwise)
 
@@ -41,7 +41,7 @@ class LatestNoise:
         self.known[rows] = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The maps of all rows and which of them are known; not copies."""
+        """The noise of all rows and the flags of known rows; not copies."""
         return {"maps": torch.from_numpy(self.maps), "known": torch.from_numpy(self.known)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""The M-step loss: fine-tune on given noise while a preserve term holds random-noise output to the starting model.
+"""The M-step loss: fine-tune at the batch's noise; preserve terms keep the outputs at random noise as the starting model's.
 
-Axes: B images of the reconstruction term, P of the preserve term, C × H × W noise, c × h × w latents, 3 × Y × X images.
+Axes: B images of the reconstruction terms, P preserve rows, C × H × W noise, c × h × w latents, 3 × Y × X images.
 """
 
 from dataclasses import dataclass
@@ -15,32 +15,32 @@ from ortho_core.losses import mean_absolute, mean_square
 from ortho_core.mstep.config import SftConfig
 from ortho_core.mstep.teacher import Teacher
 
-#: The scalars of a step, in the order that logs have them; `LossTerms` has them by name.
+#: The scalars of a step, in the order of the logs; `LossTerms` has them by name.
 TERMS = ("loss", "latent", "pixel", "preserve_latent", "preserve_pixel")
 
 
 @dataclass(frozen=True)
 class SftBatch:
-    """What one step trains on: the noise (matched, or random for direct SFT), the targets, and fresh noise ε'."""
+    """The data of one step: the noise (matched, or random for direct SFT), the targets, and fresh noise ε'."""
 
     noise: Float[Tensor, "B C H W"]
     condition: Condition
     target_latents: Float[Tensor, "B c h w"]
-    #: Needed for the pixel term alone.
+    #: Only needed for the pixel term.
     images: Float[Tensor, "B 3 Y X"] | None = None
     #: ε' and its prompts, for the preserve terms.
     preserve_noise: Float[Tensor, "P C H W"] | None = None
     preserve_condition: Condition | None = None
-    #: What each preserve row counts in the means of the preserve terms (none: 1 / P); 0 for what fills a share up.
+    #: The weight of each preserve row in the means of the preserve terms (None: 1 / P); 0 for rows that fill up a share.
     preserve_weights: Float[Tensor, " P"] | None = None
 
     def split(self, parts: int) -> list["SftBatch"]:
         """The batch in equal micro-batches; `parts` divides both B and P."""
         B, P = len(self.noise), len(self.preserve_noise) if self.preserve_noise is not None else 0
-        found = []
+        micro_batches = []
         for k in range(parts):
             mine, fresh = (slice(k * n // parts, (k + 1) * n // parts) for n in (B, P))
-            found.append(
+            micro_batches.append(
                 SftBatch(
                     self.noise[mine],
                     self.condition[mine],
@@ -51,7 +51,7 @@ class SftBatch:
                     self.preserve_weights[fresh] if self.preserve_weights is not None else None,
                 )
             )
-        return found
+        return micro_batches
 
 
 def sft_loss(
@@ -60,9 +60,10 @@ def sft_loss(
     """The M-step objective and its terms as scalars: `loss`, `latent`, `pixel`, `preserve_latent`, `preserve_pixel`.
 
     loss = w_lat·mean((f_θ(ε̂,c) - E(x))²) + w_pix·mean|D f_θ(ε̂,c) - x| + w_pl·mean((f_θ(ε',c) - f_0(ε',c))²)
-    + w_pp·mean|D f_θ(ε',c) - D f_0(ε',c)|, with ε̂ = `batch.noise`. Both noises ride in one call of the network. With
-    `preserve_differences` f(ε',c) stands for f(ε',c) - f(ε'',c), of preserve rows 2i and 2i + 1, which have one prompt; D f too.
-    `rows` are the reconstruction terms of each row, (B,), for telling which row is at fault.
+    + w_pp·mean|D f_θ(ε',c) - D f_0(ε',c)|, with ε̂ = `batch.noise`. Both noises share one call of the network. With
+    `preserve_differences`, f(ε',c) is replaced by f(ε',c) - f(ε'',c), where ε' and ε'' are the noises of preserve rows 2i and
+    2i + 1, which have the same prompt; the same for D f. The result also has `rows`: the reconstruction terms of each row (B,),
+    which show the row that caused an error. Raises UserError if the batch lacks inputs of a term.
     """
     B = len(batch.noise)
     zero = batch.noise.new_zeros(())
@@ -72,7 +73,7 @@ def sft_loss(
         assert teacher is not None
         if batch.preserve_noise is None or batch.preserve_condition is None:
             raise UserError(
-                "the loss has preserve terms and the batch has no preserve_noise with a preserve_condition: give both, or "
+                "the loss has preserve terms, but the batch has no preserve_noise and preserve_condition: give both, or "
                 "MStepConfig(preserve_latent_weight=0, preserve_pixel_weight=0)"
             )
         with torch.no_grad(), teacher.standing_in(generator):
@@ -106,13 +107,13 @@ def sft_loss(
 
 
 def held(outputs: Tensor, config: SftConfig) -> Tensor:
-    """What the preserve terms compare of outputs (P, ...): these, or the differences of every two, (P/2, ...)."""
+    """The values that the preserve terms compare: the outputs (P, ...), or the differences of each two rows, (P/2, ...)."""
     return outputs[0::2] - outputs[1::2] if config.preserve_differences else outputs
 
 
 def _mean(values: Float[Tensor, " held"], batch: SftBatch) -> Float[Tensor, ""]:
-    """The mean of what was measured of every preserve row, or of every two; weighted, so that a mean of the means of unequal
-    shares is that of all rows.
+    """The weighted mean over preserve rows, or over their differences. With these weights, the mean of the means of unequal
+    shares is the mean over all rows.
     """
     if batch.preserve_weights is None:
         return values.mean()

@@ -1,17 +1,17 @@
-"""The factor on a loss whose gradient passes through float16, so that small gradients are not flushed to zero.
+"""The scale of a loss whose gradient passes through float16, so that small gradients do not become zero.
 
-As in mixed-precision training of Micikevicius et al. (2018), but an update whose gradient overflows is made again with a
-smaller factor instead of being left out.
+As in the mixed-precision training of Micikevicius et al. (2018), but an update whose gradient overflows is repeated with a
+smaller scale instead of being skipped.
 """
 
-#: A factor to begin with, and the one below which it is not the factor that makes a gradient overflow.
+#: The first scale, and the smallest one: a gradient that overflows even then does not overflow because of the scale.
 FIRST_SCALE, LEAST_SCALE = 2.0**16, 1.0
-#: Finite updates after which the factor is doubled.
+#: Finite updates after which the scale is doubled.
 PATIENCE = 1000
 
 
 class LossScale:
-    """A power of two, which rounds nothing; 1 where the gradient does not pass through float16."""
+    """A power of two, which causes no rounding; 1 if the gradient does not pass through float16."""
 
     def __init__(self, in_float16: bool) -> None:
         self.in_float16 = in_float16
@@ -19,13 +19,13 @@ class LossScale:
         self.finite = 0
 
     def retries(self, finite: bool) -> bool:
-        """After each gradient: is it to be made again? Adapts the factor."""
+        """Adapt the scale after a gradient. Returns whether the gradient must be computed again."""
         if not self.in_float16:
             return False
         if not finite:
             self.finite = 0
             again = self.value > LEAST_SCALE
-            # What overflows at every factor is no fault of the factor: the next update has the first one again.
+            # A gradient that overflows at every scale is not the scale's fault: the next update starts with the first scale.
             self.value = self.value / 2 if again else FIRST_SCALE
             return again
         self.finite += 1
@@ -37,6 +37,6 @@ class LossScale:
         return {"value": self.value, "finite": self.finite}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """The inverse. A run that goes on in another precision begins with a factor of its own."""
+        """The inverse of `state_dict`. A run that resumes in another precision starts with the default scale."""
         if self.in_float16 and state["value"] > 1:
             self.value, self.finite = state["value"], int(state["finite"])

@@ -1,7 +1,7 @@
-"""Matching while training: before an update its rows' noise is searched for anew, with the weights of that moment.
+"""Online matching: before each update, a search with the current weights finds new noise for the update's rows.
 
-The E-step's slots and optimiser do it, one slot for each row of a micro-batch, all for the same number of evaluations: every
-worker calls the network equally often, which sharded weights need, and the host never waits.
+It uses the E-step's slots and optimiser: one slot for each row of a micro-batch, and the same number of evaluations for all.
+So every worker calls the network equally often, as sharded weights require, and the host never waits.
 
 Axes: B rows of this worker's share of an update, S of a micro-batch, C × H × W noise maps, m parameters.
 """
@@ -25,14 +25,14 @@ from ortho_core.mstep.config import MatchingConfig
 from ortho_core.mstep.loss import SftBatch
 from ortho_core.records.plan import NoiseSettings
 
-#: Terms of a training log besides those of the loss: the search's total at the noise it began with, and at what it found.
+#: Additional terms of a training log: the search's total at its first noise and at the noise that it found.
 MATCH_TERMS = ("match_initial", "match_final")
 
 
 def match_search(
     config: MatchingConfig, weights: ReconstructionWeights, noise: NoiseSettings | AssignConfig | None
 ) -> AssignConfig:
-    """Where assignments of these settings looked, for the terms that the training lowers, no row leaving early."""
+    """The search of the assignments' settings, with the training's loss weights, and without early stopping of rows."""
     where = noise.model_dump(include={"transform", "patch_size", "regions"}) if noise is not None else {}
     if config.match_patch_size is not None:
         where["patch_size"] = config.match_patch_size
@@ -46,7 +46,7 @@ def match_search(
 
 
 class _Precise(Reconstruction):
-    """A reconstruction whose network computes in half precision where told to; noise, rotations, losses stay in float32."""
+    """A reconstruction whose network computes in `half` precision, if given. Noise, rotations and losses stay in float32."""
 
     def __init__(self, generator: OneStepGenerator, weights: ReconstructionWeights, half: torch.dtype | None) -> None:
         super().__init__(generator, weights)
@@ -61,7 +61,7 @@ class _Precise(Reconstruction):
 
 
 class OnlineMatching:
-    """Searches with the generator's network as it is at the moment, on this worker alone: no gradient of a weight is made."""
+    """Searches with the generator's current weights, on this worker only. It computes no gradients of weights."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class OnlineMatching:
         *,
         half: torch.dtype | None = None,
     ) -> None:
-        """`parameters` are those that train; `parts` the micro-batches of a share; `half` what autocast computes in, if anything.
+        """`parameters` are the trained ones, `parts` the micro-batches of a share, `half` the dtype of autocast, if any.
 
         Raises UserError if patches or regions do not divide the latent.
         """
@@ -84,9 +84,9 @@ class OnlineMatching:
 
     @torch.no_grad()
     def __call__(self, batch: SftBatch, steps: int, measures: bool = False) -> tuple[SftBatch, Float[Tensor, " 2"]]:
-        """The batch at the noise found within `steps` evaluations from its own; mean total of its rows before and after.
+        """The batch at the noise that `steps` evaluations found, starting from its own; mean total of its rows before and after.
 
-        Each row is left at its best evaluation. `measures`: first measure what the generator answers to.
+        Each row gets the noise of its best evaluation. `measures`: first measure the generator's sensitivity.
         """
         with self._searching():
             if self.search.measures and (measures or self.sensitivity is None):
@@ -95,8 +95,8 @@ class OnlineMatching:
                         self.generator, self.search.sensitivity_rank, len(batch.noise) // self.parts
                     )
                 self._slots = None
-            found = [self._match(part, steps) for part in batch.split(self.parts)]
-        noise, totals = (torch.cat(each) for each in zip(*found, strict=True))
+            matches = [self._match(part, steps) for part in batch.split(self.parts)]
+        noise, totals = (torch.cat(each) for each in zip(*matches, strict=True))
         return replace(batch, noise=noise), totals.mean(0)
 
     def _match(self, part: SftBatch, steps: int) -> tuple[Float[Tensor, "S C H W"], Float[Tensor, "S 2"]]:
@@ -114,7 +114,7 @@ class OnlineMatching:
 
     @contextmanager
     def _searching(self) -> Iterator[None]:
-        """Inside, the network has no dropout, and its weights ask for no gradient: what that would need is not kept."""
+        """A context without dropout and weight gradients, so that activations for weight gradients are not stored."""
         network = self.generator.trainable
         training = network.training
         network.eval()
@@ -128,11 +128,11 @@ class OnlineMatching:
             network.train(training)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with: the sensitivity, which was measured with weights that are gone."""
-        found = self.sensitivity
-        if found is None:
+        """The state for a resumed run: the sensitivity, which was measured with earlier weights."""
+        measured = self.sensitivity
+        if measured is None:
             return {}
-        return {"directions": found.directions.cpu(), "strength": found.strength.cpu(), "floor": found.floor}
+        return {"directions": measured.directions.cpu(), "strength": measured.strength.cpu(), "floor": measured.floor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._slots = None

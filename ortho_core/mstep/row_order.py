@@ -1,8 +1,8 @@
-"""Which rows each update of the M-step sees: decided by the seed alone, whatever the number of workers.
+"""The rows of each update of the M-step. They depend only on the seed, not on the number of workers.
 
-A set that fits the shuffling window is permuted as a whole. Of a larger one the part files are permuted, their rows laid
-end to end and cut into B equal lanes; an update takes one row of each lane, and within a lane the order is random among
-`window / B` rows at a time. So a worker, which serves whole lanes, reads its share of the files and those once in a row.
+A set that fits the shuffling window is permuted as a whole. For a larger set, the part files are permuted, and their rows are
+concatenated and cut into B equal lanes. An update takes one row of each lane. Within a lane, the order is random among
+`window / B` consecutive rows. A worker serves whole lanes, so it reads only its share of the files, each once in sequence.
 
 Axes: B rows of one update (the global batch), over all workers.
 """
@@ -17,13 +17,13 @@ from ortho_core.noise.seeded import noise_seed
 
 @dataclass(frozen=True)
 class Order:
-    """The rows of every update of every epoch; computed when asked for. An epoch's last incomplete batch is left out."""
+    """The rows of every update of every epoch, computed on request. An epoch's last incomplete batch is left out."""
 
-    #: Number of the first row of each part file, and of the row after the last.
+    #: Number of the first row of each part file, then the total number of rows.
     starts: Int[np.ndarray, " ends"]
     batch_size: int
     seed: int
-    #: Rows among which the order is random.
+    #: Number of rows among which the order is random.
     window: int = 65_536
     _kept: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
@@ -52,7 +52,7 @@ class Order:
         return self._kept[(epoch,)]
 
     def _lane(self, epoch: int, lane: int, number: int, width: int) -> np.ndarray:
-        """The rows of one window of a lane, in the order of the updates that take them."""
+        """The rows of one window of a lane, in the order of the updates that use them."""
         key = (epoch, lane, number)
         if key not in self._kept:
             for old in [k for k in self._kept if len(k) == 3 and k[1] == lane]:
@@ -63,7 +63,7 @@ class Order:
         return self._kept[key]
 
     def _laid_out(self, epoch: int, first: int, last: int) -> np.ndarray:
-        """The rows at positions `first` to `last` of the epoch's permuted parts, laid end to end."""
+        """The rows at positions `first` to `last - 1` of the epoch's permuted and concatenated parts."""
         if (epoch, -1) not in self._kept:
             for old in [k for k in self._kept if k[0] != epoch]:
                 del self._kept[old]

@@ -13,22 +13,22 @@ from ortho_core.generators.protocol import OneStepGenerator
 
 @runtime_checkable
 class Teacher(Protocol):
-    """f_0, the model that the preserve terms hold to."""
+    """f_0, the model whose outputs the preserve terms preserve."""
 
     def standing_in(self, generator: OneStepGenerator) -> AbstractContextManager[None]:
-        """Inside, the generator computes with f_0."""
+        """A context in which the generator computes with f_0."""
         ...
 
 
 class FrozenTeacher:
-    """f_0 as a network of its own, which never trains."""
+    """f_0 as a separate network that never trains."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network.requires_grad_(False).eval()
 
     @staticmethod
     def copy_of(network: nn.Module) -> "FrozenTeacher":
-        """Of the weights as they are now."""
+        """A copy with the current weights."""
         return FrozenTeacher(copy.deepcopy(network))
 
     def standing_in(self, generator: OneStepGenerator) -> AbstractContextManager[None]:
@@ -36,7 +36,7 @@ class FrozenTeacher:
 
 
 class AdapterTeacher:
-    """f_0 as the network that trains, with its LoRA adapter off or as it was at the start: no second copy of the weights."""
+    """f_0 as the trained network with its LoRA adapter off, or with the adapter from the start: no second copy of the weights."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -48,7 +48,7 @@ class AdapterTeacher:
 
 
 def teacher_of(network: nn.Module) -> Teacher:
-    """f_0 is the network as it is now: of an adapter a frozen copy of it alone, else a frozen copy of the network."""
+    """The current network as f_0: a frozen copy of the LoRA adapter if there is one, else a frozen copy of the network."""
     if not has_lora(network):
         return FrozenTeacher.copy_of(network)
     keep_as_teacher(network)
@@ -57,7 +57,7 @@ def teacher_of(network: nn.Module) -> Teacher:
 
 @contextmanager
 def using(generator: OneStepGenerator, module: nn.Module) -> Iterator[None]:
-    """Let `module` stand in for the generator's trainable network for a while."""
+    """A context in which `module` replaces the generator's trainable network."""
     usual = generator.trainable
     generator.trainable = module
     try:

@@ -1,4 +1,4 @@
-"""The rows of a pair set to which no noise was assigned, by their numbers: for training on pairs alone.
+"""The rows of a pair set without assigned noise, by their numbers: for training on pairs without an E-step.
 
 Axes: Y × X × 3 images.
 """
@@ -18,16 +18,16 @@ from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Pair, Row
 from ortho_core.records.assignments import CACHE_BYTES
 
-#: Images that are fetched and decoded side by side.
+#: Threads that fetch and decode images.
 DECODING_THREADS = 8
 
 
 class UnassignedRows:
-    """Reads rows and decodes their images when they are asked for.
+    """Reads rows and decodes their images on request.
 
-    A row that cannot be used gives its place to the next usable one of its shard: which rows an update has is decided by the set
-    alone then, whoever reads it, and no pass over all images comes first. Shards stay in memory up to `cache_bytes`, and stay
-    behind when this is sent to another process.
+    A row that cannot be used is replaced by the next usable row of its shard. So the rows of an update depend only on the set,
+    not on the process that reads it, and no pass over all images is needed first. Shards are cached up to `cache_bytes`; the
+    cache is not pickled.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class UnassignedRows:
         classes: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """`classes` are those that prompts have to name, where there are any. Raises UserError if there are no rows."""
+        """If there are `classes`, every prompt must name one. Raises UserError if there are no rows."""
         self.pairs, self.image_size, self.classes, self.cache_bytes = pairs, image_size, classes, cache_bytes
         self.shards = pairs.shards(pairs.rows_per_shard())
-        #: Number of the first row of each shard, and of the row after the last.
+        #: Number of the first row of each shard, then the total number of rows.
         self.starts = np.cumsum([0, *(shard.rows for shard in self.shards)])
-        #: What is wrong with each row that was found to be unusable.
+        #: The message of each row that turned out to be unusable.
         self.unusable: dict[int, str] = {}
         self._cache: OrderedDict[int, list[Row]] = OrderedDict()
 
@@ -54,16 +54,16 @@ class UnassignedRows:
 
     @cached_property
     def row_bytes(self) -> int:
-        """About how much memory a row takes once it is read, by those of the first shard."""
+        """Estimated bytes of a row in memory, as the mean over the first shard."""
         return _bytes(self._shard(0)) // self.shards[0].rows
 
     def prompts(self) -> set[str]:
-        """Every prompt that rows have; reads all rows, and no images."""
+        """All different prompts. Reads all rows, but no images."""
         rows = (row for shard in self.shards for row in self.pairs.read(shard))
         return {row.prompt for row in rows if isinstance(row, Pair)}
 
     def read(self, index: Sequence[int]) -> list[tuple[Pair, UInt8[np.ndarray, "Y X 3"]]]:
-        """The rows at `index`, or those in their places, and their images.
+        """The rows at `index`, or their replacements, with their images.
 
         Raises UserError if a shard has no usable row, or its file has changed.
         """
@@ -82,7 +82,7 @@ class UnassignedRows:
         return self._cache[number]
 
     def _first_usable(self, rows: list[Row], offset: int) -> tuple[Pair, np.ndarray]:
-        """The first usable row from `offset` on, and round again from the first."""
+        """The first usable row from `offset` on, continuing from the first row after the last."""
         for row in rows[offset:] + rows[:offset]:
             number = row[0] if isinstance(row, tuple) else row.row
             if number in self.unusable:
@@ -93,11 +93,13 @@ class UnassignedRows:
                 message = str(bad)
                 self.unusable[number] = message if message.startswith("row ") else f"row {number}: {message}"
         first = rows[offset]
-        said = self.unusable[first[0] if isinstance(first, tuple) else first.row]
-        raise UserError(f"{self.pairs.location}: none of {len(rows)} rows in a row can be used, such as {said}")
+        example = self.unusable[first[0] if isinstance(first, tuple) else first.row]
+        raise UserError(
+            f"{self.pairs.location}: none of a shard's {len(rows)} rows can be used; one of them: {example}"
+        )
 
     def _decoded(self, row: Row) -> tuple[Pair, np.ndarray]:
-        """Raises BadRow."""
+        """The row without its encoded image, and the decoded image. Raises BadRow if the row cannot be used."""
         if isinstance(row, tuple):
             raise row[1]
         if self.classes:

@@ -1,4 +1,4 @@
-"""One update of the M-step, and the state that a resumed run goes on from. Knows of other workers only through PyTorch.
+"""One update of the M-step, and the state for a resumed run. Workers communicate only through PyTorch.
 
 Axes: B rows of this worker's share of an update.
 """
@@ -32,9 +32,9 @@ from ortho_core.mstep.teacher import Teacher, teacher_of
 
 
 class LossTerms(NamedTuple):
-    """The terms of the M-step's loss, each the mean over the rows of an update; `TERMS` has the names in this order."""
+    """The terms of the M-step's loss, each the mean over the rows of an update, in the order of `TERMS`."""
 
-    #: The weighted sum of the other terms, which is minimised.
+    #: The weighted sum of the other terms. It is minimised.
     loss: float
     #: mean((f_θ(ε̂,c) - E(x))²).
     latent: float
@@ -51,59 +51,59 @@ class LossTerms(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one update did."""
+    """The result of one update."""
 
-    #: The terms of the loss, mean over this worker's rows, in host memory: reading them does not wait for the device.
+    #: The terms of the loss, as means over this worker's rows, in host memory: reading them does not wait for the device.
     terms: LossTerms
     #: The reconstruction terms of each of this worker's rows, unweighted.
     rows: Float[Tensor, " B"]
     #: Norm of the gradient over all workers, before clipping.
     grad_norm: float
-    #: False where the gradient was not finite: then nothing was changed.
+    #: False if the gradient was not finite: then no weight changed.
     applied: bool
 
 
 def make_optimizer(config: MStepConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of the configuration, over the parameters that train."""
+    """The optimiser of the configuration, over the trained parameters."""
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def make_trainable(network: nn.Module) -> None:
-    """Let all weights train where none does. Raises UserError for weights that cannot, with what to do instead."""
+    """Make all weights trainable if none is. Raises UserError, with an alternative, for weights that cannot be trained."""
     if any(p.requires_grad for p in network.parameters()):
         return
     adapter = "train an adapter: add_lora(generator.trainable, Lora(rank=16, alpha=16), seed=0)"
     if is_quantized(network):
-        raise UserError(f"packed weights (quantize) do not train: {adapter}")
+        raise UserError(f"packed weights (quantize) cannot be trained: {adapter}")
     halved = {p.dtype for p in network.parameters()} - {torch.float32, torch.float64}
     if halved:
         dtype = str(halved.pop()).removeprefix("torch.")
         raise UserError(
-            f"weights in {dtype} are too coarse to train: load_generator(..., dtype='float32'), or {adapter}"
+            f"weights in {dtype} are not precise enough to train: load_generator(..., dtype='float32'), or {adapter}"
         )
     network.requires_grad_(True)
 
 
 def half_dtype(device: torch.device, config: MStepConfig) -> torch.dtype | None:
-    """What the network computes in on this device, where that is not float32."""
+    """The dtype of autocast on this device; None for float32."""
     if config.mixed_precision == "auto":
         return None if device.type == "cpu" else torch.float16
     return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
 
 
 def autocast(device: torch.device, config: MStepConfig) -> torch.autocast:
-    """What the network computes in, training or measured."""
+    """The autocast context of the network, in training and in validation."""
     half = half_dtype(device, config)
     return torch.autocast(device.type, half, enabled=half is not None)
 
 
 class MStep:
-    """The M-step: `update` trains the generator's network on one batch. The generator itself changes, and is then saved.
+    """The M-step: `update` trains the generator's network on one batch. It changes the generator in place.
 
-    The parameters that take gradients train: of a network with an adapter the adapter's, and of a frozen network, as
-    `load_generator` gives it, all of them.
+    All parameters that require gradients are trained: in a network with an adapter only the adapter's. If no parameter requires
+    gradients, as after `load_generator`, all are trained.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class MStep:
         teacher: Teacher | Literal["start"] | None = "start",
         wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     ) -> None:
-        """`updates` is how many there will be, for a learning rate that decays (`lr_schedule` linear or cosine).
+        """`updates` is the total number of updates, for a learning rate that decays (`lr_schedule` linear or cosine).
 
-        `teacher` is f_0 of the preserve terms: by default the network as it is now, of which a copy is kept, or of an adapter
-        no copy; None: there are no preserve terms. `wrap` makes of the network what computes an update (DDP around it).
+        `teacher` is f_0 of the preserve terms. By default it is the current network: a copy of it, or no copy of the network
+        if it has an adapter. None: there are no preserve terms. `wrap` wraps the network for the updates, for example in DDP.
 
-        Raises UserError for weights that cannot be trained, packed ones and those in half precision, and for a learning rate
-        that decays over an unknown number of updates.
+        Raises UserError for weights that cannot be trained (packed or in half precision), and for a learning rate that decays
+        over an unknown number of updates.
         """
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
@@ -146,9 +146,9 @@ class MStep:
             num_warmup_steps=config.warmup_steps,
             num_training_steps=updates,
         )
-        # All at once, where the parameters are not sharded: PyTorch has no such copy of sharded ones.
-        whole = not hasattr(self.wrapped, "set_requires_gradient_sync")
-        self.ema: Any = EMAModel(self.parameters, decay=config.ema_decay, foreach=whole) if config.ema else None
+        # PyTorch's foreach copy does not support sharded parameters.
+        foreach = not hasattr(self.wrapped, "set_requires_gradient_sync")
+        self.ema: Any = EMAModel(self.parameters, decay=config.ema_decay, foreach=foreach) if config.ema else None
         self.loss_scale = LossScale(half_dtype(generator.device, config) == torch.float16)
 
     @property
@@ -159,10 +159,10 @@ class MStep:
     def update(self, batch: SftBatch) -> Outcome:
         """Forward, backward and optimiser step on this worker's share. A gradient that is not finite is not applied.
 
-        Raises UserError where the loss has preserve terms and the batch no noise for them.
+        Raises UserError if the loss has preserve terms and the batch has no noise for them.
 
         Waits for the device once, between backward pass and optimiser step, for the terms and the norm of the gradient. In
-        float16 a gradient that is not finite is first made again with a smaller scale, which waits for it each time.
+        float16, a gradient that is not finite is first computed again with a smaller loss scale; each repetition waits once.
         """
         while True:
             means, rows = self._accumulate(batch)
@@ -204,15 +204,15 @@ class MStep:
         return autocast(self.generator.device, self.config)
 
     def _clip(self, terms: Float[Tensor, " terms"]) -> tuple[Float[Tensor, " terms"], float]:
-        """The terms in host memory, and the norm of the gradient, fetched together.
+        """Clip the gradient; returns the terms in host memory and the norm before clipping, fetched in one copy.
 
-        The gradient is scaled only where it is too long, which saves a pass over it elsewhere.
+        The gradient is only rescaled if its norm is too large: otherwise the pass over it is saved.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.loss_scale.value != 1.0:
             torch._foreach_mul_(gradients, 1.0 / self.loss_scale.value)
         norm: Any = nn.utils.get_total_norm(gradients)
-        # Of sharded parameters it is a sharded tensor.
+        # For sharded parameters, the norm is a sharded tensor.
         length = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         fetched = torch.cat([terms, length.reshape(1).to(terms.device)]).cpu()
         grad_norm = float(fetched[-1])
@@ -221,7 +221,7 @@ class MStep:
         return fetched[:-1].to(terms.dtype), grad_norm
 
     def _synchronised(self, now: bool) -> AbstractContextManager[None]:
-        """Gradients travel between the workers with the last micro-batch alone."""
+        """A context that synchronises gradients between the workers only if `now`: for the last micro-batch."""
         module: Any = self.wrapped
         if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
             module.set_requires_gradient_sync(now)
@@ -231,7 +231,7 @@ class MStep:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the network has the averaged weights."""
+        """A context in which the network has the averaged weights."""
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         try:
@@ -240,7 +240,7 @@ class MStep:
             self.ema.restore(self.parameters)
 
     def state_dict(self) -> dict[str, object]:
-        """All that a resumed run needs, on the CPU and whole also where the parameters are sharded; rank 0 has it."""
+        """The state for a resumed run, on the CPU, not sharded even if the parameters are; only rank 0 gets it."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state: dict[str, object] = {
             "network": get_model_state_dict(self.network, options=options),
@@ -251,13 +251,13 @@ class MStep:
         if self.ema is not None:
             with self.averaged():
                 averages: dict[str, Any] = get_model_state_dict(self.network, options=options)
-                # On a CPU these are the network's own tensors, which get their present values back.
+                # Cloned: on a CPU these are the network's own tensors, whose values are restored on leaving.
                 state["ema"] = {name: value.clone() for name, value in averages.items()}
             state["ema_steps"] = self.ema.optimization_step
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse; every worker gives the whole state."""
+        """The inverse of `state_dict`; every worker passes the complete state."""
         options = StateDictOptions(full_state_dict=True, strict=False)
         if self.ema is not None:
             set_model_state_dict(self.network, state["ema"], options=options)

@@ -1,4 +1,4 @@
-"""What a training run is watched by: held-out rows at the noise assigned to them, and what the model was at random noise.
+"""Validation during training: held-out rows at their assigned noise, and the change of the outputs at random noise.
 
 Axes: V held-out rows of this worker, C × H × W noise, c × h × w latents, 3 × Y × X images.
 """
@@ -19,19 +19,19 @@ from ortho_core.noise.seeded import noise_seed
 from ortho_core.pictures import to_bytes
 from ortho_core.records.assignments import Assignments
 
-#: Columns of the table of figures, one row per held-out row.
+#: Columns of the table of figures, which has one row per held-out row.
 ERRORS = ("latent", "drift")
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Fixed inputs: every measurement of a run, and of a resumed run, asks the model the same."""
+    """Fixed inputs, the same for every measurement of a run and of a resumed run."""
 
     prompts: list[str]
     matched: Float[Tensor, "V C H W"]
     targets: Float[Tensor, "V c h w"]
     random: Float[Tensor, "V C H W"]
-    #: What the model that drift is counted from made of `random`.
+    #: The latents of the starting model at `random`; drift is measured from them.
     before: Float[Tensor, "V c h w"]
     batch_size: int
 
@@ -46,10 +46,10 @@ class Validation:
         batch_size: int,
         center: np.ndarray | None = None,
     ) -> "Validation":
-        """Of those rows of the assignments of a held-out set; the generator is still as the run starts with it.
+        """Build the inputs from `rows` of a held-out set's assignments, before the first update changes the generator.
 
-        `center` (C, H, W) is taken off their noise, as it is off that which the run trains on. `before` is the teacher's where
-        there is one, else the generator's. The random noise is the same in every run.
+        `center` (C, H, W) is subtracted from their noise, as from the noise of the training rows. `before` comes from the
+        teacher if there is one, else from the generator. The random noise is the same in every run.
         """
         shape, index = generator.latent_shape, list(rows)
         listed = assignments.rows(index, ["sample_id", "prompt"])
@@ -69,10 +69,10 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, generator: OneStepGenerator, prompts: PromptCache) -> tuple[np.ndarray, Tensor]:
-        """Per row (V, 2) the squared error at matched noise and the squared distance from the start at random noise.
+        """The squared error at matched noise and the squared drift at random noise of each row, (V, 2).
 
-        Both are means over the latent, mean((f_θ(Qε,c) - E(x))²) and mean((f_θ(ε',c) - f_0(ε',c))²). Also the latents that
-        the model makes of the random noise, for a picture.
+        Both are means over the latent: mean((f_θ(Qε,c) - E(x))²) and mean((f_θ(ε',c) - f_0(ε',c))²). Also returns the model's
+        latents at the random noise, for `picture`.
         """
         error = mean_square(self._denoise(generator, prompts, self.matched), self.targets)
         samples = self._denoise(generator, prompts, self.random)
@@ -83,10 +83,10 @@ class Validation:
     def picture(
         self, generator: OneStepGenerator, prompts: PromptCache, samples: Tensor, count: int = 8
     ) -> list[UInt8[Tensor, "V 3 Y X"]]:
-        """Rows of images: targets, what matched noise gives now, random samples before and now."""
+        """Rows of uint8 images: targets, current images at matched noise, random samples of the start and current ones."""
         made = self._denoise(generator, prompts, self.matched[:count])
         latents = (self.targets[:count], made, self.before[:count], samples[:count])
-        # In no larger batches than the rows train in: images take more memory than latents.
+        # In batches as small as those of training: images need more memory than latents.
         return [
             torch.cat([to_bytes(generator.decode(p)) for p in torch.split(each, self.batch_size)]) for each in latents
         ]
@@ -99,7 +99,7 @@ def _denoise(
     return torch.cat([generator.denoise(noise[part], prompts(texts[part])) for part in parts])
 
 
-#: What the rows of the picture show.
+#: Labels of the rows of `picture`.
 PICTURE = ("held-out targets", "at their matched noise", "random noise, before", "random noise, now")
 
 

@@ -1,1 +1,1 @@
-"""Noise maps: base noise by seed, rotations of its patches, the statistics of what comes out."""
+"""Noise maps: base noise by seed, rotations of its patches, and their statistics."""

@@ -1,4 +1,4 @@
-"""What an optimiser of noise moves: the parameters of the noise space themselves, or fewer numbers that say as much.
+"""The variables of a noise optimiser: the parameters of the noise space, or fewer equivalent coordinates.
 
 Axes: S slots, B images that enter or leave, C × H × W noise maps, m parameters and n coordinates per image, k directions.
 """
@@ -14,7 +14,7 @@ from ortho_core.noise.spaces import NoiseSpace, Rotations
 
 @runtime_checkable
 class Coordinates(Protocol):
-    """Of the images in S slots; `slots` are numbers of slots, without repetition."""
+    """The coordinates of the images in S slots; `slots` are slot numbers without repetition."""
 
     @property
     def count(self) -> int:
@@ -23,18 +23,18 @@ class Coordinates(Protocol):
 
     @property
     def reach(self) -> float:
-        """The norm of a step that moves the noise by about its own length; no step should go further."""
+        """The norm of a step that moves the noise by about its own norm; no step should be longer."""
         ...
 
     @property
     def first_step(self) -> float:
-        """A norm that most images' first step does well with."""
+        """A norm of the first step that works well for most images."""
         ...
 
     def enter(
         self, slots: Int[Tensor, " B"], base: Float[Tensor, "B C H W"], parameters: Float[Tensor, "B m"]
     ) -> Float[Tensor, "B n"]:
-        """Images enter, whose search starts at these parameters. Returns the coordinates of that."""
+        """Put images into `slots`, with searches that start at these parameters. Returns the coordinates of the start."""
         ...
 
     def noise(self, base: Float[Tensor, "S C H W"], coordinates: Float[Tensor, "S n"]) -> Float[Tensor, "S C H W"]:
@@ -44,16 +44,16 @@ class Coordinates(Protocol):
     def pull_back(
         self, slots: Int[Tensor, " B"], base: Float[Tensor, "B C H W"], directions: Float[Tensor, "k C H W"]
     ) -> Float[Tensor, "B n k"]:
-        """The gradient in the coordinates, at the base noise, of ⟨direction, noise⟩, of images that have entered."""
+        """The gradient of ⟨direction, noise⟩ in the coordinates, at the base noise, for images that are in `slots`."""
         ...
 
     def parameters(self, slots: Int[Tensor, " B"], coordinates: Float[Tensor, "B n"]) -> Float[Tensor, "B m"]:
-        """The parameters at these coordinates of the images in `slots`."""
+        """The parameters of the images in `slots` at these coordinates."""
         ...
 
 
 class Parameters:
-    """The parameters of a space as coordinates of themselves."""
+    """The parameters of a space, used directly as coordinates."""
 
     def __init__(self, space: NoiseSpace) -> None:
         self.space = space
@@ -88,7 +88,7 @@ class Parameters:
 
 
 def coordinates(space: NoiseSpace, like: Float[Tensor, "S C H W"]) -> Coordinates:
-    """The fewest numbers that say where in `space` each slot is; `like` gives the shapes, the dtype and the device."""
+    """The smaller coordinates of `space` for each slot; `like` defines the shapes, the dtype and the device."""
     if isinstance(space, Rotations) and FewPatches.fits(space, tuple(like.shape[1:])):
         return FewPatches(space, like)
     return Parameters(space)

@@ -1,8 +1,8 @@
-"""How Gaussian a set of noise maps is: statistics of its patches against what N(0, I) would give.
+"""How Gaussian a set of noise maps is: statistics of its patches, compared with their values for N(0, I).
 
-For a *fixed* orthogonal Q the law of Qε is exactly N(0, I). A Q chosen from the image and the noise keeps every patch's
-norm and its orbit under rotation, but not independence: a pooled set of assigned noises departs, and these numbers say by
-how much. Noise that is no rotation keeps not even the norms.
+For a *fixed* orthogonal Q the distribution of Qε is exactly N(0, I). A Q that depends on the image and the noise keeps the norm
+of every patch, but not independence. So a pooled set of assigned noises departs from N(0, I); these numbers measure by how much.
+Noise that is not a rotation does not even keep the norms.
 
 Axes: B maps, N patches per map, d patch dimension, n = B·N patches in all.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from ortho_core.noise.prior import lagged_product
 from ortho_core.noise.rotation import block_dimension, cayley, patchify, unpack_skew, unpatchify
 
-#: Quantile of the Kolmogorov distribution: √n·D stays below it for 95 % of true samples (n large).
+#: Quantile of the Kolmogorov distribution: √n·D is below it for 95 % of true samples (large n).
 KOLMOGOROV_95 = 1.3581
 
 
@@ -44,14 +44,14 @@ REPORTED_LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 3), (3, 0)
 
 @dataclass(frozen=True)
 class KsTest:
-    """A Kolmogorov-Smirnov distance, and the quantile that 95 % of true samples stay below."""
+    """A Kolmogorov-Smirnov distance, and the 95 % quantile of its values for true samples."""
 
     ks: float
     null_95: float
 
     @property
     def departure(self) -> float:
-        """In 95 % quantiles."""
+        """The distance in units of its 95 % quantile."""
         return self.ks / self.null_95
 
 
@@ -64,7 +64,7 @@ class Correlation:
 
     @property
     def departure(self) -> float:
-        """In null standard deviations."""
+        """The absolute correlation in null standard deviations."""
         return abs(self.correlation) / self.null_std
 
 
@@ -89,7 +89,7 @@ class Position:
 
 @dataclass(frozen=True)
 class PerMap:
-    """Mean squares of the maps (1 for Gaussian ones), and the share of maps whose own marginal exceeds its null."""
+    """Mean squares of the maps (1 for Gaussian maps), and the share of maps whose marginal exceeds its 95 % quantile."""
 
     mean_square: float
     lowest: float
@@ -100,7 +100,7 @@ class PerMap:
 
 @dataclass(frozen=True)
 class NoiseStatistics:
-    """Statistics of the maps' patches, each with what N(0, I) would give; means come with their null standard deviation."""
+    """Statistics of the maps' patches, each with its value or standard deviation under N(0, I)."""
 
     maps: int
     patch_size: int
@@ -111,25 +111,25 @@ class NoiseStatistics:
     mean_null_std: float
     variance: float
     variance_null_std: float
-    #: Of each of the d entries of a patch, over all patches.
+    #: For each of the d entries of a patch, over all patches.
     dimension_mean: list[float]
     dimension_mean_null_std: float
     dimension_variance: list[float]
     dimension_variance_null_std: float
-    #: All entries against N(0, 1), and the squared norms of the patches against chi²(d).
+    #: KS tests of all entries against N(0, 1), and of the squared patch norms against chi²(d).
     marginal: KsTest
     patch_norm: KsTest
     covariance: Covariance
-    #: Of latent pixels some `rows,columns` apart, within a channel.
+    #: By shift `rows,columns`: correlation of latent pixels within a channel.
     autocorrelation: dict[str, Correlation]
-    #: Of an entry with the same entry of the next patch.
+    #: Correlation of an entry with the same entry of the next patch.
     cross_patch: Correlation
     position: Position
     per_map: PerMap
 
 
 def noise_statistics(noise: Float[Tensor, "B C H W"], patch_size: int) -> NoiseStatistics:
-    """Measure noise maps of any device and type, in float64."""
+    """The statistics of noise maps on any device and of any dtype, computed in float64."""
     noise = noise.detach().cpu().double()
     B, C, H, W = noise.shape
     patches = patchify(noise, patch_size)
@@ -189,7 +189,7 @@ def _autocorrelation(noise: Float[Tensor, "B C H W"], dy: int, dx: int) -> Corre
 def departures(statistics: NoiseStatistics) -> dict[str, float]:
     """How far each statistic is from N(0, I), in its null standard deviations (KS: in 95 % quantiles), largest first.
 
-    Where several numbers are compared, it is the largest, whose own null is about √(2·log count) and not 1.
+    For a statistic of several numbers it is the largest of their distances. Under N(0, I) that is about √(2·log count), not 1.
     """
     s = statistics
     distances = {
@@ -209,32 +209,32 @@ def departures(statistics: NoiseStatistics) -> dict[str, float]:
 
 
 def verdict(statistics: NoiseStatistics) -> str:
-    """One sentence: inside what N(0, I) gives, or by what it departs most."""
+    """One sentence: no notable departure from N(0, I), or the largest departures."""
     far = {name: value for name, value in departures(statistics).items() if value > NOTABLE}
-    what = f"{statistics.maps} maps"
+    maps = f"{statistics.maps} maps"
     if not far:
-        return f"{what}: no departure from N(0, I) beyond {NOTABLE:g} null standard deviations"
+        return f"{maps}: no departure from N(0, I) beyond {NOTABLE:g} null standard deviations"
     worst = ", ".join(f"{name} by {value:.1f}" for name, value in list(far.items())[:3])
-    return f"{what} depart from N(0, I), in null standard deviations: {worst}"
+    return f"{maps} depart from N(0, I), in null standard deviations: {worst}"
 
 
 def in_words(statistics: NoiseStatistics) -> str:
-    """The same for someone who has never heard of a null distribution, with what it means for training."""
+    """The same in plain words, with the consequence for training."""
     name, value = next(iter(departures(statistics).items()))
     if value <= NOTABLE:
-        return f"all {statistics.maps} noise maps together are Gaussian, as far as so many can tell"
+        return f"all {statistics.maps} noise maps together look Gaussian: no statistic departs notably"
     return (
-        f"all {statistics.maps} noise maps together are not quite Gaussian, most in the {name}: usual, since each was chosen for "
-        "its image; training takes the mean that they share off"
+        f"all {statistics.maps} noise maps together are not quite Gaussian; the largest departure is the {name}. This is usual, "
+        "because each noise was chosen for its image; training subtracts their common mean"
     )
 
 
-#: Beyond this many null standard deviations a departure is named; the largest of many true statistics stays below it.
+#: Departures above this many null standard deviations are named; even the largest of many true statistics is below it.
 NOTABLE = 4.0
 
 
 def random_rotation(noise: Float[Tensor, "B C H W"], patch_size: int, generator: torch.Generator) -> Tensor:
-    """Rotate each map by a random Q of its own, Q the Cayley map of a standard normal skew matrix (far from I)."""
+    """Rotate each map by its own random Q, the Cayley map of a standard normal skew matrix (far from I)."""
     B, C, H, W = noise.shape
     d = block_dimension((C, H, W), patch_size)
     skew = torch.randn(B, d * (d - 1) // 2, generator=generator, dtype=torch.float64)
@@ -245,7 +245,7 @@ def random_rotation(noise: Float[Tensor, "B C H W"], patch_size: int, generator:
 def plot_statistics(
     noise: Float[Tensor, "B C H W"], patch_size: int, title: str, path: Path | io.BytesIO
 ) -> NoiseStatistics:
-    """Draw the statistics against their theory, as a PNG; returns them."""
+    """Plot the statistics and their theoretical values as a PNG; returns the statistics."""
     from matplotlib.figure import Figure
 
     statistics = noise_statistics(noise, patch_size)
@@ -316,7 +316,7 @@ BARS, DOTS, NULL = "#8fb8de", "#2c6fad", "#c0392b"
 def diagnostics(
     noise: Float[Tensor, "B C H W"], patch_size: int, title: str
 ) -> tuple[NoiseStatistics, dict[str, bytes]]:
-    """The statistics, and two files of them by their suffix: `.json`, and `.png`, a drawing against the theory."""
+    """The statistics, and two files with them by suffix: `.json`, and `.png` with a plot."""
     drawing = io.BytesIO()
     statistics = plot_statistics(noise, patch_size, title, drawing)
     content = {**asdict(statistics), "departures": departures(statistics), "verdict": verdict(statistics)}

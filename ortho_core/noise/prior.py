@@ -1,4 +1,4 @@
-"""A differentiable measure of how far one noise map is from N(0, I): its norm, and its whiteness.
+"""A differentiable measure of how far a noise map is from N(0, I), by its norm and its whiteness.
 
 Axes: B maps, C × H × W noise, n = C·H·W numbers in a map.
 """
@@ -6,12 +6,12 @@ Axes: B maps, C × H × W noise, n = C·H·W numbers in a map.
 from jaxtyping import Float
 from torch import Tensor
 
-#: Spatial shifts whose autocorrelation is looked at; one half-plane, since a shift and its opposite say the same.
+#: Spatial shifts whose autocorrelation is penalised; only a half-plane, because a shift and its opposite give the same value.
 WHITENESS_LAGS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
 
 
 def lagged_product(noise: Float[Tensor, "B C H W"], dy: int, dx: int) -> Float[Tensor, "B C h w"]:
-    """Pixel (y, x) times pixel (y + dy, x + dx) of the same channel, wherever both are inside; dy ≥ 0."""
+    """Pixel (y, x) times pixel (y + dy, x + dx) of the same channel, where both are inside the map; dy ≥ 0."""
     H, W = noise.shape[2:]
     ahead = noise[:, :, dy:, max(dx, 0) : W + min(dx, 0)]
     return ahead * noise[:, :, : H - dy, max(-dx, 0) : W - max(dx, 0)]
@@ -20,7 +20,7 @@ def lagged_product(noise: Float[Tensor, "B C H W"], dy: int, dx: int) -> Float[T
 def norm_term(noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     """The negative log-likelihood of ‖ε‖ under chi(n), per number and above its minimum: 0 at ‖ε‖² = n - 1.
 
-    (‖ε‖²/2 - (n-1)·log‖ε‖)/n up to a constant, the norm regulariser of ReNO (Eyring et al. 2024, eq. 4).
+    This is (‖ε‖²/2 - (n-1)·log‖ε‖)/n up to a constant, the norm regulariser of ReNO (Eyring et al. 2024, eq. 4).
     """
     n = noise[0].numel()
     square = noise.square().flatten(1).sum(1)
@@ -46,5 +46,5 @@ def whiteness_term(noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
 
 
 def gaussian_prior(noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
-    """norm + whiteness, one number per map."""
+    """`norm_term` + `whiteness_term`, one number per map."""
     return norm_term(noise) + whiteness_term(noise)

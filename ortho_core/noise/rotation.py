@@ -1,6 +1,6 @@
 """The orthogonal patch transform `Q ε`: one orthogonal matrix per image, applied to every patch of its noise map.
 
-With g × g regions the map is cut into as many cells, and each cell has a matrix of its own.
+With g × g regions the map is cut into g × g cells, and each cell has its own matrix.
 
 Axes: B images, C channels, H × W latent pixels, p patch size, d = C·p² block dimension, N = HW/p² patches per image,
 g regions along a side, m = d(d-1)/2 skew parameters per matrix.
@@ -14,7 +14,7 @@ from ortho_core.errors import UserError
 
 
 def block_dimension(latent_shape: tuple[int, int, int], patch_size: int) -> int:
-    """d = C·p² for a latent (C, H, W). Raises UserError unless p divides H and W."""
+    """d = C·p² for a noise map (C, H, W). Raises UserError unless p divides H and W."""
     C, H, W = latent_shape
     if patch_size < 1 or H % patch_size or W % patch_size:
         fits = [p for p in range(1, min(H, W) + 1) if H % p == 0 and W % p == 0]
@@ -23,7 +23,7 @@ def block_dimension(latent_shape: tuple[int, int, int], patch_size: int) -> int:
 
 
 def check_regions(latent_shape: tuple[int, int, int], patch_size: int, regions: int) -> None:
-    """Raises UserError unless the map cuts into regions × regions cells of whole patches."""
+    """Raises UserError unless the map can be cut into regions × regions cells of complete patches."""
     _, H, W = latent_shape
     rows, columns = H // patch_size, W // patch_size
     if rows % regions or columns % regions:
@@ -74,12 +74,12 @@ def pack_skew(A: Float[Tensor, "B d d"]) -> Float[Tensor, "B m"]:
 def cayley(A: Float[Tensor, "B d d"]) -> Float[Tensor, "B d d"]:
     """Q(A) = (I + A)⁻¹ (I - A) (Cayley 1846): orthogonal for every skew A, Q(0) = I, Q(A) = exp(-2A) + O(A³)."""
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    # I + A is never singular, and a check would make a GPU wait for the host.
+    # I + A is never singular, and a check would synchronise the GPU with the host.
     return torch.linalg.solve_ex(identity + A, identity - A, check_errors=False).result
 
 
 def cut_regions(noise: Float[Tensor, "B C H W"], regions: int) -> Float[Tensor, "Bgg C h w"]:
-    """The g × g cells of each map as maps of their own, image by image, row by row."""
+    """The g × g cells of each map as separate maps, image by image, row by row."""
     B, C, H, W = noise.shape
     g = regions
     cells = noise.reshape(B, C, g, H // g, g, W // g).permute(0, 2, 4, 1, 3, 5)
@@ -96,9 +96,9 @@ def join_regions(cells: Float[Tensor, "Bgg C h w"], regions: int) -> Float[Tenso
 def rotate(
     noise: Float[Tensor, "B C H W"], skew: Float[Tensor, "B ggm"], patch_size: int, regions: int = 1
 ) -> Float[Tensor, "B C H W"]:
-    """Q ε: every patch of image b multiplied by Q(A_b), or by the Q of the cell that it lies in.
+    """Q ε: every patch of image b multiplied by Q(A_b), or with regions by the Q of its cell.
 
-    `skew` holds the parameters of the cells one after another. Keeps each patch's norm; differentiable in both arguments.
+    `skew` has the parameters of the cells one after another. Each patch keeps its norm. Differentiable in both arguments.
     """
     if regions > 1:
         cells = cut_regions(noise, regions)
@@ -112,7 +112,7 @@ def rotate(
 
 
 def rotate_few(patches: Float[Tensor, "B N d"], A: Float[Tensor, "B d d"]) -> Float[Tensor, "B N d"]:
-    """Q(A) times each patch without Q itself, for fewer patches than dimensions: Q = 2(I + A)⁻¹ - I."""
+    """Q(A) times each patch, without computing Q, for fewer patches than dimensions: Q = 2(I + A)⁻¹ - I."""
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     half = torch.linalg.solve_ex(identity + A, patches.mT, check_errors=False).result
     return 2 * half.mT - patches

@@ -1,4 +1,4 @@
-"""Seeded Gaussian noise that depends on nothing but its seed: never on batch, worker, order, device or cluster size."""
+"""Gaussian noise that depends only on its seed, not on batch, worker, order, device or cluster size."""
 
 import hashlib
 
@@ -14,6 +14,6 @@ def noise_seed(run_seed: int, *names: str | int) -> int:
 
 
 def seeded_normal(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
-    """N(0, 1) float32 of shape (B, *shape), row b drawn from NumPy's Philox counter generator keyed by seeds[b]."""
+    """N(0, 1) float32 of shape (B, *shape). Row b is drawn from NumPy's Philox counter generator with key seeds[b]."""
     rows = [np.random.Generator(np.random.Philox(key=s)).standard_normal(shape, dtype=np.float32) for s in seeds]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)

@@ -1,4 +1,4 @@
-"""Where the E-step looks for an image's noise: the rotations of its base noise, or all of latent space under a prior.
+"""The spaces that the E-step searches: the rotations of an image's base noise, or all noise maps under a Gaussian prior.
 
 Axes: B images, C × H × W noise maps, m parameters per image, k directions, d block dimension, N patches.
 """
@@ -34,16 +34,16 @@ class NoiseSpace(Protocol):
 
     @property
     def reach(self) -> float:
-        """The norm of parameters that moves the noise by about its own length; no step should go further."""
+        """The norm of parameters that moves the noise by about its own norm; no step should be longer."""
         ...
 
     @property
     def first_step(self) -> float:
-        """A norm of parameters that most images' first step does well with."""
+        """A norm of the first step that works well for most images."""
         ...
 
     def start(self, seeds: Sequence[int]) -> Float[Tensor, "B m"]:
-        """Where the search starts, at or next to the base noise; row b depends on seeds[b] alone."""
+        """The parameters of the search's start, at or close to the base noise; row b depends only on seeds[b]."""
         ...
 
     def noise(self, base: Float[Tensor, "B C H W"], x: Float[Tensor, "B m"]) -> Float[Tensor, "B C H W"]:
@@ -51,16 +51,19 @@ class NoiseSpace(Protocol):
         ...
 
     def pull_back(self, base: Float[Tensor, "B C H W"], directions: Float[Tensor, "k C H W"]) -> Tensor:
-        """(B, m, k): the gradient in x, at the base noise, of ⟨direction, noise⟩."""
+        """(B, m, k): the gradient of ⟨direction, noise⟩ in x, at the base noise."""
         ...
 
     def prior(self, noise: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"] | None:
-        """How far each map is from Gaussian, or None where the family itself sees to that."""
+        """A penalty for maps that are not Gaussian, or None if the space needs no such penalty."""
         ...
 
 
 class Rotations:
-    """Qε, or one Q for each cell of a grid: m = g²·d(d-1)/2 skew parameters. Raises UserError if it does not divide."""
+    """Qε, with one Q for each cell of a g × g grid: m = g²·d(d-1)/2 skew parameters.
+
+    Raises UserError if patches or cells do not divide the map.
+    """
 
     def __init__(self, latent_shape: tuple[int, int, int], patch_size: int, regions: int = 1) -> None:
         self.d = block_dimension(latent_shape, patch_size)
@@ -73,16 +76,16 @@ class Rotations:
 
     @property
     def reach(self) -> float:
-        # Q(A) moves ε by -2Aε: a packed norm s in one of g² cells moves a Gaussian by √8·s/√(d·g²) of its length.
+        # Q(A) moves ε by -2Aε: a packed norm s in one of g² cells moves a Gaussian by √8·s/√(d·g²) of its norm.
         return float((self.d * self.regions**2 / 8) ** 0.5)
 
     @property
     def first_step(self) -> float:
-        # Radians. The same for every patch size: where patches are larger the noise is freer, and needs to move less.
+        # In radians. The same for every patch size: with larger patches the noise is freer and has to move less.
         return 0.55
 
     def start(self, seeds: Sequence[int]) -> Float[Tensor, "B m"]:
-        """The reference's start: raw ~ 1e-4·N(0, 1) of shape (d, d) for each matrix, A = raw - rawᵀ, packed."""
+        """The start of the reference method: raw ~ 1e-4·N(0, 1) of shape (d, d) for each matrix, A = raw - rawᵀ, packed."""
         d, cells = self.d, self.regions**2
         raws = []
         for seed in seeds:
@@ -108,7 +111,7 @@ class Rotations:
 
 
 class Free:
-    """Any noise map, as the base noise plus m = C·H·W numbers; a Gaussian prior is what keeps it in bounds."""
+    """Any noise map, as the base noise plus m = C·H·W numbers; a Gaussian prior keeps it close to N(0, I)."""
 
     def __init__(self, latent_shape: tuple[int, int, int]) -> None:
         self.latent_shape = latent_shape

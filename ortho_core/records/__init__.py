@@ -1,1 +1,1 @@
-"""What the E-step leaves: part files of assignments, and what is read from them."""
+"""The output of the E-step: part files of assignments, their plans and their readers."""

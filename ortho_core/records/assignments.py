@@ -1,8 +1,8 @@
 """The assignment record: which noise belongs to which image, in Parquet, small and checked.
 
-A record keeps the noise as its seed and skew parameters (m float32, 480 bytes at C = 4, p = 2) and a checksum of the noise
-they rebuild; noise that is no rotation (regions 0), or is wanted at hand, is kept itself. A part file is complete in itself:
-its schema metadata carries the rows that failed and the run's fingerprint.
+A record stores the noise as its seed, its skew parameters (m float32, 480 bytes at C = 4, p = 2) and a checksum of the rebuilt
+noise. Noise that is not a rotation (regions 0) is stored in full, as is every noise with `--store noise`. A part file is complete
+on its own: its schema metadata has the failed rows and the run's fingerprint.
 """
 
 from collections import OrderedDict
@@ -28,21 +28,21 @@ from ortho_core.storage.open import open_store
 from ortho_core.storage.planned import check_planned
 from ortho_core.storage.store import one_line
 
-#: Two machines' linear algebra agrees far better than this; another seed, skew or shape does not.
+#: The linear algebra of two machines differs by far less; another seed, skew or shape differs by more.
 CHECKSUM_TOLERANCE = 1e-4
 
-#: Parts of assignments that a reader keeps in memory.
+#: Bytes of parts that a reader caches.
 CACHE_BYTES = 2 << 30
 
-#: Rows that a mean of the noise is taken over: it is then uncertain by a sixty-fourth of one map's deviation.
+#: Largest number of rows for the mean of the noise. Its standard error is then 1/64 of the deviation of one map.
 MEAN_OF = 4096
 
-#: Maps that are rebuilt together for it.
+#: Noise maps that are rebuilt together for the mean.
 REBUILT_TOGETHER = 256
 
 
 class Start(NamedTuple):
-    """Where the search of a sample goes on: the seed of its base noise, and parameters (m,) around that noise."""
+    """The start of a search from an earlier result: the seed of the base noise, and parameters (m,) around that noise."""
 
     seed: int
     parameters: Tensor
@@ -55,28 +55,28 @@ def rebuild_noise(
     latent_shape: tuple[int, int, int],
     regions: int = 1,
 ) -> Float[Tensor, "B C H W"]:
-    """Qε from its record, computed in float64 and returned in float32, the same on every machine to rounding."""
+    """Qε from its record, computed in float64 and returned in float32; machines differ only by rounding."""
     base = seeded_normal(list(seeds), latent_shape)
     return rotate(base.double(), skew.double(), patch_size, regions).float()
 
 
 def noise_checksum(noise: Float[Tensor, "B C H W"]) -> Float[np.ndarray, " B"]:
-    """⟨noise, w⟩/√n with w a fixed standard normal vector: one number that any change of the noise moves, float64.
+    """⟨noise, w⟩/√n with w a fixed standard normal vector, in float64. Any change of the noise changes this number.
 
-    A number and not a hash, so that the last bit of another machine's matrix product is not taken for damage; damaged
-    bytes are caught by the page checksums of the Parquet file.
+    It is a number and not a hash, because rounding on another machine must not count as damage. The page checksums of the
+    Parquet file detect damaged bytes.
     """
     flat = noise.flatten(1).double().numpy()
     weights = seeded_normal([0], (flat.shape[1],))[0].double().numpy()
-    # Not a matrix product: that would round differently in other batches.
+    # Not a matrix product: its rounding depends on the batch.
     return np.asarray((flat * weights).sum(1) / np.sqrt(flat.shape[1]), dtype=np.float64)
 
 
 class Assignments:
     """The committed assignments of one run, addressed by row number, for training.
 
-    Parts are read when their rows are asked for; at most `cache_bytes` of them stay in memory, and stay behind when this is
-    sent to another process. Raises UserError if the folder (a path or URL) holds none, or not all that its plan names.
+    Parts are read when their rows are requested. At most `cache_bytes` of them stay in memory; the cache is not pickled. Raises
+    UserError if the folder (a path or URL) has no assignments, or not all parts of its plan.
     """
 
     def __init__(self, folder: str | Path, cache_bytes: int = CACHE_BYTES) -> None:
@@ -108,14 +108,14 @@ class Assignments:
             raise UserError(f"{error}: assign again") from error
 
     def planned_as(self, option: str, fingerprint: str | None) -> "Assignments":
-        """These, which `option` names. Raises UserError unless they are of the run with the fingerprint that was planned with."""
-        name = f"what {option} {self.location} holds"
+        """These assignments, which `option` names. Raises UserError if their run's fingerprint is not the planned one."""
+        name = f"the content of {option} {self.location}"
         check_planned({name: fingerprint or ""}, {name: self.plan.run_fingerprint})
         return self
 
     @property
     def of_rewards(self) -> bool:
-        """Noise that rewards were raised by; there are no images that it was matched to."""
+        """Whether the noise maximises rewards; then there are no images to which it was matched."""
         return isinstance(self.plan, RewardPlan)
 
     def __getstate__(self) -> dict[str, object]:
@@ -123,7 +123,7 @@ class Assignments:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Number of the first row of each part, and of the row after the last. Raises UserError if there are no rows."""
+        """Number of the first row of each part, then the total number of rows. Raises UserError if there are no rows."""
         starts = np.cumsum([0, *(footer.rows for footer in read_footers(self.folder, self.parts))])
         if not starts[-1]:
             raise UserError(f"{self.location} holds no assigned rows: all were quarantined, see failures.jsonl in it")
@@ -133,19 +133,19 @@ class Assignments:
         return int(self.starts[-1])
 
     def rows(self, index: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
-        """The rows at `index`, in that order, as dictionaries; list columns come as float32 arrays.
+        """The rows at `index`, in that order, as dictionaries; list columns are float32 arrays.
 
         Raises UserError if a part is damaged.
         """
-        found = []
+        rows = []
         for i in index:
             part = int(np.searchsorted(self.starts, i, side="right")) - 1
             table, row = self._part(self.parts[part]), int(i - self.starts[part])
-            found.append({c: self._value(table[c], row) for c in columns})
-        return found
+            rows.append({c: self._value(table[c], row) for c in columns})
+        return rows
 
     def part_rows(self, part: str, rows: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
-        """Rows of a part by their numbers in it: reads these columns alone, past the cache. Raises UserError if it is damaged."""
+        """Rows of a part by their numbers in it. Reads only these columns, uncached. Raises UserError if it is damaged."""
         table = read_part(self.folder, part, columns, self.plan.verb)
         return [{c: self._value(table[c], row) for c in columns} for row in rows]
 
@@ -166,7 +166,7 @@ class Assignments:
 
     @property
     def noise_columns(self) -> list[str]:
-        """What a record rebuilds its noise from."""
+        """The columns that are needed to rebuild the noise of a record."""
         return ["sample_id", "noise_seed", "noise" if self.plan.noise.is_kept else "skew", "noise_checksum"]
 
     def noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
@@ -200,7 +200,7 @@ class Assignments:
         return noise
 
     def mean_noise(self, latent_shape: tuple[int, int, int], most: int = MEAN_OF) -> Float[Tensor, "C H W"]:
-        """The mean of the assigned noise over the rows, of a larger set over `most` from all over it."""
+        """The mean of the assigned noise over all rows, or over `most` evenly spaced rows of a larger set."""
         count = min(len(self), most)
         index = [i * len(self) // count for i in range(count)]
         total = torch.zeros(latent_shape, dtype=torch.float64)
@@ -209,24 +209,24 @@ class Assignments:
         return (total / count).float()
 
     def row_bytes(self, latent_shape: tuple[int, int, int], target_shape: tuple[int, int, int]) -> int:
-        """About how much memory a row takes once it is read."""
+        """Estimated bytes of a row in memory."""
         noise = int(np.prod(latent_shape)) * self.plan.noise.is_kept
         skew = 0 if self.plan.noise.is_free else self._skew_parameters(latent_shape)
         return 512 + 4 * (noise + skew + int(np.prod(target_shape)) * self.plan.noise.store_latents)
 
     def _skew_parameters(self, latent_shape: tuple[int, int, int]) -> int:
-        """Numbers of a record's `skew`, over all regions."""
+        """The length of a record's `skew`, over all regions."""
         settings = self.plan.noise
         return settings.regions**2 * skew_parameters(block_dimension(latent_shape, settings.patch_size))
 
     def base_noise(self, index: Sequence[int], latent_shape: tuple[int, int, int]) -> Float[Tensor, "B C H W"]:
-        """ε of the rows at `index`, what their search began from."""
+        """ε of the rows at `index`: the base noise of their search."""
         return seeded_normal([row["noise_seed"] for row in self.rows(index, ["noise_seed"])], latent_shape)
 
     def found(self, shard: int, latent_shape: tuple[int, int, int]) -> dict[str, Start]:
-        """What the search of each sample of a shard ended at, for another search to start from.
+        """The results of a shard's searches by sample id, as starts of another search.
 
-        Reads just that, past the cache: each shard is asked for once, and from several threads.
+        Reads only the needed columns, without the cache: each shard is requested once, from several threads.
         """
         is_free = self.plan.noise.is_free
         column = "noise" if is_free else "skew"
@@ -240,13 +240,13 @@ class Assignments:
         return kept
 
     def prompts(self) -> set[str]:
-        """Every prompt that rows have; reads one column of every part."""
+        """All different prompts; reads one column of every part."""
         with ThreadPoolExecutor(PART_FOOTERS_AT_ONCE) as pool:
             columns = pool.map(lambda name: read_part(self.folder, name, ["prompt"])["prompt"], self.parts)
             return set().union(*(column.unique().to_pylist() for column in columns))
 
     def with_pixels(self, wanted: Collection[int]) -> set[int]:
-        """Those of some hashes of images (`Pair.pixels`) that rows have; reads one column of every part."""
+        """The subset of the image hashes in `wanted` (`Pair.pixels`) that rows have; reads one column of every part."""
 
         def of_part(name: str) -> set[int]:
             column = read_part(self.folder, name, ["pixels"])["pixels"]

@@ -1,4 +1,4 @@
-"""The Gaussian statistics of a whole run's noise, pooled over rows."""
+"""The Gaussian statistics of a run's noise, pooled over rows."""
 
 import math
 
@@ -6,12 +6,12 @@ from ortho_core.noise.gaussianity import NoiseStatistics, diagnostics
 from ortho_core.records.assignments import Assignments
 from ortho_core.storage.store import Store
 
-#: Numbers of noise that the pooled diagnostics look at: enough to see small departures, and seconds of work.
+#: Noise values in the pooled diagnostics: enough to detect small departures within seconds.
 POOLED = 1 << 22
 
 
 def write_gaussianity(out: Store, latent_shape: tuple[int, int, int]) -> NoiseStatistics:
-    """`orthogonal_gaussian_init` and `_final`, JSON and PNG, pooled over rows from the whole set; returns those of the last."""
+    """Write `orthogonal_gaussian_init` and `_final` as JSON and PNG, pooled over rows of all shards; returns the final ones."""
     assignments = Assignments(out.location)
     count = max(1, min(len(assignments), POOLED // math.prod(latent_shape)))
     index = [i * len(assignments) // count for i in range(count)]

@@ -41,13 +41,13 @@ SCHEMA = pa.schema(
     ]
 )
 
-#: With the noise itself kept in half precision.
+#: The schema of records that store the noise in half precision.
 HALF_SCHEMA = SCHEMA.set(SCHEMA.get_field_index("noise"), pa.field("noise", pa.list_(pa.float16())))
 
-#: Columns of rows that were searched for their rewards: each reward by name, before and after.
+#: Additional columns of a reward search: each reward by name, before and after.
 REWARD_FIELDS = [pa.field(name, pa.map_(pa.string(), pa.float32())) for name in ("initial_rewards", "rewards")]
 
-#: Footers that are read side by side: what an object store's latency asks for.
+#: Footers that are read in parallel, because of the latency of object stores.
 PART_FOOTERS_AT_ONCE = 16
 
 #: The key of `PartAbout` in a part file's schema metadata.
@@ -57,40 +57,40 @@ PART = re.compile(r"part-(\d{6,})-([0-9a-z]+)(?:\.r(\d+))?\.parquet")
 
 
 class PartAbout(BaseModel):
-    """What a part file says of itself, in its schema metadata."""
+    """The description of a part file in its schema metadata."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shard: int
-    #: 0, or which later try at the rows that had failed until then.
+    #: 0, or r for the r-th retry of the rows that had failed until then.
     revision: int
     run_fingerprint: str
-    #: Fingerprint of the files that the worker had loaded the model from; None where no model was needed.
+    #: Fingerprint of the model files that the worker loaded; None if no model was needed.
     loaded_fingerprint: str | None = None
     #: Seconds since the epoch.
     written: float
     truncated_prompts: int = 0
     evaluations: int = 0
     candidate_forwards: int = 0
-    #: Sums of the losses over the rows that know theirs, and how many do: an imported row may not.
+    #: Sums of the losses, and the number of rows with a loss: an imported row may have none.
     loss_sum: float = 0.0
     losses: int = 0
     initial_loss_sum: float = 0.0
     initial_losses: int = 0
     failures: tuple[Failure, ...] = ()
-    #: How far the samples of each prompt are apart, in an evaluation's part that was asked for it.
+    #: The diversity of each prompt; only in one part of an evaluation.
     diversity: tuple[float, ...] | None = None
 
 
 class Footer(NamedTuple):
-    """What is known of a part file without reading its rows."""
+    """The data of a part file that can be read without its rows."""
 
     rows: int
     about: PartAbout
 
 
 def encode_part(rows: Sequence[Mapping[str, object]], about: PartAbout, schema: pa.Schema) -> bytes:
-    """One part file; of a row, what the schema names is kept."""
+    """The content of a part file; only columns of the schema are stored."""
     metadata = {METADATA: about.model_dump_json()}
     table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(metadata)
     buffer = io.BytesIO()
@@ -99,7 +99,7 @@ def encode_part(rows: Sequence[Mapping[str, object]], about: PartAbout, schema: 
 
 
 def read_footer(folder: Store, name: str) -> Footer:
-    """The number of rows of a part file and what it says of itself. Raises UserError if it is not readable."""
+    """The number of rows and the description of a part file. Raises UserError if it is not readable."""
     try:
         with folder.open(name) as stream:
             footer = pq.read_metadata(stream)
@@ -110,13 +110,13 @@ def read_footer(folder: Store, name: str) -> Footer:
 
 
 def read_part(folder: Store, name: str, columns: list[str] | None = None, verb: str = "assign") -> pa.Table:
-    """All rows of a part file, every page against its checksum. Raises UserError if it is damaged; `verb` made it."""
+    """All rows of a part file, with page checksums verified. Raises UserError if it is damaged; `verb` made it."""
     try:
         with folder.open(name) as stream:
             return pq.ParquetFile(stream, page_checksum_verification=True).read(columns)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{folder.location}/{name} is damaged: {one_line(error)}; run the same `ortho {verb}` again, it makes the part anew"
+            f"{folder.location}/{name} is damaged: {one_line(error)}; run the same `ortho {verb}` again to make the part again"
         ) from error
 
 
@@ -127,25 +127,25 @@ def read_footers(folder: Store, names: Sequence[str]) -> list[Footer]:
 
 
 def part_name(index: int, run_fingerprint: str, revision: int = 0) -> str:
-    """A shard's part file; revision r > 0 holds what a later try made of the rows that had failed until then."""
+    """The name of a shard's part file. Revision r > 0 has the rows of the r-th retry of failed rows."""
     suffix = f".r{revision}" if revision else ""
     return f"part-{index:06d}-{run_fingerprint}{suffix}.parquet"
 
 
 @dataclass
 class ShardResult:
-    """Records and failures of one shard: together, every row of it (or every row that was asked for)."""
+    """Records and failures of one shard: together, all rows of the shard, or all requested rows."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     truncated_prompts: int = 0
     evaluations: int = 0
     candidate_forwards: int = 0
-    #: What `PartAbout` says of them.
+    #: As in `PartAbout`.
     loaded_fingerprint: str | None = None
-    #: What `PartAbout.diversity` says.
+    #: As in `PartAbout`.
     diversity: tuple[float, ...] | None = None
 
     def losses(self, column: str) -> list[float]:
-        """Those of the rows that know theirs."""
+        """The values of a loss column, of the rows that have one."""
         return [float(value) for row in self.rows if (value := row.get(column)) is not None]

@@ -1,7 +1,7 @@
-"""Plans: what decides a run's result, typed and frozen, kept as `plan.json` in the folder of what the run makes.
+"""Plans: everything that decides a run's result, typed and frozen, stored as `plan.json` in the run's output folder.
 
-Every verb that resumes has a kind of plan. Those here are of assignments, which `ortho assign`, `ortho reward` and `ortho
-import` leave: their readers read the plan first. The other kinds are beside their verbs.
+Every verb that can resume has its kind of plan. This module has the plans of assignments, which `ortho assign`, `ortho reward`
+and `ortho import` write; readers of assignments read the plan first. The other kinds are next to their verbs.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from ortho_core.text.parsing import NotParsedError, model_of, parse_json, shown
 FORMAT = 5
 
 PLAN_FILE = "plan.json"
-#: Of the file; a plan with thousands of prompts has a megabyte.
+#: Largest size of the file; a plan with thousands of prompts has a megabyte.
 MOST_PLAN_BYTES = 64 << 20
 
-#: The key that the fingerprint has in the file, beside the fields.
+#: The key of the fingerprint in the file, besides the fields.
 FINGERPRINT = "run_fingerprint"
 
-#: Settings that decide a result and are only compared and shown: JSON, by the name of the option.
+#: Settings that decide a result, as JSON by the name of the option. They are only compared and shown.
 Settings = dict[str, JsonValue]
 
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
@@ -39,7 +39,7 @@ def fingerprint(content: object) -> str:
 
 
 class Plan(BaseModel):
-    """What decides the result of a run: two runs of equal plans give equal results."""
+    """Everything that decides the result of a run: two runs with equal plans give equal results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -55,11 +55,11 @@ class Plan(BaseModel):
 
     @property
     def run_fingerprint(self) -> str:
-        """Of the content: part files carry it in their names, summaries and other plans refer to the run by it."""
+        """The fingerprint of the content. It is in the names of part files; summaries and other plans refer to the run by it."""
         return fingerprint(self.content())
 
     def as_json(self) -> Settings:
-        """What `plan.json` holds and a dry run prints: the content and its fingerprint."""
+        """The content of `plan.json`, which a dry run prints: the fields and the fingerprint."""
         return {**self.content(), FINGERPRINT: self.run_fingerprint}
 
     def text(self) -> str:
@@ -81,59 +81,59 @@ class ShardedPlan(Plan):
         raise NotImplementedError
 
     def part_name(self, shard: int, revision: int = 0) -> str:
-        """A shard's part file; revision r > 0 holds what a later try made of the rows that had failed until then."""
+        """The name of a shard's part file. Revision r > 0 has the rows of the r-th retry of failed rows."""
         return part_name(shard, self.run_fingerprint, revision)
 
     def parts_by_shard(self, names: Iterable[str]) -> list[list[str]]:
-        """For each shard its part files among `names`, in order of revision; empty where it is not committed."""
-        own = self.run_fingerprint
+        """The part files of each shard among `names`, in order of revision; empty for a shard that is not committed."""
+        fingerprint_of_run = self.run_fingerprint
         parts: list[dict[int, str]] = [{} for _ in range(self.shards)]
         for name in names:
             match = PART.fullmatch(name)
-            if match and match[2] == own and int(match[1]) < self.shards:
+            if match and match[2] == fingerprint_of_run and int(match[1]) < self.shards:
                 parts[int(match[1])][int(match[3] or 0)] = name
-        # A revision counts only on top of all before it.
+        # A revision counts only if all earlier ones exist.
         return [[each[r] for r in range(len(each)) if r in each] if 0 in each else [] for each in parts]
 
 
 class NoiseSettings(BaseModel):
-    """How the noise of the records came about and is kept: what their readers need to know."""
+    """How the noise of the records was made and is stored, for their readers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: None: of noise that was made elsewhere.
+    #: None for imported noise.
     seed: int | None
     transform: Literal["orthogonal", "free"]
     patch_size: int
     regions: int
-    #: Base noises that were drawn for an image, of which the best was kept.
+    #: Number of base noises drawn per image, of which the best was used.
     candidates: int = 1
     store: Literal["parameters", "noise"]
-    #: Whether a record has its target latent.
+    #: Whether records have their target latents.
     store_latents: bool
 
     @property
     def is_free(self) -> bool:
-        """The noise is no rotation of its base noise."""
+        """Whether the noise is not a rotation of its base noise."""
         return self.transform == "free"
 
     @property
     def is_kept(self) -> bool:
-        """A record has the noise itself."""
+        """Whether records store the noise in full."""
         return self.is_free or self.store == "noise"
 
 
 class AssignmentPlan(ShardedPlan):
-    """The plan of a run that leaves assignments, whatever they are made by."""
+    """The plan of a run that makes assignments, by any verb."""
 
     model_fingerprint: str
     noise: NoiseSettings
-    #: What else decides the result.
+    #: All other settings that decide the result.
     config: Settings = {}
 
     @property
     def config_fingerprint(self) -> str:
-        """Of all settings, whatever the rows and the model are."""
+        """The fingerprint of all settings, without the rows and the model."""
         return fingerprint([self.noise.model_dump(mode="json"), self.config])
 
     @property
@@ -152,7 +152,7 @@ class ReconstructionPlan(AssignmentPlan):
 
 
 class RewardPlan(AssignmentPlan):
-    """Noise whose image has the highest reward, for each prompt; there are no images that it was matched to."""
+    """The noise with the highest reward for each prompt; there are no images to which it was matched."""
 
     verb: ClassVar[str] = "reward"
 
@@ -182,34 +182,36 @@ class ImportedPlan(AssignmentPlan):
     kind: Literal["imported"] = "imported"
     samples_fingerprint: str
     latent_shape: tuple[int, int, int]
-    #: s of x_T = s·ε: as the caller states it, or else the model's.
+    #: s of x_T = s·ε: as stated by the user, and that of the model.
     noise_scale: float | None
     model_noise_scale: float | None
 
 
-#: What a reader of assignments accepts.
+#: The kinds of plans that a reader of assignments accepts.
 ASSIGNMENT_PLANS = (ReconstructionPlan, RewardPlan, ImportedPlan)
 
 
 def read_plan(folder: Store, *kinds: type[AnyPlan]) -> AnyPlan:
-    """The plan of a folder, which is of one of `kinds`.
+    """The plan of a folder, of one of `kinds`.
 
-    Raises FileNotFoundError if there is none, OSError if it cannot be read, and UserError, naming the place, if it is damaged, of
-    another format or kind, or does not have the fingerprint that it says.
+    Raises FileNotFoundError if there is none, OSError if it cannot be read, and UserError, with the place, if it is damaged, has
+    another format or kind, or does not match the fingerprint in it.
     """
     return parse_plan(plan_text(folder), f"{folder.location}/{PLAN_FILE}", *kinds)
 
 
 def plan_text(folder: Store) -> bytes:
-    """What `plan.json` holds. Raises OSError, and UserError for a file so large that it is none."""
+    """The content of `plan.json`. Raises OSError, and UserError if the file is too large to be a plan."""
     try:
         return folder.read_within(PLAN_FILE, MOST_PLAN_BYTES)
     except TooLarge as error:
-        raise UserError(f"{folder.location}/{PLAN_FILE}: {error}, and is no plan; delete it or move it away") from error
+        raise UserError(
+            f"{folder.location}/{PLAN_FILE}: {error}, so it is not a plan; delete it or move it away"
+        ) from error
 
 
 def parse_plan(text: bytes, where: str, *kinds: type[AnyPlan]) -> AnyPlan:
-    """The plan that a file `where` holds. Raises UserError as `read_plan` does."""
+    """The plan in the text of a file; `where` is the file's path. Raises UserError as `read_plan` does."""
     try:
         content = parse_json(text, where, encodable=True)
     except NotParsedError as error:
@@ -227,13 +229,13 @@ def parse_plan(text: bytes, where: str, *kinds: type[AnyPlan]) -> AnyPlan:
     plan = needed(model_of, kind, content, where)
     if stated != plan.run_fingerprint:
         raise UserError(
-            f"{where} was changed: its content has the fingerprint {plan.run_fingerprint}, and it says {shown(stated)}"
+            f"{where} was changed: its {FINGERPRINT} is {shown(stated)}, but its content has {plan.run_fingerprint}"
         )
     return plan
 
 
 def differences(there: Mapping[str, object], now: Mapping[str, object], prefix: str = "") -> list[str]:
-    """One phrase per leaf that differs, `name was A, now B`."""
+    """One phrase per value that differs: `name was A, now B`."""
     phrases = []
     for key in sorted({*there, *now}):
         a, b = there.get(key), now.get(key)

@@ -1,12 +1,12 @@
-"""The reference implementation's folder of assigned noise, written from our records and read back with suspicion.
+"""The reference implementation's folder of assigned noise: written from our records, and validated when read.
 
     manifest.jsonl                       one JSON object per sample
     samples/NAME/best_input_noise.pt     torch.save of the noise, (1, C, H, W) float32
     samples/NAME/meta.json               what is known of the sample
 
-The reference keeps what its scheduler starts from, x_T = s·ε; a record of ours keeps ε. For SDXL Turbo s is 14.6, so the one
-taken for the other is no noise the model knows. What is written says its s, what is read is taken to have the model's
-unless it or the caller says another. Axes: C × H × W the noise map.
+The reference stores the start of its scheduler, x_T = s·ε; our records store ε. For SDXL Turbo s is 14.6, so one must not be
+used in place of the other. Written samples state their s. When a sample is read, the s of the caller counts first, then that
+of the sample, then the model's. Axes: C × H × W the noise map.
 """
 
 import hashlib
@@ -38,15 +38,15 @@ COLUMNS = (
     *("sample_id", "prompt", "image", "noise_seed", "patch_size", "regions", "evaluations"),
     *("initial_loss", "loss", "latent_loss", "pixel_l1", "drift", "prior", "model_fingerprint", "config_fingerprint"),
 )
-#: Characters of a sample's folder name; file systems take 255 bytes.
+#: Largest number of characters in a sample's folder name; file systems allow 255 bytes.
 LONGEST = 200
-#: Bytes of a noise file, unpacked, and of a meta.json. A noise of SDXL's size has 256 KiB.
+#: Largest size in bytes of an unpacked noise file, and of a meta.json. A noise of SDXL's size has 256 KiB.
 MAX_NOISE, MAX_META = 1 << 26, 1 << 24
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-#: Noise without a stated scale is taken for the model's if its root mean square, in units of it, is within this factor of 1.
+#: Noise without a stated scale is accepted if its root mean square is within this factor of the model's noise scale.
 PLAUSIBLE = 3.0
 
-#: Where each number of a record is found in a manifest entry or meta.json: by our name, or by the reference's.
+#: The names of each number of a record in a manifest entry or meta.json: ours, then the reference's.
 NUMBERS = {
     "initial_loss": ("initial_loss",),
     "loss": ("loss", "stats.best_loss", "stats.loss"),
@@ -55,28 +55,28 @@ NUMBERS = {
     "drift": ("drift",),
     "prior": ("prior",),
 }
-#: Images as the pair set names them, and as copies in the samples folder.
+#: The names of an image in the pair set, and of its copy in the samples folder.
 IMAGE_FIELDS = ("image", "source_rel_image_path", "source.image_rel")
 COPIES = ("target_image_path", "artifacts.reference_image", "image")
 
 
 def sample_folder(sample_id: str) -> str:
-    """A folder name for any text, another one for every other text: percent-encoded, a long one cut and told by its SHA-256."""
+    """A unique folder name for any text: percent-encoded; a long one is cut and gets part of its SHA-256."""
     name = quote(sample_id, safe="")
-    if name.startswith("."):  # "." and "..", and names that listings leave out; `quote` itself never makes a %2E
+    if name.startswith("."):  # for ".", "..", and hidden names; `quote` itself never makes a %2E
         name = "%2E" + name[1:]
     if len(name) < LONGEST:
         return name
-    # Exactly as long as no name above is.
+    # Exactly LONGEST characters, which no name above has.
     return name[: LONGEST - 33] + "~" + hashlib.sha256(sample_id.encode()).hexdigest()[:32]
 
 
 def write_sample(
     root: LocalStore, row: int, record: Mapping[str, Any], noise: Float[Tensor, "C H W"], scale: float
 ) -> bool:
-    """Write the files of one sample, meta.json last; False if they are there already.
+    """Write the files of one sample, meta.json last; False if they already exist.
 
-    `record` holds COLUMNS, `noise` is ε, written as `scale`·ε. Raises UserError if the folder holds another row's sample.
+    `record` has COLUMNS; `noise` is ε, written as `scale`·ε. Raises UserError if the folder has the sample of another row.
     """
     name = f"{SAMPLES}/{sample_folder(record['sample_id'])}"
     if root.exists(f"{name}/{META}"):
@@ -94,22 +94,23 @@ def write_sample(
 
 def _check_same(root: LocalStore, name: str, row: int, sample_id: str) -> None:
     try:
-        there = json_object(root.read(f"{name}/{META}"), META)
-        found = there["row"], there["sample_id"]
+        meta = json_object(root.read(f"{name}/{META}"), META)
+        existing = meta["row"], meta["sample_id"]
     except (OSError, NotParsedError, KeyError) as error:
         raise UserError(
             f"{root.location}/{name}/{META} was not written by an export: {one_line(error)}; choose another folder"
         ) from error
-    if found != (row, sample_id):
+    if existing != (row, sample_id):
         raise UserError(
-            f"{root.location}/{name} is of row {found[0]} ({found[1]!r}) and of row {row} ({sample_id!r}): every sample "
-            "needs an id, and a folder, of its own"
+            f"{root.location}/{name} belongs to row {existing[0]} ({existing[1]!r}) and to row {row} ({sample_id!r}): every "
+            "sample needs its own id and folder"
         )
 
 
 def manifest_entry(root: LocalStore, record: Mapping[str, Any], image_root: str | None) -> dict[str, str]:
-    """The manifest's line for a sample. Paths in it are relative to the folder, and once more absolute: the reference's
-    trainer opens `best_input_noise_path` and `target_image_path` as they stand."""
+    """The manifest's line for a sample. It has paths relative to the folder, and absolute ones: the reference's trainer opens
+    `best_input_noise_path` and `target_image_path` directly.
+    """
     name, image = f"{SAMPLES}/{sample_folder(record['sample_id'])}", record["image"]
     return {
         "id": record["sample_id"],
@@ -129,11 +130,11 @@ def _json_ready(value: object) -> object:
 
 @dataclass(frozen=True)
 class Sample:
-    """One usable sample: ε as (C, H, W) float32, and the columns of its record that the folder tells."""
+    """One usable sample: ε as (C, H, W) float32, and the columns of its record that the folder has."""
 
     noise: Tensor
     columns: dict[str, Any]
-    #: Where the image is said to be, the likeliest first.
+    #: Possible paths of the image, the most likely first.
     images: tuple[str, ...]
 
 
@@ -152,21 +153,22 @@ def manifest_lines(root: LocalStore, shard: Shard) -> Iterator[tuple[int, bytes]
 def parse_entry(line: bytes, row: int) -> tuple[dict[str, object], str]:
     """A manifest line as (entry, sample id). Raises BadRow."""
     entry = _parse_object(line, f"row {row}")
-    own = _find([entry], "id", "sample_id", "name")
-    if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
+    sample_id = _find([entry], "id", "sample_id", "name")
+    if isinstance(sample_id, bool) or not isinstance(sample_id, str | int) or sample_id == "":
         raise BadRow(
-            "missing-id", f"row {row}: id is {repr(own)[:60]}; accepted: a text or number as id, sample_id or name"
+            "missing-id",
+            f"row {row}: id is {repr(sample_id)[:60]}; accepted: a text or number as id, sample_id or name",
         )
-    return entry, _text(str(own), row, "the id")
+    return entry, _text(str(sample_id), row, "the id")
 
 
 class SampleReader:
-    """Reads the samples of one folder. Opens nothing outside of it, runs nothing that it finds."""
+    """Reads the samples of one folder. It opens no file outside the folder and runs no code from it."""
 
     def __init__(
         self, root: LocalStore, latent_shape: tuple[int, int, int], model_scale: float, stated_scale: float | None
     ) -> None:
-        """`stated_scale`: s of every noise, whatever the folder says; `model_scale` where neither says one."""
+        """`stated_scale`: s of every noise, which overrides the folder's; `model_scale` is used if neither states one."""
         self.root, self.latent_shape = root, latent_shape
         self.model_scale, self.stated_scale = model_scale, stated_scale
 
@@ -178,7 +180,8 @@ class SampleReader:
         prompt = _find(sources, "prompt")
         if not isinstance(prompt, str) or not prompt.strip():
             raise BadRow(
-                "missing-prompt", f"row {row}: neither manifest nor {META} has a prompt, but {repr(prompt)[:60]}"
+                "missing-prompt",
+                f"row {row}: prompt is {repr(prompt)[:60]}; accepted: a text in the manifest or {META}",
             )
         images = [
             value for name in (COPIES if copies else IMAGE_FIELDS) if isinstance(value := _find(sources, name), str)
@@ -194,10 +197,10 @@ class SampleReader:
         return Sample(noise, columns, tuple(_text(image, row, "the image's name") for image in images))
 
     def inside(self, name: str) -> str:
-        """A path that the folder names, relative to the folder. Raises OutsideRoot or FileNotFoundError.
+        """A path from the folder's files, relative to the folder. Raises OutsideRoot or FileNotFoundError.
 
-        The reference writes absolute paths. One that ends like a place in this folder is from before the folder was moved,
-        and means that place: what lies outside is not looked at.
+        The reference writes absolute paths. If the folder was moved, such a path points outside. Its end, `samples/NAME/FILE`, is
+        then looked up in this folder. Nothing outside the folder is read.
         """
         try:
             return self.root.contains(name)
@@ -211,26 +214,28 @@ class SampleReader:
             return here
 
     def _noise_name(self, entry: Mapping[str, object], sample_id: str, row: int) -> str:
-        given = _find(
+        stated = _find(
             [entry], "noise", "best_input_noise", "noise_path", "best_input_noise_path", "artifacts.best_input_noise"
         )
         names = (
-            [given] if given is not None else [f"{SAMPLES}/{n}/{NOISE}" for n in (sample_folder(sample_id), sample_id)]
+            [stated]
+            if stated is not None
+            else [f"{SAMPLES}/{n}/{NOISE}" for n in (sample_folder(sample_id), sample_id)]
         )
         for name in names:
             if not isinstance(name, str):
                 raise BadRow("missing-noise", f"row {row}: the noise is {repr(name)[:60]}, not a path")
-            if found := self._existing(name, row, "noise"):
-                return found
+            if path := self._existing(name, row, "noise"):
+                return path
         raise BadRow(
             "missing-noise", f"row {row}: noise {str(names[0])[:200]!r} does not exist in {self.root.location}"
         )
 
     def _existing(self, name: str, row: int, what: str) -> str | None:
-        """The path if it is a file of the folder, None if there is none. Raises BadRow if it leads out."""
+        """The path if it is a file of the folder, None if there is none. Raises BadRow for a path outside the folder."""
         try:
-            found = self.inside(name)
-            return found if self.root.exists(found) else None
+            path = self.inside(name)
+            return path if self.root.exists(path) else None
         except OutsideRoot:
             message = f"row {row}: {what} {name[:200]!r} lies outside {self.root.location}; accepted: a file in it"
             raise BadRow("outside-root", message) from None
@@ -238,20 +243,20 @@ class SampleReader:
             return None
 
     def _meta(self, entry: Mapping[str, object], noise_name: str, row: int) -> dict[str, object]:
-        given = entry.get("meta")
-        name = given if isinstance(given, str) else f"{PurePosixPath(noise_name).parent}/{META}"
-        found = self._existing(name, row, "meta")
-        if found is None:
+        stated = entry.get("meta")
+        name = stated if isinstance(stated, str) else f"{PurePosixPath(noise_name).parent}/{META}"
+        file = self._existing(name, row, "meta")
+        if file is None:
             return {}
-        if self.root.size(found) > MAX_META:
-            raise BadRow("too-large", f"row {row}: {found} has {self.root.size(found)} bytes; accepted: {MAX_META}")
+        if self.root.size(file) > MAX_META:
+            raise BadRow("too-large", f"row {row}: {file} has {self.root.size(file)} bytes; accepted: {MAX_META}")
         try:
-            return _parse_object(self.root.read(found), f"row {row}: {found}")
+            return _parse_object(self.root.read(file), f"row {row}: {file}")
         except OSError as error:
-            raise BadRow("unreadable-meta", f"row {row}: {found} cannot be read: {error.strerror}") from error
+            raise BadRow("unreadable-meta", f"row {row}: {file} cannot be read: {error.strerror}") from error
 
     def _load(self, name: str, row: int, scale: float) -> Float[Tensor, "C H W"]:
-        """ε, from a file of `scale`·ε; scale 0 is unknown, taken for the model's where that is plausible. Raises BadRow."""
+        """ε, from a file of `scale`·ε. A scale of 0 is unknown: then the model's is assumed if plausible. Raises BadRow."""
         who = f"row {row}: {name[:200]}"
         noise = self._tensor(_load_tensors(self.root, name, who), who)
         if not bool(noise.isfinite().all()):
@@ -259,17 +264,19 @@ class SampleReader:
         noise = (noise.double() / (scale or self.model_scale)).float()
         size = float(noise.double().square().mean().sqrt())
         if not math.isfinite(size):
-            raise BadRow("non-finite-noise", f"{who} does not stay finite at scale {scale or self.model_scale:g}")
+            raise BadRow(
+                "non-finite-noise", f"{who} is not finite after division by scale {scale or self.model_scale:g}"
+            )
         if not scale and not 1 / PLAUSIBLE <= size <= PLAUSIBLE:
             raise BadRow(
                 "wrong-scale",
-                f"{who} has root mean square {size * self.model_scale:.3g}, where noise of this model has "
-                f"{self.model_scale:.3g}; --noise-scale states what it has been multiplied by (1: unit noise)",
+                f"{who} has root mean square {size * self.model_scale:.3g}, but noise of this model has "
+                f"{self.model_scale:.3g}; --noise-scale states the factor of the noise (1: unit noise)",
             )
         return noise
 
     def _tensor(self, content: object, who: str) -> Float[Tensor, "C H W"]:
-        """The one noise in what a file held, as float32. Raises BadRow."""
+        """The noise in the content of a file, as float32. Raises BadRow unless there is exactly one."""
         shapes = (self.latent_shape, (1, *self.latent_shape))
         if isinstance(content, dict):
             fitting = [v for v in content.values() if isinstance(v, Tensor) and tuple(v.shape) in shapes]
@@ -286,13 +293,13 @@ class SampleReader:
         if tuple(content.shape) not in shapes:
             raise BadRow("wrong-shape", f"{who} has shape {tuple(content.shape)}; accepted: {shapes[0]} or {shapes[1]}")
         if content.dtype not in DTYPES or content.layout != torch.strided or content.device.type != "cpu":
-            found = f"{content.dtype}, {content.layout}, on {content.device}"
-            raise BadRow("wrong-dtype", f"{who} is {found}; accepted: dense {', '.join(map(str, DTYPES))}")
+            kind = f"{content.dtype}, {content.layout}, on {content.device}"
+            raise BadRow("wrong-dtype", f"{who} is {kind}; accepted: dense {', '.join(map(str, DTYPES))}")
         return content.detach().reshape(self.latent_shape).float()
 
 
 def _load_tensors(root: LocalStore, name: str, who: str) -> object:
-    """What torch.load makes of a file when it may make nothing but tensors and plain containers. Raises BadRow."""
+    """The content of a file, loaded by torch.load with only tensors and plain containers. Raises BadRow."""
     try:
         with root.open(name) as stream:
             size = root.size(name)
@@ -305,7 +312,7 @@ def _load_tensors(root: LocalStore, name: str, who: str) -> object:
             return torch.load(stream, map_location="cpu", weights_only=True)
     except BadRow:
         raise
-    except Exception as error:  # whatever a made-up file brings about in torch's reader
+    except Exception as error:  # a malformed file can raise any error in torch's reader
         reason = (str(error).splitlines() or [""])[0][:200]
         raise BadRow(
             "unreadable-noise", f"{who} is not a file of plain tensors: {type(error).__name__}: {reason}"
@@ -323,7 +330,7 @@ def _parse_object(text: bytes, who: str) -> dict[str, object]:
 
 
 def _find(sources: Sequence[Mapping[str, object]], *names: str) -> object:
-    """The first value that is not null, of the first name that has one; a dot in a name leads into an inner object."""
+    """The value of the first name that is not null in a source; a dot in a name goes into an inner object."""
     for name in names:
         for source in sources:
             value: object = source
@@ -335,7 +342,7 @@ def _find(sources: Sequence[Mapping[str, object]], *names: str) -> object:
 
 
 def _number(value: object) -> float | None:
-    """A number that a float32 column holds, else None."""
+    """The value if it is a number that fits in float32, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < 3e38 else None
@@ -346,7 +353,7 @@ def _integer(value: object, least: int, most: int) -> int | None:
 
 
 def _columns(sources: Sequence[Mapping[str, object]], scale: float) -> dict[str, Any]:
-    """The columns that need no look at the noise; what is unknown is None, but noise_seed and patch_size."""
+    """The columns that do not depend on the noise. Unknown values are None, but noise_seed is 0 and patch_size 1."""
     columns: dict[str, Any] = {c: _number(_find(sources, *names)) for c, names in NUMBERS.items()}
     history = _find(sources, "stats.loss_history")
     history = history if isinstance(history, list) else []
@@ -366,7 +373,7 @@ def _columns(sources: Sequence[Mapping[str, object]], scale: float) -> dict[str,
 
 
 def _text(text: str, row: int, what: str) -> str:
-    """`text`, if it is Unicode. Raises BadRow for half of a surrogate pair: valid JSON, but no text."""
+    """`text`, if it is Unicode. Raises BadRow for half of a surrogate pair: it is valid JSON, but not text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

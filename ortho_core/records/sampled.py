@@ -1,4 +1,4 @@
-"""A fixed sample of a run's records: what can be looked at in seconds, however many rows there are."""
+"""A fixed sample of a run's records that can be read in seconds for any number of rows."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,41 +12,41 @@ from ortho_core.noise.seeded import seeded_normal
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.parts import PART_FOOTERS_AT_ONCE, read_part
 
-#: Rows that are looked at, at most; a smaller set is looked at as a whole.
+#: Largest number of sampled rows; a smaller set is read completely.
 LOOKED_AT = 4096
-#: Shards that they are taken from: at least, where there are so many, and at most.
+#: Smallest and largest number of shards that the rows are sampled from.
 FEWEST_SHARDS, MOST_SHARDS = 64, 1024
 SAMPLED_COLUMNS = ["sample_id", "prompt", "image", "initial_loss", "loss", "evaluations"]
 
 
 @dataclass(frozen=True)
 class SampledRecord:
-    """What the search of one row came to, and where its record is: row number `row` of the part file `part`."""
+    """The result of one row's search, and the place of its record: row number `row` of the part file `part`."""
 
     part: str
     row: int
     sample_id: str
     prompt: str
     image: str
-    #: Where the search began, and the lowest.
+    #: The loss at the start of the search, and the lowest loss.
     initial_loss: float
     loss: float
     evaluations: int
 
     @property
     def fall(self) -> float:
-        """The part of its first loss that the search took off."""
+        """The relative decrease of the loss by the search."""
         return 1 - self.loss / self.initial_loss if self.initial_loss else 0.0
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers below `count`, the same distance apart."""
+    """At most `most` evenly spaced numbers below `count`."""
     taken = min(count, most)
     return [i * count // taken for i in range(taken)]
 
 
 def sampled_records(found: Assignments, rows: int = LOOKED_AT) -> list[SampledRecord]:
-    """About `rows` records from all over the run, in its order: the same at every call, and all where there are no more.
+    """About `rows` records from the complete run, in its order: the same at every call, and all if there are no more.
 
     Raises UserError if a part is damaged.
     """

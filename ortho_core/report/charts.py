@@ -1,8 +1,7 @@
-"""Small charts: lines and points with intervals over common axes, and their geometry as the report's template draws them.
+"""Small charts: lines and points with intervals over common axes, and their geometry for the report's template.
 
-`plots` draws the same charts as PNG files. In the report, fonts and line widths are the style sheet's. A chart is 350 units
-wide, about what a phone shows at full size, so that its text stays as large as the page's; on a wide screen several stand
-side by side.
+`plots` draws the same charts as PNG files. In the report, the style sheet sets fonts and line widths. A chart is 350 units wide,
+about the width of a phone, so that its text is as large as the page's. A wide screen shows several charts next to each other.
 """
 
 import math
@@ -14,11 +13,11 @@ import numpy as np
 
 WIDTH, HEIGHT = 350, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 40
-#: A line is drawn through at most so many points, each the mean of those it stands for.
+#: Largest number of points of a drawn line; each is the mean of several values if there are more.
 MOST_POINTS = 300
-#: A line of more points than this is drawn faintly, and a running mean over it.
+#: A line of more points than this is drawn faintly, with its running mean on top.
 MANY_POINTS = 40
-#: (on a light page, on a dark page); the first is the neutral one, of whatever the others are compared with.
+#: (on a light page, on a dark page). The first is neutral, for the series that the others are compared with.
 COLOURS = (
     ("#6b7580", "#98a2ac"),
     ("#1f6fc0", "#69aef2"),
@@ -34,8 +33,8 @@ COLOURS = (
 class Series:
     """A line, or points, of a chart; without a label it is not in the legend.
 
-    `x_interval` and `y_interval` are (low, high) of each point. `notes` are shown when the pointer rests on a point; `names`
-    stand beside the points of a PNG. `colour` is an index into `COLOURS`. Values that are not finite are left out.
+    `x_interval` and `y_interval` are (low, high) of each point. `notes` are shown when the pointer is over a point; `names` are
+    written next to the points of a PNG. `colour` is an index into `COLOURS`. Values that are not finite are left out.
     """
 
     label: str
@@ -45,7 +44,7 @@ class Series:
     points: bool = False
     line: bool = True
     dashed: bool = False
-    #: Of a histogram's outline: filled down to the axis, and drawn as it is however many points it has.
+    #: For a histogram's outline: filled down to the axis, and never smoothed.
     area: bool = False
     x_interval: Sequence[tuple[float, float]] = ()
     y_interval: Sequence[tuple[float, float]] = ()
@@ -84,14 +83,14 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Chart:
-    """Series over common axes. `title` is what the y axis shows; `caption` is the sentence under the chart."""
+    """Series over common axes. `title` names the y axis; `caption` is the sentence below the chart."""
 
     title: str
     x_label: str
     series: Sequence[Series]
     caption: str = ""
     log_y: bool = False
-    #: Values that the axes include in any case.
+    #: Values that the axes always include.
     x_includes: Sequence[float] = ()
     y_includes: Sequence[float] = field(default=())
 
@@ -122,7 +121,7 @@ class Chart:
         return self.bottom - (at - low) / (high - low) * (self.bottom - TOP)
 
     def x_places(self) -> list[tuple[float, str]]:
-        """Values that have a tick, and its text."""
+        """The values of the ticks and their texts."""
         integers = all(float(v).is_integer() for s in self.series for v in s.x)
         return ticks(*self.x_range, log=False, whole=integers)
 
@@ -145,7 +144,7 @@ class Chart:
             mean = None if series.area else smoothed(y)
             lines = self._points(x, y if mean is None else mean)
             faint = [] if mean is None else self._points(x, y)
-        pointed = series.points or len(x) == 1  # a line through one point is none
+        pointed = series.points or len(x) == 1  # one point makes no line
         marks = [self._mark(series, i) for i in range(len(x)) if self._shown(x[i], y[i])] if pointed else []
         return Drawn(series.colour, series.dashed, lines, faint, marks, series.area)
 
@@ -174,7 +173,7 @@ class Chart:
 
 
 def histogram(label: str, values: Sequence[float], edges: Sequence[float], colour: int) -> Series:
-    """The share of the values (in percent) between each two edges; values beyond the ends count at the ends."""
+    """The share of the values (in percent) between each two edges; values outside the edges count in the outermost bins."""
     inside = np.clip(np.asarray(values, float), edges[0], edges[-1])
     share = 100 * np.histogram(inside, np.asarray(edges))[0] / len(values)
     outline = np.concatenate([[0.0], np.repeat(share, 2), [0.0]])
@@ -182,7 +181,7 @@ def histogram(label: str, values: Sequence[float], edges: Sequence[float], colou
 
 
 def limits(values: Sequence[float], log: bool, margin: float) -> tuple[float, float]:
-    """The range of an axis: that of the finite (where `log`, positive) values, and a share of it beyond each end."""
+    """The range of an axis: that of the finite (with `log`, positive) values, extended by `margin` of it at each end."""
     kept = [float(v) for v in values if math.isfinite(v) and (v > 0 or not log)]
     if not kept:
         return (0.1, 1.0) if log else (0.0, 1.0)
@@ -196,7 +195,10 @@ def limits(values: Sequence[float], log: bool, margin: float) -> tuple[float, fl
 
 
 def ticks(low: float, high: float, log: bool, whole: bool = False) -> list[tuple[float, str]]:
-    """Round numbers between `low` and `high` with their texts: whole ones, or powers of ten and some of their multiples."""
+    """Round numbers between `low` and `high` with their texts; with `log`, powers of ten and some of their multiples.
+
+    `whole` allows only integers.
+    """
     from matplotlib.ticker import MaxNLocator
 
     if not log:
@@ -207,22 +209,22 @@ def ticks(low: float, high: float, log: bool, whole: bool = False) -> list[tuple
         return [(float(v), f"{v:,.{digits}f}" if abs(v) < 1e6 and digits < 6 else f"{v:.3g}") for v in kept]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for multiples in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
-        found = [m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high]
-        if len(found) >= 3:
+        values = [m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high]
+        if len(values) >= 3:
             break
     else:
         return ticks(low, high, log=False)
-    apart = -(-len(found) // 6)
-    return [(v, f"{v:.6g}" if 1e-4 <= v < 1e6 else f"{v:.0e}") for v in found[::apart]]
+    apart = -(-len(values) // 6)
+    return [(v, f"{v:.6g}" if 1e-4 <= v < 1e6 else f"{v:.0e}") for v in values[::apart]]
 
 
 def smoothed(values: np.ndarray) -> np.ndarray | None:
-    """What is drawn in front of a line of many points: its running mean; None where the line is drawn as it is."""
+    """The running mean that is drawn over a line of many points; None for a line of few points."""
     return running_mean(values, max(1, len(values) // 20)) if len(values) > MANY_POINTS else None
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of the last `width` values at each place; of all so far where there are fewer. What is not finite is skipped."""
+    """The mean of the last `width` values at each place, or of all values so far if there are fewer. Skips non-finite values."""
     known = np.isfinite(values)
     total = np.cumsum(np.where(known, values, 0.0))
     count = np.cumsum(known)
@@ -231,7 +233,7 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
-    """At most MOST_POINTS values: means of as many stretches of about one length, of what is finite in them."""
+    """At most MOST_POINTS values: the means of the finite values in MOST_POINTS stretches of about equal length."""
     if len(values) <= MOST_POINTS:
         return values
     stretches = np.array_split(values, MOST_POINTS)

@@ -1,8 +1,7 @@
-"""The report: one HTML file that carries its pictures with it and needs no script and no network.
+"""The report: one HTML file with embedded pictures that needs no script and no network.
 
-A report is a title, what was found, and sections; a section is a list of blocks, drawn one under the other: a paragraph (a
-plain string), `Heading`, `Facts`, `PictureRows`, `Cards`, `Links`, `Figure`, `Charts`, `Table` or `Folded`. Everything that
-is text is escaped.
+A report has a title, findings and sections. A section is a list of blocks, one below the other: a paragraph (a plain string),
+`Heading`, `Facts`, `PictureRows`, `Cards`, `Links`, `Figure`, `Charts`, `Table` or `Folded`. All text is escaped.
 """
 
 import base64
@@ -22,10 +21,10 @@ from ortho_core.text.plain_text import redacted
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Images up to this size (pixels) are in the report as they are; larger ones are scaled down to `PREVIEW`.
+#: Images up to this size (pixels) are embedded unchanged; larger ones are scaled down to `PREVIEW`.
 EXACT = 96
 PREVIEW = 192
-#: Images of one `PictureRows`, beyond which it shows fewer columns.
+#: Largest number of images in one `PictureRows`; with more rows it shows fewer columns.
 MOST_IMAGES = 120
 MOST_COLUMNS = 12
 
@@ -40,7 +39,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Fact:
-    """One figure that a reader looks for first: `512 = 510 + 2`, `rows = assigned + quarantined`."""
+    """One figure that readers look for first: `512 = 510 + 2` with the label `rows = assigned + quarantined`."""
 
     value: str
     label: str
@@ -54,21 +53,21 @@ class Facts:
 
 @dataclass(frozen=True)
 class Cell:
-    """`detail` stands small under the text. The mark says how it stands against the others that it is compared with."""
+    """A cell of a table. `detail` is small text below `text`. `mark` is the result of the comparison with other cells."""
 
     text: str
     detail: str = ""
     mark: Literal["", "best", "tied"] = ""
-    #: Shown when the pointer rests on it.
+    #: Shown when the pointer is over the cell.
     about: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A header, and rows whose first cell names them; a row that is a plain string heads those after it.
+    """A header, and rows whose first cell names them; a row that is a plain string is a heading for the rows after it.
 
-    `caption` stands above it, `legend` are (term, meaning) pairs, listed below. Figures stand to the right, unless `text` says
-    that the cells are words.
+    `caption` is above the table; `legend` has (term, meaning) pairs, listed below it. Cells are aligned to the right, unless
+    `text` is set for cells with words.
     """
 
     header: Sequence[Cell | str]
@@ -79,8 +78,8 @@ class Table:
     kind: ClassVar = "table"
 
     @staticmethod
-    def cell(given: Cell | str) -> Cell:
-        return Cell(given) if isinstance(given, str) else given
+    def cell(content: Cell | str) -> Cell:
+        return Cell(content) if isinstance(content, str) else content
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Embedded:
 
     @staticmethod
     def of(picture: Image.Image, exact: int = EXACT, preview: int = PREVIEW) -> "Embedded":
-        """As PNG, pixel for pixel; a larger picture than `exact` scaled to `preview`, as WebP of high quality."""
+        """A picture as PNG, pixel for pixel; a picture larger than `exact` is scaled to `preview` and encoded as WebP."""
         buffer = io.BytesIO()
         if max(picture.size) > exact:
             picture = picture.copy()
@@ -116,7 +115,7 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class PictureRows:
-    """Rows of small images whose columns correspond, a prompt over each column; on a narrow screen they scroll sideways."""
+    """Rows of small images with corresponding columns and a prompt above each column; they scroll on a narrow screen."""
 
     rows: Sequence[PictureRow]
     prompts: Sequence[str]
@@ -127,14 +126,14 @@ class PictureRows:
 
     @property
     def pixelated(self) -> bool:
-        """Small images are enlarged by whole pixels, not smoothed."""
+        """Whether the images are enlarged by a whole factor, without smoothing."""
         width = self.rows[0].images[0].width
         return width < self.cell and self.cell % width == 0
 
     @staticmethod
     def of(rows: Mapping[str, "Tensor"], caption: str, prompts: Sequence[str] = ()) -> "PictureRows":
-        """From uint8 images (B, 3, Y, X) by label, as many columns of them as keep the report small."""
-        from ortho_core.pictures import to_picture  # a report without tensors needs no torch, which takes seconds
+        """Rows from uint8 images (B, 3, Y, X) by label, with a limited number of columns to keep the report small."""
+        from ortho_core.pictures import to_picture  # not above: it imports torch, which takes seconds
 
         Y, X = next(iter(rows.values())).shape[-2:]
         most = MOST_COLUMNS if max(Y, X) <= EXACT else MOST_COLUMNS * 2 // 3
@@ -148,13 +147,13 @@ class PictureRows:
         return any(row.label for row in self.rows)
 
     def alt(self, row: PictureRow, column: int) -> str:
-        what = self.prompts[column] if column < len(self.prompts) else f"image {column + 1}"
-        return f"{row.label}: {what}" if row.label else what
+        text = self.prompts[column] if column < len(self.prompts) else f"image {column + 1}"
+        return f"{row.label}: {text}" if row.label else text
 
 
 @dataclass(frozen=True)
 class Card:
-    """Pictures of one thing side by side, and what is said of it. Where there is no picture, a text says why."""
+    """Pictures of one row next to each other, with a title and lines of text. A missing picture is replaced by its reason."""
 
     pictures: Sequence[Embedded | str]
     title: str
@@ -163,9 +162,9 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """Cards side by side as far as there is room; `labels` stand over the pictures of each.
+    """Cards in as many columns as fit; `labels` are above the pictures of each card.
 
-    Without labels each card has one picture, shown whole in a square.
+    Without labels each card has one picture, which is fitted into a square.
     """
 
     labels: Sequence[str]
@@ -175,7 +174,7 @@ class Cards:
 
     @property
     def cell(self) -> int:
-        """Width of a picture in CSS pixels: small ones are enlarged by whole pixels."""
+        """Width of a picture in CSS pixels: small ones are enlarged by a whole factor."""
         if not self.labels:
             return 112
         widths = [p.width for card in self.cards for p in card.pictures if isinstance(p, Embedded)]
@@ -190,7 +189,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Links:
-    """A sentence and, after it, links to files beside the report: (text, relative path)."""
+    """A sentence, followed by links to files next to the report: (text, relative path)."""
 
     text: str
     links: Sequence[tuple[str, str]]
@@ -199,7 +198,7 @@ class Links:
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture and the sentence under it. A `plot` is dark on white, and inverted where the page is dark."""
+    """One picture and the sentence below it. A `plot` is dark on white, and inverted on a dark page."""
 
     image: Embedded
     caption: str
@@ -215,14 +214,14 @@ class Figure:
 
     @staticmethod
     def plot_of(content: bytes, caption: str, alt: str = "", least: int = 720) -> "Figure":
-        """A PNG that matplotlib drew, as it is."""
+        """A PNG from matplotlib, unchanged."""
         with Image.open(io.BytesIO(content)) as opened:
             return Figure(Embedded.encoded(content, "png", opened.size), caption, alt or caption, True, least)
 
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts side by side where there is room, else one under the other."""
+    """Charts next to each other where they fit, else below each other."""
 
     charts: Sequence[Chart]
     kind: ClassVar = "charts"
@@ -230,7 +229,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class Folded:
-    """What a reader opens when it is wanted: text as it is, such as a configuration, or further blocks."""
+    """A part that is closed at first: preformatted text, such as a configuration, or further blocks."""
 
     summary: str
     text: str = ""
@@ -254,7 +253,7 @@ class Section:
 def render(
     title: str, subtitle: str, sections: Sequence[Section], findings: Sequence[str] = (), facts: Sequence[Fact] = ()
 ) -> str:
-    """The whole report as HTML. `findings` are the sentences at its top, `facts` the figures beside them."""
+    """The complete report as HTML. `findings` are the sentences at its top, `facts` the figures next to them."""
     source = (Path(__file__).parent / "page.html.j2").read_text()
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -269,5 +268,5 @@ def render(
         cell=Table.cell,
         colours=COLOURS,
     )
-    # Names of files need not be text: such a byte is shown as an escape.
+    # File names may have bytes that are not text: these are escaped.
     return redacted(html).encode("utf-8", "backslashreplace").decode()

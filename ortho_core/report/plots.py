@@ -1,4 +1,4 @@
-"""The report's charts as PNG files, which jobs leave beside their results."""
+"""The report's charts as PNG files, which jobs write next to their results."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from ortho_core.report.charts import COLOURS, Chart, Series, smoothed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Charts side by side, and the size of one in inches.
+#: Charts per row, and the size of a chart in inches.
 PANELS_PER_ROW, SIZE = 4, (4.5, 3.4)
 
 
 def draw_charts(charts: Sequence[Chart], path: Path, size: tuple[float, float] = SIZE) -> None:
-    """Draw charts row by row as one PNG; without a chart there is no file. `size` is that of a chart, in inches."""
+    """Draw charts row by row as one PNG; without charts no file is written. `size` is that of one chart, in inches."""
     from matplotlib.figure import Figure
 
     if not charts:
@@ -46,7 +46,7 @@ def draw_charts(charts: Sequence[Chart], path: Path, size: tuple[float, float] =
 def _draw(axes: "Axes", series: Series, log_y: bool) -> None:
     x, y, label = np.asarray(series.x, float), np.asarray(series.y, float), series.label or None
     colour, mean = COLOURS[series.colour][0], smoothed(y) if series.line and not series.area else None
-    if log_y:  # where there is no logarithm, matplotlib would draw a line down to the axis
+    if log_y:  # for values without a logarithm, matplotlib would draw a line down to the axis
         y = np.where(y > 0, y, np.nan)
         mean = None if mean is None else np.where(mean > 0, mean, np.nan)
     if series.line and len(x):
@@ -64,7 +64,7 @@ def _draw(axes: "Axes", series: Series, log_y: bool) -> None:
 
 
 def _reach(values: np.ndarray, intervals: Sequence[tuple[float, float]]) -> np.ndarray | None:
-    """How far the intervals reach below and above the values, (2, points)."""
+    """The distances of the interval ends below and above the values, (2, points)."""
     if not intervals:
         return None
     low, high = np.asarray(intervals, float).T

@@ -1,1 +1,1 @@
-"""Rewards: the protocol, the models behind each name, and weighted sums of them."""
+"""Rewards: the protocol, the model of each name, and weighted sums of rewards."""

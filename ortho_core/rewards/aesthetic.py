@@ -1,4 +1,4 @@
-"""`aesthetic`: the improved aesthetic predictor, how well people would rate the picture, whatever it shows.
+"""`aesthetic`: the improved aesthetic predictor. It predicts how people rate a picture, independent of the prompt.
 
 Axes: B images, 3 × Y × X the image, E the CLIP embedding, P prompts.
 """
@@ -19,7 +19,7 @@ ORIGIN = "the improved aesthetic predictor (christophschuhmann/improved-aestheti
 
 
 class AestheticPredictor(nn.Module):
-    """Linear layers E → 1024 → 128 → 64 → 16 → 1 with dropout between the first, named as the published weights are."""
+    """Linear layers E → 1024 → 128 → 64 → 16 → 1 with dropout after the first three; names as in the published weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -36,13 +36,13 @@ class AestheticPredictor(nn.Module):
         )
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """(B,) of unit embeddings (B, E)."""
+        """Ratings (B,) of unit embeddings (B, E)."""
         score: Tensor = self.layers(embedding)
         return score[:, 0]
 
 
 class Aesthetic(Scoring):
-    """`aesthetic`: the predictor's rating, about 1 to 10; the prompt plays no part in it."""
+    """`aesthetic`: the predictor's rating, about 1 to 10; it does not depend on the prompt."""
 
     name = "aesthetic"
 
@@ -58,17 +58,17 @@ class Aesthetic(Scoring):
         first = weights.get("layers.0.weight")
         if isinstance(first, Tensor) and first.ndim == 2 and first.shape[1] != tower.width:
             raise UserError(
-                f"reward aesthetic: {file} rates embeddings of length {first.shape[1]}, and those of the CLIP model given "
-                f"have {tower.width}; accepted: the CLIP model it was made for (the published one: CLIP ViT-L/14)"
+                f"reward aesthetic: {file} rates embeddings of length {first.shape[1]}, but those of the CLIP model have "
+                f"length {tower.width}; accepted: the CLIP model it was trained with (the published one: CLIP ViT-L/14)"
             )
         predictor = AestheticPredictor(tower.width)
         load_weights(predictor, weights, file, "aesthetic")
-        # A few layers on an embedding of float32 at least: half precision would save nothing and cost resolution.
+        # At least float32: the few layers need little memory, and half precision would be too coarse.
         exact = "float64" if dtype == "float64" else "float32"
         return Aesthetic(tower, frozen(predictor, device, exact))
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """`nothing`: (P, 0), for a batch's rows to be counted by."""
+        """`nothing`: (P, 0), an empty tensor that only has the number of rows."""
         return {"nothing": torch.zeros(len(prompts), 0, device=self.tower.model.device)}
 
     def score_embedding(self, embedding: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
@@ -82,7 +82,7 @@ class Aesthetic(Scoring):
 
 
 def files(folder: Path, folder_of: FolderOf) -> list[Path]:
-    """The predictor's weights and the CLIP model that it looks through. Raises UserError for those that are missing."""
+    """The files of the predictor and of its CLIP model. Raises UserError for missing ones."""
     check_files(folder, "aesthetic", [(WEIGHTS,)], ORIGIN)
     return [folder / WEIGHTS, *clip_files(folder_of("clip"), "aesthetic", CLIP_ORIGIN)]
 

@@ -1,6 +1,8 @@
-"""What a reward is: one number per image and prompt, higher is better, differentiable in the image; and what all share.
+"""The protocol of rewards, and code that all rewards share.
 
-Axes: B images, 3 × Y × X the image, S × S what a reward's network sees, P prompts.
+A reward is one number per image and prompt, higher is better, differentiable in the image.
+
+Axes: B images, 3 × Y × X the image, S × S the input of a reward's network, P prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 from ortho_core.device import Constant
 from ortho_core.errors import UserError
 
-#: The mean and the deviation of each channel that OpenAI's CLIP was trained with, and with it all that descend from it.
+#: The mean and the standard deviation of each channel for OpenAI's CLIP and all models based on it.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -25,23 +27,23 @@ M = TypeVar("M", bound=nn.Module)
 #: Finds the folder of a reward by its name: a reward may need the files of another.
 FolderOf = Callable[[str], Path]
 
-#: Prompts in one pass of a text encoder, so that a file of prompts does not need memory in proportion.
+#: Largest number of prompts in one pass of a text encoder, so that memory does not grow with the number of prompts.
 PROMPTS_AT_ONCE = 64
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """One number per image, which depends on that image and its prompt alone, whatever else is in the batch."""
+    """One number per image, which depends only on that image and its prompt, not on the rest of the batch."""
 
     @property
     def name(self) -> str: ...
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """What the reward needs to know of the prompts: named tensors of one row per prompt, computed once for each."""
+        """The reward's encoding of the prompts: named tensors with one row per prompt, computed once per prompt."""
         ...
 
     def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
-        """(B,) of images (B, 3, Y, X) in [0, 1] and `encoded` of B rows; differentiable in the images."""
+        """Scores (B,) of images (B, 3, Y, X) in [0, 1], with `encoded` of B rows; differentiable in the images."""
         ...
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -50,10 +52,10 @@ class Reward(Protocol):
 
 
 class Scoring:
-    """Gives a reward its `score`."""
+    """A mixin that implements a reward's `score`."""
 
     def score(self: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-        """(B,) of images (B, 3, Y, X) in [0, 1] and B prompts."""
+        """Scores (B,) of images (B, 3, Y, X) in [0, 1] and B prompts."""
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images and {len(prompts)} prompts; one prompt per image is needed")
         return self.score_encoded(images, self.encode_prompts(prompts))
@@ -61,22 +63,22 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From images (B, 3, Y, X) to what a network sees, (B, 3, S, S), as the packages do with 8-bit pictures.
+    """From images (B, 3, Y, X) to the input of a network (B, 3, S, S), as the packages process 8-bit pictures.
 
-    The packages round to whole grey levels after the resize, which has no gradient; here nothing is rounded, so a pixel
-    differs by up to half a level from the rounding of the result, and by another from PIL's between its two passes. Values
-    outside of [0, 1] are cut off, as saving the picture would: they get no gradient, those inside get all of theirs.
+    The packages round to 8-bit values after the resize; rounding has no gradient, so nothing is rounded here. A pixel differs by
+    up to half a level from the rounded result, and by another half level from PIL, which also rounds between its two passes.
+    Values outside [0, 1] are clamped, as in a saved picture: they get no gradient.
     """
 
     size: int
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
-    #: `crop`: the shorter side becomes S and the middle is cut out. `pad`: the longer side does, with black beside it.
+    #: `crop`: the shorter side becomes S and the middle is cropped. `pad`: the longer side becomes S, the rest is black.
     fit: str = "crop"
-    #: Which of the two middles is cut out where an odd number of pixels is over: torchvision's, the even one of the two
-    #: halves, or transformers', always the first.
+    #: The crop if an odd number of pixels is left over. True: round the offset to the even number, as torchvision does. False:
+    #: round it down, as transformers does.
     crop_to_even: bool = True
-    #: A bicubic resize overshoots at edges. On 8-bit pictures that is cut off; on floats it is not.
+    #: A bicubic resize overshoots at edges. On 8-bit pictures the overshoot is clamped; on floats it is not.
     cut_overshoot: bool = True
     #: Mean and deviation, ready for images on any device.
     _statistics: tuple[Constant, Constant] = field(init=False, repr=False, compare=False)
@@ -91,7 +93,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (self.mean, self.std))
-        # At once: the first call may be one that counts memory, with tensors that hold no numbers.
+        # Not at the first call: that may use fake tensors, to count memory.
         object.__setattr__(self, "_statistics", (Constant(mean), Constant(std)))
 
     def _fit(self, images: Tensor) -> Tensor:
@@ -112,26 +114,26 @@ class Preprocessing:
     def _resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         if tuple(images.shape[-2:]) == size:
             return images
-        # With antialiasing this is PIL's filter, cubic coefficient -0.5 included.
+        # With antialiasing this is PIL's filter, with its cubic coefficient of -0.5.
         bicubic = partial(F.interpolate, mode="bicubic", align_corners=False, antialias=True)
         if not self.cut_overshoot:
             return bicubic(images, size=size)
-        # PIL works along the rows first, and what it keeps between the passes are 8-bit numbers too.
+        # PIL resizes along the rows first, and stores 8-bit numbers between the two passes.
         return bicubic(bicubic(images, size=(images.shape[-2], size[1])).clamp(0, 1), size=size).clamp(0, 1)
 
 
 def unit(embedding: Tensor) -> Tensor:
-    """(B, E) of L2 norm 1 each, in float32 at least: a reward's differences are smaller than half precision resolves."""
+    """Embeddings (B, E) normalised to L2 norm 1, at least in float32: half precision is too coarse for rewards."""
     return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=-1)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """(B,): the cosine of each row of unit vectors (B, E) with its own partner; never of all with all."""
+    """(B,): the cosine of each row of `a` with the same row of `b`, for unit vectors (B, E)."""
     return (a * b).sum(-1)
 
 
 def in_chunks(encode: Callable[[list[str]], Tensor], prompts: list[str]) -> Tensor:
-    """One row per prompt, (P, ...), without a graph, a bounded number of prompts at once."""
+    """One row per prompt, (P, ...), without gradients, for a limited number of prompts at once."""
     if not prompts:
         raise ValueError("no prompts to encode")
     with torch.no_grad():
@@ -140,43 +142,43 @@ def in_chunks(encode: Callable[[list[str]], Tensor], prompts: list[str]) -> Tens
 
 
 def frozen(model: M, device: str | torch.device, dtype: str) -> M:
-    """The model ready to score: on the device, without dropout, its weights without gradients."""
+    """The model in `dtype` on the device, without dropout and without gradients of weights."""
     return model.to(device, getattr(torch, dtype)).eval().requires_grad_(False)
 
 
 def who(reward: str) -> str:
-    """What messages call a reward; a model that an option names instead is called by the option, `--features tiny-clip`."""
+    """The name of a reward in messages; a model that is not a reward is named by its option, `--features tiny-clip`."""
     return reward if reward.startswith("--") else f"reward {reward}"
 
 
 def check_files(folder: Path, reward: str, choices: Sequence[Sequence[str]], origin: str) -> None:
-    """Raises UserError unless `folder` holds at least one file of each choice; `origin` says whose files they are."""
+    """Raises UserError unless `folder` has at least one file of each choice; `origin` is the model that they belong to."""
     missing = [" or ".join(names) for names in choices if not any((folder / name).is_file() for name in names)]
     if missing:
-        found = "has no" if folder.is_dir() else "does not exist and should hold"
-        raise UserError(f"{who(reward)}: {folder} {found} {', '.join(missing)}; put the files of {origin} there")
+        problem = "has no" if folder.is_dir() else "does not exist and should hold"
+        raise UserError(f"{who(reward)}: {folder} {problem} {', '.join(missing)}; put the files of {origin} there")
 
 
 def read_weights(file: Path, reward: str) -> dict[str, Any]:
-    """What a .pt or .pth file holds, tensors and plain containers only. Raises UserError if it cannot be read so."""
+    """The content of a .pt or .pth file, with only tensors and plain containers. Raises UserError if it cannot be read so."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds, for files cut short, pickles of code, other formats
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{who(reward)}: {file} is not a file of PyTorch weights: {reason}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{who(reward)}: {file} holds a {type(content).__name__}; a dict of tensors is accepted")
+        raise UserError(f"{who(reward)}: {file} holds a {type(content).__name__}; accepted: a dict of tensors")
     return content
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], file: Path, reward: str) -> None:
-    """Fill the model. Raises UserError, naming the file, for weights that are missing, too many or of another shape."""
-    own = model.state_dict()
-    wrong = [f"no {name}" for name in own if name not in weights]
-    wrong += [f"{name}, which it does not have" for name in weights if name not in own]
-    for name in own.keys() & weights.keys():
-        if own[name].shape != weights[name].shape:
-            wrong.append(f"{name} of shape {tuple(weights[name].shape)}, not {tuple(own[name].shape)}")
+    """Load the weights into the model. Raises UserError, with the file, for missing or unknown weights and wrong shapes."""
+    expected = model.state_dict()
+    wrong = [f"no {name}" for name in expected if name not in weights]
+    wrong += [f"{name}, which it does not have" for name in weights if name not in expected]
+    for name in expected.keys() & weights.keys():
+        if expected[name].shape != weights[name].shape:
+            wrong.append(f"{name} of shape {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}")
     if wrong:
         more = f" and {len(wrong) - 3} more differences" if len(wrong) > 3 else ""
         raise UserError(f"{who(reward)}: {file} does not fit the model: {'; '.join(wrong[:3])}{more}")

@@ -1,4 +1,4 @@
-"""CLIP models in transformers' format, and `clip`: how well the image fits its prompt, by CLIP's own measure.
+"""CLIP models in transformers' format, and the reward `clip`: the CLIP similarity of image and prompt.
 
 Axes: B images, 3 × Y × X the image, E the joint embedding, P prompts, L tokens.
 """
@@ -28,7 +28,7 @@ from ortho_core.rewards.base import (
 from ortho_core.text.parsing import NotParsedError, json_file
 from ortho_core.text.plain_text import one_line
 
-#: What a folder must hold, one file of each line.
+#: The files of a folder: at least one of each line.
 CLIP_FILES = (
     ("config.json",),
     ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -36,7 +36,7 @@ CLIP_FILES = (
     ("tokenizer.json", "vocab.json"),
 )
 ORIGIN = "CLIP ViT-L/14 (openai/clip-vit-large-patch14)"
-BICUBIC = 3  # PIL's number, which preprocessor_config.json states
+BICUBIC = 3  # PIL's number, as in preprocessor_config.json
 
 
 class ClipTower:
@@ -49,18 +49,21 @@ class ClipTower:
     def load(
         folder: Path, reward: str, origin: str, device: str | torch.device = "cpu", dtype: str = "float32"
     ) -> "ClipTower":
-        """Raises UserError if the folder is no CLIP model's; `origin` says whose files belong there."""
+        """Raises UserError if the folder is not a CLIP model; `origin` is the model whose files belong there."""
         check_files(folder, reward, CLIP_FILES, origin)
         _check_model_type(folder / "config.json", reward)
-        from transformers import AutoTokenizer, CLIPModel  # takes seconds; one who only parses does not need it
+        from transformers import (
+            AutoTokenizer,
+            CLIPModel,
+        )  # not above: it takes seconds, and option parsing does not need it
 
         try:
             model, report = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # of damaged files every library raises its own kind
+        except Exception as error:  # every library raises other errors for damaged files
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{who(reward)}: {folder} cannot be loaded as a CLIP model: {reason}") from error
-        # transformers would make them up, and only warn of it.
+        # transformers would initialise them randomly, with only a warning.
         if missing := sorted(report["missing_keys"]):
             raise UserError(
                 f"{who(reward)}: the weights in {folder} lack {len(missing)} tensors, {missing[0]} among them"
@@ -69,8 +72,8 @@ class ClipTower:
         size = model.config.vision_config.image_size
         if preprocess.size != size:
             raise UserError(
-                f"{who(reward)}: {folder / 'preprocessor_config.json'} makes images of {preprocess.size} pixels, and the "
-                f"model of that folder sees {size}; accepted: {size}"
+                f"{who(reward)}: {folder / 'preprocessor_config.json'} makes images of {preprocess.size} pixels, but the "
+                f"model of that folder needs {size}; accepted: {size}"
             )
         return ClipTower(frozen(model, device, dtype), tokenizer, preprocess)
 
@@ -81,12 +84,12 @@ class ClipTower:
 
     @property
     def logit_scale(self) -> Tensor:
-        """What the model multiplies its cosines by, 100 in most models."""
+        """The factor of the model's cosines, 100 in most models."""
         scale: Tensor = self.model.logit_scale.exp()
         return scale.to(torch.promote_types(scale.dtype, torch.float32))
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Embeddings (B, E) of images (B, 3, Y, X) in [0, 1], of whatever length, with gradients."""
+        """Embeddings (B, E) of images (B, 3, Y, X) in [0, 1], not normalised, with gradients."""
         pixels = self.preprocess(images).to(self.model.dtype)
         features: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
         return features
@@ -96,11 +99,11 @@ class ClipTower:
         return unit(self.image_features(images))
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
-        """Unit embeddings (P, E); a prompt longer than the text encoder's window loses its end."""
+        """Unit embeddings (P, E); a prompt longer than the text encoder's window is truncated."""
         return in_chunks(self._embed_prompts, prompts)
 
     def _embed_prompts(self, prompts: list[str]) -> Tensor:
-        # All padded to the window, not to the longest of the batch, so that a prompt's row is the same in any company.
+        # Padded to the window, not to the longest prompt of the batch: a row must not depend on the other prompts.
         window = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=window, return_tensors="pt"
@@ -111,12 +114,12 @@ class ClipTower:
 
 @dataclass(frozen=True)
 class Loading:
-    """What rewards are loaded with. A CLIP model that several of them look through is loaded once."""
+    """The settings for loading rewards. A CLIP model that several rewards share is loaded once."""
 
     folder_of: FolderOf
     device: str | torch.device = "cpu"
     dtype: str = "float32"
-    #: Models by folder, to use and to add to.
+    #: Loaded models by folder; newly loaded ones are added.
     towers: MutableMapping[Path, ClipTower] = field(default_factory=dict)
 
     def tower(self, folder: Path, reward: str, origin: str = ORIGIN) -> ClipTower:
@@ -128,19 +131,19 @@ class Loading:
 
 @runtime_checkable
 class EmbeddingReward(Protocol):
-    """A reward that sees the image through a CLIP tower alone, so that several of them can share one embedding of it."""
+    """A reward that only uses the CLIP embedding of the image, so that several rewards can share one embedding."""
 
     tower: ClipTower
 
     def score_embedding(self, embedding: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
-        """(B,) of the tower's unit embeddings (B, E) of the images."""
+        """Scores (B,) from the tower's unit embeddings (B, E) of the images."""
         ...
 
 
 class Clip(Scoring):
     """`clip`: the cosine between the embeddings of image and prompt, in [-1, 1]; not multiplied by the model's scale.
 
-    CLIP ViT-L/14 gives about 0.15 to a picture of something else and 0.3 to one that fits.
+    With CLIP ViT-L/14 it is about 0.15 for a picture of something else and 0.3 for one that fits.
     """
 
     name = "clip"
@@ -162,7 +165,7 @@ class Clip(Scoring):
 
 
 def files(folder: Path, folder_of: FolderOf) -> list[Path]:
-    """The files of `clip`. Raises UserError for those that are missing."""
+    """The files of `clip`. Raises UserError for missing ones."""
     return clip_files(folder, "clip", ORIGIN)
 
 
@@ -172,14 +175,14 @@ def load(folder: Path, loading: Loading) -> Clip:
 
 
 def clip_files(folder: Path, reward: str, origin: str) -> list[Path]:
-    """The files that make a CLIP model's folder what it is. Raises UserError for those that are missing."""
+    """The files in a CLIP model's folder that decide its results. Raises UserError for missing ones."""
     check_files(folder, reward, CLIP_FILES, origin)
     weights = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
     return sorted([*folder.glob("*.json"), *folder.glob("merges.txt"), *weights])
 
 
 def read_preprocessing(file: Path, reward: str) -> Preprocessing:
-    """What a `preprocessor_config.json` asks for. Raises UserError for anything but the preprocessing of CLIP's kind."""
+    """The preprocessing in a `preprocessor_config.json`. Raises UserError for any other kind than CLIP's."""
     config = _read_json(file, reward)
     size = config.get("size", 224)
     if isinstance(size, dict):
@@ -203,9 +206,9 @@ def read_preprocessing(file: Path, reward: str) -> Preprocessing:
 
 
 def _check_model_type(file: Path, reward: str) -> None:
-    found = _read_json(file, reward).get("model_type")
-    if found != "clip":
-        raise UserError(f"{who(reward)}: {file} names a model of type {found}; accepted: clip")
+    kind = _read_json(file, reward).get("model_type")
+    if kind != "clip":
+        raise UserError(f"{who(reward)}: {file} names a model of type {kind}; accepted: clip")
 
 
 def _read_json(file: Path, reward: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Weighted sums of rewards, and the loader of them.
+"""Weighted sums of rewards, and their loader.
 
 Axes: B images, 3 × Y × X the image, P prompts.
 """
@@ -17,16 +17,16 @@ from ortho_core.rewards.names import ROOT, Folders, check_reward_files, parse_re
 
 
 class WeightedSum(Scoring):
-    """Σ weight · reward. Rewards that see the image through the same CLIP tower share one embedding of it per call."""
+    """Σ weight · reward. Rewards with the same CLIP tower share one embedding of the image per call."""
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
         if not rewards or rewards.keys() != weights.keys():
-            raise ValueError("one weight for each reward is needed, and one reward at least")
+            raise ValueError("one weight for each reward is needed, and at least one reward")
         self.rewards, self.weights = dict(rewards), {name: weights[name] for name in rewards}
 
     @property
     def name(self) -> str:
-        """What `parse_rewards` makes the same of."""
+        """The rewards as text `name:weight,...`, which `parse_rewards` reads."""
         return ",".join(f"{name}:{weight:g}" for name, weight in self.weights.items())
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -40,26 +40,26 @@ class WeightedSum(Scoring):
     def scores(
         self, images: Tensor, encoded: Mapping[str, Tensor], embedded: Mapping[int, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Each reward's own score (B,), before its weight, of images (B, 3, Y, X) in [0, 1].
+        """Each reward's score (B,), without its weight, of images (B, 3, Y, X) in [0, 1].
 
-        `embedded` are unit embeddings (B, E) of the images that are at hand, by the id of their tower.
+        `embedded` are unit embeddings (B, E) of the images that are already computed, by the `id` of their tower.
         """
         embeddings = dict(embedded or {})
         scores = {}
         for name, reward in self.rewards.items():
             prefix = f"{name}/"
-            own = {key.removeprefix(prefix): tensor for key, tensor in encoded.items() if key.startswith(prefix)}
+            inputs = {key.removeprefix(prefix): tensor for key, tensor in encoded.items() if key.startswith(prefix)}
             if isinstance(reward, EmbeddingReward):
                 tower = reward.tower
                 if id(tower) not in embeddings:
                     embeddings[id(tower)] = tower.embed_images(images)
-                scores[name] = reward.score_embedding(embeddings[id(tower)], own)
+                scores[name] = reward.score_embedding(embeddings[id(tower)], inputs)
             else:
-                scores[name] = reward.score_encoded(images, own)
+                scores[name] = reward.score_encoded(images, inputs)
         return scores
 
     def total(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """(B,): the weighted sum of what `scores` returned."""
+        """(B,): the weighted sum of the results of `scores`."""
         return torch.stack([weight * scores[name] for name, weight in self.weights.items()]).sum(0)
 
     def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
@@ -74,10 +74,10 @@ def load_rewards(
     dtype: str = "float32",
     towers: MutableMapping[Path, ClipTower] | None = None,
 ) -> WeightedSum:
-    """The weighted sum that `spec` names, each model loaded once; `towers` are CLIP models by folder, to use and to add to.
+    """The weighted sum that `spec` names; each model is loaded once. `towers` are the loaded CLIP models by folder.
 
-    `aesthetic` looks at images through the CLIP model in `clip`'s folder. Raises UserError as `parse_rewards` does, for
-    files that are missing, before anything is loaded, and for files that are damaged.
+    `aesthetic` uses the CLIP model in `clip`'s folder. Raises UserError as `parse_rewards` does, for missing files before any is
+    loaded, and for damaged files.
     """
     weights = parse_rewards(spec)
     for name in weights:

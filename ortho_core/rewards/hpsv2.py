@@ -25,7 +25,7 @@ from ortho_core.rewards.base import (
 )
 from ortho_core.rewards.clip import Loading
 
-#: The published file of each version. The two have the same tensors, and nothing in them says which they are.
+#: The published file of each version. Both have the same tensors; only the file name shows the version.
 CHECKPOINTS = {"hpsv2.0": "HPS_v2_compressed.pt", "hpsv2.1": "HPS_v2.1_compressed.pt"}
 ARCHITECTURE = "ViT-H-14"
 
@@ -35,12 +35,12 @@ class HpsV2(Scoring):
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
-        # As in the score's own evaluation: a picture that is not square gets black bars and loses nothing.
+        # As in the published evaluation: a picture that is not square is padded with black, not cropped.
         self.preprocess = Preprocessing(_image_size(model), fit="pad", cut_overshoot=False)
 
     @staticmethod
     def load(folder: Path, name: str, device: str | torch.device = "cpu", dtype: str = "float32") -> "HpsV2":
-        """Raises UserError if the version's checkpoint is missing or damaged; the other version is never taken for it."""
+        """Raises UserError if the version's checkpoint is missing or damaged; the other version is never used instead."""
         file = checkpoint(folder, name)
         weights = read_weights(file, name)
         if not isinstance(weights.get("state_dict"), dict):
@@ -54,7 +54,7 @@ class HpsV2(Scoring):
         return HpsV2(name, frozen(model, device, dtype), open_clip.get_tokenizer(ARCHITECTURE))
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """`text`: unit embeddings (P, E); a prompt longer than the text encoder's window loses its end."""
+        """`text`: unit embeddings (P, E); a prompt longer than the text encoder's window is truncated."""
         return {"text": in_chunks(self._embed_prompts, prompts)}
 
     def _embed_prompts(self, prompts: list[str]) -> Tensor:
@@ -68,13 +68,13 @@ class HpsV2(Scoring):
 
 
 def checkpoint(folder: Path, name: str) -> Path:
-    """The file of one version. Raises UserError if it is not there."""
+    """The file of one version. Raises UserError if it does not exist."""
     file = folder / CHECKPOINTS[name]
     other = next(version for version in CHECKPOINTS if version != name)
     if not file.is_file() and (folder / CHECKPOINTS[other]).is_file():
         raise UserError(
-            f"reward {name}: {folder} holds {CHECKPOINTS[other]} alone, which is {other}; put {CHECKPOINTS[name]} "
-            f"there, or ask for {other}"
+            f"reward {name}: {folder} only has {CHECKPOINTS[other]}, which is {other}; put {CHECKPOINTS[name]} "
+            f"there, or use {other}"
         )
     check_files(folder, name, [(CHECKPOINTS[name],)], "HPSv2 (xswu/HPSv2)")
     return file
@@ -86,7 +86,7 @@ def _image_size(model: Any) -> int:
 
 
 def files(version: str, folder: Path, folder_of: FolderOf) -> list[Path]:
-    """The checkpoint of a version. Raises UserError if it is not there."""
+    """The checkpoint of a version. Raises UserError if it does not exist."""
     return [checkpoint(folder, version)]
 
 

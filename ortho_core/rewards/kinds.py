@@ -1,4 +1,4 @@
-"""The rewards that there are: one line for each. A new reward is a module with `files` and `load`, and its line here."""
+"""The table of rewards. A new reward is a module with `files` and `load`, and a line here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from ortho_core.rewards.clip import Loading
 
 @dataclass(frozen=True)
 class RewardKind:
-    """A reward by name: its folder under the root of all, its files, its loader."""
+    """A reward: its folder below the root of all rewards, its files, its loader."""
 
     folder: str
-    #: The files that make it what it is, from its folder and a way to find the folders of others. Raises UserError.
+    #: The files that decide its scores, from its folder and a function that finds other rewards' folders. Raises UserError.
     files: Callable[[Path, FolderOf], list[Path]]
-    #: The model ready to score. Raises UserError for files that are missing or damaged.
+    #: The loaded reward. Raises UserError for missing or damaged files.
     load: Callable[[Path, Loading], Reward]
 
 
@@ -29,12 +29,12 @@ KINDS = {
     "hpsv2.0": RewardKind("hpsv2", partial(hpsv2.files, "hpsv2.0"), partial(hpsv2.load, "hpsv2.0")),
     "hpsv2.1": RewardKind("hpsv2", partial(hpsv2.files, "hpsv2.1"), partial(hpsv2.load, "hpsv2.1")),
 }
-#: Other names. Of HPSv2 the newer version is meant unless the older is asked for.
+#: Other names. `hpsv2` is the newer version.
 ALIASES = {"hpsv2": "hpsv2.1"}
-#: Names for several rewards at once, with their weights.
+#: Names of weighted sums of several rewards.
 MIXTURES = {"hybrid": {"aesthetic": 1.0, "clip": 0.25}}
 
 
 def accepted_names() -> list[str]:
-    """All names that stand for rewards."""
+    """All names of rewards, aliases and mixtures."""
     return sorted([*KINDS, *ALIASES, *MIXTURES])

@@ -1,4 +1,4 @@
-"""Rewards by name, `hpsv2:5,imagereward:1,pickscore:0.05`; the folders of their weights, and fingerprints of those."""
+"""Rewards by name, such as `hpsv2:5,imagereward:1,pickscore:0.05`, their folders, and fingerprints of their files."""
 
 import hashlib
 import math
@@ -10,24 +10,24 @@ from ortho_core.errors import UserError
 from ortho_core.rewards.kinds import ALIASES, KINDS, MIXTURES, accepted_names
 from ortho_core.storage.hashes import content_hash
 
-#: Folders of rewards: one root of all, or by name; the name "" stands for the root of those that are not named.
+#: Folders of rewards: one root for all, or a folder by name; the name "" is the root of all rewards that are not named.
 Folders = Path | Mapping[str, Path]
 
 ROOT = Path("models")
 
 
 def parse_rewards(spec: str) -> dict[str, float]:
-    """Weights by name of `name:weight,...`; a weight left out is 1, and the weight of a mixture multiplies its parts'.
+    """Weights by name from `name:weight,...`. The default weight is 1; the weight of a mixture multiplies those of its parts.
 
-    Raises UserError for a name that is none, a weight that is no number above 0, and a reward that is there twice.
+    Raises UserError for an unknown name, a weight that is not a number above 0, and a reward that appears twice.
     """
     weights: dict[str, float] = {}
     for item in spec.split(","):
-        given, colon, weight = (part.strip() for part in item.partition(":"))
-        name = ALIASES.get(given, given)
+        written, colon, weight = (part.strip() for part in item.partition(":"))
+        name = ALIASES.get(written, written)
         if name not in KINDS and name not in MIXTURES:
-            raise UserError(f"reward {given!r} in {spec!r} is unknown; accepted: {', '.join(accepted_names())}")
-        factor = _weight(weight, given, spec) if colon else 1.0
+            raise UserError(f"reward {written!r} in {spec!r} is unknown; accepted: {', '.join(accepted_names())}")
+        factor = _weight(weight, written, spec) if colon else 1.0
         for part, share in MIXTURES.get(name, {name: 1.0}).items():
             if part in weights:
                 raise UserError(f"reward {part} is in {spec!r} twice; accepted: each reward once, with one weight")
@@ -41,34 +41,34 @@ def _weight(text: str, name: str, spec: str) -> float:
     except ValueError:
         weight = math.nan
     if not (0 < weight < math.inf):
-        raise UserError(f"the weight {text!r} of reward {name} in {spec!r} is not accepted; accepted: a number above 0")
+        raise UserError(f"the weight {text!r} of reward {name} in {spec!r} is wrong; accepted: a number above 0")
     return weight
 
 
 def reward_folder(name: str, folders: Folders = ROOT) -> Path:
-    """Where the files of reward `name` are looked for; those that no folder is given for under `models/`.
+    """The folder of reward `name`, by default below `models/`.
 
-    Raises UserError for a folder that is given to a reward that there is not.
+    Raises UserError if `folders` names an unknown reward.
     """
     if isinstance(folders, Path):
         return folders / KINDS[name].folder
-    # A name and its alias may both be there, defaults before what a user gave: the last one counts.
-    given = {ALIASES.get(key, key): Path(folder) for key, folder in folders.items()}
-    if unknown := sorted(given.keys() - KINDS.keys() - {""}):
+    # A name and its alias may both appear, the default before the user's: the last one counts.
+    by_name = {ALIASES.get(key, key): Path(folder) for key, folder in folders.items()}
+    if unknown := sorted(by_name.keys() - KINDS.keys() - {""}):
         accepted = ", ".join(sorted([*KINDS, *ALIASES]))
         raise UserError(f"a folder is given for reward {unknown[0]!r}, which is unknown; accepted: {accepted}")
-    return given.get(name, given.get("", ROOT) / KINDS[name].folder)
+    return by_name.get(name, by_name.get("", ROOT) / KINDS[name].folder)
 
 
 def check_reward_files(name: str, folders: Folders = ROOT) -> list[Path]:
-    """The files that make reward `name` what it is. Raises UserError for those that are missing."""
+    """The files that decide the scores of reward `name`. Raises UserError for missing ones."""
     return KINDS[name].files(reward_folder(name, folders), partial(reward_folder, folders=folders))
 
 
 def reward_fingerprints(names: Iterable[str], folders: Folders = ROOT) -> dict[str, str]:
-    """SHA-256 (16 hex digits) by reward over the names and contents of its files. Raises UserError for missing ones."""
-    files = {name: check_reward_files(name, folders) for name in names}  # all are there before the first is read
-    return {name: fingerprint_of(found) for name, found in files.items()}
+    """By reward, SHA-256 (16 hex digits) over the names and contents of its files. Raises UserError for missing ones."""
+    files = {name: check_reward_files(name, folders) for name in names}  # checks all before the first is read
+    return {name: fingerprint_of(paths) for name, paths in files.items()}
 
 
 def fingerprint_of(files: Iterable[Path]) -> str:

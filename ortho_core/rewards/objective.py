@@ -1,4 +1,4 @@
-"""The objective of reward optimisation: the noise whose image scores highest.
+"""The objective of a reward search: find the noise with the highest reward.
 
 Axes: B images, C × H × W noise maps, 3 × Y × X images.
 """
@@ -11,14 +11,14 @@ from torch import Tensor
 from ortho_core.generators.protocol import Condition, OneStepGenerator
 from ortho_core.rewards.combined import WeightedSum
 
-#: Prefixes of the inputs that are the generator's condition and the rewards' encoded prompts.
+#: Prefixes of the inputs: the generator's condition, and the rewards' encoded prompts.
 CONDITION, ENCODED = "condition.", "encoded."
 
 
 class RewardObjective:
-    """-Σ_k w_k·r_k(D(f(ε̂,c)), c), the rewards weighted and summed, as a loss per image.
+    """-Σ_k w_k·r_k(D(f(ε̂,c)), c), the negative weighted sum of rewards, as a loss per image.
 
-    The parts of a call are the rewards themselves, higher is better. `on_images` is called with the images of every call.
+    The parts of a call are the rewards, higher is better. `on_images` is called with the images (B, 3, Y, X) of every call.
     """
 
     def __init__(
@@ -28,15 +28,15 @@ class RewardObjective:
         reported: WeightedSum | None = None,
         on_images: Callable[[Tensor], None] | None = None,
     ) -> None:
-        """`reported` are the rewards that a record reports, `rewards` among them; none: those."""
+        """`reported` are the rewards in a record, which include `rewards`; None: only `rewards`."""
         self.generator, self.rewards, self.on_images = generator, rewards, on_images
         self.reported = reported if reported is not None else rewards
         self.parts: tuple[str, ...] = tuple(rewards.weights)
 
     def inputs(self, condition: Condition, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs of B prompts: what generator and rewards need to know of each."""
-        found = {CONDITION + name: tensor for name, tensor in condition.tensors.items()}
-        return found | {ENCODED + name: tensor for name, tensor in encoded.items()}
+        """The inputs of B prompts: the generator's condition and the rewards' encoded prompts."""
+        inputs = {CONDITION + name: tensor for name, tensor in condition.tensors.items()}
+        return inputs | {ENCODED + name: tensor for name, tensor in encoded.items()}
 
     @torch.no_grad()
     def blank_inputs(self, count: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""`pickscore`: PickScore v1, which of two pictures of a prompt people would pick.
+"""`pickscore`: PickScore v1, which predicts which of two pictures of a prompt people prefer.
 
 Axes: B images, 3 × Y × X the image, E the joint embedding, P prompts.
 """
@@ -20,7 +20,7 @@ ORIGIN = (
 class PickScore(Scoring):
     """`pickscore`: the cosine between the embeddings of image and prompt times the model's scale, about 18 to 24.
 
-    e^difference is the odds that people pick one picture over the other.
+    e^(difference of two scores) are the odds that people prefer one picture over the other.
     """
 
     name = "pickscore"
@@ -42,7 +42,7 @@ class PickScore(Scoring):
 
 
 def files(folder: Path, folder_of: FolderOf) -> list[Path]:
-    """Raises UserError for files that are missing."""
+    """The files of `pickscore`. Raises UserError for missing ones."""
     return clip_files(folder, "pickscore", ORIGIN)
 
 

@@ -1,4 +1,4 @@
-"""Prompts as rows of a shard: what test-time reward optimisation searches for."""
+"""Prompts as rows of a shard, for the reward search."""
 
 from collections.abc import Container, Iterator, Sequence
 
@@ -16,7 +16,7 @@ from ortho_core.rewards.objective import RewardObjective
 
 
 class PromptRows:
-    """Prompts whose rewards are to be raised. Their records keep the latents that were found, to train on."""
+    """Prompts whose reward is maximised. Their records store the latents at the assigned noise, as targets for training."""
 
     def __init__(self, objective: RewardObjective, prompts: PromptCache, rows: PairSet) -> None:
         self.objective = objective
@@ -51,21 +51,21 @@ class PromptRows:
 
     @torch.no_grad()
     def _scores(self, noise: Tensor, texts: list[str]) -> tuple[dict[str, Tensor], Tensor]:
-        """Every reward of the images as a viewer sees them, and their latents; on the CPU."""
+        """Every reward of the images, clamped to [0, 1], and their latents; on the CPU."""
         generator, missing = self.objective.generator, ROWS_ENCODED_TOGETHER - len(texts)
         noise = torch.cat([noise, noise[-1:].expand(missing, -1, -1, -1)]).to(generator.device)
         filled = texts + texts[-1:] * missing
         condition, encoded = self.prompts(filled), self.encoded_reported(filled)
 
-        def seen(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        def scored(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             latents = generator.denoise(noise[part], condition[part])
             images = generator.decode(latents).clamp(0, 1)
             scores = self.objective.reported.scores(images, {name: rows[part] for name, rows in encoded.items()})
             return latents.float().cpu(), {name: values.float().cpu() for name, values in scores.items()}
 
-        latents, scores = zip(*self.at_once(len(noise), seen), strict=True)
-        found = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
-        return found, torch.cat(latents)[: len(texts)]
+        latents, scores = zip(*self.at_once(len(noise), scored), strict=True)
+        rewards = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
+        return rewards, torch.cat(latents)[: len(texts)]
 
     def killed(self) -> int:
         return 0

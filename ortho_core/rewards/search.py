@@ -1,4 +1,4 @@
-"""The search for the noise with the highest reward as one call, and a reward that is a function of yours.
+"""The search for the noise with the highest reward as one call, and rewards from your own functions.
 
 Axes: B prompts, C × H × W the noise map, 3 × Y × X the image.
 """
@@ -20,15 +20,15 @@ from ortho_core.rewards.base import Reward, Scoring
 from ortho_core.rewards.combined import WeightedSum
 from ortho_core.rewards.objective import RewardObjective
 
-#: Terms that every search has beside those of its objective.
+#: Terms that every search has besides those of its objective.
 OTHER_TERMS = ("total", "drift", "prior")
 
 
 class FunctionReward(Scoring):
-    """A function of images as a reward; the prompt plays no part in it."""
+    """A function of images as a reward; it does not depend on the prompt."""
 
     def __init__(self, score: Callable[[Tensor], Tensor], name: str = "") -> None:
-        """`score` makes (B,) of images (B, 3, Y, X) in [0, 1], with PyTorch's operations, so that it has a gradient."""
+        """`score` maps images (B, 3, Y, X) in [0, 1] to (B,), with PyTorch's operations, so that it has a gradient."""
         self.function = score
         self.called = name or getattr(score, "__name__", "reward").strip("<>")
 
@@ -37,20 +37,20 @@ class FunctionReward(Scoring):
         return self.called
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """A column of zeros, for a batch's rows to be counted by."""
+        """`nothing`: zeros (P, 1), which only have the number of rows."""
         return {"nothing": torch.zeros(len(prompts), 1)}
 
     def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
-        """(B,) of images (B, 3, Y, X) in [0, 1]. Raises UserError for scores of another shape, or without a gradient."""
+        """Scores (B,) of images (B, 3, Y, X) in [0, 1]. Raises UserError for another shape, or without a gradient."""
         scores = self.function(images)
         if scores.shape != (len(images),):
             raise UserError(
-                f"reward {self.name} made {tuple(scores.shape)} of {len(images)} images; it must make one number for each: "
-                "take means over axes 1, 2 and 3 alone"
+                f"reward {self.name} returned shape {tuple(scores.shape)} for {len(images)} images; accepted: one number per "
+                f"image, ({len(images)},), for example a mean over axes 1, 2 and 3"
             )
         if images.requires_grad and not scores.requires_grad:
             raise UserError(
-                f"reward {self.name} has no gradient in the images: compute it with PyTorch's operations alone"
+                f"reward {self.name} has no gradient in the images: compute it only with PyTorch's operations"
             )
         return scores
 
@@ -64,21 +64,23 @@ def raise_reward(
     seeds: int | Sequence[int] | Tensor | None = None,
     slots: int = 16,
 ) -> AssignedNoise:
-    """For each prompt the noise whose image has the highest reward, with the model frozen.
+    """Find for each prompt the noise with the highest reward, with the model frozen.
 
-    `reward` is a function that makes (B,) of images (B, 3, Y, X) in [0, 1], differentiable; or a `Reward`, which knows the
-    prompts too. `prompts` is one text per image, or one for all seeds. `seeds` give each image's base noise (by default 0, 1,
-    2, ...). `terms` of the result has the reward by its name, `initial_terms` what it was at the base noise; `images` and
+    `reward` is a differentiable function from images (B, 3, Y, X) in [0, 1] to (B,), or a `Reward`, which also gets the prompts.
+    `prompts` is one text per image, or one text for all seeds. `seeds` decide each image's base noise (default: 0, 1, 2, ...).
+    In the result, `terms` has the reward under its name, and `initial_terms` the reward at the base noise. `images` and
     `target_latents` are those at the noise that was found, so that an M-step can train on the result.
 
-    Raises UserError for a function that makes another shape or has no gradient, another number of seeds than of prompts, and
-    a patch size that does not divide the latent.
+    Raises UserError for a function that returns another shape or has no gradient, if the numbers of seeds and prompts differ,
+    and if the patch size does not divide the latent.
     """
     check_generator(generator)
     config = checked_config(config, SearchConfig)
     scoring: Reward = reward if isinstance(reward, Reward) else FunctionReward(reward)
     if scoring.name in OTHER_TERMS:
-        raise UserError(f"a reward cannot be called {scoring.name}, as a term of every loss is: give it another name")
+        raise UserError(
+            f"a reward cannot be called {scoring.name}: every loss has a term of that name; give it another name"
+        )
     drawn = None if seeds is None else seed_list(seeds)
     count = len(drawn) if drawn is not None else 1 if isinstance(prompts, str) else len(prompts)
     texts = one_for_each(prompts, count, "seeds")

@@ -1,1 +1,1 @@
-"""Text from outside: parsed within limits, and made fit to be shown and kept."""
+"""Text from outside: parsed within limits, and made safe to show and to store."""

@@ -1,8 +1,8 @@
-"""JSON, YAML and TOML that others wrote. Whatever their parsers raise is one `NotParsedError`, whose message is one line.
+"""JSON, YAML and TOML from outside. Every error of their parsers becomes a `NotParsedError` with a message of one line.
 
-What comes out is plain: null, booleans, numbers, texts, lists, and mappings with texts as keys, nested `MOST_DEPTH` deep at most.
-So it can be compared, shown, hashed and written again without raising anything. Whoever asks decides whether text that does not
-parse is a UserError, a BadRow, or as good as no text.
+The results are plain values: null, booleans, numbers, texts, lists, and mappings with texts as keys, at most `MOST_DEPTH` levels
+deep. So they can be compared, shown, hashed and written again without errors. The caller decides whether text that does not
+parse is a UserError, a BadRow, or ignored.
 """
 
 import errno
@@ -19,15 +19,15 @@ from pydantic import BaseModel, ValidationError
 
 from ortho_core.text.plain_text import one_line
 
-#: How deep lists and mappings may lie in each other.
+#: Largest nesting depth of lists and mappings.
 MOST_DEPTH = 64
-#: Bytes of a JSON document that is read whole; a large tokenizer's has 20 million.
+#: Largest JSON document in bytes; that of a large tokenizer has 20 million.
 MOST_JSON_BYTES = 256 << 20
-#: Bytes of a YAML or TOML document, which people write; their parsers take seconds for a megabyte.
+#: Largest YAML or TOML document in bytes. People write these, and their parsers need seconds for a megabyte.
 MOST_YAML_BYTES = 256 << 10
-#: Values of a YAML document with all its aliases written out, and how many aliases there are.
+#: Largest number of values in a YAML document with all aliases expanded, and largest number of aliases.
 MOST_YAML_VALUES, MOST_YAML_ALIASES = 50_000, 1000
-#: Digits of a whole number: as many as a float still holds.
+#: Largest number of digits of an integer; such a number still fits in a float.
 MOST_DIGITS = 300
 
 M = TypeVar("M", bound=BaseModel)
@@ -38,10 +38,10 @@ _WIDEST = 10**MOST_DIGITS
 
 
 class NotParsedError(ValueError):
-    """Text that is not what it should be. The message is one line: the place, what it is not, why."""
+    """Text that cannot be parsed. The message is one line: the place, the expected kind, the reason."""
 
     def __init__(self, where: str, kind: str, why: object) -> None:
-        #: Without the place.
+        #: The reason, without the place.
         self.why = one_line(why) or type(why).__name__
         super().__init__(" ".join(filter(None, (one_line(where), kind and f"{kind}:", self.why))))
 
@@ -51,23 +51,23 @@ class _RefusedError(ValueError):
 
 
 def parse_json(content: bytes | str, where: str = "", encodable: bool = False) -> Any:
-    """The value of a JSON document in UTF-8, a byte-order mark passed over. Raises NotParsedError: `WHERE is not JSON: ...`.
+    """The value of a JSON document in UTF-8; a byte-order mark is ignored. Raises NotParsedError: `WHERE is not JSON: ...`.
 
-    With `encodable` no text in it has half of a surrogate pair, which is valid JSON and cannot be written.
+    With `encodable`, texts with half of a surrogate pair are refused: they are valid JSON, but cannot be written as UTF-8.
     """
     try:
         if len(content) > MOST_JSON_BYTES:
             raise _RefusedError(f"it has {len(content)} bytes; accepted: {MOST_JSON_BYTES}")
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content.removeprefix("\ufeff")
         return checked_json(json.loads(text), text, encodable)
-    # ValueError with UnicodeDecodeError, RecursionError, MemoryError: the scanner's, in C, depends on Python's version.
+    # ValueError (also UnicodeDecodeError), RecursionError or MemoryError: the C scanner's error depends on Python's version.
     except Exception as error:
         raise NotParsedError(where, "is not JSON", reason_of(error)) from error
 
 
 def checked_json(value: Any, text: str, encodable: bool = False) -> Any:
-    """A value that Python's parser made of this text. Raises ValueError where it is not plain, as this module has it."""
-    # A text with few brackets cannot be deep: most are not walked through.
+    """The value that Python's parser made of this text, unchanged. Raises ValueError if it exceeds the limits of this module."""
+    # A text with few brackets cannot be deep, so most values need no walk.
     deep = text.count("[") + text.count("{") > MOST_DEPTH
     if deep or _DIGITS.search(text) or (encodable and _SURROGATE.search(text)):
         _check(value, encodable)
@@ -75,7 +75,7 @@ def checked_json(value: Any, text: str, encodable: bool = False) -> Any:
 
 
 def json_object(content: bytes | str, where: str) -> dict[str, Any]:
-    """The object in a JSON document, every text of which can be written again. Raises NotParsedError."""
+    """The object in a JSON document; all its texts can be written as UTF-8. Raises NotParsedError."""
     value = parse_json(content, where, encodable=True)
     if not isinstance(value, dict):
         raise NotParsedError(where, "", f"holds {one_line(json.dumps(value), 60)}; accepted: a JSON object")
@@ -83,12 +83,12 @@ def json_object(content: bytes | str, where: str) -> dict[str, Any]:
 
 
 def json_file(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises NotParsedError, and OSError where the file cannot be read or is none."""
+    """The object in a JSON file. Raises NotParsedError, and OSError if the file cannot be read or is not a regular file."""
     return json_object(regular_bytes(file), str(file))
 
 
 def regular_bytes(file: Path, most: int = MOST_JSON_BYTES) -> bytes:
-    """The content of a file. Raises OSError for what is none, such as a pipe, or has more than `most` bytes."""
+    """The content of a file. Raises OSError for a file that is not regular, such as a pipe, or has more than `most` bytes."""
     status = os.stat(file)
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
@@ -100,11 +100,11 @@ def regular_bytes(file: Path, most: int = MOST_JSON_BYTES) -> bytes:
 
 
 def parse_yaml(content: bytes | str, where: str = "") -> Any:
-    """The value of a YAML document of plain values, aliases written out. Raises NotParsedError: `WHERE is not YAML: ...`."""
+    """The value of a YAML document of plain values, aliases expanded. Raises NotParsedError: `WHERE is not YAML: ...`."""
     try:
         text = _text(content)
         return _plain(yaml.load(text, _Loader), 0, [MOST_YAML_VALUES])
-    # Besides YAMLError: ValueError of dates and numbers, AttributeError and TypeError of tags on other kinds of values,
+    # Besides YAMLError: ValueError from dates and numbers, AttributeError and TypeError from tags on values of another kind, and
     # RecursionError.
     except Exception as error:
         raise NotParsedError(where, "is not YAML", reason_of(error)) from error
@@ -124,12 +124,12 @@ def parse_model(kind: type[M], content: bytes | str, where: str) -> M:
         return kind.model_validate_json(content)
     except ValidationError as error:
         raise NotParsedError(where, "is damaged", first_fault(error)) from error
-    except Exception as error:  # of a validator
+    except Exception as error:  # raised by a validator
         raise NotParsedError(where, "is damaged", error) from error
 
 
 def model_of(kind: type[M], content: object, where: str) -> M:
-    """A pydantic model from JSON that is parsed already. Raises NotParsedError, which names the first entry that is wrong."""
+    """A pydantic model from a parsed JSON value. Raises NotParsedError, which names the first entry that is wrong."""
     return parse_model(kind, json.dumps(content), where)
 
 
@@ -141,16 +141,16 @@ def texts_of(value: Any) -> tuple[str, ...]:
 
 
 def first_fault(error: ValidationError, entry: str = "") -> str:
-    """The first fault that pydantic found, in one line: the entry's dotted name, and what is wrong with it."""
+    """The first fault that pydantic found, in one line: the entry's dotted name and the fault."""
     fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    said = str(fault["msg"]).removeprefix("Value error, ")
+    reason = str(fault["msg"]).removeprefix("Value error, ")
     return one_line(
-        ": ".join(part for part in (".".join(filter(None, (entry, *map(str, fault["loc"])))), said) if part)
+        ": ".join(part for part in (".".join(filter(None, (entry, *map(str, fault["loc"])))), reason) if part)
     )
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value, as Python writes it."""
+    """The first 60 characters of a value's `repr`."""
     return one_line(repr(value), 60)
 
 
@@ -161,17 +161,17 @@ def _text(content: bytes | str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What a parser raised, in words."""
+    """The reason that a parser's error gives, in words."""
     if isinstance(error, RecursionError):
         return f"it is nested deeper than {MOST_DEPTH} levels"
     if isinstance(error, UnicodeDecodeError):
         return f"not text in UTF-8 (byte {error.start})"
-    # Python says what a program would do about a number of so many digits.
+    # Remove Python's advice to programmers about numbers with many digits.
     return re.sub(r"; use sys\..*", "", str(error)) or type(error).__name__
 
 
 def _check(value: Any, encodable: bool) -> None:
-    """Walk through a value level by level. Raises ValueError."""
+    """Check a value level by level. Raises ValueError for a text or number beyond the limits, RecursionError if too deep."""
     level, depth = [value], 0
     while level:
         inside: list[Any] = []
@@ -194,16 +194,16 @@ def _check(value: Any, encodable: bool) -> None:
 
 
 def _plain(value: Any, depth: int, left: list[int]) -> Any:
-    """A copy of nothing but plain values, no part of which is part of another. `left` has how many there may be yet."""
+    """A copy made only of plain values, without shared parts. `left` has the number of values that are still allowed."""
     left[0] -= 1
     if left[0] < 0:
-        raise _RefusedError(f"it has more than {MOST_YAML_VALUES} values, aliases written out")
+        raise _RefusedError(f"it has more than {MOST_YAML_VALUES} values, aliases expanded")
     if isinstance(value, dict | list) and depth >= MOST_DEPTH:
         raise RecursionError
     if isinstance(value, dict):
         plain = {_key(key): _plain(each, depth + 1, left) for key, each in value.items()}
         if len(plain) < len(value):
-            raise _RefusedError("a key is there twice")
+            raise _RefusedError("a key appears twice")
         return plain
     if isinstance(value, list):
         return [_plain(each, depth + 1, left) for each in value]
@@ -223,7 +223,7 @@ def _key(key: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values alone, as deep and as many as this module accepts; a date is the text that it is written as."""
+    """Loads only plain values, within the limits of this module; a date stays the text in the document."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -243,19 +243,19 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)  # `<<: [*a, *a]` writes out what the aliases stand for
+        super().flatten_mapping(node)  # `<<: [*a, *a]` expands the aliases
         if len(node.value) > MOST_YAML_VALUES:
-            raise _RefusedError(f"it has more than {MOST_YAML_VALUES} values, aliases written out")
+            raise _RefusedError(f"it has more than {MOST_YAML_VALUES} values, aliases expanded")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if len(set(own)) < len(own) and all(key.tag != "tag:yaml.org,2002:merge" for key, _ in node.value):
-            twice = next(key for key in own if own.count(key) > 1)
-            raise _RefusedError(f"the key {twice!r} is there twice")
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if len(set(keys)) < len(keys) and all(key.tag != "tag:yaml.org,2002:merge" for key, _ in node.value):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise _RefusedError(f"the key {twice!r} appears twice")
         return super().construct_mapping(node, deep)
 
     def number(self, node: yaml.ScalarNode) -> int | float:
-        """`1:30:00` is a number as well, and hexadecimal digits have no limit of Python's."""
+        """A YAML number. Its length is limited here: `1:30:00` is a number too, and Python does not limit hexadecimal digits."""
         if len(node.value) > MOST_DIGITS:
             raise _RefusedError(f"a number has more than {MOST_DIGITS} digits")
         whole = node.tag == "tag:yaml.org,2002:int"

@@ -1,27 +1,27 @@
-"""Text that others wrote, made fit to be shown and kept: URLs without their secrets, no control characters, always encodable."""
+"""Text from outside, made safe to show and to store: no secrets in URLs, no control characters, always encodable."""
 
 import re
 from typing import Any
 
-#: What stands in place of a secret.
+#: The replacement of a secret.
 HIDDEN = "***"
-#: Who signs in at a URL, with or without a password: a token may be either.
+#: The user of a URL, with or without a password: a token may be either.
 _USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*:/{1,2})[^/?#\s\"'<>]*@")
 #: A URL with a query or a fragment, up to a space or a mark that ends it in prose, HTML and JSON.
 _QUERY = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*:/{1,2}[^\s\"'<>?#]*)([?#][^\s\"'<>`]*)")
-#: A value of a query or a fragment. In HTML the `&` before it is `&amp;`.
+#: A value in a query or a fragment. In HTML the `&` before it is `&amp;`.
 _VALUE = re.compile(r"([?#&;][^=&#;]*=)[^&#;]+")
-#: Characters that a terminal obeys, or that turn the direction of the text around them; and halves of surrogate pairs.
+#: Characters that control a terminal or the direction of the text, and halves of surrogate pairs.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-#: By a place without its secrets, the place as it was given to this process. It is never written anywhere.
+#: Places with their secrets, by the place without secrets. Only in this process's memory; never written anywhere.
 _given: dict[str, str] = {}
 
 
 def redacted(text: str) -> str:
-    """The text, of whose URLs user and password are `user:***` and every value of a query or a fragment is `***`.
+    """The text with `user:***` for user and password in URLs, and `***` for every value in a query or a fragment.
 
-    What is redacted already stays as it is.
+    Redacted text does not change.
     """
     if ":/" not in text:
         return text
@@ -30,7 +30,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_all(content: Any) -> Any:
-    """JSON-ready content of which every text is `redacted`, those that name entries too."""
+    """JSON-ready content in which every text is `redacted`, also the keys of mappings."""
     if isinstance(content, str):
         return redacted(content)
     if isinstance(content, dict):
@@ -41,13 +41,13 @@ def redacted_all(content: Any) -> Any:
 
 
 def remember(place: str) -> None:
-    """Keep what a place was given as, for `as_given`: what is stored of it may be all that a later step knows."""
+    """Store a place with its secrets for `as_given`: a later step may only have the stored place without them."""
     if (shown := redacted(place)) != place:
         _given[shown] = place
 
 
 def as_given(place: str) -> str:
-    """A place, with the secrets that this process was given for it; as it is where it was given none."""
+    """The place with the secrets that this process received for it; unchanged if there are none."""
     shown = place
     while shown:
         if shown in _given:
@@ -57,12 +57,12 @@ def as_given(place: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text for a terminal: without secrets, control characters as `\\x1b`, lines kept. It can always be encoded."""
+    """The text for a terminal: without secrets, control characters written as `\\x1b`, line breaks kept, always encodable."""
     return _CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else _escaped(found[0]), redacted(text))
 
 
 def encodable(text: str) -> str:
-    """The text, halves of surrogate pairs escaped: names of files and JSON have them, and nothing can write them."""
+    """The text with halves of surrogate pairs escaped: file names and JSON may have them, but they cannot be written as UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -72,7 +72,7 @@ def message(text: str) -> str:
 
 
 def one_line(text: object, most: int = 300) -> str:
-    """What is said by others as one printable line of at most `most` characters; libraries write whole paragraphs."""
+    """A text from outside, such as a library's long error, as one printable line of about `most` characters at most."""
     return printable(" ".join(str(text).split())[:most])
 
 

@@ -208,7 +208,7 @@ def test_out_of_memory_halves_the_slots_as_often_as_it_takes_and_says_so(generat
     found = sorted(engine.run(requests(generator, condition, targets, config)), key=lambda one: one.key)
     assert engine.slots == 3
     assert len(heard) == 1
-    assert "going on with 3 images" in heard[0]
+    assert "continuing with 3 images" in heard[0]
     expected = assign_encoded(generator, list(range(8)), condition, targets, None, config, slots=3)
     assert [one.key for one in found] == list(range(8))
     for a, b in zip(found, expected, strict=True):

@@ -53,7 +53,7 @@ def test_a_row_that_cannot_be_used_gives_its_place_to_the_next_of_its_shard(smal
     assert [pair.row for pair, _ in source.read([0, 1, 2, 3, 4])] == [0, 1, 0, 0, 5]
     assert sorted(source.unusable) == [2, 3, 4]
     assert all(said.startswith(f"row {row}: ") for row, said in source.unusable.items())
-    with pytest.raises(UserError, match="none of 4 rows in a row can be used, such as row 9: "):
+    with pytest.raises(UserError, match="none of a shard's 4 rows can be used; one of them: row 9: "):
         source.read([9])
 
 

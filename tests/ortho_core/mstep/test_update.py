@@ -240,15 +240,15 @@ def test_without_preserve_terms_there_is_no_teacher(tiny_turbo):
 
 def test_what_cannot_train_says_what_to_do(tiny_turbo, data):
     for options, message in (
-        ({"dtype": "float16"}, "weights in float16 are too coarse to train: .*dtype='float32'"),
-        ({"quantize": "int8"}, "packed weights .* do not train: .*add_lora"),
+        ({"dtype": "float16"}, "weights in float16 are not precise enough to train: .*dtype='float32'"),
+        ({"quantize": "int8"}, "packed weights .* cannot be trained: .*add_lora"),
     ):
         with pytest.raises(UserError, match=message):
             MStep(load_generator(tiny_turbo, **options))
     with pytest.raises(UserError, match=r"lr_schedule linear decays over the updates: .*updates=NUMBER"):
         MStep(load_generator(tiny_turbo), MStepConfig(lr_schedule="linear"))
     bare = SftBatch(data.noise, data.condition, data.target_latents)
-    with pytest.raises(UserError, match="the batch has no preserve_noise"):
+    with pytest.raises(UserError, match="but the batch has no preserve_noise"):
         MStep(load_generator(tiny_turbo)).update(bare)
 
 

@@ -106,7 +106,9 @@ def test_writing_again_skips_what_is_there_and_makes_what_is_not(root, left_asid
 
 def test_a_folder_of_another_row_or_program_is_not_written_over(root):
     write_sample(root, 0, RECORD, NOISE[0], SCALE)
-    with pytest.raises(UserError, match=r"is of row 0 \('a'\) and of row 1 \('a'\): every sample needs an id"):
+    with pytest.raises(
+        UserError, match=r"belongs to row 0 \('a'\) and to row 1 \('a'\): every sample needs its own id"
+    ):
         write_sample(root, 1, RECORD, NOISE[0], SCALE)
     (root.path / "samples/a/meta.json").write_text('{"prompt": "theirs"}')
     with pytest.raises(UserError, match="was not written by an export"):
@@ -345,7 +347,7 @@ def test_a_stated_scale_is_taken_at_its_word(root):
     torch.testing.assert_close(read(root, scale=1.0).noise, NOISE[0])
     torch.testing.assert_close(read(root, scale=0.01).noise, 100 * NOISE[0])
     torch.testing.assert_close(read(root, {"noise_scale": 2.0}).noise, NOISE[0] / 2)
-    refused(root, "non-finite-noise", "does not stay finite", noise_scale=1e-300)
+    refused(root, "non-finite-noise", "is not finite after division", noise_scale=1e-300)
 
 
 def test_the_manifest_is_read_shard_by_shard(root):

@@ -73,5 +73,5 @@ def test_missing_weights_are_named(tmp_path, clip_folder):
 
 def test_weights_for_another_clip_are_refused(tmp_path, clip_folder):
     make_aesthetic(tmp_path, 768)
-    with pytest.raises(UserError, match="rates embeddings of length 768, and those of the CLIP model given have 24"):
+    with pytest.raises(UserError, match="rates embeddings of length 768, but those of the CLIP model have length 24"):
         load(tmp_path, clip_folder)

@@ -133,7 +133,7 @@ def test_images_of_another_size_than_the_model_sees_are_refused(clip_folder, tmp
     folder = tmp_path / "clip"
     shutil.copytree(clip_folder, folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": 64, "crop_size": 64}))
-    with pytest.raises(UserError, match="makes images of 64 pixels, and the model of that folder sees 56"):
+    with pytest.raises(UserError, match="makes images of 64 pixels, but the model of that folder needs 56"):
         load(folder)
 
 

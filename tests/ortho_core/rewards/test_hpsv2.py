@@ -122,7 +122,7 @@ def test_a_score_does_not_depend_on_its_company(tiny, prompts):
 
 
 def test_one_version_is_not_taken_for_the_other(tiny):
-    with pytest.raises(UserError, match=r"holds HPS_v2\.1_compressed\.pt alone, which is hpsv2\.1; put HPS_v2_comp"):
+    with pytest.raises(UserError, match=r"only has HPS_v2\.1_compressed\.pt, which is hpsv2\.1; put HPS_v2_comp"):
         HpsV2.load(tiny[1], "hpsv2.0")
     (tiny[1] / CHECKPOINTS["hpsv2.1"]).unlink()
     with pytest.raises(UserError, match=r"has no HPS_v2_compressed\.pt; put the files of HPSv2"):

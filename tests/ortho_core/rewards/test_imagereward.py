@@ -146,7 +146,7 @@ def test_a_missing_file_is_named(tiny, missing):
 
 def test_another_vocabulary_is_refused(tiny):
     (tiny[1] / VOCABULARY).write_text("\n".join(WORDS[:-1]) + "\n")
-    with pytest.raises(UserError, match=r"states a vocab_size of 20, and vocab\.txt beside it has 17 lines"):
+    with pytest.raises(UserError, match=r"states a vocab_size of 20, but vocab\.txt next to it has 17 lines"):
         ImageReward.load(tiny[1])
     (tiny[1] / CONFIG).write_text("{")
     with pytest.raises(UserError, match="is not the model's configuration"):
@@ -183,6 +183,6 @@ def test_what_to_install_is_told(tiny, monkeypatch):
             importlib.util, "find_spec", lambda name, gone=missing: None if name == gone else real(name)
         )
         with pytest.raises(
-            UserError, match=r"needs image-reward and what it imports: pip install --no-deps image-reward"
+            UserError, match=r"needs image-reward, fairscale and timm: pip install --no-deps image-reward"
         ):
             ImageReward.load(tiny[1])

@@ -43,7 +43,7 @@ def test_a_reward_knows_the_prompts(generator):
 @pytest.mark.parametrize(
     ("reward", "options", "message"),
     [
-        (lambda images: images.mean(), {}, r"reward lambda made \(\) of 1 images"),
+        (lambda images: images.mean(), {}, r"reward lambda returned shape \(\) for 1 images"),
         (lambda images: brightness(images.detach()), {}, "has no gradient in the images"),
         (FunctionReward(brightness, "total"), {}, "cannot be called total"),
         (brightness, {"seeds": [1, 2], "prompts": ["a"]}, "1 prompts for 2 seeds"),

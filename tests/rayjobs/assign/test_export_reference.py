@@ -80,7 +80,7 @@ def test_two_samples_of_one_id_are_not_written_over_each_other(digits, tiny_turb
     assert take(samples, tiny_turbo, tmp_path / "a") == 0
     assert export((None, tmp_path / "a"), tiny_turbo, tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert "samples/000002_x is of row 2 ('000002_x') and of row 3 ('000002_x')" in error
+    assert "samples/000002_x belongs to row 2 ('000002_x') and to row 3 ('000002_x')" in error
     assert not (tmp_path / "out/manifest.jsonl").exists()
 
 

@@ -70,6 +70,6 @@ def test_a_warm_start_is_from_the_run_that_was_planned_with(small_pairs, model, 
         second.rename(first)
 
     swap_before(monkeypatch, "rayjobs.assign.job.work_through", swap)
-    with pytest.raises(RunFailed, match=rf"^what --warm-start {first} holds has changed since the run was planned"):
+    with pytest.raises(RunFailed, match=rf"^the content of --warm-start {first} has changed since the run was planned"):
         run(job(small_pairs, model, tmp_path / "out", warm_start=first, workers=0))
     assert not list((tmp_path / "out").glob("part-*"))

@@ -43,7 +43,7 @@ def test_the_first_way_that_fits_is_taken(way, searched, plans):
     assert plan.fits
     assert (plan.gradient_checkpointing, plan.parked) == way
     said = plan.line()
-    assert ("activations computed twice" in said, "text encoders on the card only to encode" in said) == way
+    assert ("activations computed twice" in said, "text encoders on the GPU only to encode" in said) == way
     assert plan.as_json()["gradient_checkpointing"] == way[0]
 
 

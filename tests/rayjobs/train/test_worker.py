@@ -90,7 +90,7 @@ def test_the_rows_to_validate_on_are_those_that_were_planned_with(assigned, tiny
         other.rename(held)
 
     swap_before(monkeypatch, LAUNCH, swap)
-    with pytest.raises(RunFailed, match=rf"what --validation {held} holds has changed since the run was planned"):
+    with pytest.raises(RunFailed, match=rf"the content of --validation {held} has changed since the run was planned"):
         run(job(assigned, tiny_turbo, tmp_path / "out", validation=str(held)))
 
 
