@@ -98,7 +98,7 @@ def test_with_loras_it_becomes_a_folder_that_has_them(base, style, tmp_path, cap
     argv = ["convert", str(base), "--lora", f"{style}:0.5", "--dtype", "float32", "--out", str(out)]
     for _ in range(2):  # again, over what it wrote
         assert main(argv) == 0
-    assert "a diffusers folder; a --model of every verb" in capsys.readouterr().err
+    assert "a diffusers folder; use it as --model of every verb" in capsys.readouterr().err
     torch.testing.assert_close(diffusers_images(DiffusionPipeline.from_pretrained(out)), expected, rtol=0, atol=1e-5)
     made = ModelFolder.open(out)
     assert converted_from(out, made.fingerprint) == added.fingerprint

@@ -249,7 +249,7 @@ def test_faults_are_told_in_one_line_and_leave_no_model(hub, options, tmp_path, 
     assert "has 5000 bytes; the catalogue has 4000" in refusal()
     catalog.write_text(text)
     hub.sizes["model.safetensors"] = 10**18
-    assert "free, and one needs 1000000000.0 GB more" in refusal()
+    assert "free, but one needs 1000000000.0 GB more" in refusal()
     hub.sizes.clear()
     hub.status = 400
     assert "answers 400" in refusal()
@@ -345,7 +345,7 @@ def test_weights_become_a_pipeline_that_needs_them_no_more(hub, tiny_turbo, tmp_
     (models / "one-step").mkdir()
     (models / "one-step" / "mine.txt").touch()
     assert main(["download", *options, "--offline"]) == 1
-    assert "one-step is there and no model folder; it would be replaced: move it away" in capsys.readouterr().err
+    assert "one-step exists and is not a model folder; it is not replaced: move it away" in capsys.readouterr().err
     (models / "one-step" / "mine.txt").unlink()
     assert main(["download", *options, "--offline"]) == 0  # from the files that are there
     assert load_generator(ModelFolder.open(models / "one-step")).step.timestep == 800
