@@ -79,7 +79,7 @@ def test_the_faults_of_a_set_are_found_shown_and_said(faulty, tmp_path, capsys):
         "Looked at all 10 rows: 8 can be used, 2 cannot (missing-prompt 1, undecodable-image 1).",
         "7 different prompts for 8 images. 1 prompt is longer than CLIP's 77 tokens",
         "1 prompt looks like a file name.",
-        "1 image is a copy of another, pixel for pixel; 1 image looks nearly like another. Of 1 image the copies have",
+        "1 image is a copy of another, pixel for pixel; 1 image looks nearly like another. The copies of 1 image have",
         "3 images (38%) would be enlarged to reach 512 pixels, up to 8.0 times.",
         "60% at most; 2 pictures lose more than a third.",
         "Not plain colour: 1 CMYK.",
