@@ -31,7 +31,7 @@ def is_whole(folder: Store, summary: str, verify: bool) -> bool:
     for name, fault in faults.items():
         say(f"{folder.location}/{name} {fault}: it is made again from the parts")
     if verify and not faults:
-        say(f"the parts and {len(made)} files in {folder.location} have the checksums that were recorded for them")
+        say(f"the parts and {len(made)} files in {folder.location} have the checksums they were written with")
     return not faults
 
 

@@ -107,4 +107,4 @@ def test_what_changed_within_and_looks_as_before_is_found_by_verifying(finished,
         alter(part)
     assert_mended(finished, out, "--verify")
     assert main([*finished[0], "--out", str(out), "--verify"]) == 0
-    assert "have the checksums that were recorded for them" in capsys.readouterr().err
+    assert "have the checksums they were written with" in capsys.readouterr().err
