@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"ortho {__version__}")
             code = 0
         elif name == "completion":
-            from rayjobs.verb.completion import completion  # imports the options of every verb, which no other path does
+            from rayjobs.verb.completion import completion  # imports the options of every verb
 
             print(completion(argv[1:]), end="")
             code = 0

@@ -33,7 +33,7 @@ class Address:
     remedy: str
 
     def refused(self, what: str, remedy: str = "") -> UserError:
-        return UserError(f"{self.source} says {self.place}: {what}; {remedy or self.remedy}; {IGNORE}")
+        return UserError(f"{self.source} names {self.place}: {what}; {remedy or self.remedy}; {IGNORE}")
 
 
 def find_address() -> Address | None:
@@ -53,7 +53,7 @@ def find_address() -> Address | None:
         for place in find_gcs_addresses():
             return Address(place, "RAY_ADDRESS=auto", "unset RAY_ADDRESS")
         raise UserError(
-            f"RAY_ADDRESS says auto, and no Ray runs on this machine; start one (`ray start --head`); {IGNORE}"
+            f"RAY_ADDRESS is auto, but no Ray runs on this machine; start one (`ray start --head`); {IGNORE}"
         )
     return None
 

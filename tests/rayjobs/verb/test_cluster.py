@@ -35,7 +35,7 @@ def refusal(place: str) -> str:
     with pytest.raises(UserError) as error:
         check_address(Address(place, "RAY_ADDRESS", "unset it"))
     line = str(error.value)
-    assert line.startswith(f"RAY_ADDRESS says {place}: ")
+    assert line.startswith(f"RAY_ADDRESS names {place}: ")
     assert line.endswith("; --local ignores it and starts a new Ray for this command")
     assert "\n" not in line
     return line
@@ -189,7 +189,7 @@ def test_a_cluster_that_hangs_ends_a_verb_in_one_line(hung, says, node, digits, 
     finally:
         processes[hung].resume()
     assert done.returncode == 1
-    last = f"ortho assign: RAY_ADDRESS says 127.0.0.1:{port}: {says}; --local ignores it and starts a new Ray for this command"
+    last = f"ortho assign: RAY_ADDRESS names 127.0.0.1:{port}: {says}; --local ignores it and starts a new Ray for this command"
     assert done.stderr.splitlines()[-1] == last
     assert "Traceback" not in done.stderr
 
