@@ -61,7 +61,9 @@ def make_plan(job: AssignJob, model: ModelFolder) -> tuple[ReconstructionPlan, P
 def check_warm_start(job: AssignJob, earlier: AssignmentPlan, plan: ReconstructionPlan) -> None:
     """Raises UserError, naming what differs, if the search cannot start from the assignments of `earlier`."""
     noise = {"seed", "transform", "patch_size", "regions"}
-    if job.candidates > 1:  # the base noise is the one that the earlier run chose, so it must have had as many candidates
+    if (
+        job.candidates > 1
+    ):  # the base noise is the one that the earlier run chose, so it must have had as many candidates
         noise |= {"candidates"}
     before, now = (
         {
@@ -158,7 +160,9 @@ def leave_report(job: AssignJob, model: ModelFolder, pairs: PairSet, folder: Sto
         write_report(job, model, pairs, folder)
     except Exception as error:
         why = " ".join(str(error).split())[:300] or type(error).__name__
-        say(f"assign: {REPORT} could not be written ({why}); the run is complete; run the same command again to write it")
+        say(
+            f"assign: {REPORT} could not be written ({why}); the run is complete; run the same command again to write it"
+        )
     else:
         say(f"assign: the report is {folder.location}/{REPORT}")
 

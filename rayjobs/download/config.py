@@ -26,7 +26,9 @@ class DownloadJob(BaseModel):
     )
     list: bool = conduct(False, description="print the models with use, size, licence and place, and stop")
     offline: bool = conduct(False, description="use no network: print which files are missing and where they belong")
-    mirror: str | None = conduct(None, pattern=r"^https?://\S+$", description="URL of another server with the hub's API")
+    mirror: str | None = conduct(
+        None, pattern=r"^https?://\S+$", description="URL of another server with the hub's API"
+    )
     out: OutputPath = conduct(Path("models"), description="folder for the models' folders")
     older: LocalPath = conduct(
         Path("third_party_weights"), description="folder with models downloaded before; their files are linked"

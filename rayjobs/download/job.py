@@ -59,9 +59,7 @@ def chosen(job: DownloadJob) -> tuple[Catalog, list[str]]:
     catalog = read_catalog(job.catalog)
     names = job.only or (("all",) if job.list or job.offline else ())
     if not names:
-        raise UserError(
-            f"--only is required; accepted: all, {', '.join(catalog)} (--list describes them)"
-        )
+        raise UserError(f"--only is required; accepted: all, {', '.join(catalog)} (--list describes them)")
     names = tuple(catalog) if "all" in names else names
     select(catalog, names)
     return catalog, list(names)

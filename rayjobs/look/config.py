@@ -22,7 +22,9 @@ class LookJob(PairFields):
     out: OutputPath = conduct(
         Path("runs/look"), description="folder for report.html and summary.json; those of an earlier look are replaced"
     )
-    rows: int = decides(1000, ge=1, description="rows to look at, spread over the whole set; a smaller set is read whole")
+    rows: int = decides(
+        1000, ge=1, description="rows to look at, spread over the whole set; a smaller set is read whole"
+    )
     size: int = decides(
         512, ge=1, description="side in pixels of the model's square images, to report crops and enlargements"
     )

@@ -62,7 +62,9 @@ def html_of(job: LookJob, pairs: PairSet, findings: Findings, looked: Looked) ->
     if looked.failures:
         sections.append(Section("Cannot be used", unusable(findings.unusable_by_reason, looked)))
     config = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    how = f"This took {duration(findings.seconds)}. To repeat it: ortho look --config FILE.yaml, with this configuration."
+    how = (
+        f"This took {duration(findings.seconds)}. To repeat it: ortho look --config FILE.yaml, with this configuration."
+    )
     sections.append(Section("How it was made", [how, Folded("Configuration", text=config)]))
     facts = [
         Fact(f"{findings.looked_at:,} of {findings.rows:,}", "rows looked at"),
@@ -157,9 +159,7 @@ def sizes(shown: Shown, sizes: Sizes, seen: Sequence[SeenRow], size: int) -> lis
                 frame=True,
             )
         ]
-        caption = (
-            "The images that lose most to a square centre crop. The part inside the frame stays; the faded part is cut off."
-        )
+        caption = "The images that lose most to a square centre crop. The part inside the frame stays; the faded part is cut off."
         blocks.append(Cards((), cards, caption))
     return blocks
 

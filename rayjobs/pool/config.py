@@ -26,7 +26,9 @@ class PoolResources(WorkerResources):
     """The pool of workers and its tasks."""
 
     rows_per_shard: int = resolved(
-        0, ge=0, description="rows per task and part file; a lost worker's rows are repeated (0: 64 to 1024, by the set's size)"
+        0,
+        ge=0,
+        description="rows per task and part file; a lost worker's rows are repeated (0: 64 to 1024, by the set's size)",
     )
     workers: Annotated[str, BeforeValidator(span)] = conduct(
         "1",
@@ -74,7 +76,8 @@ class PoolSettings(PoolResources, Precision):
     seed: int = decides(0, ge=0, description="decides, with a row's sample id, its base noise")
     slots: int = conduct(0, ge=0, description="images per batch on one worker (0: as many as fit the GPU, 16 on a CPU)")
     store: Literal["parameters", "noise"] = decides(
-        "parameters", description="parameters: store the noise as seed and rotation; noise: also store it in half precision"
+        "parameters",
+        description="parameters: store the noise as seed and rotation; noise: also store it in half precision",
     )
     compile: bool = conduct(False, description="torch.compile the network, once at the start of each worker")
     gradient_checkpointing: bool = conduct(

@@ -68,7 +68,9 @@ class EngineSearch:
         generator = self.generator(place.device)
         rows = self.goal.rows(generator, self.pairs, place.decoder)
         slots = self.slots(rows, generator, self.goal.config, notes)
-        if self.settings.compile:  # only after the slots are counted: counting would compile every batch size that it tries
+        if (
+            self.settings.compile
+        ):  # only after the slots are counted: counting would compile every batch size that it tries
             compiled: Any = torch.compile(generator.trainable, dynamic=False)
             generator.trainable = compiled
         engine = Engine(generator, self.goal.config, slots, rows.objective, on_event=notes.append)

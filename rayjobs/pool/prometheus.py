@@ -13,7 +13,9 @@ class WorkerMetrics:
         self.rows = Counter("ortho_rows_assigned", "Rows with assigned noise")
         self.quarantined = Counter("ortho_rows_quarantined", "Rows that could not be used", tag_keys=("reason",))
         self.evaluations = Counter("ortho_evaluations", "Generator forward + backward passes of one image")
-        self.forwards = Counter("ortho_candidate_forwards", "Generator forward passes of one image to choose its base noise")
+        self.forwards = Counter(
+            "ortho_candidate_forwards", "Generator forward passes of one image to choose its base noise"
+        )
         self.wait = Counter("ortho_wait_seconds", "Seconds in which the engine waited", tag_keys=("stage",))
         self.occupancy = Gauge(
             "ortho_slot_occupancy", "Share of the computed slots that held an image, since the start"

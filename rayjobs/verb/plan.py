@@ -38,7 +38,9 @@ def claim(location: str | Path, plan: Plan) -> Store:
         except UserError as error:
             if not (is_damaged(text) and _made_by(folder, plan)):
                 raise UserError(f"{error}; delete the folder or choose another") from error
-            say(f"{location}/{PLAN_FILE} is damaged: it is written again, since the other files there are of the same run")
+            say(
+                f"{location}/{PLAN_FILE} is damaged: it is written again, since the other files there are of the same run"
+            )
             folder.replace(PLAN_FILE, plan.text().encode())
             there = plan
     except NotAFile as error:

@@ -40,7 +40,9 @@ class WorkerResources(DeviceSettings):
 
     cpus_per_worker: float = conduct(1.0, gt=0, description="CPUs (and torch threads) of one worker; may be a fraction")
     gpus_per_worker: float | None = conduct(
-        None, ge=0, description="GPUs of one worker; 0.5: two workers share one (none: 1 if the cluster has a GPU, else 0)"
+        None,
+        ge=0,
+        description="GPUs of one worker; 0.5: two workers share one (none: 1 if the cluster has a GPU, else 0)",
     )
     node_labels: Annotated[dict[str, str] | None, BeforeValidator(labels)] = conduct(
         None, description="run workers only on nodes with these labels, e.g. ray.io/accelerator-type=H100"

@@ -77,7 +77,10 @@ def test_faults_are_found_before_anything_is_sent(capsys, tmp_path, monkeypatch)
         (["--submission-id", "a b", *EM], "--submission-id: 'a b' is not accepted"),
         ([*EM, "--work-dir", "runs/x"], "--work-dir runs/x: a relative path would lie in the job's folder"),
         ([*EM, "--pairs", "pairs.jsonl"], "--pairs pairs.jsonl: a relative path"),
-        ([*EM, "--train.preserve-prompts", "big.txt"], "big.txt has 2097152 bytes; files of up to 1048576 are uploaded"),
+        (
+            [*EM, "--train.preserve-prompts", "big.txt"],
+            "big.txt has 2097152 bytes; files of up to 1048576 are uploaded",
+        ),
         ([*EM, "--config", "mine.yaml", "--train.preserve-prompts", "job.yaml"], "is uploaded under this name"),
         ([*EM, "--local"], "--local: submit runs the verb on the cluster of --address"),
         ([*EM, "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file or directory"),

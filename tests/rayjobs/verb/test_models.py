@@ -26,7 +26,10 @@ def lora(tmp_path):
 @pytest.mark.parametrize(
     ("given", "answer"),
     [
-        ("stabilityai/sdxl-turbo", "`ortho download --only sdxl-turbo` downloads it, then give --model models/sdxl-turbo"),
+        (
+            "stabilityai/sdxl-turbo",
+            "`ortho download --only sdxl-turbo` downloads it, then give --model models/sdxl-turbo",
+        ),
         ("StabilityAI/SD-Turbo", "--only sd-turbo` downloads it"),
         ("models/sdxl-turbo", "does not exist: `ortho download --only sdxl-turbo` downloads it"),
         (
