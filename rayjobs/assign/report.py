@@ -107,8 +107,8 @@ def leaning(check: GaussianCheck) -> str:
     far = [name for name, value in check.departures.items() if value > NOTABLE]
     if not far:
         return (
-            "The matched noise of all images together cannot be told from plain Gaussian noise. So a model that is trained on "
-            f"it is sampled at the same kind of noise. ({check.verdict[:1].upper()}{check.verdict[1:]}.)"
+            "The matched noise of all images together cannot be distinguished from plain Gaussian noise. So a model that is "
+            f"trained on it is sampled at the same kind of noise. ({check.verdict[:1].upper()}{check.verdict[1:]}.)"
         )
     return (
         f"The matched noise of all images together differs from plain Gaussian noise in {listed(far[:3])}. A model that is "
@@ -157,7 +157,7 @@ def pictures(chosen: ChosenRows, taken: Pictures, summary: AssignmentRun, looked
     }.items():
         if rows:
             cards = [card(record, taken[record]) for record in rows]
-            blocks += [Heading(title), Cards(["target", "base noise", "noise found"], cards, caption)]
+            blocks += [Heading(title), Cards(["target", "base noise", "matched noise"], cards, caption)]
     return [*blocks, prompt_table(chosen.prompts)] if chosen.prompts else blocks
 
 
@@ -179,7 +179,7 @@ def losses(records: Sequence[SampledRecord], summary: AssignmentRun) -> list[Blo
         "at the first noise" if summary.config.get("warm_start") else "at the base noise": [
             r.initial_loss for r in records
         ],
-        "at the noise found": [r.loss for r in records],
+        "at the matched noise": [r.loss for r in records],
     }
     together = [value for each in values.values() for value in each]
     low, high = min(together), max(together)

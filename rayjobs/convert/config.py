@@ -18,7 +18,7 @@ class ConvertJob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Annotated[ModelPath, Nameless()] = resolved(
-        description="model folder: a pipeline or a LoRA; the word --model may be left out"
+        description="model folder: a pipeline or a LoRA; the name --model may be left out"
     )
     lora: LoraList = resolved(
         (),

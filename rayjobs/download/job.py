@@ -262,11 +262,11 @@ def table(catalog: Catalog, names: Iterable[str], root: Path, older: Path) -> st
         elif not missing:
             where = f"to be assembled from {root / entry.folder}"
         else:
-            found = len(find_older(entry, missing, older))
+            linkable = len(find_older(entry, missing, older))
             where = (
                 f"in {older}"
-                if found == len(missing)
-                else f"missing: {len(missing) - found} of {len(entry.files)} files"
+                if linkable == len(missing)
+                else f"missing: {len(missing) - linkable} of {len(entry.files)} files"
             )
         size = ("" if all(file.size is not None for file in entry.files) else "~") + amount(entry.bytes_about)
         rows.append((name, entry.title, size, f"{entry.license.id} ({entry.license.commercial})", where))

@@ -17,7 +17,7 @@ class LookJob(PairFields):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pairs: Annotated[PairsLocation, Nameless()] = resolved(
-        description="the pair set: a folder, a file, a pattern or a URL; the word --pairs may be left out"
+        description="the pair set: a folder, a file, a pattern or a URL; the name --pairs may be left out"
     )
     out: OutputPath = conduct(
         Path("runs/look"), description="folder for report.html and summary.json; those of an earlier look are replaced"

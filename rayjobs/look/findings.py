@@ -198,10 +198,10 @@ def share(count: int, total: int) -> str:
 
 def sentences(findings: Findings, size: int) -> list[str]:
     """The findings in words, the most expensive problems first."""
-    said = [coverage(findings)]
+    lines = [coverage(findings)]
     if findings.sizes is not None:
         sizes = findings.sizes
-        said += [
+        lines += [
             captions_in_words(findings.captions, findings.usable),
             copies_in_words(findings.copies),
             sizes_in_words(sizes, findings.usable, size),
@@ -210,8 +210,8 @@ def sentences(findings: Findings, size: int) -> list[str]:
         if others := {mode: count for mode, count in sizes.modes.items() if mode != "colour"}:
             kept = listed([f"{count:,} {mode}" for mode, count in others.items()])
             laid = "; transparent parts become white" if "with transparency" in others else ""
-            said.append(f"Not plain colour: {kept}. They are converted to RGB{laid}.")
-    return said
+            lines.append(f"Not plain colour: {kept}. They are converted to RGB{laid}.")
+    return lines
 
 
 def coverage(findings: Findings) -> str:
@@ -229,33 +229,33 @@ def coverage(findings: Findings) -> str:
 
 def captions_in_words(captions: CaptionFindings, usable: int) -> str:
     if captions.different == 1 and usable > 1:
-        said = f"All images have one prompt: “{next(iter(captions.most_common))[:80]}”."
+        text = f"All images have one prompt: “{next(iter(captions.most_common))[:80]}”."
     else:
-        said = f"{counted(captions.different, 'different prompt')} for {counted(usable, 'image')}."
+        text = f"{counted(captions.different, 'different prompt')} for {counted(usable, 'image')}."
     if captions.tokens is None:
-        said += f" Their tokens were not counted: that needs open_clip ({install('rewards')})."
+        text += f" Their tokens were not counted: that needs open_clip ({install('rewards')})."
     elif captions.too_long:
-        said += (
+        text += (
             f" {counted(captions.too_long, 'prompt is', 'prompts are')} longer than CLIP's {CLIP_WINDOW} tokens and lose their "
             f"end ({captions.tokens[2]} at most)."
         )
     else:
         _, median, most = captions.tokens
-        said += f" None is longer than CLIP's {CLIP_WINDOW} tokens ({median} in the median, {most} at most)."
+        text += f" None is longer than CLIP's {CLIP_WINDOW} tokens ({median} in the median, {most} at most)."
     if captions.like_file_names:
-        said += f" {counted(captions.like_file_names, 'prompt looks', 'prompts look')} like a file name."
-    return said
+        text += f" {counted(captions.like_file_names, 'prompt looks', 'prompts look')} like a file name."
+    return text
 
 
 def copies_in_words(copies: Copies) -> str:
     if not copies.identical and not copies.nearly_alike:
         return "No image occurs twice."
-    said = []
+    parts = []
     if copies.identical:
-        said.append(f"{counted(copies.identical, 'image is a copy', 'images are copies')} of another, pixel for pixel")
+        parts.append(f"{counted(copies.identical, 'image is a copy', 'images are copies')} of another, pixel for pixel")
     if copies.nearly_alike:
-        said.append(f"{counted(copies.nearly_alike, 'image looks', 'images look')} nearly like another")
-    text = "; ".join(said) + "."
+        parts.append(f"{counted(copies.nearly_alike, 'image looks', 'images look')} nearly like another")
+    text = "; ".join(parts) + "."
     if copies.other_prompts:
         text += f" The copies of {counted(copies.other_prompts, 'image')} have different prompts."
     return text
@@ -264,22 +264,22 @@ def copies_in_words(copies: Copies) -> str:
 def sizes_in_words(sizes: Sizes, usable: int, size: int) -> str:
     (name, count), *_ = sizes.most_common.items()
     if sizes.different == 1:
-        said = f"All are {name}."
+        text = f"All are {name}."
     else:
         small, large = ("×".join(map(str, each)) for each in (sizes.smallest, sizes.largest))
-        said = f"Sizes from {small} to {large}, most often {name} ({share(count, usable)} of them)."
+        text = f"Sizes from {small} to {large}, most often {name} ({share(count, usable)} of them)."
     if not sizes.enlarged:
-        return f"{said} None is smaller than {size}."
+        return f"{text} None is smaller than {size}."
     which = (
         "All" if sizes.enlarged == usable else f"{counted(sizes.enlarged, 'image')} ({share(sizes.enlarged, usable)})"
     )
-    return f"{said} {which} would be enlarged to reach {size} pixels, up to {sizes.most_enlarged:.1f} times."
+    return f"{text} {which} would be enlarged to reach {size} pixels, up to {sizes.most_enlarged:.1f} times."
 
 
 def crop_in_words(sizes: Sizes) -> str:
     if not sizes.most_lost:
         return "All images are square, so a centre crop cuts nothing off."
-    said = f"A square centre crop cuts off {sizes.mean_lost:.0%} of a picture on average, {sizes.most_lost:.0%} at most"
+    text = f"A square centre crop cuts off {sizes.mean_lost:.0%} of a picture on average, {sizes.most_lost:.0%} at most"
     if sizes.much_lost:
-        return f"{said}; {counted(sizes.much_lost, 'picture loses', 'pictures lose')} more than a third."
-    return f"{said}."
+        return f"{text}; {counted(sizes.much_lost, 'picture loses', 'pictures lose')} more than a third."
+    return f"{text}."

@@ -97,8 +97,8 @@ def of_step(name: str, settings: type[BaseModel], *untouched: type[Exception]) -
         raise (UserError if refused else RunFailed)(said) from error
 
 
-def _line(said: str) -> str:
-    line = " ".join(redacted(said).split())
+def _line(text: str) -> str:
+    line = " ".join(redacted(text).split())
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
@@ -128,10 +128,10 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(cause, UserError | RunFailed):
         return Fault(_line(str(cause)), memory=isinstance(cause, OutOfMemory))
     name, text = type(cause).__name__, str(cause)
-    said = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if type(cause).__module__.startswith("ray."):
         if name == "OutOfMemoryError" or "running low on memory" in text:
-            used = next((line for line in said if "Memory on the node" in line), said[0] if said else name)
+            used = next((line for line in lines if "Memory on the node" in line), lines[0] if lines else name)
             return Fault(_line(f"the machine's memory ran out, and Ray ended the worker: {used[:300]}"), True, True)
         if any(sign in text for sign in _KILLED):
             return Fault(
@@ -145,7 +145,7 @@ def fault_of(error: BaseException) -> Fault:
         return Fault(_line(f"{what} ran out {place}: {said_of_memory(cause) or name}; {memory_used()}"), True, host)
     if said_of_files := _of_files(cause):
         return Fault(_line(said_of_files), unexpected=True)
-    message = (said[-1] if said else "no reason given")[:500]
+    message = (lines[-1] if lines else "no reason given")[:500]
     if isinstance(cause, ImportError):
         return Fault(
             _line(f"{message} ({place}): install {DISTRIBUTION} again, with its requirements"), unexpected=True
