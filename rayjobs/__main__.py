@@ -1,4 +1,4 @@
-"""`python -m rayjobs VERB` is `ortho VERB`, and this is what both start."""
+"""The entry point of `ortho VERB` and of `python -m rayjobs VERB`, which is the same."""
 
 import signal
 import sys
@@ -14,24 +14,24 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def run_verb(argv: list[str]) -> int:
-    """Returns the exit code. What tells the process to end does so in one line from the first import to the last."""
+    """Run a verb; returns the exit code. Ctrl-C and SIGTERM end the process with one line, during imports too."""
     from rayjobs.verb.interrupts import Interrupted, told_to_end
 
     name = argv[0] if argv else ""
 
-    def last_line(told: Interrupted) -> None:
-        print(f"ortho {name}: {told}", file=sys.stderr, flush=True)
+    def last_line(interrupt: Interrupted) -> None:
+        print(f"ortho {name}: {interrupt}", file=sys.stderr, flush=True)
 
     try:
         with told_to_end(last_line):
             from rayjobs.cli import main as run
 
             return run(argv)
-    except Interrupted as told:  # on the way in or out
-        last_line(told)
-        return told.code
+    except Interrupted as interrupt:  # during an import, or after the verb has ended
+        last_line(interrupt)
+        return interrupt.code
     finally:
-        # The line is said, and only the interpreter is left to end.
+        # The last line is printed: another signal must not disturb the end of the interpreter.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 

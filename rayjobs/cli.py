@@ -21,9 +21,9 @@ from rayjobs.verb.table import VERBS, Verb
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Exit code 0: done; 1: refused or failed; 3: done, with rows quarantined; 130, 143: told to end.
+    """Run one verb. Exit code 0: done; 1: refused or failed; 3: done, with rows quarantined; 130: Ctrl-C; 143: SIGTERM.
 
-    Every error ends as one line; with ORTHO_TRACEBACK=1 its traceback comes before.
+    Every error is printed as one line; with ORTHO_TRACEBACK=1 its traceback is printed before it.
     """
     argv = sys.argv[1:] if argv is None else argv
     name = argv[0] if argv else ""
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"ortho {__version__}")
             code = 0
         elif name == "completion":
-            from rayjobs.verb.completion import completion  # the only one that reads the options of every verb
+            from rayjobs.verb.completion import completion  # imports the options of every verb
 
             print(completion(argv[1:]), end="")
             code = 0
@@ -51,9 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, RunFailed) as error:
         return ended(name, str(error), error)
     except KeyboardInterrupt as error:
-        told = as_told(error)
-        ended(name, str(told))
-        return told.code
+        interrupt = as_told(error)
+        ended(name, str(interrupt))
+        return interrupt.code
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_gone():
             return CLOSED_PIPE
@@ -65,18 +65,18 @@ def main(argv: list[str] | None = None) -> int:
 def print_verbs() -> None:
     print("usage: ortho VERB [--config FILE.yaml] [--some-field value ...]\n")
     print("\n".join(f"  {name:14}{verb.help}" for name, verb in VERBS.items()))
-    print("\n`ortho help VERB` shows what a verb takes, with an example; `ortho VERB --help-all` all of its options.")
-    print('`eval "$(ortho completion bash)"`, or zsh, has the shell complete verbs and options.')
+    print("\n`ortho help VERB` shows an example and the main options; `ortho VERB --help-all` shows all options.")
+    print('`eval "$(ortho completion bash)"` makes the shell complete verbs and options; zsh works too.')
 
 
 def find(name: str) -> Verb:
-    """The verb of this name, of which nothing is loaded yet. Raises UserError."""
+    """The verb of this name; its modules are not imported yet. Raises UserError for an unknown name."""
     if name not in VERBS:
         close = difflib.get_close_matches(name, VERBS, n=1)
         raise UserError(
             f"unknown verb {name!r}; {f'did you mean {close[0]}? ' if close else ''}accepted: {', '.join(VERBS)}"
         )
-    # Ray and diffusers announce their own plans to the terminal; the person at it asked for something else.
+    # Warnings and progress bars of Ray and diffusers would hide the job's own lines.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -86,7 +86,7 @@ def find(name: str) -> Verb:
 
 
 def carry_out(parsed: Parsed[BaseModel], verb: Verb) -> int:
-    """Run the job, or print its configuration or what it would do; returns the exit code."""
+    """Run the job, or print its configuration or its dry run; returns the exit code."""
     if parsed.print_config:
         print(as_yaml(parsed.job), end="")
         return 0
@@ -104,8 +104,8 @@ def carry_out(parsed: Parsed[BaseModel], verb: Verb) -> int:
 
 
 def ended(name: str, line: str, error: Exception | None = None) -> int:
-    """Say the last line; returns the exit code of a failure."""
-    with suppress(OSError):  # nobody reads it
+    """Print the last line; returns 1, the exit code of a failure."""
+    with suppress(OSError):  # the standard error may be closed
         if error is not None and os.environ.get("ORTHO_TRACEBACK") == "1":
             print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         print(printable(f"ortho {name}: {line}"), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`ortho submit VERB ...`: run a verb on a running cluster through Ray's job API, and follow it as if it ran here."""
+"""`ortho submit VERB ...`: run a verb on a running cluster through Ray's job API, and print its log here."""
 
 import asyncio
 import logging
@@ -29,35 +29,35 @@ from rayjobs.verb.token_file import keep_token_private
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-# Read when ray is imported: who has a token at hand means to show it, and Ray by itself sends none.
+# Ray reads this variable when it is imported. Ray sends no token without it, even where a token is set.
 if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
-#: What is uploaded: the code of this checkout. Whatever else a job reads lies where the nodes see it.
+#: The packages of this checkout that are uploaded. All other files that a job reads must be on storage that the nodes see.
 PACKAGES = ("ortho_core", "rayjobs")
 
-#: A file named on the command line that is larger than this belongs on the cluster's storage.
+#: A file named on the command line is not uploaded if it is larger than this: it belongs on the cluster's storage.
 MAX_FILE_BYTES = 1 << 20
 
-#: How long the cluster may be out of reach before the job is left to itself.
+#: Seconds for which the cluster may be unreachable before this command stops following the job.
 PATIENCE_S = 120
 
-#: What a job that is stopped gets to end in order, before Ray kills it; Ray's own 3 s are less than its shutdown takes.
+#: Seconds that a stopped job has to shut down before Ray kills it. Ray's default of 3 s is shorter than Ray's own shutdown.
 STOP_WAIT_S = 20
 
 INTERRUPTED = 130
 
 
-def _names(given: object) -> object:
+def _names(value: object) -> object:
     """`NAME,NAME` as a tuple."""
-    return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
 class SubmitJob(BaseModel):
     """Run a verb on a running cluster: `ortho submit --address http://HEAD:8265 assign --pairs ... --out ...`.
 
-    The verb's log is streamed, its exit code returned. Ctrl-C asks whether to stop the job. Paths in the verb's options
-    are the cluster's: absolute, or URLs; small files named by relative paths, and --config, are sent along.
+    The verb's log is printed here, and its exit code is returned. Ctrl-C asks whether to stop the job. Paths in the verb's
+    options are paths on the cluster: absolute, or URLs. Small files with relative paths, and the --config file, are uploaded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,20 +67,21 @@ class SubmitJob(BaseModel):
     )
     submission_id: str | None = conduct(None, pattern=r"^[\w.-]+$", description="name of the job (none: Ray makes one)")
     env: Annotated[tuple[str, ...], BeforeValidator(_names)] = decides(
-        (), description="environment variables, NAME,NAME, that the job gets with the values they have here"
+        (), description="NAME,NAME: environment variables of this shell to set for the job too"
     )
     metadata: Annotated[dict[str, str] | None, BeforeValidator(labels)] = conduct(
         None, description="NAME=VALUE,NAME=VALUE, shown with the job in Ray's dashboard"
     )
-    no_upload: bool = conduct(False, description="send no code and no files: the nodes have this package installed")
-    detach: bool = conduct(False, description="do not wait for the job: say how to follow it, and leave")
+    no_upload: bool = conduct(False, description="upload no code and no files: the nodes have this package installed")
+    detach: bool = conduct(False, description="do not wait for the job: print how to follow it, and exit")
     command: Annotated[tuple[str, ...], Rest()] = decides(min_length=1, description="the verb and its options")
 
 
 def check(job: SubmitJob) -> dict[str, Path]:
-    """The files to send along, by their names in the job's folder.
+    """The files to upload, by their names in the job's folder.
 
-    Raises UserError for whatever can be found wrong from here; with --no-upload, a --config is the cluster's to read.
+    Raises UserError for every error that can be found without the cluster. With --no-upload and --config nothing is checked:
+    the file is on the cluster.
     """
     verb, options = job.command[0], list(job.command[1:])
     if verb not in VERBS or verb == "submit":
@@ -90,31 +91,33 @@ def check(job: SubmitJob) -> dict[str, Path]:
     place = config_place(options)
     if job.no_upload and place is not None:
         return {}
-    own = [flag_of(name) for name in SubmitJob.model_fields if name != "command"]
-    if late := [each for each in options if each.partition("=")[0].replace("_", "-") in own]:
+    submit_options = [flag_of(name) for name in SubmitJob.model_fields if name != "command"]
+    if late := [each for each in options if each.partition("=")[0].replace("_", "-") in submit_options]:
         raise UserError(f"{late[0].partition('=')[0]} is an option of submit: give it before {verb}")
     parsed = parse(VERBS[verb].model(), options, verb, expand=None)
     if parsed.local:
-        raise UserError("--local: the verb is to run on the cluster that it is handed to; leave it out")
+        raise UserError("--local: submit runs the verb on the cluster of --address; leave --local out")
     files = {} if place is None else {"job.yaml": config_file(config_in(options[place]))}
     for option, path in relative_paths(parsed.job):
-        # Of a pair set or a model, one file alone is of no use.
+        # A pair set or a model may need files beside the one that is named.
         alone = option.rpartition(".")[2].lstrip("-") in {"pairs", "heldout", "model"}
         if job.no_upload or alone or not path.is_file() or ".." in path.parts or path.parts[0] in PACKAGES:
             raise UserError(
-                f"{option} {path}: a relative path would lie in a folder that the cluster throws away; accepted: an "
-                "absolute path or URL on storage that every node sees, or a small file under this folder to send along"
+                f"{option} {path}: a relative path would lie in the job's folder, which the cluster deletes; accepted: an "
+                "absolute path or URL on storage that every node sees, or a small file under this folder, which is uploaded"
             )
         if files.setdefault(path.as_posix(), path) != path:
-            raise UserError(f"{option} {path}: the configuration is sent along under this name; give the file another")
+            raise UserError(f"{option} {path}: the configuration is uploaded under this name; rename the file")
     for name, path in files.items():
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise UserError(f"{name} has {size} bytes, too many to send along; put it on storage that every node sees")
+            raise UserError(
+                f"{name} has {size} bytes; files of up to {MAX_FILE_BYTES} are uploaded; put it on storage that every node sees"
+            )
     return files
 
 
 def config_place(options: list[str]) -> int | None:
-    """Which of `options` holds the name of the configuration file."""
+    """The index in `options` of the argument that names the configuration file; None without one."""
     for i, option in enumerate(options):
         if option == "--config" and i + 1 < len(options):
             return i + 1
@@ -136,7 +139,7 @@ def entrypoint(job: SubmitJob) -> str:
 
 
 def pack(files: dict[str, Path], folder: Path) -> None:
-    """Lay out what is sent: the two packages and `files`."""
+    """Copy what is uploaded into `folder`: the two packages and `files`."""
     source = Path(__file__).resolve().parents[1]
     for package in PACKAGES:
         shutil.copytree(source / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -146,7 +149,7 @@ def pack(files: dict[str, Path], folder: Path) -> None:
 
 
 def describe(job: SubmitJob) -> dict[str, object]:
-    """What a dry run prints: everything that would be sent, but of the environment only names."""
+    """What a dry run prints: everything that would be sent; environment variables by name only."""
     files = check(job)
     sent = []
     if not job.no_upload:
@@ -165,7 +168,7 @@ def describe(job: SubmitJob) -> dict[str, object]:
 
 
 def run(job: SubmitJob) -> int:
-    """Submit, follow, return the verb's exit code (130 where it was stopped). Raises UserError."""
+    """Submit the job and follow it; returns the verb's exit code, or 130 if the job was stopped. Raises UserError."""
     files = check(job)
     client = connect(job.address)
     name = submit(client, job, files)
@@ -180,17 +183,17 @@ def run(job: SubmitJob) -> int:
         code = as_told(error).code
         taken()
         if not stop_wanted(name):
-            say(f"submit: the job goes on; follow it with `{follow_by}`, stop it with `ray job stop {name}`")
+            say(f"submit: the job continues; follow it with `{follow_by}`, stop it with `ray job stop {name}`")
             return code
     client.stop_job(name)
-    say(f"submit: stopping {name}; the same command again goes on from there")
+    say(f"submit: stopping {name}; the same command continues it later")
     while not client.get_job_status(name).is_terminal():
         time.sleep(0.5)
     return code
 
 
 def connect(address: str | None) -> "JobSubmissionClient":
-    """Ray's client of the job API. Raises UserError where no cluster answers, or it asks for a token."""
+    """Ray's client of the job API. Raises UserError if no cluster answers, or if the cluster requires a token."""
     keep_token_private()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -198,22 +201,22 @@ def connect(address: str | None) -> "JobSubmissionClient":
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if address is not None:
-        # Ray lets this variable win over the argument.
+        # Ray prefers this variable to the argument of its client.
         os.environ["RAY_API_SERVER_ADDRESS"] = address if "://" in address else f"http://{address}"
     shown = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "this machine"
     try:
         return JobSubmissionClient()
     except AuthenticationError as error:
         raise UserError(
-            f"the cluster at {shown} accepts jobs with its token only; export RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH, a file with the token (or RAY_AUTH_TOKEN)"
+            f"the cluster at {shown} accepts jobs with its token only; export RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN_PATH with the path of the token's file (or RAY_AUTH_TOKEN with the token)"
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"no cluster answers at {shown}: {one_line(error)}") from error
 
 
 def submit(client: "JobSubmissionClient", job: SubmitJob, files: dict[str, Path]) -> str:
-    """Hand the job in; returns its name. Raises UserError."""
+    """Submit the job; returns its name. Raises UserError if the cluster refuses it."""
     values = {name: os.environ[name] for name in job.env}
     runtime: dict[str, object] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **values}}
     with scratch_folder("ortho-submit") as folder:
@@ -230,11 +233,11 @@ def submit(client: "JobSubmissionClient", job: SubmitJob, files: dict[str, Path]
                 )
             )
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"the cluster did not take the job: {last_line(error)}") from error
+            raise UserError(f"the cluster refused the job: {last_line(error)}") from error
 
 
 def last_line(error: BaseException) -> str:
-    """The cluster answers with a traceback; what it found is in the end of it."""
+    """The last line of the cluster's answer, which is a traceback: the line with the reason."""
     lines = [line for line in str(error).splitlines() if any(map(str.isalpha, line))]
     return lines[-1].strip()[:300] if lines else type(error).__name__
 
@@ -242,7 +245,7 @@ def last_line(error: BaseException) -> str:
 def follow(client: "JobSubmissionClient", name: str, follow_by: str) -> "JobDetails":
     """Print the job's log as it grows; returns Ray's details of the job once it has ended.
 
-    A connection that breaks is taken up again where it broke, for up to PATIENCE_S. Raises UserError after that.
+    After a lost connection it connects again and continues the log. Raises UserError if that fails for PATIENCE_S.
     """
     import aiohttp
 
@@ -263,7 +266,7 @@ def follow(client: "JobSubmissionClient", name: str, follow_by: str) -> "JobDeta
 
 
 async def print_log(client: "JobSubmissionClient", name: str, printed: int) -> int:
-    """Print what the job writes, but for the first `printed` characters; returns how many there are by now."""
+    """Print the job's log after its first `printed` characters; returns how many characters are printed by now."""
     seen = 0
     async for text in client.tail_job_logs(name):
         seen += len(text)
@@ -274,7 +277,7 @@ async def print_log(client: "JobSubmissionClient", name: str, printed: int) -> i
 
 
 def outcome(details: "JobDetails", name: str) -> int:
-    """The exit code of the job's own command."""
+    """The exit code of the verb that the job ran. Raises UserError if Ray could not run it."""
     if details.status == "STOPPED":
         say(f"submit: job {name} was stopped")
         return INTERRUPTED
@@ -289,11 +292,11 @@ def outcome(details: "JobDetails", name: str) -> int:
 
 
 def stop_wanted(name: str) -> bool:
-    """Ask the person at the terminal; without one, and after another Ctrl-C, the job is left alone."""
+    """Whether the user wants to stop the job. False without a terminal and after another Ctrl-C."""
     if not sys.stdin.isatty():
         return False
     try:
-        return input(f"\nstop job {name}? [y: stop it, n: let it go on] ").strip().lower() in {"y", "yes"}
+        return input(f"\nstop job {name}? [y: stop it, n: let it run] ").strip().lower() in {"y", "yes"}
     except (EOFError, KeyboardInterrupt):
         return False
 

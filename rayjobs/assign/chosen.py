@@ -1,4 +1,4 @@
-"""Which rows of an E-step a person looks at: the best, the worst, some of all, and those that are hardest."""
+"""Which rows of an E-step the report shows: the lowest losses, the highest losses, a random sample, and the hardest rows."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ import numpy as np
 
 from ortho_core.records.sampled import SampledRecord
 
-#: Rows that are shown of each kind, at most; all are rendered, so they are few.
+#: The most rows of each kind. All are rendered by the model, so they are few.
 BEST, WORST, DRAWN, HARDEST = 6, 9, 9, 6
 
 
 @dataclass(frozen=True)
 class HardPrompt:
-    """A prompt that several rows have: their number, and their mean loss before and after."""
+    """A prompt that several rows have: the number of these rows, and their mean loss before and after the search."""
 
     prompt: str
     rows: int
@@ -25,12 +25,12 @@ class HardPrompt:
 
 @dataclass(frozen=True)
 class ChosenRows:
-    """The rows of each kind, and the prompts with the highest mean loss, where enough prompts repeat."""
+    """The rows of each kind, and the prompts with the highest mean loss if enough prompts repeat."""
 
     best: list[SampledRecord]
     worst: list[SampledRecord]
     drawn: list[SampledRecord]
-    #: Of each of `prompts` a row in the middle of its losses; without them the rows whose loss fell least.
+    #: The row with the median loss of each of `prompts`. Without `prompts`: the rows whose loss fell least.
     hardest: list[SampledRecord]
     prompts: list[HardPrompt]
 
@@ -40,7 +40,7 @@ class ChosenRows:
 
 
 def choose(records: Sequence[SampledRecord], seed: int) -> ChosenRows:
-    """The rows to show of at least one record; depends on the records and the seed alone."""
+    """The rows to show; needs at least one record. The result depends only on the records and the seed."""
     by_loss = sorted(records, key=lambda record: record.loss)
     best = by_loss[: min(BEST, -(-len(records) // 2))]
     worst = by_loss[len(best) :][-WORST:][::-1]
@@ -53,7 +53,7 @@ def choose(records: Sequence[SampledRecord], seed: int) -> ChosenRows:
 
 
 def hardest_prompts(by_loss: Sequence[SampledRecord]) -> tuple[list[HardPrompt], list[SampledRecord]]:
-    """The prompts with the highest mean loss and a row of each; none where fewer prompts repeat than are shown.
+    """The HARDEST prompts with the highest mean loss, and one row of each. Both are empty if fewer prompts repeat.
 
     `by_loss` are the records by their loss, the lowest first.
     """
@@ -61,9 +61,9 @@ def hardest_prompts(by_loss: Sequence[SampledRecord]) -> tuple[list[HardPrompt],
     for record in by_loss:
         rows[record.prompt].append(record)
     repeated = [
-        HardPrompt(prompt, len(own), fmean(r.initial_loss for r in own), fmean(r.loss for r in own))
-        for prompt, own in rows.items()
-        if len(own) > 1
+        HardPrompt(prompt, len(same), fmean(r.initial_loss for r in same), fmean(r.loss for r in same))
+        for prompt, same in rows.items()
+        if len(same) > 1
     ]
     if len(repeated) < HARDEST:
         return [], []

@@ -9,12 +9,12 @@ from rayjobs.pool.config import PoolSettings
 
 
 class AssignSettings(AssignConfig, PoolSettings):
-    """How the E-step runs; `em` has these under `assign.`."""
+    """How the E-step runs; `ortho em` has these options under `assign.`."""
 
-    store_latents: bool = decides(True, description="keep E(x) in the record, so that training need not encode again")
-    report: bool = conduct(
-        True, description="leave report.html: pictures of some rows, the losses, what was quarantined"
+    store_latents: bool = decides(
+        True, description="store each image's latent E(x) with its noise, so that training need not encode it again"
     )
+    report: bool = conduct(True, description="write report.html: pictures of some rows, losses, quarantined rows")
 
 
 class AssignJob(AssignSettings, PairFields):
@@ -29,6 +29,6 @@ class AssignJob(AssignSettings, PairFields):
     )
     out: OutputLocation = conduct(description="folder or URL for the assignments; the same command again resumes")
     warm_start: Location | None = resolved(
-        None, description="finished assignments of the same pairs, e.g. with an earlier model, to start from"
+        None, description="start from finished assignments of the same pairs, e.g. those of an earlier model"
     )
-    retry_failures: bool = conduct(False, description="besides what is not done yet, try the quarantined rows again")
+    retry_failures: bool = conduct(False, description="try the quarantined rows again, besides the rows not done yet")

@@ -1,4 +1,4 @@
-"""`ortho export`: assignments as the reference implementation's folder of noise files. Runs in this process."""
+"""`ortho export`: write assignments as the reference implementation's folder of noise files. Runs in this process."""
 
 import json
 import math
@@ -27,11 +27,11 @@ from rayjobs.verb.models import open_model
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim
 
-#: Of the files; bump when their meaning changes.
+#: Version of the files' layout; increase it when their meaning changes.
 LAYOUT = "reference layout 1"
-#: Rows whose noise is in memory together, and samples that are written side by side (each waits for the disk).
+#: Rows whose noise is in memory at once, and threads that write samples (each waits for the disk).
 NOISES_AT_ONCE, WRITERS = 64, 8
-#: Parts that stay in memory: rows are taken in order, so the one at hand will do.
+#: Bytes of part files kept in memory. Rows are read in order, so one part is enough.
 PARTS_CACHE_BYTES = 1 << 26
 
 #: Row number, the record's COLUMNS, and ε as (C, H, W).
@@ -39,13 +39,13 @@ Row = tuple[int, dict[str, Any], Tensor]
 
 
 class ExportPlan(Plan):
-    """Assignments as the reference's folder."""
+    """The plan of an export."""
 
     verb: ClassVar[str] = "export"
 
     kind: Literal["export"] = "export"
     layout: str = LAYOUT
-    #: Fingerprint of the run that made them.
+    #: Fingerprint of the run that made the assignments.
     assignments: str
     rows: int
     latent_shape: tuple[int, int, int]
@@ -54,7 +54,7 @@ class ExportPlan(Plan):
 
 
 def make_plan(job: ExportJob) -> tuple[ExportPlan, Assignments]:
-    """What the run will do. Raises UserError for whatever can be found wrong beforehand."""
+    """The plan, and the assignments. Raises UserError for every error that can be found before the run."""
     model = open_model(job.model)
     assignments = Assignments(job.assignments, PARTS_CACHE_BYTES)
     assignments.noise([0], model.latent_shape)
@@ -81,7 +81,7 @@ def describe(job: ExportJob) -> dict[str, object]:
 
 
 def run(job: ExportJob) -> int:
-    """Export what is not there yet. Returns 0. Raises UserError or RunFailed."""
+    """Export the samples that are not written yet. Returns 0. Raises UserError or RunFailed."""
     plan, assignments = make_plan(job)
     claim(job.out, plan)
     root = LocalStore(job.out)
@@ -97,7 +97,7 @@ def run(job: ExportJob) -> int:
 
 
 def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> int:
-    """Every sample, then the manifest. Returns how many were not there before."""
+    """Write every sample, then the manifest. Returns the number of samples that were not there before."""
     progress = Progress(plan.verb, plan.rows, "rows")
     written = 0
     with (
@@ -109,8 +109,8 @@ def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> i
             return write_sample(root, *item, plan.noise_scale)
 
         for batch in batches(assignments, plan.latent_shape):
-            # Samples for one folder go one after the other, so that the second finds the first, and is refused. Some file
-            # systems take names for one that differ in their case.
+            # Two samples with the same folder are written one after the other, so that the second one is refused. Some file
+            # systems ignore case, hence `casefold`.
             apart: dict[str, Row] = {}
             again: list[Row] = []
             for item in batch:
@@ -129,7 +129,7 @@ def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> i
 
 
 def batches(assignments: Assignments, latent_shape: tuple[int, int, int]) -> Iterator[list[Row]]:
-    """Every row, some at a time. Raises UserError if a noise fails its checksum."""
+    """All rows in order, at most NOISES_AT_ONCE at a time. Raises UserError if a noise fails its checksum."""
     for start in range(0, len(assignments), NOISES_AT_ONCE):
         index = range(start, min(start + NOISES_AT_ONCE, len(assignments)))
         records = assignments.rows(index, list(COLUMNS))

@@ -1,4 +1,4 @@
-"""`ortho import`: the reference implementation's folder of noise files as assignments. Runs in this process."""
+"""`ortho import`: read the reference implementation's folder of noise files as assignments. Runs in this process."""
 
 import math
 
@@ -26,17 +26,17 @@ from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 
-#: What a manifest's fields are taken to be called: the reference's own has others, which are looked for where they are read.
+#: Names of a manifest's fields. The reference's manifest has other names too, which `parse_entry` handles.
 MANIFEST_NAMES = {"prompt_field": "prompt", "image_field": "image"}
 #: Rows of a part file.
 ROWS_PER_SHARD = 1024
 
-#: What is counted elsewhere and cannot be here: no model reads the prompts, nothing is searched.
+#: Counts that an import leaves out of its summary: no model reads the prompts, and nothing is searched.
 UNKNOWN = ("truncated_prompts", "candidate_forwards")
 
 
 def make_plan(job: ImportJob) -> tuple[ImportedPlan, PairSet, PairSet]:
-    """What the run will do, the manifest, and where the images are. Raises UserError for what can be found wrong."""
+    """The plan, the manifest, and the pair set with the images. Raises UserError for every error found before the run."""
     model = open_model(job.model)
     if not (job.samples / MANIFEST).is_file():
         raise UserError(f"--samples {job.samples}: no {MANIFEST} in it (expected: a folder as `ortho export` makes)")
@@ -53,7 +53,7 @@ def make_plan(job: ImportJob) -> tuple[ImportedPlan, PairSet, PairSet]:
         latent_shape=model.latent_shape,
         **settings(job, decides),
         model_noise_scale=model.noise_scale if job.noise_scale is None else None,
-        # Whatever found it: the noise itself is all there is.
+        # The folder holds the noise itself, without the settings of the search that found it.
         noise=NoiseSettings(
             seed=None, transform="free", patch_size=1, regions=1, store="parameters", store_latents=False
         ),
@@ -78,7 +78,7 @@ def describe(job: ImportJob) -> dict[str, object]:
 
 
 def run(job: ImportJob) -> int:
-    """Import what is not imported yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
+    """Import the rows not imported yet. Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed."""
     job = located(job)
     plan, manifest, pairs = make_plan(job)
     begun = ShardedRun(job.out, plan, verify=job.verify)
@@ -86,7 +86,7 @@ def run(job: ImportJob) -> int:
         return begun.exit_code
     import_shards(job, begun, manifest, pairs)
     counts = begun.finish()
-    # What `ortho train` opens the images with.
+    # `ortho train` opens the images with these options.
     recorded = job.model_copy(update={"pairs": pairs.location, **pairs.fields.model_dump()})
     code = begun.conclude(begun.summary(recorded, unknown=UNKNOWN, recognised=pairs.record()), "rows could be imported")
     say(f"{counts.assigned} of {counts.rows} rows in {job.out}")
@@ -94,7 +94,7 @@ def run(job: ImportJob) -> int:
 
 
 def import_shards(job: ImportJob, begun: ShardedRun[ImportedPlan], manifest: PairSet, pairs: PairSet) -> None:
-    """Import what is not imported yet."""
+    """Import the shards that are not imported yet."""
     plan, quarantined = begun.plan, begun.survey.quarantined
     reader = SampleReader(LocalStore(job.samples), plan.latent_shape, plan.model_noise_scale or 1.0, job.noise_scale)
     copies = job.pairs is None and job.image_root is None
@@ -110,7 +110,7 @@ def import_shards(job: ImportJob, begun: ShardedRun[ImportedPlan], manifest: Pai
 
 
 def import_shard(reader: SampleReader, pairs: PairSet, shard: Shard, copies: bool) -> ShardResult:
-    """The records of a shard of the manifest; a row that cannot be used becomes a failure."""
+    """The records of one shard of the manifest; a row that cannot be used becomes a failure."""
     result = ShardResult()
     for row, line in manifest_lines(reader.root, shard):
         name = f"{row:06d}"
@@ -137,25 +137,25 @@ def import_shard(reader: SampleReader, pairs: PairSet, shard: Shard, copies: boo
 
 
 def image_of(reader: SampleReader, pairs: PairSet, sample: Sample, row: int, copies: bool) -> str:
-    """The sample's image, as `pairs` names it, once it was found there: training would end at one that is missing.
+    """The sample's image, as `pairs` names it, after a check that it can be read: training ends at a missing image.
 
     Raises BadRow.
     """
-    who = f"row {row}"
+    row_label = f"row {row}"
     if not copies:
-        pairs.fetch_image(sample.images[0], who)
+        pairs.fetch_image(sample.images[0], row_label)
         return sample.images[0]
     trouble: BadRow | None = None
     for image in sample.images:
         try:
             inside = reader.inside(image)
-            pairs.fetch_image(inside, who)
+            pairs.fetch_image(inside, row_label)
             return inside
         except BadRow as bad:
             trouble = trouble or bad
         except (OutsideRoot, OSError) as error:
             reason = "outside-root" if isinstance(error, OutsideRoot) else "missing-image"
-            trouble = trouble or BadRow(reason, f"{who}: image {image[:200]!r} is not in {reader.root.location}")
+            trouble = trouble or BadRow(reason, f"{row_label}: image {image[:200]!r} is not in {reader.root.location}")
     assert trouble is not None
     raise BadRow(trouble.reason, f"{trouble}; --pairs names the pair set that has the images")
 

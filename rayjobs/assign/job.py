@@ -1,6 +1,6 @@
-"""The E-step job: `ortho assign` gives every image of a pair set the noise that the model maps closest to it.
+"""The E-step job: `ortho assign` finds, for every image of a pair set, the noise that the model maps closest to it.
 
-A Ray Data actor pool works through shards of rows; each actor holds the model, and publishes one part file per shard.
+A Ray Data actor pool processes shards of rows. Each actor loads the model once and writes one part file per shard.
 """
 
 import math
@@ -35,7 +35,7 @@ from rayjobs.verb.paths import located
 
 
 def make_plan(job: AssignJob, model: ModelFolder) -> tuple[ReconstructionPlan, PairSet, list[Shard]]:
-    """What the run will do, from the input alone. Raises UserError for whatever can be found wrong beforehand."""
+    """The plan, the pair set and its shards; reads only the input. Raises UserError for every error found before the run."""
     noise_space(job, model.latent_shape)
     pairs = open_pairs(job.pairs, job.pair_fields())
     rows_per_shard = job.rows_per_shard or pairs.rows_per_shard()
@@ -61,7 +61,9 @@ def make_plan(job: AssignJob, model: ModelFolder) -> tuple[ReconstructionPlan, P
 def check_warm_start(job: AssignJob, earlier: AssignmentPlan, plan: ReconstructionPlan) -> None:
     """Raises UserError, naming what differs, if the search cannot start from the assignments of `earlier`."""
     noise = {"seed", "transform", "patch_size", "regions"}
-    if job.candidates > 1:  # the noise stays what the earlier run chose, from as many as are asked for
+    if (
+        job.candidates > 1
+    ):  # the base noise is the one that the earlier run chose, so it must have had as many candidates
         noise |= {"candidates"}
     before, now = (
         {
@@ -77,7 +79,7 @@ def check_warm_start(job: AssignJob, earlier: AssignmentPlan, plan: Reconstructi
 
 
 def describe(job: AssignJob) -> dict[str, object]:
-    """What a dry run prints; times a few evaluations on a worker like those of the run."""
+    """What a dry run prints; times a few evaluations on a worker with the run's settings."""
     from rayjobs.pool.timing import seconds_per_evaluation
 
     model = open_model(job.model, job.dtype, job.lora, job.quantize)
@@ -97,7 +99,7 @@ def describe(job: AssignJob) -> dict[str, object]:
         "evaluations_at_most": evaluations,
         "candidate_forwards": plan.rows * job.candidate_forwards * draws,
     }
-    if job.gpu_memory is not None:  # of another machine's time nothing is known here
+    if job.gpu_memory is not None:  # the time on another GPU cannot be measured here
         return {**content, "memory": memory_of(job, model, plan.rows_per_shard, plan.rows), "out": job.out}
     timing = seconds_per_evaluation(job, search_of(job, model, plan, pairs))
     hours = timing.hours(evaluations)
@@ -114,7 +116,7 @@ def describe(job: AssignJob) -> dict[str, object]:
 
 
 def memory_of(job: AssignJob, model: ModelFolder, rows_per_shard: int, rows: int) -> dict[str, object]:
-    """What a dry run says of a GPU of `job.gpu_memory` GiB."""
+    """What a dry run prints about the memory of a GPU of `job.gpu_memory` GiB."""
     assert job.gpu_memory is not None
     most = min(job.slots or MOST_SLOTS, rows_per_shard)
     here = Searched(model, job.dtype, job, most, rows, job.gradient_checkpointing, decodes=False, quantize=job.quantize)
@@ -126,7 +128,7 @@ def memory_of(job: AssignJob, model: ModelFolder, rows_per_shard: int, rows: int
 
 
 def run(job: AssignJob, model: ModelFolder | None = None) -> int:
-    """Assign what is not assigned yet; `model` is the job's, where the caller has opened it.
+    """Assign noise to the rows that have none yet; `model` is the job's model if the caller has opened it already.
 
     Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
     """
@@ -145,7 +147,7 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
             work_through(job, begun.ledger, begun.survey, shards, search_of(job, model, plan, pairs))
         begun.finish()
         noise = begun.check_noise(model.latent_shape)
-        folder.remove(REPORT)  # of an earlier start, whose rows may have been others
+        folder.remove(REPORT)  # an earlier run's report may show other rows
         code = begun.conclude(begun.summary(job, recognised=pairs.record(), **noise), "rows could be assigned")
         if job.report:
             leave_report(job, model, pairs, folder)
@@ -153,12 +155,14 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
 
 
 def leave_report(job: AssignJob, model: ModelFolder, pairs: PairSet, folder: Store) -> None:
-    """Write the report of a finished run; one that cannot be made is said, and leaves the run finished."""
+    """Write the report of a finished run. An error is printed; the run stays finished."""
     try:
         write_report(job, model, pairs, folder)
     except Exception as error:
         why = " ".join(str(error).split())[:300] or type(error).__name__
-        say(f"assign: no {REPORT} could be made ({why}); the run is complete, and the same command again makes it")
+        say(
+            f"assign: {REPORT} could not be written ({why}); the run is complete; run the same command again to write it"
+        )
     else:
         say(f"assign: the report is {folder.location}/{REPORT}")
 

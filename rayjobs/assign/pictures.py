@@ -1,6 +1,6 @@
-"""Pictures of some rows of an E-step: the target, and the images at the base noise and at the noise that was found.
+"""Pictures of some rows of an E-step: the target, the image at the base noise, and the image at the matched noise.
 
-The driver may be a machine without a GPU, or without room for the model: what held the model in the search holds it here.
+The driver may have no GPU, or too little memory for the model. So the images are rendered where the workers run.
 """
 
 from collections.abc import Sequence
@@ -24,17 +24,17 @@ from ortho_core.report.page import Embedded
 from rayjobs.assign.config import AssignJob
 from rayjobs.verb.faults import explained
 
-#: Rows that are rendered together: few beside the slots of the search, which kept gradients as well.
+#: Rows that are rendered in one batch. The search's batch was larger and kept gradients, so this one fits.
 RENDERED_TOGETHER = 4
-#: Targets that are fetched side by side.
+#: Threads that fetch targets.
 FETCHED_AT_ONCE = 8
-#: Seconds after which the pictures are given up: the cluster has no room, or a node is lost.
+#: Seconds to wait for the pictures: the cluster may have no room, or a node may be lost.
 PICTURES_PATIENCE_S = 1800
 
 
 @dataclass(frozen=True)
 class RowPictures:
-    """What a report shows of one row; of a target that cannot be read any more, why."""
+    """The three pictures of one row. `target` is the reason, as text, if it cannot be read any more."""
 
     target: Embedded | str
     base: Embedded
@@ -48,7 +48,7 @@ def take_pictures(
     records: Sequence[SampledRecord],
     noise: tuple[Tensor, Tensor],
 ) -> list[RowPictures]:
-    """The pictures of some records, whose ε and Qε are `noise`, made where the pool's workers run.
+    """The pictures of some records, made where the pool's workers run. `noise` is the records' ε and Qε.
 
     Raises UserError or RunFailed.
     """
@@ -57,7 +57,7 @@ def take_pictures(
         return draw(job, model, pairs, records, noise, job.own_device(), threads)
     import ray
 
-    job.fitting(1)  # this cluster may be another than the search's
+    job.fitting(1)  # the search may have run on another cluster
     gpus = job.gpus()
     task = ray.remote(
         num_cpus=job.cpus_per_worker, num_gpus=gpus or None, label_selector=job.node_labels, max_retries=1
@@ -80,7 +80,7 @@ def draw(
     device: str,
     threads: int,
 ) -> list[RowPictures]:
-    """On a worker: fetch the targets, load the model and render."""
+    """Runs on a worker: fetches the targets, loads the model and renders."""
     torch.set_num_threads(threads)
     generator = load_generator(model, device, job.dtype, quantize=job.quantize)
 

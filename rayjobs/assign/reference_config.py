@@ -13,14 +13,14 @@ class ExportJob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     assignments: Location = resolved(description="folder or URL that `ortho assign` wrote to")
-    model: ModelPath = resolved(description="model folder; tells the noise's shape and scale")
+    model: ModelPath = resolved(description="model folder; gives the shape and scale of the noise")
     out: OutputPath = conduct(description="local folder to write; the same command again resumes")
     noise_scale: float | None = resolved(
-        None, gt=0, allow_inf_nan=False, description="multiply the noise by this (none: as the model's scheduler does)"
+        None, gt=0, allow_inf_nan=False, description="factor on the noise (none: the one of the model's scheduler)"
     )
     image_root: LocalPath | None = decides(
         None,
-        description="folder of the images, for absolute paths in the manifest (none: paths as the pair set has them)",
+        description="folder of the images, to write absolute paths into the manifest (none: the paths of the pair set)",
     )
 
 
@@ -30,17 +30,17 @@ class ImportJob(PairFields):
     samples: LocalPath = resolved(
         description="folder with manifest.jsonl and samples/, from the reference or `ortho export`"
     )
-    model: ModelPath = resolved(description="model folder; tells the noise's shape and scale")
+    model: ModelPath = resolved(description="model folder; gives the shape and scale of the noise")
     out: OutputLocation = conduct(description="folder or URL for the assignments; the same command again resumes")
     verify: bool = conduct(
-        False, description="compare what was made before with its checksums, and not sizes and times alone"
+        False, description="compare existing output files with their checksums, not only with their sizes and times"
     )
     pairs: PairsLocation | None = resolved(
-        None, description="pair set that the images are in (none: the copies of them in the samples folder)"
+        None, description="pair set with the images (none: the copies of the images in the samples folder)"
     )
     noise_scale: float | None = decides(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="what the noise was multiplied by (none: what meta.json says, or else as the model's scheduler does)",
+        description="factor that is in the stored noise (none: the one in meta.json, else that of the model's scheduler)",
     )

@@ -1,4 +1,4 @@
-"""The report of an E-step: rows as pictures, the losses before and after, what was not used, and what the noise is like."""
+"""The report of an E-step: pictures of rows, losses before and after, statistics of the noise, and rows that were not used."""
 
 import itertools
 from collections import defaultdict
@@ -24,9 +24,9 @@ from rayjobs.reports.parts import Phase, cost_table, failure_of, gaussian_check,
 from rayjobs.reports.summaries import AssignmentRun, GaussianCheck
 from rayjobs.reports.words import counted, duration, listed
 
-#: Bars of the histogram, and the share of the losses that its axis reaches to: a few rows far out would squeeze the others.
+#: Bars of the histogram, and the quantile of the losses where its axis ends: a few outliers would squeeze all other bars.
 BARS_SHOWN, SHOWN_TO = 30, 0.995
-#: Quarantined rows that are shown of each reason, and the lines of `failures.jsonl` that they are looked for in.
+#: Quarantined rows shown for each reason, and the lines of `failures.jsonl` that are read to find them.
 EXAMPLES_SHOWN, EXAMPLES_FROM = 3, 20_000
 
 Pictures = dict[SampledRecord, RowPictures]
@@ -35,14 +35,14 @@ Pictures = dict[SampledRecord, RowPictures]
 def write_report(job: AssignJob, model: ModelFolder, pairs: PairSet, folder: Store) -> None:
     """Write `report.html` into the folder of a finished run that has assigned rows.
 
-    Raises whatever keeps it from being made: parts that are damaged, a worker that fails.
+    Raises whatever goes wrong, such as UserError for a damaged part and RunFailed for a worker that fails.
     """
     summary = AssignmentRun.parse(folder.read(ASSIGN_SUMMARY), f"{folder.location}/{ASSIGN_SUMMARY}")
-    found = Assignments(folder.location)
-    records = sampled_records(found)
+    assignments = Assignments(folder.location)
+    records = sampled_records(assignments)
     chosen = choose(records, job.seed)
     rows = chosen.every()
-    taken = take_pictures(job, model, pairs, rows, noise_of(found, rows, model.latent_shape))
+    taken = take_pictures(job, model, pairs, rows, noise_of(assignments, rows, model.latent_shape))
     check = gaussian_check(folder, "final")
     gaussian = gaussian_section(folder, "the images' noise maps, pooled")
     cost = cost_table([search(summary)])
@@ -80,21 +80,21 @@ def search(summary: AssignmentRun) -> Phase:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """A quarter, half and three quarters of the values are below."""
+    """The quartiles: 25 %, 50 % and 75 % of the values are below them."""
     low, middle, high = np.quantile(np.asarray(values, float), (0.25, 0.5, 0.75)).tolist()
     return low, middle, high
 
 
 def closer(records: Sequence[SampledRecord], summary: AssignmentRun) -> str:
-    """What was found, before any figure."""
+    """How many images the model makes more closely at the matched noise than at the first noise."""
     count, nearer = len(records), sum(record.loss < record.initial_loss for record in records)
     which = f"{'all' if nearer == count else f'{nearer:,} of'} {counted(count, 'image')}"
     looked_at = " looked at" if count < summary.assigned else ""
-    return f"For {which}{looked_at} the search found noise from which the model makes a closer picture than it did at first."
+    return f"For {which}{looked_at}, the search found noise at which the model makes a closer image than at the first noise."
 
 
 def fell(records: Sequence[SampledRecord]) -> str:
-    """The medians and quartiles in a sentence."""
+    """The medians and quartiles of the loss, before and after, in words."""
     before, after = (quartiles([getattr(r, name) for r in records]) for name in ("initial_loss", "loss"))
     return (
         f"The median loss fell from {before[1]:.3g} to {after[1]:.3g}. Half of the images end between {after[0]:.3g} and "
@@ -103,17 +103,17 @@ def fell(records: Sequence[SampledRecord]) -> str:
 
 
 def leaning(check: GaussianCheck) -> str:
-    """What the Gaussian check says, and what that means to whoever trains on the noise."""
+    """The result of the Gaussian check, and what it means for training on this noise."""
     far = [name for name, value in check.departures.items() if value > NOTABLE]
     if not far:
         return (
-            "All noise that was found, taken together, cannot be told from ordinary Gaussian noise. So a model that is trained "
-            f"on it meets the same kind of noise when it is sampled. ({check.verdict[:1].upper()}{check.verdict[1:]}.)"
+            "The matched noise of all images together cannot be distinguished from plain Gaussian noise. So a model that is "
+            f"trained on it is sampled at the same kind of noise. ({check.verdict[:1].upper()}{check.verdict[1:]}.)"
         )
     return (
-        f"All noise that was found, taken together, differs from ordinary Gaussian noise in {listed(far[:3])}. A model that is "
-        "trained on it is sampled at noise that differs from what it has seen, so a part of what it learns may not show there; "
-        "a mean that it has in common is taken off before training, and ortho em finds the noise again in each cycle. "
+        f"The matched noise of all images together differs from plain Gaussian noise in {listed(far[:3])}. A model that is "
+        "trained on it is sampled at plain noise, which it has not seen in training, so its images may not show all that it "
+        "learned. The mean of all noises is subtracted before training, and ortho em searches the noise again in each cycle. "
         f"({check.verdict[:1].upper()}{check.verdict[1:]}.)"
     )
 
@@ -126,38 +126,38 @@ def unused(summary: AssignmentRun) -> str:
 
 
 def pictures(chosen: ChosenRows, taken: Pictures, summary: AssignmentRun, looked_at: int) -> list[Block]:
-    """Groups of rows: the target, the image at the base noise and that at the noise that was found."""
+    """Groups of rows: the target, the image at the base noise and the image at the matched noise."""
     blocks: list[Block] = [
-        "Each image of the set as the search saw it, what the model makes of its prompt at the base noise, and what it makes of "
-        "it at the noise that was found. File names are as the pair set has them."
+        "Each card shows the target as the search saw it, the model's image for its prompt at the base noise, and the model's "
+        "image at the matched noise. File names are those of the pair set."
     ]
     if looked_at < summary.assigned:
         blocks.append(
-            f"These rows, and the losses below, are of {looked_at:,} rows from all over the {summary.assigned:,}, the same ones "
-            "in every report of this run: the best and the worst are those of the rows that were looked at."
+            f"These rows and the losses below come from a sample of {looked_at:,} of the {summary.assigned:,} rows, spread over "
+            "the whole set. Every report of this run has the same sample. The lowest and highest losses are those of the sample."
         )
     if summary.config.get("warm_start"):
         blocks.append(
-            "The search began at the noise of earlier assignments (--warm-start): the first loss of a row is the loss there, and "
-            "not that of the image at the base noise."
+            "The search began at the noise of earlier assignments (--warm-start). So the first loss of a row is the loss at that "
+            "noise, not the loss at the base noise."
         )
     hardest = (
         (
             "The hardest prompts",
-            "The prompts with the highest mean loss, and of each a row in the middle of its losses.",
+            "The prompts with the highest mean loss; the row with the median loss is shown for each.",
         )
         if chosen.prompts
-        else ("The hardest rows", "Those whose loss fell least, by its share.")
+        else ("The hardest rows", "The rows whose loss fell least, in percent.")
     )
     for (title, caption), rows in {
         ("The lowest losses", ""): chosen.best,
         ("The highest losses", "The highest first."): chosen.worst,
-        ("A sample", "Drawn by the seed, in the order of the set."): chosen.drawn,
+        ("A sample", "Drawn at random (by --seed), in the order of the set."): chosen.drawn,
         hardest: chosen.hardest,
     }.items():
         if rows:
             cards = [card(record, taken[record]) for record in rows]
-            blocks += [Heading(title), Cards(["target", "base noise", "noise found"], cards, caption)]
+            blocks += [Heading(title), Cards(["target", "base noise", "matched noise"], cards, caption)]
     return [*blocks, prompt_table(chosen.prompts)] if chosen.prompts else blocks
 
 
@@ -174,12 +174,12 @@ def card(record: SampledRecord, taken: RowPictures) -> Card:
 
 
 def losses(records: Sequence[SampledRecord], summary: AssignmentRun) -> list[Block]:
-    """The losses before and after: in words, as a histogram on one axis, and their quantiles."""
+    """The losses before and after: in words, as a histogram on one axis, and as quantiles."""
     values = {
         "at the first noise" if summary.config.get("warm_start") else "at the base noise": [
             r.initial_loss for r in records
         ],
-        "at the noise found": [r.loss for r in records],
+        "at the matched noise": [r.loss for r in records],
     }
     together = [value for each in values.values() for value in each]
     low, high = min(together), max(together)
@@ -188,15 +188,15 @@ def losses(records: Sequence[SampledRecord], summary: AssignmentRun) -> list[Blo
     top = shown if beyond else high
     edges = np.linspace(low, top if top > low else low + (abs(low) or 1.0) * 1e-3, BARS_SHOWN + 1).tolist()
     series = [histogram(name, each, edges, colour) for colour, (name, each) in enumerate(values.items())]
-    caption = f"Share of {counted(len(records), 'row')} by their loss, in {BARS_SHOWN} bars." + (
-        f" The last bar has all losses from there up to {high:.3g}." if beyond else ""
+    caption = f"Share of {counted(len(records), 'row')} by loss, in {BARS_SHOWN} bars." + (
+        f" The last bar includes all higher losses, up to {high:.3g}." if beyond else ""
     )
     header = ["loss", "lowest", "a quarter is below", "half is below", "three quarters are below", "highest"]
     rows = [
         [name, *(f"{value:.4g}" for value in (min(each), *quartiles(each), max(each)))] for name, each in values.items()
     ]
     rose = sum(record.loss >= record.initial_loss for record in records)
-    stayed = f" {counted(rose, 'row')} found nothing better than where the search began." if rose else ""
+    stayed = f" For {counted(rose, 'row')} the search found nothing better than its first noise." if rose else ""
     evaluations = quartiles([record.evaluations for record in records])
     return [
         f"{fell(records)}{stayed} Half of the images took {evaluations[1]:.0f} evaluations or fewer.",
@@ -206,19 +206,19 @@ def losses(records: Sequence[SampledRecord], summary: AssignmentRun) -> list[Blo
 
 
 def read_as(summary: AssignmentRun) -> Iterator[Block]:
-    """What was recognised at the place of the pairs."""
-    said = summary.recognised
+    """How the pair set was read."""
+    recognised = summary.recognised
     lines = [
         ["place", summary.option("pairs")],
-        ["read as", str(said["what"])],
-        ["layout", str(said["layout"])],
+        ["read as", str(recognised["what"])],
+        ["layout", str(recognised["layout"])],
         ["rows", f"{summary.rows:,}"],
-        *([["images there", f"{said['images']:,}"]] if said.get("images") is not None else []),
-        ["prompts", str(said["prompts"])],
-        *(["note", str(note)] for note in entries(said["notes"])),
-        *(["left aside", str(aside)] for aside in entries(said["left_aside"]) or ["nothing"]),
+        *([["images there", f"{recognised['images']:,}"]] if recognised.get("images") is not None else []),
+        ["prompts", str(recognised["prompts"])],
+        *(["note", str(note)] for note in entries(recognised["notes"])),
+        *(["left aside", str(aside)] for aside in entries(recognised["left_aside"]) or ["nothing"]),
     ]
-    yield "What was recognised at the place of the pairs:"
+    yield "How the pair set was read:"
     yield Table(["", "pairs"], lines, text=True)
 
 
@@ -227,14 +227,14 @@ def entries(value: object) -> list[object]:
 
 
 def quarantine(summary: AssignmentRun, folder: Store) -> Iterator[Block]:
-    """The rows that were not used, by their reason, with examples from `failures.jsonl`."""
+    """The rows that were not used, by reason, with examples from `failures.jsonl`."""
     yield Heading("Quarantine")
     if not summary.quarantined:
-        yield "No row was quarantined: all that went in came out as an assignment."
+        yield "No row was quarantined: every row has an assignment."
         return
     yield (
-        f"{summary.assigned:,} assigned + {summary.quarantined:,} quarantined = {summary.rows:,} rows. failures.jsonl has all "
-        "that were quarantined, with their reasons; --retry-failures tries them again."
+        f"{summary.assigned:,} assigned + {summary.quarantined:,} quarantined = {summary.rows:,} rows. failures.jsonl lists all "
+        "quarantined rows with their reasons; --retry-failures tries them again."
     )
     examples = first_of_each_reason(folder)
     rows: list[Sequence[Cell | str] | str] = []
@@ -247,11 +247,11 @@ def quarantine(summary: AssignmentRun, folder: Store) -> Iterator[Block]:
 
 
 def first_of_each_reason(folder: Store) -> dict[str, list[Failure]]:
-    """The first examples of each reason near the beginning of `failures.jsonl`."""
-    found: dict[str, list[Failure]] = defaultdict(list)
+    """The first EXAMPLES_SHOWN failures of each reason, from the first EXAMPLES_FROM lines of `failures.jsonl`."""
+    examples: dict[str, list[Failure]] = defaultdict(list)
     with folder.open("failures.jsonl") as stream:
         for line in itertools.islice(stream, EXAMPLES_FROM):
             failure = failure_of(line, folder)
-            if len(found[failure.reason]) < EXAMPLES_SHOWN:
-                found[failure.reason].append(failure)
-    return found
+            if len(examples[failure.reason]) < EXAMPLES_SHOWN:
+                examples[failure.reason].append(failure)
+    return examples

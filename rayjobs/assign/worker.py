@@ -1,4 +1,4 @@
-"""What each worker of `ortho assign` searches for: the noise that the model maps closest to each image."""
+"""The goal of each worker of `ortho assign`: find the noise that the model maps closest to each image."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from rayjobs.pool.protocol import Decoder
 
 @dataclass(frozen=True)
 class Reconstructing:
-    """The goal of `ortho assign`."""
+    """The goal of `ortho assign`, as the pool's `EngineSearch` needs it."""
 
     config: AssignJob
 
@@ -26,5 +26,5 @@ class Reconstructing:
 
 
 def search_of(job: AssignJob, model: ModelFolder, plan: ReconstructionPlan, pairs: PairSet) -> EngineSearch:
-    """What a worker of the job does."""
+    """The search that each worker of the job runs."""
     return EngineSearch(job, model, Reconstructing(job), plan, pairs, job.warm_start)

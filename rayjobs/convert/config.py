@@ -11,14 +11,14 @@ from rayjobs.verb.options import Nameless
 
 
 class ConvertJob(BaseModel):
-    """Write a model as one file for ComfyUI, Forge and A1111: `ortho convert MODEL`. A pipeline's folder becomes a checkpoint in
-    the original names, a LoRA folder a LoRA in kohya's format. With `--out FOLDER` it becomes a diffusers folder, and LoRAs are a
-    part of it from then on: `ortho convert MODEL --lora FILE --out FOLDER`."""
+    """Write a model as one file for ComfyUI, Forge and A1111: `ortho convert MODEL`. A pipeline becomes a checkpoint with the
+    original tensor names. A LoRA folder becomes a LoRA in kohya's format. With `--out FOLDER` the result is a diffusers folder.
+    `--lora` merges LoRAs into its weights: `ortho convert MODEL --lora FILE --out FOLDER`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Annotated[ModelPath, Nameless()] = resolved(
-        description="model folder: a pipeline's or a LoRA's; also without --model before it"
+        description="model folder: a pipeline or a LoRA; the name --model may be left out"
     )
     lora: LoraList = resolved(
         (),
@@ -26,9 +26,9 @@ class ConvertJob(BaseModel):
     )
     out: OutputPath | None = conduct(
         None,
-        description="the file, NAME.safetensors, or a folder for a diffusers pipeline (none: MODEL.safetensors beside the model)",
+        description="file NAME.safetensors, or a folder for a diffusers pipeline (none: MODEL.safetensors beside the model)",
     )
     dtype: Literal["float16", "bfloat16", "float32"] = decides(
-        "float16", description="precision of the weights written"
+        "float16", description="precision of the weights in the result"
     )
-    merge: bool = decides(False, description="of a LoRA folder: its base with the LoRA merged in, as a whole model")
+    merge: bool = decides(False, description="with a LoRA folder: write its base model with the LoRA merged in")

@@ -1,4 +1,7 @@
-"""`ortho convert`: a pipeline as one checkpoint or a folder, with LoRAs merged in; a LoRA folder as kohya's LoRA. No cluster."""
+"""`ortho convert`: write a pipeline as one checkpoint or a folder, with LoRAs merged in; or a LoRA folder as kohya's LoRA.
+
+Runs in this process, without a cluster.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +27,13 @@ from rayjobs.convert.config import ConvertJob
 from rayjobs.verb.console import say
 
 SUFFIX = ".safetensors"
-#: What names of models in files of other formats end in: none of them is meant as a folder.
+#: Suffixes of other model formats. An --out with one of them is refused, since it is not meant as a folder.
 OTHER_FILES = (".bin", ".ckpt", ".gguf", ".onnx", ".pt", ".pth", ".safetensor")
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form that a model is written in, and what is done with it next."""
+    """A form of the result: its name in messages, and how it is used."""
 
     what: str
     next: str
@@ -38,11 +41,11 @@ class Form:
 
 LORA = Form("LoRA in kohya's format", "copy it to ComfyUI/models/loras, or models/Lora of Forge and A1111")
 CHECKPOINT = Form(
-    "checkpoint in the original names",
+    "checkpoint with the original tensor names",
     "copy it to ComfyUI/models/checkpoints, or models/Stable-diffusion of Forge and A1111",
 )
 DIFFUSERS_FOLDER = Form(
-    "diffusers folder", "a --model of every verb; assignments made with what it was converted from fit it"
+    "diffusers folder", "use it as --model of every verb; assignments of the model before conversion fit it"
 )
 
 
@@ -50,32 +53,32 @@ def opened(job: ConvertJob) -> tuple[ModelFolder, Path, Form]:
     """The model, the file or folder to write, and its form. Raises UserError for what cannot be converted."""
     model = ModelFolder.open(job.model)
     if model.kind == CLASS_KIND:
-        raise UserError(f"--model {job.model} is class-conditional, which other programs do not load")
+        raise UserError(
+            f"--model {job.model} is a class-conditional model, which other programs cannot load; accepted: pipelines and LoRAs"
+        )
     if job.merge and model.lora_base is None:
-        raise UserError(f"--merge: {job.model} is no LoRA folder; leave it out")
+        raise UserError(f"--merge: {job.model} is not a LoRA folder; leave --merge out")
     if job.lora and job.out is None:
-        raise UserError("--lora: give --out FOLDER (or NAME.safetensors) for the model with the LoRA in it")
+        raise UserError("--lora needs --out FOLDER (or NAME.safetensors) for the model with the LoRA merged in")
     out = job.out or model.path.with_name(f"{model.path.name.removesuffix(SUFFIX)}{SUFFIX}")
     if out.suffix in OTHER_FILES:
         raise UserError(
-            f"--out {out}: other programs know the format by its name; accepted: a name that ends in {SUFFIX}, or a folder"
+            f"--out {out}: the format {out.suffix} is not written; accepted: a name that ends in {SUFFIX}, or a folder"
         )
     form = DIFFUSERS_FOLDER if out.suffix != SUFFIX else CHECKPOINT
     if model.lora_base is not None and not job.merge:
         if job.lora or form is DIFFUSERS_FOLDER:
             raise UserError(
-                f"--model {job.model} is a LoRA folder: --merge makes a whole model of its base and the LoRA"
+                f"--model {job.model} is a LoRA folder: add --merge to write its base model with the LoRA merged in"
             )
         form = LORA
     if not _replaceable(out, form, model):
-        raise UserError(
-            f"--out {out} is there, and was not written by ortho: it would be replaced; choose another name"
-        )
+        raise UserError(f"--out {out} exists and was not written by ortho, so it is not replaced; choose another name")
     return model.with_loras(job.lora), out, form
 
 
 def _replaceable(out: Path, form: Form, model: ModelFolder) -> bool:
-    """Whether nothing is lost when `out` is written."""
+    """Whether `out` may be written: it does not exist, is empty, or was written by ortho."""
     if not out.exists():
         return True
     if form is DIFFUSERS_FOLDER:
@@ -115,7 +118,7 @@ def run(job: ConvertJob) -> int:
 
 
 def write_folder(job: ConvertJob, model: ModelFolder, generator: Any, out: Path) -> None:
-    """Write the pipeline with a card, and a record that it is the model that it was converted from."""
+    """Write the pipeline with a model card, and a record of the fingerprint of the model that it was converted from."""
     origin = origin_of(model.base.path)
     card = model_card(
         f"{model_name(model.path)}{' with ' if job.lora else ''}{', '.join(place_name(each.file) for each in job.lora)}",

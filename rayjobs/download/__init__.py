@@ -1,1 +1,1 @@
-"""`ortho download`: models of the catalogue."""
+"""`ortho download`: download models of the catalogue."""

@@ -1,4 +1,4 @@
-"""A model folder out of weights that are published apart: a UNet's, or a LoRA, on top of a base pipeline."""
+"""Make a model folder of a base pipeline and weights that are published separately: a UNet's weights or a LoRA."""
 
 import json
 from collections.abc import Callable
@@ -32,10 +32,10 @@ def assemble(
 ) -> None:
     """Write the pipeline in `base` with another UNet, or a LoRA merged in, and the scheduler for one step at `timestep`.
 
-    The folder `into` appears whole or not at all; `finish` may add to it before it does. Raises UserError for weights that
-    do not fit the base, and a scheduler that cannot take such a step.
+    The folder `into` appears complete or not at all; `finish` may add files to it before it appears. Raises UserError for
+    weights that do not fit the base, and for a scheduler that cannot take such a step.
     """
-    name, _ = read_index(base)  # all there is to open: a base may come without its UNet's weights
+    name, _ = read_index(base)  # not `ModelFolder.open`: a base may come without its UNet's weights
     parts = LEFT_OUT[name] | ({"unet": _unet(base, weights)} if how == "unet" else {})
     try:
         pipeline = CLASSES[name].from_pretrained(base, local_files_only=True, use_safetensors=True, **parts)
@@ -58,15 +58,15 @@ def assemble(
 
 
 def _unet(base: Path, weights: Path) -> UNet2DConditionModel:
-    """The base's UNet with the weights in a file, .safetensors or PyTorch's, in the precision they have there."""
+    """The base's UNet with the weights of a .safetensors or PyTorch file, in the file's precision."""
     if weights.suffix == ".safetensors":
         try:
             state = load_file(weights)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{weights} is not a file of safetensors: {error}") from error
+            raise UserError(f"{weights} is not a safetensors file: {error}") from error
     else:
         state = read_weights(weights, "--only")
-    # Weights that no random initialisation is spent on, and memory for one copy of them.
+    # On "meta" no random weights are made, and only one copy of the weights is in memory.
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base / "unet"))
     try:

@@ -1,4 +1,4 @@
-"""Which models of the catalogue are here, and which of their files are missing. No network."""
+"""Which models of the catalogue are on this machine, and which of their files are missing. Uses no network."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from rayjobs.verb.catalog import Catalog, Entry, ModelFile
 
 
 def select(catalog: Catalog, names: Iterable[str]) -> list[str]:
-    """The named entries and what they require, each once, what is required first. Raises UserError for unknown names."""
+    """The named entries and those they require, each once, required ones first. Raises UserError for unknown names."""
     chosen: dict[str, None] = {}
     for name in names:
         if name not in catalog:
@@ -23,19 +23,19 @@ def select(catalog: Catalog, names: Iterable[str]) -> list[str]:
 
 
 def write_record(folder: Path, name: str, entry: Entry, commit: str, files: Mapping[str, Mapping[str, object]]) -> None:
-    """Add to the record that these files (`size`, `sha256`, by path) are those of the entry at that commit."""
-    own = {
+    """Add the entry's files of this commit to the record in `folder`; `files` is `size` and `sha256` by path."""
+    recorded = {
         "repository": entry.repository,
         "revision": entry.revision,
         "commit": commit,
         "license": entry.license.id,
         "files": files,
     }
-    _add_to_record(folder, {name: own})
+    _add_to_record(folder, {name: recorded})
 
 
 def merge_record(source: Path, folder: Path, only: str | None = None) -> None:
-    """Add what is recorded in one folder, or of one entry `only`, to the record of another."""
+    """Add the record in `source` (only the entry `only`, if given) to the record in `folder`."""
     record = read_record(source)
     if added := record if only is None else {name: entry for name, entry in record.items() if name == only}:
         _add_to_record(folder, added)
@@ -43,16 +43,16 @@ def merge_record(source: Path, folder: Path, only: str | None = None) -> None:
 
 def _add_to_record(folder: Path, added: Mapping[str, Any]) -> None:
     record = read_record(folder)
-    for name, own in added.items():
+    for name, new in added.items():
         known = record.get(name, {})
-        # Of the same commit, it is the rest of an earlier download.
-        before = known.get("files", {}) if known.get("commit") == own["commit"] else {}
-        record[name] = {**own, "files": {**before, **own["files"]}}
+        # Files of an earlier download are kept in the record if they are of the same commit.
+        before = known.get("files", {}) if known.get("commit") == new["commit"] else {}
+        record[name] = {**new, "files": {**before, **new["files"]}}
     open_store(folder).replace(RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def missing_files(name: str, entry: Entry, root: Path) -> list[ModelFile]:
-    """The entry's files that are not in its folder, or not of the size they have, by record or else by catalogue."""
+    """The entry's files that are not in its folder, or do not have the size in the record, or else in the catalogue."""
     folder = root / entry.folder
     recorded = read_record(folder).get(name, {}).get("files", {})
 
@@ -66,7 +66,7 @@ def missing_files(name: str, entry: Entry, root: Path) -> list[ModelFile]:
 
 
 def is_assembled(entry: Entry, root: Path) -> bool:
-    """Whether the pipeline that the entry is assembled into is there. A folder appears whole or not at all."""
+    """Whether the assembled pipeline of the entry exists. Its folder appears complete or not at all."""
     try:
         ModelFolder.open(root / entry.model_folder)
     except UserError:
@@ -75,13 +75,13 @@ def is_assembled(entry: Entry, root: Path) -> bool:
 
 
 def is_here(name: str, catalog: Catalog, root: Path) -> bool:
-    """Whether nothing is left to do for an entry, what it requires aside. An assembled model needs its files no more."""
+    """Whether an entry is complete, without those it requires. An assembled model no longer needs its separate files."""
     entry = catalog[name]
     return is_assembled(entry, root) if entry.assemble else not missing_files(name, entry, root)
 
 
 def needed(names: Iterable[str], catalog: Catalog, root: Path) -> list[str]:
-    """Of the named entries and what they require, what is left to do, in order: no base of what is assembled already."""
+    """The incomplete ones of the named entries and those they require, in order. An assembled model needs no base."""
     todo: dict[str, None] = {}
     for name in names:
         if catalog[name].assemble and is_here(name, catalog, root):
@@ -93,28 +93,28 @@ def needed(names: Iterable[str], catalog: Catalog, root: Path) -> list[str]:
 
 
 def older_folders(entry: Entry, older: Path) -> list[Path]:
-    """Where an older layout may have the entry's files: a folder named as here or as the repository, or `older` itself."""
+    """Folders that may have the entry's files: named like the entry's folder or its repository, a hub cache, or `older`."""
     owner, repository = entry.repository.split("/")
     snapshots = sorted((older / f"models--{owner}--{repository}" / "snapshots").glob("*"))
     pinned = [folder for folder in snapshots if folder.name == entry.revision]
     plain = [entry.folder, repository, entry.repository, f"{owner}--{repository}", f"{owner}_{repository}"]
     by_name = {folder.name.lower(): folder for folder in older.glob("*") if folder.is_dir()}
-    found = [by_name.get(name.lower(), older / name) for name in plain]
-    return [folder for folder in dict.fromkeys([*found, *pinned, *snapshots, older]) if folder.is_dir()]
+    named = [by_name.get(name.lower(), older / name) for name in plain]
+    return [folder for folder in dict.fromkeys([*named, *pinned, *snapshots, older]) if folder.is_dir()]
 
 
 def find_older(entry: Entry, files: Iterable[ModelFile], older: Path) -> dict[str, Path]:
-    """Which of `files` lie under `older` already, by path. Files of an exact size must have it.
+    """Those of `files` that exist under `older`: their places by path. A file with a known size must have that size.
 
-    In `older` itself only weights are looked for: a `config.json` there may be any model's.
+    Directly in `older` only weights are searched: a `config.json` there may belong to any model.
     """
-    found: dict[str, Path] = {}
+    places: dict[str, Path] = {}
     for folder in older_folders(entry, older):
         for file in files:
             place = folder / file.path
             loose = folder == older and PurePosixPath(file.path).suffix in {".json", ".txt"}
-            if file.path in found or loose or not place.is_file():
+            if file.path in places or loose or not place.is_file():
                 continue
             if file.size is None or place.stat().st_size == file.size:
-                found[file.path] = place
-    return found
+                places[file.path] = place
+    return places

@@ -10,24 +10,27 @@ from ortho_core.storage.location import LocalPath, OutputPath
 from rayjobs.verb.catalog import CATALOG
 
 
-def _names(given: object) -> object:
+def _names(value: object) -> object:
     """`NAME,NAME` as a tuple."""
-    return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
 class DownloadJob(BaseModel):
-    """Download models of the catalogue, resumed and verified. HF_TOKEN, where set, is shown to the hub."""
+    """Download models of the catalogue. A download resumes, and its checksums are verified. HF_TOKEN, if set, is sent to the
+    hub."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     only: Annotated[tuple[str, ...], BeforeValidator(_names)] = decides(
-        (), description="NAME,NAME of the catalogue, or all (required to download)"
+        (), description="NAME,NAME: models of the catalogue, or all (required to download)"
     )
-    list: bool = conduct(False, description="print what there is, what for, how large, under which licence, and stop")
-    offline: bool = conduct(False, description="ask no server: say which files are missing and where they belong")
-    mirror: str | None = conduct(None, pattern=r"^https?://\S+$", description="URL of another server that is a hub")
-    out: OutputPath = conduct(Path("models"), description="root of the models' folders")
+    list: bool = conduct(False, description="print the models with use, size, licence and place, and stop")
+    offline: bool = conduct(False, description="use no network: print which files are missing and where they belong")
+    mirror: str | None = conduct(
+        None, pattern=r"^https?://\S+$", description="URL of another server with the hub's API"
+    )
+    out: OutputPath = conduct(Path("models"), description="folder for the models' folders")
     older: LocalPath = conduct(
-        Path("third_party_weights"), description="folder with models from earlier, which are linked"
+        Path("third_party_weights"), description="folder with models downloaded before; their files are linked"
     )
-    catalog: LocalPath = resolved(CATALOG, description="the catalogue")
+    catalog: LocalPath = resolved(CATALOG, description="TOML file of the catalogue")

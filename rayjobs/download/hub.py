@@ -1,7 +1,7 @@
-"""The hub's protocol, through huggingface_hub: what a repository has at a revision, and its files, resumed and verified.
+"""The hub's protocol, through huggingface_hub: list a repository's files at a revision; download them, resumed and verified.
 
-huggingface_hub's own downloads begin anew after a process was killed; here a file's beginning is kept, under a name that
-says of which content it is, and asked for no second time.
+huggingface_hub's own download starts again from zero after a process was killed. Here the part of a file that has arrived is
+kept, under a name with the hash of its ETag, and only the rest is requested.
 """
 
 import errno
@@ -31,20 +31,20 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from ortho_core.errors import UserError
 from ortho_core.storage.store import one_line
 
-#: Ends the name of a file whose end is still to come.
+#: Suffix of a file that is not complete yet.
 INCOMPLETE = ".incomplete"
 SHA256, GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
 class ByteCounter(Protocol):
-    """What huggingface_hub takes in place of tqdm."""
+    """What huggingface_hub accepts in place of the class tqdm."""
 
     def __call__(self, **about: object) -> object: ...
 
 
 @dataclass(frozen=True)
 class Published:
-    """What the hub says of a file: bytes, and the SHA-256 of a large one or the git object's name of a small one."""
+    """The hub's figures of a file: its bytes, and the SHA-256 of a large file or the git object's name of a small one."""
 
     size: int | None
     sha256: str | None
@@ -59,7 +59,7 @@ class Revision:
 
 @dataclass(frozen=True)
 class Hub:
-    """One server that speaks the hub's protocol. The token, if there is one, goes to it and to no other host."""
+    """One server with the hub's API. The token, if there is one, is sent to this host and to no other."""
 
     endpoint: str
     token: str | None = None
@@ -70,12 +70,12 @@ class Hub:
         return Hub((mirror or constants.ENDPOINT).rstrip("/"), os.environ.get("HF_TOKEN", "").strip() or None)
 
     def look_up(self, repository: str, revision: str) -> Revision:
-        """The commit that a revision is, and its files. Raises UserError."""
-        with self._told(repository, f"revision {revision}"):
+        """The commit of a revision, and its files. Raises UserError."""
+        with self._one_line_errors(repository, f"revision {revision}"):
             api = HfApi(endpoint=self.endpoint, token=self.token or False)
             info = api.model_info(repository, revision=revision, files_metadata=True)
         if not info.sha or not GIT.fullmatch(info.sha):
-            raise UserError(f"{self.endpoint} does not say which commit {repository} has at {revision}; is it a hub?")
+            raise UserError(f"{self.endpoint} names no commit for {repository} at {revision}; is it a hub?")
         files = {
             file.rfilename: Published(
                 file.size, file.lfs.sha256 if file.lfs else None, None if file.lfs else file.blob_id
@@ -94,33 +94,33 @@ class Hub:
         to: Path,
         meter: ByteCounter,
     ) -> str:
-        """Have the file at `to`, its size and checksums compared; returns its SHA-256.
+        """Download the file to `to` and compare its size and checksums; returns its SHA-256.
 
-        What an earlier call left of it is not asked for again. Raises UserError; a file that is not what it should be is
-        removed before.
+        The part that an earlier call left is not requested again. Raises UserError; a file with a wrong size or checksum is
+        removed first.
         """
         url = hf_hub_url(repository, path, revision=commit, endpoint=self.endpoint)
-        with self._told(repository, path):
-            found = get_hf_file_metadata(url, token=self.token or False, endpoint=self.endpoint)
-        if found.etag is None or found.commit_hash != commit:
-            raise UserError(f"{url} is of commit {found.commit_hash}, not {commit}; is {self.endpoint} a hub?")
-        size = found.size if published.size is None else published.size
-        sha256 = published.sha256 or (found.etag if SHA256.fullmatch(found.etag) else None)
-        git = published.git or (found.etag if GIT.fullmatch(found.etag) else None)
-        tag = hashlib.sha256(found.etag.encode()).hexdigest()[:16]
+        with self._one_line_errors(repository, path):
+            metadata = get_hf_file_metadata(url, token=self.token or False, endpoint=self.endpoint)
+        if metadata.etag is None or metadata.commit_hash != commit:
+            raise UserError(f"{url} is of commit {metadata.commit_hash}, not {commit}; is {self.endpoint} a hub?")
+        size = metadata.size if published.size is None else published.size
+        sha256 = published.sha256 or (metadata.etag if SHA256.fullmatch(metadata.etag) else None)
+        git = published.git or (metadata.etag if GIT.fullmatch(metadata.etag) else None)
+        tag = hashlib.sha256(metadata.etag.encode()).hexdigest()[:16]
         partial = to.with_name(f"{to.name}.{tag}{INCOMPLETE}")
         headers = build_hf_headers(token=self.token or False)
-        if httpx2.URL(found.location).netloc != httpx2.URL(url).netloc:
-            headers.pop("authorization", None)  # a signed address of a storage provider, who is not to see the token
-        with self._told(repository, path):
+        if httpx2.URL(metadata.location).netloc != httpx2.URL(url).netloc:
+            headers.pop("authorization", None)  # a signed URL of a storage provider, which must not get the token
+        with self._one_line_errors(repository, path):
             partial.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: what has arrived is on the disk, whenever the process is killed.
+            # Unbuffered, so that a killed process leaves on the disk all bytes that have arrived.
             with open(partial, "r+b" if partial.exists() else "w+b", buffering=0) as stream:
                 had = stream.seek(0, os.SEEK_END)
                 if size is not None and had > size:
                     had = stream.truncate(stream.seek(0))
                 http_get(
-                    found.location,
+                    metadata.location,
                     cast(BinaryIO, stream),
                     resume_size=had,
                     headers=headers,
@@ -146,14 +146,14 @@ class Hub:
             if expected is not None and got != expected:
                 file.unlink()
                 raise UserError(
-                    f"{name} from {self.endpoint} has {what} {got}, not {expected}: it is damaged or another file; removed, "
-                    "the same command fetches it again"
+                    f"{name} from {self.endpoint} has {what} {got}, not {expected}: it is damaged or another file; it was "
+                    "removed, and the same command downloads it again"
                 )
         return digest.hexdigest()
 
     @contextmanager
-    def _told(self, repository: str, what: str) -> Iterator[None]:
-        """Errors of the libraries and the system, in one line. No message holds the token."""
+    def _one_line_errors(self, repository: str, what: str) -> Iterator[None]:
+        """Inside, errors of the libraries and the system become a UserError of one line. No message contains the token."""
         try:
             yield
         except GatedRepoError as error:
@@ -167,11 +167,11 @@ class Hub:
             raise UserError(f"{repository} at {self.endpoint} has no file {what}") from error
         except RepositoryNotFoundError as error:
             raise UserError(
-                f"{self.endpoint} has no repository {repository}, or shows it only to those whose HF_TOKEN it accepts"
+                f"{self.endpoint} has no repository {repository}, or it is private and needs an HF_TOKEN with access"
             ) from error
         except OfflineModeIsEnabled as error:
             raise UserError(
-                "HF_HUB_OFFLINE is set: nothing may be fetched; --offline says what to bring by hand"
+                "HF_HUB_OFFLINE is set, so nothing is downloaded; --offline lists the files to copy by hand"
             ) from error
         except HfHubHTTPError as error:
             status = error.response.status_code
@@ -181,14 +181,14 @@ class Hub:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise UserError(
                 f"{self.endpoint} cannot be reached for {what} of {repository} ({one_line(error) or type(error).__name__}); what "
-                "has arrived is kept; --mirror URL asks another server, --offline says what to bring by hand"
+                "has arrived is kept; --mirror URL uses another server, --offline lists the files to copy by hand"
             ) from error
         except FileMetadataError as error:
             raise UserError(f"{self.endpoint} does not answer as a hub does: {one_line(error)}") from error
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise UserError(
-                    f"the disk is full: {what} of {repository} is not whole; what has arrived is kept"
+                    f"the disk is full: {what} of {repository} is not complete; what has arrived is kept"
                 ) from error
             raise UserError(f"{what} of {repository}: {one_line(error)}; the same command goes on from here") from error
         except (ValueError, KeyError, TypeError) as error:

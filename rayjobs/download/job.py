@@ -1,4 +1,4 @@
-"""`ortho download`: models of the catalogue, into the folders where the other commands look for them. No cluster."""
+"""`ortho download`: download models of the catalogue into the folders where other commands look for them. No cluster."""
 
 import logging
 import os
@@ -55,32 +55,30 @@ class Meter:
 
 
 def chosen(job: DownloadJob) -> tuple[Catalog, list[str]]:
-    """The catalogue and the names that are meant. Raises UserError."""
+    """The catalogue and the names of the requested models. Raises UserError."""
     catalog = read_catalog(job.catalog)
     names = job.only or (("all",) if job.list or job.offline else ())
     if not names:
-        raise UserError(
-            f"--only is required: which models? accepted: all, {', '.join(catalog)} (--list describes them)"
-        )
+        raise UserError(f"--only is required; accepted: all, {', '.join(catalog)} (--list describes them)")
     names = tuple(catalog) if "all" in names else names
     select(catalog, names)
     return catalog, list(names)
 
 
 def describe(job: DownloadJob) -> dict[str, object]:
-    """What a dry run prints. Asks no server."""
+    """What a dry run prints. Uses no network."""
     catalog, names = chosen(job)
     models, total = {}, 0
     for name in needed(names, catalog, job.out):
         entry, missing = catalog[name], missing_files(name, catalog[name], job.out)
-        found = find_older(entry, missing, job.older)
-        fetched = [file for file in missing if file.path not in found]
+        linked = find_older(entry, missing, job.older)
+        fetched = [file for file in missing if file.path not in linked]
         total += sum(file.bytes_about for file in fetched)
         models[name] = {
             "from": f"{entry.repository} at {entry.revision}",
             "to": str(job.out / entry.folder),
             "files": [file.path for file in fetched],
-            "linked": {path: str(place) for path, place in found.items()},
+            "linked": {path: str(place) for path, place in linked.items()},
             "bytes_about": sum(file.bytes_about for file in fetched),
             "license": f"{entry.license.id} (commercial use: {entry.license.commercial})",
         }
@@ -90,7 +88,7 @@ def describe(job: DownloadJob) -> dict[str, object]:
 
 
 def run(job: DownloadJob) -> int:
-    """Download what is missing. Returns 0, or offline 1 if something is missing. Raises UserError."""
+    """Download what is missing. Returns 0; with --offline, 1 if something is missing. Raises UserError."""
     catalog, names = chosen(job)
     if job.list:
         print(table(catalog, names, job.out, job.older))
@@ -107,18 +105,18 @@ def run(job: DownloadJob) -> int:
     for line in absent:
         say(line)
     if absent:
-        say(f"download: {len(absent)} files are missing; bring them, and the same command goes on")
+        say(f"download: {len(absent)} files are missing; copy them there, and run the same command again")
     return 1 if absent else 0
 
 
 def work_off(todo: Iterable[str], catalog: Catalog, hub: Hub | None, root: Path, older: Path) -> list[str]:
-    """Have each entry in its place, and assembled where it has to be; returns what is missing without a hub."""
+    """Obtain each entry, and assemble it where needed; without a hub, returns a line for each missing file."""
     if hub is not None:
         root.mkdir(parents=True, exist_ok=True)
     absent: list[str] = []
     for name in todo:
         entry = catalog[name]
-        # Another process that downloads the same waits here, and then finds it done.
+        # Another process that downloads the same entry waits here, and then has nothing to do.
         with WeakFileLock(root / f".{name}.lock") if hub is not None else nullcontext():
             lacking = obtain(name, entry, hub, root, older)
             absent += lacking
@@ -129,14 +127,14 @@ def work_off(todo: Iterable[str], catalog: Catalog, hub: Hub | None, root: Path,
 
 
 def obtain(name: str, entry: Entry, hub: Hub | None, root: Path, older: Path) -> list[str]:
-    """Have the entry's files in its folder, linked from `older` or fetched; returns what is missing without a hub."""
+    """Get the entry's files, linked from `older` or downloaded; without a hub, returns a line for each missing file."""
     staging, folder = root / f".{name}.downloading", root / entry.folder
     missing = missing_files(name, entry, root)
-    ours = read_record(folder).get(name, {}).get("files", {})
+    recorded = read_record(folder).get(name, {}).get("files", {})
     for file in missing:
-        if (folder / file.path).exists() and file.path not in ours:
+        if (folder / file.path).exists() and file.path not in recorded:
             raise UserError(
-                f"{folder / file.path} is not the file of {name}, which has {file.size} bytes; it would be replaced: move it away"
+                f"{folder / file.path} is not the file of {name}, which has {file.size} bytes; it is not replaced: move it away"
             )
     linked = link_older(missing, find_older(entry, missing, older), staging)
     rest = [file for file in missing if file.path not in linked]
@@ -149,15 +147,15 @@ def obtain(name: str, entry: Entry, hub: Hub | None, root: Path, older: Path) ->
     return []
 
 
-def link_older(files: Iterable[ModelFile], found: Mapping[str, Path], staging: Path) -> set[str]:
-    """Link what was found into the staging folder; returns which. A file of another checksum is left alone, and told."""
+def link_older(files: Iterable[ModelFile], places: Mapping[str, Path], staging: Path) -> set[str]:
+    """Link the files of `places` into the staging folder; returns their paths. Prints which files have another checksum."""
     linked = set()
     for file in files:
-        place = found.get(file.path)
+        place = places.get(file.path)
         if place is None:
             continue
         if file.sha256 is not None and content_hash(place) != file.sha256:
-            say(f"download: {place} is another file than the catalogue's (SHA-256), and is not used")
+            say(f"download: {place} does not have the catalogue's SHA-256 and is not used")
             continue
         target = staging / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +170,7 @@ def link_older(files: Iterable[ModelFile], found: Mapping[str, Path], staging: P
 
 
 def settle(staging: Path, folder: Path) -> None:
-    """Put what is whole in its place: the folder at once, or if there is one already, file by file."""
+    """Move the staging folder to `folder`: in one step, or file by file if `folder` exists already."""
     for leftover in staging.rglob(f"*{INCOMPLETE}"):
         leftover.unlink()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +186,7 @@ def settle(staging: Path, folder: Path) -> None:
 
 
 def build(name: str, entry: Entry, root: Path) -> None:
-    """Make the pipeline of an entry that is none by itself."""
+    """Assemble the pipeline of an entry whose files are not a complete pipeline."""
     # diffusers takes seconds to import, and most models need none of it.
     with quick_imports():
         from rayjobs.download.assemble import assemble
@@ -198,7 +196,7 @@ def build(name: str, entry: Entry, root: Path) -> None:
     assert recipe is not None
     into = root / assembly.into
     if into.is_dir() and any(into.iterdir()):
-        raise UserError(f"{into} is there and no model folder; it would be replaced: move it away")
+        raise UserError(f"{into} exists and is not a model folder; it is not replaced: move it away")
     say(f"download: assembling {into} from {root / entry.folder} and {root / assembly.base}")
     assemble(
         assembly.how,
@@ -219,7 +217,7 @@ def wanted_by_hand(name: str, entry: Entry, file: ModelFile, root: Path) -> str:
 
 
 def download(name: str, entry: Entry, files: list[ModelFile], hub: Hub, staging: Path) -> None:
-    """Fetch files into the staging folder, verified, with a record of each. Raises UserError."""
+    """Download files into the staging folder, verify them, and record each. Raises UserError."""
     revision = hub.look_up(entry.repository, entry.revision)
     for file in files:
         published = revision.files.get(file.path)
@@ -227,17 +225,17 @@ def download(name: str, entry: Entry, files: list[ModelFile], hub: Hub, staging:
             raise UserError(f"{entry.repository} has no file {file.path} at {revision.commit}, which {name} needs")
         if file.size is not None and published.size not in {None, file.size}:
             raise UserError(
-                f"{entry.repository}/{file.path} at {hub.endpoint} has {published.size} bytes; by the catalogue, {file.size}"
+                f"{entry.repository}/{file.path} at {hub.endpoint} has {published.size} bytes; the catalogue has {file.size}"
             )
     sizes = {file.path: revision.files[file.path].size or file.bytes_about for file in files}
     staging.mkdir(parents=True, exist_ok=True)
-    there = sum(path.stat().st_size for file in files for path in (staging / file.path).parent.glob(f"{file.name}*"))
+    arrived = sum(path.stat().st_size for file in files for path in (staging / file.path).parent.glob(f"{file.name}*"))
     total, room = sum(sizes.values()), shutil.disk_usage(staging).free
-    if total - there > room:
-        raise UserError(f"{staging.parent} has {amount(room)} free, and {name} needs {amount(total - there)} more")
+    if total - arrived > room:
+        raise UserError(f"{staging.parent} has {amount(room)} free, but {name} needs {amount(total - arrived)} more")
     say(f"download: {name}, {amount(total)} of {entry.repository} at {revision.commit[:12]}")
     say(f"download: licence {entry.license.id}, commercial use: {entry.license.commercial}; {entry.license.allows}")
-    progress = Progress(f"download {name}", total // MB, "MB", done=there // MB)
+    progress = Progress(f"download {name}", total // MB, "MB", done=arrived // MB)
     meter = Meter(progress)
     known = read_record(staging).get(name, {})
     fetched = known.get("files", {}) if known.get("commit") == revision.commit else {}
@@ -248,13 +246,13 @@ def download(name: str, entry: Entry, files: list[ModelFile], hub: Hub, staging:
         sha256 = hub.fetch(
             entry.repository, revision.commit, file.path, revision.files[file.path], file.sha256, to, meter
         )
-        own = {file.path: {"size": to.stat().st_size, "sha256": sha256}}
-        write_record(staging, name, entry, revision.commit, own)
+        record = {file.path: {"size": to.stat().st_size, "sha256": sha256}}
+        write_record(staging, name, entry, revision.commit, record)
     progress.close()
 
 
 def table(catalog: Catalog, names: Iterable[str], root: Path, older: Path) -> str:
-    """One line per entry: name, what it is, size, licence, and where it is."""
+    """The table of `--list`, one line for each entry: name, title, size, licence, and place on this machine."""
     rows = [("name", "what", "size", "licence (commercial use)", "where")]
     for name in names:
         entry = catalog[name]
@@ -264,11 +262,11 @@ def table(catalog: Catalog, names: Iterable[str], root: Path, older: Path) -> st
         elif not missing:
             where = f"to be assembled from {root / entry.folder}"
         else:
-            found = len(find_older(entry, missing, older))
+            linkable = len(find_older(entry, missing, older))
             where = (
                 f"in {older}"
-                if found == len(missing)
-                else f"missing: {len(missing) - found} of {len(entry.files)} files"
+                if linkable == len(missing)
+                else f"missing: {len(missing) - linkable} of {len(entry.files)} files"
             )
         size = ("" if all(file.size is not None for file in entry.files) else "~") + amount(entry.bytes_about)
         rows.append((name, entry.title, size, f"{entry.license.id} ({entry.license.commercial})", where))

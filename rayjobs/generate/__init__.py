@@ -1,1 +1,1 @@
-"""`ortho generate`: images from a model folder."""
+"""`ortho generate`: make images with a model."""

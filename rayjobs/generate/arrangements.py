@@ -1,4 +1,4 @@
-"""Where images go: which prompts a file asks for, and the names that the images get, plain or as a benchmark reads them."""
+"""Layouts of generated images: how a file of prompts is read, and the images' names, plain or as a benchmark expects them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,37 +11,38 @@ from ortho_core.records.plan import Settings
 
 #: The styles of HPSv2's benchmark: `hpsv2.benchmark_prompts` keeps the prompts of each as STYLE.json in one folder.
 STYLES = ("anime", "concept-art", "paintings", "photo")
-#: HPSv2 takes everything in the folder of its images for a style, so nothing else may be there.
+#: HPSv2 reads every name in its image folder as a style, so the images are in a folder of their own, without other files.
 HPSV2_IMAGES = "images"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt, and how the names of its images begin."""
+    """A prompt, and the beginning (stem) of its images' names."""
 
     prompt: str
     stem: str
-    #: What the file of prompts holds of it; GenEval reads it beside the images.
+    #: The prompt's row in the file of prompts; GenEval reads it from a file beside the images.
     row: Settings
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How a file of prompts is read, and what its images are called."""
+    """How a file of prompts is read, and how its images are named."""
 
     read: Callable[[Path], list[Asked]]
-    #: What follows the stem in the name of image `i`.
+    #: Follows the stem in the name of image `i` of a prompt.
     suffix: str
     images_per_prompt: int
-    #: Whether the benchmark takes no other number of images.
+    #: Whether the benchmark accepts only this number of images per prompt.
     settled: bool = False
-    #: Name, after the folder in the stem, of a file with the prompt's row.
+    #: Name of a file with the prompt's row, in the folder that the stem begins with; "": no such file.
     row_file: str = ""
-    #: The command to type next; `{path}` is the folder, and `{out}` the same as a shell takes it.
+    #: The command to run next; `{path}` is the output folder, and `{out}` is the same, quoted for a shell.
     next_step: str = ""
 
 
 def plain(file: Path) -> list[Asked]:
+    """The prompts of a file, numbered."""
     return [Asked(row["prompt"], f"{n:05d}_", row) for n, row in enumerate(read_prompt_rows(file))]
 
 
@@ -51,13 +52,13 @@ def geneval(file: Path) -> list[Asked]:
     for n, row in enumerate(rows):
         if not isinstance(row.get("tag"), str):
             raise UserError(
-                f"--layout geneval: prompt {n} of {file} has no `tag`; accepted: GenEval's evaluation_metadata.jsonl or its like"
+                f"--layout geneval: prompt {n} of {file} has no `tag`; accepted: rows like GenEval's evaluation_metadata.jsonl"
             )
     return [Asked(row["prompt"], f"{n:05d}/samples/", row) for n, row in enumerate(rows)]
 
 
 def hpsv2(place: Path) -> list[Asked]:
-    """The prompts of all styles, from a folder of STYLE.json, or those of the style that a file is named by."""
+    """The prompts of all styles, from a folder with STYLE.json of each; or of one style, from a file STYLE.json."""
     files = [place / f"{style}.json" for style in STYLES] if place.is_dir() else [place]
     return [
         Asked(prompt, f"{HPSV2_IMAGES}/{file.stem}/{n:05d}", {"prompt": prompt})
@@ -84,5 +85,5 @@ ARRANGEMENTS = {
         next_step=f"python -c \"import hpsv2; hpsv2.evaluate('{{path}}/{HPSV2_IMAGES}', hps_version='v2.1')\"",
     ),
 }
-#: Of one prompt.
+#: The layout with --prompt.
 SINGLE = Arrangement(lambda file: [], "{i:04d}.png", 16)

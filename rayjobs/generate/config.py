@@ -19,18 +19,18 @@ class GenerateJob(Precision, DeviceSettings):
     out: OutputPath = conduct(
         description="folder for the images, pairs.jsonl (prompts and seeds) and grid.png; the same command again resumes"
     )
-    prompt: str | None = decides(None, min_length=1, description="what to make; this or --prompts is required")
+    prompt: str | None = decides(None, min_length=1, description="the prompt; this or --prompts is required")
     prompts: LocalPath | None = resolved(
-        None, description="prompts: .txt (one a line), .jsonl (`prompt` of each line) or .json (a list)"
+        None, description="file of prompts: .txt (one per line), .jsonl (`prompt` of each line) or .json (a list)"
     )
     count: int | None = resolved(None, ge=1, description="with --prompt: how many images (none: 16)")
     images_per_prompt: int | None = resolved(
-        None, ge=1, description="with --prompts: images of each (none: 1; 4 for geneval)"
+        None, ge=1, description="with --prompts: images per prompt (none: 1; 4 for geneval)"
     )
     layout: Literal["plain", "geneval", "hpsv2"] = decides(
-        "plain", description="with --prompts: names of the images, plain or as a benchmark reads them"
+        "plain", description="with --prompts: names of the image files, plain or as the benchmark expects them"
     )
     seed: int = decides(
-        0, ge=0, description="decides the noises; the first images of a prompt are the same for any count"
+        0, ge=0, description="decides the noise; a larger count adds images and keeps the first ones as they are"
     )
-    batch_size: int = conduct(16, ge=1, description="images made at once; halved where memory runs out")
+    batch_size: int = conduct(16, ge=1, description="images per batch; halved if memory runs out")

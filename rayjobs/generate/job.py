@@ -1,4 +1,4 @@
-"""`ortho generate`: images from a model folder. Runs in this process, without a cluster."""
+"""`ortho generate`: make images with a model. Runs in this process, without a cluster."""
 
 import io
 import json
@@ -36,20 +36,20 @@ from rayjobs.verb.models import open_model
 from rayjobs.verb.plan import claim
 
 GRID = "grid.png"
-#: Images in it, and how many side by side.
+#: The most images in the grid, and its columns.
 IN_GRID, GRID_COLUMNS = 64, 8
-#: Threads that encode the images of a batch: of 512 pixels each takes 0.1 s, longer than making it on a GPU.
+#: Threads that encode the images of a batch. One image of 512 pixels takes 0.1 s, longer than a GPU takes to make it.
 ENCODERS = 8
 
 
 class GeneratePlan(Plan):
-    """Images of prompts."""
+    """The plan of `ortho generate`."""
 
     verb: ClassVar[str] = "generate"
 
     kind: Literal["images"] = "images"
     model_fingerprint: str
-    #: Of all rows of the file of prompts; none: there is one prompt, among the settings.
+    #: Of all rows of the file of prompts; None with --prompt, which is in `config`.
     prompts_fingerprint: str | None
     prompts: int
     images_per_prompt: int
@@ -69,15 +69,15 @@ class Planned:
     seed: int
 
     def encoded(self, image: Tensor, model: str) -> bytes:
-        """The file's content, of a uint8 image (3, Y, X). PNG says how it was made; JPEG is of Pillow's usual quality."""
+        """The file's content, from a uint8 image (3, Y, X). A PNG records how it was made. JPEG: Pillow's default quality."""
         buffer, picture = io.BytesIO(), to_picture(image)
         if self.file.endswith(".jpg"):
             picture.save(buffer, "JPEG")
         else:
-            says = PngInfo()
+            info = PngInfo()
             for name, value in (("prompt", self.prompt), ("noise_seed", str(self.seed)), ("model_fingerprint", model)):
-                says.add_text(name, value)
-            picture.save(buffer, "PNG", pnginfo=says)
+                info.add_text(name, value)
+            picture.save(buffer, "PNG", pnginfo=info)
         return buffer.getvalue()
 
 
@@ -87,18 +87,18 @@ def arrangement(job: GenerateJob) -> Arrangement:
         raise UserError("give --prompt TEXT or --prompts FILE, and not both")
     if job.prompts is None:
         if job.images_per_prompt is not None or job.layout != "plain":
-            raise UserError("--images-per-prompt and --layout go with --prompts FILE; with --prompt there is --count")
+            raise UserError("--images-per-prompt and --layout need --prompts FILE; with --prompt use --count")
         return SINGLE
     if job.count is not None:
-        raise UserError("--count goes with --prompt; with --prompts there is --images-per-prompt")
+        raise UserError("--count needs --prompt; with --prompts use --images-per-prompt")
     chosen = ARRANGEMENTS[job.layout]
     if chosen.settled and job.images_per_prompt not in (None, chosen.images_per_prompt):
-        raise UserError(f"--images-per-prompt {job.images_per_prompt}: {job.layout} takes one image of each prompt")
+        raise UserError(f"--images-per-prompt {job.images_per_prompt}: {job.layout} accepts only one image per prompt")
     return chosen
 
 
 def make_plan(job: GenerateJob, model: ModelFolder) -> tuple[GeneratePlan, list[Asked]]:
-    """The plan, and the prompts that are asked for. Raises UserError for whatever can be found wrong before loading."""
+    """The plan, and the prompts. Raises UserError for every error that can be found before the model is loaded."""
     chosen = arrangement(job)
     asked = [Asked(job.prompt, "", {})] if job.prompt is not None else chosen.read(job.prompts) if job.prompts else []
     if model.class_config is not None:
@@ -115,7 +115,7 @@ def make_plan(job: GenerateJob, model: ModelFolder) -> tuple[GeneratePlan, list[
 
 
 def planned_images(job: GenerateJob, plan: GeneratePlan, asked: Sequence[Asked]) -> list[Planned]:
-    """Every image, in order. Its noise depends on the seed, the number of its prompt and its own number alone."""
+    """Every image, in order. Its noise depends only on the seed, the prompt's number and the image's number."""
     suffix = arrangement(job).suffix
     images = []
     for number, each in enumerate(asked):
@@ -132,7 +132,7 @@ def describe(job: GenerateJob) -> dict[str, object]:
 
 
 def run(job: GenerateJob) -> int:
-    """Generate what is not there yet. Returns 0. Raises UserError."""
+    """Make the images that do not exist yet. Returns 0. Raises UserError."""
     model = open_model(job.model, job.dtype, job.lora, job.quantize)
     plan, asked = make_plan(job, model)
     folder = claim(job.out, plan)
@@ -147,7 +147,7 @@ def run(job: GenerateJob) -> int:
             folder.create(posixpath.join(each.stem.partition("/")[0], chosen.row_file), content)
     shown = write_grid(folder, images, plan)
     lines = [json.dumps({"prompt": p.prompt, "image": p.file, "noise_seed": p.seed}) + "\n" for p in images]
-    folder.replace(PAIRS, "".join(lines).encode())  # last: where it is, everything is
+    folder.replace(PAIRS, "".join(lines).encode())  # written last: if it exists, the run is complete
     of = "" if job.prompts is None else f" of {counted(plan.prompts, 'prompt')}"
     which = "all of them" if shown == len(images) else f"the first {shown}"
     say(f"{counted(len(images), 'image')}{of} in {job.out}; {GRID} there shows {which}, {PAIRS} has prompts and seeds")
@@ -157,7 +157,7 @@ def run(job: GenerateJob) -> int:
 
 
 def unfinished(images: Sequence[Planned], size: int, folder: Store) -> Iterator[list[Planned]]:
-    """Batches of which an image is not there. They are cut alike at every start: an image is rounded as its batch is."""
+    """Batches with a missing image. Every run cuts the same batches, because an image's rounding depends on its batch."""
     for start in range(0, len(images), size):
         batch = list(images[start : start + size])
         if not all(folder.exists(image.file) for image in batch):
@@ -165,13 +165,13 @@ def unfinished(images: Sequence[Planned], size: int, folder: Store) -> Iterator[
 
 
 def make(job: GenerateJob, model: ModelFolder, batches: Sequence[Sequence[Planned]], total: int, folder: Store) -> None:
-    """Make the images of these batches; one batch is in memory at a time."""
+    """Make the images of these batches, with one batch in memory at a time."""
     progress = Progress("generate", total, "images", done=total - sum(map(len, batches)), starting="loading the model")
     generator = load_generator(model, pick_device(job.device), job.dtype, quantize=job.quantize)
     prompts, at_once = PromptCache(generator), AtOnce(job.batch_size, on_event=say)
     texts = list(dict.fromkeys(image.prompt for batch in batches for image in batch))
     if cut := generator.count_truncated(texts):
-        say(f"{counted(cut, 'prompt is', 'prompts are')} longer than the text encoder reads, and cut off at the end")
+        say(f"{counted(cut, 'prompt is', 'prompts are')} longer than the text encoder's limit and lose the end")
     for place in {posixpath.dirname(image.file) for batch in batches for image in batch}:
         (folder.child(place) if place else folder).sweep()
     with ThreadPoolExecutor(ENCODERS) as encoders:
@@ -186,7 +186,7 @@ def make(job: GenerateJob, model: ModelFolder, batches: Sequence[Sequence[Planne
 
 
 def write_grid(folder: Store, images: Sequence[Planned], plan: GeneratePlan) -> int:
-    """Show the first images in one picture, with their prompts where there are several. Returns how many."""
+    """Write the first images as one picture, with prompts if there are several. Returns the number of images in it."""
     shown, each = images[:IN_GRID], plan.images_per_prompt
     columns = each if 1 < each <= GRID_COLUMNS else GRID_COLUMNS
     pictures = [Image.open(io.BytesIO(folder.read(image.file))) for image in shown]

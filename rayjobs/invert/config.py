@@ -13,16 +13,16 @@ class InvertJob(AssignConfig, Precision, DeviceSettings, ImageLimits):
     """Find the noise that a model maps closest to one image."""
 
     prompt: str = decides(min_length=1, description="the image's prompt")
-    target_image: LocalPath = resolved(description="the image")
+    target_image: LocalPath = resolved(description="the target: an image file")
     model: ModelPath = resolved(description="model: a diffusers folder, a LoRA folder, or a single-file checkpoint")
     lora: LoraList = resolved(
         (), description="LoRAs to add to the model's weights: FILE[:WEIGHT],FILE[:WEIGHT], of diffusers or kohya format"
     )
     out: OutputPath = conduct(
-        description="folder for pictures, curves and the noise; replaced if it was made by invert"
+        description="folder for pictures, curves and the noise; replaced if an earlier invert made it"
     )
     seed: int = decides(0, ge=0, description="decides the base noise")
-    # Measuring the generator takes more evaluations than one image does.
+    # Off here: measuring the sensitivity takes more evaluations than the search for one image.
     sensitivity_rank: int = decides(
         0, ge=0, description="lbfgs: noise directions of the first curvature model (0: none)"
     )

@@ -1,1 +1,1 @@
-"""`ortho look`: a pair set before anything is trained on it."""
+"""`ortho look`: inspect a pair set before training on it."""

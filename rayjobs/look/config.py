@@ -12,19 +12,19 @@ from rayjobs.verb.options import Nameless
 
 
 class LookJob(PairFields):
-    """Show a pair set before anything is trained on it: `ortho look PAIRS`. No model, no cluster."""
+    """Inspect a pair set before training on it: `ortho look PAIRS`. Needs no model and no cluster."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pairs: Annotated[PairsLocation, Nameless()] = resolved(
-        description="the pair set: a folder, a file, a pattern or a URL; also without --pairs before it"
+        description="the pair set: a folder, a file, a pattern or a URL; the name --pairs may be left out"
     )
     out: OutputPath = conduct(
-        Path("runs/look"), description="folder for report.html and summary.json, which replace those of an earlier look"
+        Path("runs/look"), description="folder for report.html and summary.json; those of an earlier look are replaced"
     )
     rows: int = decides(
-        1000, ge=1, description="rows to look at, spread over the whole set; all of them where it has no more"
+        1000, ge=1, description="rows to look at, spread over the whole set; a smaller set is read whole"
     )
     size: int = decides(
-        512, ge=1, description="side in pixels of the square that a model would be given, for crops and enlargements"
+        512, ge=1, description="side in pixels of the model's square images, to report crops and enlargements"
     )

@@ -1,4 +1,4 @@
-"""What `ortho look` finds: the content of its `summary.json`, and the sentences that say it."""
+"""The findings of `ortho look`: the content of its `summary.json`, and the same in sentences."""
 
 import statistics
 from collections import Counter
@@ -16,11 +16,11 @@ from ortho_core.pairs.survey.crop import enlarged, lost, shape
 from ortho_core.pairs.survey.sample import SeenRow
 from rayjobs.reports.words import counted, listed
 
-#: Sizes, prompts and the like that are named, the most frequent ones.
+#: The most sizes or prompts that are listed; the most frequent ones.
 NAMED = 8
-#: A crop that cuts more than this share of a picture is spoken of.
+#: A crop is reported if it cuts off more than this share of an image.
 MUCH_LOST = 1 / 3
-#: Layouts whose prompts are classes: a number, or a folder's name.
+#: Layouts whose prompts are class names: a number, or a folder's name.
 CLASSES = ("classes", "labelled")
 
 
@@ -29,33 +29,35 @@ class Frozen(BaseModel):
 
 
 class Sizes(Frozen):
-    """Of the upright pictures, in pixels."""
+    """Sizes and file types of the images. Sizes are in pixels, after the EXIF rotation."""
 
     #: (width, height); by area.
     smallest: tuple[int, int]
     largest: tuple[int, int]
     different: int
-    #: The shorter side's least value, 5 %, median, 95 %, and greatest value.
+    #: The shorter side: minimum, 5 % quantile, median, 95 % quantile, maximum.
     shorter_side: tuple[int, int, int, int, int]
     most_common: dict[str, int]
     shapes: dict[str, int]
     modes: dict[str, int]
     file_types: dict[str, int]
-    #: Images whose shorter side is below `--size`, and how many times the side of the smallest becomes longer.
+    #: Images whose shorter side is below `--size`, and the factor by which the smallest one is enlarged.
     enlarged: int
     most_enlarged: float
-    #: Shares of the picture that a square centre crop cuts off.
+    #: Shares of the image that a square centre crop cuts off.
     mean_lost: float
     most_lost: float
     much_lost: int
 
 
 class CaptionFindings(Frozen):
+    """Lengths and repetitions of the captions."""
+
     #: Rows whose caption is missing or blank; they are among the unusable ones.
     empty: int
     different: int
     characters: tuple[int, int, int]
-    #: In CLIP's tokens, start and end included: least, median, most. None where nothing here counts them.
+    #: CLIP tokens with start and end: minimum, median, maximum. None if open_clip's tokenizer is not installed.
     tokens: tuple[int, int, int] | None
     too_long: int | None
     like_file_names: int
@@ -63,21 +65,21 @@ class CaptionFindings(Frozen):
 
 
 class Copies(Frozen):
-    """Images that are there more than once, among the rows looked at."""
+    """Images that occur more than once among the rows looked at."""
 
-    #: Images beyond the first of each.
+    #: Copies, without the first image of each group.
     identical: int
     identical_groups: int
     #: Groups of the same image that have different prompts.
     other_prompts: int
     nearly_alike: int
     nearly_alike_groups: int
-    #: Images that were compared for looking nearly alike.
+    #: Images that were compared to find nearly alike ones.
     compared: int
 
 
 class Findings(Frozen):
-    """`summary.json`, but for configuration and versions."""
+    """The content of `summary.json`, without configuration and versions."""
 
     recognised: dict[str, Any]
     rows: int
@@ -85,7 +87,7 @@ class Findings(Frozen):
     usable: int
     unusable: int
     unusable_by_reason: dict[str, int]
-    #: None where no row can be used.
+    #: None if no row can be used.
     sizes: Sizes | None
     captions: CaptionFindings
     copies: Copies
@@ -94,7 +96,7 @@ class Findings(Frozen):
 
 @dataclass(frozen=True)
 class Looked:
-    """The rows behind the findings, for whoever shows some of them."""
+    """The rows behind the findings, for the report's examples."""
 
     seen: Sequence[SeenRow]
     failures: Sequence[Failure]
@@ -106,14 +108,14 @@ class Looked:
 
 
 def most_frequent(counts: Counter[str], most: int = NAMED) -> dict[str, int]:
-    """The most frequent ones, in that order; of equals the first in the alphabet."""
+    """The `most` most frequent names, the most frequent first; ties are in alphabetical order."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
 
 
 def find(
     recognised: dict[str, Any], outcomes: Sequence[SeenRow | Failure], size: int, seconds: float
 ) -> tuple[Findings, Looked]:
-    """What there is to say of these rows of a set that was `recognised`."""
+    """The findings on these rows, and the rows behind them. `recognised` is the record of how the pair set was read."""
     seen = [one for one in outcomes if isinstance(one, SeenRow)]
     failures = [one for one in outcomes if isinstance(one, Failure)]
     tokens = clip_tokens()
@@ -160,12 +162,12 @@ def find(
 
 
 def spread_of(values: Sequence[int]) -> tuple[int, int, int]:
-    """Least, median and most; zeros of nothing."""
+    """Minimum, median and maximum; zeros without values."""
     return (min(values), round(statistics.median(values)), max(values)) if values else (0, 0, 0)
 
 
 def sizes_of(seen: Sequence[SeenRow], size: int) -> Sizes:
-    """Of at least one image."""
+    """The sizes of at least one image; `size` is the side that a model needs."""
     areas = sorted((one.width * one.height, one.width, one.height) for one in seen)
     sides = sorted(min(one.width, one.height) for one in seen)
     cut = [lost(one.width, one.height) for one in seen]
@@ -189,17 +191,17 @@ def sizes_of(seen: Sequence[SeenRow], size: int) -> Sizes:
 
 
 def share(count: int, total: int) -> str:
-    """`3%`; `under 1%` where rounding would make it none."""
+    """A percentage such as `3%`; `under 1%` and `over 99%` where rounding would give 0 % or 100 %."""
     part = count / total
     return "under 1%" if 0 < part < 0.01 else "over 99%" if 0.99 < part < 1 else f"{part:.0%}"
 
 
 def sentences(findings: Findings, size: int) -> list[str]:
-    """The findings in words, what costs most first."""
-    said = [coverage(findings)]
+    """The findings in words, the most expensive problems first."""
+    lines = [coverage(findings)]
     if findings.sizes is not None:
         sizes = findings.sizes
-        said += [
+        lines += [
             captions_in_words(findings.captions, findings.usable),
             copies_in_words(findings.copies),
             sizes_in_words(sizes, findings.usable, size),
@@ -207,9 +209,9 @@ def sentences(findings: Findings, size: int) -> list[str]:
         ]
         if others := {mode: count for mode, count in sizes.modes.items() if mode != "colour"}:
             kept = listed([f"{count:,} {mode}" for mode, count in others.items()])
-            laid = "; transparency is laid over white" if "with transparency" in others else ""
-            said.append(f"Not plain colour: {kept}. They are converted to RGB{laid}.")
-    return said
+            laid = "; transparent parts become white" if "with transparency" in others else ""
+            lines.append(f"Not plain colour: {kept}. They are converted to RGB{laid}.")
+    return lines
 
 
 def coverage(findings: Findings) -> str:
@@ -227,57 +229,57 @@ def coverage(findings: Findings) -> str:
 
 def captions_in_words(captions: CaptionFindings, usable: int) -> str:
     if captions.different == 1 and usable > 1:
-        said = f"All images have one prompt: “{next(iter(captions.most_common))[:80]}”."
+        text = f"All images have one prompt: “{next(iter(captions.most_common))[:80]}”."
     else:
-        said = f"{counted(captions.different, 'different prompt')} for {counted(usable, 'image')}."
+        text = f"{counted(captions.different, 'different prompt')} for {counted(usable, 'image')}."
     if captions.tokens is None:
-        said += f" How many tokens they have was not counted: that needs open_clip ({install('rewards')})."
+        text += f" Their tokens were not counted: that needs open_clip ({install('rewards')})."
     elif captions.too_long:
-        said += (
+        text += (
             f" {counted(captions.too_long, 'prompt is', 'prompts are')} longer than CLIP's {CLIP_WINDOW} tokens and lose their "
             f"end ({captions.tokens[2]} at most)."
         )
     else:
         _, median, most = captions.tokens
-        said += f" None is longer than CLIP's {CLIP_WINDOW} tokens ({median} in the median, {most} at most)."
+        text += f" None is longer than CLIP's {CLIP_WINDOW} tokens ({median} in the median, {most} at most)."
     if captions.like_file_names:
-        said += f" {counted(captions.like_file_names, 'prompt looks', 'prompts look')} like the name of a file."
-    return said
+        text += f" {counted(captions.like_file_names, 'prompt looks', 'prompts look')} like a file name."
+    return text
 
 
 def copies_in_words(copies: Copies) -> str:
     if not copies.identical and not copies.nearly_alike:
-        return "No image was met twice."
-    said = []
+        return "No image occurs twice."
+    parts = []
     if copies.identical:
-        said.append(f"{counted(copies.identical, 'image is a copy', 'images are copies')} of another, pixel for pixel")
+        parts.append(f"{counted(copies.identical, 'image is a copy', 'images are copies')} of another, pixel for pixel")
     if copies.nearly_alike:
-        said.append(f"{counted(copies.nearly_alike, 'image looks', 'images look')} nearly like another")
-    text = "; ".join(said) + "."
+        parts.append(f"{counted(copies.nearly_alike, 'image looks', 'images look')} nearly like another")
+    text = "; ".join(parts) + "."
     if copies.other_prompts:
-        text += f" Of {counted(copies.other_prompts, 'image')} the copies have different prompts."
+        text += f" The copies of {counted(copies.other_prompts, 'image')} have different prompts."
     return text
 
 
 def sizes_in_words(sizes: Sizes, usable: int, size: int) -> str:
     (name, count), *_ = sizes.most_common.items()
     if sizes.different == 1:
-        said = f"All are {name}."
+        text = f"All are {name}."
     else:
         small, large = ("×".join(map(str, each)) for each in (sizes.smallest, sizes.largest))
-        said = f"Sizes from {small} to {large}, most often {name} ({share(count, usable)} of them)."
+        text = f"Sizes from {small} to {large}, most often {name} ({share(count, usable)} of them)."
     if not sizes.enlarged:
-        return f"{said} None is smaller than {size}."
+        return f"{text} None is smaller than {size}."
     which = (
         "All" if sizes.enlarged == usable else f"{counted(sizes.enlarged, 'image')} ({share(sizes.enlarged, usable)})"
     )
-    return f"{said} {which} would be enlarged to reach {size} pixels, up to {sizes.most_enlarged:.1f} times."
+    return f"{text} {which} would be enlarged to reach {size} pixels, up to {sizes.most_enlarged:.1f} times."
 
 
 def crop_in_words(sizes: Sizes) -> str:
     if not sizes.most_lost:
-        return "All are square, so that a centre crop cuts nothing off."
-    said = f"A square centre crop cuts off {sizes.mean_lost:.0%} of a picture on average, {sizes.most_lost:.0%} at most"
+        return "All images are square, so a centre crop cuts nothing off."
+    text = f"A square centre crop cuts off {sizes.mean_lost:.0%} of a picture on average, {sizes.most_lost:.0%} at most"
     if sizes.much_lost:
-        return f"{said}; {counted(sizes.much_lost, 'picture loses', 'pictures lose')} more than a third."
-    return f"{said}."
+        return f"{text}; {counted(sizes.much_lost, 'picture loses', 'pictures lose')} more than a third."
+    return f"{text}."

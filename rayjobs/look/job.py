@@ -1,4 +1,4 @@
-"""`ortho look`: shows a pair set before anything is trained on it. Runs in this process; imports neither torch nor Ray."""
+"""`ortho look`: inspects a pair set before training on it. Runs in this process; imports neither torch nor Ray."""
 
 import time
 from typing import Any
@@ -49,11 +49,11 @@ def run(job: LookJob) -> int:
 
 
 def check_folder(job: LookJob) -> LocalStore:
-    """The output folder. Raises UserError if something else lies in it: summaries of other verbs have the same name."""
+    """The output folder. Raises UserError if it contains other files: summaries of other verbs have the same name."""
     folder = LocalStore(job.out)
     if foreign := set(folder.entries()) - {REPORT, SUMMARY}:
         raise UserError(
-            f"--out {job.out} was not made by `ortho look` ({min(foreign)} lies there); choose another folder"
+            f"--out {job.out} was not made by `ortho look` (it contains {min(foreign)}); choose another folder"
         )
     return folder
 

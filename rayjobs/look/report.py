@@ -29,18 +29,18 @@ from rayjobs.look.config import LookJob
 from rayjobs.look.findings import CaptionFindings, Copies, Findings, Looked, Sizes, sentences, share
 from rayjobs.reports.words import counted, duration
 
-#: Pictures of the contact sheet, crops, groups of copies and pictures of each, examples of a caption or a reason.
+#: The most pictures in the contact sheet, crops, groups of copies, pictures of a group, and examples of captions and reasons.
 CONTACTS, CROPS, COPY_GROUPS, OF_A_GROUP, EXAMPLES = 48, 12, 6, 4, 5
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Makes cards of rows; their images are fetched and decoded once more, so that those of all rows need not be kept."""
+    """Makes cards of rows. Images are fetched and decoded again, so that the images of all rows need not be in memory."""
 
     pairs: PairSet
 
     def card(self, one: SeenRow, detail: str = "", frame: bool = False) -> Iterator[Card]:
-        """One card; none where the image has gone meanwhile."""
+        """One card; none if the image cannot be read any more."""
         with suppress(BadRow):
             picture = picture_of(self.pairs, one.pair)
             picture = framed(picture, PREVIEW) if frame else picture
@@ -62,7 +62,9 @@ def html_of(job: LookJob, pairs: PairSet, findings: Findings, looked: Looked) ->
     if looked.failures:
         sections.append(Section("Cannot be used", unusable(findings.unusable_by_reason, looked)))
     config = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    how = f"Looked at in {duration(findings.seconds)}. The same again: ortho look --config FILE.yaml, with this configuration."
+    how = (
+        f"This took {duration(findings.seconds)}. To repeat it: ortho look --config FILE.yaml, with this configuration."
+    )
     sections.append(Section("How it was made", [how, Folded("Configuration", text=config)]))
     facts = [
         Fact(f"{findings.looked_at:,} of {findings.rows:,}", "rows looked at"),
@@ -74,7 +76,7 @@ def html_of(job: LookJob, pairs: PairSet, findings: Findings, looked: Looked) ->
 
 
 def read(findings: Findings) -> list[Block]:
-    """What the first line of a verb says, in a table."""
+    """How the pair set was read, as in the first line that a verb prints, in a table."""
     recognised = findings.recognised
     lines = [["layout", str(recognised["layout"])], ["read as", str(recognised["what"])]]
     lines += [["rows", f"{findings.rows:,}"], ["captions", str(recognised["prompts"])]]
@@ -85,17 +87,17 @@ def read(findings: Findings) -> list[Block]:
 
 def contacts(shown: Shown, seen: Sequence[SeenRow], findings: Findings) -> Cards:
     chosen = [seen[i * len(seen) // min(CONTACTS, len(seen))] for i in range(min(CONTACTS, len(seen)))]
-    whole = len(chosen) == findings.rows
-    which = "Every image" if whole else f"{counted(len(chosen), 'image')}, spread over the whole set"
+    complete = len(chosen) == findings.rows
+    which = "Every image" if complete else f"{counted(len(chosen), 'image')}, spread over the whole set"
     return Cards(
         (),
         [card for one in chosen for card in shown.card(one)],
-        f"{which}, each with its prompt, its file and its size, before any crop.",
+        f"{which}, with prompt, file and size before any crop.",
     )
 
 
 def shares(groups: Mapping[str, Mapping[str, int]], total: int) -> Table:
-    """How many images are what, one group under the other."""
+    """How many images there are of each kind, with one block of rows for each group."""
     rows: list[list[str] | str] = []
     for title, counts in groups.items():
         rows += [title, *([name, f"{count:,}", share(count, total)] for name, count in counts.items())]
@@ -110,13 +112,13 @@ def captions(captions: CaptionFindings, looked: Looked, usable: int) -> list[Blo
     rows = [["characters", *(f"{value:,}" for value in captions.characters)]]
     if captions.tokens is not None:
         rows.append(["CLIP tokens", *(f"{value:,}" for value in captions.tokens)])
-    blocks: list[Block] = [Table(["length", "least", "median", "most"], rows)]
+    blocks: list[Block] = [Table(["length", "shortest", "median", "longest"], rows)]
     if captions.tokens is None:
-        blocks.append(f"Tokens are counted with open_clip's vocabulary, which is not installed: {install('rewards')}.")
+        blocks.append(f"Tokens are counted with open_clip, which is not installed: {install('rewards')}.")
     else:
         blocks.append(
-            f"CLIP's text encoders read {CLIP_WINDOW} tokens, start and end included; of "
-            f"{counted(captions.too_long or 0, 'prompt')} here the end is cut off."
+            f"CLIP's text encoders read at most {CLIP_WINDOW} tokens, with start and end. The end of "
+            f"{counted(captions.too_long or 0, 'prompt')} is cut off."
         )
     if looked.too_long:
         longest = [[one.name, str(tokens), shortened(one.pair.prompt)] for tokens, one in looked.too_long[:EXAMPLES]]
@@ -124,7 +126,7 @@ def captions(captions: CaptionFindings, looked: Looked, usable: int) -> list[Blo
     if looked.like_file_names:
         names = [[one.name, shortened(one.pair.prompt)] for one in looked.like_file_names[:EXAMPLES]]
         blocks += [
-            Heading("Prompts that look like names of files"),
+            Heading("Prompts that look like file names"),
             Table(["file", "prompt"], names, text=True),
         ]
     repeated = {prompt: count for prompt, count in captions.most_common.items() if count > 1}
@@ -132,12 +134,12 @@ def captions(captions: CaptionFindings, looked: Looked, usable: int) -> list[Blo
         common = [[shortened(prompt), f"{count:,}", share(count, usable)] for prompt, count in repeated.items()]
         blocks += [Heading("The most frequent"), Table(["prompt", "images", "share"], common, text=True)]
     if captions.empty:
-        blocks.append(f"{counted(captions.empty, 'row has', 'rows have')} no prompt, and cannot be used.")
+        blocks.append(f"{counted(captions.empty, 'row has', 'rows have')} no prompt and cannot be used.")
     return blocks
 
 
 def sizes(shown: Shown, sizes: Sizes, seen: Sequence[SeenRow], size: int) -> list[Block]:
-    header = ["", "least", "5 %", "median", "95 %", "most"]
+    header = ["", "smallest", "5 %", "median", "95 %", "largest"]
     usable = len(seen)
     blocks: list[Block] = [
         Table(header, [["shorter side, pixels", *(f"{value:,}" for value in sizes.shorter_side)]]),
@@ -157,20 +159,18 @@ def sizes(shown: Shown, sizes: Sizes, seen: Sequence[SeenRow], size: int) -> lis
                 frame=True,
             )
         ]
-        caption = (
-            "Those that lose most to a square centre crop: what is inside the frame stays, what is faded is cut off."
-        )
+        caption = "The images that lose most to a square centre crop. The part inside the frame stays; the faded part is cut off."
         blocks.append(Cards((), cards, caption))
     return blocks
 
 
 def copies(shown: Shown, copies: Copies, looked: Looked) -> list[Block]:
     compared = (
-        f"Only rows that were looked at are compared. Nearly alike means that two pictures of 16×16 pixels differ "
-        f"by at most {ALIKE:.0%} of their contrast; {counted(copies.compared, 'image was', 'images were')} compared so."
+        f"Only rows that were looked at are compared. Two images are nearly alike if they differ by at most {ALIKE:.0%} of "
+        f"their contrast at 16×16 pixels; {counted(copies.compared, 'image was', 'images were')} compared in this way."
     )
     blocks: list[Block] = []
-    # Groups whose prompts differ come first: of those at least one is wrong or incomplete.
+    # Groups with different prompts come first: at least one of these prompts is wrong or incomplete.
     same = sorted(looked.identical, key=lambda group: len(prompts_of(group)) < 2)
     for title, groups in (("The same pixels", same), ("Nearly alike", looked.nearly_alike)):
         if groups:
@@ -184,13 +184,13 @@ def copies(shown: Shown, copies: Copies, looked: Looked) -> list[Block]:
 
 
 def unusable(reasons: Mapping[str, int], looked: Looked) -> list[Block]:
-    """By reason, as `ortho assign` would put them into quarantine."""
+    """The rows that cannot be used, by the reason that `ortho assign` would write into its quarantine."""
     rows: list[list[str] | str] = []
     for reason, count in reasons.items():
         rows.append(f"{reason}: {counted(count, 'row')}")
         examples = [failure for failure in looked.failures if failure.reason == reason][:EXAMPLES]
         rows += [[str(failure.row), failure.message] for failure in examples]
     return [
-        "ortho assign puts such rows into quarantine with the same reasons and goes on.",
+        "ortho assign quarantines these rows with the same reasons and continues.",
         Table(["row", "what is wrong"], rows, text=True),
     ]

@@ -1,1 +1,1 @@
-"""The worker pool: what assign, reward and evaluate share."""
+"""The worker pool that `assign`, `reward` and `evaluate` share."""

@@ -1,6 +1,6 @@
-"""A Ray Data actor pool that works through shards: one shard is one task, retried whole when its worker dies.
+"""A Ray Data actor pool that processes shards: one shard is one task, which is repeated in full when its worker dies.
 
-What is particular to Ray 2.60 is kept here.
+Code that depends on Ray 2.60 is here.
 """
 
 import logging
@@ -23,12 +23,12 @@ from rayjobs.pool.protocol import Search
 from rayjobs.pool.worker import Counted, PoolWorker
 from rayjobs.verb.faults import explained
 
-#: Calls of one worker at a time, each with a shard: while the last images of one are searched, the next one's enter.
+#: Shards that one worker processes at once: the next shard's images enter free slots while the last of this one are searched.
 CALLS = 2
 
 
 class CountedBesideTheDriver:
-    """How often each shard was begun by any worker, counted by an actor where the loss of another node does not reach it."""
+    """How often each shard was begun by any worker. The counting actor is on the driver's node, so no lost node takes it."""
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -43,7 +43,7 @@ class CountedBesideTheDriver:
 
 
 class RayActor:
-    """The place of a worker that is an actor: several shards at a time, images decoded in another process."""
+    """The place of a worker that is an actor: it processes several shards at once and decodes images in another process."""
 
     concurrent = True
 
@@ -56,7 +56,7 @@ class RayActor:
 
 
 class PoolActor:
-    """A worker as Ray Data calls it: with a batch of one task, from several threads."""
+    """A worker in the form that Ray Data calls: with a batch of one task, from several threads."""
 
     def __init__(self, search: Search, ledger: Ledger[ShardedPlan], **place: Any) -> None:
         """`place` are the arguments of `RayActor`."""
@@ -79,14 +79,14 @@ def pooled(
     patience_s: float,
     job: object = None,
 ) -> Iterator[dict[str, str]]:
-    """Give each of `tasks` to an actor of class `worker`; yields what it returns, in order of completion.
+    """Send each of `tasks` to an actor of class `worker`; yields the results in order of completion.
 
     The pool has `sizes` (least, most) actors. A worker is called with a batch of one task and returns a batch of one row.
-    `patience_s` ends a run in which no task is finished for so long. Raises RunFailed, which names the options of `job` that
-    need less memory where that ran out.
+    The run ends if no task is finished for `patience_s` seconds. Raises RunFailed; if memory ran out, its message names the
+    options of `job` that need less.
     """
     context = ray.data.DataContext.get_current()
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the import has just set it to its own
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the import of ray.data has just changed the level
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = patience_s
@@ -97,7 +97,7 @@ def pooled(
         max_concurrent_calls_per_actor=CALLS,
         enable_true_multi_threading=True,
     )
-    # One block per task: a block is what Ray Data gives to an actor, and gives again when the actor dies.
+    # One block per task: Ray Data sends a block to an actor, and sends it again when the actor dies.
     blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     done = blocks.map_batches(
         worker,

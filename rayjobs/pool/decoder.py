@@ -1,7 +1,7 @@
-"""Fetching and decoding images in a process beside each worker: on any CPU of the cluster, ahead of the slots.
+"""Fetches and decodes images in a separate process for each worker: on any CPU of the cluster, before a slot needs them.
 
-A process that dies takes no model along. What it was at is tried again row by row, so that the one that kills it ends in
-quarantine and its neighbours do not. The process imports no torch.
+If an image crashes the process, the worker and its model stay alive. The rows of the lost chunk are decoded again one by one,
+so only the row with that image is quarantined. The process imports no torch.
 """
 
 import threading
@@ -22,16 +22,17 @@ from ortho_core.pairs.rows import Pair
 if TYPE_CHECKING:
     from ortho_core.pairs.decoding import Decoded
 
-#: How often a single row may kill the process that decodes it.
+#: A row is quarantined after this many crashes of the process that decodes it alone.
 TRIES = 3
-#: Chunks on their way while one is used.
+#: Chunks that are requested while one is used.
 CHUNKS_ASKED_AHEAD = 3
-#: Images that a process fetches and decodes side by side: an object store answers late, and decoders leave Python's lock.
+#: Threads of a process: object stores answer slowly, and decoders release Python's lock.
 THREADS = 8
 
 
 class Decoder:
-    """The process. Ray keeps it as long as its worker; tasks would each start a process where no CPU is to spare."""
+    """The decoding process, an actor that lives as long as its worker. With tasks instead, Ray would start a process for each
+    one if no CPU is free."""
 
     def __init__(self, pairs: PairSet) -> None:
         self.pairs, self.pool = pairs, ThreadPoolExecutor(THREADS)
@@ -42,7 +43,7 @@ class Decoder:
 
 
 class RayDecoder:
-    """`Decoder` in another process, which takes `cpus` CPUs; of 0 it stays on this node."""
+    """`Decoder` in another process with `cpus` CPUs; with 0 it is on this node if possible."""
 
     def __init__(self, pairs: PairSet, cpus: float) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -51,7 +52,7 @@ class RayDecoder:
         self._pairs = ray.put(pairs)
         self._process = self._start(self._pairs)
         self._lock = threading.Lock()
-        #: Processes that died.
+        #: Number of processes that died.
         self.killed = 0
 
     def __call__(
@@ -73,12 +74,12 @@ class RayDecoder:
             return list(zip(chunk, ray.get(ref), strict=True))
         except ray.exceptions.RayTaskError:
             raise
-        except ray.exceptions.RayError:  # the process or its node is gone, or the result with it
+        except ray.exceptions.RayError:  # the process, its node or the result is lost
             self._replace(process)
             return [(pair, self._alone(pair, size)) for pair in chunk]
 
     def _alone(self, pair: Pair, size: tuple[int, int]) -> np.ndarray | BadRow:
-        """One row by itself, as often as a process may die of it."""
+        """Decode one row alone, at most TRIES times."""
         for _ in range(TRIES):
             process = self._process
             try:
@@ -89,12 +90,12 @@ class RayDecoder:
             except ray.exceptions.RayError as error:
                 self._replace(process)
                 reason = type(error).__name__
-        return BadRow("kills-decoder", f"row {pair.row}: decoding {pair.image!r} ended {TRIES} processes ({reason})")
+        return BadRow("kills-decoder", f"row {pair.row}: decoding {pair.image!r} crashed {TRIES} processes ({reason})")
 
     def _replace(self, dead: ActorHandle) -> None:
-        """Start another process, unless that was done already."""
+        """Start another process, unless another thread has done so."""
         with self._lock:
             if self._process is dead:
                 self.killed += 1
-                ray.kill(dead)  # it may only be out of reach
+                ray.kill(dead)  # it may be alive but unreachable
                 self._process = self._start(self._pairs)

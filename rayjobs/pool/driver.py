@@ -1,4 +1,4 @@
-"""The driver's side of the pool: hand out tasks, read receipts, quarantine, stop where too many rows fail."""
+"""The driver's side of the pool: it sends out tasks, reads receipts, quarantines rows, and stops if too many rows fail."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,18 +13,18 @@ from rayjobs.pool.worker import OwnProcess, PoolWorker
 from rayjobs.verb.console import Progress, say
 from rayjobs.verb.faults import ElsewhereTraceback, Fault, traceback_kept
 
-#: Rows before which the share of quarantined ones says too little to end a run.
+#: --max-failure-rate is applied from this number of rows on; the share of fewer rows means little.
 MANY_ROWS = 100
 
-#: Seconds without a finished shard after which a run is given up, at least; and for each pass of the slots that a shard may
-#: take: a minute is slower than any machine of use.
+#: A run ends if no shard is finished for this many seconds: the first is the minimum, the second is the time for each pass of
+#: the slots that a shard may need. A minute per pass is slower than any useful machine.
 NO_PROGRESS_S, PATIENCE_PER_PASS_S = 1800, 60
 
 
 def work_through(
     job: PoolJob, ledger: Ledger[ShardedPlan], survey: Survey, shards: Sequence[Shard], search: Search
 ) -> None:
-    """Run what the survey says is left to do, of `shards`, through the pool. Raises RunFailed or UserError."""
+    """Process the survey's open tasks, which belong to `shards`, with the pool. Raises RunFailed or UserError."""
     verb, todo = ledger.plan.verb, {task.shard: Work(task, shards[task.shard]) for task in survey.todo}
     rows, quarantined = survey.rows, survey.quarantined
     workers = min(job.pool_size[1], len(todo))
@@ -42,8 +42,7 @@ def work_through(
             if work.shard.index == 0:
                 reasons = ", ".join(sorted({f.reason for f in failures}))
                 raise RunFailed(
-                    f"every row of the first shard failed ({reasons}), so the run was ended; "
-                    f"the first: {failures[0].message}"
+                    f"every row of the first shard failed ({reasons}), so the run was ended; first row: {failures[0].message}"
                 )
             ledger.commit(work.task, ShardResult(failures=list(failures)))
         loss += receipt.loss
@@ -62,19 +61,17 @@ def work_through(
 
 
 def failed(job: PoolJob, fault: Fault, verb: str, slots: int, traceback: str) -> RunFailed:
-    """Why the run ends, of a worker's fault: with the options of this verb that need less memory, or with its traceback."""
+    """The error that ends the run, made from a worker's fault: with options that need less memory, or with its traceback."""
     if not fault.unexpected:
         return RunFailed(fault.remedied(job, slots))
-    there = ElsewhereTraceback(traceback)
-    error = RunFailed(f"a worker failed: {fault.said}; {traceback_kept(there, verb)}")
-    error.__cause__ = there
+    cause = ElsewhereTraceback(traceback)
+    error = RunFailed(f"a worker failed: {fault.said}; {traceback_kept(cause, verb)}")
+    error.__cause__ = cause
     return error
 
 
 def receipts(job: PoolJob, ledger: Ledger[ShardedPlan], todo: list[Work], search: Search) -> Iterator[Receipt]:
-    """Run tasks through a Ray Data actor pool, or one after the other in this process; yields a receipt for each, in order of
-    completion.
-    """
+    """Run tasks in a Ray Data actor pool, or one by one in this process; yields their receipts in order of completion."""
     threads = max(1, int(job.cpus_per_worker))
     if not job.pool_size[1]:
         worker = PoolWorker(search, ledger, OwnProcess(job.own_device(), threads))

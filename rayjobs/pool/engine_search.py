@@ -1,4 +1,4 @@
-"""The search of `assign` and `reward`: one model, one engine, and rows that say what noise is sought for them."""
+"""The search of `assign` and `reward`: one model, one engine, and rows with an objective."""
 
 import threading
 from dataclasses import dataclass
@@ -25,29 +25,29 @@ from rayjobs.pool.config import PoolSettings
 from rayjobs.pool.memory import Searched, slots_on_gpu
 from rayjobs.pool.protocol import Decoder, Usage, WorkerPlace
 
-#: Images side by side of a worker that counts them itself, as far as is known beforehand: few, as it bounds a time from above.
+#: Slots assumed for a worker whose slots are counted only after its start. Few, since they give an upper bound of a time.
 FEW_SLOTS = 8
-#: What of a plan tells one search for rewards from another. Besides there is the precision that was asked for: where it is left
-#: open, the rewards are not halved with the generator.
+#: Fields of a plan that distinguish one search for rewards from another. The requested precision does so too: with "auto" the
+#: rewards are not in half precision when the generator is.
 REWARDS = {"reward_fingerprints", "rewards"}
 
 
 class Goal(Protocol):
-    """What the noise of each row is sought for."""
+    """What the search optimises for each row."""
 
     @property
     def config(self) -> SearchConfig:
-        """How it is searched."""
+        """The settings of the search."""
         ...
 
     def rows(self, generator: OneStepGenerator, pairs: PairSet, decoder: Decoder) -> Rows:
-        """The rows of a shard, with their objective. Raises UserError for what cannot be loaded."""
+        """The rows of a shard, with their objective. Raises UserError if a model or file cannot be loaded."""
         ...
 
 
 @dataclass(frozen=True)
 class EngineSearch:
-    """How a worker searches the noise of its rows; holds nothing that is loaded."""
+    """How a worker searches the noise of its rows. It holds no loaded model, so it can be sent to workers."""
 
     settings: PoolSettings
     model: ModelFolder
@@ -68,7 +68,9 @@ class EngineSearch:
         generator = self.generator(place.device)
         rows = self.goal.rows(generator, self.pairs, place.decoder)
         slots = self.slots(rows, generator, self.goal.config, notes)
-        if self.settings.compile:  # not before the slots are counted: each batch size that is tried would be compiled
+        if (
+            self.settings.compile
+        ):  # only after the slots are counted: counting would compile every batch size that it tries
             compiled: Any = torch.compile(generator.trainable, dynamic=False)
             generator.trainable = compiled
         engine = Engine(generator, self.goal.config, slots, rows.objective, on_event=notes.append)
@@ -87,7 +89,7 @@ class EngineSearch:
         )
 
     def slots(self, rows: Rows, generator: OneStepGenerator, config: SearchConfig, notes: list[str]) -> int:
-        """Images side by side: as the job says, or as many as fit on the GPU; what was planned is appended to `notes`."""
+        """The batch size: the job's, or as many images as fit on the GPU. A line on the plan is appended to `notes`."""
         settings = self.settings
         if settings.slots:
             return settings.slots
@@ -97,9 +99,9 @@ class EngineSearch:
         return slots_on_gpu(searched, generator, settings.gpus_per_worker, settings.gpu_memory, notes)
 
     def searched(self, config: SearchConfig, objective: Objective, device: str) -> Searched:
-        """What decides the memory that the search for an objective, whose own networks are on `device`, takes on a GPU."""
+        """What decides the GPU memory of a search; the objective's own networks, if it has some, are on `device`."""
         plan, settings = self.plan, self.settings
-        own = not isinstance(objective, Reconstruction)
+        has_networks = not isinstance(objective, Reconstruction)
         return Searched(
             self.model,
             settings.dtype,
@@ -107,16 +109,16 @@ class EngineSearch:
             min(MOST_SLOTS, plan.rows_per_shard),
             plan.rows,
             settings.gradient_checkpointing,
-            (lambda blank: on(blank, objective)) if own else None,
-            {"asked": settings.dtype, **plan.model_dump(mode="json", include=REWARDS)} if own else None,
-            device if own else "cpu",
-            decodes=own,
+            (lambda blank: on(blank, objective)) if has_networks else None,
+            {"asked": settings.dtype, **plan.model_dump(mode="json", include=REWARDS)} if has_networks else None,
+            device if has_networks else "cpu",
+            decodes=has_networks,
             quantize=settings.quantize,
         )
 
 
 class EngineSearcher:
-    """A loaded engine that works through shards; of a concurrent place, shards that are there together share the slots."""
+    """A loaded engine that searches shards. In a concurrent place, shards that are searched at once share the slots."""
 
     def __init__(self, assigner: ShardAssigner, earlier: Assignments | None = None, concurrent: bool = False) -> None:
         self.assigner, self.earlier, self.concurrent = assigner, earlier, concurrent

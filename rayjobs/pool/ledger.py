@@ -1,9 +1,9 @@
-"""What is planned and what is done: the exactly-once guarantee, on a local folder or an object store.
+"""Which shards are planned and which are done: the exactly-once guarantee, on a local folder or an object store.
 
-A shard of input rows is one task and one published part file. The file is the receipt: it appears whole under its name or
-not at all, the first writer's stays, and the name carries the run's fingerprint. Resuming is the difference between
-planned and published names. Rows that failed may be tried again: what then succeeds is published as a further file of the
-same shard, a revision, whose failures replace those of the file before it.
+A shard of input rows is one task and one part file. The file proves that the task is done: it appears complete under its name
+or not at all, the first writer's file stays, and its name contains the run's fingerprint. A resumed run does the planned names
+that are not published. Failed rows may be tried again: the rows that then succeed are published as another file of the same
+shard, a revision, whose failures replace those of the file before it.
 """
 
 import json
@@ -31,22 +31,22 @@ from ortho_core.storage.store import Store
 
 AnyShardedPlan = TypeVar("AnyShardedPlan", bound=ShardedPlan, covariant=True)
 
-#: What a finished run says of itself, in the same folder.
+#: The summary of a finished run, in the same folder.
 ASSIGN_SUMMARY = "summary.json"
 
-#: What is summed over the parts of a run, of what they say of their rows.
+#: Figures in the footers of part files that are summed over a run.
 SUMMED = (
     *("truncated_prompts", "evaluations", "candidate_forwards"),
     *("loss_sum", "losses", "initial_loss_sum", "initial_losses"),
 )
 
-#: Shards whose footers are in memory together when a run is concluded.
+#: Shards whose footers are in memory at once when a run is concluded.
 SHARDS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is left to do of one shard: all of it, or the rows that failed in the revisions before `revision`."""
+    """The open work of one shard: all rows, or the rows `only` that failed in the revisions before `revision`."""
 
     shard: int
     revision: int = 0
@@ -54,7 +54,7 @@ class Task:
 
 
 class Survey(NamedTuple):
-    """What is left to do, and how many rows are settled, those among them that are quarantined."""
+    """The open tasks, the number of settled rows, and how many of these are quarantined."""
 
     todo: list[Task]
     rows: int
@@ -63,7 +63,7 @@ class Survey(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """A whole run, reconciled: rows = assigned + quarantined."""
+    """The counts of a whole run: rows = assigned + quarantined."""
 
     rows: int
     assigned: int
@@ -72,7 +72,7 @@ class Counts:
     truncated_prompts: int
     evaluations: int
     candidate_forwards: int
-    #: Over the rows that know theirs; None if none does.
+    #: Over the rows that record a loss; None if no row does.
     mean_initial_loss: float | None
     mean_loss: float | None
 
@@ -87,9 +87,9 @@ class Ledger(Generic[AnyShardedPlan]):
         return self.plan.part_name(shard, revision)
 
     def commit(self, task: Task, result: ShardResult) -> bool:
-        """Publish what was made of a task, unless someone already has: then False, and ours is discarded.
+        """Publish the result of a task. Returns False, and drops the result, if another worker has published it already.
 
-        Raises RunFailed if it cannot be written.
+        Raises RunFailed if the part file cannot be written.
         """
         written = time.time()
         losses, initial_losses = result.losses("loss"), result.losses("initial_loss")
@@ -117,15 +117,15 @@ class Ledger(Generic[AnyShardedPlan]):
             raise RunFailed(f"cannot write {self.folder.location}/{name}: {error.strerror or error}") from error
 
     def committed(self, task: Task) -> Footer | None:
-        """What the part of a task says, if it is there."""
+        """The footer of a task's part file; None if the file does not exist."""
         name = self.name(task.shard, task.revision)
         return read_footer(self.folder, name) if self.folder.exists(name) else None
 
     def survey(self, retry_failures: bool = False, verify: bool = False) -> Survey:
         """What is left to do, and what is settled.
 
-        A part that is damaged is removed, with the revisions on top of it, and is to be made again. With `retry_failures`
-        so are the rows that are quarantined. What was not touched since it was written is whole, unless to `verify`.
+        A damaged part is removed together with its later revisions, and is made again. With `retry_failures` the quarantined
+        rows are tried again too. A file that is unchanged since it was written is not read again, unless `verify` is set.
         """
         shards = self.plan.parts_by_shard(self.folder.names())
         with ThreadPoolExecutor(PART_FOOTERS_AT_ONCE) as pool:
@@ -144,7 +144,7 @@ class Ledger(Generic[AnyShardedPlan]):
         return Survey(todo, rows, quarantined)
 
     def _sound(self, shard: int, names: list[str], verify: bool) -> list[Footer]:
-        """The footers of a shard's parts up to the first that is damaged; that one and those after it are removed."""
+        """The footers of a shard's parts up to the first damaged one, which is removed together with those after it."""
         footers: list[Footer] = []
         for name in names:
             try:
@@ -166,12 +166,12 @@ class Ledger(Generic[AnyShardedPlan]):
         missing = [shard for shard, names in enumerate(shards) if not names]
         if missing:
             raise RunFailed(
-                f"part {self.name(missing[0])} has gone from {self.folder.location}; run the same command again"
+                f"part {self.name(missing[0])} is missing from {self.folder.location}; run the same command again"
             )
         return shards
 
     def finish(self) -> Counts:
-        """Once every shard is committed: write `failures.jsonl` from the parts and return the reconciled counts."""
+        """Write `failures.jsonl` from the parts, and return the counts. Raises RunFailed if a shard is not committed."""
         shards = self.parts()
         total = dict.fromkeys(("rows", *SUMMED), 0.0)
         reasons: Counter[str] = Counter()
@@ -202,7 +202,7 @@ class Ledger(Generic[AnyShardedPlan]):
         )
 
     def _footers(self, shards: list[list[str]]) -> Iterator[list[Footer]]:
-        """The footers of each shard's parts, those of some shards in memory at a time."""
+        """The footers of each shard's parts, with those of SHARDS_AT_ONCE shards in memory at a time."""
         for start in range(0, len(shards), SHARDS_AT_ONCE):
             group = shards[start : start + SHARDS_AT_ONCE]
             footers = iter(read_footers(self.folder, [name for names in group for name in names]))

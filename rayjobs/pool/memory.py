@@ -1,4 +1,4 @@
-"""What a worker's GPU holds of a search: planned on the worker, or in a dry run for a card that is not there."""
+"""The GPU memory of a search: planned on the worker, or in a dry run for a GPU that need not exist."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,28 +20,28 @@ class Searched:
     model: ModelFolder
     dtype: str
     config: SearchConfig
-    #: The most images side by side, and the rows of the whole run.
+    #: The largest batch size, and the rows of the whole run.
     most: int
     rows: int
     gradient_checkpointing: bool = False
-    #: What is searched for where it is no reconstruction, and what tells that apart.
+    #: The objective if it is no reconstruction, and the settings that distinguish it from other objectives.
     objective: Callable[[OneStepGenerator], Objective] | None = None
     decided_by: Mapping[str, object] | None = None
-    #: Where that has its networks.
+    #: The device of the objective's networks.
     device: str = "cpu"
-    #: Bytes of other models beside it.
+    #: Bytes of other models on the GPU.
     judges: int = 0
-    #: Whether images of what was found are made, outside of the search.
+    #: Whether images are decoded outside of the search, as for its results.
     decodes: bool = True
-    #: In what the weights of the network are kept.
+    #: The format of the network's weights in memory.
     quantize: str = "none"
-    #: Whether the text encoders are on the card only while they encode.
+    #: Whether the text encoders are on the GPU only while they encode.
     parked: bool = False
 
     def plan(self, usable: int, allocated: int = 0) -> SearchPlan:
-        """For so many bytes, of which `allocated` are taken by the model and the others beside it, where they are loaded.
+        """The plan for `usable` bytes. `allocated` of them are in use by loaded models; 0: no model is loaded yet.
 
-        Raises whatever goes wrong where the model cannot be counted.
+        Raises any error that occurs while the model's memory is counted.
         """
         costs = search_costs(
             self.model,
@@ -58,11 +58,11 @@ class Searched:
         return replace(plan, gradient_checkpointing=self.gradient_checkpointing)
 
     def fitting(self, usable: int, allocated: int = 0) -> SearchPlan:
-        """The first plan that fits: as it is, with the text encoders parked, with activations computed twice, with both.
+        """The first plan that fits: unchanged, with the text encoders parked, with activations computed twice, with both.
 
-        Where none does, the last. Raises as `plan` does.
+        If none fits, the last. Raises like `plan`.
         """
-        if self.model.class_config is not None:  # nothing of it can be
+        if self.model.class_config is not None:  # a class-conditional model has none of these ways
             return self.plan(usable, allocated)
         twice = (False, True) if not self.gradient_checkpointing else (True,)
         for checkpointing, parked in product(twice, (False, True)):
@@ -75,16 +75,16 @@ class Searched:
 def slots_on_gpu(
     searched: Searched, generator: OneStepGenerator, share: float | None, gpu_memory: float | None, notes: list[str]
 ) -> int:
-    """Images side by side on the worker's GPU, of which it has `share`; has the autoencoder work in parts where it must.
+    """The batch size on the worker's GPU, of which the worker has `share`. Sets the autoencoder to slices or tiles if needed.
 
-    What was planned is appended to `notes`.
+    A line on the plan is appended to `notes`.
     """
     try:
         plan = searched.fitting(*usable_on(generator, share, gpu_memory))
-    except Exception as error:  # an architecture that is counted nowhere must still run
+    except Exception as error:  # an architecture whose memory cannot be counted must still run
         why = " ".join(str(error).split())[:200] or type(error).__name__
         slots = min(UNCOUNTED_SLOTS, searched.most)
-        notes.append(f"memory: not counted for this model ({why}): {slots} slots, halved should memory run out")
+        notes.append(f"memory: not counted for this model ({why}): {slots} slots, halved if memory runs out")
         return slots
     notes.append(plan.line())
     spare(generator, plan)
@@ -92,18 +92,18 @@ def slots_on_gpu(
 
 
 def usable_on(generator: OneStepGenerator, share: float | None, gpu_memory: float | None) -> tuple[int, int]:
-    """Bytes for tensors of this process on its GPU, or on one of `gpu_memory` GiB if that is less; and those it has taken."""
+    """Bytes for this process's tensors on its GPU, limited to `gpu_memory` GiB; and the bytes that it has allocated."""
     import torch
 
     free, total = torch.cuda.mem_get_info(generator.device)
-    own = torch.cuda.memory_reserved(generator.device)
+    reserved = torch.cuda.memory_reserved(generator.device)
     total = min(total, int(gpu_memory * GIB)) if gpu_memory is not None else total
-    return usable_bytes(total, share or 1.0, free + own), torch.cuda.memory_allocated(generator.device)
+    return usable_bytes(total, share or 1.0, free + reserved), torch.cuda.memory_allocated(generator.device)
 
 
 def spare(generator: OneStepGenerator, plan: SearchPlan) -> None:
-    """Have a pipeline do what was planned: its autoencoder take one image at a time, or tiles of a quarter of it, its text
-    encoders leave the card when they have encoded, its network compute activations twice."""
+    """Apply a plan to a pipeline: the autoencoder processes one image at a time, or tiles of a quarter of it; the text encoders
+    leave the GPU after encoding; the network computes activations twice."""
     pipeline: Any = generator
     autoencoder = getattr(getattr(generator, "pipeline", None), "vae", None)
     if autoencoder is None:
@@ -120,25 +120,25 @@ def spare(generator: OneStepGenerator, plan: SearchPlan) -> None:
 
 
 def smaller(searched: Searched) -> dict[str, Searched]:
-    """Options of any verb that need less, the search as it is then by what to set."""
+    """Option changes, common to all verbs, that need less memory: the changed search by the text of the change."""
     halved = searched.dtype == "float32"
     here = replace(searched, dtype="float16") if halved else searched
-    found = {"set --dtype float16": here} if halved else {}
+    changes = {"set --dtype float16": here} if halved else {}
     if searched.quantize == "none" and searched.model.class_config is None:
-        said = "set --dtype float16 --quantize" if halved else "set --quantize"
-        found |= {f"{said} {kind}": replace(here, quantize=kind) for kind in ("int8", "nf4")}
-    return found
+        options = "set --dtype float16 --quantize" if halved else "set --quantize"
+        changes |= {f"{options} {kind}": replace(here, quantize=kind) for kind in ("int8", "nf4")}
+    return changes
 
 
 def described(
     searched: Searched, share: float | None, gpu_memory: float, changes: Mapping[str, Searched]
 ) -> dict[str, object]:
-    """What a dry run says of a card of `gpu_memory` GiB; where it does not fit, the first of the `changes` that does."""
+    """What a dry run prints for a GPU of `gpu_memory` GiB; if the search does not fit, with the first of `changes` that fits."""
     usable = usable_bytes(int(gpu_memory * GIB), share or 1.0)
     plan = searched.fitting(usable)
-    found: dict[str, object] = {"gpu_memory_gib": gpu_memory, **plan.as_json(), "said": plan.line()}
+    report: dict[str, object] = {"gpu_memory_gib": gpu_memory, **plan.as_json(), "said": plan.line()}
     if plan.fits:
-        return found
+        return report
     plans = {change: other.fitting(usable) for change, other in changes.items()}
     fitting = [f"{change}: {other.line()}" for change, other in plans.items() if other.fits]
-    return found | {"to_fit": fitting[:1] or ["a larger card: no option of this verb makes it fit"]}
+    return report | {"to_fit": fitting[:1] or ["use a larger GPU: no option of this verb makes it fit"]}

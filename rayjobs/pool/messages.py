@@ -1,4 +1,4 @@
-"""What driver and workers tell each other: a shard to work on, and what came of it. Each is one row of a Ray Data block."""
+"""The messages between driver and workers: a task, and its receipt. Each is one row of a Ray Data block."""
 
 import json
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from rayjobs.verb.faults import Fault
 
 @dataclass(frozen=True)
 class Work:
-    """A task, and where the rows of its shard are."""
+    """A task, and the shard with the place of its rows."""
 
     task: Task
     shard: Shard
 
     @property
     def rows(self) -> int:
-        """Rows that are looked at."""
+        """The number of rows that the task searches."""
         return self.shard.rows if self.task.only is None else len(self.task.only)
 
     def to_row(self) -> dict[str, str]:
@@ -36,23 +36,23 @@ class Work:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the driver hears of a task."""
+    """A worker's report on a task to the driver."""
 
     shard: int
     assigned: int = 0
     quarantined: int = 0
-    #: Sum over the assigned rows.
+    #: Sum of the assigned rows' losses.
     loss: float = 0.0
-    #: Where no row was usable and nothing is published yet.
+    #: The failures of all rows, if no row was usable; nothing is published then.
     failures: tuple[Failure, ...] = ()
-    #: Why the run cannot go on.
+    #: The error that ends the run; "" without one.
     error: str = ""
     #: Message of a quarantined row.
     example: str = ""
-    #: What a person should know.
+    #: Lines to print for the user.
     notes: str = ""
-    #: Of an error: whether memory ran out, the machine's or a GPU's; the traceback, where nothing else explains it; and the
-    #: worker's images side by side, 0 where it has not come so far.
+    #: With an error: whether memory ran out; whether that was the machine's memory (`host`) or a GPU's; the traceback, if the
+    #: error was unexpected; and the worker's batch size, 0 if it failed while loading.
     memory: bool = False
     host: bool = False
     traceback: str = ""
@@ -60,7 +60,7 @@ class Receipt:
 
     @property
     def fault(self) -> Fault | None:
-        """What `error` is about."""
+        """The `error` with its details; None without one."""
         return Fault(self.error, self.memory, self.host, bool(self.traceback)) if self.error else None
 
     def to_row(self) -> dict[str, str]:

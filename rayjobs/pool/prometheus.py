@@ -10,16 +10,18 @@ class WorkerMetrics:
     """Counters and gauges of one worker; Ray adds the node and the worker as labels, and `ray_` before each name."""
 
     def __init__(self) -> None:
-        self.rows = Counter("ortho_rows_assigned", "Rows that were given their noise")
+        self.rows = Counter("ortho_rows_assigned", "Rows with assigned noise")
         self.quarantined = Counter("ortho_rows_quarantined", "Rows that could not be used", tag_keys=("reason",))
         self.evaluations = Counter("ortho_evaluations", "Generator forward + backward passes of one image")
-        self.forwards = Counter("ortho_candidate_forwards", "Generator forwards of one image that chose its base noise")
-        self.wait = Counter("ortho_wait_seconds", "Seconds in which the engine stood still", tag_keys=("stage",))
+        self.forwards = Counter(
+            "ortho_candidate_forwards", "Generator forward passes of one image to choose its base noise"
+        )
+        self.wait = Counter("ortho_wait_seconds", "Seconds in which the engine waited", tag_keys=("stage",))
         self.occupancy = Gauge(
             "ortho_slot_occupancy", "Share of the computed slots that held an image, since the start"
         )
-        self.slots = Gauge("ortho_slots", "Images side by side")
-        self.killed = Counter("ortho_decoders_killed", "Processes that died while decoding")
+        self.slots = Gauge("ortho_slots", "Images per batch")
+        self.killed = Counter("ortho_decoders_killed", "Processes that crashed while decoding")
         self._evaluations = self._waited = self._killed = 0.0
 
     def shard(self, result: ShardResult, usage: Usage) -> None:
@@ -40,7 +42,7 @@ class WorkerMetrics:
         self._killed = self._rise(self.killed, self._killed, usage.killed)
 
     def published(self, seconds: float) -> None:
-        """Count the time that a part file took to be written."""
+        """Count the seconds that writing a part file took."""
         if seconds > 0:
             self.wait.inc(seconds, {"stage": "publish"})
 

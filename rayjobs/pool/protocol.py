@@ -1,7 +1,7 @@
-"""What the pool and the verbs that use it know of each other.
+"""The interfaces between the pool and the verbs that use it.
 
-A verb gives the pool a `PoolJob`, which says how many workers there are and when to give up, and a `Search`, which says what
-becomes of a shard. A search is a recipe that is sent to every worker; what it loads there is a `Searcher`.
+A verb gives the pool a `PoolJob`, with the number of workers and the limits of the run, and a `Search`, which processes a shard.
+The `Search` is sent to every worker before anything is loaded; there it loads a `Searcher`.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from ortho_core.records.parts import ShardResult
 
 
 class PoolJob(Protocol):
-    """What the pool needs of a job; `PoolResources` has all of it but `out`."""
+    """What the pool needs from a job; `PoolResources` has all of it except `out`."""
 
     @property
     def out(self) -> str | Path:
-        """Where the result goes, to name in messages."""
+        """The output folder, for messages."""
         ...
 
     @property
     def pool_size(self) -> tuple[int, int]:
-        """The least and the most workers; none: the command's own process works."""
+        """The least and the most workers; (0, 0): the command's own process works."""
         ...
 
     @property
@@ -33,7 +33,7 @@ class PoolJob(Protocol):
 
     @property
     def cpus_per_decoder(self) -> float | None:
-        """None: one, where there is one to spare."""
+        """None: 1 if the cluster has one to spare, else 0."""
         ...
 
     @property
@@ -41,7 +41,7 @@ class PoolJob(Protocol):
 
     @property
     def max_failure_rate(self) -> float:
-        """The share of quarantined rows above which a run ends."""
+        """The run ends if a larger share of its rows is quarantined."""
         ...
 
     def gpus(self) -> float:
@@ -49,11 +49,11 @@ class PoolJob(Protocol):
         ...
 
     def worker_device(self) -> str:
-        """Where a worker that Ray starts computes. Raises UserError for a device that Ray does not give."""
+        """The device of a worker that Ray starts. Raises UserError for a device that does not exist."""
         ...
 
     def own_device(self) -> str:
-        """Where a command computes that starts no workers. Raises UserError for a device that is not there."""
+        """The device of a command that starts no workers. Raises UserError for a device that does not exist."""
         ...
 
     def fitting(self, wanted: int) -> int:
@@ -61,21 +61,21 @@ class PoolJob(Protocol):
         ...
 
     def spare_cpu(self, workers: int) -> float:
-        """CPUs that the cluster has to spare beside each of so many workers."""
+        """CPUs that the cluster has left for the decoder of each of `workers` workers: 1 or 0."""
         ...
 
 
 class Attempts(Protocol):
-    """How often each shard was begun: a shard that always kills its worker must not be tried for ever."""
+    """Counts how often each shard was begun: a shard that always crashes its worker must not be tried without end."""
 
     def so_far(self, shard: int) -> int: ...
 
     def begin(self, shard: int) -> int:
-        """Count one more; returns how many there were before."""
+        """Count one attempt more; returns the number before it."""
         ...
 
 
-#: Gives what decodes the images of a pair set.
+#: Returns the function that decodes the images of a pair set.
 Decoder = Callable[[PairSet], Decode]
 
 
@@ -83,25 +83,25 @@ Decoder = Callable[[PairSet], Decode]
 class Usage:
     """How well a searcher's slots were used since it was loaded."""
 
-    #: Images side by side.
+    #: Images per batch.
     slots: int
-    #: Evaluations computed, those of empty slots included.
+    #: Computed evaluations, including those of empty slots.
     computed: int
     #: Seconds in which no decoded row was ready.
     waited: float
-    #: Processes that died while decoding.
+    #: Number of processes that crashed while decoding.
     killed: int
 
 
 class Metrics(Protocol):
-    """Who is told how a worker does."""
+    """Receives the figures of a worker."""
 
     def shard(self, result: ShardResult, usage: Usage) -> None:
         """A shard was searched."""
         ...
 
     def published(self, seconds: float) -> None:
-        """A part file was written, in so many seconds."""
+        """A part file was written in `seconds`."""
         ...
 
 
@@ -118,7 +118,7 @@ class WorkerPlace(Protocol):
 
     @property
     def concurrent(self) -> bool:
-        """Whether shards are searched side by side, each asked for from a thread of its own."""
+        """Whether several shards are searched at once, each called from its own thread."""
         ...
 
     @property
@@ -128,35 +128,35 @@ class WorkerPlace(Protocol):
     def metrics(self) -> Metrics | None: ...
 
     def decoder(self, pairs: PairSet) -> Decode:
-        """What decodes the images of a pair set."""
+        """The function that decodes the images of a pair set."""
         ...
 
 
 class Searcher(Protocol):
-    """A search with everything loaded."""
+    """A search with its models loaded."""
 
     def search(self, shard: Shard, only: frozenset[int] | None) -> ShardResult:
-        """The records and failures of a shard, of the rows `only` if not of all. Thread-safe where the place is concurrent."""
+        """The records and failures of a shard; `only` selects rows (None: all). Thread-safe if the place is concurrent."""
         ...
 
     def usage(self) -> Usage: ...
 
 
 class Search(Protocol):
-    """What becomes of a shard; sent to every worker, so that nothing in it is loaded yet."""
+    """How a shard is processed. It is sent to every worker, so it holds no loaded model."""
 
     @property
     def pairs(self) -> PairSet:
-        """The rows."""
+        """The pair set with the rows."""
         ...
 
     @property
     def passes(self) -> int:
-        """Passes of all slots that a shard takes at most: what bounds the time that a worker may be silent."""
+        """The most passes of all slots that a shard needs. They decide how long the driver waits for a finished shard."""
         ...
 
     def load(self, place: WorkerPlace, notes: list[str]) -> Searcher:
-        """Load what is held from the first shard to the last. What a person should know is appended to `notes`.
+        """Load the models once for all shards. Lines to print for the user are appended to `notes`.
 
         Raises UserError.
         """

@@ -1,4 +1,4 @@
-"""One run of a verb that leaves part files of shards: begun or continued, and concluded with its summary."""
+"""One run of a verb that writes a part file for each shard: it is begun or resumed, and concluded with its summary."""
 
 import json
 import time
@@ -19,7 +19,7 @@ from rayjobs.verb.plan import claim
 
 
 class ShardedRun(Generic[AnyShardedPlan]):
-    """A run in the folder that it has claimed: what is left to do, what is settled, and its summary."""
+    """A run in the folder that it has claimed: its open tasks, its settled rows, and its summary."""
 
     def __init__(self, location: str, plan: AnyShardedPlan, retry_failures: bool = False, verify: bool = False) -> None:
         """Raises UserError if the folder belongs to another run."""
@@ -29,7 +29,7 @@ class ShardedRun(Generic[AnyShardedPlan]):
         self.started = time.monotonic()
 
     def is_complete(self, page: bool = False) -> bool:
-        """Whether there is nothing left to do, not even to mend, of the `page` too; prints that."""
+        """Whether the run is complete and undamaged, with `page` also its report; prints a line if it is."""
         folder = self.ledger.folder
         if self.survey.todo or not is_whole(folder, ASSIGN_SUMMARY, self.verify):
             return False
@@ -40,19 +40,19 @@ class ShardedRun(Generic[AnyShardedPlan]):
 
     @property
     def exit_code(self) -> int:
-        """Of a run that is complete."""
+        """The exit code of a complete run."""
         return exit_code(self.survey.quarantined)
 
     def finish(self) -> Counts:
-        """Once every shard is committed: stop the clock, write `failures.jsonl`, count. Raises RunFailed if one is not."""
+        """Stop the clock, write `failures.jsonl`, and count the rows. Raises RunFailed if a shard is not committed."""
         self.seconds = time.monotonic() - self.started
         self.counts = self.ledger.finish()
         return self.counts
 
     def check_noise(self, latent_shape: tuple[int, int, int]) -> dict[str, str]:
-        """The statistics of the noise of all rows, as files and as an entry of the summary; prints the verdict.
+        """Write the statistics of all rows' noise as files, print the verdict, and return it as an entry of the summary.
 
-        Nothing where no row was assigned.
+        Does nothing if no row was assigned.
         """
         if not self.counts.assigned:
             return {}
@@ -61,7 +61,7 @@ class ShardedRun(Generic[AnyShardedPlan]):
         return {"gaussianity": verdict(statistics)}
 
     def summary(self, job: BaseModel, unknown: Collection[str] = (), **more: object) -> dict[str, Any]:
-        """The content of `summary.json`: the counts but those that are `unknown`, `more`, the speed of this run, the job."""
+        """The content of `summary.json`: the counts without those named in `unknown`, `more`, the speed of this run, the job."""
         rows = self.plan.rows - self.survey.rows
         counts = {name: value for name, value in asdict(self.counts).items() if name not in unknown}
         content = {
@@ -78,7 +78,7 @@ class ShardedRun(Generic[AnyShardedPlan]):
     def conclude(self, summary: Mapping[str, object], nothing: str) -> int:
         """Write the summary, which marks the run as complete, and return the exit code.
 
-        Raises RunFailed, which says `nothing` of all rows, if no row was assigned.
+        Raises RunFailed if no row was assigned; `nothing` is the end of the message after "none of the N".
         """
         folder, counts = self.ledger.folder, self.counts
         files = {name: receipt.model_dump() for name, receipt in receipts_in(folder, ASSIGN_SUMMARY).items()}

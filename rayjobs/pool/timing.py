@@ -1,4 +1,4 @@
-"""What a dry run says about time: a few evaluations, timed on a worker like those of the run."""
+"""The time estimate of a dry run: a few evaluations are timed on a worker with the run's settings."""
 
 import time
 from dataclasses import asdict, dataclass, replace
@@ -10,13 +10,13 @@ from rayjobs.pool.worker import OwnProcess
 from rayjobs.verb.faults import explained
 from rayjobs.verb.session import ray_session
 
-#: Evaluations of every slot that are timed, after as many that are not.
+#: Evaluations of every slot that are timed. The same number is run before, without timing, to warm up.
 TIMED = 3
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds for one evaluation of one image, and what it was measured on."""
+    """Seconds for one evaluation of one image, and the worker that was measured."""
 
     seconds_per_evaluation: float
     slots: int
@@ -24,7 +24,7 @@ class Timing:
     gpus_per_worker: float = 0.0
 
     def hours(self, evaluations: int) -> float:
-        """Of one worker, for so many evaluations."""
+        """Hours of one worker for this number of evaluations."""
         return evaluations * self.seconds_per_evaluation / 3600
 
     def as_json(self) -> dict[str, float | str]:
@@ -51,7 +51,7 @@ def seconds_per_evaluation(job: PoolJob, search: EngineSearch) -> Timing:
 
 
 def _time(search: EngineSearch, threads: int, device: str) -> Timing | str:
-    """On a worker: the engine on images of noise; what is wrong, where something is."""
+    """Runs on a worker: times the engine on random images. Returns the message of a UserError instead of raising it."""
     import torch
 
     from ortho_core.estep.engine import Engine

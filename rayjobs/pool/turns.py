@@ -1,4 +1,4 @@
-"""Turns: callers that wait for each other in order."""
+"""Turns: threads of a worker that wait for each other."""
 
 import threading
 from collections.abc import Iterator
@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 
 class Turns:
-    """Shards that were under way when a worker died go alone, so that the one to blame takes no other along."""
+    """A shard that was being searched when a worker died is searched alone. If it crashes the worker again, it takes no other
+    shard with it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -15,6 +16,7 @@ class Turns:
 
     @contextmanager
     def take(self, alone: bool) -> Iterator[None]:
+        """Wait for a turn; with `alone`, until no other caller is inside. No other enters before an `alone` block ends."""
         with self._changed:
             self._changed.wait_for(lambda: not self._alone and not (alone and self._inside))
             self._inside += 1

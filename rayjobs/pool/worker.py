@@ -1,4 +1,4 @@
-"""What each worker of the pool does, whatever it searches for: turn shards into part files, and tell how it goes."""
+"""A worker of the pool, for any search: it turns shards into part files and reports to the driver."""
 
 import time
 import traceback
@@ -16,7 +16,7 @@ from rayjobs.pool.protocol import Search, WorkerPlace
 from rayjobs.pool.turns import Turns
 from rayjobs.verb.faults import fault_of
 
-#: A shard that was under way so often when its worker died is quarantined instead of begun again.
+#: A shard is quarantined instead of searched again after its worker has died this many times.
 DEATHS = 4
 
 
@@ -36,7 +36,7 @@ class Counted:
 
 
 class OwnProcess:
-    """The place of a worker that is the command itself: one shard at a time, without Ray."""
+    """The place of a worker that is the command's own process: one shard at a time, without Ray."""
 
     concurrent, metrics = False, None
 
@@ -57,25 +57,25 @@ class PoolWorker:
         try:
             torch.set_num_threads(place.threads)
             self.searcher = search.load(place, self.notes)
-        except Exception as error:  # raised from here, it would restart an actor for ever
+        except Exception as error:  # an error raised from here would make Ray restart the actor without end
             self.broken = error
 
     def work(self, work: Work) -> Receipt:
-        """Search a shard and publish what was found."""
+        """Search a shard and publish the result. Errors are returned in the receipt."""
         task = work.task
         if self.broken is not None:
             return self._ended(task, self.broken)
         try:
-            # The first of two attempts may have published and died before it could say so.
+            # An earlier attempt may have published the part and died before it could return the receipt.
             if (footer := self.ledger.committed(task)) is not None:
                 about = footer.about
                 return Receipt(task.shard, footer.rows, len(about.failures), about.loss_sum)
             return self._publish(task, self._search(task, work.shard))
-        except Exception as error:  # raised from here, Ray would bring it without its place
+        except Exception as error:  # if raised from here, Ray would lose the line of code where it occurred
             return self._ended(task, error)
 
     def _ended(self, task: Task, error: Exception) -> Receipt:
-        """What the driver is to know of an error that ends the run."""
+        """The receipt for an error that ends the run."""
         fault = fault_of(error)
         trace = "".join(traceback.format_exception(error)) if fault.unexpected else ""
         slots = 0 if self.broken is not None else self.searcher.usage().slots
@@ -90,9 +90,9 @@ class PoolWorker:
         )
 
     def _notes(self) -> str:
-        said = "; ".join(self.notes)
+        line = "; ".join(self.notes)
         self.notes.clear()
-        return said
+        return line
 
     def _search(self, task: Task, shard: Shard) -> ShardResult:
         attempts = self.place.attempts
@@ -106,12 +106,12 @@ class PoolWorker:
         return result
 
     def _given_up(self, task: Task, shard: Shard) -> ShardResult:
-        """Every row of a shard as a failure: unusable rows by their own reason, the others because the worker died."""
+        """Every row of a shard as a failure: unusable rows with their own reason, the others with "worker-died"."""
         result = ShardResult()
         for pair in usable_rows(self.pairs, shard, result.failures, task.only):
             message = (
-                f"row {pair.row}: its worker died {DEATHS} times while the shard of this row was under way; one that is killed "
-                "by signal 9 mostly met the end of the machine's memory, where fewer --workers need less"
+                f"row {pair.row}: its worker died {DEATHS} times while it searched the shard with this row; signal 9 mostly "
+                "means that the machine's memory ran out; fewer --workers need less"
             )
             result.failures.append(Failure(pair.sample_id, pair.row, "worker-died", message, pair.image))
         return result
@@ -119,8 +119,8 @@ class PoolWorker:
     def _publish(self, task: Task, result: ShardResult) -> Receipt:
         notes = self._notes()
         if not result.rows:
-            # Of a whole shard the driver decides whether that is the data's fault or the run's; of rows that failed
-            # before there is nothing new to say.
+            # For a whole shard, the driver decides whether the data or the run is wrong. For rows that failed before, nothing
+            # has changed.
             return Receipt(task.shard, failures=tuple(result.failures), notes=notes)
         began = time.perf_counter()
         self.ledger.commit(task, result)

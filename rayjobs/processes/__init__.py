@@ -1,1 +1,1 @@
-"""Processes that begin without importing and end without taking apart what is imported."""
+"""Processes that start without imports (forks of a server) and end without freeing their modules one by one."""

@@ -1,4 +1,4 @@
-"""What Ray starts as the Python of a worker: asks the fork server for the process, and is Python itself where none answers.
+"""The program that Ray starts as a worker's Python. It asks the fork server for a process; if none answers, it becomes Python.
 
 Run as a script, without the packages of this environment: `python -I -S fork_client.py ADDRESS FILE ARGUMENT ...`.
 """
@@ -9,14 +9,14 @@ import signal
 import socket
 import sys
 
-#: Seconds to wait for the answer of a server, which may still be importing.
+#: Seconds to wait for the server's answer: the server may still be importing.
 FORK_ANSWER_S = 40.0
 
 
 def asked(address: str, command: list[str]) -> bool:
-    """Is `command`, a Python file and its arguments, run by a process that the server at `address` made?
+    """Whether the server at `address` has forked a process that runs `command`, a Python file and its arguments.
 
-    It has the environment, folder, priority, blocked signals and open standard streams of this one.
+    The fork gets the environment, folder, priority, blocked signals and standard streams of this process.
     """
     request = {
         "command": command,
@@ -35,7 +35,7 @@ def asked(address: str, command: list[str]) -> bool:
             try:
                 answer = server.recv(1)
             except TimeoutError:
-                # From here on there is no answer, and so no fork; was there one before?
+                # After the shutdown the server cannot answer, and so does not fork. An answer from before may still be read.
                 server.shutdown(socket.SHUT_RDWR)
                 answer = server.recv(1)
             return answer == b"1"

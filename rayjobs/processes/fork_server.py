@@ -1,6 +1,6 @@
-"""A process that has imported what workers need, and forks a worker whenever `fork_client` asks.
+"""A process that has imported the workers' libraries, and forks a worker for each request of `fork_client`.
 
-It inherits a listening socket, and ends when its standard input does, which is a pipe from whoever started it.
+It inherits a listening socket. It ends when its standard input, a pipe from its parent process, is closed.
 """
 
 import json
@@ -23,13 +23,13 @@ import psutil
 from ortho_core.generators.imports import quick_imports
 from rayjobs.processes.leaving import leave
 
-#: Seconds that a client has for its request, which it sends in one go.
+#: Seconds that a client has to send its request.
 REQUEST_S = 5.0
 
 
 @dataclass(frozen=True)
 class ForkRequest:
-    """A process that is to be: what `fork_client.asked` sends."""
+    """The process that is requested: what `fork_client.asked` sends."""
 
     command: list[str]
     environment: dict[str, str]
@@ -40,14 +40,14 @@ class ForkRequest:
 
     @classmethod
     def received(cls, client: socket.socket) -> "ForkRequest":
-        """Raises OSError, ValueError, TypeError if it is not whole."""
+        """Read a request from a socket. Raises OSError, ValueError or TypeError if it is not complete."""
         head, streams, _, _ = socket.recv_fds(client, 8, 3)
         try:
             if len(head) != 8 or len(streams) != 3:
                 raise ValueError("a request without its streams")
-            wanted, message = int.from_bytes(head, "big"), b""
-            while len(message) < wanted:
-                if not (more := client.recv(wanted - len(message))):
+            length, message = int.from_bytes(head, "big"), b""
+            while len(message) < length:
+                if not (more := client.recv(length - len(message))):
                     raise ValueError("a request without its end")
                 message += more
             return cls(**json.loads(message), streams=list(streams))
@@ -61,10 +61,10 @@ class ForkRequest:
             os.close(stream)
 
     def become(self, inherited: Mapping[str, str]) -> NoReturn:
-        """Make this process the one that was asked for, until its program ends.
+        """Turn this process into the requested one, and run its program to the end.
 
-        What was imported has found its modules and its settings by the environment `inherited`: where modules are to be found
-        elsewhere, a new Python begins.
+        The server's imports used the module paths of the environment `inherited`. If the request has other module paths, this
+        process starts a new Python instead.
         """
         for number, stream in enumerate(self.streams):
             os.dup2(stream, number)
@@ -77,7 +77,7 @@ class ForkRequest:
         signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
         os.environ.clear()
         os.environ.update(self.environment)
-        np.random.seed()  # the one generator that a fork does not seed anew by itself
+        np.random.seed()  # a fork has the server's state of this generator; others get new seeds in a fork
         if any(self.environment.get(name) != inherited.get(name) for name in ("PYTHONPATH", "PYTHONHOME")):
             os.execv(sys.executable, [sys.executable, *self.command])
         sys.argv[:] = self.command
@@ -94,7 +94,7 @@ class ForkRequest:
 
 
 def preload() -> None:
-    """Import what workers import for most models: what is theirs alone takes hundredths of a second."""
+    """Import what workers need for most models. The remaining imports of a worker take hundredths of a second."""
     with quick_imports():
         from diffusers import (  # noqa: F401
             AutoencoderKL,
@@ -110,17 +110,17 @@ def preload() -> None:
 
 
 def is_ours(client: socket.socket) -> bool:
-    """Is it a process of the same user? The address has no file, so no permissions guard it."""
+    """Whether the client is a process of the same user. The address has no file, so no file permissions protect it."""
     peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return struct.unpack("3i", peer)[1] == os.getuid()
 
 
 def serve(listening: socket.socket, lifeline: int) -> ForkRequest | None:
-    """Fork for each request. Returns the request in the process that was forked for it, None when `lifeline` ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them, and none stays as a zombie
+    """Fork for each request. Returns the request in the fork, and None in the server when `lifeline` is closed."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the forks, and none stays as a zombie
     while True:
         ready, _, _ = select.select([listening.fileno(), lifeline], [], [])
-        if lifeline in ready:  # whoever started this is gone, and so is its Ray
+        if lifeline in ready:  # the parent process is gone, and so is its Ray
             for fork in psutil.Process().children():
                 with suppress(psutil.NoSuchProcess):
                     fork.kill()
@@ -131,7 +131,7 @@ def serve(listening: socket.socket, lifeline: int) -> ForkRequest | None:
                 continue
             request = ForkRequest.received(client)
             try:
-                # Before the fork: who has given up waiting is a Python by now, and there must not be two.
+                # Sent before the fork: a client that no longer waits has become Python itself, and must not run twice.
                 client.sendall(b"1")
                 forked = os.fork() == 0
             except OSError:
@@ -144,9 +144,9 @@ def serve(listening: socket.socket, lifeline: int) -> ForkRequest | None:
 
 
 def main(listening: int) -> None:
-    """Serve at the socket of this number."""
+    """Serve on the listening socket with this file descriptor."""
     inherited = dict(os.environ)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this decides when it ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides when the server ends
     preload()
     if (request := serve(socket.socket(fileno=listening), sys.stdin.fileno())) is not None:
         request.become(inherited)

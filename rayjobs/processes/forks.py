@@ -1,4 +1,4 @@
-"""Workers of this machine's Ray as forks of one process that has imported their libraries."""
+"""Start the workers of a local Ray as forks of one process that has imported their libraries."""
 
 import json
 import os
@@ -16,24 +16,24 @@ import psutil
 
 from rayjobs.processes import fork_client
 
-#: What an accelerator's driver makes. A process that has looked for one can hand it to no fork, and libraries look on import.
+#: Device files of accelerators. Libraries initialise an accelerator on import, and a fork cannot use it after that.
 ACCELERATORS = ("/dev/nvidia*", "/dev/kfd", "/dev/accel*")
-#: Modules are looked for where this process looks for them.
+#: The server's program; it gets the module paths of this process.
 PROGRAM = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from rayjobs.processes.fork_server import main
 main(int(sys.argv[2]))"""
-#: As Ray has a worker compute until it says otherwise, which needs no second thread where forks begin.
+#: Ray's default for workers. It also keeps the server from starting threads, which forks do not inherit.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def forking_is_sound() -> bool:
-    """On Linux, without an accelerator."""
+    """Whether workers can be forks: on Linux, without an accelerator."""
     return sys.platform == "linux" and not any(glob(each) for each in ACCELERATORS)
 
 
 def listens(listening: socket.socket, address: str) -> bool:
-    """At an address without a file, which nobody has to take away; a system that has none such has no forks."""
+    """Listen at an abstract address, which needs no file and no clean-up. False if the system has no such addresses."""
     try:
         listening.bind("\0" + address)
         listening.listen(128)
@@ -43,9 +43,9 @@ def listens(listening: socket.socket, address: str) -> bool:
 
 
 def end_with_forks(server: psutil.Process) -> None:
-    """Kill a server, and those of its forks that did not end with Ray: one that has yet to join it is unknown to Ray."""
+    """Kill a server and its forks that did not end with Ray: Ray does not know a fork that has not joined it yet."""
     with suppress(psutil.NoSuchProcess):
-        server.suspend()  # it forks no more
+        server.suspend()  # so that it does not fork any more
         for process in [*server.children(), server]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -53,10 +53,10 @@ def end_with_forks(server: psutil.Process) -> None:
 
 @contextmanager
 def fork_server() -> Iterator[dict[str, str]]:
-    """A fork server for as long as the block runs, and the runtime environment in which Ray's workers are its forks.
+    """Run a fork server during the block; yields the runtime environment that makes Ray's workers its forks.
 
-    Empty where forking is not sound. Ray starts a worker in a fifth of a second of processor time by it, instead of importing
-    PyTorch and diffusers for seconds, and workers share the memory of what was imported.
+    The environment is empty if workers cannot be forks. With forks, a worker starts in 0.2 s of processor time instead of
+    the seconds that importing PyTorch and diffusers takes, and workers share the memory of the imported modules.
     """
     address = f"ortho-{secrets.token_hex(16)}"
     with socket.socket(socket.AF_UNIX) as listening:
@@ -67,7 +67,7 @@ def fork_server() -> Iterator[dict[str, str]]:
             [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(listening.fileno())],
             pass_fds=[listening.fileno()],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # where it cannot import, workers begin by themselves, and say why
+            stdout=subprocess.DEVNULL,  # if its imports fail, workers start without it and report the error
             stderr=subprocess.DEVNULL,
             process_group=0,
             env=os.environ | ONE_THREAD,

@@ -1,4 +1,4 @@
-"""The end of a process that has imported a lot."""
+"""A fast end for a process that has imported many modules."""
 
 import atexit
 import gc
@@ -9,12 +9,12 @@ from typing import NoReturn
 
 
 def leave(code: object) -> NoReturn:
-    """End this process as `sys.exit(code)` does, but let the system take its modules back instead of taking them apart.
+    """End this process like `sys.exit(code)`, but without freeing its modules one by one; the system frees the memory.
 
-    Of a process that has imported diffusers that saves a second. What is registered to be called at exit is called, threads
-    that are no daemons are waited for, and the standard streams are flushed.
+    This saves a second for a process that has imported diffusers. Functions registered with `atexit` are called, threads that
+    are not daemons are waited for, and the standard streams are flushed.
     """
-    atexit.unregister(gc.unfreeze)  # `quick_imports` has it called for the sake of what is left out here
+    atexit.unregister(gc.unfreeze)  # registered by `quick_imports` for the clean-up that is skipped here
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     if code is not None and not isinstance(code, int):
@@ -23,6 +23,6 @@ def leave(code: object) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # nobody reads any more: what Python itself ends with then
+        except (OSError, ValueError):  # the stream is closed; Python ends with 120 then
             status = status or 120
     os._exit(status)

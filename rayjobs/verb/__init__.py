@@ -1,1 +1,1 @@
-"""What every verb stands on: options, paths, plans, sessions, the console."""
+"""Code that all verbs share: options, paths, plans, Ray sessions, the console."""

@@ -1,7 +1,7 @@
-"""The catalogue of downloadable models: what each consists of and where its files belong. No network.
+"""The catalogue of downloadable models: their files and where these belong. Uses no network.
 
-A model that is no pipeline by itself, a LoRA or the weights of a UNet, is two folders: one of its files as they are
-published, and one of the pipeline that `rayjobs.download.assemble` makes of them and a base.
+A LoRA or the weights of a UNet are not a complete pipeline. Such a model has two folders: one with its files as they are
+published, and one with the pipeline that `rayjobs.download.assemble` makes of them and a base.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ CATALOG = Path(__file__).resolve().parents[1] / "download" / "catalog.toml"
 
 
 def inside(path: str) -> str:
-    """The path itself. Raises ValueError for one that is not plainly relative, and inside of its folder."""
+    """Returns the path. Raises ValueError unless it is a plain relative path that stays inside its folder."""
     parts = path.split("/")
     if not path or "\\" in path or ":" in path or any(part in {"", ".", ".."} for part in parts):
         raise ValueError(
@@ -35,7 +35,7 @@ class _Part(BaseModel):
 
 
 class ModelFile(_Part):
-    """A file of the repository, under the same path in the model's folder."""
+    """A file of the repository; it has the same path in the model's folder."""
 
     path: Inside
     size: int | None = Field(None, ge=0)  #: bytes
@@ -49,13 +49,13 @@ class ModelFile(_Part):
 
     @property
     def bytes_about(self) -> int:
-        """The size as far as it is known; of small text files it is not."""
+        """The exact or rounded size; 0 for small text files, whose size is not known."""
         return self.size or self.about or 0
 
     @model_validator(mode="after")
     def _one_size(self) -> "ModelFile":
         if self.size is not None and self.about is not None:
-            raise ValueError(f"{self.path} has a size and an about; accepted: one of them")
+            raise ValueError(f"{self.path} has both size and about; accepted: one of them")
         return self
 
 
@@ -66,7 +66,7 @@ class License(_Part):
 
 
 class Recipe(_Part):
-    """How one step is taken: the diffusers scheduler, what the network predicts, the timestep it is told."""
+    """How one step is taken: the diffusers scheduler, the network's prediction type, and the timestep that it gets."""
 
     scheduler: str
     prediction_type: Literal["epsilon", "v_prediction", "sample"]
@@ -103,9 +103,9 @@ class Entry(_Part):
     @model_validator(mode="after")
     def _whole(self) -> "Entry":
         if (self.kind == "generator") != (self.recipe is not None):
-            raise ValueError("a generator has a recipe, and nothing else has")
+            raise ValueError("an entry of kind generator needs a recipe; other kinds have none")
         if self.assemble and (len(self.files) != 1 or self.assemble.base not in self.requires):
-            raise ValueError("what is assembled has one file, and its base among what it requires")
+            raise ValueError("an entry with assemble needs exactly one file, and its base in requires")
         return self
 
 
@@ -119,7 +119,7 @@ def read_catalog(file: Path = CATALOG) -> dict[str, Entry]:
     except OSError as error:
         raise UserError(f"catalogue {file}: {error.strerror}") from error
     if set(content) != {"models"} or not isinstance(content["models"], dict):
-        raise UserError(f"catalogue {file} has {sorted(content)} at its top; accepted: tables [models.NAME]")
+        raise UserError(f"catalogue {file} has {sorted(content)} at its top level; accepted: tables [models.NAME]")
     catalog = {name: _entry(file, name, value) for name, value in content["models"].items()}
     above: set[str] = set()
     for name, entry in catalog.items():

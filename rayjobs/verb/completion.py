@@ -1,13 +1,13 @@
-"""`ortho completion bash` or `zsh`: a script for the shell that completes verbs, their options, and paths after them."""
+"""`ortho completion bash` or `zsh`: a shell script that completes verbs, their options, and paths after them."""
 
 from ortho_core.errors import UserError
 from rayjobs.verb.help import EVERYWHERE, HELP, LOCAL, flag_of, leaves
 from rayjobs.verb.presets import PRESETS
 from rayjobs.verb.table import VERBS
 
-#: What each shell needs first: zsh reads bash's functions.
+#: The first lines for each shell: zsh loads its support for bash's functions.
 SHELLS = {"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"}
-#: Dots are no word breaks, so `--train.lr` is one word. Without a match, the shell completes paths.
+#: Dots do not break words, so `--train.lr` is one word. Without a match, the shell completes paths.
 SCRIPT = """{head}_ortho() {{
   local words word="${{COMP_WORDS[COMP_CWORD]}}"
   COMPREPLY=()
@@ -24,9 +24,9 @@ complete -o default -F _ortho ortho
 
 
 def completion(argv: list[str]) -> str:
-    """The script for the shell that `argv` names. Raises UserError."""
+    """The script for the shell that `argv` names. Raises UserError for another shell."""
     if len(argv) != 1 or argv[0] not in SHELLS:
-        raise UserError(f'name the shell, {" or ".join(SHELLS)}, as in: eval "$(ortho completion bash)"')
+        raise UserError(f'name the shell, {" or ".join(SHELLS)}, for example: eval "$(ortho completion bash)"')
     options = "\n".join(f'    {name}) words="{" ".join(options_of(name))}" ;;' for name in VERBS)
     return SCRIPT.format(head=SHELLS[argv[0]], verbs=" ".join([*VERBS, "help", "completion"]), options=options)
 

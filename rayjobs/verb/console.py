@@ -1,4 +1,4 @@
-"""What a job says while it runs: one line that stays current on a terminal, a line now and then in a log."""
+"""The output of a job while it runs: a progress bar on a terminal, a line every ten seconds in a log."""
 
 import json
 import os
@@ -12,29 +12,29 @@ from typing import Any, TextIO
 from ortho_core import __version__
 from ortho_core.text.plain_text import message, printable, redacted_all
 
-#: Seconds between two lines of a log, and between two looks of a bar.
+#: Seconds between two lines of a log, and between two updates of a bar.
 LINE_EVERY_S, BAR_EVERY_S = 10.0, 0.2
 
 
-#: Of a terminal that does not say its size.
+#: The size of a terminal that does not report one.
 NO_SIZE = {"ncols": 80, "nrows": 24}
-#: Bars on the terminal, which make way for a line and come back below it.
+#: Bars on the terminal. They are cleared before a line is printed and drawn again below it.
 OPEN_BARS: list[Any] = []
 
 
 class Progress:
-    """Counts up to `total` units: a bar on a terminal, elsewhere a line now and then, with rate, time left and a note.
+    """Counts up to `total` units: a bar on a terminal, else a line every ten seconds, with rate, time left and a note.
 
-    The rate is that of the units after the first that came: what came before them is start-up, and is told as that.
+    The rate is measured from the first finished units on, so that it does not include the start-up.
     """
 
     def __init__(
         self, name: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None, starting: str = ""
     ) -> None:
-        """`starting`: what happens until the first unit comes."""
+        """`done` units are finished already. `starting` is shown until the first unit is finished."""
         self.name, self.total, self.unit, self.done = message(name), total, unit, done
         self.stream = stream or sys.stderr
-        #: When the first units came, and how many there were by then.
+        #: When the first units were finished, and how many were done then.
         self.first: tuple[float, int] | None = None
         self.shown = time.monotonic()
         self.note = starting
@@ -67,7 +67,7 @@ class Progress:
             self._show(now)
 
     def close(self) -> None:
-        """Show how it ended."""
+        """Show the final state."""
         if self.fresh:
             self._show(time.monotonic())
         if self.bar is not None:
@@ -94,9 +94,9 @@ class Progress:
 
 
 def say(line: str) -> None:
-    """One line for the person who started the job, above the bars that there are.
+    """Print one line for the user on the standard error, above the progress bars.
 
-    What others wrote in it, as names of files and errors of libraries, shows no secret and moves no cursor.
+    File names and library errors in the line are cleaned: secrets are removed, and control characters are not printed.
     """
     for bar in OPEN_BARS:
         bar.clear()
@@ -112,7 +112,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What ran: the packages that decide numbers, Python and the machine type."""
+    """The versions of Ortho, of the packages that decide results, and of Python, and the machine type."""
     names = ("torch", "diffusers", "transformers", "ray", "pyarrow")
     here = {"python": platform.python_version(), "machine": platform.machine()}
     return {"ortho": __version__, **{name: version(name) for name in names}, **here}

@@ -1,4 +1,4 @@
-"""The last resort: whatever ends a verb is one line with its place and a remedy, and its traceback is in a file."""
+"""Error reports: an unexpected error ends a verb with one line (what, where, a remedy) and a traceback in a file."""
 
 import errno
 import os
@@ -20,10 +20,10 @@ from ortho_core.text.plain_text import redacted
 from rayjobs.verb.paths import outputs
 from rayjobs.verb.remedies import remedies
 
-#: The exit code that a shell shows of a command whose reader has gone: `ortho look PAIRS | head -1`.
+#: The exit code of a command whose output pipe is closed, as a shell reports it: `ortho look PAIRS | head -1`.
 CLOSED_PIPE = 141
 GIB = 2**30
-#: How Ray's messages say that a process was killed from outside.
+#: Parts of Ray's messages for a process that was killed from outside.
 _KILLED = ("SIGKILL", "OOM killer", "oom-killer", "signal 9", "exit code 137")
 GOES_ON = "the same command goes on from here"
 REMEDIES = {
@@ -34,42 +34,42 @@ REMEDIES = {
     errno.EACCES: "change its permissions, or choose another place",
     errno.EPERM: "change its permissions, or choose another place",
     errno.EMFILE: "raise the limit of open files (ulimit -n 65536)",
-    errno.EIO: f"see whether the disk or the network's file system is well; {GOES_ON}",
-    errno.ESTALE: f"mount the network's file system again; {GOES_ON}",
+    errno.EIO: f"check the disk or the network file system; {GOES_ON}",
+    errno.ESTALE: f"mount the network file system again; {GOES_ON}",
 }
 
 
 class ElsewhereTraceback(Exception):
-    """The traceback of another process, as text: the cause of the error that tells of it here."""
+    """The traceback of another process, as text. It is the cause of the error that reports it in this process."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, in one line with its place."""
+    """The description of an error: one line with the place in the code, and what kind of error it is."""
 
     said: str
-    #: Whether memory ran out; of the machine, if not of a GPU.
+    #: Whether memory ran out; `host`: that of the machine, not of a GPU.
     memory: bool = False
     host: bool = False
-    #: Whether nothing below explains it, so that its traceback is of use.
+    #: Whether the code does not expect this error, so that its traceback is needed.
     unexpected: bool = False
 
     def remedied(self, job: object, rows: int = 0) -> str:
-        """The line, and where memory ran out the options of the job that need less; `rows` were computed at once."""
+        """The line; if memory ran out, with options of the job that need less. `rows` is the batch size, 0 if unknown."""
         if not self.memory:
             return self.said
         at_once = f" with {rows} at once" if rows else ""
-        less = remedies(job, rows, self.host) or ["take a machine with more memory" if self.host else "a larger GPU"]
+        less = remedies(job, rows, self.host) or [f"use a {'machine with more memory' if self.host else 'larger GPU'}"]
         return f"{self.said}{at_once}; to need less: {', '.join(less)}"
 
 
 def explained(error: BaseException, job: object = None, rows: int = 0) -> str:
-    """One line: the message of the process that failed, its place, and where memory ran out what needs less of it."""
+    """One line: the message of the process that failed, its place in the code, and remedies if memory ran out."""
     return fault_of(error).remedied(job, rows)
 
 
 def last_words(error: Exception, verb: str, job: BaseModel | None) -> str:
-    """What the command says of an error that nothing below it explains: what, where, a remedy, the traceback's file."""
+    """The command's last line for an unexpected error: what, where, a remedy, and the traceback's file."""
     cause = [*_unwrapped(error)][-1]
     written = [] if job is None else [f"{option} {place}" for option, place in outputs(job)]
     said = _of_files(cause, ", ".join(written) or "standard output") or explained(error, job)
@@ -78,9 +78,9 @@ def last_words(error: Exception, verb: str, job: BaseModel | None) -> str:
 
 @contextmanager
 def of_step(name: str, settings: type[BaseModel], *untouched: type[Exception]) -> Iterator[None]:
-    """Inside, what ends a step of a larger verb names the step's options as that verb has them: `--assign.slots`.
+    """Inside, an error that ends a step of a larger verb names options in that verb's form: `--assign.slots`.
 
-    Errors of the kinds `untouched` pass as they are.
+    Errors of the types `untouched` are not changed.
     """
 
     def prefixed(option: re.Match[str]) -> str:
@@ -97,13 +97,13 @@ def of_step(name: str, settings: type[BaseModel], *untouched: type[Exception]) -
         raise (UserError if refused else RunFailed)(said) from error
 
 
-def _line(said: str) -> str:
-    line = " ".join(redacted(said).split())
+def _line(text: str) -> str:
+    line = " ".join(redacted(text).split())
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def reader_gone() -> bool:
-    """Whether nobody reads the standard output, or the standard error, any more."""
+    """Whether the reader of the standard output or of the standard error has closed the pipe."""
     ends = select.poll()
     for descriptor in (1, 2):
         ends.register(descriptor, 0)
@@ -111,7 +111,7 @@ def reader_gone() -> bool:
 
 
 def drop_unwritten() -> None:
-    """Forget what a standard stream cannot write: Python would try again on its way out, and print a traceback."""
+    """Drop what a standard stream cannot write: Python would try again at its end, and print a traceback."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -121,21 +121,21 @@ def drop_unwritten() -> None:
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What an error means, of this process or brought here by Ray from another."""
+    """The description of an error of this process, or of another process from which Ray brought it."""
     wrappers = [*_unwrapped(error)]
     cause = wrappers[-1]
     place = _place_of(wrappers)
     if isinstance(cause, UserError | RunFailed):
         return Fault(_line(str(cause)), memory=isinstance(cause, OutOfMemory))
     name, text = type(cause).__name__, str(cause)
-    said = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if type(cause).__module__.startswith("ray."):
         if name == "OutOfMemoryError" or "running low on memory" in text:
-            used = next((line for line in said if "Memory on the node" in line), said[0] if said else name)
+            used = next((line for line in lines if "Memory on the node" in line), lines[0] if lines else name)
             return Fault(_line(f"the machine's memory ran out, and Ray ended the worker: {used[:300]}"), True, True)
         if any(sign in text for sign in _KILLED):
             return Fault(
-                "a worker's process was killed (signal 9), as the system does where the machine's memory runs out",
+                "a worker's process was killed (signal 9), which the system does if the machine's memory runs out",
                 True,
                 True,
             )
@@ -145,22 +145,22 @@ def fault_of(error: BaseException) -> Fault:
         return Fault(_line(f"{what} ran out {place}: {said_of_memory(cause) or name}; {memory_used()}"), True, host)
     if said_of_files := _of_files(cause):
         return Fault(_line(said_of_files), unexpected=True)
-    message = (said[-1] if said else "no reason given")[:500]
+    message = (lines[-1] if lines else "no reason given")[:500]
     if isinstance(cause, ImportError):
         return Fault(
-            _line(f"{message} ({place}): install {DISTRIBUTION} anew, with all that it needs"), unexpected=True
+            _line(f"{message} ({place}): install {DISTRIBUTION} again, with its requirements"), unexpected=True
         )
     return Fault(_line(f"{name} {place}: {message}"), unexpected=True)
 
 
 def said_of_memory(error: BaseException) -> str:
-    """What an allocator said: all but the page to read that PyTorch ends with."""
+    """An allocator's message, without the line of PyTorch that refers to its documentation."""
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith("See documentation"))[:400]
 
 
 def memory_used() -> str:
-    """What this process has used at most, of its GPU where it has one."""
+    """The peak memory of this process, on its GPU if it has one."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
@@ -171,7 +171,7 @@ def memory_used() -> str:
 
 
 def _unwrapped(error: BaseException) -> Iterator[BaseException]:
-    """The error, and below those of Ray that brought it here the one of the process that failed, which is the last."""
+    """The error and the errors that it wraps. The last one is the error of the process that failed; the others are Ray's."""
     yield error
     failures = getattr(error, "worker_failures", None) or {}
     inside = [
@@ -187,14 +187,14 @@ def _unwrapped(error: BaseException) -> Iterator[BaseException]:
 
 
 def _of_files(error: BaseException, place: str = "") -> str:
-    """What there is to say of a file that cannot be read or written; nothing of other errors.
+    """The message for a file that cannot be read or written; "" for other errors.
 
-    `place` is where it must be where the error does not name it, as with a write to a full disk.
+    `place` is used if the error names no file, as with a write to a full disk.
     """
     if ran_out_of_memory(error):
         return ""
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and os.strerror(errno.ENOSPC) in str(error):  # as safetensors and others say it
+    if number is None and os.strerror(errno.ENOSPC) in str(error):  # safetensors and others raise other types
         number = errno.ENOSPC
     file = getattr(error, "filename", None)
     if file is not None:
@@ -206,33 +206,33 @@ def _of_files(error: BaseException, place: str = "") -> str:
 
 
 def _place_of(errors: Sequence[BaseException]) -> str:
-    """The innermost line of this distribution on the way to an error, else the innermost of all.
+    """The innermost line of our code in the traceback of an error, else the innermost line of all.
 
-    `errors` are an error and what it was wrapped in: what comes from another process has its traceback as text, or none.
+    `errors` are the outer errors and the one they wrap. An error from another process has its traceback as text, or none.
     """
     for error in reversed(errors):
         frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
         text = getattr(error, "_traceback_str", None) or getattr(error, "traceback_str", None) or ""
         frames = frames or [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', text)]
-        own = [(shown, line) for file, line in frames if (shown := _own(file))]
-        if own or frames:
-            file, line = own[-1] if own else (Path(frames[-1][0]).name, frames[-1][1])
+        ours = [(shown, line) for file, line in frames if (shown := _own(file))]
+        if ours or frames:
+            file, line = ours[-1] if ours else (Path(frames[-1][0]).name, frames[-1][1])
             return f"in {file}, line {line}"
     return "in a worker"
 
 
 def _own(file: str) -> str:
-    """The path of one of our files in its checkout, on whichever machine that is; nothing for another file."""
-    found = re.search(r"(?:^|/)(?<!tests/)((?:ortho_core|rayjobs)/[\w/]+\.py)$", file)
-    return found[1] if found else ""
+    """The path inside the checkout of a file of our packages, on any machine; "" for another file."""
+    match = re.search(r"(?:^|/)(?<!tests/)((?:ortho_core|rayjobs)/[\w/]+\.py)$", file)
+    return match[1] if match else ""
 
 
 def traceback_kept(error: Exception, verb: str) -> str:
-    """Write the traceback to a file that its owner alone can read; returns where it is."""
+    """Write the traceback to a file that only its owner can read; returns a text with the file's path."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f"ortho-{verb}-", suffix=".traceback", text=True)
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(redacted("".join(traceback.format_exception(error))))
     except OSError:
-        return "ORTHO_TRACEBACK=1 shows the traceback, for which no file can be written"
+        return "the traceback cannot be written to a file; ORTHO_TRACEBACK=1 prints it"
     return f"the traceback is in {name}"

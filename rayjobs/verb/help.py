@@ -1,4 +1,4 @@
-"""What `--help` prints: an example, what is required, what people set; `--help-all`: every option, by what it governs."""
+"""The text of `--help`: an example, the required options, the usual options; and of `--help-all`: all options in groups."""
 
 import shutil
 import textwrap
@@ -13,23 +13,23 @@ from ortho_core.storage.location import Place
 from rayjobs.verb.presets import PRESETS, preset_line
 from rayjobs.verb.table import Verb
 
-#: Columns of a line at most, and of the option's name beside what it does.
+#: The most columns of a line, and the column where descriptions begin.
 LINE, NAME_COLUMN = 110, 30
 
-#: An option as it is listed: its name with what it takes, and what it does.
+#: An option as it is listed: its name with the type of its value, and its description.
 Entry = tuple[str, str]
 
-HELP = ("--help-all", "every option, by what it governs")
+HELP = ("--help-all", "all options, in groups")
 EVERYWHERE: list[Entry] = [
-    ("--config PATH", "YAML file with any of these options (the command line wins)"),
+    ("--config PATH", "YAML file with any of these options (the command line overrides it)"),
     ("--print-config", "print the resolved configuration and stop"),
     ("--dry-run", "print what would be done, write nothing"),
 ]
-LOCAL = ("--local", "start a Ray of this command's own, whatever cluster there is")
+LOCAL = ("--local", "start a new Ray on this machine for this command, even if a cluster is set")
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every option of `model` as (dotted name, field), nested models opened up."""
+    """Every option of `model` as (dotted name, field), with the options of nested models."""
     for name, field in model.model_fields.items():
         if (group := _group(field)) is not None:
             yield from leaves(group, f"{prefix}{name}.")
@@ -38,12 +38,12 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 
 
 def flag_of(name: str) -> str:
-    """The option of a field."""
+    """The command-line option of a field's name."""
     return "--" + name.replace("_", "-")
 
 
 def verb_help(name: str, verb: Verb | None, model: type[BaseModel], special: Mapping[str, str]) -> str:
-    """The short help of a verb. `special`: what fields take that are no plain options, by name."""
+    """The short help of a verb. `special`: the usage text, by field name, of fields that are not plain options."""
     fields = dict(leaves(model))
     usual = [each for each in (verb.usual if verb else ()) if each in fields]
     required = [each for each, field in fields.items() if field.is_required() and each not in special]
@@ -62,7 +62,7 @@ def verb_help(name: str, verb: Verb | None, model: type[BaseModel], special: Map
     lists: list[Entry] = []
     if name in PRESETS:
         dial = (f"--preset {'|'.join(PRESETS[name])}", preset_line(name))
-        parts.append(_section("one dial:", [dial]))
+        parts.append(_section("presets:", [dial]))
     for group in groups:
         count = sum(each.startswith(f"{group}.") for each in fields)
         title = _first_line(_group(model.model_fields[group]) or model)
@@ -81,12 +81,12 @@ def full_help(name: str, verb: Verb | None, model: type[BaseModel], special: Map
     for each, field in leaves(model):
         group, _, last = each.rpartition(".")
         sections.setdefault((group, _owner(model, group, last)), []).append(_entry(each, field, special))
-    own = sorted(sections, key=lambda key: (key[0] != "", key[1] is not model))
+    ordered = sorted(sections, key=lambda key: (key[0] != "", key[1] is not model))
     parts = [
         f"usage: ortho {name} [options]{''.join(f' {c}' for c in _commands(special))}",
         _paragraph(model.__doc__ or ""),
     ]
-    for group, owner in own:
+    for group, owner in ordered:
         title = "options:" if owner is model else f"{_first_line(owner).rstrip('.')}:"
         parts.append(_section(f"{group}: {title}" if group else title, sections[group, owner]))
     dial = [(f"--preset {'|'.join(PRESETS[name])}", preset_line(name))] if name in PRESETS else []
@@ -95,7 +95,7 @@ def full_help(name: str, verb: Verb | None, model: type[BaseModel], special: Map
 
 
 def takes(field: FieldInfo) -> str:
-    """What a field's option takes, as help names it: `INT`, `PATH`, `ddp|fsdp`."""
+    """The type of an option's value, as the help names it: `INT`, `PATH`, `ddp|fsdp`."""
     if field.annotation is bool:
         return "true|false"
     if typing.get_origin(field.annotation) is typing.Literal:
@@ -103,7 +103,7 @@ def takes(field: FieldInfo) -> str:
     inside = typing.get_args(field.annotation)
     for mark in (*field.metadata, *(mark for each in inside for mark in getattr(each, "__metadata__", ()))):
         if isinstance(mark, Place):
-            # Of a regular expression, the alternatives that are words.
+            # `names` is a regular expression; its alternatives that are words are shown.
             words = [name for name in (mark.names or "").split("|") if name.replace("-", "").isalnum()]
             return "|".join([*words, "PATH"])
     kinds = [kind for kind in (inside or (field.annotation,)) if kind is not type(None)]
@@ -117,7 +117,7 @@ def _group(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _owner(model: type[BaseModel], group: str, name: str) -> type[BaseModel]:
-    """The class that declares a field, of those that its model inherits from."""
+    """The class that declares a field: the model's own or one that it inherits from."""
     for part in group.split(".") if group else []:
         model = _group(model.model_fields[part]) or model
     for ancestor in reversed(model.__mro__):

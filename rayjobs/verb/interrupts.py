@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: a verb ends within seconds, says so in a line, and its exit code is the signal's (130, 143).
+"""Ctrl-C and SIGTERM: a verb ends within seconds, with one line and the signal's exit code (130, 143).
 
-The first signal raises an exception in the main thread, wherever it is; what is being cleaned up after that is not disturbed by
-another. Python drops an exception where nothing could catch it (in a finalizer, in a callback of a library): it is raised again
-then. Where the main thread does not come back all the same, the process ends by itself.
+The first signal raises an exception in the main thread. Further signals are ignored, so that they do not disturb the clean-up.
+Python drops an exception that is raised in a finalizer or in a callback of a library; it is raised again then. If the main
+thread still does not end, another thread ends the process.
 """
 
 import os
@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-#: Seconds from the signal to the end of the process at most.
+#: The most seconds from the signal to the end of the process.
 GRACE_S = 12.0
 #: Seconds after which an exception that was dropped is raised again.
 AGAIN_S = 0.05
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was told to end."""
+    """The process received SIGINT or SIGTERM."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -38,17 +38,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Watch:
-    """What the process was told, and whether that has come through."""
+    """The signal that the process received, and whether its exception was dropped."""
 
     def __init__(self, last_line: Callable[[Interrupted], None]) -> None:
         self.last_line = last_line
         self.told: Interrupted | None = None
-        #: The exception was dropped, and is to be raised by the next signal.
+        #: Whether the exception was dropped and the next signal is to raise it again.
         self.again = False
         self.over = threading.Event()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.told is not None and not self.again:  # it ends already
+        if self.told is not None and not self.again:  # the process is ending already
             return
         if self.told is None:
             self.told, self.over = Interrupted(number), threading.Event()
@@ -57,20 +57,20 @@ class _Watch:
         raise self.told
 
     def dropped(self) -> None:
-        """The exception ended nothing."""
+        """Raise the exception again after AGAIN_S: Python has dropped it."""
 
-        def tell() -> None:
+        def signal_again() -> None:
             self.again = not self.over.is_set()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-        timer = threading.Timer(AGAIN_S, tell)
+        timer = threading.Timer(AGAIN_S, signal_again)
         timer.daemon = True
         timer.start()
 
-    def _insist(self, told: Interrupted, over: threading.Event) -> None:
+    def _insist(self, interrupt: Interrupted, over: threading.Event) -> None:
         if not over.wait(GRACE_S):
-            self.last_line(told)
-            os._exit(told.code)
+            self.last_line(interrupt)
+            os._exit(interrupt.code)
 
 
 _watch: _Watch | None = None
@@ -78,9 +78,9 @@ _watch: _Watch | None = None
 
 @contextmanager
 def told_to_end(last_line: Callable[[Interrupted], None]) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise `Interrupted` in the main thread; elsewhere than there it does nothing.
+    """Inside, SIGINT and SIGTERM raise `Interrupted` in the main thread. In another thread this does nothing.
 
-    `last_line` says it where the process must be ended from beside.
+    `last_line` prints the last line if another thread must end the process.
     """
     global _watch
     if threading.current_thread() is not threading.main_thread():
@@ -106,15 +106,15 @@ def told_to_end(last_line: Callable[[Interrupted], None]) -> Iterator[None]:
 
 
 def as_told(error: KeyboardInterrupt) -> Interrupted:
-    """What told the process to end: Ray raises a KeyboardInterrupt of its own, whatever the signal was that its wait met with."""
+    """The `Interrupted` with the right signal: a wait in Ray raises its own KeyboardInterrupt, also for SIGTERM."""
     if isinstance(error, Interrupted):
         return error
-    told = None if _watch is None else _watch.told
-    return Interrupted(signal.SIGINT) if told is None else told
+    received = None if _watch is None else _watch.told
+    return Interrupted(signal.SIGINT) if received is None else received
 
 
 def taken() -> None:
-    """Whoever caught `Interrupted` goes on: the next signal is a new one."""
+    """Call this after catching `Interrupted` to continue: the next signal raises a new one."""
     if _watch is not None:
         _watch.over.set()
         _watch.told = None

@@ -1,4 +1,4 @@
-"""The model that an option names: opened, with the LoRAs that are added to it, and what is to be said of it."""
+"""Opens the model that an option names, with the LoRAs added to it; a missing model's message names the download."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from rayjobs.verb.console import say
 def open_model(
     place: Path, dtype: str | None = None, loras: Sequence[AddedLora] = (), quantize: str = "none"
 ) -> ModelFolder:
-    """The model in `place` with `loras` added; says, for the precision `dtype`, which of several files will be loaded.
+    """The model in `place` with `loras` added. With a `dtype`, prints which of several weight files will be loaded.
 
-    Raises UserError, in one line: of a model that is not here but in the catalogue, with the command that brings it.
+    Raises UserError. For a missing model of the catalogue, its message has the command that downloads it.
     """
     if not place.exists() and (answer := in_catalogue(place)):
         raise UserError(answer)
@@ -28,13 +28,13 @@ def open_model(
 
 
 def in_catalogue(place: Path) -> str:
-    """How a model that is not there can be brought: one of the catalogue, by its name, its folder or its repository."""
+    """The message for a missing model that is in the catalogue, found by name, folder or repository; "" if it is not."""
     ending = "/".join(place.parts[-2:]).lower()
     models = {name: entry for name, entry in read_catalog().items() if entry.kind in ("generator", "base")}
     by_repository = {name: entry for name, entry in models.items() if ending == entry.repository.lower()}
     if by_repository:
-        asked = f"{place} is no folder here"
-        return f"model {asked}: {' or '.join(_bring(name, entry, Path('models')) for name, entry in by_repository.items())}"
+        ways = " or ".join(_bring(name, entry, Path("models")) for name, entry in by_repository.items())
+        return f"model folder {place} does not exist: {ways}"
     for name, entry in models.items():
         if place.name.lower() in (entry.model_folder.lower(), name.lower()):
             root = place.parent if place.parent != Path() and place.name == entry.model_folder else Path("models")
@@ -47,4 +47,4 @@ def _bring(name: str, entry: Entry, root: Path) -> str:
     if folder.is_dir():
         return f"it is in {folder}, give --model {shlex.quote(str(folder))}"
     out = "" if root == Path("models") else f" --out {shlex.quote(str(root))}"
-    return f"`ortho download --only {name}{out}` brings it, then give --model {shlex.quote(str(folder))}"
+    return f"`ortho download --only {name}{out}` downloads it, then give --model {shlex.quote(str(folder))}"

@@ -1,8 +1,8 @@
-"""From a command line and a YAML file to one frozen, validated configuration.
+"""Reads a command line and a YAML file into one frozen, validated configuration.
 
 The configuration's pydantic model is the only description of the options: names, types, bounds, help. Dashes and
-underscores are the same, nested fields are reached by dots, the command line wins over the file. A field marked `Open` takes
-whatever names follow it: `--sweep.train.lr 1e-4,1e-3`. `~` and `$VARIABLES` in paths are replaced.
+underscores mean the same, dots separate the names of nested fields, and the command line overrides the file. A field marked
+`Open` accepts any names after it: `--sweep.train.lr 1e-4,1e-3`. `~` and `$VARIABLES` in paths are replaced.
 """
 
 import argparse
@@ -29,15 +29,15 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Open:
-    """Marks a field whose names are checked by the job itself."""
+    """Marks a field that accepts any names; the job checks them."""
 
 
 class Nameless:
-    """Marks the one field of a verb whose value may stand without the option's name: `ortho look PAIRS`."""
+    """Marks the one field of a verb whose value may be given without the option's name: `ortho look PAIRS`."""
 
 
 class Rest:
-    """Marks the field of a verb that runs another: it takes that one's name and options, all that follows its own."""
+    """Marks the field with the command of a verb that runs another verb: all arguments after its own options."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class _Parser(argparse.ArgumentParser):
 def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], str] | None = expand) -> Parsed[M]:
     """Parse `argv` (without the verb). Raises UserError, in one line, for anything that is not accepted.
 
-    `expand` reads `~` and variables in paths; None leaves them to another machine. With `--help` or `--help-all` among the
-    options it prints that and raises SystemExit.
+    `expand` replaces `~` and variables in paths; None leaves them for another machine. With `--help` or `--help-all` it prints
+    the help and raises SystemExit.
     """
     fields = dict(leaves(model))
     _help(model, fields, argv, verb)
@@ -110,7 +110,7 @@ def parse(model: type[M], argv: list[str], verb: str, expand: Callable[[str], st
     if rest:
         values[command or ""] = rest
     elif command is not None and command not in values:
-        raise UserError("no verb is given after the options")
+        raise UserError("no verb is given after the options; accepted: a verb with its options")
     preset = values.pop("preset", None) if presets else None
     preset = options.pop("preset", None) or preset
     if preset is not None and preset not in list(presets):
@@ -134,14 +134,14 @@ def as_yaml(job: BaseModel) -> str:
     return str(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
 
 
-def config_file(given: str) -> Path:
-    """The file that `--config` names. Raises UserError for a name that is blank or leads nowhere."""
-    if not given.strip():
+def config_file(name: str) -> Path:
+    """The file that `--config` names. Raises UserError for a blank name, or one with an unknown user or variable."""
+    if not name.strip():
         raise UserError("--config: an empty path is not accepted")
     try:
-        return Path(expand(given))
+        return Path(expand(name))
     except ValueError as error:
-        raise UserError(f"--config: {given!r} is not accepted: {error}") from error
+        raise UserError(f"--config: {name!r} is not accepted: {error}") from error
 
 
 def _is(mark: type, field: FieldInfo) -> bool:
@@ -153,7 +153,7 @@ def _args(field: FieldInfo) -> tuple[object, ...]:
 
 
 def _help(model: type[BaseModel], fields: dict[str, FieldInfo], argv: list[str], verb: str) -> None:
-    """Print the help that is asked for, and leave."""
+    """Print the help and raise SystemExit, if `argv` requests it."""
     special: dict[str, str] = {}
     for name, field in fields.items():
         if _is(Open, field):
@@ -161,15 +161,15 @@ def _help(model: type[BaseModel], fields: dict[str, FieldInfo], argv: list[str],
         elif _is(Rest, field):
             special[name] = "VERB ..."
             argv = _cut(argv, {each: f for each, f in fields.items() if each != name})[0]
-    asked = {"-h", "--help", "--help-all"} & set(argv)
-    if asked:
-        write = full_help if "--help-all" in asked else verb_help
+    requested = {"-h", "--help", "--help-all"} & set(argv)
+    if requested:
+        write = full_help if "--help-all" in requested else verb_help
         print(write(verb, VERBS.get(verb), model, special), end="")
         raise SystemExit(0)
 
 
 def _opened(arguments: list[str], groups: tuple[str, ...]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Of what argparse does not know: the options of open groups as (dotted name, value), and the rest."""
+    """Split the arguments that argparse does not know: options of open groups as (dotted name, value), and the rest."""
     opened, rest, waiting = [], [], list(arguments)
     while waiting:
         name, equals, value = waiting.pop(0).partition("=")
@@ -179,7 +179,7 @@ def _opened(arguments: list[str], groups: tuple[str, ...]) -> tuple[list[tuple[s
             continue
         if not equals:
             if not waiting or waiting[0].startswith("--"):
-                raise UserError(f"{name}: expected its values")
+                raise UserError(f"{name} has no values; accepted: {name} VALUE,VALUE")
             value = waiting.pop(0)
         opened.append((plain, value))
     return opened, rest
@@ -193,7 +193,7 @@ def _normalise(argument: str) -> str:
 
 
 def _cut(argv: list[str], fields: dict[str, FieldInfo]) -> tuple[list[str], list[str]]:
-    """The arguments up to the first that is neither an option nor an option's value, and those from there on."""
+    """The arguments before the first that is neither an option nor an option's value, and the rest."""
     flags = {"help", "help_all", "print_config", "dry_run"} | {
         name for name, field in fields.items() if field.annotation is bool
     }
@@ -239,21 +239,21 @@ def _put(values: dict[str, object], path: list[str], value: object) -> None:
 
 
 def _fill(values: dict[str, object], path: list[str], value: object) -> None:
-    """Set what is not set."""
+    """Set a value if it is not set."""
     for part in path[:-1]:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
-            return  # what is wrong with the group is said when it is validated
+            return  # the validation reports what is wrong with the group
         values = inner
     values.setdefault(path[-1], value)
 
 
 def unknown_option(name: str, known: list[str]) -> str:
-    """The line about an option that is none, with the one that is likely to be meant."""
+    """The message for an unknown option, with the most similar known one."""
     name = name.partition("=")[0].lstrip("-").replace("-", "_")
     if (
         name.rpartition(".")[2] == "lora" and "model" in known
-    ):  # of a verb that trains, whose result would be of two parts
+    ):  # a verb that trains: its result would have two parts, the LoRA and what was trained
         return (
             f"unknown option {name!r}: `ortho convert MODEL --lora FILE --out FOLDER` merges LoRAs into a "
             "model; give --model FOLDER"
@@ -266,7 +266,7 @@ def _meant(name: str, known: list[str]) -> str:
     inner = [each for each in known if "." in each and each.rpartition(".")[2] == last]
     if name.startswith("no_") and (positive := [each for each in known if each.rpartition(".")[2] == last[3:]]):
         return f"; did you mean {flag_of(positive[0])} false?"
-    # An option of a group that is given without it, or with another's.
+    # An option of a group, given without the group's name or with another group's.
     if name not in known and inner:
         return f"; did you mean {' or '.join(map(flag_of, inner))}?"
     ends = {each.rpartition(".")[2]: each for each in reversed(known)}
@@ -277,7 +277,7 @@ def _meant(name: str, known: list[str]) -> str:
 
 
 def explain(error: ValidationError, known: list[str]) -> str:
-    """All faults in one line, each naming its option, what was found and what is accepted."""
+    """All errors in one line; each names its option, the value, and what is accepted."""
     faults = []
     for fault in error.errors():
         name = ".".join(str(part) for part in fault["loc"] if part in {p for k in known for p in k.split(".")})
@@ -289,11 +289,11 @@ def explain(error: ValidationError, known: list[str]) -> str:
             faults.append(f"--{name.replace('_', '-')}: {fault['msg']}")
         else:
             message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            given = (
+            refused = (
                 ""
                 if isinstance(fault["input"], dict | BaseModel)
                 else f"{one_line(repr(fault['input']), 200)} is not accepted: "
             )
-            place = f"--{name.replace('_', '-')}: {given}" if name else ""
+            place = f"--{name.replace('_', '-')}: {refused}" if name else ""
             faults.append(f"{place}{message}")
     return "; ".join(dict.fromkeys(faults))

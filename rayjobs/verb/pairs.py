@@ -1,4 +1,4 @@
-"""Pair sets as verbs open them: what was recognised is said before anything else."""
+"""Opens pair sets for verbs; the first line that a verb prints says how a pair set is read."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from rayjobs.verb.console import say
 def open_pairs(
     location: str | Path, fields: PairFields | None = None, name: str = "pairs", count: bool = True
 ) -> PairSet:
-    """The pair set, once one line has said how it is read, how many rows it has (with `count`) and what is left aside.
+    """Open a pair set and print one line: how it is read, its number of rows (with `count`), and what is left aside.
 
-    Raises UserError if there is none, or if it has no rows.
+    Raises UserError if no pair set is found, or if it has no rows.
     """
     pairs = PairSet(location, fields)
     say(f"{name}: {pairs.line(count)}")

@@ -1,4 +1,4 @@
-"""Paths and URLs among the options of a job: read as a shell reads them, made absolute, found."""
+"""Paths and URLs among the options of a job: expands `~` and variables, makes paths absolute, checks outputs."""
 
 import os
 import re
@@ -16,12 +16,12 @@ from ortho_core.storage.location import Place
 from ortho_core.storage.open import absolute
 
 M = TypeVar("M", bound=BaseModel)
-#: `$NAME` or `${NAME}`; what stands between braces is the name, whatever it is.
+#: `$NAME` or `${NAME}`; any text between braces is a name.
 VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([^}]*)\})")
 
 
 def expand(path: str) -> str:
-    """`path` with `~` and environment variables replaced, unless it exists as it is written or is a URL.
+    """`path` with `~` and environment variables replaced, unless it is a URL or a file of exactly this name exists.
 
     Raises ValueError for a user or a variable that does not exist, and for a variable that is empty.
     """
@@ -51,9 +51,9 @@ def located(job: M) -> M:
 
 
 def relative_paths(job: BaseModel) -> list[tuple[str, Path]]:
-    """The options, not left at their defaults, whose value is a relative path of the local file system.
+    """The options whose value is a relative path of the local file system and not the default.
 
-    One that starts with `~` or a variable is not: where that leads is known only where the job runs.
+    A path that starts with `~` or a variable is left out: only the machine that runs the job can replace these.
     """
     defaults = {option: field.get_default(call_default_factory=True) for option, field, _ in _options(job)}
     return [
@@ -66,14 +66,14 @@ def relative_paths(job: BaseModel) -> list[tuple[str, Path]]:
 
 
 def check_outputs(job: BaseModel) -> None:
-    """Raises UserError for an output inside the folder of a pair set or a model: it would be taken for a part of that."""
+    """Raises UserError for an output inside the folder of a pair set or a model: it would be read as a part of that."""
     places = [(option, place, role) for option, field, value in _options(job) for place, role in _places(field, value)]
     for output, written in outputs(job):
         for source, read in ((option, place) for option, place, role in places if role == "source"):
             if _lies_in(str(written), str(read)):
                 raise UserError(
-                    f"{output} {written} lies in {source} {read}: what is written there would be taken for a part of it; choose "
-                    "a folder elsewhere"
+                    f"{output} {written} lies in {source} {read}: the output would be read as a part of it; choose a folder "
+                    "elsewhere"
                 )
 
 
@@ -85,14 +85,14 @@ def outputs(job: BaseModel) -> list[tuple[str, Any]]:
 
 
 def _lies_in(inner: str, outer: str) -> bool:
-    """Whether a place is a folder or lies in it, wherever links lead. A file or a pattern is no folder."""
+    """Whether `inner` is the folder `outer` or lies in it, with links resolved. False if `outer` is a file or a pattern."""
     if "://" in outer:
         return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
     return "://" not in inner and os.path.isdir(outer) and Path(inner).resolve().is_relative_to(Path(outer).resolve())
 
 
 def _options(job: BaseModel, prefix: str = "--") -> Iterator[tuple[str, FieldInfo, Any]]:
-    """Every option with its field and its value; those of groups have the group's name before theirs."""
+    """Every option with its field and its value; an option of a group begins with the group's name."""
     for name, field in type(job).model_fields.items():
         value, option = getattr(job, name), prefix + name.replace("_", "-")
         if isinstance(value, BaseModel):
@@ -102,7 +102,7 @@ def _options(job: BaseModel, prefix: str = "--") -> Iterator[tuple[str, FieldInf
 
 
 def _places(field: FieldInfo, value: Any) -> list[tuple[Any, str | None]]:
-    """The places in a value, and what each is for."""
+    """The places (paths and URLs) in a value, each with its role."""
     places: list[tuple[Any, str | None]] = []
     changed(field.annotation, field.metadata, value, lambda place, mark: places.append((place, mark.role)))
     return places
@@ -119,7 +119,7 @@ def _with_places(model: M, change: Callable[[Any, Place], object]) -> M:
 
 
 def changed(kind: object, metadata: typing.Sequence[object], value: Any, change: Callable[[Any, Place], object]) -> Any:
-    """`value`, of an option of the type `kind`, with `change` applied to each place in it."""
+    """`value`, of an option of the type `kind`, with `change` applied to each place (path or URL) in it."""
     if isinstance(value, BaseModel):
         return _with_places(value, change)
     for mark in metadata:

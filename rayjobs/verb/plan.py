@@ -1,4 +1,4 @@
-"""The folder that a run claims for its plan."""
+"""A run claims its output folder by writing its plan there."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from rayjobs.verb.console import say
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace a small local file at once: a reader sees the old or the new content, never a part."""
+    """Replace a small local file in one step: a reader sees the old or the new content, never a part."""
     open_store(path.parent).replace(path.name, text.encode())
 
 
 def claim(location: str | Path, plan: Plan) -> Store:
-    """Make a folder the output of `plan`, or check that it is; what dead processes left in it half written is swept.
+    """Make a folder the output of `plan`, or check that it is; removes the temporary files of dead processes.
 
-    Raises UserError naming what differs.
+    Raises UserError if the folder belongs to another run; the message names the settings that differ.
     """
     folder = open_store(location)
     folder.sweep()
@@ -27,7 +27,7 @@ def claim(location: str | Path, plan: Plan) -> Store:
             foreign = [name for name in folder.entries() if name != PLAN_FILE]
             if (
                 foreign and not folder.exists(PLAN_FILE) and not _made_by(folder, plan)
-            ):  # a second driver may have made it by now
+            ):  # another driver may have written the plan in the meantime
                 raise UserError(
                     f"{location} is not empty and was not made by `ortho {plan.verb}` ({foreign[0]}, ...); choose another"
                 )
@@ -38,7 +38,9 @@ def claim(location: str | Path, plan: Plan) -> Store:
         except UserError as error:
             if not (is_damaged(text) and _made_by(folder, plan)):
                 raise UserError(f"{error}; delete the folder or choose another") from error
-            say(f"{location}/{PLAN_FILE} is damaged: written anew, since all else there is of the same run")
+            say(
+                f"{location}/{PLAN_FILE} is damaged: it is written again, since the other files there are of the same run"
+            )
             folder.replace(PLAN_FILE, plan.text().encode())
             there = plan
     except NotAFile as error:
@@ -54,7 +56,7 @@ def claim(location: str | Path, plan: Plan) -> Store:
 
 
 def is_damaged(text: bytes) -> bool:
-    """Whether the text of a plan is no JSON any more, and not merely another's."""
+    """Whether the text of a plan is not valid JSON."""
     try:
         parse_json(text)
     except NotParsedError:
@@ -63,8 +65,8 @@ def is_damaged(text: bytes) -> bool:
 
 
 def _made_by(folder: Store, plan: Plan) -> bool:
-    """Whether what else is there says that it is of this run: parts by their names, a summary by its content."""
-    own, names = plan.run_fingerprint, folder.names()
-    if any(own in name for name in (*names, *folder.child("parts").names())):
+    """Whether other files in the folder have the run's fingerprint: parts in their names, a summary in its content."""
+    fingerprint, names = plan.run_fingerprint, folder.names()
+    if any(fingerprint in name for name in (*names, *folder.child("parts").names())):
         return True
-    return any(own.encode() in folder.read(name) for name in names if name.endswith("summary.json"))
+    return any(fingerprint.encode() in folder.read(name) for name in names if name.endswith("summary.json"))

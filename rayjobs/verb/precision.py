@@ -1,4 +1,4 @@
-"""What a verb's model computes in."""
+"""The precision in which a verb's model computes."""
 
 from typing import Literal
 
@@ -6,20 +6,20 @@ from pydantic import BaseModel, ConfigDict
 
 from ortho_core.marks import decides
 
-#: In what the weights of the network are kept, where they do not train.
+#: The format in memory of the network's weights, if they are not trained.
 Quantize = Literal["none", "int8", "nf4"]
 
 
 class Precision(BaseModel):
-    """The precision of the model, of every verb that has one and does not train it."""
+    """The precision of the model, for every verb that uses a model without training it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = decides(
         "auto",
-        description="precision of network and text encoders; auto: float32 on a CPU, float16 on a GPU, with an eighth of "
-        "bfloat16's error",
+        description="precision of network and text encoders; auto: float32 on a CPU, float16 on a GPU (its error is an eighth "
+        "of bfloat16's)",
     )
     quantize: Quantize = decides(
-        "none", description="pack the network's linear layers in 8 or 4 bits, for small GPUs (docs/guides/devices.md)"
+        "none", description="store the network's linear layers in 8 or 4 bits, for small GPUs (docs/guides/devices.md)"
     )

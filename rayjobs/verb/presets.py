@@ -1,12 +1,12 @@
-"""One dial for how much is spent: the values that `--preset` gives to options that nobody set.
+"""Presets of how much computing a run spends: the values that `--preset` gives to options that are not set.
 
-From what was measured (docs/results/parts.md): KID at 1, 4, 8, 16 and 40 evaluations per image is 2.57, .46, .35, .31, .32; two
-cycles of EM reach most of what four do; 12 epochs a cycle are what the study has.
+The values come from measurements (docs/results/parts.md): KID at 1, 4, 8, 16 and 40 evaluations per image is 2.57, .46, .35, .31,
+.32. Two cycles of EM reach most of what four reach. 12 epochs per cycle is the study's setting.
 """
 
 from collections.abc import Mapping
 
-#: Names of presets, what they are for, and values by the dotted names of options; none: the defaults.
+#: Presets by name: values by the dotted names of options; an empty one leaves the defaults.
 Presets = Mapping[str, Mapping[str, object]]
 
 PRESETS: Mapping[str, Presets] = {
@@ -24,9 +24,9 @@ PRESETS: Mapping[str, Presets] = {
 
 
 def preset_line(verb: str) -> str:
-    """What `--preset` of a verb does, for its help."""
-    told = []
+    """The description of a verb's `--preset`, for its help."""
+    presets = []
     for name, values in PRESETS[verb].items():
         options = ", ".join(f"--{option.replace('_', '-')} {value}" for option, value in values.items())
-        told.append(f"{name}: {options or 'the defaults'}")
-    return f"how much is spent, where nothing else is said ({'; '.join(told)})"
+        presets.append(f"{name}: {options or 'the defaults'}")
+    return f"how much computing to spend; sets options that are not given ({'; '.join(presets)})"

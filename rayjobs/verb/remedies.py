@@ -1,14 +1,14 @@
-"""Which options of a job need less memory, of those that do not do so yet."""
+"""Option changes that reduce the memory of a job; those that the job has already are left out."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import BaseModel
 
-#: What an option can do for the memory of a GPU, and of the process: its name, whether it is still open in this job (given the
-#: rows that are computed at once, 0 where that is not known), and what to do with it. The first needs the least of a user.
+#: Option changes that reduce the memory of a GPU and of the process: the option's field, whether this job can still change it
+#: (given the batch size in rows, 0 if unknown), and the text for the user. The easiest changes are first.
 _OPEN: tuple[tuple[str, Callable[[Any, int], bool], str], ...] = (
-    # `reward` of one prompt has one row.
+    # `ortho reward --prompt` has only one row.
     ("slots", lambda job, rows: rows != 1 and getattr(job, "prompts", "") is not None, "lower --slots"),
     ("batch_size", lambda job, rows: rows != 1 and not hasattr(job, "rows_at_once"), "lower --batch-size"),
     (
@@ -35,7 +35,7 @@ _OPEN: tuple[tuple[str, Callable[[Any, int], bool], str], ...] = (
     (
         "preserve_latent_weight",
         lambda job, rows: job.preserves,
-        "hold it to nothing (--preserve-latent-weight 0)",
+        "train without the preserve term (--preserve-latent-weight 0)",
     ),
     (
         "parallel",
@@ -43,9 +43,9 @@ _OPEN: tuple[tuple[str, Callable[[Any, int], bool], str], ...] = (
         "shard over several GPUs (--parallel fsdp --num-workers N)",
     ),
     ("report_rewards", lambda job, rows: bool(job.report_rewards), "report fewer rewards (--report-rewards)"),
-    ("reward", lambda job, rows: "," in job.reward or job.reward == "hybrid", "raise fewer rewards (--reward)"),
+    ("reward", lambda job, rows: "," in job.reward or job.reward == "hybrid", "optimise fewer rewards (--reward)"),
     ("lpips", lambda job, rows: job.lpips is not None, "leave --lpips out"),
-    ("rewards", lambda job, rows: job.rewards is not None, "judge without rewards (--rewards none)"),
+    ("rewards", lambda job, rows: job.rewards is not None, "evaluate without rewards (--rewards none)"),
     ("num_samples", lambda job, rows: True, "lower --num-samples"),
     ("size", lambda job, rows: True, "lower --size"),
     ("widths", lambda job, rows: True, "make the network narrower (--widths)"),
@@ -56,7 +56,7 @@ _OPEN: tuple[tuple[str, Callable[[Any, int], bool], str], ...] = (
     ),
     ("device", lambda job, rows: job.device != "cpu", "compute on the CPU (--device cpu)"),
 )
-#: The same for the memory of a whole machine, which all of its processes share.
+#: The same for the memory of a machine, which all of its processes share.
 _OPEN_ON_HOST: tuple[tuple[str, Callable[[Any, int], bool], str], ...] = (
     ("workers", lambda job, rows: job.pool_size[1] > 1, "start fewer --workers"),
     ("num_workers", lambda job, rows: job.num_workers > 1, "start fewer --num-workers"),
@@ -66,19 +66,19 @@ _OPEN_ON_HOST: tuple[tuple[str, Callable[[Any, int], bool], str], ...] = (
 
 
 def remedies(job: object, rows: int = 0, host: bool = False) -> list[str]:
-    """What to do with options of the job, `host` where the machine's memory ran out and not a GPU's.
+    """Option changes of the job, as text. `host`: the machine's memory ran out, not a GPU's.
 
-    `rows` are computed at once, at 1 there is nothing to halve. Of a job that holds those of its steps, what each step has.
+    `rows` is the batch size; a batch of 1 cannot be halved. A job with nested jobs (its steps) includes their options.
     """
     if not isinstance(job, BaseModel):
         return []
     fields = type(job).model_fields
-    found = [said for name, is_open, said in _OPEN_ON_HOST if host and name in fields and is_open(job, rows)]
-    found += [said for name, is_open, said in _OPEN if name in fields and is_open(job, rows)]
-    return found + list(_of_steps(job, rows, host))
+    changes = [text for name, is_open, text in _OPEN_ON_HOST if host and name in fields and is_open(job, rows)]
+    changes += [text for name, is_open, text in _OPEN if name in fields and is_open(job, rows)]
+    return changes + list(_of_steps(job, rows, host))
 
 
 def _of_steps(job: BaseModel, rows: int, host: bool) -> Iterator[str]:
     for name in type(job).model_fields:
         if isinstance(step := getattr(job, name), BaseModel):
-            yield from (said.replace("--", f"--{name}.") for said in remedies(step, rows, host))
+            yield from (text.replace("--", f"--{name}.") for text in remedies(step, rows, host))

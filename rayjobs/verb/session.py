@@ -1,4 +1,4 @@
-"""One Ray session for a job: the cluster that is there, or a local one for as long as the job runs."""
+"""One Ray session for a job: a running cluster, or else a local Ray that runs as long as the job."""
 
 import logging
 import os
@@ -28,25 +28,25 @@ from rayjobs.verb.cluster import (
 from rayjobs.verb.console import say
 from rayjobs.verb.token_file import keep_token_private
 
-# Both are read when ray is imported. The first is the default that Ray 2.60 announces a change of at every start; the
-# second silences lines of its core that a person at a terminal can do nothing about (they stay in the session's logs).
+# Ray reads both when it is imported. The first avoids a warning of Ray 2.60 about a future default. The second silences lines
+# of Ray's core that do not help a user (they stay in the session's logs).
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
-# How often Ray Train looks after its workers, and takes a finished epoch's checkpoint from them; 2 s unless told.
+# How often Ray Train polls its workers and collects the checkpoint of a finished epoch; Ray's default is 2 s.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
-#: Seconds for which SIGTERM may be without a handler while Ray ends.
+#: Seconds for which SIGTERM may have no handler while Ray shuts down.
 SET_AGAIN_S = 0.001
-#: Seconds that processes of a Ray that did not start have to end by themselves.
+#: Seconds that the processes of a failed start of Ray have to end before they are killed.
 ENDS_S = 3.0
 
 
 @contextmanager
 def without_lines(unwanted: bytes) -> Iterator[None]:
-    """Hold back what is written to the standard error, by libraries in C++ too; print it afterwards without some lines."""
+    """Hold back the standard error, also of C++ libraries, and print it afterwards without lines that contain `unwanted`."""
     with tempfile.TemporaryFile() as held:
         sys.stderr.flush()
         terminal = os.dup(2)
@@ -65,9 +65,9 @@ def without_lines(unwanted: bytes) -> Iterator[None]:
 
 
 def undo_start(before: list[psutil.Process]) -> None:
-    """End a Ray that did not come to be, with all processes that were not there `before`.
+    """After a failed start of Ray, end all processes that this one has started since `before`.
 
-    Ray itself forgets those that it began in the midst of its start, and its agents take long to notice that they are alone.
+    Ray does not end processes of an incomplete start, and its agents take long to notice that their Ray is gone.
     """
     begun = [process for process in psutil.Process().children(recursive=True) if process not in before]
     end()
@@ -76,31 +76,31 @@ def undo_start(before: list[psutil.Process]) -> None:
             with suppress(psutil.NoSuchProcess):
                 tell(process)
         _, alive = psutil.wait_procs(begun, ENDS_S)
-        # What a raylet began while it was ending has lost its parent: its command line names the session.
+        # A process that a raylet started while it was ending has no parent; the session's name is in its command line.
         if not (begun := [*alive, *of_own_session(alive)]):
             break
 
 
 def of_own_session(known: list[psutil.Process]) -> list[psutil.Process]:
-    """Other processes than those `known`, of a Ray that this process began: Ray puts its number into the session's name."""
+    """Processes of the Ray that this process started, without those `known`: the session's name has this process's id."""
     session = re.compile(rf"/session_[\d_-]+_{os.getpid()}/")
-    found = psutil.process_iter(["cmdline"])
-    return [each for each in found if each not in known and session.search(" ".join(each.info["cmdline"] or ()))]
+    processes = psutil.process_iter(["cmdline"])
+    return [each for each in processes if each not in known and session.search(" ".join(each.info["cmdline"] or ()))]
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connect to the cluster of RAY_ADDRESS or of `ray start`, else start a local one and stop it afterwards.
+    """Connect to the cluster of RAY_ADDRESS or of `ray start`; else start a local Ray and stop it afterwards.
 
-    Raises UserError where the cluster does not answer, or none can be started.
+    Raises UserError if the cluster does not answer, or if Ray cannot be started.
     """
     if ray.is_initialized():
         yield
         return
-    # What Data and Train raise is said by those who catch it; they would print its traceback besides.
+    # Ray Data and Ray Train print tracebacks of errors that they also raise; the code that catches an error reports it.
     for name, level in (("ray", logging.ERROR), ("ray.data", logging.CRITICAL), ("ray.train", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level)
-    # Actors without CPUs of their own are many here, on purpose: Ray warns of so many processes at a few times this number.
+    # There are many actors without CPUs here, on purpose. Ray warns if there are a few times more processes than this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
     address = find_address()
     keep_token_private(create=address is None)
@@ -122,10 +122,7 @@ def ray_session() -> Iterator[None]:
 
 @contextmanager
 def own_sigterm() -> Iterator[None]:
-    """While Ray starts, what this process does when it is told to end stays what it was.
-
-    Ray sets handlers of its own, which end the process without a word.
-    """
+    """Keep this process's SIGTERM handler while Ray starts: Ray's own handlers end the process without a message."""
     before, usual = signal.getsignal(signal.SIGTERM), ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda handler: None
     try:
@@ -137,16 +134,16 @@ def own_sigterm() -> Iterator[None]:
 
 
 def end() -> None:
-    """`ray.shutdown`, to its end: a signal that comes meanwhile does what it does elsewhere, but afterwards.
+    """Run `ray.shutdown` to its end; a signal that arrives in the meantime is handled afterwards.
 
-    Ray's core takes SIGTERM's handler away while it ends, behind Python's back, and the process would end without a word for the
-    second that is left. Only the main thread can set a handler, so it does, again and again, and Ray ends in another.
+    Ray's core removes the SIGTERM handler while it shuts down, without Python noticing; a SIGTERM would then end the process
+    without a message. Only the main thread can set a handler. So it sets it again and again while Ray shuts down in another.
     """
     mine = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or mine is None:
         ray.shutdown()
         return
-    told: BaseException | None = None
+    raised: BaseException | None = None
     with ThreadPoolExecutor(1) as beside:
         ending = beside.submit(ray.shutdown)
         while not ending.done():
@@ -154,16 +151,16 @@ def end() -> None:
                 signal.signal(signal.SIGTERM, mine)
                 wait([ending], SET_AGAIN_S)
             except BaseException as error:  # whatever a handler raises
-                told = error
+                raised = error
     signal.signal(signal.SIGTERM, mine)
-    if told is not None:
-        raise told
+    if raised is not None:
+        raise raised
     ending.result()
 
 
 def begin(place: str, folder: str | None, workers: Mapping[str, str] | None, address: Address | None) -> None:
-    """`ray.init`; leaves nothing behind where it fails or this process is told to end."""
-    if workers:  # those that Ray would start before it is asked for any are not of them
+    """Run `ray.init`; if it fails or a signal arrives, leave no process behind."""
+    if workers:  # workers that Ray starts in advance are not forks of the fork server
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     before = psutil.Process().children(recursive=True)
     try:
@@ -176,8 +173,8 @@ def begin(place: str, folder: str | None, workers: Mapping[str, str] | None, add
                 runtime_env=workers or None,
                 _temp_dir=folder,
             )
-    except BaseException as error:  # Ray raises RuntimeError, ValueError, OSError, or Exception itself
+    except BaseException as error:  # Ray raises RuntimeError, ValueError, OSError, or plain Exception
         undo_start(before)
-        if not isinstance(error, Exception):  # told to end, and that is said elsewhere
+        if not isinstance(error, Exception):  # a signal, which is reported elsewhere
             raise
         raise not_started(error, address, folder or get_default_ray_temp_dir()) from error

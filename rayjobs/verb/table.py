@@ -1,4 +1,4 @@
-"""Which verbs there are: one line for each. None of their modules is imported before it is needed."""
+"""The table of verbs. A verb's modules are imported only when they are needed."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -16,20 +16,20 @@ Ending = Callable[[Any, int], list[str]]
 
 @dataclass(frozen=True)
 class Verb:
-    """The module with a verb's `run` and `describe`, the class of its options, what it is for.
+    """The module with a verb's `run` and `describe`, the class of its options, and its purpose in one line.
 
-    Help and refusals load the options alone, so nothing that takes long is imported beside them: neither PyTorch nor Ray.
+    For help and for refused options only the options are imported, without PyTorch and Ray, which take long to import.
     """
 
     module: str
     job: str
     help: str
-    ray: bool = False  # whether it may start one
-    #: The module of the options, where it is neither `config` beside `job` nor the one module of the verb.
+    ray: bool = False  # whether it may start a Ray
+    #: The module of the options, if it is neither `config` beside `job` nor the verb's only module.
     options: str | None = None
-    #: Options that make a whole command, for the help.
+    #: Options of a complete command, for the help.
     example: str = ""
-    #: The options that people set, as far as they are not required; none: there are few, and all are shown.
+    #: Options that users often set, without the required ones; empty: the help shows all options.
     usual: tuple[str, ...] = ()
 
     def model(self) -> type[BaseModel]:
@@ -39,22 +39,22 @@ class Verb:
         return getattr(importlib.import_module(options), self.job)
 
     def load(self) -> tuple[Run, Describe]:
-        """What runs a job, and what describes it for a dry run."""
+        """The functions `run`, which runs a job, and `describe`, which describes it for a dry run."""
         with quick_imports():
             module = importlib.import_module(self.module)
         return module.run, module.describe
 
     def ending(self, job: BaseModel, code: int) -> list[str]:
-        """What the command says last, after a run that ended with this exit code, 0 or 3; nothing where the run says it."""
-        told: Ending | None = getattr(importlib.import_module(self.module), "ending", None)
-        return [] if told is None or code not in (0, 3) else told(job, code)
+        """The command's last lines after a run with this exit code; none unless the code is 0 or 3 and the verb has some."""
+        lines: Ending | None = getattr(importlib.import_module(self.module), "ending", None)
+        return [] if lines is None or code not in (0, 3) else lines(job, code)
 
 
 VERBS = {
     "assign": Verb(
         "rayjobs.assign.job",
         "AssignJob",
-        "E-step: find each image's noise, over a pair set",
+        "E-step: find the noise of each image of a pair set",
         ray=True,
         example="--pairs my-photos --model models/sdxl-turbo --out runs/assigned",
         usual=(
@@ -73,7 +73,7 @@ VERBS = {
     "look": Verb(
         "rayjobs.look.job",
         "LookJob",
-        "see a pair set before anything is trained: pictures, captions, sizes",
+        "inspect a pair set before training: pictures, captions, sizes",
         example="my-photos",
         usual=("out", "rows", "size", "caption", "prompt", "layout", "split", "part"),
     ),
@@ -149,7 +149,7 @@ VERBS = {
     "train-gan": Verb(
         "rayjobs.train_gan.job",
         "TrainGanJob",
-        "a small one-step generator of labelled images, from MNIST on",
+        "train a small one-step generator on labelled images such as MNIST",
         ray=True,
         example="--data mnist --root data/mnist --out runs/mnist",
         usual=("epochs", "batch_size", "lr", "widths", "image_size", "num_workers", "seed"),
@@ -157,26 +157,26 @@ VERBS = {
     "generate": Verb(
         "rayjobs.generate.job",
         "GenerateJob",
-        "images from a model folder",
+        "make images with a model",
         example='--model models/sdxl-turbo --prompt "a red fox in the snow" --out runs/foxes',
     ),
     "convert": Verb(
         "rayjobs.convert.job",
         "ConvertJob",
-        "a model as one file for ComfyUI, Forge and A1111, or as a folder",
+        "write a model as one file for ComfyUI, Forge and A1111, or as a folder",
         example="runs/trained/checkpoint-final",
     ),
     "export": Verb(
         "rayjobs.assign.export_reference",
         "ExportJob",
-        "assignments as the reference's folder of noise files",
+        "write assignments as the reference's folder of noise files",
         options="rayjobs.assign.reference_config",
         example="--assignments runs/assigned --model models/sdxl-turbo --out runs/noises",
     ),
     "import": Verb(
         "rayjobs.assign.import_reference",
         "ImportJob",
-        "the reference's folder of noise files as assignments",
+        "read the reference's folder of noise files as assignments",
         options="rayjobs.assign.reference_config",
         example="--samples noises --pairs my-photos --model models/sdxl-turbo --out runs/assigned",
         usual=("pairs", "noise_scale", "prompt_field", "image_field", "id_field"),
@@ -184,16 +184,19 @@ VERBS = {
     "submit": Verb(
         "rayjobs.submit",
         "SubmitJob",
-        "run one of these on a cluster, and follow it",
+        "run a verb on a cluster, and print its log",
         example="--address http://HEAD:8265 em --pairs s3://my/pairs --model /data/sdxl-turbo --work-dir /data/em",
     ),
     "download": Verb(
-        "rayjobs.download.job", "DownloadJob", "models of the catalogue, into models/", example="--only sdxl-turbo"
+        "rayjobs.download.job",
+        "DownloadJob",
+        "download models of the catalogue into models/",
+        example="--only sdxl-turbo",
     ),
     "verify-noise": Verb(
         "rayjobs.verify_noise.job",
         "VerifyNoiseJob",
-        "the Gaussian statistics of rotated noise",
+        "measure the Gaussian statistics of rotated noise",
         example="--out runs/noise",
     ),
 }

@@ -1,4 +1,4 @@
-"""The file with Ray's token, which lets whoever reads it run any code on the cluster: its owner alone can read it."""
+"""The file with Ray's token. Anyone who reads it can run any code on the cluster, so only its owner may read it."""
 
 import os
 import secrets
@@ -6,22 +6,23 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-#: For the owner alone.
+#: Permissions of a file that only its owner can read and write.
 OWNERS_ALONE = 0o600
 
 
 def token_file() -> Path | None:
-    """Where Ray looks for its token; None where a variable holds the token itself."""
+    """The file where Ray looks for its token; None if an environment variable contains the token."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return None
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(given) if given else Path(os.path.expanduser("~")) / ".ray" / "auth_token"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(path) if path else Path(os.path.expanduser("~")) / ".ray" / "auth_token"
 
 
 def keep_token_private(create: bool = False) -> None:
-    """Take the token's file away from all but its owner; with `create` make one where Ray would, for all to read.
+    """Let only the owner read the token's file. With `create`, make the file if it does not exist: Ray would make it readable
+    for all users.
 
-    A file of somebody else, or on a file system without permissions, is left as it is.
+    A file of another user, or on a file system without permissions, is not changed.
     """
     file = token_file()
     if file is None:
@@ -33,10 +34,10 @@ def keep_token_private(create: bool = False) -> None:
             try:
                 with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNERS_ALONE), "w") as stream:
                     stream.write(secrets.token_hex(32))
-                os.link(aside, file)  # unless another has made one by now
+                os.link(aside, file)  # fails if another process has made the file in the meantime
             finally:
                 aside.unlink(missing_ok=True)
         status = file.stat()
-        # A secret that Kubernetes mounts belongs to the system, and is changed by nobody here.
+        # A secret that Kubernetes mounts belongs to the system and is not changed.
         if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and status.st_mode & 0o077:
             file.chmod(OWNERS_ALONE)

@@ -7,7 +7,7 @@ from ortho_core.storage.location import OutputPath
 
 
 class VerifyNoiseJob(BaseModel):
-    """The statistics of `Qε` with a random orthogonal matrix per map, against those of `ε`."""
+    """Compare the Gaussian statistics of plain noise ε with those of rotated noise Qε, with a random rotation Q for each map."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,4 +17,4 @@ class VerifyNoiseJob(BaseModel):
     patch_size: int = decides(2, ge=1, description="side of the rotated patches")
     num_samples: int = decides(64, ge=2, description="how many noise maps")
     batch_size: int = decides(16, ge=1, description="maps rotated at once")
-    seed: int = decides(0, ge=0, description="decides noises and rotations")
+    seed: int = decides(0, ge=0, description="decides the noise and the rotations")

@@ -1,4 +1,4 @@
-"""`ortho verify-noise`: shows that rotated noise is Gaussian for rotations that do not look at it. No model, no cluster."""
+"""`ortho verify-noise`: shows that rotated noise stays Gaussian if the rotation does not depend on it. No model, no cluster."""
 
 import json
 from dataclasses import asdict
@@ -22,7 +22,7 @@ def describe(job: VerifyNoiseJob) -> dict[str, Any]:
 
 
 def run(job: VerifyNoiseJob) -> int:
-    """Rotate, measure, draw. Returns 0, or 1 if the entries or the patch norms fail their test."""
+    """Rotate the noise, measure it, draw the figures. Returns 0, or 1 if the entries or the patch norms fail their test."""
     shape = (job.channels, job.size, job.size)
     block_dimension(shape, job.patch_size)
     try:
@@ -41,7 +41,7 @@ def run(job: VerifyNoiseJob) -> int:
     for name, maps in (("base", torch.cat(base)), ("rotated", torch.cat(rotated))):
         statistics = plot_statistics(maps, job.patch_size, f"{name} noise", job.out / f"{name}.png")
         for title, test in (("marginal", statistics.marginal), ("patch_norm", statistics.patch_norm)):
-            # One true sample in twenty exceeds its 95 % quantile; twice the quantile, hardly any.
+            # One sample in twenty of true Gaussian noise exceeds the 95 % quantile. Almost none exceeds twice the quantile.
             sound = test.departure < 2
             passed &= sound
             distance = f"KS distance {test.ks:.5f}, 95 % of true samples under {test.null_95:.5f}"

@@ -65,7 +65,7 @@ def test_dry_run_and_print_config_are_yaml_and_write_nothing(capsys, digits, tin
     assert config["assign"]["node_labels"] == {"zone": "a", "disk": "ssd"}
     for workers in ("0:2", "3:2", "many"):
         assert main([*argv, "--assign.workers", workers]) == 1
-        assert "a number of workers, LEAST:MOST, or 0 for none" in capsys.readouterr().err
+        assert "a number of workers, LEAST:MOST, or 0 to work in the command's own process" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -75,11 +75,14 @@ def test_faults_are_found_before_anything_is_sent(capsys, tmp_path, monkeypatch)
         (["--adress", "x", *EM], "did you mean --address?"),
         (["--env", "NOT_SET_ANYWHERE", *EM], "--env: NOT_SET_ANYWHERE is not set here"),
         (["--submission-id", "a b", *EM], "--submission-id: 'a b' is not accepted"),
-        ([*EM, "--work-dir", "runs/x"], "--work-dir runs/x: a relative path would lie in a folder that"),
+        ([*EM, "--work-dir", "runs/x"], "--work-dir runs/x: a relative path would lie in the job's folder"),
         ([*EM, "--pairs", "pairs.jsonl"], "--pairs pairs.jsonl: a relative path"),
-        ([*EM, "--train.preserve-prompts", "big.txt"], "big.txt has 2097152 bytes, too many"),
-        ([*EM, "--config", "mine.yaml", "--train.preserve-prompts", "job.yaml"], "is sent along under this name"),
-        ([*EM, "--local"], "--local: the verb is to run on the cluster that it is handed to"),
+        (
+            [*EM, "--train.preserve-prompts", "big.txt"],
+            "big.txt has 2097152 bytes; files of up to 1048576 are uploaded",
+        ),
+        ([*EM, "--config", "mine.yaml", "--train.preserve-prompts", "job.yaml"], "is uploaded under this name"),
+        ([*EM, "--local"], "--local: submit runs the verb on the cluster of --address"),
         ([*EM, "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file or directory"),
         (["--no-upload", *EM, "--heldout", "h"], "--heldout h: a relative path"),
         ([*EM, "--evaluate.features", "dino"], "--evaluate.features dino: a relative path"),
@@ -116,7 +119,7 @@ def test_the_exit_code_is_the_verbs_own_and_values_of_the_environment_arrive(hea
     assert "1 quarantined" in done.stdout
     twice = head.run("ortho", "submit", "--submission-id", "mine", *verb)
     assert twice.returncode == 1
-    assert twice.stderr.startswith("ortho submit: the cluster did not take the job: ")
+    assert twice.stderr.startswith("ortho submit: the cluster refused the job: ")
     assert "mine already exists" in twice.stderr
     other = head.run("ortho", "submit", *verb, "--steps", "3")
     assert other.returncode == 1
@@ -180,7 +183,7 @@ def test_ctrl_c_asks_and_the_job_is_stopped_or_left_to_itself(head, tiny_turbo, 
         )
         terminal.wait_for(until)
         terminal.type("\x03")
-        terminal.wait_for("let it go on]")
+        terminal.wait_for("let it run]")
         return terminal
 
     def status(name):

@@ -70,7 +70,7 @@ def test_the_numbers_are_those_of_the_records(reported):
     assert len(records) == 21
     before, after = (np.array([r[name] for r in records], dtype=float) for name in ("initial_loss", "loss"))
     quarters = [np.quantile(values, (0.25, 0.5, 0.75)) for values in (before, after)]
-    assert "the search found noise from which the model makes a closer picture" in text
+    assert "the search found noise at which the model makes a closer image" in text
     assert f"The median loss fell from {quarters[0][1]:.3g} to {quarters[1][1]:.3g}." in text
     assert f"Half of the images end between {quarters[1][0]:.3g} and {quarters[1][2]:.3g}" in text
     for values, quarter in zip((before, after), quarters, strict=True):
@@ -93,7 +93,7 @@ def test_the_numbers_are_those_of_the_records(reported):
             assert f"loss {row['initial_loss']:.3g} → {row['loss']:.3g}, {change:+.0%}" in said
             assert row["image"] in said
     assert len(cards["A sample"]) == 9
-    assert "rows from all over" not in text  # all rows were looked at
+    assert "come from a sample" not in text  # all rows were looked at
     assert str(job.pairs) in text
 
 
@@ -168,7 +168,7 @@ def test_a_report_that_fails_leaves_the_run_finished(reported, tmp_path, capfd, 
         patch.setattr(report, "choose", fails)
         assert run(again) == 3
     (said,) = [line for line in capfd.readouterr().err.splitlines() if "report.html" in line]
-    assert re.fullmatch(r"assign: no report\.html could be made \(.+\); the run is complete, .+ again makes it", said)
+    assert re.fullmatch(r"assign: report\.html could not be written \(.+\); the run is complete; .+ to write it", said)
     assert not (broken / "report.html").exists()
     assert run(again) == 3
     assert (broken / "report.html").exists()
@@ -182,7 +182,7 @@ def test_a_set_that_is_only_looked_at_in_part_says_so(reported, tmp_path, monkey
     monkeypatch.setattr("rayjobs.assign.report.sampled_records", partial(sampled_records, rows=6))
     assert run(job.model_copy(update={"out": str(part)})) == 3
     text = (part / "report.html").read_text()
-    assert "are of 6 rows from all over the 21" in text
+    assert "come from a sample of 6 of the 21 rows" in text
     assert sum(map(len, cards_of(text).values())) == 3 + 3 + 6 + 6
 
 

@@ -98,7 +98,7 @@ def test_with_loras_it_becomes_a_folder_that_has_them(base, style, tmp_path, cap
     argv = ["convert", str(base), "--lora", f"{style}:0.5", "--dtype", "float32", "--out", str(out)]
     for _ in range(2):  # again, over what it wrote
         assert main(argv) == 0
-    assert "a diffusers folder; a --model of every verb" in capsys.readouterr().err
+    assert "a diffusers folder; use it as --model of every verb" in capsys.readouterr().err
     torch.testing.assert_close(diffusers_images(DiffusionPipeline.from_pretrained(out)), expected, rtol=0, atol=1e-5)
     made = ModelFolder.open(out)
     assert converted_from(out, made.fingerprint) == added.fingerprint
@@ -163,7 +163,7 @@ def test_a_dry_run_says_what_would_be_written(lora, base, capsys):
     assert said["written"] == "LoRA in kohya's format"
     assert said["out"] == f"{folder}.safetensors"
     assert main(["convert", str(base), "--dry-run"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["written"] == "checkpoint in the original names"
+    assert yaml.safe_load(capsys.readouterr().out)["written"] == "checkpoint with the original tensor names"
     assert main(["convert", str(base), "--dry-run", "--out", str(folder.parent / "whole")]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["written"] == "diffusers folder"
     assert os.listdir(folder.parent) == [folder.name]
@@ -176,16 +176,16 @@ def test_what_cannot_be_converted_or_would_replace_a_file_of_somebodys_is_refuse
     config = ClassConfig(classes=("one", "two"), noise_shape=(8, 1, 1), image_shape=(1, 8, 8))
     ClassGenerator(config, ClassNetwork(config)).save(tmp_path / "classes")
     for argv, says in (
-        ([base, "--out", theirs], "theirs.safetensors is there, and was not written by ortho: it would be replaced"),
+        ([base, "--out", theirs], "theirs.safetensors exists and was not written by ortho, so it is not replaced"),
         ([base, "--out", tmp_path / "a.ckpt"], "accepted: a name that ends in .safetensors"),
         ([base, "--out", base / "a.safetensors"], "lies in --model"),
-        ([base, "--merge"], f"--merge: {base} is no LoRA folder"),
-        ([base, "--lora", style], "--lora: give --out FOLDER (or NAME.safetensors)"),
-        ([base, "--lora", style, "--out", theirs.parent], "is there, and was not written by ortho"),
+        ([base, "--merge"], f"--merge: {base} is not a LoRA folder"),
+        ([base, "--lora", style], "--lora needs --out FOLDER (or NAME.safetensors)"),
+        ([base, "--lora", style, "--out", theirs.parent], "exists and was not written by ortho"),
         ([base, "--out", tmp_path / "a.bin"], "a name that ends in .safetensors, or a folder"),
-        ([lora[0], "--out", tmp_path / "a"], "is a LoRA folder: --merge makes a whole model"),
-        ([lora[0], "--lora", style, "--out", tmp_path / "a.safetensors"], "is a LoRA folder: --merge makes"),
-        ([tmp_path / "classes"], "is class-conditional, which other programs do not load"),
+        ([lora[0], "--out", tmp_path / "a"], "is a LoRA folder: add --merge to write its base model"),
+        ([lora[0], "--lora", style, "--out", tmp_path / "a.safetensors"], "is a LoRA folder: add --merge"),
+        ([tmp_path / "classes"], "is a class-conditional model, which other programs cannot load"),
         ([tmp_path / "nothing"], "does not exist"),
     ):
         assert main(["convert", *map(str, argv)]) == 1

@@ -111,7 +111,7 @@ def test_weights_of_another_model_are_refused_and_leave_nothing(base, sd_base, p
     save_file({"something.else": torch.zeros(2)}, tmp_path / "other.safetensors")
     for how, folder, weights, message in (
         ("unet", base, "part.safetensors", f"does not fit the UNet of {base}: .*Missing key"),
-        ("unet", base, "text.safetensors", "is not a file of safetensors"),
+        ("unet", base, "text.safetensors", "is not a safetensors file"),
         ("unet", base, "text.bin", "is not a file of PyTorch weights"),
         ("lora", sd_base, "other.safetensors", "is not a LoRA of this base"),
     ):

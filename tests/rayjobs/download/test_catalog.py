@@ -195,14 +195,14 @@ def test_older_layouts_are_recognised(place, loose, tmp_path):
         (('folder = "one"', r'folder = "..\\one"'), "leads out of its folder"),
         (('id = "mit"\n', ""), r"one\.license\.id: Field required"),
         (('"yes"', '"maybe"'), r"one\.license\.commercial: Input should be 'yes', 'conditional', 'no' or 'unclear'"),
-        (("size = 3", "size = 3, about = 3"), "has a size and an about"),
+        (("size = 3", "size = 3, about = 3"), "has both size and about"),
         (("size = 3", 'sha256 = "12"'), r"one\.files\.0\.sha256: String should match"),
         (("size = 3", "bytes = 3"), r"one\.files\.0\.bytes: Extra inputs are not permitted"),
         (("someone/one", "one"), r"one\.repository: String should match"),
-        (('kind = "part"', 'kind = "generator"'), "a generator has a recipe"),
+        (('kind = "part"', 'kind = "generator"'), "an entry of kind generator needs a recipe"),
         (('kind = "part"', 'kind = "part"\nrequires = ["two"]'), "requires 'two'; accepted: entries above it"),
         (('kind = "part"', "kind = part"), "is not TOML: Invalid value"),
-        (("[models.one]", "[model.one]"), "at its top; accepted: tables"),
+        (("[models.one]", "[model.one]"), "at its top level; accepted: tables"),
     ],
 )
 def test_a_wrong_catalogue_is_refused_by_file_entry_and_field(change, message, tmp_path):

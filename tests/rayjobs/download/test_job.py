@@ -164,7 +164,7 @@ def test_a_damaged_file_is_refused_and_fetched_again(name, content, what, hub, o
     assert download(hub, options, "--only", "one") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"someone/one/{name} from {hub.url} has {what}" in error
-    assert "it is damaged or another file; removed, the same command fetches it again" in error
+    assert "it is damaged or another file; it was removed, and the same command downloads it again" in error
     assert not (tmp_path / "models" / "one").exists()
     hub.damaged.clear()
     assert download(hub, options, "--only", "one") == 0
@@ -209,7 +209,7 @@ def test_models_of_an_older_layout_are_linked_and_the_rest_is_fetched(hub, optio
     (tmp_path / "older" / "two").mkdir()
     (tmp_path / "older" / "two" / "vocab.txt").write_bytes(b"another vocabulary")
     assert main(["download", *options, "--offline", "--only", "two"]) == 1
-    assert "is another file than the catalogue's (SHA-256), and is not used" in capsys.readouterr().err
+    assert "does not have the catalogue's SHA-256 and is not used" in capsys.readouterr().err
     (tmp_path / "older" / "two" / "vocab.txt").write_bytes(b"[PAD]\n")
     assert main(["download", *options, "--offline", "--only", "two"]) == 0
 
@@ -246,10 +246,10 @@ def test_faults_are_told_in_one_line_and_leave_no_model(hub, options, tmp_path, 
     catalog.write_text(text.replace("config.json", "configuration.json"))
     assert f"someone/one has no file configuration.json at {COMMIT}, which one needs" in refusal()
     catalog.write_text(text.replace("about = 5000", "size = 4000"))
-    assert "has 5000 bytes; by the catalogue, 4000" in refusal()
+    assert "has 5000 bytes; the catalogue has 4000" in refusal()
     catalog.write_text(text)
     hub.sizes["model.safetensors"] = 10**18
-    assert "free, and one needs 1000000000.0 GB more" in refusal()
+    assert "free, but one needs 1000000000.0 GB more" in refusal()
     hub.sizes.clear()
     hub.status = 400
     assert "answers 400" in refusal()
@@ -258,12 +258,12 @@ def test_faults_are_told_in_one_line_and_leave_no_model(hub, options, tmp_path, 
     assert main(["download", *options, "--only", "one", "--mirror", "http://127.0.0.1:9"]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("ortho download: http://127.0.0.1:9 cannot be reached")
-    assert "--offline says what to bring by hand" in said
+    assert "--offline lists the files to copy by hand" in said
     assert download(hub, options, "--only", "one", "--out", str(catalog)) == 1
     assert f"--out {catalog}: " in capsys.readouterr().err
     assert main(["download", *options, "--only", "one", "--mirror", "ftp://x"]) == 1
     assert main(["download", *options]) == 1
-    assert "--only is required: which models? accepted: all, one, two" in capsys.readouterr().err
+    assert "--only is required; accepted: all, one, two" in capsys.readouterr().err
 
 
 def test_a_file_of_someone_elses_is_not_replaced(hub, options, tmp_path, capsys):
@@ -273,7 +273,7 @@ def test_a_file_of_someone_elses_is_not_replaced(hub, options, tmp_path, capsys)
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"my own")
     assert download(hub, options, "--only", "one") == 1
-    assert f"{mine} is not the file of one, which has 5000 bytes; it would be replaced" in capsys.readouterr().err
+    assert f"{mine} is not the file of one, which has 5000 bytes; it is not replaced" in capsys.readouterr().err
     assert mine.read_bytes() == b"my own"
     assert hub.requests == []
 
@@ -345,7 +345,7 @@ def test_weights_become_a_pipeline_that_needs_them_no_more(hub, tiny_turbo, tmp_
     (models / "one-step").mkdir()
     (models / "one-step" / "mine.txt").touch()
     assert main(["download", *options, "--offline"]) == 1
-    assert "one-step is there and no model folder; it would be replaced: move it away" in capsys.readouterr().err
+    assert "one-step exists and is not a model folder; it is not replaced: move it away" in capsys.readouterr().err
     (models / "one-step" / "mine.txt").unlink()
     assert main(["download", *options, "--offline"]) == 0  # from the files that are there
     assert load_generator(ModelFolder.open(models / "one-step")).step.timestep == 800

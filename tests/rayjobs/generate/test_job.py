@@ -150,11 +150,11 @@ def test_out_of_memory_halves_the_batch(tiny_turbo, prompts, tmp_path, monkeypat
     [
         ([], "give --prompt TEXT or --prompts FILE, and not both"),
         (["--prompt", "a", "--prompts", "b.txt"], "and not both"),
-        (["--prompt", "a", "--layout", "geneval"], "with --prompt there is --count"),
-        (["--prompts", "b.txt", "--count", "2"], "with --prompts there is --images-per-prompt"),
+        (["--prompt", "a", "--layout", "geneval"], "with --prompt use --count"),
+        (["--prompts", "b.txt", "--count", "2"], "with --prompts use --images-per-prompt"),
         (
             ["--prompts", "b.txt", "--layout", "hpsv2", "--images-per-prompt", "2"],
-            "hpsv2 takes one image of each prompt",
+            "hpsv2 accepts only one image per prompt",
         ),
         (["--prompts", "missing.txt"], "prompts file missing.txt: No such file"),
     ],

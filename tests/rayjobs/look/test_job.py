@@ -78,8 +78,8 @@ def test_the_faults_of_a_set_are_found_shown_and_said(faulty, tmp_path, capsys):
         "pairs: images with caption files",
         "Looked at all 10 rows: 8 can be used, 2 cannot (missing-prompt 1, undecodable-image 1).",
         "7 different prompts for 8 images. 1 prompt is longer than CLIP's 77 tokens",
-        "1 prompt looks like the name of a file.",
-        "1 image is a copy of another, pixel for pixel; 1 image looks nearly like another. Of 1 image the copies have",
+        "1 prompt looks like a file name.",
+        "1 image is a copy of another, pixel for pixel; 1 image looks nearly like another. The copies of 1 image have",
         "3 images (38%) would be enlarged to reach 512 pixels, up to 8.0 times.",
         "60% at most; 2 pictures lose more than a third.",
         "Not plain colour: 1 CMYK.",
@@ -100,7 +100,7 @@ def test_a_sample_says_so_and_the_same_look_finds_the_same(digits, tmp_path, cap
         summary = json.loads((out / "summary.json").read_text())
         seconds = summary.pop("seconds")
         assert seconds > 0
-        text = re.sub(r"Looked at in [^.]*\.[^.]*\.", "", (out / "report.html").read_text())
+        text = re.sub(r"This took [^.]*\.[^.]*\.", "", (out / "report.html").read_text())
     assert (summary["rows"], summary["looked_at"]) == (512, 40)
     said = capsys.readouterr().err
     assert said.count("Looked at 40 of 512 rows, spread over the whole set: all can be used.") == 2
@@ -134,7 +134,7 @@ def test_a_dry_run_writes_nothing_and_a_folder_of_something_else_is_left_alone(d
     (out / "summary.json").write_text("{}")
     (out / "plan.json").write_text("{}")
     assert main(["look", str(digits), "--out", str(out)]) == 1
-    assert "was not made by `ortho look` (plan.json lies there)" in capsys.readouterr().err
+    assert "was not made by `ortho look` (it contains plan.json)" in capsys.readouterr().err
     assert (out / "summary.json").read_text() == "{}"
 
 

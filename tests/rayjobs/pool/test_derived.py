@@ -72,7 +72,7 @@ def test_all_but_the_parts_and_the_plan_is_made_again(finished, damage, tmp_path
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert main([*finished[0], "--out", str(out)]) == 0
-    assert "made anew" not in capsys.readouterr().err
+    assert "made again" not in capsys.readouterr().err
 
 
 def test_each_file_that_is_lost_alone_is_said_and_made_again(finished, tmp_path, capsys):
@@ -81,7 +81,7 @@ def test_each_file_that_is_lost_alone_is_said_and_made_again(finished, tmp_path,
         if (out / name).exists():
             (out / name).unlink()
             assert main([*finished[0], "--out", str(out)]) == 0
-            assert f"{out / name} is missing: made anew of the parts" in capsys.readouterr().err
+            assert f"{out / name} is missing: it is made again from the parts" in capsys.readouterr().err
             assert (out / name).exists()
 
 

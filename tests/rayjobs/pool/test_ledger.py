@@ -167,7 +167,7 @@ def test_rows_that_do_not_add_up_and_parts_that_have_gone_are_errors(folder):
     with pytest.raises(RuntimeError, match="is not 6 rows"):
         ledger.finish()
     folder.remove(ledger.name(1))
-    with pytest.raises(RunFailed, match=r"has gone.*run the same command again"):
+    with pytest.raises(RunFailed, match=r"is missing from .*run the same command again"):
         ledger.finish()
 
 

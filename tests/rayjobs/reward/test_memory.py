@@ -82,7 +82,7 @@ def test_where_it_does_not_fit_it_says_what_does(tiny_turbo, tmp_path, capsys):
     (change,) = memory["to_fit"]
     assert change.startswith("set --dtype float16: memory: ")
     memory = dry_run(usual, capsys, prompt="a red two", gpu_memory=0.7001)["memory"]
-    assert memory["to_fit"] == ["a larger card: no option of this verb makes it fit"]
+    assert memory["to_fit"] == ["use a larger GPU: no option of this verb makes it fit"]
 
 
 def test_rewards_that_look_through_one_model_have_it_once(tiny_turbo, tmp_path):

@@ -35,8 +35,8 @@ def refusal(place: str) -> str:
     with pytest.raises(UserError) as error:
         check_address(Address(place, "RAY_ADDRESS", "unset it"))
     line = str(error.value)
-    assert line.startswith(f"RAY_ADDRESS says {place}: ")
-    assert line.endswith("; --local ignores it and starts a Ray of this command's own")
+    assert line.startswith(f"RAY_ADDRESS names {place}: ")
+    assert line.endswith("; --local ignores it and starts a new Ray for this command")
     assert "\n" not in line
     return line
 
@@ -70,9 +70,9 @@ def test_the_address_is_the_variables_then_the_one_that_ray_start_left(monkeypat
 def test_addresses_of_another_kind_are_told_apart_without_a_connection():
     for place in ("http://127.0.0.1:8265", "https://cluster.example/ray"):
         assert f"`ortho submit --address {place} VERB ...`" in refusal(place)
-    assert "the port of Ray's client, which no verb uses" in refusal("ray://127.0.0.1:10001")
+    assert "that address is for Ray's client, which no verb uses" in refusal("ray://127.0.0.1:10001")
     for place in ("nowhere", "127.0.0.1", "127.0.0.1:many", ":6379", "ftp://127.0.0.1:6379", "127.0.0.1:70000"):
-        assert "that is no address of Ray; accepted: HOST:PORT" in refusal(place)
+        assert "that is not an address of Ray; accepted: HOST:PORT" in refusal(place)
 
 
 def test_where_nothing_or_something_else_listens_it_is_said_at_once(monkeypatch):
@@ -132,10 +132,10 @@ def test_a_cluster_that_asks_for_its_token_says_which_is_missing(tmp_path):
     (tmp_path / "token").write_text("0123456789abcdef0123456789abcdef")
     for more, said in [
         ({}, "that cluster accepts its token only; export RAY_AUTH_MODE=token"),
-        ({"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}, "the token that RAY_AUTH_MODE=token asks for is not here"),
+        ({"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}, "RAY_AUTH_MODE=token needs a token, and none is set here"),
         (
             {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")},
-            "has another token than the one here",
+            "has another token than this machine",
         ),
     ]:
         done = subprocess.run(
@@ -189,7 +189,7 @@ def test_a_cluster_that_hangs_ends_a_verb_in_one_line(hung, says, node, digits, 
     finally:
         processes[hung].resume()
     assert done.returncode == 1
-    last = f"ortho assign: RAY_ADDRESS says 127.0.0.1:{port}: {says}; --local ignores it and starts a Ray of this command's own"
+    last = f"ortho assign: RAY_ADDRESS names 127.0.0.1:{port}: {says}; --local ignores it and starts a new Ray for this command"
     assert done.stderr.splitlines()[-1] == last
     assert "Traceback" not in done.stderr
 

@@ -37,7 +37,7 @@ def test_zsh_reads_the_same_and_any_other_shell_is_refused(capsys):
     assert completion(["zsh"]).endswith(completion(["bash"]))
     for argv in (["completion"], ["completion", "fish"], ["completion", "bash", "more"]):
         assert main(argv) == 1
-        assert capsys.readouterr().err.startswith("ortho completion: name the shell, bash or zsh, as in: ")
+        assert capsys.readouterr().err.startswith("ortho completion: name the shell, bash or zsh, for example: ")
     assert main(["completion", "bash"]) == 0
     assert capsys.readouterr().out == completion(["bash"])
 

@@ -137,7 +137,7 @@ def test_a_module_that_is_missing_is_named(monkeypatch, capsys):
     assert main(["broken"]) == 1
     line = last_line("broken", capsys.readouterr().err)
     assert "No module named 'rayjobs.verb.none'" in line
-    assert "install ortho-em anew" in line
+    assert "install ortho-em again" in line
 
 
 def test_without_room_for_the_traceback_the_line_is_said_all_the_same(disk, tmp_path):
@@ -145,7 +145,7 @@ def test_without_room_for_the_traceback_the_line_is_said_all_the_same(disk, tmp_
     line = last_words(OSError(errno.ENOSPC, "No space left on device"), "look", None)
     disk.folder = ""
     assert line.startswith("standard output: No space left on device (in a worker); free some room there")
-    assert line.endswith("ORTHO_TRACEBACK=1 shows the traceback, for which no file can be written")
+    assert line.endswith("the traceback cannot be written to a file; ORTHO_TRACEBACK=1 prints it")
 
 
 def test_a_library_that_names_a_full_disk_in_words_alone_is_understood():

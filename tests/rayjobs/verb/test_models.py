@@ -26,16 +26,19 @@ def lora(tmp_path):
 @pytest.mark.parametrize(
     ("given", "answer"),
     [
-        ("stabilityai/sdxl-turbo", "`ortho download --only sdxl-turbo` brings it, then give --model models/sdxl-turbo"),
-        ("StabilityAI/SD-Turbo", "--only sd-turbo` brings it"),
-        ("models/sdxl-turbo", "does not exist: `ortho download --only sdxl-turbo` brings it"),
+        (
+            "stabilityai/sdxl-turbo",
+            "`ortho download --only sdxl-turbo` downloads it, then give --model models/sdxl-turbo",
+        ),
+        ("StabilityAI/SD-Turbo", "--only sd-turbo` downloads it"),
+        ("models/sdxl-turbo", "does not exist: `ortho download --only sdxl-turbo` downloads it"),
         (
             "elsewhere/sdxl-turbo",
-            "--only sdxl-turbo --out elsewhere` brings it, then give --model elsewhere/sdxl-turbo",
+            "--only sdxl-turbo --out elsewhere` downloads it, then give --model elsewhere/sdxl-turbo",
         ),
-        ("sdxl-turbo", "--only sdxl-turbo` brings it, then give --model models/sdxl-turbo"),
-        ("models/hyper-sdxl-1step", "--only hyper-sdxl` brings it, then give --model models/hyper-sdxl-1step"),
-        ("ByteDance/Hyper-SD", "--only hyper-sd15` .* or .*--only hyper-sdxl` brings it"),
+        ("sdxl-turbo", "--only sdxl-turbo` downloads it, then give --model models/sdxl-turbo"),
+        ("models/hyper-sdxl-1step", "--only hyper-sdxl` downloads it, then give --model models/hyper-sdxl-1step"),
+        ("ByteDance/Hyper-SD", "--only hyper-sd15` .* or .*--only hyper-sdxl` downloads it"),
         ("models/mine", r"models/mine does not exist \(give a local folder"),
         ("someone/mine", r"someone/mine does not exist \(give"),
     ],

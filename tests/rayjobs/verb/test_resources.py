@@ -31,8 +31,8 @@ def test_every_verb_that_computes_says_where_in_the_same_words():
     [
         (["--device", "cuda:1"], "Ray decides which GPU a worker gets"),
         (["--device", "cuda", "--gpus-per-worker", "0"], "contradict each other"),
-        (["--device", "mps", "--gpus-per-worker", "1"], "takes no GPU of Ray's"),
-        (["--device", "cpu", "--gpus-per-worker", "0.5"], "takes no GPU of Ray's"),
+        (["--device", "mps", "--gpus-per-worker", "1"], "uses no GPU of the Ray cluster"),
+        (["--device", "cpu", "--gpus-per-worker", "0.5"], "uses no GPU of the Ray cluster"),
     ],
 )
 def test_what_ray_cannot_give_is_refused_before_anything_is_opened(options, reason):

@@ -144,7 +144,7 @@ def test_a_cluster_that_is_gone_is_refused_in_one_line(small_pairs, tiny_turbo, 
     done = subprocess.run([str(a) for a in argv], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     _, line = done.stderr.splitlines()  # after the one that says what the pair set is
-    assert line.startswith(f"ortho assign: RAY_ADDRESS says {environment['RAY_ADDRESS']}: nothing answers there")
+    assert line.startswith(f"ortho assign: RAY_ADDRESS names {environment['RAY_ADDRESS']}: nothing answers there")
 
 
 @pytest.mark.slow
