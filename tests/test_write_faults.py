@@ -42,7 +42,15 @@ OF_TRIALS = {
 }
 RESULTS = {"evaluate": "evaluation.json", "em": "em_summary.json", "sweep": "sweep_summary.json"}
 #: What depends on the clock, the folder, or how often a command was run.
-TIMES = {"seconds_this_run", "rows_this_run", "rows_per_second", "images_per_second", "train_seconds", "seconds", "made_at"}
+TIMES = {
+    "seconds_this_run",
+    "rows_this_run",
+    "rows_per_second",
+    "images_per_second",
+    "train_seconds",
+    "seconds",
+    "made_at",
+}
 PASSING = TIMES | {"files", "out", "work_dir", "model", "assignments", "report", "command"}
 
 

@@ -31,12 +31,12 @@ class RewardJob(SearchConfig, PoolSettings):
     report_rewards: str | None = decides(
         None, description="rewards that are measured before and after, but not optimised: name,name"
     )
-    rewards_root: LocalPath = resolved(Path("models"), description="folder that holds the model folders of the rewards")
+    rewards_root: LocalPath = resolved(Path("models"), description="folder with the model folders of the rewards")
     reward_folders: Annotated[dict[str, LocalPath] | None, BeforeValidator(labels)] = resolved(
         None, description="folders of rewards that are not in --rewards-root: NAME=FOLDER,NAME=FOLDER"
     )
-    prompt_field: str | None = resolved(None, min_length=1, description="field that holds the prompt (none: prompt)")
-    id_field: str | None = resolved(None, min_length=1, description="field that holds the unique id of a row")
+    prompt_field: str | None = resolved(None, min_length=1, description="field with the prompt (none: prompt)")
+    id_field: str | None = resolved(None, min_length=1, description="field with the unique id of a row")
     retry_failures: bool = conduct(False, description="also try the quarantined rows again")
     save_steps: bool = conduct(False, description="with --prompt: save a picture of every evaluation")
     patch_size: int = decides(8, ge=1, description="side p of the latent patches that one orthogonal matrix rotates")

@@ -105,7 +105,7 @@ def memory_of(updates: Updates) -> dict[str, object]:
     others = smaller_updates(plan, updates.costs, *updates.rows, updates.parked(counted))
     fitting = next((other for other in others if other.fits), None)
     changes = [change(plan, fitting)] if fitting is not None else remedies(job, rows=1)
-    return report | {"to_fit": changes or ["a larger card"]}
+    return report | {"to_fit": changes or ["a larger GPU"]}
 
 
 def checkpoints(updates: Updates, device: torch.device) -> bool:
