@@ -7,7 +7,6 @@ an update, so neither the number of workers nor a restart changes them.
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil
 
 import numpy as np
 import ray
@@ -16,11 +15,10 @@ import ray.data
 from ortho_core.errors import UserError
 from ortho_core.mstep.data import MatchedData, Share
 
-#: Ray Data passes the numbers of updates to the reader in blocks, and passes a block again if the reader dies. A block costs
-#: this worker's processor some milliseconds of Ray's work, so a block for each update would slow down small models.
-UPDATES_PER_BLOCK, MOST_BLOCKS = 8, 512
-#: Blocks of shares that are fetched ahead.
-BLOCKS_READ_AHEAD = 4
+#: Most blocks of a stream. Ray Data passes blocks to the reader, and passes one again if the reader dies.
+MOST_BLOCKS = 512
+#: Updates that are read ahead.
+UPDATES_READ_AHEAD = 4
 #: A block of shares is passed on when it has this many bytes.
 BLOCK_BYTES = 16 << 20
 
@@ -84,8 +82,7 @@ def feed(
     context.execution_no_progress_timeout_s = patience_s
     context.raise_original_map_exception = True  # otherwise the reader's exception arrives only as text
     updates = [{"update": u} for u in range(start, stop)]
-    blocks = min(ceil(len(updates) / UPDATES_PER_BLOCK), MOST_BLOCKS)
-    shares = ray.data.from_items(updates, override_num_blocks=blocks).map_batches(
+    shares = ray.data.from_items(updates, override_num_blocks=min(len(updates), MOST_BLOCKS)).map_batches(
         ShareReader,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=readers),
@@ -94,9 +91,8 @@ def feed(
         fn_constructor_kwargs={"data": data, "rank": rank, "world": world},
     )
     try:
-        for block in shares.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=BLOCKS_READ_AHEAD):
-            for row in range(len(block["noise"])):
-                yield Share.of_row({name: column[row : row + 1] for name, column in block.items()})
+        for row in shares.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=UPDATES_READ_AHEAD):
+            yield Share.of_row(row)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             message, _, _ = str(error.cause).partition(RAYS_ADVICE)
