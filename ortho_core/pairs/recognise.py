@@ -26,6 +26,9 @@ EXPECTED = (
     "caption files beside them, images with --prompt, labelled images (IDX files, CIFAR-10's binary batches or their PNG "
     "sheets, one folder per class), or a pattern such as DIR/*.tar"
 )
+EXPECTED_PROMPTS = (
+    "a text file with one prompt per line, a .jsonl, .csv, .json, .parquet or .arrow file with a field `prompt`, or a pair set"
+)
 BY_NAME: dict[LayoutName, Layout] = {layout.name: layout for layout in LAYOUTS}
 #: The layout for a single file, by suffix.
 BY_SUFFIX: dict[str, LayoutName] = {
@@ -46,7 +49,8 @@ def recognise(store: Store, given: str, fields: PairFields) -> tuple[Opened, Rec
         _refuse_own(store, given)
         return _open(BY_NAME["metadata"], _files(store, {PAIRS: None}), fields)
     listing = scan(store)
-    nothing = NoPairSet(f"no pair set at {given}: it does not exist (expected: {EXPECTED})")
+    kind, expected = ("pair set", EXPECTED) if fields.with_images else ("file of prompts", EXPECTED_PROMPTS)
+    nothing = NoPairSet(f"no {kind} at {given}: it does not exist (expected: {expected})")
     if listing.seen or listing.own or listing.unreadable:
         if "" in listing.own:
             raise UserError(f"{given} is {listing.own['']}, not a pair set")

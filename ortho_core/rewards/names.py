@@ -1,5 +1,6 @@
 """Rewards by name, such as `hpsv2:5,imagereward:1,pickscore:0.05`, their folders, and fingerprints of their files."""
 
+import difflib
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
@@ -26,7 +27,12 @@ def parse_rewards(spec: str) -> dict[str, float]:
         written, colon, weight = (part.strip() for part in item.partition(":"))
         name = ALIASES.get(written, written)
         if name not in KINDS and name not in MIXTURES:
-            raise UserError(f"reward {written!r} in {spec!r} is unknown; accepted: {', '.join(accepted_names())}")
+            close = difflib.get_close_matches(written, accepted_names(), n=1)
+            where = "" if written == spec.strip() else f" in {spec!r}"
+            raise UserError(
+                f"reward {written!r}{where} is unknown{f', did you mean {close[0]}?' if close else ''}; accepted: "
+                f"{', '.join(accepted_names())} (a function of your own: ortho_core.raise_reward in Python)"
+            )
         factor = _weight(weight, written, spec) if colon else 1.0
         for part, share in MIXTURES.get(name, {name: 1.0}).items():
             if part in weights:

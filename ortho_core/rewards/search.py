@@ -42,7 +42,12 @@ class FunctionReward(Scoring):
 
     def score_encoded(self, images: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
         """Scores (B,) of images (B, 3, Y, X) in [0, 1]. Raises UserError for another shape, or without a gradient."""
-        scores = self.function(images)
+        scores: object = self.function(images)
+        if not isinstance(scores, Tensor):
+            raise UserError(
+                f"reward {self.name} returned {type(scores).__name__}; accepted: a torch tensor ({len(images)},), one number per "
+                "image, computed with PyTorch's operations"
+            )
         if scores.shape != (len(images),):
             raise UserError(
                 f"reward {self.name} returned shape {tuple(scores.shape)} for {len(images)} images; accepted: one number per "
@@ -67,15 +72,22 @@ def raise_reward(
     """Find for each prompt the noise with the highest reward, with the model frozen.
 
     `reward` is a differentiable function from images (B, 3, Y, X) in [0, 1] to (B,), or a `Reward`, which also gets the prompts.
+    The number of an image must depend only on that image, since images of other prompts share the batch. `config` is by default
+    `SearchConfig()`; `ortho reward` uses `SearchConfig(steps=20, patch_size=8)`, which reaches higher rewards.
     `prompts` is one text per image, or one text for all seeds. `seeds` decide each image's base noise (default: 0, 1, 2, ...).
     In the result, `terms` has the reward under its name, and `initial_terms` the reward at the base noise. `images` and
     `target_latents` are those at the noise that was found, so that an M-step can train on the result.
 
-    Raises UserError for a function that returns another shape or has no gradient, if the numbers of seeds and prompts differ,
-    and if the patch size does not divide the latent.
+    Raises UserError for a function that returns another shape, has no gradient or is not finite for any image, if the numbers
+    of seeds and prompts differ, and if the patch size does not divide the latent.
     """
     check_generator(generator)
     config = checked_config(config, SearchConfig)
+    if not isinstance(reward, Reward) and not callable(reward):
+        raise UserError(
+            f"reward {reward!r} is not a function of images; accepted: a function, or a Reward. Rewards by name are for "
+            "`ortho reward --reward NAME`"
+        )
     scoring: Reward = reward if isinstance(reward, Reward) else FunctionReward(reward)
     if scoring.name in OTHER_TERMS:
         raise UserError(
@@ -92,6 +104,8 @@ def raise_reward(
         condition = PromptCache(generator)(texts)
         inputs = {name: rows.to(generator.device) for name, rows in objective.inputs(condition, encoded).items()}
         searched = search(generator, objective, inputs, len(texts), config, seeds=drawn, slots=slots)
+        if not searched.initial_terms[scoring.name].isfinite().any():
+            raise UserError(f"reward {scoring.name} is not finite for any of the {len(texts)} images at their base noise")
 
         def made(part: slice) -> tuple[Tensor, Tensor]:
             latents = generator.denoise(searched.noise[part].to(generator.device), condition[part])

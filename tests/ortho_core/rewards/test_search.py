@@ -45,6 +45,9 @@ def test_a_reward_knows_the_prompts(generator):
     [
         (lambda images: images.mean(), {}, r"reward lambda returned shape \(\) for 1 images"),
         (lambda images: brightness(images.detach()), {}, "has no gradient in the images"),
+        (lambda images: brightness(images).tolist(), {}, r"reward lambda returned list; accepted: a torch tensor \(1,\)"),
+        (lambda images: brightness(images) / 0 * 0, {}, "reward lambda is not finite for any of the 1 images"),
+        ("clip", {}, "reward 'clip' is not a function of images; accepted: a function, or a Reward"),
         (FunctionReward(brightness, "total"), {}, "cannot be called total"),
         (brightness, {"seeds": [1, 2], "prompts": ["a"]}, "1 prompts for 2 seeds"),
         (brightness, {"prompts": []}, "no prompts and no seeds"),

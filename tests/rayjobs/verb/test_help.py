@@ -66,7 +66,7 @@ def special(field):
 def test_options_are_grouped_by_what_they_govern(capsys):
     text = printed(capsys, "em", "--help-all")
     titles = [line for line in text.splitlines() if line.startswith(("assign: ", "train: "))]
-    assert "train: How the network is updated:" in titles
+    assert "train: The options of the updates:" in titles
     assert text.index("--cycles INT") < text.index("--assign.steps INT")
     short = printed(capsys, "em", "--help")
     assert re.search(r"--train\.OPTION .*\(\d+ options\)", short)
