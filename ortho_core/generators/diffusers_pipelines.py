@@ -88,6 +88,7 @@ class DiffusersGenerator:
         pipeline = load_pipeline(folder, dtype, (*merged, *folder.loras))
         generator = DiffusersGenerator(pipeline, folder.recipe.timestep if folder.recipe is not None else None)
         generator.folder = folder
+        generator.latent_shape, generator.image_size = folder.latent_shape, folder.image_size
         quantize_layers(pipeline.unet, quantize, device)
         if adapted and keep_adapter:
             attach_lora(pipeline.unet, folder.path)

@@ -87,6 +87,9 @@ def _use(model: ModelFolder | None, lora: bool) -> str:
         else:
             classes, load, size = _from_single_file(model)
         load += f"pipeline.load_lora_weights({_quoted(THIS)})\n"
+    if model is not None and model.resized:
+        Y, X = model.image_size
+        size = f"height={Y}, width={X}, "
     recipe = model.recipe if model is not None else None
     step = "num_inference_steps=1" if recipe is None or recipe.timestep is None else f"timesteps=[{recipe.timestep}]"
     return _block("python", USE.format(classes=", ".join(classes), load=load, call=size + step))

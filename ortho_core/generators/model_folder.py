@@ -67,6 +67,8 @@ class ModelFolder:
     recorded_fingerprint: str | None = None
     #: LoRAs that are added to the weights (`--lora`).
     loras: tuple[LoraFile, ...] = ()
+    #: Whether the image size is another than the configurations state (`at`).
+    resized: bool = False
     #: SHA-256 of the folder's files by name, from the first time each was hashed. Workers get them: files loaded later are
     #: compared with them.
     seen: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -107,6 +109,24 @@ class ModelFolder:
         files = [LoraFile.open(each) for each in added]
         # Sorted, because sums are rounded: the result must not depend on the order of the option.
         return replace(self, loras=tuple(sorted(files, key=lambda file: file.fingerprint)))
+
+    def at(self, size: tuple[int, int] | None) -> "ModelFolder":
+        """The model with images of another size (Y, X) in pixels; None: this model. Weights and fingerprint are the same.
+
+        Raises UserError if the autoencoder does not divide the size, or if the model has one size only.
+        """
+        if size is None or size == self.image_size:
+            return self
+        shown = "x".join(map(str, reversed(size)))
+        if self.kind == CLASS_KIND:
+            own = "x".join(map(str, reversed(self.image_size)))
+            raise UserError(f"--size {shown}: {self.path} is class-conditional and makes only {own}; leave --size out")
+        C, H, _ = self.latent_shape
+        factor = self.image_size[0] // H
+        if any(side % factor for side in size):
+            raise UserError(f"--size {shown}: both sides must be multiples of {factor}, the autoencoder's factor")
+        shape = (C, size[0] // factor, size[1] // factor)
+        return replace(self, latent_shape=shape, target_shape=shape, image_size=size, resized=True)
 
     @property
     def place(self) -> Path:

@@ -132,6 +132,12 @@ class AssignmentPlan(ShardedPlan):
     config: Settings = {}
 
     @property
+    def size(self) -> str | None:
+        """The size of the images, `WIDTHxHEIGHT`; None: the model's own size."""
+        size = self.config.get("size")
+        return None if size is None else str(size)
+
+    @property
     def config_fingerprint(self) -> str:
         """The fingerprint of all settings, without the rows and the model."""
         return fingerprint([self.noise.model_dump(mode="json"), self.config])

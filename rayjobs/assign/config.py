@@ -6,6 +6,7 @@ from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import Location, ModelPath, OutputLocation, PairsLocation
 from rayjobs.pool.config import PoolSettings
+from rayjobs.verb.image_size import SizeSettings
 
 
 class AssignSettings(AssignConfig, PoolSettings):
@@ -17,7 +18,7 @@ class AssignSettings(AssignConfig, PoolSettings):
     report: bool = conduct(True, description="write report.html: pictures of some rows, losses, quarantined rows")
 
 
-class AssignJob(AssignSettings, PairFields):
+class AssignJob(AssignSettings, PairFields, SizeSettings):
     """Assign noise to every image of a pair set (the E-step)."""
 
     pairs: PairsLocation = resolved(

@@ -55,8 +55,8 @@ class ExportPlan(Plan):
 
 def make_plan(job: ExportJob) -> tuple[ExportPlan, Assignments]:
     """The plan, and the assignments. Raises UserError for every error that can be found before the run."""
-    model = open_model(job.model)
     assignments = Assignments(job.assignments, PARTS_CACHE_BYTES)
+    model = open_model(job.model, size=assignments.plan.size)
     assignments.noise([0], model.latent_shape)
     plan = ExportPlan(
         assignments=assignments.plan.run_fingerprint,

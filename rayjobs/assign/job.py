@@ -71,6 +71,7 @@ def check_warm_start(job: AssignJob, earlier: AssignmentPlan, plan: Reconstructi
             "pairs_fingerprint": one.pairs_fingerprint,
             "rows_per_shard": one.rows_per_shard,
             **one.noise.model_dump(include=noise),
+            "size": one.size,
         }
         for one in (earlier, plan)
     )
@@ -82,7 +83,7 @@ def describe(job: AssignJob) -> dict[str, object]:
     """What a dry run prints; times a few evaluations on a worker with the run's settings."""
     from rayjobs.pool.timing import seconds_per_evaluation
 
-    model = open_model(job.model, job.dtype, job.lora, job.quantize)
+    model = open_model(job.model, job.dtype, job.lora, job.quantize, job.size)
     plan, pairs, _ = make_plan(job, model)
     C, H, W = shape = model.latent_shape
     numbers = 0 if plan.noise.is_free else noise_space(job, shape).parameters
@@ -132,7 +133,7 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
 
     Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
     """
-    model = model or open_model(job.model, job.dtype, job.lora, job.quantize)
+    model = model or open_model(job.model, job.dtype, job.lora, job.quantize, job.size)
     job = located(job)
     plan, pairs, shards = make_plan(job, model)
     begun = ShardedRun(job.out, plan, job.retry_failures, job.verify)

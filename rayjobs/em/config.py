@@ -12,6 +12,7 @@ from ortho_core.storage.location import ModelPath, OutputPath, PairsLocation, Pl
 from rayjobs.assign.config import AssignSettings
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
+from rayjobs.verb.image_size import SizeSettings
 
 #: Values of `--heldout`: no pairs, and the default number of pairs.
 NO_HELDOUT, USUAL_HELDOUT = "none", "auto"
@@ -44,7 +45,7 @@ class EStepSettings(AssignSettings):
         return value.model_dump() if type(value) is AssignSettings else value
 
 
-class EmJob(PairFields):
+class EmJob(PairFields, SizeSettings):
     """Alternate E-step and M-step over a pair set, evaluate on held-out pairs, write a report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -158,7 +158,7 @@ def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, EmJob, dict[str, 
 
 def describe(job: EmJob) -> dict[str, object]:
     """What a dry run prints."""
-    model = open_model(job.model)
+    model = open_model(job.model, size=job.size)
     plan, job, recognised = make_plan(job, model)
     updates = job.train.epochs * (plan.rows // job.train.batch_size)
     matching = job.train.match_evaluations(updates, job.train.batch_size) if job.train.noise == "online" else 0
@@ -205,7 +205,7 @@ def run(
     the caller has opened it already. Returns 0, or 3 if rows are in quarantine. Raises UserError or RunFailed.
     """
     started = time.monotonic()
-    first, requested = model or open_model(job.model), job
+    first, requested = model or open_model(job.model, size=job.size), job
     plan, job, recognised = make_plan(job, first)
     claim(job.work_dir, plan)
     with held(job.work_dir, "em", say) as lease:
@@ -248,7 +248,7 @@ def _run(
             with of_step("train", TrainSettings):
                 train.run(train_job(job, place, folder), watch(cycle), TrainModels(model, held))
             place = folder / "train" / "checkpoint-final"
-            model = trained[folder.name] = ModelFolder.open(place)
+            model = trained[folder.name] = ModelFolder.open(place).at(first.image_size)
             cycles.append(cycle_of(cycle, folder))
         if job.baseline:
             say(f"baseline: direct SFT on random noise, {job.train.epochs * job.cycles} epochs")
@@ -262,7 +262,8 @@ def _run(
             say("evaluation on held-out pairs")
             models = {"base": first}
             if job.baseline:
-                models["direct"] = ModelFolder.open(job.work_dir / "direct" / "train" / "checkpoint-final")
+                direct_model = job.work_dir / "direct" / "train" / "checkpoint-final"
+                models["direct"] = ModelFolder.open(direct_model).at(first.image_size)
             models |= trained
             try:
                 with of_step("evaluate", EvaluateSettings, TooFewJudged):
@@ -325,4 +326,4 @@ def ending(job: EmJob, code: int) -> list[str]:
         if code == 3
         else []
     )
-    return [*some, generating(summary.model, job.work_dir / "images")]
+    return [*some, generating(summary.model, job.work_dir / "images", size=job.size)]

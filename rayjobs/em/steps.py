@@ -25,7 +25,14 @@ def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
     before = folders[0] if job.warm_start and cycle > 1 else None
     # Only the last cycle has a report, because a report needs a process that loads the model again.
     report = job.assign.report and cycle == job.cycles
-    others = {"pairs": job.pairs, "model": model, "out": folders[1], "warm_start": before, "report": report}
+    others = {
+        "pairs": job.pairs,
+        "model": model,
+        "out": folders[1],
+        "warm_start": before,
+        "report": report,
+        "size": job.size,
+    }
     return build(AssignJob, job.assign, job.training_fields(), **others, **_card(job, job.assign))
 
 
@@ -37,6 +44,7 @@ def heldout_job(job: EmJob) -> AssignJob:
         pairs=job.heldout_place,
         model=job.model,
         out=heldout_assignments(job),
+        size=job.size,
         report=False,
         **_card(job, job.assign),
     )
@@ -103,6 +111,7 @@ def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:
         pairs=job.heldout_place,
         trained_on=job.work_dir / cycle_name(1) / "assignments",
         out=job.work_dir / "evaluation",
+        size=job.size,
         patch_size=job.assign.patch_size,
         **_card(job, job.evaluate),
     )

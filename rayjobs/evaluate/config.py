@@ -10,6 +10,7 @@ from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.pool.config import PoolResources, span
+from rayjobs.verb.image_size import SizeSettings
 from rayjobs.verb.precision import Precision
 from rayjobs.verb.resources import labels
 
@@ -82,7 +83,7 @@ class EvaluateSettings(PoolResources, Precision):
     )
 
 
-class EvaluateJob(EvaluateSettings, PairFields):
+class EvaluateJob(EvaluateSettings, PairFields, SizeSettings):
     """Judge models on held-out pairs. The first model is the base: drift is measured from it."""
 
     model: Annotated[dict[str, ModelPath], BeforeValidator(_named)] = resolved(

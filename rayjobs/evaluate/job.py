@@ -50,7 +50,7 @@ def open_models(job: EvaluateJob) -> dict[str, ModelFolder]:
         raise UserError(f"--lora names {', '.join(unknown)}; accepted: the models {', '.join(job.model)}")
     every = job.lora.get("", ())
     return {
-        name: open_model(folder, job.dtype, (*every, *job.lora.get(name, ())), job.quantize)
+        name: open_model(folder, job.dtype, (*every, *job.lora.get(name, ())), job.quantize, job.size)
         for name, folder in job.model.items()
     }
 

@@ -5,11 +5,12 @@ from typing import Literal
 from ortho_core.generators.lora_config import LoraList
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
+from rayjobs.verb.image_size import SizeSettings
 from rayjobs.verb.precision import Precision
 from rayjobs.verb.resources import DeviceSettings
 
 
-class GenerateJob(Precision, DeviceSettings):
+class GenerateJob(Precision, DeviceSettings, SizeSettings):
     """Make images of one prompt, or of each prompt of a file."""
 
     model: ModelPath = resolved(description="model: a diffusers folder, a LoRA folder, or a single-file checkpoint")

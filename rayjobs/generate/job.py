@@ -127,13 +127,13 @@ def planned_images(job: GenerateJob, plan: GeneratePlan, asked: Sequence[Asked])
 
 def describe(job: GenerateJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, _ = make_plan(job, open_model(job.model, job.dtype, job.lora, job.quantize))
+    plan, _ = make_plan(job, open_model(job.model, job.dtype, job.lora, job.quantize, job.size))
     return {**plan.as_json(), "images": plan.images, "out": str(job.out)}
 
 
 def run(job: GenerateJob) -> int:
     """Make the images that do not exist yet. Returns 0. Raises UserError."""
-    model = open_model(job.model, job.dtype, job.lora, job.quantize)
+    model = open_model(job.model, job.dtype, job.lora, job.quantize, job.size)
     plan, asked = make_plan(job, model)
     folder = claim(job.out, plan)
     images = planned_images(job, plan, asked)

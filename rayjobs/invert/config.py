@@ -5,11 +5,12 @@ from ortho_core.generators.lora_config import LoraList
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs.rows import ImageLimits
 from ortho_core.storage.location import LocalPath, ModelPath, OutputPath
+from rayjobs.verb.image_size import SizeSettings
 from rayjobs.verb.precision import Precision
 from rayjobs.verb.resources import DeviceSettings
 
 
-class InvertJob(AssignConfig, Precision, DeviceSettings, ImageLimits):
+class InvertJob(AssignConfig, Precision, DeviceSettings, ImageLimits, SizeSettings):
     """Find the noise that a model maps closest to one image."""
 
     prompt: str = decides(min_length=1, description="the image's prompt")

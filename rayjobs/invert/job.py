@@ -25,7 +25,7 @@ from rayjobs.verb.models import open_model
 
 def check(job: InvertJob) -> ModelFolder:
     """The job's model folder. Raises UserError for every error that can be found before the model is loaded."""
-    model = open_model(job.model, job.dtype, job.lora, job.quantize)
+    model = open_model(job.model, job.dtype, job.lora, job.quantize, job.size)
     noise_space(job, model.latent_shape)
     if not job.prompt.strip():
         raise UserError("--prompt is blank")

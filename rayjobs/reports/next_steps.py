@@ -49,9 +49,10 @@ def training(model: object, loras: Sequence[AddedLora], assignments: str, **opti
     return [f"next: {converting(model, loras, folder)}", train.replace("next:", "then:", 1)]
 
 
-def generating(model: object, out: object, prompt: str = "a prompt") -> str:
-    """The line of the next command: make images with a model."""
-    return next_command("generate", model=model, prompt=prompt, out=out)
+def generating(model: object, out: object, prompt: str = "a prompt", size: str | None = None) -> str:
+    """The line of the next command: make images with a model, at a `size` other than its own if one is given."""
+    sized = {} if size is None else {"size": size}
+    return next_command("generate", model=model, prompt=prompt, **sized, out=out)
 
 
 def left_out(place: object, code: int, rows: int, again: str = "") -> list[str]:

@@ -10,10 +10,11 @@ from ortho_core.generators.lora_config import LoraList
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputLocation
 from rayjobs.pool.config import PoolSettings
+from rayjobs.verb.image_size import SizeSettings
 from rayjobs.verb.resources import labels
 
 
-class RewardJob(SearchConfig, PoolSettings):
+class RewardJob(SearchConfig, PoolSettings, SizeSettings):
     """Search the noise whose image has the highest reward, for one prompt or a file of prompts."""
 
     model: ModelPath = resolved(description="model: a diffusers folder, a LoRA folder, or a single-file checkpoint")

@@ -81,7 +81,7 @@ def make_plan(job: RewardJob, model: ModelFolder) -> tuple[RewardPlan, PairSet, 
 
 def describe(job: RewardJob) -> dict[str, object]:
     """What a dry run prints. For a file of prompts it times a few evaluations on a worker like those of the run."""
-    model = open_model(job.model, job.dtype, job.lora, job.quantize)
+    model = open_model(job.model, job.dtype, job.lora, job.quantize, job.size)
     if job.prompt is not None:
         weights = check(job, model)
         planned = {} if job.gpu_memory is None else {"memory": memory_of(job, model, weights, 1, 1)}
@@ -106,7 +106,7 @@ def describe(job: RewardJob) -> dict[str, object]:
 
 def run(job: RewardJob) -> int:
     """Search for the prompts that are not done yet. Returns 0, or 3 if rows are in quarantine. Raises UserError or RunFailed."""
-    model = open_model(job.model, job.dtype, job.lora, job.quantize)
+    model = open_model(job.model, job.dtype, job.lora, job.quantize, job.size)
     if job.prompt is not None:
         from rayjobs.reward.one_prompt import run_one
 

@@ -144,7 +144,7 @@ def check_metric(job: SweepJob, judged: EvaluationPlan) -> None:
 
 def describe(job: SweepJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, job = make_plan(job, open_model(job.model))
+    plan, job = make_plan(job, open_model(job.model, size=job.size))
     space = space_of(job)
     points = points_of(job, space)
     steps = {assign_key(with_values(base_of(job), p)) for p in points}
@@ -173,7 +173,7 @@ def named(point: Point) -> Point:
 def run(job: SweepJob) -> int:
     """Run the trials that are not done, then compare all. Returns 0, 1 if trials failed, or 3 if rows are in quarantine."""
     started = time.monotonic()
-    model = open_model(job.model)
+    model = open_model(job.model, size=job.size)
     requested = job
     plan, job = make_plan(job, model)
     job = located(job)

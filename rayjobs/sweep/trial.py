@@ -121,6 +121,7 @@ def judge_job(
         pairs=job.heldout_place,
         trained_on=trained_on,
         out=out,
+        size=job.size,
         patch_size=job.assign.patch_size,
         base_from=base_from,
     )
@@ -151,7 +152,7 @@ def run_trial(
 
     em.run(trial, e_step, watch, model)
     summary = EmSummary.read(folder / "em" / EM_SUMMARY)
-    trained = ModelFolder.open(summary.model)
+    trained = ModelFolder.open(summary.model).at(model.image_size)
     models = {"base": job.model, "trial": trained.path}
     assigned = folder / "em" / cycle_name(1) / "assignments"
     judge = judge_job(job, models, folder / "evaluation", evaluation_of(job), assigned)

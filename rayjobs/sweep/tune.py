@@ -85,7 +85,7 @@ def references(job: SweepJob, model: ModelFolder, point: Point) -> ModelEstimate
         direct = steps.baseline_job(beside)
         with of_step("train", TrainSettings):
             train.run(direct, models=TrainModels(model, model))
-        models["direct"] = ModelFolder.open(direct.out / "checkpoint-final")
+        models["direct"] = ModelFolder.open(direct.out / "checkpoint-final").at(model.image_size)
     say("evaluation on held-out pairs: " + " and ".join(models))
     paths = {name: folder.path for name, folder in models.items()}
     with of_step("evaluate", EvaluateSettings):

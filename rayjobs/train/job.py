@@ -29,7 +29,7 @@ from ortho_core.text.plain_text import as_given, one_line
 from rayjobs.reports.next_steps import beside, converting, generating
 from rayjobs.train.config import TRAINING, TrainJob
 from rayjobs.train.memory import Updates, memory_of
-from rayjobs.train.models import TrainModels, check_lora, check_single_file
+from rayjobs.train.models import TrainModels, check_lora, check_single_file, shown_size, trained_size
 from rayjobs.train.plan import TrainPlan
 from rayjobs.train.worker import train_worker
 from rayjobs.training import launch
@@ -177,7 +177,12 @@ def validation_of(job: TrainJob, shape: tuple[int, int, int]) -> str | None:
     """Fingerprint of the run that assigned the held-out rows. Raises UserError if these cannot be used."""
     if job.validation is None:
         return None
-    held = Assignments(job.validation)
+    held, size = Assignments(job.validation), trained_size(job)
+    if held.plan.size != size:
+        raise UserError(
+            f"--validation: {job.validation} was made for {shown_size(held.plan.size)}, and the training images have "
+            f"{shown_size(size)}"
+        )
     check_assignments(held, shape)
     if not held.plan.noise.store_latents:
         raise UserError(f"--validation: the assignments in {job.validation} were made without --store-latents")
@@ -256,4 +261,4 @@ def ending(job: TrainJob, code: int) -> list[str]:
     """The last lines of the command."""
     made = job.out / "checkpoint-final"
     kind = "adapter" if job.lora_rank and not job.lora_merge else "fine-tuned model"
-    return [f"train: the {kind} is {made}", generating(made, beside(job.out, "images"))]
+    return [f"train: the {kind} is {made}", generating(made, beside(job.out, "images"), size=trained_size(job))]

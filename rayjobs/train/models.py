@@ -9,6 +9,7 @@ from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from ortho_core.generators.original_names import UNetNames
 from ortho_core.generators.part_files import read_json
+from ortho_core.records.assignments import Assignments
 from rayjobs.train.config import TrainJob, TrainSettings
 from rayjobs.verb.models import open_model
 
@@ -23,8 +24,24 @@ class TrainModels:
     @staticmethod
     def open(job: TrainJob) -> "TrainModels":
         """Open both. Raises UserError."""
-        model = open_model(job.model)
-        return TrainModels(model, model if job.preserve_model is None else open_model(job.preserve_model))
+        size = trained_size(job)
+        model = open_model(job.model, size=size)
+        return TrainModels(model, model if job.preserve_model is None else open_model(job.preserve_model, size=size))
+
+
+def trained_size(job: TrainJob) -> str | None:
+    """The size of the training images: that of the assignments, or else `--size`. Raises UserError if they differ."""
+    if job.assignments is None:
+        return job.size
+    assigned = Assignments(job.assignments).plan.size
+    if job.size is not None and job.size != assigned:
+        raise UserError(f"--size {job.size}: {job.assignments} was made for {shown_size(assigned)}; leave --size out")
+    return assigned
+
+
+def shown_size(size: str | None) -> str:
+    """A size, for messages."""
+    return "the model's own size" if size is None else f"--size {size}"
 
 
 def check_single_file(job: TrainSettings, model: ModelFolder, group: str = "") -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ortho_core.errors import UserError
+from ortho_core.generators.image_size import size_of
 from ortho_core.generators.lora_config import AddedLora
 from ortho_core.generators.model_folder import ModelFolder, check_quantize
 from rayjobs.verb.catalog import Entry, read_catalog
@@ -12,15 +13,21 @@ from rayjobs.verb.console import say
 
 
 def open_model(
-    place: Path, dtype: str | None = None, loras: Sequence[AddedLora] = (), quantize: str = "none"
+    place: Path,
+    dtype: str | None = None,
+    loras: Sequence[AddedLora] = (),
+    quantize: str = "none",
+    size: str | None = None,
 ) -> ModelFolder:
-    """The model in `place` with `loras` added. With a `dtype`, prints which of several weight files will be loaded.
+    """The model in `place` with `loras` added, for images of `size` (`WIDTHxHEIGHT`; None: the model's own).
+
+    With a `dtype`, prints which of several weight files will be loaded.
 
     Raises UserError. For a missing model of the catalogue, its message has the command that downloads it.
     """
     if not place.exists() and (answer := in_catalogue(place)):
         raise UserError(answer)
-    model = ModelFolder.open(place).with_loras(loras)
+    model = ModelFolder.open(place).with_loras(loras).at(size_of(size))
     check_quantize(model, quantize)
     if dtype is not None and (line := model.files_used(dtype)):
         say(line)

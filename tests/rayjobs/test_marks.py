@@ -34,9 +34,9 @@ from rayjobs.verb.help import leaves
 from tests.ortho_core.pairs.labelled.class_sets import write_idx
 
 #: Values of options that take no other value of their type.
-VALUES = {"metric": ["psnr"], "sweep": [{"train.lr": "1e-4,1e-3,1e-2"}], "data": ["fashion-mnist"]}
+VALUES = {"metric": ["psnr"], "sweep": [{"train.lr": "1e-4,1e-3,1e-2"}], "data": ["fashion-mnist"], "size": ["40x24"]}
 #: Options of which the jobs here accept one value alone: others need weights that are not shipped.
-SETTLED = {"reward.save_steps", "reward.report_rewards"}
+SETTLED = {"reward.save_steps", "reward.report_rewards", "train.size"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -83,6 +83,20 @@ def test_images_equal_the_pipelines_own(generator, pipeline):
     torch.testing.assert_close(ours, pipeline_call(pipeline, PROMPTS, noise), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(24, 40), (48, 32)])
+def test_at_another_size_images_equal_the_pipelines_own(tiny_turbo, pipeline, size):
+    Y, X = size
+    generator = load_generator(ModelFolder.open(tiny_turbo).at(size))
+    assert (generator.latent_shape, generator.image_size) == ((4, Y // 4, X // 4), size)
+    noise = generator.base_noise([1, 2])
+    with torch.no_grad():
+        ours = generator.decode(generator.denoise(noise, generator.encode_prompts(PROMPTS))).clamp(0, 1)
+        options = {"num_inference_steps": 1, "guidance_scale": 0.0, "output_type": "pt"}
+        theirs = pipeline(PROMPTS, latents=noise, height=Y, width=X, **options).images
+    assert ours.shape == (2, 3, Y, X)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 def test_a_clipping_scheduler_is_refused():
     scheduler = DDIMScheduler(**BETAS, clip_sample=True, timestep_spacing="trailing")
     with pytest.raises(UserError, match="not a fixed linear map"):

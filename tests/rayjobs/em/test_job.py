@@ -18,11 +18,14 @@ from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import ReconstructionPlan, read_plan
 from ortho_core.storage import hashes
 from ortho_core.storage.open import open_store
-from rayjobs.assign.config import AssignSettings
+from rayjobs.assign.config import AssignJob, AssignSettings
+from rayjobs.assign.job import run as run_assign
 from rayjobs.em.config import EmJob
-from rayjobs.em.job import describe, run, settled
+from rayjobs.em.job import describe, ending, run, settled
 from rayjobs.evaluate.config import EvaluateSettings
-from rayjobs.train.config import TrainSettings
+from rayjobs.reports.summaries import EVALUATION, Evaluation
+from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.train.job import run as run_train
 from rayjobs.train.plan import TrainPlan
 from tests.chromium import check_source
 from tests.conftest import copy_pairs
@@ -145,6 +148,40 @@ def test_pairs_are_held_out_of_both_steps_and_those_that_are_trained_on_all_the_
     assert "1 of the 9 held-out images is also a training image" in (out / "report.html").read_text()
     assert f"images/{held[0]:04d}.png" in (out / "report.html").read_text()
     assert describe(one)["heldout"] == "9"
+
+
+def test_every_step_works_at_the_size_that_was_requested(small_pairs, tiny_turbo, digits, tmp_path):
+    """Also the steps that follow with their own verbs."""
+    out, size = tmp_path / "run", "40x24"
+    heldout = copy_pairs(digits, tmp_path / "heldout", 12)
+    judge = ALL_HERE["evaluate"].model_copy(update={"rows": 12})
+    one = job(
+        small_pairs, tiny_turbo, digits, out, cycles=1, size=size, heldout=heldout, **{**ALL_HERE, "evaluate": judge}
+    )
+    assert run(one) == 0
+    first = out / "cycle_01"
+    assignments = Assignments(first / "assignments")
+    assert assignments.plan.size == size
+    assert assignments.noise([0], (4, 6, 10)).shape == (1, 4, 6, 10)
+    assert assignments.targets([0], (4, 6, 10)).shape == (1, 4, 6, 10)
+    assert "height=24, width=40" in (first / "train" / "checkpoint-final" / "README.md").read_text()
+    summary = json.loads((out / "em_summary.json").read_text())
+    assert set(summary["evaluation"]) == {"base", "direct", "cycle_01"}
+    assert ending(one, 0)[-1].endswith(f" --size {size} --out {out}/images")
+    assert Evaluation.read(out / "evaluation" / EVALUATION).image_size == (24, 40)
+    # Adam works on three updates: the model has moved, and by little.
+    assert 0 < summary["evaluation"]["cycle_01"]["drift"]["value"] < 0.2
+
+    train = {"model": tiny_turbo, "assignments": str(first / "assignments"), "pairs": str(small_pairs)}
+    with pytest.raises(UserError, match=r"--size 32x32: .* was made for --size 40x24; leave --size out"):
+        run_train(TrainJob(**HERE.model_dump(), **train, out=tmp_path / "other", size="32x32"))
+    validation = HERE.model_copy(update={"validation": str(first / "assignments")})
+    unsized = {"model": tiny_turbo, "pairs": str(small_pairs), "size": None, "out": tmp_path / "other"}
+    with pytest.raises(UserError, match=r"made for --size 40x24, and the training images have the model's own size"):
+        run_train(TrainJob(**{**validation.model_dump(), "noise": "random"}, **unsized))
+    where = {"pairs": str(small_pairs), "model": tiny_turbo, "out": str(tmp_path / "next")}
+    with pytest.raises(UserError, match=r"--warm-start .* does not fit this run: size was '40x24', now None"):
+        run_assign(AssignJob(**ALL_HERE["assign"].model_dump(), **where, warm_start=str(first / "assignments")))
 
 
 @pytest.mark.slow

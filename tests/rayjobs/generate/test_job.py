@@ -49,6 +49,24 @@ def test_generate_samples_at_the_base_noise_of_its_seeds(tiny_turbo, generator, 
         assert np.abs(pixels(tmp_path / "out" / f"{i:04d}.png") - image).max() <= 1
 
 
+def test_images_have_the_size_that_was_requested(tiny_turbo, tmp_path, capsys):
+    argv = [
+        "generate",
+        "--model",
+        str(tiny_turbo),
+        "--prompt",
+        PROMPTS[0],
+        "--count",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main([*argv, "--size", "40x24"]) == 0
+    assert pixels(tmp_path / "out" / "0000.png").shape == (3, 24, 40)
+    assert main(argv) == 1
+    assert "size was '40x24', now None" in capsys.readouterr().err
+
+
 def test_generate_makes_the_same_images_for_any_count(tiny_turbo, tmp_path):
     argv = ["generate", "--model", str(tiny_turbo), "--prompt", PROMPTS[0]]
     assert main([*argv, "--count", "3", "--out", str(tmp_path / "a")]) == 0
