@@ -27,7 +27,8 @@ EXPECTED = (
     "sheets, one folder per class), or a pattern such as DIR/*.tar"
 )
 EXPECTED_PROMPTS = (
-    "a text file with one prompt per line, a .jsonl, .csv, .json, .parquet or .arrow file with a field `prompt`, or a pair set"
+    "a text file with one prompt per line, a file of rows with a field `prompt` (.jsonl, .csv, .json, .parquet, .arrow), or a "
+    "pair set"
 )
 BY_NAME: dict[LayoutName, Layout] = {layout.name: layout for layout in LAYOUTS}
 #: The layout for a single file, by suffix.

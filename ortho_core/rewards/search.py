@@ -104,8 +104,6 @@ def raise_reward(
         condition = PromptCache(generator)(texts)
         inputs = {name: rows.to(generator.device) for name, rows in objective.inputs(condition, encoded).items()}
         searched = search(generator, objective, inputs, len(texts), config, seeds=drawn, slots=slots)
-        if not searched.initial_terms[scoring.name].isfinite().any():
-            raise UserError(f"reward {scoring.name} is not finite for any of the {len(texts)} images at their base noise")
 
         def made(part: slice) -> tuple[Tensor, Tensor]:
             latents = generator.denoise(searched.noise[part].to(generator.device), condition[part])
@@ -113,4 +111,7 @@ def raise_reward(
 
         with torch.no_grad():
             latents, images = (torch.cat(parts) for parts in zip(*AtOnce(slots)(len(texts), made), strict=True))
-    return searched.assigned(texts, latents, images)
+    found = searched.assigned(texts, latents, images)
+    if not found.initial_terms[scoring.name].isfinite().any():
+        raise UserError(f"reward {scoring.name} is not finite for any of the {len(texts)} images at their base noise")
+    return found

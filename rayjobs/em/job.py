@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
 from ortho_core.evaluation.statistics import FEWEST_ROWS
+from ortho_core.generators.kohya import KOHYA_WEIGHTS
 from ortho_core.generators.model_folder import ModelFolder, check_quantize
 from ortho_core.marks import decides, resolved, settings
 from ortho_core.mstep.elsewhere import general_prompts
@@ -38,6 +39,7 @@ from rayjobs.reports.summaries import (
     TrainSummary,
     cycle_name,
 )
+from rayjobs.reports.words import counted
 from rayjobs.train import job as train
 from rayjobs.train.config import TrainSettings
 from rayjobs.train.memory import Updates
@@ -55,6 +57,8 @@ from rayjobs.verb.session import ray_session
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
+#: A drift (RMS distance of pixels in [0, 1]) below which a model makes nearly the images of the first one: 2.5 grey levels.
+HARDLY = 0.01
 #: What `--heldout auto` holds out: 1/20 of the rows, at least 16 rows, at most 1/5 of them.
 USUAL_SHARE, USUAL_LEAST, MOST_SHARE = 20, 16, 5
 
@@ -326,4 +330,24 @@ def ending(job: EmJob, code: int) -> list[str]:
         if code == 3
         else []
     )
-    return [*some, generating(summary.model, job.work_dir / "images", size=job.size)]
+    file = Path(summary.model) / KOHYA_WEIGHTS
+    adapter = [f"for ComfyUI, Forge and A1111: {file}"] if file.is_file() else []
+    return [
+        *some,
+        *hardly_changed(summary),
+        *adapter,
+        generating(summary.model, job.work_dir / "images", size=job.size),
+    ]
+
+
+def hardly_changed(summary: EmSummary) -> list[str]:
+    """A line if the last model makes nearly the images of the first one, so that nothing was learned."""
+    judged = (summary.evaluation or {}).get(cycle_name(len(summary.cycles)), {})
+    drift = judged.get("drift")
+    if drift is None or drift.value >= HARDLY:
+        return []
+    updates = sum(cycle.train.updates for cycle in summary.cycles)
+    return [
+        f"the model hardly changed: its images differ from the base model's by {drift.value:.2g} (drift) after "
+        f"{counted(updates, 'update')}; train longer or at a higher rate (--train.epochs, --train.lr)"
+    ]

@@ -186,7 +186,7 @@ def sizes_of(seen: Sequence[SeenRow], size: int) -> Sizes:
         most_enlarged=round(max(1.0, enlarged(sides[0], sides[0], size)), 2),
         mean_lost=round(statistics.fmean(cut), 4),
         most_lost=round(max(cut), 4),
-        much_lost=sum(share > MUCH_LOST for share in cut),
+        much_lost=sum(share > MUCH_LOST + 1e-6 for share in cut),
     )
 
 

@@ -30,7 +30,10 @@ def test_weights_by_name_in_the_order_given(spec, weights):
     [
         ("", "reward '' is unknown; accepted: aesthetic, clip"),
         ("clip,,pickscore", "reward '' in"),
-        ("hps:1", r"reward 'hps' in 'hps:1' is unknown, did you mean hpsv2\?; accepted: .*hpsv2, hpsv2.0, hpsv2.1.*pickscore"),
+        (
+            "hps:1",
+            r"reward 'hps' in 'hps:1' is unknown, did you mean hpsv2\?; accepted: .*hpsv2, hpsv2.0, hpsv2.1.*pickscore",
+        ),
         ("clip:much", "the weight 'much' of reward clip"),
         ("clip:", "the weight '' of reward clip"),
         ("clip:0", "a number above 0"),

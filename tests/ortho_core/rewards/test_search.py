@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -45,9 +48,12 @@ def test_a_reward_knows_the_prompts(generator):
     [
         (lambda images: images.mean(), {}, r"reward lambda returned shape \(\) for 1 images"),
         (lambda images: brightness(images.detach()), {}, "has no gradient in the images"),
-        (lambda images: brightness(images).tolist(), {}, r"reward lambda returned list; accepted: a torch tensor \(1,\)"),
+        (
+            lambda images: brightness(images).tolist(),
+            {},
+            r"reward lambda returned list; accepted: a torch tensor \(1,\)",
+        ),
         (lambda images: brightness(images) / 0 * 0, {}, "reward lambda is not finite for any of the 1 images"),
-        ("clip", {}, "reward 'clip' is not a function of images; accepted: a function, or a Reward"),
         (FunctionReward(brightness, "total"), {}, "cannot be called total"),
         (brightness, {"seeds": [1, 2], "prompts": ["a"]}, "1 prompts for 2 seeds"),
         (brightness, {"prompts": []}, "no prompts and no seeds"),
@@ -56,6 +62,16 @@ def test_a_reward_knows_the_prompts(generator):
 def test_what_is_wrong_is_said_in_one_line(generator, reward, options, message):
     with pytest.raises(UserError, match=message):
         raise_reward(**{"generator": generator, "reward": reward, "prompts": "a", "config": CONFIG} | options)
+
+
+def test_the_name_of_a_reward_is_no_reward(tiny_turbo):
+    """In a Python without the tests' checks of types."""
+    program = (
+        "from ortho_core import load_generator, raise_reward\n"
+        f"raise_reward(load_generator({str(tiny_turbo)!r}), 'clip', 'a')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "UserError: reward 'clip' is not a function of images; accepted: a function, or a Reward" in done.stderr
 
 
 def test_an_e_steps_configuration_serves_too(generator):

@@ -11,6 +11,7 @@ import torch
 
 from ortho_core.errors import RunFailed, UserError
 from ortho_core.estep.config import MEASURED_WITH
+from ortho_core.evaluation.metrics import Estimate
 from ortho_core.generators.lora import lora_of
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.pairs.hold_out import Part
@@ -21,9 +22,9 @@ from ortho_core.storage.open import open_store
 from rayjobs.assign.config import AssignJob, AssignSettings
 from rayjobs.assign.job import run as run_assign
 from rayjobs.em.config import EmJob
-from rayjobs.em.job import describe, ending, run, settled
+from rayjobs.em.job import describe, ending, hardly_changed, run, settled
 from rayjobs.evaluate.config import EvaluateSettings
-from rayjobs.reports.summaries import EVALUATION, Evaluation
+from rayjobs.reports.summaries import EVALUATION, Cycle, EmSummary, Evaluation, TrainSummary
 from rayjobs.train.config import TrainJob, TrainSettings
 from rayjobs.train.job import run as run_train
 from rayjobs.train.plan import TrainPlan
@@ -182,6 +183,18 @@ def test_every_step_works_at_the_size_that_was_requested(small_pairs, tiny_turbo
     where = {"pairs": str(small_pairs), "model": tiny_turbo, "out": str(tmp_path / "next")}
     with pytest.raises(UserError, match=r"--warm-start .* does not fit this run: size was '40x24', now None"):
         run_assign(AssignJob(**ALL_HERE["assign"].model_dump(), **where, warm_start=str(first / "assignments")))
+
+
+@pytest.mark.parametrize(("drift", "lines"), [(0.001, 1), (0.0099, 1), (0.02, 0), (None, 0)])
+def test_a_model_that_hardly_changed_is_reported(drift, lines):
+    train = TrainSummary.model_construct(updates=40)
+    judged = {} if drift is None else {"drift": Estimate(drift, drift, drift, 12)}
+    cycles = [Cycle.model_construct(cycle=n, assign=None, train=train) for n in (1, 2)]
+    summary = EmSummary.model_construct(cycles=cycles, evaluation={"base": {}, "cycle_02": judged})
+    said = hardly_changed(summary)
+    assert len(said) == lines
+    if said:
+        assert f"by {drift:.2g} (drift) after 80 updates; train longer or at a higher rate" in said[0]
 
 
 @pytest.mark.slow

@@ -196,7 +196,7 @@ def test_text_and_parquet_prompts_are_read_alike(tiny_turbo, tmp_path):
         ({"prompt": "a", "reward": "pickscore"}, "pickscore"),
         ({"prompt": "a", "report_rewards": "clip"}, "clip is in --reward"),
         ({"prompt": "a", "patch_size": 3}, "does not divide"),
-        ({"prompts": "nowhere.jsonl"}, "no pair set at nowhere.jsonl"),
+        ({"prompts": "nowhere.jsonl"}, "no file of prompts at nowhere.jsonl: it does not exist"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(tiny_turbo, tmp_path, options, says):
