@@ -25,7 +25,7 @@ from rayjobs.sweep.points import base_of, points_of, reference_point, space_of
 from rayjobs.sweep.records import SweepSummary, TrialRecord
 from rayjobs.sweep.report import write_report
 from rayjobs.sweep.space import Point, Space, short_names, text, with_values
-from rayjobs.sweep.trial import begun_points, folder_of, judge_job, records_of, references_of
+from rayjobs.sweep.trial import begun_points, em_job, folder_of, judge_job, records_of, references_of
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import aligned, say
 from rayjobs.verb.models import open_model
@@ -144,7 +144,8 @@ def check_metric(job: SweepJob, judged: EvaluationPlan) -> None:
 
 def describe(job: SweepJob) -> dict[str, object]:
     """What a dry run prints."""
-    plan, job = make_plan(job, open_model(job.model, size=job.size))
+    model = open_model(job.model, size=job.size)
+    plan, job = make_plan(job, model)
     space = space_of(job)
     points = points_of(job, space)
     steps = {assign_key(with_values(base_of(job), p)) for p in points}
@@ -156,8 +157,17 @@ def describe(job: SweepJob) -> dict[str, object]:
         "trials": listed if job.search != "optuna" else len(points),
         "e_steps": len(steps) if job.search != "optuna" else f"at most {len(points)}",
         "updates_of_one_trial_about": updates,
+        "trials_at_once": job.max_concurrent or "as many as the cluster has room for",
+        **memory_of(job, points[0], model, plan.rows),
         "work_dir": str(job.work_dir),
     }
+
+
+def memory_of(job: SweepJob, point: Point, model: ModelFolder, rows: int) -> dict[str, object]:
+    """What a dry run reports for a GPU of `job.gpu_memory` GiB: the memory of each step of the first trial."""
+    if job.gpu_memory is None:
+        return {}
+    return {"memory_of_the_first_trial": em.memory_of(em_job(job, point, job.work_dir), model, rows)}
 
 
 def assign_key(job: EmJob) -> str:

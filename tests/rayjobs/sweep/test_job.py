@@ -117,7 +117,18 @@ def test_the_plan_tells_trials_and_e_steps(small_pairs, tiny_turbo, digits, tmp_
     assert len(said["trials"]) == 6
     assert said["e_steps"] == 2
     assert said["updates_of_one_trial_about"] == 8
+    assert said["trials_at_once"] == "as many as the cluster has room for"
+    assert "memory_of_the_first_trial" not in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_plan_for_a_gpu_has_the_memory_of_each_step_of_a_trial(small_pairs, tiny_turbo, digits, tmp_path):
+    said = describe(job(small_pairs, tiny_turbo, digits, tmp_path / "run", gpu_memory=24, max_concurrent=2))
+    assert said["trials_at_once"] == 2
+    memory = said["memory_of_the_first_trial"]
+    assert {"assign", "train"} <= memory.keys()
+    assert all(memory[step]["fits"] for step in ("assign", "train"))
 
 
 def test_a_folder_is_named_by_its_values_and_by_nothing_else(small_pairs, tiny_turbo, digits, tmp_path):
