@@ -1,6 +1,7 @@
 """The M-step job: `ortho train` fine-tunes on assigned noise (or, for comparison, on random noise) with Ray Train."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -261,4 +262,7 @@ def ending(job: TrainJob, code: int) -> list[str]:
     """The last lines of the command."""
     made = job.out / "checkpoint-final"
     kind = "adapter" if job.lora_rank and not job.lora_merge else "fine-tuned model"
-    return [f"train: the {kind} is {made}", generating(made, beside(job.out, "images"), size=trained_size(job))]
+    size = None
+    with suppress(UserError):  # the assignments may have moved since
+        size = trained_size(job)
+    return [f"train: the {kind} is {made}", generating(made, beside(job.out, "images"), size=size)]

@@ -47,7 +47,7 @@ _OPEN: tuple[tuple[str, Callable[[Any, int], bool], str], ...] = (
     ("lpips", lambda job, rows: job.lpips is not None, "leave --lpips out"),
     ("rewards", lambda job, rows: job.rewards is not None, "evaluate without rewards (--rewards none)"),
     ("num_samples", lambda job, rows: True, "lower --num-samples"),
-    ("size", lambda job, rows: True, "lower --size"),
+    ("size", lambda job, rows: job.size is not None, "lower --size"),
     ("widths", lambda job, rows: True, "make the network narrower (--widths)"),
     (
         "gpus_per_worker",
