@@ -36,3 +36,9 @@ def size_of(text: str | None) -> tuple[int, int] | None:
         return None
     X, Y = map(int, text.split("x"))
     return Y, X
+
+
+def text_of(size: tuple[int, int]) -> str:
+    """`WIDTHxHEIGHT` of (Y, X)."""
+    Y, X = size
+    return f"{X}x{Y}"

@@ -16,6 +16,7 @@ from typing import Any
 from ortho_core.errors import UserError
 from ortho_core.generators.checkpoint_file import SUFFIX, CheckpointFile
 from ortho_core.generators.class_config import ClassConfig
+from ortho_core.generators.image_size import text_of
 from ortho_core.generators.lora_config import AddedLora
 from ortho_core.generators.lora_files import LORA_WEIGHTS, LoraFile
 from ortho_core.generators.part_files import check_file, json_hash, preferred, read_json
@@ -117,9 +118,9 @@ class ModelFolder:
         """
         if size is None or size == self.image_size:
             return self
-        shown = "x".join(map(str, reversed(size)))
+        shown = text_of(size)
         if self.kind == CLASS_KIND:
-            own = "x".join(map(str, reversed(self.image_size)))
+            own = text_of(self.image_size)
             raise UserError(f"--size {shown}: {self.path} is class-conditional and makes only {own}; leave --size out")
         C, H, _ = self.latent_shape
         factor = self.image_size[0] // H

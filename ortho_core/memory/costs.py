@@ -356,6 +356,7 @@ def _kept(model: ModelFolder, key: Mapping[str, object], kind: type[T], count: C
     decides = {
         "version": VERSION,
         "model": {"kind": model.kind, **model.base.configurations},
+        "size": model.image_size,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         **key,

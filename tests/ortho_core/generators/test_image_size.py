@@ -6,7 +6,7 @@ from pydantic import TypeAdapter, ValidationError
 from ortho_core.errors import UserError
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
-from ortho_core.generators.image_size import ImageSize, size_of
+from ortho_core.generators.image_size import ImageSize, size_of, text_of
 from ortho_core.generators.model_folder import ModelFolder
 
 SIZE = TypeAdapter(ImageSize)
@@ -17,6 +17,7 @@ SIZE = TypeAdapter(ImageSize)
 )
 def test_a_size_is_width_times_height(text, size):
     assert size_of(SIZE.validate_python(text)) == size
+    assert text_of(size) == SIZE.validate_python(text)
     assert SIZE.validate_python(SIZE.validate_python(text)) == SIZE.validate_python(text)
 
 

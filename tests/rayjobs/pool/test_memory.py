@@ -37,6 +37,13 @@ def test_each_way_needs_less_than_the_one_before(plans):
     assert peaks[0] > peaks[1] > peaks[2] >= peaks[3]
 
 
+def test_a_slot_of_a_larger_image_needs_more(searched, plans):
+    """Of twice the area about twice as much; what does not grow with the image (the prompt, the rotation) is a small part."""
+    Y, X = searched.model.image_size
+    larger = replace(searched, model=searched.model.at((Y, 2 * X))).plan(HUGE)
+    assert 1.7 < larger.each / plans[False, False].each < 2.3
+
+
 @pytest.mark.parametrize("way", [(False, False), (False, True), (True, False)])
 def test_the_first_way_that_fits_is_taken(way, searched, plans):
     plan = searched.fitting(plans[way].peak)
