@@ -131,6 +131,10 @@ class Engine:
         A request of None means that none is available at the moment: the engine continues with the images in its slots, asks
         again, and ends when its slots are empty.
         """
+        return (found for found in self.stepwise(requests) if found is not None)
+
+    def stepwise(self, requests: Iterable[Request | None]) -> Iterator[Found | None]:
+        """As `run`, with None after each evaluation of the slots: there the caller may pause, and run another engine."""
         waiting = _Queue(requests)
         while (first := waiting.peek()) is not None:
             try:
@@ -147,7 +151,7 @@ class Engine:
             if self.on_event is not None:
                 self.on_event(f"out of memory, continuing with {self.slots} images at once ({reason})")
 
-    def _run(self, waiting: "_Queue", first: Request) -> Iterator[Found]:
+    def _run(self, waiting: "_Queue", first: Request) -> Iterator[Found | None]:
         slots = self._empty_slots(first)
         owners: list[Request | None] = [None] * self.slots
         spent = [0] * self.slots
@@ -189,6 +193,7 @@ class Engine:
                 left.append((images, {name: to_host(tensor) for name, tensor in found.items()}))
                 for i in index:
                     owners[i] = None
+            yield None
 
     def _empty_slots(self, like: Request) -> Slots:
         device, S, config = self.generator.device, self.slots, self.config

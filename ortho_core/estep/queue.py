@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ortho_core.errors import OutOfMemory, ran_out_of_memory
+from ortho_core.framing.frame import Size
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Request:
     #: Parameters (m,) to start from, from an earlier assignment with the same seed; the base noise is then kept. None: start
     #: from the default of the noise space.
     start: Tensor | None = None
+    #: The size (Y, X) of its image; None: the generator's own.
+    size: Size | None = None
+    #: The number of its shard, counted as they come: with several sizes, earlier ones are finished first.
+    turn: int = 0
 
 
 def requests_of(
@@ -28,11 +33,14 @@ def requests_of(
     seeds: Sequence[int],
     inputs: Mapping[str, Tensor],
     starts: Sequence[Tensor | None] | None = None,
+    *,
+    size: Size | None = None,
+    turn: int = 0,
 ) -> Iterator[Request]:
     """One request per key, from inputs with a batch axis; `inputs` may have more rows than there are keys."""
     for i, (key, seed) in enumerate(zip(keys, seeds, strict=True)):
         rows = {name: tensor[i] for name, tensor in inputs.items()}
-        yield Request(key, seed, rows, starts[i] if starts is not None else None)
+        yield Request(key, seed, rows, starts[i] if starts is not None else None, size, turn)
 
 
 class _Queue:

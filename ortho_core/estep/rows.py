@@ -16,6 +16,8 @@ from ortho_core.device import to_device
 from ortho_core.errors import BadRow
 from ortho_core.estep.engine import Found
 from ortho_core.estep.objective import Objective, Reconstruction
+from ortho_core.framing.frame import Size
+from ortho_core.framing.framing import Framing
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.pairs.decoding import Decode, decode_in_threads, decoded_batches
 from ortho_core.pairs.pair_set import PairSet
@@ -32,6 +34,8 @@ class Batch:
     pairs: list[Pair]
     kept: Sequence[object]
     inputs: Mapping[str, Tensor]
+    #: The size (Y, X) of their images; None: the generator's own.
+    size: Size | None = None
 
 
 @runtime_checkable
@@ -71,17 +75,18 @@ class PairRows:
         pairs: PairSet,
         store_latents: bool,
         decode: Decode = decode_in_threads,
+        framing: Framing | None = None,
     ) -> None:
+        """`framing`: the sizes of the images (None: the generator's own)."""
         self.objective = objective
+        self.framing = framing or Framing.at(objective.generator.image_size)
         self.prompts, self.pairs, self.store_latents, self.decode = prompts, pairs, store_latents, decode
         self.at_once = AtOnce(ROWS_ENCODED_TOGETHER)
         self.waited = 0.0
 
     def batches(self, shard: Shard, failures: list[Failure], only: Container[int] | None) -> Iterator[Batch]:
         generator = self.objective.generator
-        batches = decoded_batches(
-            self.pairs, shard, ROWS_ENCODED_TOGETHER, generator.image_size, failures, self.decode, only
-        )
+        batches = decoded_batches(self.pairs, shard, ROWS_ENCODED_TOGETHER, self.framing, failures, self.decode, only)
         while True:
             began = time.perf_counter()
             batch, images = next(batches, ([], torch.empty(0)))
@@ -94,10 +99,11 @@ class PairRows:
             images = torch.cat([images, images[-1:].expand(ROWS_ENCODED_TOGETHER - len(batch), -1, -1, -1)])
             images = to_device(images, generator.device)
             targets = self._encoded(images)
-            condition = self.prompts([pair.prompt for pair in batch])
+            frames = [pair.frame for pair in batch if pair.frame is not None]
+            condition = self.prompts([pair.prompt for pair in batch]).framed([self.framing.told(f) for f in frames])
             without_image = [replace(pair, content=None) for pair in batch]
             kept = self.kept(images, targets)[: len(batch)]
-            yield Batch(without_image, kept, self.objective.inputs(condition, targets, images))
+            yield Batch(without_image, kept, self.objective.inputs(condition, targets, images), frames[0].size)
 
     @torch.no_grad()
     def _encoded(self, images: Tensor) -> Tensor:

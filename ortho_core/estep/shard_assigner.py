@@ -3,6 +3,7 @@
 This is a worker's task between reading rows and publishing a part file, independent of Ray.
 """
 
+import itertools
 import queue
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -10,13 +11,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ortho_core.estep.engine import Engine, Found
+from ortho_core.estep.engine import Found
+from ortho_core.estep.engines import Engines
 from ortho_core.estep.queue import Request, requests_of
 from ortho_core.estep.rows import Rows
+from ortho_core.framing.frame import Frame, Size
+from ortho_core.framing.image_size import text_of
 from ortho_core.noise.seeded import noise_seed, seeded_normal
 from ortho_core.pairs.rows import Failure, Pair, Shard, row_name
 from ortho_core.records.assignments import Start, noise_checksum, rebuild_noise
-from ortho_core.records.parts import ShardResult
+from ortho_core.records.parts import FRAME_COLUMNS, ShardResult
 
 
 @dataclass
@@ -31,6 +35,8 @@ class _Task:
     found: list[Found] = field(default_factory=list)
     handed_in: int = 0
     all_handed_in: bool = False
+    #: Its number among the shards of this worker, as they came.
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,17 @@ class RecordConfig:
 
 
 class ShardAssigner:
-    """An engine around a loaded generator that assigns shards as they are submitted.
+    """Engines around a loaded generator that assign shards as they are submitted.
 
     Waiting shards share the slots: the last rows of one shard and the first rows of the next are evaluated together, so no
     slot is empty between them. A row's result does not depend on the other rows.
     """
 
-    def __init__(self, engine: Engine, rows: Rows, config: RecordConfig) -> None:
-        if engine.objective is not rows.objective:
-            raise ValueError("the engine's objective is not the objective of the rows")
-        self.engine, self.rows, self.config = engine, rows, config
+    def __init__(self, engines: Engines, rows: Rows, config: RecordConfig) -> None:
+        if engines.objective is not rows.objective:
+            raise ValueError("the engines' objective is not the objective of the rows")
+        self.engines, self.rows, self.config = engines, rows, config
+        self._turns = itertools.count()
         self._inbox: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self._underway: list[_Task] = []
 
@@ -91,7 +98,7 @@ class ShardAssigner:
         """Assign `first`, and every shard that is submitted before the engine runs out of images."""
         self._underway = [first]
         try:
-            for found in self.engine.run(self._requests(first)):
+            for found in self.engines.run(self._requests(first)):
                 found.key.task.found.append(found)
                 self._settle(found.key.task)
         except BaseException as error:
@@ -115,7 +122,7 @@ class ShardAssigner:
 
     def _requests_of(self, task: _Task) -> Iterator[Request]:
         """The shard's rows as requests for the engine."""
-        generator = self.engine.generator
+        generator, task.turn = self.engines.generator, next(self._turns)
         for batch in self.rows.batches(task.shard, task.result.failures, task.only):
             task.result.truncated_prompts += generator.count_truncated([pair.prompt for pair in batch.pairs])
             task.handed_in += len(batch.pairs)
@@ -126,6 +133,8 @@ class ShardAssigner:
                 [seed if start is None else start.seed for seed, start in zip(seeds, starts, strict=True)],
                 batch.inputs,
                 [start and start.parameters for start in starts],
+                size=batch.size,
+                turn=task.turn,
             )
 
     def _settle(self, task: _Task) -> None:
@@ -139,8 +148,8 @@ class ShardAssigner:
             task.future.set_exception(error)
 
     def _finish(self, task: _Task) -> ShardResult:
-        result, found = task.result, sorted(task.found, key=_row_of)
-        result.loaded_fingerprint = self.engine.generator.loaded_fingerprint
+        result, found = task.result, sorted(task.found, key=self._order_of)
+        result.loaded_fingerprint = self.engines.generator.loaded_fingerprint
         result.evaluations = sum(one.evaluations for one in found)
         result.candidate_forwards = sum(one.candidate_forwards for one in found)
         for one in found:
@@ -149,8 +158,12 @@ class ShardAssigner:
                 message = f"row {pair.row}: {row_name(pair.image, pair.sample_id)}: {one.failure}"
                 result.failures.append(Failure(pair.sample_id, pair.row, "non-finite-loss", message, pair.image))
         sound = [one for one in found if not one.failed]
-        for start in range(0, len(sound), RECORDS_AT_ONCE):
-            result.rows += self._records(sound[start : start + RECORDS_AT_ONCE])
+        for size, group in itertools.groupby(sound, key=self._size_of):
+            same = list(group)
+            for start in range(0, len(same), RECORDS_AT_ONCE):
+                result.rows += self._records(same[start : start + RECORDS_AT_ONCE], size)
+            if len(self.engines.sizes) > 1:
+                result.sizes += ((text_of(size), len(same)),)
         result.failures.sort(key=lambda failure: failure.row)
         expected = task.shard.rows if task.only is None else len(task.only)
         if len(result.rows) + len(result.failures) != expected:
@@ -159,8 +172,17 @@ class ShardAssigner:
             )
         return result
 
-    def _records(self, found: list[Found]) -> list[dict[str, object]]:
-        engine, config, keep = self.engine, self.engine.config, self.config
+    def _size_of(self, found: Found) -> Size:
+        frame: Frame | None = found.key.pair.frame
+        return self.engines.generator.image_size if frame is None else frame.size
+
+    def _order_of(self, found: Found) -> tuple[int, int]:
+        """The records of a part are in the order of the sizes, and those of one size in the order of the rows."""
+        return self.engines.sizes.index(self._size_of(found)), int(found.key.pair.row)
+
+    def _records(self, found: list[Found], size: Size) -> list[dict[str, object]]:
+        """The records of some rows of one size."""
+        engine, config, keep = self.engines.of(size), self.engines.config, self.config
         free = config.transform == "free"
         parameters = torch.stack([one.parameters for one in found])
         seeds = [one.seed for one in found]
@@ -187,6 +209,7 @@ class ShardAssigner:
                     "noise_seed": one.seed,
                     "patch_size": config.patch_size,
                     "regions": 0 if free else config.regions,
+                    **dict(zip(FRAME_COLUMNS, pair.frame or Frame.plain(size), strict=True)),
                     "skew": None if free else parameters[i].numpy(),
                     "noise": kept.astype("float16") if kept is not None and keep.store == "noise" else kept,
                     "noise_checksum": float(checksums[i]),
@@ -205,7 +228,3 @@ class ShardAssigner:
 
 #: Noise maps that are rebuilt together, in float64, for their checksums.
 RECORDS_AT_ONCE = 64
-
-
-def _row_of(found: Found) -> int:
-    return int(found.key.pair.row)

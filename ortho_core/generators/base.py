@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ortho_core.device import to_device
 from ortho_core.errors import UserError
+from ortho_core.framing.image_size import text_of
 from ortho_core.generators.protocol import Condition, OneStepGenerator
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.storage.folders import replace_folder
@@ -82,6 +83,20 @@ class BaseGenerator:
                 (aside / "README.md").write_text(card, encoding="utf-8")
 
         replace_folder(Path(folder), write)
+
+
+def at_size(generator: OneStepGenerator, size: tuple[int, int]) -> OneStepGenerator:
+    """The generator for images of another size (Y, X): a view with the same weights, and the same `trainable` as now.
+
+    Raises UserError for a size that it does not make. A generator of yours makes other sizes if it has a method `at(size)`.
+    """
+    if tuple(size) == tuple(generator.image_size):
+        return generator
+    if not hasattr(generator, "at"):
+        own = text_of(generator.image_size)
+        raise UserError(f"{type(generator).__name__} makes only images of {own}, not {text_of(size)}")
+    view: OneStepGenerator = generator.at(size)
+    return view
 
 
 def check_generator(generator: object) -> None:

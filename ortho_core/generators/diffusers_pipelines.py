@@ -3,6 +3,7 @@
 Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from ortho_core.device import Constant, to_device
 from ortho_core.errors import UserError
+from ortho_core.framing.frame import Frame
+from ortho_core.framing.image_size import text_of
 from ortho_core.generators.lora import adapter_file, attach_lora, has_lora, write_lora
 from ortho_core.generators.model_folder import ModelFolder, write_lora_reference
 from ortho_core.generators.one_step import OneStep
@@ -46,6 +49,8 @@ class DiffusersGenerator:
     def __init__(self, pipeline: DiffusionPipeline, timestep: int | None = None) -> None:
         """`timestep`: the timestep that the weights were distilled for, if it is not the scheduler's first."""
         self.pipeline, self.timestep = pipeline, timestep
+        #: The sizes of images that it was trained at, as `WIDTHxHEIGHT`; empty: its own size. Saved with it.
+        self.buckets: tuple[str, ...] = ()
         #: The folder that it was loaded from.
         self.folder: ModelFolder | None = None
         #: The device that `park` moves parts to, and whether the text encoders are parked after each encoding.
@@ -88,6 +93,7 @@ class DiffusersGenerator:
         pipeline = load_pipeline(folder, dtype, (*merged, *folder.loras))
         generator = DiffusersGenerator(pipeline, folder.recipe.timestep if folder.recipe is not None else None)
         generator.folder = folder
+        generator.buckets = folder.recipe.buckets if folder.recipe is not None else ()
         generator.latent_shape, generator.image_size = folder.latent_shape, folder.image_size
         quantize_layers(pipeline.unet, quantize, device)
         if adapted and keep_adapter:
@@ -104,6 +110,17 @@ class DiffusersGenerator:
         # Not `unet.device`, which iterates over all parameters at each call.
         parameter: Tensor = next(self.pipeline.unet.parameters())
         return parameter.device
+
+    def at(self, size: tuple[int, int]) -> "DiffusersGenerator":
+        if size == self.image_size:
+            return self
+        C, H, _ = self.latent_shape
+        factor = self.image_size[0] // H
+        if any(side % factor for side in size):
+            raise UserError(f"{text_of(size)} is not a size of this model: both sides must be multiples of {factor}")
+        other = copy.copy(self)
+        other.latent_shape, other.image_size = (C, size[0] // factor, size[1] // factor), size
+        return other
 
     def base_noise(self, seeds: list[int]) -> Tensor:
         return to_device(seeded_normal(seeds, self.latent_shape), self.device)
@@ -124,9 +141,8 @@ class DiffusersGenerator:
         )
         condition = {"encoder_hidden_states": encoded[0]}
         if isinstance(self.pipeline, StableDiffusionXLPipeline):
-            Y, X = self.image_size
             # SDXL's micro-conditioning for an uncropped image: original size, crop corner, target size.
-            ids = torch.tensor([[Y, X, 0, 0, Y, X]], dtype=encoded[0].dtype)
+            ids = torch.tensor([Frame.plain(self.image_size)], dtype=encoded[0].dtype)
             condition |= {"text_embeds": encoded[2], "time_ids": to_device(ids, self.device).repeat(len(prompts), 1)}
         if self.parks_text:
             self.park(text=True)
@@ -198,8 +214,9 @@ class DiffusersGenerator:
                 write_lora_reference(aside, base)
             else:
                 self.pipeline.save_pretrained(aside, safe_serialization=True)
-                if self.timestep is not None:
-                    (aside / RECIPE).write_text(json.dumps({"timestep": self.timestep}))
+                recipe = {"timestep": self.timestep, "buckets": list(self.buckets)}
+                if recipe := {name: value for name, value in recipe.items() if value not in (None, [])}:
+                    (aside / RECIPE).write_text(json.dumps(recipe))
                 if single_file:
                     write_single_file(aside / SINGLE_FILE, self.pipeline, title=title)
             if card is not None:

@@ -87,7 +87,7 @@ def _use(model: ModelFolder | None, lora: bool) -> str:
         else:
             classes, load, size = _from_single_file(model)
         load += f"pipeline.load_lora_weights({_quoted(THIS)})\n"
-    if model is not None and model.resized:
+    if model is not None and model.own_size is not None:
         Y, X = model.image_size
         size = f"height={Y}, width={X}, "
     recipe = model.recipe if model is not None else None

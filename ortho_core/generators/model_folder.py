@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ortho_core.errors import UserError
+from ortho_core.framing.image_size import text_of
 from ortho_core.generators.checkpoint_file import SUFFIX, CheckpointFile
 from ortho_core.generators.class_config import ClassConfig
-from ortho_core.generators.image_size import text_of
 from ortho_core.generators.lora_config import AddedLora
 from ortho_core.generators.lora_files import LORA_WEIGHTS, LoraFile
 from ortho_core.generators.part_files import check_file, json_hash, preferred, read_json
@@ -68,8 +68,8 @@ class ModelFolder:
     recorded_fingerprint: str | None = None
     #: LoRAs that are added to the weights (`--lora`).
     loras: tuple[LoraFile, ...] = ()
-    #: Whether the image size is another than the configurations state (`at`).
-    resized: bool = False
+    #: The image size that the configurations state, if `at` has changed it.
+    own_size: tuple[int, int] | None = None
     #: SHA-256 of the folder's files by name, from the first time each was hashed. Workers get them: files loaded later are
     #: compared with them.
     seen: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -116,18 +116,21 @@ class ModelFolder:
 
         Raises UserError if the autoencoder does not divide the size, or if the model has one size only.
         """
+        own = self.own_size or self.image_size
         if size is None or size == self.image_size:
             return self
         shown = text_of(size)
         if self.kind == CLASS_KIND:
-            own = text_of(self.image_size)
-            raise UserError(f"--size {shown}: {self.path} is class-conditional and makes only {own}; leave --size out")
+            raise UserError(
+                f"--size {shown}: {self.path} is class-conditional and makes only {text_of(own)}; leave --size out"
+            )
         C, H, _ = self.latent_shape
         factor = self.image_size[0] // H
         if any(side % factor for side in size):
             raise UserError(f"--size {shown}: both sides must be multiples of {factor}, the autoencoder's factor")
         shape = (C, size[0] // factor, size[1] // factor)
-        return replace(self, latent_shape=shape, target_shape=shape, image_size=size, resized=True)
+        other = None if size == own else own
+        return replace(self, latent_shape=shape, target_shape=shape, image_size=size, own_size=other)
 
     @property
     def place(self) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ortho_core.errors import UserError
+from ortho_core.framing.image_size import normalised
 from ortho_core.generators.part_files import (
     AGAIN,
     STEMS,
@@ -34,7 +35,8 @@ OPTIONAL = {"StableDiffusionPipeline": (), "StableDiffusionXLPipeline": ("text_e
 #: The parts that compute in float32, whatever the precision of the others.
 FLOAT32 = ("vae",)
 SCHEDULER = "scheduler/scheduler_config.json"
-#: Optional file of a pipeline, with the timestep that the weights were distilled for, e.g. {"timestep": 800}.
+#: Optional file of a pipeline: the timestep that the weights were distilled for, and the sizes of images (buckets) that they
+#: were trained at, e.g. {"timestep": 800, "buckets": ["640x448", "512x512", "448x640"]}.
 RECIPE = "one_step.json"
 
 
@@ -95,14 +97,15 @@ class PipelineFiles:
             contents[RECIPE] = recipe
         _, H, W = shape = _latent_shape(contents["unet/config.json"], folder / "unet" / "config.json")
         factor = _pixels_per_latent(contents["vae/config.json"], folder / "vae" / "config.json")
-        timestep = _timestep(contents.get(RECIPE, {}), folder / RECIPE)
+        step = contents.get(RECIPE, {})
+        timestep, buckets = _timestep(step, folder / RECIPE), _buckets(step, folder / RECIPE)
         return PipelineFiles(
             folder=folder,
             kind=kind,
             parts=parts,
             latent_shape=shape,
             image_size=(H * factor, W * factor),
-            recipe=OneStepRecipe(parts["scheduler"][1], contents[SCHEDULER], timestep),
+            recipe=OneStepRecipe(parts["scheduler"][1], contents[SCHEDULER], timestep, buckets),
             configurations={name: json_hash(content) for name, content in contents.items()},
             vocabularies=tuple(vocabularies),
             weights=files,
@@ -156,9 +159,19 @@ def _pixels_per_latent(config: Mapping[str, object], file: Path) -> int:
 
 
 def _timestep(recipe: Mapping[str, object], file: Path) -> int | None:
-    if unknown := sorted(recipe.keys() - {"timestep"}):
-        raise UserError(f"{file} has unknown entries {unknown}; accepted: timestep")
+    if unknown := sorted(recipe.keys() - {"timestep", "buckets"}):
+        raise UserError(f"{file} has unknown entries {unknown}; accepted: timestep, buckets")
     timestep = recipe.get("timestep")
     if timestep is not None and (type(timestep) is not int or timestep < 0):
         raise UserError(f"{file}: timestep is {timestep!r}; accepted: a whole number, 0 or above")
     return timestep
+
+
+def _buckets(recipe: Mapping[str, object], file: Path) -> tuple[str, ...]:
+    buckets = recipe.get("buckets", [])
+    try:
+        if not isinstance(buckets, list):
+            raise ValueError("not a list")
+        return tuple(dict.fromkeys(str(normalised(text)) for text in buckets))
+    except ValueError:
+        raise UserError(f"{file}: buckets is {buckets!r}; accepted: a list of sizes such as 640x448") from None

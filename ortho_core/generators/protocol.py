@@ -11,6 +11,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ortho_core.device import to_device
+from ortho_core.framing.frame import Frame
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -27,6 +30,13 @@ class Condition:
     def repeat_interleave(self, times: int) -> "Condition":
         """Repeat each row `times` times, the copies next to each other."""
         return Condition({k: v.repeat_interleave(times, dim=0) for k, v in self.tensors.items()})
+
+    def framed(self, frames: Sequence[Frame]) -> "Condition":
+        """The same with each row's frame as micro-conditioning, for networks that have it (`time_ids` of SDXL)."""
+        ids = self.tensors.get("time_ids")
+        if ids is None:
+            return self
+        return Condition({**self.tensors, "time_ids": to_device(torch.tensor(frames, dtype=ids.dtype), ids.device)})
 
     @staticmethod
     def cat(parts: Sequence["Condition"]) -> "Condition":

@@ -9,11 +9,13 @@ from ortho_core.errors import UserError
 
 @dataclass(frozen=True)
 class OneStepRecipe:
-    """The settings of a model's step: its scheduler, and the timestep that it was distilled for (None: the scheduler's first)."""
+    """The settings of a model's step: its scheduler, the timestep that it was distilled for (None: the scheduler's first), and
+    the sizes of images that it was trained at, as `WIDTHxHEIGHT` (none: its own size)."""
 
     scheduler: str
     config: Mapping[str, object]
     timestep: int | None = None
+    buckets: tuple[str, ...] = ()
 
     def noise_scale(self) -> float:
         """s of x_T = s·ε, the scheduler's start. Raises UserError if the scheduler does not define it."""

@@ -107,22 +107,31 @@ def kept_prompts(prompt: int, rows: int) -> int:
 
 
 def plan_search(
-    costs: SearchCosts, usable: int, most: int, rows: int, judges: int = 0, decodes: bool = True, parked: bool = False
+    costs: SearchCosts,
+    usable: int,
+    most: int,
+    rows: int,
+    judges: int = 0,
+    decodes: bool = True,
+    parked: bool = False,
+    sizes: int = 1,
 ) -> SearchPlan:
     """As many slots as fit, at most `most`, for a search over `rows` rows; `judges` are the bytes of other loaded models.
 
-    `decodes`: images at the assigned noise are decoded besides the evaluations. `parked`: the text encoders are on the GPU
-    only while they encode.
+    `sizes` is the number of sizes of images: each has its own slots, of which those of one size are evaluated at a time; at
+    most as many other images as they have wait for them. `decodes`: images at the assigned noise are decoded besides the
+    evaluations. `parked`: the text encoders are on the GPU only while they encode.
     """
     texts = costs.weights.text if parked else 0
     weights = costs.weights.all - texts + judges
     prompts = kept_prompts(costs.prompt, rows)
     waiting = BATCHES_WAITING * ROWS_ENCODED_TOGETHER * costs.row + ROWS_ENCODED_TOGETHER * costs.image
     fixed = weights + prompts + waiting
-    each = costs.slots.each + costs.evaluation.each + costs.row
-    slots = round_down(min(most, (usable - fixed - costs.slots.base - costs.evaluation.base) // max(1, each)))
+    waits = sizes if sizes == 1 else 2 * sizes
+    each = sizes * costs.slots.each + costs.evaluation.each + waits * costs.row
+    slots = round_down(min(most, (usable - fixed - sizes * costs.slots.base - costs.evaluation.base) // max(1, each)))
     slots = min(slots, most)
-    between = fixed + costs.slots(slots) + slots * costs.row
+    between = fixed + sizes * costs.slots(slots) + waits * slots * costs.row
 
     def at_once(cost: Callable[[int], int], tile: int) -> tuple[int, int]:
         for count in (ROWS_ENCODED_TOGETHER, 1):

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from ortho_core.errors import BadRow
+from ortho_core.framing.frame import Frame, Size
+from ortho_core.framing.framing import Framing
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Failure, Pair, Shard
 
-#: One row, with its pixels (Y, X, 3) uint8 or the fault.
-Decoded = tuple[Pair, np.ndarray | BadRow]
-#: Decodes chunks of pairs at a size (Y, X), in any process or thread, and returns them in order.
-Decode = Callable[[PairSet, Iterator[list[Pair]], tuple[int, int]], Iterator[list[Decoded]]]
+#: One row, with its pixels (Y, X, 3) uint8 and its frame, or the fault.
+Decoded = tuple[Pair, tuple[np.ndarray, Frame] | BadRow]
+#: Decodes chunks of pairs in any process or thread, and returns them in order.
+Decode = Callable[[PairSet, Iterator[list[Pair]], Framing], Iterator[list[Decoded]]]
 
 #: Rows that are fetched and decoded together.
 DECODED_AT_ONCE = 16
@@ -27,18 +29,18 @@ CHUNKS_DECODED_AHEAD = 2
 
 
 def decode_in_threads(
-    pairs: PairSet, chunks: Iterator[list[Pair]], size: tuple[int, int], threads: int = 1
+    pairs: PairSet, chunks: Iterator[list[Pair]], framing: Framing, threads: int = 1
 ) -> Iterator[list[Decoded]]:
     """Decode in this process, `CHUNKS_DECODED_AHEAD` chunks ahead."""
     with ThreadPoolExecutor(threads) as pool:
-        underway: deque[tuple[list[Pair], Future[list[np.ndarray | BadRow]]]] = deque()
+        underway: deque[tuple[list[Pair], Future[list[tuple[np.ndarray, Frame] | BadRow]]]] = deque()
 
         def oldest() -> list[Decoded]:
             chunk, done = underway.popleft()
             return list(zip(chunk, done.result(), strict=True))
 
         for chunk in chunks:
-            underway.append((chunk, pool.submit(pairs.images, chunk, size)))
+            underway.append((chunk, pool.submit(pairs.framed, chunk, framing)))
             if len(underway) > CHUNKS_DECODED_AHEAD:
                 yield oldest()
         while underway:
@@ -49,29 +51,32 @@ def decoded_batches(
     pairs: PairSet,
     shard: Shard,
     batch_size: int,
-    size: tuple[int, int],
+    framing: Framing,
     failures: list[Failure],
     decode: Decode = decode_in_threads,
     only: Container[int] | None = None,
 ) -> Iterator[tuple[list[Pair], Tensor]]:
-    """Batches of pairs with their images (B, 3, Y, X) float32 in [0, 1]; bad rows go to `failures`.
+    """Batches of pairs with their images (B, 3, Y, X) float32 in [0, 1], of one size each; bad rows go to `failures`.
 
-    Each batch but the last has `batch_size` good rows. `only` are the numbers of the rows to read (None: all).
+    Each batch has `batch_size` good rows, but the last of each size. `only` are the numbers of the rows to read (None: all).
     """
-    good: list[Pair] = []
-    pixels: list[np.ndarray] = []
-    for chunk in decode(pairs, _chunks(usable_rows(pairs, shard, failures, only)), size):
+    waiting: dict[Size, tuple[list[Pair], list[np.ndarray]]] = {size: ([], []) for size in framing.sizes}
+    for chunk in decode(pairs, _chunks(usable_rows(pairs, shard, failures, only)), framing):
         for pair, outcome in chunk:
             if isinstance(outcome, BadRow):
                 failures.append(Failure(pair.sample_id, pair.row, outcome.reason, str(outcome), pair.image))
-            else:
-                good.append(replace(pair, pixels=hash_of(outcome)))
-                pixels.append(outcome)
-        while len(good) >= batch_size:
-            yield good[:batch_size], to_images(pixels[:batch_size])
-            good, pixels = good[batch_size:], pixels[batch_size:]
-    if good:
-        yield good, to_images(pixels)
+                continue
+            image, frame = outcome
+            good, pixels = waiting[frame.size]
+            good.append(replace(pair, pixels=hash_of(image), frame=frame))
+            pixels.append(image)
+        for good, pixels in waiting.values():
+            while len(good) >= batch_size:
+                yield good[:batch_size], to_images(pixels[:batch_size])
+                del good[:batch_size], pixels[:batch_size]
+    for good, pixels in waiting.values():
+        if good:
+            yield good, to_images(pixels)
 
 
 def hash_of(pixels: np.ndarray) -> int:

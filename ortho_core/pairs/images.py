@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ortho_core.errors import BadRow
+from ortho_core.framing.frame import Frame
+from ortho_core.framing.framing import Framing
 from ortho_core.pairs.instead import instead
 from ortho_core.pairs.limits import MAX_IMAGE_PIXELS, PIXELS_AT_ONCE, Room
 from ortho_core.pairs.metadata_limits import without_metadata
@@ -64,10 +66,18 @@ def decode_image(
 
     The result of `decode_picture` is scaled (Lanczos) to cover the size and cropped at the centre. Raises BadRow as that does.
     """
-    Y, X = size
+    return decode_framed(content, Framing.at(size), "", name, most_pixels)[0]
+
+
+def decode_framed(
+    content: bytes, framing: Framing, key: str, name: str = "image", most_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, Frame]:
+    """Decode a still image in its frame: (Y, X, 3) uint8 and the frame. `key` is the row's sample id.
+
+    Raises BadRow as `decode_picture` does, and for a picture that would lose too much to the crop.
+    """
     with ROOM.held() as hold:
-        picture = _picture(content, name, most_pixels, hold)
-        return np.asarray(ImageOps.fit(picture, (X, Y), Image.Resampling.LANCZOS), dtype=np.uint8)
+        return framing.cut(_picture(content, name, most_pixels, hold), key, name)
 
 
 def decode_picture(content: bytes, name: str = "image", most_pixels: int = MAX_PIXELS) -> Image.Image:

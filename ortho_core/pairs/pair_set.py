@@ -16,11 +16,13 @@ import numpy as np
 from pydantic import JsonValue
 
 from ortho_core.errors import BadRow, UserError
+from ortho_core.framing.frame import Frame
+from ortho_core.framing.framing import Framing
 from ortho_core.pairs.captions import captions_in
 from ortho_core.pairs.cutting import cut
 from ortho_core.pairs.formats.places import spellings
 from ortho_core.pairs.hold_out import Part
-from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.images import decode_framed
 from ortho_core.pairs.recognise import recognise
 from ortho_core.pairs.recognised import Recognised
 from ortho_core.pairs.repeated_ids import repeated
@@ -281,12 +283,17 @@ class PairSet:
         return image.removeprefix(inside)
 
     def images(self, chunk: Sequence[Pair], size: tuple[int, int]) -> list[np.ndarray | BadRow]:
-        """Fetch and decode the images: for each pair (Y, X, 3) uint8, or the fault."""
-        done: list[np.ndarray | BadRow] = []
+        """Fetch and decode the images at one size: for each pair (Y, X, 3) uint8, or the fault."""
+        return [one if isinstance(one, BadRow) else one[0] for one in self.framed(chunk, Framing.at(size))]
+
+    def framed(self, chunk: Sequence[Pair], framing: Framing) -> list[tuple[np.ndarray, Frame] | BadRow]:
+        """Fetch and decode the images: for each pair (Y, X, 3) uint8 and its frame, or the fault."""
+        done: list[tuple[np.ndarray, Frame] | BadRow] = []
         for pair in chunk:
             try:
                 name = f"row {pair.row}: {row_name(pair.image, pair.sample_id)}"
-                done.append(decode_image(self.fetch(pair), size, name, self.fields.max_image_pixels))
+                content = self.fetch(pair)
+                done.append(decode_framed(content, framing, pair.sample_id, name, self.fields.max_image_pixels))
             except BadRow as bad:
                 done.append(bad)
         return done

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ortho_core.errors import NoPairSet, UserError
+from ortho_core.framing.framing import Framing
 from ortho_core.pairs.decoding import decoded_batches, to_images
 from ortho_core.pairs.images import decode_image, to_rgb
 from ortho_core.pairs.pair_set import PairSet
@@ -109,8 +110,7 @@ def _of_tensor(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _fitted(picture: Image.Image, size: tuple[int, int]) -> Tensor:
-    Y, X = size
-    return to_images([np.asarray(ImageOps.fit(picture, (X, Y), Image.Resampling.LANCZOS), dtype=np.uint8)])[0]
+    return to_images([Framing.at(size).cut(picture)[0]])[0]
 
 
 def read_pairs(
@@ -142,7 +142,7 @@ def read_pairs(
         raise NoPairSet(str(error).replace("--prompt TEXT", "prompt=TEXT")) from error
     failures: list[Failure] = []
     batches = itertools.chain.from_iterable(
-        decoded_batches(pairs, shard, ROWS_READ_TOGETHER, size, failures)
+        decoded_batches(pairs, shard, ROWS_READ_TOGETHER, Framing.at(size), failures)
         for shard in pairs.shards(pairs.rows_per_shard())
     )
     kept, images, count = [], [], 0

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runt
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ortho_core.errors import BadRow
+from ortho_core.framing.frame import Frame
 from ortho_core.marks import conduct, resolved
 from ortho_core.pairs.captions import CaptionChoice, choose, texts_of
 from ortho_core.pairs.hold_out import check_part
@@ -128,6 +129,8 @@ class Pair:
     content: bytes | None = field(default=None, repr=False)
     #: 64 bits of a hash of the image's pixels; None before it is decoded.
     pixels: int | None = None
+    #: The part of the image that is seen, and its size; None before it is decoded.
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True)

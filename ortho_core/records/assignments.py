@@ -20,10 +20,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ortho_core.errors import UserError
+from ortho_core.framing.frame import Frame, Size
+from ortho_core.framing.image_size import text_of
 from ortho_core.noise.rotation import block_dimension, rotate, skew_parameters
 from ortho_core.noise.seeded import seeded_normal
-from ortho_core.records.parts import PART_FOOTERS_AT_ONCE, read_footers, read_part
+from ortho_core.records.parts import FRAME_COLUMNS, PART_FOOTERS_AT_ONCE, read_footers, read_part
 from ortho_core.records.plan import ASSIGNMENT_PLANS, PLAN_FILE, AssignmentPlan, RewardPlan, read_plan
+from ortho_core.records.runs import Runs
 from ortho_core.storage.open import open_store
 from ortho_core.storage.planned import check_planned
 from ortho_core.storage.store import one_line
@@ -70,6 +73,21 @@ def noise_checksum(noise: Float[Tensor, "B C H W"]) -> Float[np.ndarray, " B"]:
     weights = seeded_normal([0], (flat.shape[1],))[0].double().numpy()
     # Not a matrix product: its rounding depends on the batch.
     return np.asarray((flat * weights).sum(1) / np.sqrt(flat.shape[1]), dtype=np.float64)
+
+
+def frame_of(row: Mapping[str, Any]) -> Frame | None:
+    """The frame in a record; None if it has none."""
+    numbers = [int(row[name]) for name in FRAME_COLUMNS if row.get(name) is not None]
+    return Frame(*numbers) if len(numbers) == len(FRAME_COLUMNS) else None
+
+
+def shape_at(frame: Frame | None, latent_shape: tuple[int, int, int], image_size: Size | None) -> tuple[int, int, int]:
+    """The shape of a latent or noise map for a frame, if it is `latent_shape` for images of `image_size` (Y, X)."""
+    if frame is None or image_size is None or frame.size == image_size:
+        return latent_shape
+    C, H, _ = latent_shape
+    factor = image_size[0] // H
+    return C, frame.height // factor, frame.width // factor
 
 
 class Assignments:
@@ -124,10 +142,26 @@ class Assignments:
     @cached_property
     def starts(self) -> np.ndarray:
         """Number of the first row of each part, then the total number of rows. Raises UserError if there are no rows."""
-        starts = np.cumsum([0, *(footer.rows for footer in read_footers(self.folder, self.parts))])
+        return self._counted[0]
+
+    def by_size(self, own_size: Size) -> dict[Size, Runs]:
+        """The rows of each size (Y, X) of images that has rows; `own_size` is the size of images without another one."""
+        starts, counted = self._counted
+        sizes = self.plan.framing(own_size).sizes
+        if len(sizes) == 1:
+            return {sizes[0]: Runs(starts[:-1], np.diff(starts))}
+        counts = np.array([[each.get(text_of(size), 0) for size in sizes] for each in counted])
+        firsts = starts[:-1, None] + np.cumsum(counts, 1) - counts
+        runs = {size: Runs(firsts[:, k], counts[:, k]) for k, size in enumerate(sizes)}
+        return {size: each for size, each in runs.items() if len(each)}
+
+    @cached_property
+    def _counted(self) -> tuple[np.ndarray, list[dict[str, int]]]:
+        footers = read_footers(self.folder, self.parts)
+        starts = np.cumsum([0, *(footer.rows for footer in footers)])
         if not starts[-1]:
             raise UserError(f"{self.location} holds no assigned rows: all were quarantined, see failures.jsonl in it")
-        return starts
+        return starts, [dict(footer.about.sizes) for footer in footers]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -141,13 +175,21 @@ class Assignments:
         for i in index:
             part = int(np.searchsorted(self.starts, i, side="right")) - 1
             table, row = self._part(self.parts[part]), int(i - self.starts[part])
-            rows.append({c: self._value(table[c], row) for c in columns})
+            rows.append({c: self._value(table[c], row) if c in table.column_names else None for c in columns})
         return rows
 
+    def frames(self, index: Sequence[int]) -> list[Frame | None]:
+        """The frame of the image of each row; None for records without one, of earlier versions or of imported noise."""
+        return [frame_of(row) for row in self.rows(index, list(FRAME_COLUMNS))]
+
     def part_rows(self, part: str, rows: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
-        """Rows of a part by their numbers in it. Reads only these columns, uncached. Raises UserError if it is damaged."""
+        """Rows of a part by their numbers in it. Reads only these columns, uncached. Raises UserError if it is damaged.
+
+        A column that the part does not have is None.
+        """
         table = read_part(self.folder, part, columns, self.plan.verb)
-        return [{c: self._value(table[c], row) for c in columns} for row in rows]
+        there = set(table.column_names)
+        return [{c: self._value(table[c], row) if c in there else None for c in columns} for row in rows]
 
     @staticmethod
     def _value(column: pa.ChunkedArray, row: int) -> object:
@@ -199,10 +241,15 @@ class Assignments:
             raise UserError(f"{self.location}: the rebuilt noise of {names} does not match its checksum; assign again")
         return noise
 
-    def mean_noise(self, latent_shape: tuple[int, int, int], most: int = MEAN_OF) -> Float[Tensor, "C H W"]:
-        """The mean of the assigned noise over all rows, or over `most` evenly spaced rows of a larger set."""
-        count = min(len(self), most)
-        index = [i * len(self) // count for i in range(count)]
+    def mean_noise(
+        self, latent_shape: tuple[int, int, int], most: int = MEAN_OF, among: Runs | None = None
+    ) -> Float[Tensor, "C H W"]:
+        """The mean of the assigned noise over all rows, or over those of them that have this shape (`among`).
+
+        Of more than `most` rows, it is the mean of `most` evenly spaced ones.
+        """
+        index = (among or Runs(np.array([0]), np.array([len(self)]))).spread(most)
+        count = len(index)
         total = torch.zeros(latent_shape, dtype=torch.float64)
         for start in range(0, count, REBUILT_TOGETHER):
             total += self.noise(index[start : start + REBUILT_TOGETHER], latent_shape).double().sum(0)
@@ -223,8 +270,10 @@ class Assignments:
         """ε of the rows at `index`: the base noise of their search."""
         return seeded_normal([row["noise_seed"] for row in self.rows(index, ["noise_seed"])], latent_shape)
 
-    def found(self, shard: int, latent_shape: tuple[int, int, int]) -> dict[str, Start]:
+    def found(self, shard: int, latent_shape: tuple[int, int, int], image_size: Size | None = None) -> dict[str, Start]:
         """The results of a shard's searches by sample id, as starts of another search.
+
+        `latent_shape` is that of the noise for images of `image_size` (Y, X); images of other sizes have other shapes.
 
         Reads only the needed columns, without the cache: each shard is requested once, from several threads.
         """
@@ -232,10 +281,12 @@ class Assignments:
         column = "noise" if is_free else "skew"
         kept: dict[str, Start] = {}
         for name in self.shards[shard]:
-            for row in read_part(self.folder, name, ["sample_id", "noise_seed", column]).to_pylist():
+            table = read_part(self.folder, name, ["sample_id", "noise_seed", column, *FRAME_COLUMNS])
+            for row in table.to_pylist():
                 value = torch.tensor(row[column], dtype=torch.float32)
                 if is_free:
-                    value -= seeded_normal([row["noise_seed"]], latent_shape).flatten()
+                    shape = shape_at(frame_of(row), latent_shape, image_size)
+                    value -= seeded_normal([row["noise_seed"]], shape).flatten()
                 kept[row["sample_id"]] = Start(row["noise_seed"], value)
         return kept
 

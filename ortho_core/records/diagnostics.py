@@ -2,19 +2,25 @@
 
 import math
 
+from ortho_core.framing.frame import Frame, Size
 from ortho_core.noise.gaussianity import NoiseStatistics, diagnostics
-from ortho_core.records.assignments import Assignments
+from ortho_core.records.assignments import Assignments, shape_at
 from ortho_core.storage.store import Store
 
 #: Noise values in the pooled diagnostics: enough to detect small departures within seconds.
 POOLED = 1 << 22
 
 
-def write_gaussianity(out: Store, latent_shape: tuple[int, int, int]) -> NoiseStatistics:
-    """Write `orthogonal_gaussian_init` and `_final` as JSON and PNG, pooled over rows of all shards; returns the final ones."""
+def write_gaussianity(out: Store, latent_shape: tuple[int, int, int], image_size: Size) -> NoiseStatistics:
+    """Write `orthogonal_gaussian_init` and `_final` as JSON and PNG, pooled over rows of all shards; returns the final ones.
+
+    `latent_shape` is the noise's shape for images of `image_size` (Y, X). Of images of several sizes, those of the most frequent
+    size are pooled.
+    """
     assignments = Assignments(out.location)
-    count = max(1, min(len(assignments), POOLED // math.prod(latent_shape)))
-    index = [i * len(assignments) // count for i in range(count)]
+    size, rows = max(assignments.by_size(image_size).items(), key=lambda each: len(each[1]))
+    latent_shape = shape_at(Frame.plain(size), latent_shape, image_size)
+    index = rows.spread(max(1, POOLED // math.prod(latent_shape)))
     maps = {"init": assignments.base_noise(index, latent_shape), "final": assignments.noise(index, latent_shape)}
     titles = {"init": "base noise", "final": "assigned noise, pooled"}
     for when, noise in maps.items():

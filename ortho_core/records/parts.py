@@ -16,6 +16,9 @@ from ortho_core.pairs.rows import Failure
 from ortho_core.storage.store import Store, one_line
 from ortho_core.text.parsing import parse_model
 
+#: The columns of a row's `Frame`, in its order.
+FRAME_COLUMNS = ("original_height", "original_width", "crop_top", "crop_left", "height", "width")
+
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -25,6 +28,7 @@ SCHEMA = pa.schema(
         ("noise_seed", pa.int64()),
         ("patch_size", pa.int32()),
         ("regions", pa.int32()),
+        *((name, pa.int32()) for name in FRAME_COLUMNS),
         ("skew", pa.list_(pa.float32())),
         ("noise_checksum", pa.float64()),
         ("initial_loss", pa.float32()),
@@ -80,6 +84,8 @@ class PartAbout(BaseModel):
     failures: tuple[Failure, ...] = ()
     #: The diversity of each prompt; only in one part of an evaluation.
     diversity: tuple[float, ...] | None = None
+    #: If the run has several sizes of images: the number of rows of each, `WIDTHxHEIGHT`, in the order of the rows.
+    sizes: tuple[tuple[str, int], ...] = ()
 
 
 class Footer(NamedTuple):
@@ -145,6 +151,8 @@ class ShardResult:
     loaded_fingerprint: str | None = None
     #: As in `PartAbout`.
     diversity: tuple[float, ...] | None = None
+    #: As in `PartAbout`.
+    sizes: tuple[tuple[str, int], ...] = ()
 
     def losses(self, column: str) -> list[float]:
         """The values of a loss column, of the rows that have one."""

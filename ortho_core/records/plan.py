@@ -13,6 +13,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ortho_core.errors import UserError, needed
+from ortho_core.framing.frame import Size
+from ortho_core.framing.framing import SIZE_SETTINGS, Framing
 from ortho_core.records.parts import HALF_SCHEMA, PART, REWARD_FIELDS, SCHEMA, part_name
 from ortho_core.storage.store import Store, TooLarge
 from ortho_core.text.parsing import NotParsedError, model_of, parse_json, shown
@@ -132,10 +134,19 @@ class AssignmentPlan(ShardedPlan):
     config: Settings = {}
 
     @property
-    def size(self) -> str | None:
-        """The size of the images, `WIDTHxHEIGHT`; None: the model's own size."""
-        size = self.config.get("size")
-        return None if size is None else str(size)
+    def size_settings(self) -> Settings:
+        """What the plan says of the sizes of the images."""
+        return {name: self.config[name] for name in SIZE_SETTINGS if name in self.config}
+
+    def framing(self, own_size: Size) -> Framing:
+        """The sizes of the images, and how these were cropped; `own_size` (Y, X) is the model's own size.
+
+        Raises UserError for a plan of unknown content.
+        """
+        try:
+            return Framing.of_settings(self.config, own_size, self.noise.seed)
+        except ValueError as error:
+            raise UserError(f"the plan of the assignments has an unknown framing: {error}") from error
 
     @property
     def config_fingerprint(self) -> str:

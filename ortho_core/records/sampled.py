@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ortho_core.framing.frame import Frame, Size
 from ortho_core.noise.seeded import seeded_normal
-from ortho_core.records.assignments import Assignments
-from ortho_core.records.parts import PART_FOOTERS_AT_ONCE, read_part
+from ortho_core.records.assignments import Assignments, frame_of, shape_at
+from ortho_core.records.parts import FRAME_COLUMNS, PART_FOOTERS_AT_ONCE, read_part
 
 #: Largest number of sampled rows; a smaller set is read completely.
 LOOKED_AT = 4096
@@ -37,6 +38,16 @@ class SampledRecord:
     def fall(self) -> float:
         """The relative decrease of the loss by the search."""
         return 1 - self.loss / self.initial_loss if self.initial_loss else 0.0
+
+
+class NoiseOfRecord(NamedTuple):
+    """The noise of one record, and the frame of its image, if it has one."""
+
+    #: ε.
+    base: Float[Tensor, "C H W"]
+    #: Qε.
+    matched: Float[Tensor, "C H W"]
+    frame: Frame | None
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -68,14 +79,25 @@ def sampled_records(found: Assignments, rows: int = LOOKED_AT) -> list[SampledRe
 
 
 def noise_of(
-    found: Assignments, records: Sequence[SampledRecord], latent_shape: tuple[int, int, int]
-) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
-    """ε and Qε of some records. Raises UserError if a part is damaged, or the noise does not fit the shape or its checksum."""
+    found: Assignments,
+    records: Sequence[SampledRecord],
+    latent_shape: tuple[int, int, int],
+    image_size: Size | None = None,
+) -> list[NoiseOfRecord]:
+    """The noise of some records; `latent_shape` is its shape for images of `image_size` (Y, X).
+
+    Raises UserError if a part is damaged, or the noise does not fit the shape or its checksum.
+    """
     kept: dict[tuple[str, int], dict[str, Any]] = {}
     for part in dict.fromkeys(record.part for record in records):
         rows = sorted({record.row for record in records if record.part == part})
-        values = found.part_rows(part, rows, found.noise_columns)
+        values = found.part_rows(part, rows, [*found.noise_columns, *FRAME_COLUMNS])
         kept |= {(part, row): value for row, value in zip(rows, values, strict=True)}
-    values = [kept[record.part, record.row] for record in records]
-    base = seeded_normal([value["noise_seed"] for value in values], latent_shape)
-    return base, found.noise_of(values, latent_shape)
+    noise = []
+    for record in records:
+        value = kept[record.part, record.row]
+        frame = frame_of(value)
+        shape = shape_at(frame, latent_shape, image_size)
+        (base,), (matched,) = seeded_normal([value["noise_seed"]], shape), found.noise_of([value], shape)
+        noise.append(NoiseOfRecord(base, matched, frame))
+    return noise

@@ -1,12 +1,14 @@
 """The options of `ortho assign`."""
 
 from ortho_core.estep.config import AssignConfig
+from ortho_core.framing.framing import Framing
 from ortho_core.generators.lora_config import LoraList
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import Location, ModelPath, OutputLocation, PairsLocation
 from rayjobs.pool.config import PoolSettings
-from rayjobs.verb.image_size import SizeSettings
+from rayjobs.verb.image_size import BucketSettings, framing_of
 
 
 class AssignSettings(AssignConfig, PoolSettings):
@@ -18,7 +20,7 @@ class AssignSettings(AssignConfig, PoolSettings):
     report: bool = conduct(True, description="write report.html: pictures of some rows, losses, quarantined rows")
 
 
-class AssignJob(AssignSettings, PairFields, SizeSettings):
+class AssignJob(AssignSettings, PairFields, BucketSettings):
     """Assign noise to every image of a pair set (the E-step)."""
 
     pairs: PairsLocation = resolved(
@@ -33,3 +35,8 @@ class AssignJob(AssignSettings, PairFields, SizeSettings):
         None, description="start from finished assignments of the same pairs, e.g. those of an earlier model"
     )
     retry_failures: bool = conduct(False, description="try the quarantined rows again, besides the rows not done yet")
+
+
+def assigned_framing(job: AssignJob, model: ModelFolder) -> Framing:
+    """The sizes of the job's images. Raises UserError as `framing_of` does."""
+    return framing_of(job, model, job.patch_size * job.regions, job.seed)

@@ -1,5 +1,6 @@
 """`ortho export`: write assignments as the reference implementation's folder of noise files. Runs in this process."""
 
+import itertools
 import json
 import math
 import tempfile
@@ -10,8 +11,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ortho_core.errors import RunFailed
+from ortho_core.framing.frame import Size
 from ortho_core.marks import decides, settings
-from ortho_core.records.assignments import Assignments
+from ortho_core.records.assignments import Assignments, shape_at
 from ortho_core.records.plan import Plan
 from ortho_core.records.reference_folder import (
     COLUMNS,
@@ -48,7 +50,9 @@ class ExportPlan(Plan):
     #: Fingerprint of the run that made the assignments.
     assignments: str
     rows: int
+    #: The noise's shape for images of `image_size` (Y, X); images of other sizes have other shapes.
     latent_shape: tuple[int, int, int]
+    image_size: tuple[int, int]
     noise_scale: float
     image_root: str | None
 
@@ -56,12 +60,14 @@ class ExportPlan(Plan):
 def make_plan(job: ExportJob) -> tuple[ExportPlan, Assignments]:
     """The plan, and the assignments. Raises UserError for every error that can be found before the run."""
     assignments = Assignments(job.assignments, PARTS_CACHE_BYTES)
-    model = open_model(job.model, size=assignments.plan.size)
-    assignments.noise([0], model.latent_shape)
+    model = open_model(job.model)
+    model = model.at(assignments.plan.framing(model.image_size).main)
+    next(batches(assignments, model.latent_shape, model.image_size, 1))
     plan = ExportPlan(
         assignments=assignments.plan.run_fingerprint,
         rows=len(assignments),
         latent_shape=model.latent_shape,
+        image_size=model.image_size,
         noise_scale=model.noise_scale if job.noise_scale is None else job.noise_scale,
         **settings(located(job), decides),
     )
@@ -108,7 +114,7 @@ def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> i
         def write(item: Row) -> bool:
             return write_sample(root, *item, plan.noise_scale)
 
-        for batch in batches(assignments, plan.latent_shape):
+        for batch in batches(assignments, plan.latent_shape, plan.image_size):
             # Two samples with the same folder are written one after the other, so that the second one is refused. Some file
             # systems ignore case, hence `casefold`.
             apart: dict[str, Row] = {}
@@ -128,9 +134,16 @@ def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> i
     return written
 
 
-def batches(assignments: Assignments, latent_shape: tuple[int, int, int]) -> Iterator[list[Row]]:
-    """All rows in order, at most NOISES_AT_ONCE at a time. Raises UserError if a noise fails its checksum."""
-    for start in range(0, len(assignments), NOISES_AT_ONCE):
-        index = range(start, min(start + NOISES_AT_ONCE, len(assignments)))
+def batches(
+    assignments: Assignments, latent_shape: tuple[int, int, int], image_size: Size, at_once: int = NOISES_AT_ONCE
+) -> Iterator[list[Row]]:
+    """All rows in order, at most `at_once` at a time. Raises UserError if a noise fails its checksum."""
+    for start in range(0, len(assignments), at_once):
+        index = range(start, min(start + at_once, len(assignments)))
         records = assignments.rows(index, list(COLUMNS))
-        yield list(zip(index, records, assignments.noise(index, latent_shape), strict=True))
+        shapes = [shape_at(frame, latent_shape, image_size) for frame in assignments.frames(index)]
+        noise: list[Tensor] = []
+        for shape, same in itertools.groupby(shapes):
+            first = start + len(noise)
+            noise += assignments.noise(range(first, first + len(list(same))), shape)
+        yield list(zip(index, records, noise, strict=True))

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
+from ortho_core.framing.framing import Framing
+from ortho_core.generators.bucket_sizes import own_size
 from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
@@ -19,13 +21,14 @@ from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import AssignmentPlan, NoiseSettings, ReconstructionPlan, differences
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
-from rayjobs.assign.config import AssignJob
+from rayjobs.assign.config import AssignJob, assigned_framing
 from rayjobs.assign.report import write_report
 from rayjobs.assign.worker import search_of
 from rayjobs.pool.derived import REPORT, is_whole_page
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.memory import Searched, described, smaller
 from rayjobs.pool.run import ShardedRun
+from rayjobs.reports.framed import say_taken
 from rayjobs.reports.next_steps import RETRY, left_out, settled_rows, training
 from rayjobs.reports.words import counted
 from rayjobs.verb.console import say
@@ -36,11 +39,12 @@ from rayjobs.verb.paths import located
 
 def make_plan(job: AssignJob, model: ModelFolder) -> tuple[ReconstructionPlan, PairSet, list[Shard]]:
     """The plan, the pair set and its shards; reads only the input. Raises UserError for every error found before the run."""
-    noise_space(job, model.latent_shape)
+    framing = assigned_framing(job, model)
+    noise_space(job, model.at(framing.main).latent_shape)
     pairs = open_pairs(job.pairs, job.pair_fields())
     rows_per_shard = job.rows_per_shard or pairs.rows_per_shard()
     shards = pairs.shards(rows_per_shard)
-    config = settings(job, decides)
+    config = settings(job, decides) | framing.settings(own_size(model))
     noise = NoiseSettings(**{name: config.pop(name) for name in NoiseSettings.model_fields})
     plan = ReconstructionPlan(
         pairs_fingerprint=pairs.fingerprint(),
@@ -58,6 +62,13 @@ def make_plan(job: AssignJob, model: ModelFolder) -> tuple[ReconstructionPlan, P
     return plan, pairs, shards
 
 
+def opened(job: AssignJob, model: ModelFolder | None = None) -> tuple[ModelFolder, Framing]:
+    """The job's model, at the main size of its images, and these sizes; `model` if the caller has opened it. Raises UserError."""
+    model = model or open_model(job.model, job.dtype, job.lora, job.quantize)
+    framing = assigned_framing(job, model)
+    return model.at(framing.main), framing
+
+
 def check_warm_start(job: AssignJob, earlier: AssignmentPlan, plan: ReconstructionPlan) -> None:
     """Raises UserError, naming what differs, if the search cannot start from the assignments of `earlier`."""
     noise = {"seed", "transform", "patch_size", "regions"}
@@ -71,7 +82,7 @@ def check_warm_start(job: AssignJob, earlier: AssignmentPlan, plan: Reconstructi
             "pairs_fingerprint": one.pairs_fingerprint,
             "rows_per_shard": one.rows_per_shard,
             **one.noise.model_dump(include=noise),
-            "size": one.size,
+            **one.size_settings,
         }
         for one in (earlier, plan)
     )
@@ -83,8 +94,9 @@ def describe(job: AssignJob) -> dict[str, object]:
     """What a dry run prints; times a few evaluations on a worker with the run's settings."""
     from rayjobs.pool.timing import seconds_per_evaluation
 
-    model = open_model(job.model, job.dtype, job.lora, job.quantize, job.size)
+    model, framing = opened(job)
     plan, pairs, _ = make_plan(job, model)
+    say_taken(pairs, framing)
     C, H, W = shape = model.latent_shape
     numbers = 0 if plan.noise.is_free else noise_space(job, shape).parameters
     record = 200 + 4 * numbers + 4 * math.prod(model.target_shape) * job.store_latents
@@ -120,7 +132,17 @@ def memory_of(job: AssignJob, model: ModelFolder, rows_per_shard: int, rows: int
     """What a dry run prints about the memory of a GPU of `job.gpu_memory` GiB."""
     assert job.gpu_memory is not None
     most = min(job.slots or MOST_SLOTS, rows_per_shard)
-    here = Searched(model, job.dtype, job, most, rows, job.gradient_checkpointing, decodes=False, quantize=job.quantize)
+    here = Searched(
+        model,
+        job.dtype,
+        job,
+        most,
+        rows,
+        job.gradient_checkpointing,
+        decodes=False,
+        quantize=job.quantize,
+        sizes=len(assigned_framing(job, model).sizes),
+    )
     changes = smaller(here)
     if job.pixel_l1_weight:
         plain = job.model_copy(update={"pixel_l1_weight": 0.0})
@@ -133,7 +155,7 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
 
     Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
     """
-    model = model or open_model(job.model, job.dtype, job.lora, job.quantize, job.size)
+    model, framing = opened(job, model)
     job = located(job)
     plan, pairs, shards = make_plan(job, model)
     begun = ShardedRun(job.out, plan, job.retry_failures, job.verify)
@@ -143,11 +165,13 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
             with job.session():
                 leave_report(job, model, pairs, folder)
         return begun.exit_code
+    if begun.survey.todo:
+        say_taken(pairs, framing)
     with job.session() if begun.survey.todo or job.report else nullcontext():
         if begun.survey.todo:
             work_through(job, begun.ledger, begun.survey, shards, search_of(job, model, plan, pairs))
         begun.finish()
-        noise = begun.check_noise(model.latent_shape)
+        noise = begun.check_noise(model)
         folder.remove(REPORT)  # an earlier run's report may show other rows
         code = begun.conclude(begun.summary(job, recognised=pairs.record(), **noise), "rows could be assigned")
         if job.report:

@@ -3,6 +3,7 @@
 The driver may have no GPU, or too little memory for the model. So the images are rendered where the workers run.
 """
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,15 +14,17 @@ from torch import Tensor
 
 from ortho_core.at_once import AtOnce
 from ortho_core.errors import RunFailed, UserError
+from ortho_core.framing.frame import Frame
+from ortho_core.framing.framing import Framing
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
-from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.images import decode_framed
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pictures import to_bytes, to_picture
-from ortho_core.records.sampled import SampledRecord
+from ortho_core.records.sampled import NoiseOfRecord, SampledRecord
 from ortho_core.report.page import Embedded
-from rayjobs.assign.config import AssignJob
+from rayjobs.assign.config import AssignJob, assigned_framing
 from rayjobs.verb.faults import explained
 
 #: Rows that are rendered in one batch. The search's batch was larger and kept gradients, so this one fits.
@@ -46,9 +49,9 @@ def take_pictures(
     model: ModelFolder,
     pairs: PairSet,
     records: Sequence[SampledRecord],
-    noise: tuple[Tensor, Tensor],
+    noise: Sequence[NoiseOfRecord],
 ) -> list[RowPictures]:
-    """The pictures of some records, made where the pool's workers run. `noise` is the records' ε and Qε.
+    """The pictures of some records, made where the pool's workers run. `noise` is the noise of each record.
 
     Raises UserError or RunFailed.
     """
@@ -76,7 +79,7 @@ def draw(
     model: ModelFolder,
     pairs: PairSet,
     records: Sequence[SampledRecord],
-    noise: tuple[Tensor, Tensor],
+    noise: Sequence[NoiseOfRecord],
     device: str,
     threads: int,
 ) -> list[RowPictures]:
@@ -84,31 +87,41 @@ def draw(
     torch.set_num_threads(threads)
     generator = load_generator(model, device, job.dtype, quantize=job.quantize)
 
+    framing = assigned_framing(job, model)
+
     def target(record: SampledRecord) -> Embedded | str:
-        return target_of(pairs, record, generator.image_size)
+        return target_of(pairs, record, framing)
 
     with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
         targets = list(pool.map(target, records))
     prompts = PromptCache(generator)
-    images: list[list[Embedded]] = [[], []]
+    images: dict[int, list[Embedded]] = {}
+    # Rows of one size can be rendered together.
+    by_shape = sorted(range(len(records)), key=lambda row: tuple(noise[row].base.shape))
+    for _, group in itertools.groupby(by_shape, key=lambda row: noise[row].base.shape):
+        rows = list(group)
 
-    def made(part: slice) -> list[Tensor]:
-        condition = prompts([record.prompt for record in records[part]])
-        rows = (generator.denoise(maps[part].to(generator.device), condition) for maps in noise)
-        return [to_bytes(generator.decode(latents)) for latents in rows]
+        def made(part: slice, rows: list[int] = rows) -> list[Tensor]:
+            frames = [framing.told(noise[row].frame or Frame.plain(framing.main)) for row in rows[part]]
+            condition = prompts([records[row].prompt for row in rows[part]]).framed(frames)
+            some = [noise[row] for row in rows[part]]
+            maps = (torch.stack([one.base for one in some]), torch.stack([one.matched for one in some]))
+            return [
+                to_bytes(generator.decode(generator.denoise(each.to(generator.device), condition))) for each in maps
+            ]
 
-    for part in AtOnce(RENDERED_TOGETHER)(len(records), made):
-        for rendered, pictures in zip(images, part, strict=True):
-            rendered += [Embedded.of(to_picture(picture)) for picture in pictures]
-    return [RowPictures(*row) for row in zip(targets, *images, strict=True)]
+        rendered = AtOnce(RENDERED_TOGETHER)(len(rows), made)
+        both = [torch.cat(parts) for parts in zip(*rendered, strict=True)]
+        images |= {row: [Embedded.of(to_picture(each[k])) for each in both] for k, row in enumerate(rows)}
+    return [RowPictures(target, *images[row]) for row, target in enumerate(targets)]
 
 
-def target_of(pairs: PairSet, record: SampledRecord, size: tuple[int, int]) -> Embedded | str:
+def target_of(pairs: PairSet, record: SampledRecord, framing: Framing) -> Embedded | str:
     """The image of a row as the search saw it, or why it cannot be read."""
+    name = record.sample_id
     try:
-        pixels = decode_image(
-            pairs.fetch_image(record.image, record.sample_id), size, record.sample_id, pairs.fields.max_image_pixels
-        )
+        content = pairs.fetch_image(record.image, name)
+        pixels, _ = decode_framed(content, framing, name, name, pairs.fields.max_image_pixels)
     except UserError as gone:
         return str(gone)
     return Embedded.of(Image.fromarray(pixels))

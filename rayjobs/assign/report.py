@@ -42,7 +42,7 @@ def write_report(job: AssignJob, model: ModelFolder, pairs: PairSet, folder: Sto
     records = sampled_records(assignments)
     chosen = choose(records, job.seed)
     rows = chosen.every()
-    taken = take_pictures(job, model, pairs, rows, noise_of(assignments, rows, model.latent_shape))
+    taken = take_pictures(job, model, pairs, rows, noise_of(assignments, rows, model.latent_shape, model.image_size))
     check = gaussian_check(folder, "final")
     gaussian = gaussian_section(folder, "the images' noise maps, pooled")
     cost = cost_table([search(summary)])

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.rows import PairRows
+from ortho_core.framing.framing import Framing
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.plan import ReconstructionPlan
-from rayjobs.assign.config import AssignJob
+from rayjobs.assign.config import AssignJob, assigned_framing
 from rayjobs.pool.engine_search import EngineSearch
 from rayjobs.pool.protocol import Decoder
 
@@ -19,12 +20,14 @@ class Reconstructing:
     """The goal of `ortho assign`, as the pool's `EngineSearch` needs it."""
 
     config: AssignJob
+    framing: Framing
 
     def rows(self, generator: OneStepGenerator, pairs: PairSet, decoder: Decoder) -> PairRows:
         objective = Reconstruction(generator, self.config)
-        return PairRows(objective, PromptCache(generator), pairs, self.config.store_latents, decoder(pairs))
+        prompts, keep = PromptCache(generator), self.config.store_latents
+        return PairRows(objective, prompts, pairs, keep, decoder(pairs), self.framing)
 
 
 def search_of(job: AssignJob, model: ModelFolder, plan: ReconstructionPlan, pairs: PairSet) -> EngineSearch:
     """The search that each worker of the job runs."""
-    return EngineSearch(job, model, Reconstructing(job), plan, pairs, job.warm_start)
+    return EngineSearch(job, model, Reconstructing(job, assigned_framing(job, model)), plan, pairs, job.warm_start)

@@ -5,12 +5,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo
 
+from ortho_core.framing.framing import Framing
 from ortho_core.generators.lora_config import LoraList
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import LocalPath, Location, ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.pool.config import PoolResources, span
-from rayjobs.verb.image_size import SizeSettings
+from rayjobs.verb.image_size import BucketSettings, framing_of
 from rayjobs.verb.precision import Precision
 from rayjobs.verb.resources import labels
 
@@ -83,7 +85,7 @@ class EvaluateSettings(PoolResources, Precision):
     )
 
 
-class EvaluateJob(EvaluateSettings, PairFields, SizeSettings):
+class EvaluateJob(EvaluateSettings, PairFields, BucketSettings):
     """Judge models on held-out pairs. The first model is the base: drift is measured from it."""
 
     model: Annotated[dict[str, ModelPath], BeforeValidator(_named)] = resolved(
@@ -104,3 +106,8 @@ class EvaluateJob(EvaluateSettings, PairFields, SizeSettings):
         None,
         description="finished evaluation with the same settings and base model; its figures of the base model are reused",
     )
+
+
+def judged_framing(job: EvaluateJob, model: ModelFolder) -> Framing:
+    """The sizes of the job's images. Raises UserError as `framing_of` does."""
+    return framing_of(job, model, job.patch_size, job.seed)

@@ -22,7 +22,7 @@ from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Shard
 from ortho_core.records.plan import Settings
 from ortho_core.storage.open import open_store
-from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.evaluate.config import EvaluateJob, judged_framing
 from rayjobs.evaluate.figures import Parts, check_judged, count_in_training, draw, judge_all, table_of, write_failures
 from rayjobs.evaluate.plan import PARTS, EvaluationPlan, take_base_from
 from rayjobs.evaluate.report import write_report
@@ -49,10 +49,13 @@ def open_models(job: EvaluateJob) -> dict[str, ModelFolder]:
     if unknown := sorted(job.lora.keys() - job.model.keys() - {""}):
         raise UserError(f"--lora names {', '.join(unknown)}; accepted: the models {', '.join(job.model)}")
     every = job.lora.get("", ())
-    return {
-        name: open_model(folder, job.dtype, (*every, *job.lora.get(name, ())), job.quantize, job.size)
+    models = {
+        name: open_model(folder, job.dtype, (*every, *job.lora.get(name, ())), job.quantize)
         for name, folder in job.model.items()
     }
+    # At the sizes of the base model: a fine-tuned one may have been trained at others than it had before.
+    framing = judged_framing(job, next(iter(models.values()))) if models else None
+    return {name: model if framing is None else model.at(framing.main) for name, model in models.items()}
 
 
 def check(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> None:

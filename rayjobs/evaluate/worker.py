@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ortho_core.estep.config import AssignConfig
-from ortho_core.estep.engine import Engine
+from ortho_core.estep.engines import Engines
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
 from ortho_core.evaluation.features import TINY_CLIP, find_features, find_lpips
@@ -26,7 +26,7 @@ from ortho_core.records.parts import ShardResult
 from ortho_core.records.plan import fingerprint
 from ortho_core.rewards.names import fingerprint_of, parse_rewards, reward_fingerprints
 from ortho_core.storage.planned import as_planned
-from rayjobs.evaluate.config import EvaluateJob
+from rayjobs.evaluate.config import EvaluateJob, judged_framing
 from rayjobs.evaluate.plan import EvaluationPlan, ExtractorUsed, JudgesUsed
 from rayjobs.pool.engine_search import FEW_SLOTS
 from rayjobs.pool.memory import Searched, slots_on_gpu
@@ -77,7 +77,9 @@ def search_config(job: EvaluateJob) -> AssignConfig:
 def searched_by(job: EvaluateJob, model: ModelFolder, rows_per_shard: int, rows: int, judges: int = 0) -> Searched:
     """What decides the memory of that E-step; `judges` is the number of bytes that the judges need beside it."""
     most = min(job.batch_size or MOST_SLOTS, rows_per_shard)
-    return Searched(model, job.dtype, search_config(job), most, rows, judges=judges, quantize=job.quantize)
+    sizes = len(judged_framing(job, model).sizes)
+    config = search_config(job)
+    return Searched(model, job.dtype, config, most, rows, judges=judges, quantize=job.quantize, sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ class ModelByModel:
         killed = int(getattr(self.decode, "killed", 0))
         slots, computed, waited = 0, self.computed, self.waited
         if (present := self.present) is not None:
-            engine = present.assigner.engine
-            slots, computed, waited = engine.slots, computed + engine.computed, waited + present.rows.waited
+            engines = present.assigner.engines
+            slots, computed, waited = engines.slots, computed + engines.computed, waited + present.rows.waited
         return Usage(slots, computed, waited, killed)
 
     def _slots(self, generator: OneStepGenerator, model: ModelFolder, config: AssignConfig) -> int:
@@ -156,7 +158,7 @@ class ModelByModel:
         texts, conditions = model.text_fingerprint, None
         if self.present is not None:
             conditions = self.present.rows.prompts.conditions if texts == self.present.texts else None
-            self.computed += self.present.assigner.engine.computed
+            self.computed += self.present.assigner.engines.computed
             self.waited += self.present.rows.waited
             self.present = None
             if torch.device(self.device).type == "cuda":
@@ -168,9 +170,11 @@ class ModelByModel:
         config = search_config(job)
         objective = Reconstruction(generator, config)
         slots = self._slots(generator, model, config)
-        engine = Engine(generator, config, slots, objective, on_event=self.notes.append)
+        framing = judged_framing(job, model)
+        engines = Engines(generator, config, slots, objective, self.notes.append, framing.sizes)
         is_base = name == plan.base
-        rows = EvaluationRows(objective, prompts, self.judging.pairs, self.judge, job.seed, is_base, self.decode)
+        pairs = self.judging.pairs
+        rows = EvaluationRows(objective, prompts, pairs, self.judge, job.seed, is_base, self.decode, framing)
         records = RecordConfig(job.seed, "parameters", plan.models[name], fingerprint(plan.config))
-        self.present = Loaded(name, texts, rows, ShardAssigner(engine, rows, records))
+        self.present = Loaded(name, texts, rows, ShardAssigner(engines, rows, records))
         return self.present

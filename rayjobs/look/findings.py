@@ -14,7 +14,7 @@ from ortho_core.pairs.survey.alike import MOST_COMPARED, identical, nearly_alike
 from ortho_core.pairs.survey.caption_texts import CLIP_WINDOW, clip_tokens, is_file_name
 from ortho_core.pairs.survey.crop import enlarged, lost, shape
 from ortho_core.pairs.survey.sample import SeenRow
-from rayjobs.reports.words import counted, listed
+from rayjobs.reports.words import counted, listed, percent
 
 #: The most sizes or prompts that are listed; the most frequent ones.
 NAMED = 8
@@ -191,9 +191,8 @@ def sizes_of(seen: Sequence[SeenRow], size: int) -> Sizes:
 
 
 def share(count: int, total: int) -> str:
-    """A percentage such as `3%`; `under 1%` and `over 99%` where rounding would give 0 % or 100 %."""
-    part = count / total
-    return "under 1%" if 0 < part < 0.01 else "over 99%" if 0.99 < part < 1 else f"{part:.0%}"
+    """A part of `total` as a percentage."""
+    return percent(count / total)
 
 
 def sentences(findings: Findings, size: int) -> list[str]:

@@ -16,6 +16,8 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ortho_core.errors import BadRow
+from ortho_core.framing.frame import Frame
+from ortho_core.framing.framing import Framing
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Pair
 
@@ -37,9 +39,9 @@ class Decoder:
     def __init__(self, pairs: PairSet) -> None:
         self.pairs, self.pool = pairs, ThreadPoolExecutor(THREADS)
 
-    def images(self, chunk: list[Pair], size: tuple[int, int]) -> list[np.ndarray | BadRow]:
-        """Each pair's pixels (Y, X, 3) uint8, or what is wrong with it."""
-        return [one for (one,) in self.pool.map(lambda pair: self.pairs.images([pair], size), chunk)]
+    def images(self, chunk: list[Pair], framing: Framing) -> list[tuple[np.ndarray, Frame] | BadRow]:
+        """Each pair's pixels (Y, X, 3) uint8 and its frame, or what is wrong with it."""
+        return [one for (one,) in self.pool.map(lambda pair: self.pairs.framed([pair], framing), chunk)]
 
 
 class RayDecoder:
@@ -55,20 +57,18 @@ class RayDecoder:
         #: Number of processes that died.
         self.killed = 0
 
-    def __call__(
-        self, pairs: PairSet, chunks: Iterator[list[Pair]], size: tuple[int, int]
-    ) -> "Iterator[list[Decoded]]":
+    def __call__(self, pairs: PairSet, chunks: Iterator[list[Pair]], framing: Framing) -> "Iterator[list[Decoded]]":
         underway: deque[tuple[list[Pair], ActorHandle, ray.ObjectRef]] = deque()
         for chunk in chunks:
             process = self._process
-            underway.append((chunk, process, process.images.remote(chunk, size)))
+            underway.append((chunk, process, process.images.remote(chunk, framing)))
             if len(underway) > CHUNKS_ASKED_AHEAD:
-                yield self._result(*underway.popleft(), size)
+                yield self._result(*underway.popleft(), framing)
         while underway:
-            yield self._result(*underway.popleft(), size)
+            yield self._result(*underway.popleft(), framing)
 
     def _result(
-        self, chunk: list[Pair], process: ActorHandle, ref: "ray.ObjectRef", size: tuple[int, int]
+        self, chunk: list[Pair], process: ActorHandle, ref: "ray.ObjectRef", framing: Framing
     ) -> "list[Decoded]":
         try:
             return list(zip(chunk, ray.get(ref), strict=True))
@@ -76,14 +76,14 @@ class RayDecoder:
             raise
         except ray.exceptions.RayError:  # the process, its node or the result is lost
             self._replace(process)
-            return [(pair, self._alone(pair, size)) for pair in chunk]
+            return [(pair, self._alone(pair, framing)) for pair in chunk]
 
-    def _alone(self, pair: Pair, size: tuple[int, int]) -> np.ndarray | BadRow:
+    def _alone(self, pair: Pair, framing: Framing) -> tuple[np.ndarray, Frame] | BadRow:
         """Decode one row alone, at most TRIES times."""
         for _ in range(TRIES):
             process = self._process
             try:
-                (outcome,) = ray.get(process.images.remote([pair], size))
+                (outcome,) = ray.get(process.images.remote([pair], framing))
                 return outcome
             except ray.exceptions.RayTaskError:
                 raise

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from ortho_core.estep.config import SearchConfig
-from ortho_core.estep.engine import Engine
+from ortho_core.estep.engines import Engines
 from ortho_core.estep.objective import Objective, Reconstruction
 from ortho_core.estep.rows import Rows
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
@@ -73,9 +73,10 @@ class EngineSearch:
         ):  # only after the slots are counted: counting would compile every batch size that it tries
             compiled: Any = torch.compile(generator.trainable, dynamic=False)
             generator.trainable = compiled
-        engine = Engine(generator, self.goal.config, slots, rows.objective, on_event=notes.append)
+        sizes = plan.framing(self.model.image_size).sizes
+        engines = Engines(generator, self.goal.config, slots, rows.objective, notes.append, sizes)
         records = RecordConfig(self.settings.seed, self.settings.store, plan.model_fingerprint, plan.config_fingerprint)
-        return EngineSearcher(ShardAssigner(engine, rows, records), earlier, place.concurrent)
+        return EngineSearcher(ShardAssigner(engines, rows, records), earlier, place.concurrent)
 
     def generator(self, device: str) -> OneStepGenerator:
         """The loaded model. Raises UserError."""
@@ -114,6 +115,7 @@ class EngineSearch:
             device if has_networks else "cpu",
             decodes=has_networks,
             quantize=settings.quantize,
+            sizes=len(plan.framing(self.model.image_size).sizes),
         )
 
 
@@ -128,11 +130,12 @@ class EngineSearcher:
     def search(self, shard: Shard, only: frozenset[int] | None) -> ShardResult:
         starts = None
         if self.earlier is not None:
-            starts = self.earlier.found(shard.index, self.assigner.engine.generator.latent_shape)
+            generator = self.assigner.engines.generator
+            starts = self.earlier.found(shard.index, generator.latent_shape, generator.image_size)
         if self.concurrent:
             return self.assigner.submit(shard, starts, only).result()
         return self.assigner.assign(shard, starts, only)
 
     def usage(self) -> Usage:
-        engine, rows = self.assigner.engine, self.assigner.rows
-        return Usage(engine.slots, engine.computed, rows.waited, rows.killed())
+        engines, rows = self.assigner.engines, self.assigner.rows
+        return Usage(engines.slots, engines.computed, rows.waited, rows.killed())

@@ -108,6 +108,7 @@ class Ledger(Generic[AnyShardedPlan]):
             initial_losses=len(initial_losses),
             failures=tuple(result.failures),
             diversity=result.diversity,
+            sizes=result.sizes,
         )
         content = encode_part(result.rows, about, self.plan.part_schema)
         name = self.name(task.shard, task.revision)

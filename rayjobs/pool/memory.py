@@ -37,6 +37,8 @@ class Searched:
     quantize: str = "none"
     #: Whether the text encoders are on the GPU only while they encode.
     parked: bool = False
+    #: The number of sizes of the images, each with slots of its own; `model` has the largest.
+    sizes: int = 1
 
     def plan(self, usable: int, allocated: int = 0) -> SearchPlan:
         """The plan for `usable` bytes. `allocated` of them are in use by loaded models; 0: no model is loaded yet.
@@ -54,7 +56,7 @@ class Searched:
             device=self.device,
         )
         judges = max(self.judges, allocated - costs.weights.all)
-        plan = plan_search(costs, usable, self.most, self.rows, judges, self.decodes, self.parked)
+        plan = plan_search(costs, usable, self.most, self.rows, judges, self.decodes, self.parked, self.sizes)
         return replace(plan, gradient_checkpointing=self.gradient_checkpointing)
 
     def fitting(self, usable: int, allocated: int = 0) -> SearchPlan:

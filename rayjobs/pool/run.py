@@ -9,6 +9,7 @@ from typing import Any, Generic
 from pydantic import BaseModel
 
 from ortho_core.errors import RunFailed
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.gaussianity import in_words, verdict
 from ortho_core.records.diagnostics import write_gaussianity
 from ortho_core.records.plan import FINGERPRINT
@@ -49,14 +50,14 @@ class ShardedRun(Generic[AnyShardedPlan]):
         self.counts = self.ledger.finish()
         return self.counts
 
-    def check_noise(self, latent_shape: tuple[int, int, int]) -> dict[str, str]:
+    def check_noise(self, model: ModelFolder) -> dict[str, str]:
         """Write the statistics of all rows' noise as files, print the verdict, and return it as an entry of the summary.
 
         Does nothing if no row was assigned.
         """
         if not self.counts.assigned:
             return {}
-        statistics = write_gaussianity(self.ledger.folder, latent_shape)
+        statistics = write_gaussianity(self.ledger.folder, model.latent_shape, model.image_size)
         say(f"{self.plan.verb}: {in_words(statistics)}")
         return {"gaussianity": verdict(statistics)}
 

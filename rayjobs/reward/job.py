@@ -120,7 +120,7 @@ def run(job: RewardJob) -> int:
         if begun.survey.todo:
             work_through(job, begun.ledger, begun.survey, shards, search_of(job, model, plan, rows))
         begun.finish()
-        noise = begun.check_noise(model.latent_shape)
+        noise = begun.check_noise(model)
         summary = begun.summary(
             job, recognised=rows.record(), rewards=gained(job, plan) if begun.counts.assigned else {}, **noise
         )

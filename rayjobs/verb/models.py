@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ortho_core.errors import UserError
-from ortho_core.generators.image_size import size_of
+from ortho_core.framing.image_size import size_of
 from ortho_core.generators.lora_config import AddedLora
 from ortho_core.generators.model_folder import ModelFolder, check_quantize
 from rayjobs.verb.catalog import Entry, read_catalog

@@ -4,9 +4,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from ortho_core.errors import UserError
+from ortho_core.framing.image_size import ImageSize, size_of, text_of
 from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
-from ortho_core.generators.image_size import ImageSize, size_of, text_of
 from ortho_core.generators.model_folder import ModelFolder
 
 SIZE = TypeAdapter(ImageSize)

@@ -1,4 +1,4 @@
-"""The size of a model's images as an option: `WIDTHxHEIGHT` in pixels, or one number for a square.
+"""Sizes of images as options: `WIDTHxHEIGHT` in pixels, or one number for a square; and lists of sizes.
 
 Axes: Y × X pixels.
 """
@@ -10,6 +10,8 @@ from pydantic import BeforeValidator
 
 #: The largest side that is accepted, in pixels.
 MOST_PIXELS_A_SIDE = 8192
+#: Values of `--buckets` that are no list of sizes: sizes of one area that suit the model, and one size for all.
+AUTO, NONE = "auto", "none"
 
 
 def normalised(value: object) -> object:
@@ -26,8 +28,22 @@ def normalised(value: object) -> object:
     return "x".join(map(str, sides))
 
 
+def normalised_list(value: object) -> object:
+    """`auto`, `none`, or sizes as `768x512,512x512`, each once. Raises ValueError for other texts; None stays."""
+    if value is None or value in (AUTO, NONE):
+        return value
+    texts = value if isinstance(value, list | tuple) else str(value).split(",")
+    try:
+        sizes = [str(normalised(text)) for text in texts]
+    except ValueError as error:
+        raise ValueError(f"{error}; or {AUTO}, or {NONE}") from None
+    return ",".join(dict.fromkeys(sizes))
+
+
 #: An image size as text, always in the form `WIDTHxHEIGHT`.
 ImageSize = Annotated[str, BeforeValidator(normalised)]
+#: `auto`, `none`, or image sizes as text, with commas between them.
+Buckets = Annotated[str, BeforeValidator(normalised_list)]
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:

@@ -1,0 +1,65 @@
+"""The sizes of images that a model's networks accept, and the sizes of one area (buckets) among them.
+
+Axes: Y × X pixels, C × H × W the noise map.
+"""
+
+import math
+
+from ortho_core.errors import UserError
+from ortho_core.framing.frame import Size
+from ortho_core.framing.framing import auto_sizes
+from ortho_core.framing.image_size import text_of
+from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
+from ortho_core.generators.part_files import read_json
+
+#: Sides of automatic sizes are multiples of about 1/16 of the resolution, as is usual: of 64 pixels at 1024.
+STEPS_A_SIDE = 16
+
+
+def needed_step(model: ModelFolder, patches: int) -> int:
+    """The number of pixels that divides the sides: for the autoencoder, the network's halvings, and `patches` latent pixels
+    (patch size × regions)."""
+    factor = model.image_size[0] // model.latent_shape[1]
+    unet = read_json((model.base.configs or model.base.path) / "unet" / "config.json")
+    blocks = unet.get("block_out_channels")
+    halvings = len(blocks) - 1 if isinstance(blocks, list) and blocks else 0
+    return factor * math.lcm(2**halvings, patches)
+
+
+def own_size(model: ModelFolder) -> Size:
+    """The size (Y, X) that the model's configurations state."""
+    return model.own_size or model.image_size
+
+
+def own_resolution(model: ModelFolder) -> int:
+    """The side of a square with the area of the model's own images."""
+    return round(math.sqrt(math.prod(own_size(model))))
+
+
+def automatic(model: ModelFolder, resolution: int, patches: int) -> tuple[Size, ...]:
+    """The sizes of `--buckets auto`: at most resolution² pixels each. Raises UserError if the model has no such sizes."""
+    if model.kind == CLASS_KIND:
+        raise UserError(
+            f"--buckets: {model.path} is class-conditional and makes only {text_of(own_size(model))}; leave it out"
+        )
+    needed = needed_step(model, patches)
+    step = needed * max(1, round(resolution / STEPS_A_SIDE / needed))
+    sizes = auto_sizes(resolution, step)
+    if not sizes:
+        raise UserError(
+            f"--resolution {resolution}: sides must be multiples of {needed} pixels; accepted: {needed} or more"
+        )
+    return sizes
+
+
+def check_sizes(model: ModelFolder, sizes: tuple[Size, ...], patches: int) -> None:
+    """Raises UserError if the autoencoder does not divide a size, or if its noise map cannot be cut into patches and regions."""
+    for size in sizes:
+        shown = text_of(size)
+        _, H, W = model.at(size).latent_shape
+        if H % patches or W % patches:
+            factor = model.image_size[0] // model.latent_shape[1]
+            raise UserError(
+                f"--buckets {shown}: both sides must be multiples of {factor * patches}, the autoencoder's factor {factor} times "
+                f"the patch size and regions ({patches})"
+            )
