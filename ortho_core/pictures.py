@@ -28,6 +28,17 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
     return sheet
 
 
+def padded(images: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
+    """uint8 images (3, Y, X) of several sizes as (B, 3, Y', X'), centred on white; `size` is (Y', X') (None: the largest)."""
+    Y, X = size or (max(image.shape[1] for image in images), max(image.shape[2] for image in images))
+    sheet = torch.full((len(images), 3, Y, X), 255, dtype=torch.uint8)
+    for cell, image in zip(sheet, images, strict=True):
+        _, y, x = image.shape
+        top, left = (Y - y) // 2, (X - x) // 2
+        cell[:, top : top + y, left : left + x] = image
+    return sheet
+
+
 def to_picture(image: Tensor) -> Image.Image:
     """A uint8 image (3, Y, X) as a Pillow image."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())

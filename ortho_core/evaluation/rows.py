@@ -15,6 +15,8 @@ from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.rows import ROWS_ENCODED_TOGETHER, PairRows
 from ortho_core.evaluation.judge import Judge
 from ortho_core.evaluation.samples import mean_pairwise_distance, sample, to_png
+from ortho_core.framing.framing import Framing
+from ortho_core.generators.base import at_size
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.losses import mean_square
 from ortho_core.noise.seeded import noise_seed
@@ -22,6 +24,7 @@ from ortho_core.pairs.decoding import Decode, decode_in_threads
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Pair
 from ortho_core.pictures import to_bytes
+from ortho_core.records.parts import FRAME_COLUMNS
 
 ROW_FIGURES = ("latent_mse", "psnr", "ssim", "lpips")
 #: Feature columns of the row's sample, and in the base model's records also of the target and of a sample at other noise.
@@ -32,6 +35,7 @@ EVALUATION_SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("image", pa.string()),
         ("pixels", pa.uint64()),
+        *((name, pa.int32()) for name in FRAME_COLUMNS),
         ("evaluations", pa.int32()),
         *((name, pa.float32()) for name in ROW_FIGURES),
         ("rewards", pa.map_(pa.string(), pa.float32())),
@@ -63,8 +67,9 @@ class EvaluationRows(PairRows):
         seed: int,
         is_base: bool,
         decode: Decode = decode_in_threads,
+        framing: Framing | None = None,
     ) -> None:
-        super().__init__(objective, prompts, pairs, False, decode)
+        super().__init__(objective, prompts, pairs, False, decode, framing)
         self.judge, self.seed, self.is_base = judge, seed, is_base
 
     def kept(self, images: Tensor, targets: Tensor) -> list[Any]:
@@ -80,12 +85,16 @@ class EvaluationRows(PairRows):
 
     @torch.no_grad()
     def _columns(self, pairs: Sequence[Pair], kept: Sequence[Any], noise: Tensor) -> Iterator[dict[str, Any]]:
-        """The records of a few rows. All batches are filled up to one size: a row's numbers do not depend on the others."""
+        """The records of a few rows with images of one size.
+
+        All batches are filled up to equally many rows: a row's numbers do not depend on the others.
+        """
         generator, judge, missing = self.objective.generator, self.judge, ROWS_ENCODED_TOGETHER - len(pairs)
         pairs, kept = [*pairs, *[pairs[-1]] * missing], [*kept, *[kept[-1]] * missing]
         noise = torch.cat([noise, noise[-1:].expand(missing, -1, -1, -1)]).to(generator.device)
         texts = [pair.prompt for pair in pairs]
-        condition = self.prompts(texts)
+        frames = [pair.frame for pair in pairs if pair.frame is not None]
+        condition = self.prompts(texts).framed([self.framing.told(frame) for frame in frames])
 
         def closest_of(part: slice) -> tuple[Tensor, Tensor]:
             latents = generator.denoise(noise[part], condition[part])
@@ -115,7 +124,10 @@ class EvaluationRows(PairRows):
     def _samples(self, pairs: Sequence[Pair], *names: str) -> Tensor:
         """uint8 images of the rows' prompts. Each row has its own base noise, which is the same for every model."""
         seeds = [noise_seed(self.seed, *names, pair.sample_id) for pair in pairs]
-        return sample(self.objective.generator, self.prompts, [pair.prompt for pair in pairs], seeds, self.at_once)
+        frame = pairs[0].frame
+        usual = self.objective.generator
+        generator = usual if frame is None else at_size(usual, frame.size)
+        return sample(generator, self.prompts, [pair.prompt for pair in pairs], seeds, self.at_once)
 
     def _seen(self, images: Tensor) -> Tensor:
         """uint8 images as float32 in [0, 1] on the generator's device, the input of the judge."""

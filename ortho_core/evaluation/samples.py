@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ortho_core.at_once import AtOnce
+from ortho_core.framing.frame import Frame
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.pictures import to_bytes, to_picture
@@ -29,7 +30,9 @@ def sample(
 
     def made(part: slice) -> Tensor:
         noise = generator.base_noise(seeds[part])
-        return to_bytes(generator.decode(generator.denoise(noise, prompts(texts[part]))))
+        # The prompts may be encoded by a generator of another size.
+        condition = prompts(texts[part]).framed([Frame.plain(generator.image_size)] * len(noise))
+        return to_bytes(generator.decode(generator.denoise(noise, condition)))
 
     parts = AtOnce(at_once) if isinstance(at_once, int) else at_once
     return torch.cat(parts(len(texts), made))

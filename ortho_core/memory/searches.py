@@ -58,7 +58,8 @@ def count_matching(
     kept, added = [], []
     for batch in batches:
         matching = OnlineMatching(step.generator, step.parameters, search, half=half)
-        matching.sensitivity = blank_sensitivity(step.generator, search)
+        if (sensitivity := blank_sensitivity(step.generator, search)) is not None:
+            matching.sensitivities[step.generator.latent_shape] = sensitivity
         before = live.live
         peak = live.peak_of(lambda matching=matching, batch=batch: matching(batch, 2))  # type: ignore[misc]
         kept.append(live.live - before)

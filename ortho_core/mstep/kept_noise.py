@@ -3,6 +3,7 @@
 Axes: N rows of the set, B rows of an update, C × H × W noise maps.
 """
 
+import math
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -23,21 +24,30 @@ def refreshed(
 class LatestNoise:
     """The noise of each row's last search, in half precision, in an unnamed file of the temporary folder.
 
-    The file needs 2·C·H·W bytes for each row that was trained on. It disappears when the process ends for any reason.
+    The file needs 2·C·H·W bytes for each row that was trained on; if the rows have several shapes, those of the largest. It
+    disappears when the process ends for any reason.
     """
 
     def __init__(self, rows: int, latent_shape: tuple[int, int, int]) -> None:
+        """`latent_shape` (C, H, W) is that of the largest map."""
         with tempfile.TemporaryFile() as file:
-            self.maps = np.memmap(file, np.float16, "w+", shape=(rows, *latent_shape))
+            self.maps = np.memmap(file, np.float16, "w+", shape=(rows, math.prod(latent_shape)))
         self.known = np.zeros(rows, dtype=bool)
 
     def recall(self, rows: Sequence[int], otherwise: Float[np.ndarray, "B C H W"]) -> Float[np.ndarray, "B C H W"]:
         """The last noise of these rows; `otherwise` for rows that were not trained on yet."""
         known = self.known[rows][:, None, None, None]
-        return np.where(known, self.maps[rows].astype(np.float32), otherwise)
+        numbers = otherwise[0].size
+        return np.where(known, self.maps[rows, :numbers].astype(np.float32).reshape(otherwise.shape), otherwise)
 
-    def remember(self, rows: Sequence[int], maps: Float16[Tensor, "B C H W"]) -> None:
-        self.maps[rows] = maps.numpy()
+    def flattened(self, maps: Float[Tensor, "B C H W"]) -> Float16[Tensor, "B numbers"]:
+        """Maps in half precision, each as equally many numbers, whatever their shape."""
+        flat = maps.half().flatten(1)
+        return torch.nn.functional.pad(flat, (0, self.maps.shape[1] - flat.shape[1]))
+
+    def remember(self, rows: Sequence[int], maps: Float16[Tensor, "B ..."]) -> None:
+        """Keep maps of the rows, also as `flattened` gives them."""
+        self.maps[rows] = self.flattened(maps).numpy()
         self.known[rows] = True
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,6 +33,9 @@ class SftBatch:
     preserve_condition: Condition | None = None
     #: The weight of each preserve row in the means of the preserve terms (None: 1 / P); 0 for rows that fill up a share.
     preserve_weights: Float[Tensor, " P"] | None = None
+    #: The weight of each row in the sums of the reconstruction terms (None: 1 / B), for rows of an update with images of several
+    #: sizes; 0 for rows that fill up a share.
+    weights: Float[Tensor, " B"] | None = None
 
     def split(self, parts: int) -> list["SftBatch"]:
         """The batch in equal micro-batches; `parts` divides both B and P."""
@@ -49,6 +52,7 @@ class SftBatch:
                     self.preserve_noise[fresh] if self.preserve_noise is not None else None,
                     self.preserve_condition[fresh] if self.preserve_condition is not None else None,
                     self.preserve_weights[fresh] if self.preserve_weights is not None else None,
+                    self.weights[mine] if self.weights is not None else None,
                 )
             )
         return micro_batches
@@ -83,12 +87,12 @@ def sft_loss(
     latents = generator.denoise(noise, condition)
     matched, fresh = latents[:B], latents[B:]
     rows = mean_square(matched, batch.target_latents)
-    terms = {"latent": rows.mean(), "pixel": zero, "preserve_latent": zero, "preserve_pixel": zero}
+    terms = {"latent": _over_rows(rows, batch), "pixel": zero, "preserve_latent": zero, "preserve_pixel": zero}
     if config.pixel_l1_weight:
         if batch.images is None:
             raise UserError("the pixel term needs the target images: give the batch `images`, or pixel_l1_weight=0")
         pixel = mean_absolute(generator.decode(matched), batch.images)
-        terms["pixel"] = pixel.mean()
+        terms["pixel"] = _over_rows(pixel, batch)
         rows = rows + pixel
     if preserve:
         terms["preserve_latent"] = _mean(mean_square(held(fresh, config), held(before, config)), batch)
@@ -109,6 +113,14 @@ def sft_loss(
 def held(outputs: Tensor, config: SftConfig) -> Tensor:
     """The values that the preserve terms compare: the outputs (P, ...), or the differences of each two rows, (P/2, ...)."""
     return outputs[0::2] - outputs[1::2] if config.preserve_differences else outputs
+
+
+def _over_rows(values: Float[Tensor, " B"], batch: SftBatch) -> Float[Tensor, ""]:
+    """The mean over the rows of the reconstruction terms, or their weighted sum."""
+    if batch.weights is None:
+        return values.mean()
+    # Not multiplied by 0: a row that fills up may be infinite where it is counted, too.
+    return torch.where(batch.weights > 0, values * batch.weights, 0.0).sum()
 
 
 def _mean(values: Float[Tensor, " held"], batch: SftBatch) -> Float[Tensor, ""]:

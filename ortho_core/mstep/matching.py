@@ -20,11 +20,15 @@ from ortho_core.estep.curvature import Sensitivity, measure
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.slots import Slots, empty_slots
 from ortho_core.estep.space import noise_space
+from ortho_core.framing.frame import Size
+from ortho_core.generators.base import at_size
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.config import MatchingConfig
 from ortho_core.mstep.loss import SftBatch
 from ortho_core.records.plan import NoiseSettings
 
+#: (C, H, W).
+Shape = tuple[int, int, int]
 #: Additional terms of a training log: the search's total at its first noise and at the noise that it found.
 MATCH_TERMS = ("match_initial", "match_final")
 
@@ -77,35 +81,53 @@ class OnlineMatching:
         Raises UserError if patches or regions do not divide the latent.
         """
         self.generator, self.parameters, self.search, self.parts = generator, parameters, search, parts
-        self.space = noise_space(search, generator.latent_shape)
+        noise_space(search, generator.latent_shape)
         self.objective = _Precise(generator, search, half)
-        self.sensitivity: Sensitivity | None = None
-        self._slots: Slots | None = None
+        #: The sensitivity by the shape of the noise, which differs if the images have several sizes.
+        self.sensitivities: dict[Shape, Sensitivity] = {}
+        #: The slots by the shape of a batch of noise.
+        self._slots: dict[tuple[int, ...], Slots] = {}
 
     @torch.no_grad()
     def __call__(self, batch: SftBatch, steps: int, measures: bool = False) -> tuple[SftBatch, Float[Tensor, " 2"]]:
         """The batch at the noise that `steps` evaluations found, starting from its own; mean total of its rows before and after.
 
-        Each row gets the noise of its best evaluation. `measures`: first measure the generator's sensitivity.
+        Each row gets the noise of its best evaluation. `measures`: first measure the generator's sensitivity. A batch with
+        weights is one part of a share; its totals are weighted sums.
         """
+        parts = [batch] if batch.weights is not None else batch.split(self.parts)
+        shape = _shape_of(batch.noise)
+        if measures:
+            self.forget()
         with self._searching():
-            if self.search.measures and (measures or self.sensitivity is None):
+            if self.search.measures and shape not in self.sensitivities:
+                at = at_size(self.generator, self._size_of(batch.noise))
                 with self.objective.autocast():
-                    self.sensitivity = measure(
-                        self.generator, self.search.sensitivity_rank, len(batch.noise) // self.parts
-                    )
-                self._slots = None
-            matches = [self._match(part, steps) for part in batch.split(self.parts)]
+                    self.sensitivities[shape] = measure(at, self.search.sensitivity_rank, len(parts[0].noise))
+            matches = [self._match(part, steps) for part in parts]
         noise, totals = (torch.cat(each) for each in zip(*matches, strict=True))
-        return replace(batch, noise=noise), totals.mean(0)
+        total = totals.mean(0) if batch.weights is None else (totals * batch.weights[:, None]).sum(0)
+        return replace(batch, noise=noise), total
+
+    def forget(self) -> None:
+        """Measure the sensitivity again when it is next needed, for each shape."""
+        self.sensitivities.clear()
+        self._slots.clear()
+
+    def _size_of(self, noise: Tensor) -> Size:
+        """The size of the images at this noise."""
+        factor = self.generator.image_size[0] // self.generator.latent_shape[1]
+        return noise.shape[2] * factor, noise.shape[3] * factor
 
     def _match(self, part: SftBatch, steps: int) -> tuple[Float[Tensor, "S C H W"], Float[Tensor, "S 2"]]:
         base = part.noise
         inputs = self.objective.inputs(part.condition, part.target_latents, part.images)
-        if self._slots is None:
-            self._slots = empty_slots(self.space, self.objective, self.search, self.sensitivity, base, inputs)
-        slots = self._slots
-        start = base.new_zeros(len(base), self.space.parameters)
+        if tuple(base.shape) not in self._slots:
+            space, sensitivity = noise_space(self.search, _shape_of(base)), self.sensitivities.get(_shape_of(base))
+            made = empty_slots(space, self.objective, self.search, sensitivity, base, inputs)
+            self._slots[tuple(base.shape)] = made
+        slots = self._slots[tuple(base.shape)]
+        start = base.new_zeros(len(base), slots.space.parameters)
         slots.enter(torch.arange(len(base), device=base.device), base, start, inputs)
         for _ in range(steps):
             slots.step()
@@ -128,15 +150,21 @@ class OnlineMatching:
             network.train(training)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a resumed run: the sensitivity, which was measured with earlier weights."""
-        measured = self.sensitivity
-        if measured is None:
-            return {}
-        return {"directions": measured.directions.cpu(), "strength": measured.strength.cpu(), "floor": measured.floor}
+        """The state for a resumed run: the sensitivity of each shape, which was measured with earlier weights."""
+        measured = [
+            {"directions": one.directions.cpu(), "strength": one.strength.cpu(), "floor": one.floor}
+            for one in self.sensitivities.values()
+        ]
+        return {"measured": measured}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._slots = None
-        self.sensitivity = None
-        if state:
-            device = self.generator.device
-            self.sensitivity = Sensitivity(state["directions"].to(device), state["strength"].to(device), state["floor"])
+        self.forget()
+        device = self.generator.device
+        for one in state["measured"]:
+            sensitivity = Sensitivity(one["directions"].to(device), one["strength"].to(device), one["floor"])
+            self.sensitivities[_shape_of(sensitivity.directions)] = sensitivity
+
+
+def _shape_of(noise: Float[Tensor, "B C H W"]) -> Shape:
+    _, C, H, W = noise.shape
+    return C, H, W

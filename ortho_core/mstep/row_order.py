@@ -25,6 +25,8 @@ class Order:
     seed: int
     #: Number of rows among which the order is random.
     window: int = 65_536
+    #: Distinguishes the random orders of several sets with one seed. The order of the part files is the same for all.
+    name: tuple[str | int, ...] = ()
     _kept: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -45,10 +47,16 @@ class Order:
         width = max(1, self.window // self.batch_size)
         return np.array([self._lane(epoch, lane, step // width, width)[step % width] for lane in lanes])
 
+    def remainder(self, epoch: int) -> Int[np.ndarray, " rest"]:
+        """The rows that an epoch leaves out: fewer than a batch."""
+        if self.rows <= self.window:
+            return self._whole(epoch)[self.updates * self.batch_size :]
+        return self._laid_out(epoch, self.updates * self.batch_size, self.rows)
+
     def _whole(self, epoch: int) -> np.ndarray:
         if (epoch,) not in self._kept:
             self._kept.clear()
-            self._kept[(epoch,)] = self._stream("order", epoch).permutation(self.rows)
+            self._kept[(epoch,)] = self._stream("order", *self.name, epoch).permutation(self.rows)
         return self._kept[(epoch,)]
 
     def _lane(self, epoch: int, lane: int, number: int, width: int) -> np.ndarray:
@@ -59,7 +67,7 @@ class Order:
                 del self._kept[old]
             first = lane * self.updates + number * width
             last = min(first + width, (lane + 1) * self.updates)
-            self._kept[key] = self._stream("order", *key).permutation(self._laid_out(epoch, first, last))
+            self._kept[key] = self._stream("order", *self.name, *key).permutation(self._laid_out(epoch, first, last))
         return self._kept[key]
 
     def _laid_out(self, epoch: int, first: int, last: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from ortho_core.class_names import class_number
 from ortho_core.errors import BadRow, UserError
+from ortho_core.framing.framing import Framing
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Pair, Row
 from ortho_core.records.assignments import CACHE_BYTES
@@ -36,9 +37,14 @@ class UnassignedRows:
         image_size: tuple[int, int],
         classes: Sequence[str] = (),
         cache_bytes: int = CACHE_BYTES,
+        framing: Framing | None = None,
     ) -> None:
-        """If there are `classes`, every prompt must name one. Raises UserError if there are no rows."""
-        self.pairs, self.image_size, self.classes, self.cache_bytes = pairs, image_size, classes, cache_bytes
+        """If there are `classes`, every prompt must name one. `framing`: the sizes of the images, if they have several.
+
+        Raises UserError if there are no rows.
+        """
+        self.framing = framing or Framing.at(image_size)
+        self.pairs, self.classes, self.cache_bytes = pairs, classes, cache_bytes
         self.shards = pairs.shards(pairs.rows_per_shard())
         #: Number of the first row of each shard, then the total number of rows.
         self.starts = np.cumsum([0, *(shard.rows for shard in self.shards)])
@@ -63,7 +69,7 @@ class UnassignedRows:
         return {row.prompt for row in rows if isinstance(row, Pair)}
 
     def read(self, index: Sequence[int]) -> list[tuple[Pair, UInt8[np.ndarray, "Y X 3"]]]:
-        """The rows at `index`, or their replacements, with their images.
+        """The rows at `index`, or their replacements, with their frames and images.
 
         Raises UserError if a shard has no usable row, or its file has changed.
         """
@@ -104,10 +110,11 @@ class UnassignedRows:
             raise row[1]
         if self.classes:
             class_number(row.prompt, self.classes)
-        (image,) = self.pairs.images([row], self.image_size)
-        if isinstance(image, BadRow):
-            raise image
-        return replace(row, content=None), image
+        (outcome,) = self.pairs.framed([row], self.framing)
+        if isinstance(outcome, BadRow):
+            raise outcome
+        image, frame = outcome
+        return replace(row, content=None, frame=frame), image
 
 
 def _bytes(rows: Sequence[Row]) -> int:

@@ -4,7 +4,7 @@ Axes: B rows of this worker's share of an update.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -156,8 +156,11 @@ class MStep:
         """Learning rate of the next update."""
         return float(self.schedule.get_last_lr()[0])
 
-    def update(self, batch: SftBatch) -> Outcome:
+    def update(self, batch: SftBatch | Sequence[SftBatch]) -> Outcome:
         """Forward, backward and optimiser step on this worker's share. A gradient that is not finite is not applied.
+
+        A share with images of several sizes is a sequence of batches, one or more for each size; their losses are added, so their
+        rows have weights.
 
         Raises UserError if the loss has preserve terms and the batch has no noise for them.
 
@@ -179,10 +182,14 @@ class MStep:
         self.schedule.step()
         return Outcome(LossTerms(*terms.tolist()), rows, grad_norm, applied)
 
-    def _accumulate(self, batch: SftBatch) -> tuple[Float[Tensor, " terms"], Float[Tensor, " B"]]:
+    def _accumulate(self, batch: SftBatch | Sequence[SftBatch]) -> tuple[Float[Tensor, " terms"], Float[Tensor, " B"]]:
         """Forward and backward on the micro-batches; the terms of the loss and each row's error."""
         config, generator = self.config, self.generator
-        micro_batches = batch.split(config.gradient_accumulation_steps)
+        if isinstance(batch, SftBatch):
+            micro_batches: Sequence[SftBatch] = batch.split(config.gradient_accumulation_steps)
+            divisor = len(micro_batches)
+        else:  # the rows have weights
+            micro_batches, divisor = batch, 1
         sums: Tensor | None = None
         rows = []
         usual, generator.trainable = generator.trainable, self.wrapped
@@ -191,14 +198,14 @@ class MStep:
                 with self._synchronised(k + 1 == len(micro_batches)), fast_matmul(generator.device):
                     with self.autocast():
                         terms = sft_loss(generator, self.teacher, part, config)
-                    torch.autograd.backward(self.loss_scale.value * (terms["loss"] / len(micro_batches)))
+                    torch.autograd.backward(self.loss_scale.value * (terms["loss"] / divisor))
                 values = torch.stack([terms[name].detach() for name in TERMS])
                 sums = values if sums is None else sums + values
                 rows.append(terms["rows"])
         finally:
             generator.trainable = usual
         assert sums is not None
-        return sums / len(micro_batches), torch.cat(rows)
+        return sums / divisor, torch.cat(rows)
 
     def autocast(self) -> torch.autocast:
         return autocast(self.generator.device, self.config)

@@ -11,6 +11,7 @@ from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
 from ortho_core.framing.framing import Framing
 from ortho_core.generators.bucket_sizes import own_size
+from ortho_core.generators.compiled import check_compiled
 from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
@@ -41,6 +42,7 @@ def make_plan(job: AssignJob, model: ModelFolder) -> tuple[ReconstructionPlan, P
     """The plan, the pair set and its shards; reads only the input. Raises UserError for every error found before the run."""
     framing = assigned_framing(job, model)
     noise_space(job, model.at(framing.main).latent_shape)
+    check_compiled(job.compile, len(framing.sizes))
     pairs = open_pairs(job.pairs, job.pair_fields())
     rows_per_shard = job.rows_per_shard or pairs.rows_per_shard()
     shards = pairs.shards(rows_per_shard)

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
+from ortho_core.framing.framing import Framing
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.pairs.hold_out import SHARE
 from ortho_core.pairs.rows import PairFields
@@ -12,7 +14,7 @@ from ortho_core.storage.location import ModelPath, OutputPath, PairsLocation, Pl
 from rayjobs.assign.config import AssignSettings
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
-from rayjobs.verb.image_size import SizeSettings
+from rayjobs.verb.image_size import BucketSettings, framing_of
 
 #: Values of `--heldout`: no pairs, and the default number of pairs.
 NO_HELDOUT, USUAL_HELDOUT = "none", "auto"
@@ -45,7 +47,7 @@ class EStepSettings(AssignSettings):
         return value.model_dump() if type(value) is AssignSettings else value
 
 
-class EmJob(PairFields, SizeSettings):
+class EmJob(PairFields, BucketSettings):
     """Alternate E-step and M-step over a pair set, evaluate on held-out pairs, write a report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,6 +87,10 @@ class EmJob(PairFields, SizeSettings):
     assign: EStepSettings = EStepSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    def framing(self, model: ModelFolder) -> Framing:
+        """The sizes of the images. Raises UserError as `framing_of` does."""
+        return framing_of(self, model, self.assign.patch_size * self.assign.regions, self.assign.seed)
 
     @property
     def share(self) -> str | None:

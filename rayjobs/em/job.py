@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
 from ortho_core.evaluation.statistics import FEWEST_ROWS
+from ortho_core.framing.image_size import text_of
+from ortho_core.generators.bucket_sizes import own_size
+from ortho_core.generators.compiled import check_compiled
 from ortho_core.generators.kohya import KOHYA_WEIGHTS
 from ortho_core.generators.model_folder import ModelFolder, check_quantize
 from ortho_core.marks import decides, resolved, settings
@@ -28,6 +31,7 @@ from rayjobs.evaluate import job as evaluate
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.evaluate.figures import TooFewJudged
 from rayjobs.pool.ledger import ASSIGN_SUMMARY
+from rayjobs.reports.framed import say_taken
 from rayjobs.reports.next_steps import generating
 from rayjobs.reports.summaries import (
     EM_SUMMARY,
@@ -49,6 +53,7 @@ from rayjobs.training.run_files import TRAIN_SUMMARY
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
 from rayjobs.verb.faults import of_step
+from rayjobs.verb.image_size import as_options
 from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.plan import claim, replace_text
@@ -65,7 +70,11 @@ USUAL_SHARE, USUAL_LEAST, MOST_SHARE = 20, 16, 5
 
 def check(job: EmJob, model: ModelFolder, rows: int) -> None:
     """Raises UserError for settings that contradict each other, or do not fit the model or a pair set of `rows` rows."""
-    noise_space(job.assign, model.latent_shape)
+    framing = job.framing(model)
+    shape = model.at(framing.main).latent_shape
+    noise_space(job.assign, shape)
+    for group, compiles in (("assign.", job.assign.compile), ("train.", job.train.compile)):
+        check_compiled(compiles, len(framing.sizes), group)
     job.train.check_shares(rows, f"rows of {job.pairs}", "train.")
     if job.validate_on_heldout and (job.heldout_place is None or not job.assign.store_latents):
         raise UserError("--validate-on-heldout needs --heldout and --assign.store-latents")
@@ -76,7 +85,7 @@ def check(job: EmJob, model: ModelFolder, rows: int) -> None:
         )
     job.train.check_noise("train.")
     if job.train.noise == "online":
-        noise_space(match_search(job.train, job.train, job.assign), model.latent_shape)
+        noise_space(match_search(job.train, job.train, job.assign), shape)
     check_trackers(job.train)
     for group, step in (("assign.", job.assign), ("evaluate.", job.evaluate)):
         check_quantize(model, step.quantize, group)
@@ -146,6 +155,9 @@ def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, EmJob, dict[str, 
         heldout = heldout or judged
         if heldout.fingerprint() == pairs.fingerprint():
             say("held-out pairs: they are the training pairs, so their figures look too good")
+    framing = job.framing(model)
+    say_taken(pairs, framing)
+    job = job.model_copy(update=as_options(framing, model))
     steps = ("assign", "train", "evaluate")
     recognised = {"recognised": pairs.record(), "recognised_heldout": heldout.record() if heldout is not None else None}
     plan = EmPlan(
@@ -153,16 +165,23 @@ def make_plan(job: EmJob, model: ModelFolder) -> tuple[EmPlan, EmJob, dict[str, 
         heldout_fingerprint=heldout.fingerprint() if heldout is not None else None,
         model_fingerprint=model.fingerprint,
         rows=total,
-        config={name: value for name, value in settings(job, decides).items() if name not in steps},
+        config={name: value for name, value in settings(job, decides).items() if name not in steps}
+        | framing.settings(own_size(model)),
         # The plan of each step records what the step resolves.
         **{step: settings(getattr(job, step), decides, resolved) for step in steps},
     )
     return plan, job, recognised
 
 
+def opened(job: EmJob) -> ModelFolder:
+    """The job's model, at the main size of its images. Raises UserError."""
+    model = open_model(job.model)
+    return model.at(job.framing(model).main)
+
+
 def describe(job: EmJob) -> dict[str, object]:
     """What a dry run prints."""
-    model = open_model(job.model, size=job.size)
+    model = opened(job)
     plan, job, recognised = make_plan(job, model)
     updates = job.train.epochs * (plan.rows // job.train.batch_size)
     matching = job.train.match_evaluations(updates, job.train.batch_size) if job.train.noise == "online" else 0
@@ -209,7 +228,7 @@ def run(
     the caller has opened it already. Returns 0, or 3 if rows are in quarantine. Raises UserError or RunFailed.
     """
     started = time.monotonic()
-    first, requested = model or open_model(job.model, size=job.size), job
+    first, requested = model or opened(job), job
     plan, job, recognised = make_plan(job, first)
     claim(job.work_dir, plan)
     with held(job.work_dir, "em", say) as lease:
@@ -332,11 +351,13 @@ def ending(job: EmJob, code: int) -> list[str]:
     )
     file = Path(summary.model) / KOHYA_WEIGHTS
     adapter = [f"for ComfyUI, Forge and A1111: {file}"] if file.is_file() else []
+    model = opened(job)
+    size = None if model.own_size is None else text_of(model.image_size)
     return [
         *some,
         *hardly_changed(summary),
         *adapter,
-        generating(summary.model, job.work_dir / "images", size=job.size),
+        generating(summary.model, job.work_dir / "images", size=size),
     ]
 
 

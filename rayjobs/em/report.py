@@ -9,6 +9,7 @@ from ortho_core.report.charts import COLOURS, Chart
 from ortho_core.report.page import Block, Charts, Fact, Links, Section, Table, render
 from ortho_core.storage.open import open_store
 from rayjobs.pool.derived import REPORT
+from rayjobs.reports.by_size import by_size
 from rayjobs.reports.curves import TrainingLog, training_charts
 from rayjobs.reports.models import (
     comparison,
@@ -118,7 +119,7 @@ def comparison_section(evaluation: Evaluation, labels: Mapping[str, str]) -> Sec
     blocks.append(comparison(metrics, base, labels))
     if charts := trade_offs(metrics, base, labels, {m: COLOUR[m] if m in COLOUR else cycle_colour(m) for m in labels}):
         blocks.append(Charts(charts))
-    return Section("Comparison", blocks)
+    return Section("Comparison", [*blocks, *by_size(evaluation, labels)])
 
 
 def write_pictures(work_dir: Path, evaluation: Evaluation, stems: Mapping[str, Path], again: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
         "out": folders[1],
         "warm_start": before,
         "report": report,
-        "size": job.size,
+        **job.size_options(),
     }
     return build(AssignJob, job.assign, job.training_fields(), **others, **_card(job, job.assign))
 
@@ -44,7 +44,7 @@ def heldout_job(job: EmJob) -> AssignJob:
         pairs=job.heldout_place,
         model=job.model,
         out=heldout_assignments(job),
-        size=job.size,
+        **job.size_options(),
         report=False,
         **_card(job, job.assign),
     )
@@ -111,7 +111,7 @@ def judge_job(job: EmJob, models: dict[str, Path]) -> EvaluateJob:
         pairs=job.heldout_place,
         trained_on=job.work_dir / cycle_name(1) / "assignments",
         out=job.work_dir / "evaluation",
-        size=job.size,
+        **job.size_options(),
         patch_size=job.assign.patch_size,
         **_card(job, job.evaluate),
     )

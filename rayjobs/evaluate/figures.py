@@ -19,8 +19,9 @@ from ortho_core.evaluation import statistics
 from ortho_core.evaluation.metrics import REWARD, Estimate, Metrics, cell, known_metrics, metric
 from ortho_core.evaluation.rows import ROW_FIGURES
 from ortho_core.evaluation.samples import from_png, laplacian_energy, rms_distance
+from ortho_core.framing.image_size import text_of
 from ortho_core.pairs.rows import Failure
-from ortho_core.pictures import save_png
+from ortho_core.pictures import padded, save_png
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.parts import read_footer, read_footers, read_part
 from ortho_core.records.plan import read_plan
@@ -125,13 +126,19 @@ def count_in_training(parts: Parts, assignments: str) -> int:
     return sum(pixels in trained for pixels in judged)
 
 
-def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, dict[str, Estimate]]:
-    """Each model's figures; also writes `evaluation.parquet`. `own_cmmd`: CMMD has another feature model."""
+def judge_all(
+    parts: Parts, out: Store, seed: int, own_cmmd: bool
+) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, dict[str, Estimate]]]]:
+    """Each model's figures, and those by the size of the images; also writes `evaluation.parquet`.
+
+    `own_cmmd`: CMMD has another feature model.
+    """
     base, weights = parts.models[0], statistics.resamples(parts.count, seed)
     kinds = ["features", "cmmd_features"] if own_cmmd else ["features"]
     sets = {of: [parts.matrix(base, f"{of}_{kind}") for kind in kinds] for of in ("target", "other")}
     energies = [energies_of(pictures(table["target"])) for table in parts.tables(base, ["target"])]
     metrics: dict[str, dict[str, Estimate]] = {}
+    sizes: dict[str, dict[str, dict[str, Estimate]]] = {}
     with tempfile.TemporaryFile() as file, ExitStack() as stack:
         writer = None
         for model in parts.models:
@@ -141,9 +148,12 @@ def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, 
                     writer = stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
                 writer.write_table(table)
                 for name in table.column_names:
-                    if pa.types.is_floating(table.schema.field(name).type):
+                    if pa.types.is_floating(table.schema.field(name).type) or name in ("height", "width"):
                         columns.setdefault(name, []).append(table[name].to_numpy())
             values = {name: np.concatenate(chunks) for name, chunks in columns.items()}
+            heights, widths = values.pop("height"), values.pop("width")
+            for size, figures in by_size(values, heights, widths, seed).items():
+                sizes.setdefault(size, {})[model] = figures
             figures = {k: statistics.mean_figure(v, weights) for k, v in values.items() if not np.isnan(v).any()}
             figures |= fidelity([parts.matrix(model, kind) for kind in kinds], sets, weights)
             if sharpness := statistics.ratio_figure(values[SAMPLE_ENERGY], values[TARGET_ENERGY], weights):
@@ -154,7 +164,24 @@ def judge_all(parts: Parts, out: Store, seed: int, own_cmmd: bool) -> dict[str, 
             metrics[model] = {name: figures[name] for name in known_metrics({model: figures})}
         stack.close()
         out.replace_from(ROW_TABLE, file)
-    return metrics
+    return metrics, sizes
+
+
+def by_size(
+    values: Mapping[str, np.ndarray], heights: np.ndarray, widths: np.ndarray, seed: int
+) -> dict[str, dict[str, Estimate]]:
+    """The means of a model's figures over the images of each size that has enough rows; empty if all have one size."""
+    sizes = np.stack([heights, widths], 1)
+    found: dict[str, dict[str, Estimate]] = {}
+    different = np.unique(sizes, axis=0)
+    for size in different if len(different) > 1 else ():
+        mine = (sizes == size).all(1)
+        if mine.sum() >= statistics.FEWEST_ROWS:
+            weights = statistics.resamples(int(mine.sum()), seed)
+            rows = {name: value[mine] for name, value in values.items() if not name.endswith("_energy")}
+            means = {k: statistics.mean_figure(v, weights) for k, v in rows.items() if not np.isnan(v).any()}
+            found[text_of((int(size[0]), int(size[1])))] = means
+    return found
 
 
 def fidelity(
@@ -188,26 +215,39 @@ def per_image(parts: Parts, model: str, target_energies: Sequence[pa.Array]) -> 
     `target_energies` are the Laplacian energies of each shard's targets; only the base model's parts have the targets.
     """
     base = parts.models[0]
-    mine = parts.tables(model, ["prompt", "image", "evaluations", *ROW_FIGURES, "rewards", "sample"])
+    mine = parts.tables(model, ["prompt", "image", "height", "width", "evaluations", *ROW_FIGURES, "rewards", "sample"])
     for table, reference, energies in zip(mine, parts.tables(base, ["sample"]), target_energies, strict=True):
         if not len(table):
             continue
         n, samples = len(table), pictures(table["sample"])
         content = {"model": pa.array([model] * n), "sample_id": table["sample_id"], "prompt": table["prompt"]}
-        content["image"] = table["image"]
+        content |= {name: table[name] for name in ("image", "height", "width")}
         content |= {name: table[name] for name in ROW_FIGURES}
         apart = pa.nulls(n, pa.float32())
         if model != base:
             others = pictures(reference["sample"])
-            apart = pa.array(rms_distance(torch.stack(samples), torch.stack(others)), pa.float32())
+            apart = pa.array(distances(samples, others), pa.float32())
         content |= {"drift": apart, SAMPLE_ENERGY: energies_of(samples), TARGET_ENERGY: energies}
         rewards = [dict(row) for row in table["rewards"].to_pylist()]
         content |= {REWARD + name: pa.array([r[name] for r in rewards], pa.float32()) for name in rewards[0]}
         yield pa.table({**content, "evaluations": table["evaluations"]})
 
 
-def draw(parts: Parts, out: Path) -> None:
-    """Write contact sheets of the first rows: the targets; each model's closest images, samples, samples at another noise."""
+def distances(images: list[torch.Tensor], others: list[torch.Tensor]) -> np.ndarray:
+    """`rms_distance` of each image (3, Y, X) uint8 from its partner; pairs of images may have different sizes."""
+    found = np.zeros(len(images))
+    shapes = [image.shape for image in images]
+    for shape in dict.fromkeys(shapes):
+        rows = [k for k, each in enumerate(shapes) if each == shape]
+        found[rows] = rms_distance(torch.stack([images[k] for k in rows]), torch.stack([others[k] for k in rows]))
+    return found
+
+
+def draw(parts: Parts, out: Path, size: tuple[int, int]) -> None:
+    """Write contact sheets of the first rows: the targets; each model's closest images, samples, samples at another noise.
+
+    `size` (Y, X) is that of a cell; a smaller image is centred in it.
+    """
     out.mkdir(exist_ok=True)
     for model in parts.models:
         columns = ["closest", "sample", "other", *(["target"] if model == parts.models[0] else [])]
@@ -224,7 +264,7 @@ def draw(parts: Parts, out: Path) -> None:
             "target": "targets",
         }
         for name, pictures in shown.items():
-            save_png(torch.stack([from_png(picture) for picture in pictures]), out / f"{stems[name]}.png")
+            save_png(padded([from_png(picture) for picture in pictures], size), out / f"{stems[name]}.png")
 
 
 def table_of(metrics: Metrics) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from ortho_core.errors import UserError
 from ortho_core.evaluation.features import find_features
 from ortho_core.evaluation.rows import SPREAD_PROMPTS
+from ortho_core.generators.bucket_sizes import own_size
 from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, settings
@@ -32,6 +33,7 @@ from rayjobs.pool.driver import work_through
 from rayjobs.pool.ledger import Ledger
 from rayjobs.pool.memory import described, smaller
 from rayjobs.pool.run import exit_code
+from rayjobs.reports.framed import say_taken
 from rayjobs.reports.next_steps import left_out
 from rayjobs.reports.summaries import EVALUATION, Evaluation, FeatureSource, FeatureSources
 from rayjobs.verb.console import say
@@ -62,12 +64,13 @@ def check(job: EvaluateJob, models: Mapping[str, ModelFolder]) -> None:
     """Raises UserError for options or models that are not accepted."""
     if not models:
         raise UserError("--model is empty; accepted: FOLDER,FOLDER or NAME=FOLDER,NAME=FOLDER")
+    base = next(iter(models))
     for name, model in models.items():
         if not name or "/" in name:
             raise UserError(
                 f"--model: {name!r} is not accepted as a name, since it names picture files; accepted: one without /"
             )
-        block_dimension(model.latent_shape, job.patch_size)
+        block_dimension(model.at(judged_framing(job, models[base]).main).latent_shape, job.patch_size)
     shapes = {name: (model.latent_shape, model.image_size) for name, model in models.items()}
     if len(set(shapes.values())) > 1:
         raise UserError(f"--model: the models make images of different shapes, which cannot be compared: {shapes}")
@@ -96,7 +99,10 @@ def make_plan(
     Raises UserError for everything that can be checked before the run.
     """
     check(job, models)
-    pairs = pairs or open_pairs(job.pairs, job.pair_fields(), "held-out pairs")
+    base = next(iter(models.values()))
+    if pairs is None:
+        pairs = open_pairs(job.pairs, job.pair_fields(), "held-out pairs")
+        say_taken(pairs, judged_framing(job, base))
     pairs = pairs.spread(job.rows)
     shards = heldout_shards(pairs, job.rows, job.rows_per_shard)
     rows = sum(shard.rows for shard in shards)
@@ -105,7 +111,7 @@ def make_plan(
         base=next(iter(models)),
         models={name: planned_fingerprint(model, job.dtype) for name, model in models.items()},
         **dict(judges_used(job, judge_models(job))),
-        config=settings(job, decides),
+        config=settings(job, decides) | judged_framing(job, base).settings(own_size(base)),
         diversity_prompts=tuple(first_prompts(pairs, shards)),
         heldout_rows=rows,
         rows=rows * len(models),
@@ -212,8 +218,10 @@ def conclude(
     quarantined = write_failures(parts, out)
     check_judged(parts, plan.heldout_rows, quarantined)
     in_training = count_in_training(parts, job.trained_on) if job.trained_on is not None else None
-    metrics = judge_all(parts, out, job.seed, plan.own_cmmd)
-    draw(parts, job.out / "pictures")
+    metrics, by_size = judge_all(parts, out, job.seed, plan.own_cmmd)
+    sizes = judged_framing(job, base).sizes
+    cell = (max(Y for Y, _ in sizes), max(X for _, X in sizes))
+    draw(parts, job.out / "pictures", cell)
     ledger.folder.sweep()
     D = parts.matrix(plan.base, "features").shape[1]
     cmmd_D = parts.matrix(plan.base, "cmmd_features").shape[1] if plan.own_cmmd else D
@@ -225,9 +233,10 @@ def conclude(
         recognised=recognised,
         in_training=in_training,
         metrics=metrics,
+        by_size=by_size,
         features=FeatureSources(**plan.features.model_dump(), dimension=D, cmmd=cmmd),
         rewards=plan.rewards,
-        image_size=base.image_size,
+        image_size=cell,
         evaluations_per_image=job.steps,
         files=receipts_in(out, EVALUATION),
         seconds_this_run=seconds,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ortho_core.report.page import Block, Charts, Fact, Section, render
 from ortho_core.storage.open import open_store
+from rayjobs.reports.by_size import by_size
 from rayjobs.reports.models import (
     comparison,
     evaluation_phase,
@@ -36,6 +37,7 @@ def write_report(folder: Path) -> None:
     compared: list[Block] = [comparison(metrics, base, labels)]
     if charts := trade_offs(metrics, base, labels):
         compared.append(Charts(charts))
+    compared += by_size(evaluation, labels)
     cost = cost_table([evaluation_phase(evaluation)])
     made: list[Block] = ["What judged:", judges_table(evaluation), "What it cost:", cost]
     account = judged(evaluation, open_store(folder))

@@ -11,6 +11,7 @@ from ortho_core.estep.engines import Engines
 from ortho_core.estep.objective import Objective, Reconstruction
 from ortho_core.estep.rows import Rows
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
+from ortho_core.generators.compiled import allow_graphs
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.protocol import OneStepGenerator
@@ -68,12 +69,13 @@ class EngineSearch:
         generator = self.generator(place.device)
         rows = self.goal.rows(generator, self.pairs, place.decoder)
         slots = self.slots(rows, generator, self.goal.config, notes)
+        sizes = plan.framing(self.model.image_size).sizes
         if (
             self.settings.compile
         ):  # only after the slots are counted: counting would compile every batch size that it tries
+            allow_graphs(len(sizes))
             compiled: Any = torch.compile(generator.trainable, dynamic=False)
             generator.trainable = compiled
-        sizes = plan.framing(self.model.image_size).sizes
         engines = Engines(generator, self.goal.config, slots, rows.objective, notes.append, sizes)
         records = RecordConfig(self.settings.seed, self.settings.store, plan.model_fingerprint, plan.config_fingerprint)
         return EngineSearcher(ShardAssigner(engines, rows, records), earlier, place.concurrent)

@@ -221,10 +221,12 @@ class Evaluation(Made):
     #: How many rows show a training image; None: not counted.
     in_training: int | None = None
     metrics: ModelEstimates
+    #: If the images have several sizes: the figures of single images of each size (`WIDTHxHEIGHT`) that has enough rows.
+    by_size: dict[str, ModelEstimates] = {}
     features: FeatureSources
     #: The fingerprint of each reward's weights, by name.
     rewards: dict[str, str]
-    #: (Y, X).
+    #: (Y, X) of a cell of the contact sheets: the size of the images, or the largest sides of several sizes.
     image_size: tuple[int, int]
     evaluations_per_image: int
     #: Receipts of the other files of the run.

@@ -4,12 +4,14 @@ Every trial is an EM run, judged on held-out pairs. There are two objectives: ho
 how little it drifts from the model it started from.
 """
 
+import math
 import time
 from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal
 
 from ortho_core.errors import UserError, install
 from ortho_core.evaluation.metrics import METRICS, REWARD, cell, metric
+from ortho_core.generators.bucket_sizes import own_size
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved, settings
 from ortho_core.records.plan import Plan, Settings, fingerprint
@@ -28,6 +30,7 @@ from rayjobs.sweep.space import Point, Space, short_names, text, with_values
 from rayjobs.sweep.trial import begun_points, em_job, folder_of, judge_job, records_of, references_of
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import aligned, say
+from rayjobs.verb.image_size import as_options, framing_of
 from rayjobs.verb.models import open_model
 from rayjobs.verb.paths import located
 from rayjobs.verb.plan import claim, replace_text
@@ -59,8 +62,14 @@ def make_plan(job: SweepJob, model: ModelFolder) -> tuple[SweepPlan, SweepJob]:
     Raises UserError for everything that can be checked before any work starts.
     """
     check_search(job)
-    base, space = base_of(job), space_of(job)
+    space = space_of(job)
     points = points_of(job, space)
+    # The same sizes of images for all trials, whatever their patches.
+    searches = [with_values(base_of(job), point).assign for point in points]
+    patches = math.lcm(*(search.patch_size * search.regions for search in searches))
+    framing = framing_of(job, model, patches, job.assign.seed)
+    job = job.model_copy(update=as_options(framing, model))
+    base = base_of(job)
     trial, settled, _ = em.make_plan(with_values(base, points[0]), model)
     if settled.heldout_place is None:
         raise UserError(
@@ -75,6 +84,7 @@ def make_plan(job: SweepJob, model: ModelFolder) -> tuple[SweepPlan, SweepJob]:
     judged, _, _ = evaluation_plan(judge_job(job, {"base": job.model}, job.work_dir), {"base": model})
     check_metric(job, judged)
     sweep_settings = settings(job, decides)
+    sweep_settings |= framing.settings(own_size(model))
     del sweep_settings["assign"], sweep_settings["train"], sweep_settings["evaluate"]
     if job.early_stopping == "none":
         del sweep_settings["grace_epochs"], sweep_settings["reduction_factor"]
@@ -144,8 +154,9 @@ def check_metric(job: SweepJob, judged: EvaluationPlan) -> None:
 
 def describe(job: SweepJob) -> dict[str, object]:
     """What a dry run prints."""
-    model = open_model(job.model, size=job.size)
+    model = open_model(job.model)
     plan, job = make_plan(job, model)
+    model = model.at(job.framing(model).main)
     space = space_of(job)
     points = points_of(job, space)
     steps = {assign_key(with_values(base_of(job), p)) for p in points}
@@ -183,9 +194,10 @@ def named(point: Point) -> Point:
 def run(job: SweepJob) -> int:
     """Run the trials that are not done, then compare all. Returns 0, 1 if trials failed, or 3 if rows are in quarantine."""
     started = time.monotonic()
-    model = open_model(job.model, size=job.size)
+    model = open_model(job.model)
     requested = job
     plan, job = make_plan(job, model)
+    model = model.at(job.framing(model).main)
     job = located(job)
     claim(job.work_dir, plan)
     with held(job.work_dir, "sweep", say) as lease:

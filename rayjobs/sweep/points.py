@@ -8,11 +8,15 @@ from rayjobs.em.config import EmJob
 from rayjobs.sweep.config import SweepJob
 from rayjobs.sweep.space import Point, Space, draw, grid, parse_space
 from rayjobs.verb.help import leaves
+from rayjobs.verb.image_size import BucketSettings
 
 #: Fields that cannot be varied, with the reason.
 FIXED = {
     **dict.fromkeys(("pairs", "model"), "is the same for all trials; run one sweep for each"),
-    **dict.fromkeys(("heldout", "evaluate", "size"), "decides how trials are judged, which must be the same for all"),
+    **dict.fromkeys(
+        ("heldout", "evaluate", *BucketSettings.model_fields),
+        "decides how trials are judged, which must be the same for all",
+    ),
     **dict.fromkeys(("work_dir", "assignments_cache", "train.validation"), "is a folder that the sweep decides"),
     **dict.fromkeys(("baseline", "validate_on_heldout"), "belongs to the sweep as a whole, not to a trial"),
     **dict.fromkeys(PairFields.model_fields, "is the same for all trials"),

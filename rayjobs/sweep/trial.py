@@ -121,7 +121,7 @@ def judge_job(
         pairs=job.heldout_place,
         trained_on=trained_on,
         out=out,
-        size=job.size,
+        **job.size_options(),
         patch_size=job.assign.patch_size,
         base_from=base_from,
     )

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from ortho_core.framing.framing import Framing
+from ortho_core.framing.image_size import text_of
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import TEACHER, add_lora, has_lora
 from ortho_core.generators.lora_config import Lora
@@ -36,8 +38,12 @@ def pairs_of(job: TrainJob) -> str:
 class CheckpointFolders:
     """Writes the network; with EMA also the averaged one, in a folder whose name ends with `-ema`."""
 
-    def __init__(self, job: TrainJob, plan: TrainPlan, model: ModelFolder, step: MStep, rank: int) -> None:
+    def __init__(
+        self, job: TrainJob, plan: TrainPlan, model: ModelFolder, step: MStep, rank: int, framing: Framing | None = None
+    ) -> None:
+        """`framing`: the sizes of the images that are trained on (None: one size)."""
         self.job, self.plan, self.model, self.step, self.rank = job, plan, model, step, rank
+        self.sizes = tuple(map(text_of, framing.sizes)) if framing is not None else ()
         #: The name of the data in model cards.
         self.data = place_name(pairs_of(job))
 
@@ -57,6 +63,7 @@ class CheckpointFolders:
             return
         first, *others = [self.job.out / f"checkpoint-{name}{suffix}" for name in names]
         generator = self.step.generator if weights is None else self._plain(weights)
+        self._mark(generator)
         network, training = generator.trainable, generator.trainable.training
         network.eval()
         card = self._card(bool(suffix), update, metrics)
@@ -64,14 +71,19 @@ class CheckpointFolders:
             # Merged in a copy, because unmerging an adapter would not restore the exact weights.
             with folder_aside(self.job.out / "lora") as adapted:
                 generator.save(adapted)
-                load_generator(self.model.base.with_adapter(adapted)).save(
-                    first, card, single_file=self.job.single_file
-                )
+                merged = load_generator(self.model.base.with_adapter(adapted))
+                self._mark(merged)
+                merged.save(first, card, single_file=self.job.single_file)
         else:
             generator.save(first, card, single_file=self.job.single_file)
         network.train(training)
         for other in others:
             replace_folder(other, lambda folder: link_tree(first, folder))
+
+    def _mark(self, generator: OneStepGenerator) -> None:
+        """Record the sizes of images in the model, if there are several: then later commands use them by default."""
+        if len(self.sizes) > 1:
+            generator.buckets = self.sizes  # type: ignore[attr-defined]
 
     def _gathered(self) -> dict[str, Any] | None:
         """The full weights of a sharded network, in rank 0's CPU memory; None if it is not sharded."""
@@ -112,6 +124,7 @@ class CheckpointFolders:
                 **source,
                 "started from": f"{model_name(job.model)} (fingerprint {plan.model_fingerprint})",
                 "held to": f"{model_name(held)} (fingerprint {plan.preserve_fingerprint})",
+                **({"sizes of images": ", ".join(self.sizes)} if len(self.sizes) > 1 else {}),
                 "update": f"{update} of {plan.updates}",
                 **({"weights": "averaged over updates (EMA)"} if averaged else {}),
                 "run": plan.run_fingerprint,

@@ -13,7 +13,7 @@ from ortho_core.mstep.config import PRESERVE_SHARE, MatchingConfig, MStepConfig,
 from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import Location, ModelPath, OutputPath, PairsLocation, Place
 from rayjobs.training.config import TrainingSettings
-from rayjobs.verb.image_size import SizeSettings
+from rayjobs.verb.image_size import BucketSettings
 from rayjobs.verb.precision import Quantize
 
 #: Values of `--preserve-prompts` that are not files.
@@ -173,7 +173,7 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
             )
 
 
-class TrainJob(TrainSettings, PairFields, SizeSettings):
+class TrainJob(TrainSettings, PairFields, BucketSettings):
     """Fine-tune a model on assigned noise (the M-step)."""
 
     assignments: Location | None = resolved(

@@ -13,7 +13,8 @@ import ray
 import ray.data
 
 from ortho_core.errors import UserError
-from ortho_core.mstep.data import MatchedData, Share
+from ortho_core.mstep.data import MatchedData
+from ortho_core.mstep.share import Share
 
 #: Most blocks of a stream. Ray Data passes blocks to the reader, and passes one again if the reader dies.
 MOST_BLOCKS = 512
@@ -35,7 +36,8 @@ class ShareReader:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (update,) = batch["update"]
         epoch, step = divmod(int(update), self.data.order.updates)
-        return self.data.share(epoch, step, self.rank, self.world).as_row()
+        share = self.data.share(epoch, step, self.rank, self.world)
+        return share.as_row() if self.data.is_one_size else share.packed()
 
 
 #: The text that Ray adds to an error message, in a separate line.

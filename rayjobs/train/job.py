@@ -5,37 +5,47 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
+from ortho_core.framing.frame import Frame
+from ortho_core.framing.framing import Framing
+from ortho_core.framing.image_size import text_of
+from ortho_core.generators.bucket_sizes import own_size
+from ortho_core.generators.compiled import check_compiled
 from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.lora_config import AddedLora
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.origin import converted_from
 from ortho_core.marks import conduct, decides, mark_of, settings
-from ortho_core.mstep.data import MatchedData
+from ortho_core.mstep.data import MatchedData, map_at
 from ortho_core.mstep.elsewhere import general_prompts, unseen_classes
 from ortho_core.mstep.matching import match_search
 from ortho_core.mstep.row_order import Order
+from ortho_core.mstep.size_order import SizeOrder
 from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.noise.rotation import block_dimension
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.prompt_file import read_prompts
 from ortho_core.pairs.rows import PairFields
-from ortho_core.records.assignments import CACHE_BYTES, Assignments
+from ortho_core.records.assignments import CACHE_BYTES, Assignments, shape_at
 from ortho_core.records.plan import fingerprint
 from ortho_core.storage.lease import Lease
 from ortho_core.storage.open import open_store
 from ortho_core.text.parsing import json_object
 from ortho_core.text.plain_text import as_given, one_line
+from rayjobs.reports.framed import say_taken
 from rayjobs.reports.next_steps import beside, converting, generating
 from rayjobs.train.config import TRAINING, TrainJob
 from rayjobs.train.memory import Updates, memory_of
-from rayjobs.train.models import TrainModels, check_lora, check_single_file, shown_size, trained_size
+from rayjobs.train.models import TrainModels, check_lora, check_single_file, shown_sizes, trained_framing
 from rayjobs.train.plan import TrainPlan
 from rayjobs.train.worker import train_worker
 from rayjobs.training import launch
 from rayjobs.training.trackers import check as check_trackers
 from rayjobs.verb.console import say
+from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
 
@@ -51,7 +61,9 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
     shape = model.latent_shape
     if models.held.latent_shape != shape:
         raise UserError(f"--preserve-model {job.preserve_model} has another latent shape than --model {job.model}")
-    source = unassigned(job, model) if job.assignments is None else fitting(job, model)
+    framing = trained_framing(job, model)
+    check_compiled(job.compile, len(framing.sizes))
+    source = unassigned(job, model, framing) if job.assignments is None else fitting(job, model)
     if isinstance(source, UnassignedRows):
         row_bytes, pairs_fingerprint, assigned_by = source.row_bytes, source.pairs.fingerprint(), None
     else:
@@ -63,9 +75,12 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
     held = held_prompts(job, model, source)
     # At most as many rows as fit half of the reader's cache, so that no part is read twice.
     window = max(1, min(job.shuffle_window, CACHE_BYTES // 2 // row_bytes))
+    order: Order | SizeOrder = Order(source.starts, job.batch_size, job.seed, window)
+    if isinstance(source, Assignments) and not framing.is_one_size:
+        order = SizeOrder(list(source.by_size(model.image_size).values()), job.batch_size, job.seed, window)
     data = MatchedData(
         source,
-        Order(source.starts, job.batch_size, job.seed, window),
+        order,
         shape,
         model.image_size,
         job.noise,
@@ -77,6 +92,8 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         micro_batches=job.gradient_accumulation_steps,
         target_shape=model.target_shape,
         keeps=job.keeps_noise,
+        framing=framing,
+        pads=job.compile,
     )
     if job.noise == "online":
         noise_space(match_search(job, job, data.noise_settings), shape)
@@ -88,8 +105,8 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
         model_fingerprint=planned_fingerprint(model, *job.loaded_in),
         preserve_fingerprint=planned_fingerprint(models.held, *job.loaded_in),
         preserve_prompts=fingerprint(held),
-        validation=validation_of(job, shape),
-        config=settings(job, decides),
+        validation=validation_of(job, model, framing),
+        config=settings(job, decides) | (framing.settings(own_size(model)) if assigned_by is None else {}),
         rows=len(source),
         updates=job.epochs * data.order.updates,
     )
@@ -122,7 +139,7 @@ def fitting(job: TrainJob, model: ModelFolder) -> Assignments:
     """The job's assignments. Raises UserError if they do not fit the model or the options."""
     assert job.assignments is not None
     assignments = Assignments(job.assignments)
-    check_assignments(assignments, model.latent_shape)
+    check_assignments(assignments, model)
     made_with = assignments.plan.model_fingerprint
     fits = made_with in (model.fingerprint, converted_from(model.path, model.fingerprint))
     if job.noise == "matched" and not fits and not job.allow_stale:
@@ -157,7 +174,7 @@ def remedy_of(assignments: str) -> str:
     return f"`{converting(config['model'], loras, 'FOLDER')}` makes the one for --model; or " if loras else ""
 
 
-def unassigned(job: TrainJob, model: ModelFolder) -> UnassignedRows:
+def unassigned(job: TrainJob, model: ModelFolder, framing: Framing) -> UnassignedRows:
     """The rows of the job's pair set. Raises UserError."""
     if job.pairs is None:
         raise UserError("nothing to train on: give --assignments, or --pairs with --noise online or random")
@@ -165,26 +182,36 @@ def unassigned(job: TrainJob, model: ModelFolder) -> UnassignedRows:
         raise UserError(f"--noise {job.noise} needs --assignments; accepted with --pairs alone: online and random")
     if job.center_noise:
         raise UserError("--center-noise applies to assigned noise: give --assignments")
-    return UnassignedRows(open_pairs(job.pairs, job.pair_fields()), model.image_size, model.classes)
+    if job.parallel == "fsdp" and not framing.is_one_size:
+        raise UserError(
+            "--parallel fsdp: pairs without assignments have images of sizes that differ from worker to worker; accepted: "
+            "--buckets none, or --assignments"
+        )
+    pairs = open_pairs(job.pairs, job.pair_fields())
+    say_taken(pairs, framing)
+    return UnassignedRows(pairs, model.image_size, model.classes, framing=framing)
 
 
-def check_assignments(assignments: Assignments, shape: tuple[int, int, int]) -> None:
+def check_assignments(assignments: Assignments, model: ModelFolder) -> None:
     """Raises UserError if the latent shape differs, or the first noise cannot be rebuilt as it was recorded."""
+    (frame,) = assignments.frames([0])
+    shape = shape_at(frame, model.latent_shape, model.image_size)
     block_dimension(shape, assignments.plan.noise.patch_size)
     assignments.noise([0], shape)
 
 
-def validation_of(job: TrainJob, shape: tuple[int, int, int]) -> str | None:
+def validation_of(job: TrainJob, model: ModelFolder, framing: Framing) -> str | None:
     """Fingerprint of the run that assigned the held-out rows. Raises UserError if these cannot be used."""
     if job.validation is None:
         return None
-    held, size = Assignments(job.validation), trained_size(job)
-    if held.plan.size != size:
+    held = Assignments(job.validation)
+    theirs = held.plan.framing(own_size(model))
+    if theirs.sizes != framing.sizes:
         raise UserError(
-            f"--validation: {job.validation} was made for {shown_size(held.plan.size)}, and the training images have "
-            f"{shown_size(size)}"
+            f"--validation: {job.validation} was made for {shown_sizes(theirs, model)}, and the training images have "
+            f"{shown_sizes(framing, model)}"
         )
-    check_assignments(held, shape)
+    check_assignments(held, model)
     if not held.plan.noise.store_latents:
         raise UserError(f"--validation: the assignments in {job.validation} were made without --store-latents")
     if min(job.validation_rows, len(held)) < job.world:
@@ -246,10 +273,10 @@ def _train(
     callbacks: Sequence["UserCallback"],
 ) -> None:
     if isinstance(data.source, Assignments) and job.centers and len(data.source) > 1:
-        mean = data.source.mean_noise(data.latent_shape)
-        data = replace(data, center=mean.numpy())
+        mean = mean_noise(data.source, data)
+        data = replace(data, center=mean)
         say(
-            f"train: the mean of the assigned noises ({float(mean.square().mean().sqrt()):.3f} RMS) is subtracted from each"
+            f"train: the mean of the assigned noises ({np.sqrt(np.square(mean).mean()):.3f} RMS) is subtracted from each"
         )
     if job.preserves:
         say(f"train: {held_line(job, data)}")
@@ -258,11 +285,25 @@ def _train(
     launch.train(job, job.out, plan, train_worker, config, title, lease, callbacks)
 
 
+def mean_noise(source: Assignments, data: MatchedData) -> np.ndarray:
+    """The mean (C, H, W) of the assigned noises; those of images of other sizes are scaled to this shape, weighted by rows."""
+    total, by_size = np.zeros(data.latent_shape, np.float32), source.by_size(data.image_size)
+    for size, rows in by_size.items():
+        shape = shape_at(Frame.plain(size), data.latent_shape, data.image_size)
+        mean = source.mean_noise(shape, among=rows).numpy()
+        if len(by_size) == 1 and shape == data.latent_shape:
+            return mean
+        total += map_at(mean, data.latent_shape) * (len(rows) / len(source))
+    return total
+
+
 def ending(job: TrainJob, code: int) -> list[str]:
     """The last lines of the command."""
     made = job.out / "checkpoint-final"
     kind = "adapter" if job.lora_rank and not job.lora_merge else "fine-tuned model"
     size = None
     with suppress(UserError):  # the assignments may have moved since
-        size = trained_size(job)
+        model = open_model(job.model)
+        main = trained_framing(job, model).main
+        size = None if main == own_size(model) else text_of(main)
     return [f"train: the {kind} is {made}", generating(made, beside(job.out, "images"), size=size)]

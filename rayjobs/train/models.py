@@ -3,6 +3,10 @@
 from dataclasses import dataclass, replace
 
 from ortho_core.errors import UserError
+from ortho_core.estep.config import AssignConfig
+from ortho_core.framing.framing import Framing
+from ortho_core.framing.image_size import size_of, text_of
+from ortho_core.generators.bucket_sizes import own_size
 from ortho_core.generators.kohya import KOHYA_WEIGHTS
 from ortho_core.generators.lora import lora_of
 from ortho_core.generators.lora_config import Lora
@@ -11,6 +15,7 @@ from ortho_core.generators.original_names import UNetNames
 from ortho_core.generators.part_files import read_json
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.config import TrainJob, TrainSettings
+from rayjobs.verb.image_size import BucketSettings, framing_of
 from rayjobs.verb.models import open_model
 
 
@@ -23,25 +28,35 @@ class TrainModels:
 
     @staticmethod
     def open(job: TrainJob) -> "TrainModels":
-        """Open both. Raises UserError."""
-        size = trained_size(job)
-        model = open_model(job.model, size=size)
-        return TrainModels(model, model if job.preserve_model is None else open_model(job.preserve_model, size=size))
+        """Open both, at the main size of the training images. Raises UserError."""
+        model = open_model(job.model)
+        size = trained_framing(job, model).main
+        held = model if job.preserve_model is None else open_model(job.preserve_model)
+        return TrainModels(model.at(size), held.at(size))
 
 
-def trained_size(job: TrainJob) -> str | None:
-    """The size of the training images: that of the assignments, or else `--size`. Raises UserError if they differ."""
+def trained_framing(job: TrainJob, model: ModelFolder) -> Framing:
+    """The sizes of the training images: those of the assignments, or else those of the options. Raises UserError."""
     if job.assignments is None:
-        return job.size
-    assigned = Assignments(job.assignments).plan.size
-    if job.size is not None and job.size != assigned:
-        raise UserError(f"--size {job.size}: {job.assignments} was made for {shown_size(assigned)}; leave --size out")
+        patches = (job.match_patch_size or AssignConfig().patch_size) if job.noise == "online" else 1
+        return framing_of(job, model, patches, job.seed)
+    assigned = Assignments(job.assignments).plan.framing(own_size(model))
+    given = next(
+        (name for name in BucketSettings.model_fields if getattr(job, name) not in (None, "auto", "center")), None
+    )
+    if given is not None and not (given == "size" and (size_of(job.size),) == assigned.sizes):
+        option = f"--{given.replace('_', '-')}"
+        raise UserError(
+            f"{option} {getattr(job, given)}: {job.assignments} was made for {shown_sizes(assigned, model)}; leave {option} out"
+        )
     return assigned
 
 
-def shown_size(size: str | None) -> str:
-    """A size, for messages."""
-    return "the model's own size" if size is None else f"--size {size}"
+def shown_sizes(framing: Framing, model: ModelFolder) -> str:
+    """The sizes of images, for messages."""
+    if framing.sizes == (own_size(model),):
+        return "the model's own size"
+    return f"{'--size' if framing.is_one_size else '--buckets'} {','.join(map(text_of, framing.sizes))}"
 
 
 def check_single_file(job: TrainSettings, model: ModelFolder, group: str = "") -> None:

@@ -5,27 +5,32 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypedDict
 
+import numpy as np
 import ray.train.torch
 import torch
 from torch import nn
 
 from ortho_core.device import to_host
 from ortho_core.errors import RunFailed
+from ortho_core.generators.bucket_sizes import own_size
+from ortho_core.generators.compiled import allow_graphs
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import add_lora, has_lora, keep_as_teacher
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
-from ortho_core.mstep.data import MatchedData, Share, to_batch
+from ortho_core.mstep.data import MatchedData, to_batch
 from ortho_core.mstep.fsdp import shard_weights
 from ortho_core.mstep.kept_noise import LatestNoise, refreshed
 from ortho_core.mstep.loss import TERMS
 from ortho_core.mstep.matching import MATCH_TERMS, OnlineMatching, match_search
+from ortho_core.mstep.share import Share
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher, Teacher
 from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.mstep.update import MStep, Outcome, autocast, half_dtype
-from ortho_core.mstep.validation import PICTURE, Validation, figures
+from ortho_core.mstep.validation import PICTURE, PICTURED, Validation, figures, validated_rows
 from ortho_core.noise.seeded import noise_seed
+from ortho_core.pictures import padded
 from ortho_core.records.assignments import Assignments
 from ortho_core.storage.lease import Ticket
 from rayjobs.train.checkpoints import CheckpointFolders
@@ -109,12 +114,12 @@ class Training(TrainLoop[Share]):
         network = self.generator.trainable
         self.teacher = self._teacher(network) if data.preserve_rows else None
         self.prompts = PromptCache(self.generator)
-        self.validation = self._validation(plan.validation)
+        self.validations_on = self._validation(plan.validation)
         self.step = MStep(self.generator, job, self.updates, teacher=self.teacher, wrap=self._wrap)
         self.matching = self._matching() if job.noise == "online" else None
         rows = (data.order.rows, data.latent_shape)
         self.latest = LatestNoise(*rows) if job.keeps_noise and job.match_keep == "latest" else None
-        self.folders = CheckpointFolders(job, plan, models.model, self.step, rank)
+        self.folders = CheckpointFolders(job, plan, models.model, self.step, rank, data.framing)
         #: One entry per validation.
         self.validations: list[dict[str, float]] = []
         self.skipped: list[Skipped] = []
@@ -134,6 +139,8 @@ class Training(TrainLoop[Share]):
 
     def _load(self) -> OneStepGenerator:
         job = self.job
+        if job.compile:
+            allow_graphs(len(self.data.framing.sizes) if self.data.framing is not None else 1)
         generator = load_generator(
             self.models.model,
             self.device,
@@ -183,45 +190,65 @@ class Training(TrainLoop[Share]):
         )
         return wrapped
 
-    def _validation(self, planned: str | None) -> Validation | None:
+    def _validation(self, planned: str | None) -> list[Validation]:
+        """The held-out rows of each size of images; empty without held-out rows."""
         job = self.job
         if job.validation is None:
-            return None
+            return []
         held = Assignments(job.validation).planned_as("--validation", planned)
-        each = min(job.validation_rows, len(held)) // self.world
-        rows = range(self.rank * each, (self.rank + 1) * each)
+        framing = held.plan.framing(own_size(self.models.model))
+        rows = validated_rows(held, min(job.validation_rows, len(held)), self.rank, self.world, framing.is_one_size)
         with autocast(
             self.generator.device, job
         ):  # as in later measurements; otherwise rounding alone would give a drift at the start
-            return Validation.of(
-                held, rows, self.generator, self.teacher, self.prompts, job.rows_at_once, self.data.center
-            )
+            return [
+                Validation.of(
+                    held,
+                    mine,
+                    self.generator,
+                    self.teacher,
+                    self.prompts,
+                    job.rows_at_once,
+                    self.data.center,
+                    None if framing.is_one_size else framing,
+                    counted,
+                )
+                for mine, counted in rows
+            ]
 
     def batches(self) -> Iterator[Share]:
         return self.shares
 
     def before_first_update(self) -> None:
         self._rest(autoencoder=True)
-        if self.update == 0 and self.validation is not None:
+        if self.update == 0 and self.validations_on:
             self._validate()
 
     def one_update(self, batch: Share) -> Update:
         # For networks with dropout: like the rest, it depends only on the seed and the position.
         torch.manual_seed(noise_seed(self.job.seed, "update", self.update, self.rank))
-        ready = to_batch(self._refreshed(batch), self.generator, self.prompts, self.data.needs_images)
-        self.unusable |= dict.fromkeys(batch.unusable)
+        ready = [
+            to_batch(self._refreshed(part), self.generator, self.prompts, self.data.needs_images)
+            for part in batch.parts
+        ]
+        self.unusable |= {reason: None for part in batch.parts for reason in part.unusable}
         matched: list[torch.Tensor] = []
         kept: torch.Tensor | None = None
         if self.matching is not None:
             steps = self.job.match_steps_at(self.update, self.updates)
-            ready, totals = self.matching(ready, steps, self.job.match_measures_at(self.update))
+            if self.job.match_measures_at(self.update):
+                self.matching.forget()
+            found = [self.matching(part, steps) for part in ready]
+            ready, totals = [part for part, _ in found], [total for _, total in found]
             # Copied to the host meanwhile; complete when the update has read its figures.
-            matched.append(to_host(totals))
-            kept = to_host(self.all_rows(ready.noise.half())) if self.latest is not None else None
-        outcome = self.step.update(ready)
+            matched.append(to_host(torch.stack(totals).sum(0)))
+            if self.latest is not None:
+                kept = to_host(self.all_rows(torch.cat([self.latest.flattened(part.noise) for part in ready])))
+        outcome = self.step.update(ready[0] if ready[0].weights is None else ready)
         if self.latest is not None:
             assert kept is not None
-            self.latest.remember([row for rows in self.from_all(batch.rows) for row in rows], kept)
+            rows = [row for part in batch.parts for row in part.rows]
+            self.latest.remember([row for of_worker in self.from_all(rows) for row in of_worker], kept)
         if not outcome.applied:
             self._skip(batch, outcome)
         terms = torch.cat([torch.tensor(outcome.terms), *matched])
@@ -244,7 +271,7 @@ class Training(TrainLoop[Share]):
             self._rest(text=True)
         names = self._epoch_folders() if epoch_ends else []
         validate = self.update % job.validate_every == 0 if job.validate_every else epoch_ends
-        if self.validation is not None and (validate or last):
+        if self.validations_on and (validate or last):
             names += self._validate()
         if last:
             names.append("final")
@@ -273,7 +300,8 @@ class Training(TrainLoop[Share]):
 
     def _skip(self, share: Share, outcome: Outcome) -> None:
         """Count an update that was not applied. Raises RunFailed with the rows that may be the cause, if there were too many."""
-        mine = [n for n, v in zip(share.row_names, outcome.rows.tolist(), strict=True) if not math.isfinite(v)]
+        called = [name for part in share.parts for name in part.row_names]
+        mine = [n for n, v in zip(called, outcome.rows.tolist(), strict=True) if not math.isfinite(v)]
         rows = sorted({name for names in self.from_all(mine) for name in names})
         number = self.update + 1
         self.skipped.append({"update": number, "rows": rows[:20]})
@@ -290,12 +318,11 @@ class Training(TrainLoop[Share]):
         """The folders that are due at the end of an epoch. Without validation, the epoch with the lowest loss is the best."""
         number, losses = len(self.epochs), [e["loss"] for e in self.epochs]
         names = [f"epoch-{number:03d}"] if self.job.save_every and number % self.job.save_every == 0 else []
-        return [*names, "best"] if self.validation is None and losses[-1] == min(losses) else names
+        return [*names, "best"] if not self.validations_on and losses[-1] == min(losses) else names
 
     @torch.no_grad()
     def _validate(self) -> list[str]:
         """Measure on the held-out rows; returns `best` if the error is the lowest so far."""
-        assert self.validation is not None
         sharded = self.job.parallel == "fsdp"  # a sharded network computes only on all workers together
         network = self.generator.trainable.eval()
         values, samples = self._measured("")
@@ -305,8 +332,13 @@ class Training(TrainLoop[Share]):
         self.validations.append({"update": self.update, **values})
         self.write(values, "validation")
         if self.rank == 0 or sharded:
+            each = -(-PICTURED // len(self.validations_on))
             with self.step.autocast():
-                rows = self.validation.picture(self.generator, self.prompts, samples)
+                groups = [
+                    one.picture(self.generator, self.prompts, some, each)
+                    for one, some in zip(self.validations_on, samples, strict=True)
+                ]
+            rows = [padded([image for part in row for image in part][:PICTURED]) for row in zip(*groups, strict=True)]
             self.write_pictures(
                 dict(zip(PICTURE, rows, strict=True)), f"update-{self.update:06d}", "validation/samples"
             )
@@ -315,11 +347,12 @@ class Training(TrainLoop[Share]):
         seen = [v["latent"] for v in self.validations if v["update"] and math.isfinite(v["latent"])]
         return ["best"] if self.update and values["latent"] == min(seen, default=math.inf) else []
 
-    def _measured(self, prefix: str) -> tuple[dict[str, float], torch.Tensor]:
-        assert self.validation is not None
+    def _measured(self, prefix: str) -> tuple[dict[str, float], list[torch.Tensor]]:
         with self.step.autocast():
-            table, samples = self.validation.measure(self.generator, self.prompts)
-        return {prefix + k: v for k, v in figures(self.from_all(table)).items()}, samples
+            measured = [one.measure(self.generator, self.prompts) for one in self.validations_on]
+        table = np.concatenate([each for each, _ in measured])
+        found = {prefix + k: v for k, v in figures(self.from_all(table)).items()}
+        return found, [samples for _, samples in measured]
 
     def _card_figures(self) -> dict[str, float]:
         """The latest training and validation figures, for a model card."""

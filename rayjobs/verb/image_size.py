@@ -1,12 +1,12 @@
 """The options about the sizes of images: one size, or several of about one area (buckets)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from ortho_core.errors import UserError
 from ortho_core.framing.framing import USUAL_MOST_LOST, Crop, Framing
-from ortho_core.framing.image_size import AUTO, NONE, Buckets, ImageSize, size_of
+from ortho_core.framing.image_size import AUTO, NONE, Buckets, ImageSize, size_of, text_of
 from ortho_core.generators.bucket_sizes import automatic, check_sizes, own_resolution, own_size
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import decides, resolved
@@ -53,10 +53,9 @@ class BucketSettings(SizeSettings):
         "size already, as when sampling (auto: image with several sizes)",
     )
 
-    @property
-    def are_sizes_given(self) -> bool:
-        """Whether an option of these is not at its default."""
-        return any(getattr(self, name) != field.default for name, field in BucketSettings.model_fields.items())
+    def size_options(self) -> dict[str, Any]:
+        """The values of these options."""
+        return {name: getattr(self, name) for name in BucketSettings.model_fields}
 
 
 def framing_of(job: BucketSettings, model: ModelFolder, patches: int, seed: int) -> Framing:
@@ -91,6 +90,13 @@ def framing_of(job: BucketSettings, model: ModelFolder, patches: int, seed: int)
     most_lost = job.max_crop if job.max_crop is not None else USUAL_MOST_LOST if several else 1.0
     tells = several if job.micro_conditioning == "auto" else job.micro_conditioning == "image"
     return Framing(sizes, job.crop, most_lost, tells, seed)
+
+
+def as_options(framing: Framing, model: ModelFolder) -> dict[str, Any]:
+    """The sizes as options that are independent of the model's defaults."""
+    texts = [text_of(size) for size in framing.sizes]
+    one = None if len(texts) > 1 or framing.sizes[0] == own_size(model) else texts[0]
+    return {"size": one, "resolution": None, "buckets": ",".join(texts) if len(texts) > 1 else NONE}
 
 
 def _of_training(job: BucketSettings, model: ModelFolder) -> str:

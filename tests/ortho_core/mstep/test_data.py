@@ -4,8 +4,9 @@ import torch
 
 from ortho_core.errors import UserError
 from ortho_core.generators.prompt_cache import PromptCache
-from ortho_core.mstep.data import MatchedData, Share, to_batch
+from ortho_core.mstep.data import MatchedData, to_batch
 from ortho_core.mstep.row_order import Order
+from ortho_core.mstep.share import Share
 from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.assignments import Assignments
