@@ -157,7 +157,7 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
 
     Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
     """
-    model, framing = opened(job, model)
+    is_step, (model, framing) = model is not None, opened(job, model)
     job = located(job)
     plan, pairs, shards = make_plan(job, model)
     begun = ShardedRun(job.out, plan, job.retry_failures, job.verify)
@@ -167,7 +167,7 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
             with job.session():
                 leave_report(job, model, pairs, folder)
         return begun.exit_code
-    if begun.survey.todo:
+    if begun.survey.todo and not is_step:  # a verb with this step says it itself
         say_taken(pairs, framing)
     with job.session() if begun.survey.todo or job.report else nullcontext():
         if begun.survey.todo:

@@ -102,7 +102,6 @@ def make_plan(
     base = next(iter(models.values()))
     if pairs is None:
         pairs = open_pairs(job.pairs, job.pair_fields(), "held-out pairs")
-        say_taken(pairs, judged_framing(job, base))
     pairs = pairs.spread(job.rows)
     shards = heldout_shards(pairs, job.rows, job.rows_per_shard)
     rows = sum(shard.rows for shard in shards)
@@ -148,6 +147,7 @@ def describe(job: EvaluateJob) -> dict[str, Any]:
     """What a dry run prints."""
     models = open_models(job)
     plan, pairs, _ = make_plan(job, models)
+    say_taken(pairs, judged_framing(job, models[plan.base]))
     Y, X = models[plan.base].image_size
     return {
         **plan.as_json(),
@@ -183,8 +183,10 @@ def run(job: EvaluateJob, models: Mapping[str, ModelFolder] | None = None) -> in
 
     Returns 0, or 3 if rows were quarantined. Raises UserError or RunFailed.
     """
-    models = models or open_models(job)
+    is_step, models = models is not None, models or open_models(job)
     plan, pairs, tasks = make_plan(job, models)
+    if not is_step:  # a verb with this step says it itself
+        say_taken(pairs, judged_framing(job, models[plan.base]))
     here = located(job)
     folder = claim(here.out, plan)
     ledger = Ledger(folder.child(PARTS), plan)

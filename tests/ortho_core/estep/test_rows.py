@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ortho_core.estep.config import SearchConfig
-from ortho_core.estep.engine import Engine
+from ortho_core.estep.engines import Engines
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.pairs.pair_set import PairSet
@@ -34,10 +34,10 @@ def assigned(generator, folder, prompts):
     file.write_text("\n".join(prompts))
     rows = PairSet(file, PromptFields())
     objective = RewardObjective(generator, WeightedSum({"red": Redness()}, {"red": 2.0}))
-    engine = Engine(generator, SearchConfig(patch_size=2, steps=4, sensitivity_rank=0), 2, objective)
+    engines = Engines(generator, SearchConfig(patch_size=2, steps=4, sensitivity_rank=0), 2, objective)
     of_prompts = PromptRows(objective, PromptCache(generator), rows)
     (shard,) = rows.shards(8)
-    return ShardAssigner(engine, of_prompts, RecordConfig(0, "parameters", "m", "c")).assign(shard)
+    return ShardAssigner(engines, of_prompts, RecordConfig(0, "parameters", "m", "c")).assign(shard)
 
 
 def test_a_reward_that_is_no_number_quarantines_its_row_alone(generator, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ortho_core.estep.config import AssignConfig
-from ortho_core.estep.engine import Engine
+from ortho_core.estep.engines import Engines
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
 from ortho_core.evaluation.rows import EvaluationRows
@@ -25,8 +25,8 @@ def test_records_of_a_row_are_what_its_own_images_give(generator, digits):
     def records(count):
         objective = Reconstruction(generator, config)
         rows = EvaluationRows(objective, PromptCache(generator), pairs, judge, seed=0, is_base=True)
-        engine = Engine(generator, config, 4, objective)
-        assigner = ShardAssigner(engine, rows, RecordConfig(0, "parameters", "a", "b"))
+        engines = Engines(generator, config, 4, objective)
+        assigner = ShardAssigner(engines, rows, RecordConfig(0, "parameters", "a", "b"))
         return assigner.assign(pairs.shards(count)[0]).rows, rows
 
     (found, rows), (fewer, _) = records(7), records(3)

@@ -8,16 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
+from ortho_core.framing.framing import Framing
 from ortho_core.pairs.decoding import decode_in_threads, decoded_batches, to_images
 from ortho_core.pairs.pair_set import PairSet
 from tests.ortho_core.pairs.made import KINDS, png, write_images, write_lines, write_set
+
+SIZE = Framing.at((4, 6))
 
 
 def rows_and_batches(pairs, batch_size, rows_per_shard=1_000, **options):
     """Row numbers in order, sizes of batches, all images, and the reasons by row number."""
     rows, sizes, images, failures = [], [], [], []
     for shard in pairs.shards(rows_per_shard):
-        for batch, pictures in decoded_batches(pairs, shard, batch_size, (4, 6), failures, **options):
+        for batch, pictures in decoded_batches(pairs, shard, batch_size, SIZE, failures, **options):
             rows += [pair.row for pair in batch]
             sizes.append(len(batch))
             images.append(pictures)
@@ -78,7 +81,7 @@ def test_images_are_planes_of_numbers_between_zero_and_one(holes):
 
 def test_who_stops_early_leaves_nothing_running(holes):
     pairs, _ = holes
-    batches = decoded_batches(pairs, pairs.shards(60)[0], 4, (4, 6), [])
+    batches = decoded_batches(pairs, pairs.shards(60)[0], 4, SIZE, [])
     assert len(next(batches)[0]) == 4
     batches.close()
 

@@ -35,7 +35,8 @@ def test_the_noise_of_a_sample_is_that_of_its_rows(assigned, generator):
     found = Assignments(assigned[1])
     records = sampled_records(found)
     some = [records[i] for i in (17, 3, 3, 20)]
-    base, matched = noise_of(found, some, generator.latent_shape)
+    noise = noise_of(found, some, generator.latent_shape)
+    base, matched = torch.stack([one.base for one in noise]), torch.stack([one.matched for one in noise])
     assert torch.equal(base, found.base_noise([17, 3, 3, 20], generator.latent_shape))
     # A batch of other rows rounds differently, in the last bit of a double.
     assert torch.allclose(matched, found.noise([17, 3, 3, 20], generator.latent_shape), atol=1e-6)
