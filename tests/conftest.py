@@ -153,6 +153,51 @@ def assigned(tiny_turbo, digits, tmp_path_factory) -> tuple[Path, Path]:
     return pairs, out
 
 
+#: Shapes (width, height) of the pictures of `mixed`, in turn.
+SHAPES = ((48, 48), (60, 36), (36, 60), (50, 44), (36, 60))
+#: Sizes of images for these.
+BUCKETS = "24x40,32x32,40x24"
+
+
+def mixed_pairs(digits: Path, folder: Path, rows: int) -> Path:
+    """Digits on canvases of several shapes."""
+    from PIL import Image
+
+    folder = copy_pairs(digits, folder, rows)
+    for number, file in enumerate(sorted((folder / "images").iterdir())):
+        with Image.open(file) as opened:
+            digit = opened.convert("RGB")
+        width, height = SHAPES[number % len(SHAPES)]
+        side = min(width, height)
+        canvas = Image.new("RGB", (width, height), digit.getpixel((0, 0)))
+        canvas.paste(digit.resize((side, side)), ((width - side) // 2, (height - side) // 2))
+        canvas.save(file)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def assigned_mixed(tiny_turbo, digits, tmp_path_factory) -> tuple[Path, Path]:
+    """Twenty-two pairs of several shapes, and their assignments at three sizes, made in this process."""
+    from rayjobs.assign.config import AssignJob
+    from rayjobs.assign.job import run
+
+    folder = tmp_path_factory.mktemp("mixed")
+    pairs, out = mixed_pairs(digits, folder / "pairs", 22), folder / "out"
+    job = AssignJob(
+        pairs=pairs,
+        model=tiny_turbo,
+        out=out,
+        steps=2,
+        rows_per_shard=11,
+        slots=4,
+        workers=0,
+        buckets=BUCKETS,
+        report=False,
+    )
+    assert run(job) == 0
+    return pairs, out
+
+
 def copy_pairs(digits: Path, folder: Path, rows: int) -> Path:
     (folder / "images").mkdir(parents=True)
     lines = (digits / "pairs.jsonl").read_text().splitlines(keepends=True)[:rows]

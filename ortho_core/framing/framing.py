@@ -23,6 +23,8 @@ Crop = Literal["center", "none", "random"]
 #: With several sizes: the largest share of a picture that a crop may take, if none is given. A picture of 3:1 loses as much at
 #: a size of 2:1.
 USUAL_MOST_LOST = 0.34
+#: Sides of automatic sizes are multiples of about 1/16 of the resolution, as is usual: of 64 pixels at 1024.
+STEPS_A_SIDE = 16
 #: The names in `Framing.settings`.
 SIZE_SETTINGS = ("size", "sizes", "crop", "most_lost", "tells_frames")
 

@@ -7,13 +7,10 @@ import math
 
 from ortho_core.errors import UserError
 from ortho_core.framing.frame import Size
-from ortho_core.framing.framing import auto_sizes
+from ortho_core.framing.framing import STEPS_A_SIDE, auto_sizes
 from ortho_core.framing.image_size import text_of
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from ortho_core.generators.part_files import read_json
-
-#: Sides of automatic sizes are multiples of about 1/16 of the resolution, as is usual: of 64 pixels at 1024.
-STEPS_A_SIDE = 16
 
 
 def needed_step(model: ModelFolder, patches: int) -> int:

@@ -87,13 +87,20 @@ class MatchedData:
         """Read a worker's share of one update. Raises UserError if an assignment is damaged or an image is missing."""
         if isinstance(self.order, SizeOrder):
             groups = self.order.groups(epoch, step, rank, world)
-            read = [self._read([int(i) for i in group.rows], group.weights) for group in groups]
+            read = [
+                replace(
+                    self._read([int(i) for i in group.rows]),
+                    weights=group.weights,
+                    places=[] if group.places is None else group.places.tolist(),
+                )
+                for group in groups
+            ]
         else:
             whole = self._read([int(i) for i in self.order.share(epoch, step, rank, world)])
-            read = self._by_size(whole, world) if self._are_sizes_unknown else [whole]
+            read = self._by_size(whole, rank, world) if self._are_sizes_unknown else [whole]
         parts = [part for each in read for part in self._in_parts(each, world)]
         place = Place(epoch, step, rank, world)
-        shares = [self._share(part, place, number, len(parts)) for number, part in enumerate(parts)]
+        shares = [self._share(part, place) for part in parts]
         return replace(shares[0], others=tuple(shares[1:]))
 
     @property
@@ -101,7 +108,7 @@ class MatchedData:
         """Whether the size of a row's image is known only once the image is decoded."""
         return isinstance(self.source, UnassignedRows) and not self.source.framing.is_one_size
 
-    def _read(self, index: list[int], weights: np.ndarray | None = None) -> Rows:
+    def _read(self, index: list[int]) -> Rows:
         """Some rows; of assignments they have one size."""
         source = self.source
         if isinstance(source, UnassignedRows):
@@ -115,20 +122,20 @@ class MatchedData:
                 [p.prompt for p, _ in read],
                 [p.frame for p, _ in read],
                 [i for _, i in read],
-                weights,
-                unusable,
+                unusable=unusable,
             )
         rows = source.rows(index, ["sample_id", "prompt", "image", *FRAME_COLUMNS])
         named = [(row["sample_id"], row["image"]) for row in rows]
         images = self._images(rows) if self.needs_images or self.encodes else None
-        return Rows(index, named, [row["prompt"] for row in rows], [frame_of(row) for row in rows], images, weights)
+        return Rows(index, named, [row["prompt"] for row in rows], [frame_of(row) for row in rows], images)
 
-    def _by_size(self, rows: Rows, world: int) -> list[Rows]:
+    def _by_size(self, rows: Rows, rank: int, world: int) -> list[Rows]:
         """The rows of each size, with equal weights."""
         sizes = [frame.size if frame is not None else self.image_size for frame in rows.frames]
         weights = np.full(len(sizes), world / self.order.batch_size, np.float32)
         groups = [[k for k, each in enumerate(sizes) if each == size] for size in dict.fromkeys(sizes)]
-        rows = replace(rows, weights=weights)
+        first = rank * len(sizes)
+        rows = replace(rows, weights=weights, places=list(range(first, first + len(sizes))))
         return [rows.taken(group, rows.unusable if number == 0 else []) for number, group in enumerate(groups)]
 
     def _in_parts(self, rows: Rows, world: int) -> list[Rows]:
@@ -143,11 +150,12 @@ class MatchedData:
             part = rows.taken(some + some[:1] * fill, rows.unusable if start == 0 else [])
             if fill and part.weights is not None:
                 part.weights[len(some) :] = 0
+                part.places[len(some) :] = [-1] * fill
             parts.append(part)
         return parts
 
-    def _share(self, rows: Rows, place: Place, number: int, count: int) -> Share:
-        """The data of one of `count` parts of a share."""
+    def _share(self, rows: Rows, place: Place) -> Share:
+        """The data of a part of a share."""
         shape = shape_at(rows.frames[0], self.latent_shape, self.image_size)
         names = [name for name, _ in rows.named]
         targets = None
@@ -155,7 +163,7 @@ class MatchedData:
             like = shape_at(rows.frames[0], self.target_shape or self.latent_shape, self.image_size)
             targets = self.source.targets(rows.index, like).numpy()
         noise, kept = self._noise(place.epoch, rows.index, names, shape)
-        texts, fresh, weights = self._preserve(place, rows, number, count, shape)
+        texts, fresh, weights = self._preserve(place, rows, shape)
         return Share(
             rows=rows.index,
             row_names=[row_name(image, name) for name, image in rows.named],
@@ -211,9 +219,9 @@ class MatchedData:
             return list(pool.map(image, rows))
 
     def _preserve(
-        self, place: Place, share: Rows, number: int, count: int, shape: tuple[int, int, int]
+        self, place: Place, share: Rows, shape: tuple[int, int, int]
     ) -> tuple[list[str], np.ndarray | None, np.ndarray | None]:
-        """The preserve rows of one of `count` parts: their prompts, noise that is fresh in every update, and weights."""
+        """The preserve rows of a part of a share: their prompts, noise that is fresh in every update, and weights."""
         P = self.preserve_rows
         if not P:
             return [], None, None
@@ -222,18 +230,18 @@ class MatchedData:
         U = P // size  # units: rows, or pairs of rows with one prompt
         # Numbers of the update's units; None: a row that fills up.
         units: list[int | None] = []
+        parts = world * self.micro_batches
+        most = -(-U // parts)
         if share.weights is None:  # the whole share: its units by micro-batch
-            parts = world * self.micro_batches
-            most, weight = -(-U // parts), parts / P
+            weight = parts / P
             pieces = [
-                range(-(-part * U // parts), -(-(part + 1) * U // parts))
+                list(range(-(-part * U // parts), -(-(part + 1) * U // parts)))
                 for part in range(rank * self.micro_batches, (rank + 1) * self.micro_batches)
             ]
-        else:
-            first, last = -(-rank * U // world), -(-(rank + 1) * U // world)
-            most, weight = -(-U // (world * (self.micro_batches if self.pads else count))), world / P
-            ends = [first - (-part * (last - first) // count) for part in (number, number + 1)]
-            pieces = [range(*ends)]
+        else:  # each unit goes with a row, and so has the size of this row's image, whatever the number of workers
+            weight, own = world / P, set(share.places)
+            pieces = [[unit for unit in range(U) if unit * self.order.batch_size // U in own]]
+            most = max(1, len(pieces[0]), most if self.pads else 0)
         for mine in pieces:
             units += [*mine, *[None] * (most - len(mine))]
         rows = [(unit, k) for unit in units for k in range(size)]
@@ -249,10 +257,9 @@ class MatchedData:
             drawn = noise_seed(self.seed, "preserve-prompt", epoch, step, first_row)
             return self.preserve_prompts[drawn % len(self.preserve_prompts)]
         # Spread evenly over the update's rows, so that a worker only needs the prompts of its own rows.
-        if share.weights is not None:
-            return share.prompts[unit % len(share.prompts)]
-        B = self.order.batch_size
-        return share.prompts[unit * B // units - rank * B // world]
+        row = unit * self.order.batch_size // units
+        number = share.places.index(row) if share.places else row - rank * self.order.batch_size // world
+        return share.prompts[number]
 
 
 def map_at(noise: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

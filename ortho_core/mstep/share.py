@@ -106,11 +106,14 @@ class Rows:
     images: list[np.ndarray] | None
     #: As in `Share`.
     weights: np.ndarray | None = None
+    #: For rows with weights: their places among all rows of the update, -1 for a row that fills up.
+    places: list[int] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)
 
     def taken(self, some: Sequence[int], unusable: list[str]) -> "Rows":
-        """Some of the rows, by their places among them."""
+        """Some of the rows, by their numbers among these."""
         lists = {name: [getattr(self, name)[k] for k in some] for name in ("index", "named", "prompts", "frames")}
         images = None if self.images is None else [self.images[k] for k in some]
         weights = None if self.weights is None else self.weights[list(some)]
-        return Rows(**lists, images=images, weights=weights, unusable=unusable)
+        places = [self.places[k] for k in some] if self.places else []
+        return Rows(**lists, images=images, weights=weights, places=places, unusable=unusable)

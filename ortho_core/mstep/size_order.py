@@ -26,6 +26,8 @@ class Group:
     rows: Int[np.ndarray, " rows"]
     #: The weight of each row in the sum over all groups of the share; None: it is the only group, and its mean counts.
     weights: Float[np.ndarray, " rows"] | None = None
+    #: The place of each row among the B rows of the update, -1 for a row that repeats another; None: the only group.
+    places: Int[np.ndarray, " rows"] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,14 @@ class SizeOrder:
         B, groups = self.batch_size, []
         mixed = self._remainders(epoch)[turn * B : (turn + 1) * B]
         for of_size in dict.fromkeys(mixed[:, 0].tolist()):
-            rows = mixed[mixed[:, 0] == of_size, 1]
-            each = -(-len(rows) // world)
-            mine = rows[rank * each : (rank + 1) * each]
+            places = np.flatnonzero(mixed[:, 0] == of_size)
+            each = -(-len(places) // world)
+            mine = places[rank * each : (rank + 1) * each]
+            missing = each - len(mine)
             weights = np.full(each, world / B, np.float32)
             weights[len(mine) :] = 0
-            groups.append(Group(np.concatenate([mine, np.repeat(rows[:1], each - len(mine))]), weights))
+            rows = mixed[np.concatenate([mine, np.repeat(places[:1], missing)]), 1]
+            groups.append(Group(rows, weights, np.concatenate([mine, np.full(missing, -1)])))
         return groups
 
     def _sequence(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

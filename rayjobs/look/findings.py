@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ortho_core.errors import install
+from ortho_core.framing.framing import Framing
 from ortho_core.pairs.rows import Failure
 from ortho_core.pairs.survey.alike import MOST_COMPARED, identical, nearly_alike, prompts_of
 from ortho_core.pairs.survey.caption_texts import CLIP_WINDOW, clip_tokens, is_file_name
 from ortho_core.pairs.survey.crop import enlarged, lost, shape
+from ortho_core.pairs.survey.framed import Taken
 from ortho_core.pairs.survey.sample import SeenRow
 from rayjobs.reports.words import counted, listed, percent
 
@@ -26,6 +28,19 @@ CLASSES = ("classes", "labelled")
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class BucketFindings(Frozen):
+    """What the crop cuts off if each image goes to the nearest of several sizes."""
+
+    #: How many sizes there are, and how many images are nearest to each that has some (`WIDTHxHEIGHT`).
+    sizes: int
+    images: dict[str, int]
+    mean_lost: float
+    most_lost: float
+    #: Images that would lose so much that they are not used.
+    too_extreme: int
+    enlarged: int
 
 
 class Sizes(Frozen):
@@ -48,6 +63,8 @@ class Sizes(Frozen):
     mean_lost: float
     most_lost: float
     much_lost: int
+    #: The same with the sizes of `--buckets`; None without these.
+    buckets: BucketFindings | None = None
 
 
 class CaptionFindings(Frozen):
@@ -113,9 +130,16 @@ def most_frequent(counts: Counter[str], most: int = NAMED) -> dict[str, int]:
 
 
 def find(
-    recognised: dict[str, Any], outcomes: Sequence[SeenRow | Failure], size: int, seconds: float
+    recognised: dict[str, Any],
+    outcomes: Sequence[SeenRow | Failure],
+    size: int,
+    seconds: float,
+    framing: Framing | None = None,
 ) -> tuple[Findings, Looked]:
-    """The findings on these rows, and the rows behind them. `recognised` is the record of how the pair set was read."""
+    """The findings on these rows, and the rows behind them. `recognised` is the record of how the pair set was read.
+
+    `framing` has the sizes whose crops are reported beside those of a square of side `size`.
+    """
     seen = [one for one in outcomes if isinstance(one, SeenRow)]
     failures = [one for one in outcomes if isinstance(one, Failure)]
     tokens = clip_tokens()
@@ -138,7 +162,7 @@ def find(
         usable=len(seen),
         unusable=len(failures),
         unusable_by_reason=most_frequent(Counter(failure.reason for failure in failures), len(failures)),
-        sizes=sizes_of(seen, size) if seen else None,
+        sizes=sizes_of(seen, size, framing) if seen else None,
         captions=CaptionFindings(
             empty=sum(failure.reason == "missing-prompt" for failure in failures),
             different=len({one.pair.prompt for one in seen}),
@@ -166,7 +190,19 @@ def spread_of(values: Sequence[int]) -> tuple[int, int, int]:
     return (min(values), round(statistics.median(values)), max(values)) if values else (0, 0, 0)
 
 
-def sizes_of(seen: Sequence[SeenRow], size: int) -> Sizes:
+def in_buckets(seen: Sequence[SeenRow], framing: Framing) -> BucketFindings:
+    taken = Taken.of(framing, [(one.height, one.width) for one in seen])
+    return BucketFindings(
+        sizes=len(framing.sizes),
+        images=taken.sizes,
+        mean_lost=round(taken.mean_lost, 4),
+        most_lost=round(taken.most_lost, 4),
+        too_extreme=taken.too_extreme,
+        enlarged=taken.enlarged,
+    )
+
+
+def sizes_of(seen: Sequence[SeenRow], size: int, framing: Framing | None = None) -> Sizes:
     """The sizes of at least one image; `size` is the side that a model needs."""
     areas = sorted((one.width * one.height, one.width, one.height) for one in seen)
     sides = sorted(min(one.width, one.height) for one in seen)
@@ -187,6 +223,7 @@ def sizes_of(seen: Sequence[SeenRow], size: int) -> Sizes:
         mean_lost=round(statistics.fmean(cut), 4),
         most_lost=round(max(cut), 4),
         much_lost=sum(share > MUCH_LOST + 1e-6 for share in cut),
+        buckets=in_buckets(seen, framing) if framing is not None else None,
     )
 
 
@@ -278,7 +315,18 @@ def sizes_in_words(sizes: Sizes, usable: int, size: int) -> str:
 def crop_in_words(sizes: Sizes) -> str:
     if not sizes.most_lost:
         return "All images are square, so a centre crop cuts nothing off."
+    buckets = "" if sizes.buckets is None else f" {buckets_in_words(sizes.buckets)}"
     text = f"A square centre crop cuts off {sizes.mean_lost:.0%} of a picture on average, {sizes.most_lost:.0%} at most"
     if sizes.much_lost:
-        return f"{text}; {counted(sizes.much_lost, 'picture loses', 'pictures lose')} more than a third."
+        return f"{text}; {counted(sizes.much_lost, 'picture loses', 'pictures lose')} more than a third.{buckets}"
+    return f"{text}.{buckets}"
+
+
+def buckets_in_words(found: BucketFindings) -> str:
+    text = (
+        f"With {counted(found.sizes, 'size')} of one area (--buckets) it cuts off {percent(found.mean_lost)} on average, "
+        f"{percent(found.most_lost)} at most"
+    )
+    if found.too_extreme:
+        return f"{text}; {counted(found.too_extreme, 'picture is', 'pictures are')} too long for all of them."
     return f"{text}."

@@ -36,7 +36,7 @@ def run(job: LookJob) -> int:
         unusable += isinstance(one, Failure)
         progress.advance(1, f"{unusable} cannot be used" if unusable else "")
     progress.close()
-    findings, looked = find(pairs.record(), outcomes, job.size, time.monotonic() - began)
+    findings, looked = find(pairs.record(), outcomes, job.size, time.monotonic() - began, job.framing())
     try:
         folder.replace(REPORT, html_of(job, pairs, findings, looked).encode())
         folder.replace(SUMMARY, summary_json({**findings.model_dump(), "config": job.model_dump(mode="json")}).encode())

@@ -26,7 +26,7 @@ from ortho_core.report.page import (
     render,
 )
 from rayjobs.look.config import LookJob
-from rayjobs.look.findings import CaptionFindings, Copies, Findings, Looked, Sizes, sentences, share
+from rayjobs.look.findings import CaptionFindings, Copies, Findings, Looked, Sizes, buckets_in_words, sentences, share
 from rayjobs.reports.words import counted, duration
 
 #: The most pictures in the contact sheet, crops, groups of copies, pictures of a group, and examples of captions and reasons.
@@ -148,6 +148,13 @@ def sizes(shown: Shown, sizes: Sizes, seen: Sequence[SeenRow], size: int) -> lis
             {"size": sizes.most_common, "shape": sizes.shapes, "pixels": sizes.modes, "file": sizes.file_types}, usable
         ),
     ]
+    if (found := sizes.buckets) is not None:
+        enlarged = counted(found.enlarged, "picture", "pictures")
+        blocks += [
+            f"Several sizes of one area instead of one square: {buckets_in_words(found)} {enlarged} would be "
+            "enlarged. How many go to each size:",
+            shares({"size": found.images}, usable),
+        ]
     cut = sorted((one for one in seen if lost(one.width, one.height) > 0), key=lambda one: -lost(one.width, one.height))
     if cut:
         cards = [

@@ -1,13 +1,23 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from ortho_core.errors import UserError
+from ortho_core.generators.base import at_size
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
-from ortho_core.mstep.data import MatchedData, to_batch
+from ortho_core.mstep.config import MStepConfig
+from ortho_core.mstep.data import MatchedData, map_at, to_batch
+from ortho_core.mstep.loss import sft_loss
 from ortho_core.mstep.row_order import Order
 from ortho_core.mstep.share import Share
+from ortho_core.mstep.size_order import SizeOrder
+from ortho_core.mstep.teacher import FrozenTeacher
 from ortho_core.mstep.unassigned import UnassignedRows
+from ortho_core.mstep.update import MStep
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.assignments import Assignments
 
@@ -182,3 +192,135 @@ def test_images_are_encoded_where_no_latents_were_stored(assigned, generator):
     batch = to_batch(without, generator, PromptCache(generator), False)
     torch.testing.assert_close(batch.target_latents, torch.from_numpy(share.targets), rtol=1e-4, atol=1e-4)
     assert batch.images is None
+
+
+def mixed(assigned_mixed, batch_size, **options):
+    pairs, out = assigned_mixed
+    assignments = Assignments(out)
+    framing = assignments.plan.framing((32, 32))
+    order = SizeOrder(list(assignments.by_size((32, 32)).values()), batch_size, 0)
+    settings = {"pairs": PairSet(pairs), "noise": "matched", "seed": 3, "framing": framing, **options}
+    return MatchedData(assignments, order, (4, 8, 8), (32, 32), **settings)
+
+
+def gradient(tiny_turbo, shares, micro_batches=1, needs_images=False):
+    """The gradient of an update of several workers, whose shares are computed one after another, and its terms."""
+    generator = load_generator(ModelFolder.open(tiny_turbo))
+    teacher = FrozenTeacher.copy_of(generator.trainable)
+    with torch.no_grad():
+        for parameter in generator.trainable.parameters():
+            parameter.mul_(1.02)
+    config = MStepConfig(pixel_l1_weight=0.5 * needs_images, gradient_accumulation_steps=micro_batches)
+    step = MStep(generator, config, teacher=teacher)
+    total, terms = 0.0, torch.zeros(5)
+    for share in shares:
+        parts = [to_batch(part, generator, PromptCache(generator), needs_images) for part in share.parts]
+        sums, _ = step._accumulate(parts[0] if parts[0].weights is None else parts)
+        total = total + torch.cat([p.grad.flatten() for p in step.parameters if p.grad is not None]) / len(shares)
+        terms += sums.detach() / len(shares)
+        step.optimizer.zero_grad(set_to_none=True)
+    return total, terms
+
+
+@pytest.mark.parametrize(("world", "micro_batches"), [(1, 1), (1, 2), (2, 1), (2, 3)])
+def test_an_update_of_several_sizes_is_the_mean_over_its_rows(assigned_mixed, tiny_turbo, world, micro_batches):
+    """With images of several sizes, whatever the number of workers and micro-batches, and also filled up for a compiler."""
+    source = mixed(assigned_mixed, 6, preserve_rows=3, preserve_prompts=("one", "two"))
+    kinds = [len(source.share(0, number).parts) for number in range(source.order.updates)]
+    number = kinds.index(max(kinds))
+    assert max(kinds) > 1
+    expected, terms = gradient(tiny_turbo, [source.share(0, number)])
+    for pads in (False, True):
+        split = replace(source, micro_batches=micro_batches, pads=pads)
+        shares = [split.share(0, number, rank, world) for rank in range(world)]
+        assert [[p.frames[0][4:] for p in s.parts] for s in shares] == [
+            [p.frames[0][4:] for p in shares[0].parts]
+        ] * world
+        if pads:
+            assert {len(p.rows) for s in shares for p in s.parts} == {6 // (world * micro_batches)}
+            assert len({len(p.preserve_prompts) for s in shares for p in s.parts}) == 1
+        found, also = gradient(tiny_turbo, shares, micro_batches)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(also, terms, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_rows_are_those_of_their_mean(assigned_mixed, tiny_turbo):
+    source = mixed(assigned_mixed, 6, needs_images=True)
+    kinds = [len(source.share(0, number).parts) for number in range(source.order.updates)]
+    share = source.share(0, kinds.index(max(kinds)))
+    assert sum(part.weights.sum() for part in share.parts) == pytest.approx(1)
+    generator = load_generator(ModelFolder.open(tiny_turbo))
+    errors = []
+    for part in share.parts:
+        batch = to_batch(part, generator, PromptCache(generator), True)
+        assert batch.images.shape[2:] == tuple(part.frames[0][4:])
+        with torch.no_grad():
+            latents = generator.denoise(batch.noise, batch.condition)
+        errors += (latents - batch.target_latents).square().flatten(1).mean(1).tolist()
+    assert len(errors) == 6
+    with torch.no_grad():
+        parts = [to_batch(part, generator, PromptCache(generator), True) for part in share.parts]
+        found = sum(sft_loss(generator, None, part, MStepConfig(preserve_latent_weight=0))["latent"] for part in parts)
+    assert float(found) == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_rows_of_several_sizes_have_their_noise_image_and_frame(assigned_mixed, generator):
+    source, assignments = mixed(assigned_mixed, 6, needs_images=True, preserve_rows=2), Assignments(assigned_mixed[1])
+    seen = []
+    for number in range(source.order.updates):
+        for part in source.share(0, number).parts:
+            frames = assignments.frames(part.rows)
+            assert [tuple(frame) for frame in part.frames] == frames
+            (size,) = {frame.size for frame in frames}
+            shape = at_size(generator, size).latent_shape
+            np.testing.assert_array_equal(part.noise, assignments.noise(part.rows, shape))
+            np.testing.assert_array_equal(part.targets, assignments.targets(part.rows, shape))
+            assert part.images.shape[1:3] == size
+            assert part.preserve_noise.shape[1:] == shape
+            batch = to_batch(part, generator, PromptCache(generator), True)
+            told = batch.condition.tensors["time_ids"]
+            assert told.tolist() == [list(frame) for frame in frames]
+            plain = batch.preserve_condition.tensors["time_ids"]
+            assert plain.tolist() == [[*size, 0, 0, *size]] * len(plain)
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    generator.encode_images(batch.images), batch.target_latents, rtol=0, atol=1e-5
+                )
+            seen += part.rows
+    assert len(seen) == len(set(seen)) == 18
+
+
+def test_shares_of_several_sizes_come_back_from_their_table(assigned_mixed):
+    source = mixed(assigned_mixed, 6, needs_images=True, preserve_rows=2)
+    for number in range(source.order.updates):
+        share = source.share(0, number)
+        again = Share.of_row(share.packed())
+        assert len(again.parts) == len(share.parts)
+        for one, other in zip(again.parts, share.parts, strict=True):
+            for name, value in vars(other).items():
+                np.testing.assert_equal(getattr(one, name), value)
+
+
+def test_pairs_without_assignments_are_sorted_once_they_are_decoded(assigned_mixed):
+    framing = Assignments(assigned_mixed[1]).plan.framing((32, 32))
+    pairs = UnassignedRows(PairSet(assigned_mixed[0]), (32, 32), framing=framing)
+    source = MatchedData(
+        pairs, Order(pairs.starts, 6, 0), (4, 8, 8), (32, 32), "random", 3, preserve_rows=4, framing=framing
+    )
+    for world in (1, 2):
+        shares = [source.share(0, 1, rank, world) for rank in range(world)]
+        parts = [part for share in shares for part in share.parts]
+        assert sum(len(part.rows) for part in parts) == 6
+        assert sum(part.weights.sum() for part in parts) / world == pytest.approx(1)
+        assert sum(part.preserve_weights.sum() for part in parts) / world == pytest.approx(1)
+        for part in parts:
+            assert len({tuple(frame[4:]) for frame in part.frames}) == 1
+            assert part.images.shape[1:3] == tuple(part.frames[0][4:])
+
+
+def test_the_mean_noise_is_scaled_to_each_size():
+    noise = np.random.default_rng(0).standard_normal((4, 8, 8)).astype(np.float32)
+    assert map_at(noise, (4, 8, 8)) is noise
+    scaled = map_at(noise, (4, 6, 10))
+    assert scaled.shape == (4, 6, 10)
+    np.testing.assert_allclose(scaled.mean((1, 2)), noise.mean((1, 2)), atol=0.05)
