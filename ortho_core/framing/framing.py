@@ -8,14 +8,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
-
-import numpy as np
-from PIL import Image, ImageOps
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ortho_core.errors import BadRow
 from ortho_core.framing.frame import Frame, Size
 from ortho_core.framing.image_size import size_of, text_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
 
 #: Where a picture that is longer than its size is cut: in the middle, not at all (it is stretched instead), or at a place that
 #: its sample id decides.
@@ -93,8 +94,12 @@ class Framing:
         top, left = round((height * scale - Y) * y), round((width * scale - X) * x)
         return Frame(height, width, top, left, Y, X)
 
-    def cut(self, picture: Image.Image, key: str = "", name: str = "image") -> tuple[np.ndarray, Frame]:
+    def cut(self, picture: "Image.Image", key: str = "", name: str = "image") -> "tuple[np.ndarray, Frame]":
         """The picture's pixels (Y, X, 3) uint8 in its frame, scaled by Lanczos, and the frame. Raises BadRow as `frame` does."""
+        # Not above: options are checked with this module, and the help of a command should not wait for these.
+        import numpy as np
+        from PIL import Image, ImageOps
+
         frame = self.frame(picture.width, picture.height, key, name)
         Y, X = frame.size
         if self.crop == "none":

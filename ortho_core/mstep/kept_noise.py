@@ -40,7 +40,7 @@ class LatestNoise:
         numbers = otherwise[0].size
         return np.where(known, self.maps[rows, :numbers].astype(np.float32).reshape(otherwise.shape), otherwise)
 
-    def flattened(self, maps: Float[Tensor, "B C H W"]) -> Float16[Tensor, "B numbers"]:
+    def flattened(self, maps: Float[Tensor, "B ..."]) -> Float16[Tensor, "B numbers"]:
         """Maps in half precision, each as equally many numbers, whatever their shape."""
         flat = maps.half().flatten(1)
         return torch.nn.functional.pad(flat, (0, self.maps.shape[1] - flat.shape[1]))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -351,8 +351,10 @@ def ending(job: EmJob, code: int) -> list[str]:
     )
     file = Path(summary.model) / KOHYA_WEIGHTS
     adapter = [f"for ComfyUI, Forge and A1111: {file}"] if file.is_file() else []
-    model = opened(job)
-    size = None if model.own_size is None else text_of(model.image_size)
+    size = None
+    with suppress(UserError):  # the model may have moved since
+        model = opened(job)
+        size = None if model.own_size is None else text_of(model.image_size)
     return [
         *some,
         *hardly_changed(summary),

@@ -14,6 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ortho_core.errors import BadRow, RunFailed
+from ortho_core.framing.framing import Framing
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.pairs.pair_set import PairSet
 from rayjobs.assign.config import AssignJob
@@ -206,10 +207,10 @@ def test_rows_that_failed_are_tried_again_when_asked_and_only_those(undisturbed,
 class Poisoned(PairSet):
     """Images named 0003.png kill the process that decodes them."""
 
-    def images(self, chunk, size):
+    def framed(self, chunk, framing):
         if any(pair.image.endswith("0003.png") for pair in chunk):
             os._exit(1)
-        return super().images(chunk, size)
+        return super().framed(chunk, framing)
 
 
 def test_an_image_that_kills_its_process_is_quarantined_and_its_neighbours_are_not(undisturbed):
@@ -217,7 +218,7 @@ def test_an_image_that_kills_its_process_is_quarantined_and_its_neighbours_are_n
     (shard,) = pairs.shards(24)
     chunks = iter([list(pairs.read(shard))[start : start + 8] for start in (0, 8, 16)])
     decoder = RayDecoder(pairs, 0.0)
-    done = [item for chunk in decoder(pairs, chunks, (8, 8)) for item in chunk]
+    done = [item for chunk in decoder(pairs, chunks, Framing.at((8, 8))) for item in chunk]
     assert [pair.row for pair, _ in done] == list(range(24))
     bad = [(pair.row, outcome.reason) for pair, outcome in done if isinstance(outcome, BadRow)]
     assert bad == [(3, "kills-decoder")]

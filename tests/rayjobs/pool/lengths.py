@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from ortho_core.errors import UserError
+from ortho_core.framing.framing import Framing
 from ortho_core.pairs.decoding import usable_rows
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.parts import ShardResult
@@ -77,9 +78,9 @@ class LengthsSearcher:
     def search(self, shard, only):
         result = ShardResult()
         pairs = list(usable_rows(self.pairs, shard, result.failures, only))
-        for chunk in self.decode(self.pairs, iter([pairs] if pairs else []), (4, 4)):
+        for chunk in self.decode(self.pairs, iter([pairs] if pairs else []), Framing.at((4, 4))):
             for pair, image in chunk:
-                size = 0 if isinstance(image, UserError) else image.size
+                size = 0 if isinstance(image, UserError) else image[0].size
                 result.rows.append({"sample_id": pair.sample_id, "letters": len(pair.prompt), "pixels": size})
         self.shards += 1
         return result
