@@ -28,7 +28,7 @@ from PIL import Image
 
 from benchmarks.results import write_results
 from ortho_core.estep.config import AssignConfig
-from ortho_core.estep.engine import Engine
+from ortho_core.estep.engines import Engines
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.rows import PairRows
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
@@ -92,8 +92,8 @@ def engine_rate(job: AssignJob, threads: int) -> dict[str, float]:
     config = AssignConfig(**{name: getattr(job, name) for name in AssignConfig.model_fields})
     objective = Reconstruction(generator, config)
     rows = PairRows(objective, PromptCache(generator), pairs, job.store_latents)
-    engine = Engine(generator, config, job.slots, objective)
-    assigner = ShardAssigner(engine, rows, RecordConfig(job.seed, job.store, "", ""))
+    engines = Engines(generator, config, job.slots, objective)
+    assigner = ShardAssigner(engines, rows, RecordConfig(job.seed, job.store, "", ""))
     futures = [assigner.submit(work.shard) for work in todo]
     done: list[tuple[float, int]] = []
     for future in futures:
