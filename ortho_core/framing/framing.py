@@ -58,9 +58,9 @@ class Framing:
         """The size of the largest area; among several of these the one nearest to a square."""
         return max(self.sizes, key=lambda size: (size[0] * size[1], min(size) / max(size)))
 
-    def number(self, size: Size) -> int:
-        """The number of one of the sizes."""
-        return self.sizes.index(size)
+    def usual(self, own_size: Size) -> str | None:
+        """A size to make images at, `WIDTHxHEIGHT`; None: the model's own size, which is one of the sizes."""
+        return None if own_size in self.sizes else text_of(self.main)
 
     def nearest(self, width: int, height: int) -> Size:
         """The size at which a picture of `width` × `height` pixels loses least.

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
 from ortho_core.evaluation.statistics import FEWEST_ROWS
-from ortho_core.framing.image_size import text_of
 from ortho_core.generators.bucket_sizes import own_size
 from ortho_core.generators.compiled import check_compiled
 from ortho_core.generators.kohya import KOHYA_WEIGHTS
@@ -353,8 +352,8 @@ def ending(job: EmJob, code: int) -> list[str]:
     adapter = [f"for ComfyUI, Forge and A1111: {file}"] if file.is_file() else []
     size = None
     with suppress(UserError):  # the model may have moved since
-        model = opened(job)
-        size = None if model.own_size is None else text_of(model.image_size)
+        model = open_model(job.model)
+        size = job.framing(model).usual(own_size(model))
     return [
         *some,
         *hardly_changed(summary),

@@ -11,7 +11,6 @@ from ortho_core.errors import UserError
 from ortho_core.estep.space import noise_space
 from ortho_core.framing.frame import Frame
 from ortho_core.framing.framing import Framing
-from ortho_core.framing.image_size import text_of
 from ortho_core.generators.bucket_sizes import own_size
 from ortho_core.generators.compiled import check_compiled
 from ortho_core.generators.loaded_files import planned_fingerprint
@@ -304,6 +303,5 @@ def ending(job: TrainJob, code: int) -> list[str]:
     size = None
     with suppress(UserError):  # the assignments may have moved since
         model = open_model(job.model)
-        main = trained_framing(job, model).main
-        size = None if main == own_size(model) else text_of(main)
+        size = trained_framing(job, model).usual(own_size(model))
     return [f"train: the {kind} is {made}", generating(made, beside(job.out, "images"), size=size)]

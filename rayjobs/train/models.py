@@ -41,9 +41,8 @@ def trained_framing(job: TrainJob, model: ModelFolder) -> Framing:
         patches = (job.match_patch_size or AssignConfig().patch_size) if job.noise == "online" else 1
         return framing_of(job, model, patches, job.seed)
     assigned = Assignments(job.assignments).plan.framing(own_size(model))
-    given = next(
-        (name for name in BucketSettings.model_fields if getattr(job, name) not in (None, "auto", "center")), None
-    )
+    fields = BucketSettings.model_fields
+    given = next((name for name, field in fields.items() if getattr(job, name) != field.default), None)
     if given is not None and not (given == "size" and (size_of(job.size),) == assigned.sizes):
         option = f"--{given.replace('_', '-')}"
         raise UserError(

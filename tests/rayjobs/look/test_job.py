@@ -13,8 +13,10 @@ import yaml
 from PIL import Image
 
 from rayjobs.cli import main
+from rayjobs.look.config import LookJob
+from rayjobs.look.job import run
 from tests.chromium import check_in_browser, check_source
-from tests.conftest import ROOT
+from tests.conftest import ROOT, mixed_pairs
 from tests.ortho_core.pairs.made import write_lines
 
 NASTY = "<script>alert('1')</script> & \"quotes\""
@@ -167,3 +169,20 @@ def test_a_place_with_a_password_is_read_and_kept_and_shown_without(tmp_path, ca
     kept = [told.out, told.err, *(file.read_text() for file in (tmp_path / "out").iterdir())]
     assert "memory://user:***@box/set" in told.out
     assert not [text for text in kept if "s3cret" in text or "alice" in text]
+
+
+def test_the_crop_of_several_sizes_is_told_beside_that_of_the_square(digits, tmp_path, capfd):
+    pairs = mixed_pairs(digits, tmp_path / "pairs", 20)
+    assert run(LookJob(pairs=str(pairs), out=tmp_path / "look", size=48)) == 0
+    sizes = json.loads((tmp_path / "look" / "summary.json").read_text())["sizes"]
+    found = sizes["buckets"]
+    assert found["sizes"] == 5
+    assert sum(found["images"].values()) == 20
+    assert found["mean_lost"] < sizes["mean_lost"] / 2
+    said = capfd.readouterr().err
+    assert "With 5 sizes of one area (--buckets) it cuts off 12% on average, 16% at most." in said
+    assert run(LookJob(pairs=str(pairs), out=tmp_path / "none", size=48, buckets="none")) == 0
+    assert json.loads((tmp_path / "none" / "summary.json").read_text())["sizes"]["buckets"] is None
+    listed = LookJob(pairs=str(pairs), out=tmp_path / "list", buckets="32x32,64x16")
+    assert run(listed) == 0
+    assert json.loads((tmp_path / "list" / "summary.json").read_text())["sizes"]["buckets"]["sizes"] == 2
