@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from ortho_core.errors import RunFailed
-from ortho_core.framing.frame import Size
 from ortho_core.marks import decides, settings
 from ortho_core.records.assignments import Assignments, shape_at
 from ortho_core.records.plan import Plan
@@ -50,9 +49,8 @@ class ExportPlan(Plan):
     #: Fingerprint of the run that made the assignments.
     assignments: str
     rows: int
-    #: The noise's shape for images of `image_size` (Y, X); images of other sizes have other shapes.
+    #: The noise's shape; of images of several sizes, that of the main size.
     latent_shape: tuple[int, int, int]
-    image_size: tuple[int, int]
     noise_scale: float
     image_root: str | None
 
@@ -62,12 +60,11 @@ def make_plan(job: ExportJob) -> tuple[ExportPlan, Assignments]:
     assignments = Assignments(job.assignments, PARTS_CACHE_BYTES)
     model = open_model(job.model)
     model = model.at(assignments.plan.framing(model.image_size).main)
-    next(batches(assignments, model.latent_shape, model.image_size, 1))
+    next(batches(assignments, model.latent_shape, 1))
     plan = ExportPlan(
         assignments=assignments.plan.run_fingerprint,
         rows=len(assignments),
         latent_shape=model.latent_shape,
-        image_size=model.image_size,
         noise_scale=model.noise_scale if job.noise_scale is None else job.noise_scale,
         **settings(located(job), decides),
     )
@@ -114,7 +111,7 @@ def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> i
         def write(item: Row) -> bool:
             return write_sample(root, *item, plan.noise_scale)
 
-        for batch in batches(assignments, plan.latent_shape, plan.image_size):
+        for batch in batches(assignments, plan.latent_shape):
             # Two samples with the same folder are written one after the other, so that the second one is refused. Some file
             # systems ignore case, hence `casefold`.
             apart: dict[str, Row] = {}
@@ -135,9 +132,14 @@ def write_all(root: LocalStore, assignments: Assignments, plan: ExportPlan) -> i
 
 
 def batches(
-    assignments: Assignments, latent_shape: tuple[int, int, int], image_size: Size, at_once: int = NOISES_AT_ONCE
+    assignments: Assignments, latent_shape: tuple[int, int, int], at_once: int = NOISES_AT_ONCE
 ) -> Iterator[list[Row]]:
-    """All rows in order, at most `at_once` at a time. Raises UserError if a noise fails its checksum."""
+    """All rows in order, at most `at_once` at a time; `latent_shape` is the noise's shape at the main size of the images.
+
+    Raises UserError if a noise fails its checksum.
+    """
+    framing = assignments.plan.framing((0, 0))
+    image_size = None if framing.is_one_size else framing.main
     for start in range(0, len(assignments), at_once):
         index = range(start, min(start + at_once, len(assignments)))
         records = assignments.rows(index, list(COLUMNS))

@@ -23,7 +23,7 @@ from ortho_core.framing.image_size import text_of
 from ortho_core.pairs.rows import Failure
 from ortho_core.pictures import padded, save_png
 from ortho_core.records.assignments import Assignments
-from ortho_core.records.parts import read_footer, read_footers, read_part
+from ortho_core.records.parts import FRAME_COLUMNS, read_footer, read_footers, read_part
 from ortho_core.records.plan import read_plan
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store
@@ -67,7 +67,11 @@ class Parts:
         return Parts(Ledger(folder.child(PARTS), read_plan(folder, EvaluationPlan)))
 
     def _read(self, model: str, shard: int, columns: list[str]) -> pa.Table:
-        return read_part(self.folder, self.names[model][shard], columns, "evaluate")
+        table = read_part(self.folder, self.names[model][shard], columns, "evaluate")
+        for name in columns:  # parts of earlier versions, all of whose images have one size, do not have these
+            if name in FRAME_COLUMNS and name not in table.column_names:
+                table = table.append_column(name, pa.array([0] * len(table), pa.int32()))
+        return table
 
     def tables(self, model: str, columns: list[str]) -> Iterator[pa.Table]:
         """The judged rows of a model, shard by shard, in an order that is the same for each model."""
@@ -127,7 +131,7 @@ def count_in_training(parts: Parts, assignments: str) -> int:
 
 
 def judge_all(
-    parts: Parts, out: Store, seed: int, own_cmmd: bool
+    parts: Parts, out: Store, seed: int, own_cmmd: bool, several_sizes: bool = False
 ) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, dict[str, Estimate]]]]:
     """Each model's figures, and those by the size of the images; also writes `evaluation.parquet`.
 
@@ -152,7 +156,8 @@ def judge_all(
                         columns.setdefault(name, []).append(table[name].to_numpy())
             values = {name: np.concatenate(chunks) for name, chunks in columns.items()}
             heights, widths = values.pop("height"), values.pop("width")
-            for size, figures in by_size(values, heights, widths, seed).items():
+            each = by_size(values, heights, widths, seed) if several_sizes else {}
+            for size, figures in each.items():
                 sizes.setdefault(size, {})[model] = figures
             figures = {k: statistics.mean_figure(v, weights) for k, v in values.items() if not np.isnan(v).any()}
             figures |= fidelity([parts.matrix(model, kind) for kind in kinds], sets, weights)

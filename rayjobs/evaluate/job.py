@@ -220,8 +220,8 @@ def conclude(
     quarantined = write_failures(parts, out)
     check_judged(parts, plan.heldout_rows, quarantined)
     in_training = count_in_training(parts, job.trained_on) if job.trained_on is not None else None
-    metrics, by_size = judge_all(parts, out, job.seed, plan.own_cmmd)
     sizes = judged_framing(job, base).sizes
+    metrics, by_size = judge_all(parts, out, job.seed, plan.own_cmmd, len(sizes) > 1)
     cell = (max(Y for Y, _ in sizes), max(X for _, X in sizes))
     draw(parts, job.out / "pictures", cell)
     ledger.folder.sweep()
