@@ -56,6 +56,9 @@ class RecordConfig:
     store: str
     model_fingerprint: str
     config_fingerprint: str
+    #: Whether the records of a shard are in the order of the sizes of their images, as training needs them; else in that of the
+    #: rows.
+    by_size: bool = True
 
 
 class ShardAssigner:
@@ -162,8 +165,11 @@ class ShardAssigner:
             same = list(group)
             for start in range(0, len(same), RECORDS_AT_ONCE):
                 result.rows += self._records(same[start : start + RECORDS_AT_ONCE], size)
-            if len(self.engines.sizes) > 1:
+            if len(self.engines.sizes) > 1 and self.config.by_size:
                 result.sizes += ((text_of(size), len(same)),)
+        if not self.config.by_size:
+            order = sorted(range(len(sound)), key=lambda k: int(sound[k].key.pair.row))
+            result.rows = [result.rows[k] for k in order]
         result.failures.sort(key=lambda failure: failure.row)
         expected = task.shard.rows if task.only is None else len(task.only)
         if len(result.rows) + len(result.failures) != expected:

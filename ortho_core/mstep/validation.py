@@ -35,15 +35,17 @@ PICTURED = 8
 def validated_rows(
     held: Assignments, rows: int, rank: int, world: int, one_size: bool
 ) -> list[tuple[list[int], int | None]]:
-    """The rows that a worker validates on, of the first `rows` rows: for each size of images its rows, and how many count.
+    """The rows that a worker validates on, of `rows` rows: for each size of images its rows, and how many count.
 
-    All workers have the same sizes, and equally many rows of each: a sharded network needs equal calls on all.
+    They are the first rows; of images of several sizes, by which the records are sorted, rows spread over the set. All workers
+    have the same sizes, and equally many rows of each: a sharded network needs equal calls on all.
     """
     if one_size:
         each = rows // world
         return [(list(range(rank * each, (rank + 1) * each)), None)]
     by_size: dict[Frame | None, list[int]] = {}
-    for row, frame in enumerate(held.frames(range(rows))):
+    spread = [k * len(held) // rows for k in range(rows)]
+    for row, frame in zip(spread, held.frames(spread), strict=True):
         by_size.setdefault(None if frame is None else Frame.plain(frame.size), []).append(row)
     found: list[tuple[list[int], int | None]] = []
     for same in by_size.values():

@@ -175,6 +175,6 @@ class ModelByModel:
         is_base = name == plan.base
         pairs = self.judging.pairs
         rows = EvaluationRows(objective, prompts, pairs, self.judge, job.seed, is_base, self.decode, framing)
-        records = RecordConfig(job.seed, "parameters", plan.models[name], fingerprint(plan.config))
+        records = RecordConfig(job.seed, "parameters", plan.models[name], fingerprint(plan.config), by_size=False)
         self.present = Loaded(name, texts, rows, ShardAssigner(engines, rows, records))
         return self.present

@@ -60,6 +60,8 @@ def test_pictures_keep_their_shape_and_figures_are_told_by_size(done):
         mine = base[(base["width"] == width) & (base["height"] == height)]
         assert models["base"]["latent_mse"].value == pytest.approx(mine["latent_mse"].mean(), rel=1e-5)
         assert set(models) == set(evaluation.metrics)
+    # In the order of the pairs, not of the sizes.
+    assert base["image"].tolist() == [f"images/{number:04d}.png" for number in range(30)]
     cells = load_sheet(folder / "pictures" / "targets.png", (48, 48))
     for cell, width, height in zip(cells, base["width"], base["height"], strict=False):
         top, left = (48 - height) // 2, (48 - width) // 2
