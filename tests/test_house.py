@@ -87,6 +87,9 @@ for command in json.loads(sys.argv[1]):
 WHOLE_VERB = {
     "rayjobs/assign/test_faults.py": "processes, disk and input fail while the E-step runs",
     "rayjobs/assign/test_s3.py": "the E-step between buckets of an object store",
+    "rayjobs/assign/test_sizes.py": "the E-step over pictures of several shapes",
+    "rayjobs/em/test_sizes.py": "all steps over pictures of several shapes",
+    "rayjobs/train/test_sizes.py": "an M-step on images of several sizes",
     "rayjobs/test_marks.py": "the marks on the options of every verb, against the plans made from them",
     "rayjobs/train/test_faults.py": "processes, memory and gradients fail while the M-step runs",
     "rayjobs/train/test_lora.py": "an M-step of an adapter, from its configuration to diffusers",

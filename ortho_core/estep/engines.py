@@ -19,7 +19,7 @@ from ortho_core.generators.protocol import OneStepGenerator
 
 
 @dataclass
-class _Lane:
+class _OneSize:
     """An engine, the images that wait for it, and the turns of those that it has."""
 
     engine: Engine
@@ -104,14 +104,14 @@ class Engines:
         if len(self.sizes) == 1:
             yield from self.of(self.sizes[0]).run(requests)
             return
-        source, lanes = iter(requests), dict[Size, _Lane]()
-        lane: _Lane | None = None
+        source, lanes = iter(requests), dict[Size, _OneSize]()
+        lane: _OneSize | None = None
         while True:
             while not any(each.is_full for each in lanes.values()):
                 if (request := next(source, None)) is None:
                     break
                 size = request.size or self.generator.image_size
-                lanes.setdefault(size, _Lane(self.of(size))).waiting.append(request)
+                lanes.setdefault(size, _OneSize(self.of(size))).waiting.append(request)
             occupied = [each for each in lanes.values() if len(each)]
             if not occupied:
                 return

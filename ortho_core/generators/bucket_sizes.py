@@ -51,12 +51,11 @@ def automatic(model: ModelFolder, resolution: int, patches: int) -> tuple[Size, 
 
 def check_sizes(model: ModelFolder, sizes: tuple[Size, ...], patches: int) -> None:
     """Raises UserError if the autoencoder does not divide a size, or if its noise map cannot be cut into patches and regions."""
+    factor = model.image_size[0] // model.latent_shape[1]
     for size in sizes:
-        shown = text_of(size)
-        _, H, W = model.at(size).latent_shape
-        if H % patches or W % patches:
-            factor = model.image_size[0] // model.latent_shape[1]
+        if any(side % (factor * patches) for side in size):
             raise UserError(
-                f"--buckets {shown}: both sides must be multiples of {factor * patches}, the autoencoder's factor {factor} times "
-                f"the patch size and regions ({patches})"
+                f"--buckets {text_of(size)}: both sides must be multiples of {factor * patches}, the autoencoder's factor {factor} "
+                f"times the patch size and regions ({patches})"
             )
+        model.at(size)  # a model with one size refuses others

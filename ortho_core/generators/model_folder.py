@@ -116,20 +116,16 @@ class ModelFolder:
 
         Raises UserError if the autoencoder does not divide the size, or if the model has one size only.
         """
-        own = self.own_size or self.image_size
         if size is None or size == self.image_size:
             return self
-        shown = text_of(size)
+        own, shown = self.own_size or self.image_size, f"--size {text_of(size)}: "
         if self.kind == CLASS_KIND:
-            raise UserError(
-                f"--size {shown}: {self.path} is class-conditional and makes only {text_of(own)}; leave --size out"
-            )
+            raise UserError(f"{shown}{self.path} is class-conditional and makes only {text_of(own)}; leave --size out")
         C, H, _ = self.latent_shape
         factor = self.image_size[0] // H
         if any(side % factor for side in size):
-            raise UserError(f"--size {shown}: both sides must be multiples of {factor}, the autoencoder's factor")
-        shape = (C, size[0] // factor, size[1] // factor)
-        other = None if size == own else own
+            raise UserError(f"{shown}both sides must be multiples of {factor}, the autoencoder's factor")
+        shape, other = (C, size[0] // factor, size[1] // factor), None if size == own else own
         return replace(self, latent_shape=shape, target_shape=shape, image_size=size, own_size=other)
 
     @property

@@ -19,7 +19,7 @@ from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.config import NoiseKind
 from ortho_core.mstep.loss import SftBatch
 from ortho_core.mstep.row_order import Order
-from ortho_core.mstep.share import Place, Rows, Share
+from ortho_core.mstep.share import ReadRows, Share, UpdatePlace
 from ortho_core.mstep.size_order import SizeOrder
 from ortho_core.mstep.unassigned import DECODING_THREADS, UnassignedRows
 from ortho_core.noise.seeded import noise_seed, seeded_normal
@@ -99,7 +99,7 @@ class MatchedData:
             whole = self._read([int(i) for i in self.order.share(epoch, step, rank, world)])
             read = self._by_size(whole, rank, world) if self._are_sizes_unknown else [whole]
         parts = [part for each in read for part in self._in_parts(each, world)]
-        place = Place(epoch, step, rank, world)
+        place = UpdatePlace(epoch, step, rank, world)
         shares = [self._share(part, place) for part in parts]
         return replace(shares[0], others=tuple(shares[1:]))
 
@@ -108,7 +108,7 @@ class MatchedData:
         """Whether the size of a row's image is known only once the image is decoded."""
         return isinstance(self.source, UnassignedRows) and not self.source.framing.is_one_size
 
-    def _read(self, index: list[int]) -> Rows:
+    def _read(self, index: list[int]) -> ReadRows:
         """Some rows; of assignments they have one size."""
         source = self.source
         if isinstance(source, UnassignedRows):
@@ -116,7 +116,7 @@ class MatchedData:
             read = source.read(index)
             unusable = [message for row, message in source.unusable.items() if row not in before]
             named = [(pair.sample_id, pair.image) for pair, _ in read]
-            return Rows(
+            return ReadRows(
                 index,
                 named,
                 [p.prompt for p, _ in read],
@@ -127,9 +127,9 @@ class MatchedData:
         rows = source.rows(index, ["sample_id", "prompt", "image", *FRAME_COLUMNS])
         named = [(row["sample_id"], row["image"]) for row in rows]
         images = self._images(rows) if self.needs_images or self.encodes else None
-        return Rows(index, named, [row["prompt"] for row in rows], [frame_of(row) for row in rows], images)
+        return ReadRows(index, named, [row["prompt"] for row in rows], [frame_of(row) for row in rows], images)
 
-    def _by_size(self, rows: Rows, rank: int, world: int) -> list[Rows]:
+    def _by_size(self, rows: ReadRows, rank: int, world: int) -> list[ReadRows]:
         """The rows of each size, with equal weights."""
         sizes = [frame.size if frame is not None else self.image_size for frame in rows.frames]
         weights = np.full(len(sizes), world / self.order.batch_size, np.float32)
@@ -138,7 +138,7 @@ class MatchedData:
         rows = replace(rows, weights=weights, places=list(range(first, first + len(sizes))))
         return [rows.taken(group, rows.unusable if number == 0 else []) for number, group in enumerate(groups)]
 
-    def _in_parts(self, rows: Rows, world: int) -> list[Rows]:
+    def _in_parts(self, rows: ReadRows, world: int) -> list[ReadRows]:
         """Rows with weights, in parts as small as a micro-batch; filled up if the network is compiled."""
         if rows.weights is None:
             return [rows]
@@ -154,7 +154,7 @@ class MatchedData:
             parts.append(part)
         return parts
 
-    def _share(self, rows: Rows, place: Place) -> Share:
+    def _share(self, rows: ReadRows, place: UpdatePlace) -> Share:
         """The data of a part of a share."""
         shape = shape_at(rows.frames[0], self.latent_shape, self.image_size)
         names = [name for name, _ in rows.named]
@@ -219,7 +219,7 @@ class MatchedData:
             return list(pool.map(image, rows))
 
     def _preserve(
-        self, place: Place, share: Rows, shape: tuple[int, int, int]
+        self, place: UpdatePlace, share: ReadRows, shape: tuple[int, int, int]
     ) -> tuple[list[str], np.ndarray | None, np.ndarray | None]:
         """The preserve rows of a part of a share: their prompts, noise that is fresh in every update, and weights."""
         P = self.preserve_rows
@@ -250,7 +250,7 @@ class MatchedData:
         weights = np.array([0.0 if unit is None else weight for unit, _ in rows], np.float32)
         return texts, seeded_normal(seeds, shape).numpy(), weights
 
-    def _preserve_prompt(self, place: Place, unit: int, units: int, share: Rows) -> str:
+    def _preserve_prompt(self, place: UpdatePlace, unit: int, units: int, share: ReadRows) -> str:
         epoch, step, rank, world = place
         if self.preserve_prompts:
             first_row = unit * (2 if self.preserve_differences else 1)

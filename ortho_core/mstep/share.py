@@ -17,7 +17,7 @@ from ortho_core.framing.frame import Frame
 LISTS = ("rows", "row_names", "prompts", "frames", "preserve_prompts", "unusable")
 ARRAYS = ("noise", "kept", "targets", "images", "preserve_noise", "preserve_weights", "weights")
 #: The column of a packed share.
-PACKED = "share"
+PACKED_SHARE = "share"
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Share:
         for number, part in enumerate(self.parts):
             named = {f"{number}.{k}": getattr(part, k) for k in ARRAYS}
             arrays |= {name: np.ascontiguousarray(array) for name, array in named.items() if array is not None}
-        return {PACKED: np.array([save(arrays)], dtype=object)}
+        return {PACKED_SHARE: np.array([save(arrays)], dtype=object)}
 
     @staticmethod
     def of_row(row: Mapping[str, np.ndarray]) -> "Share":
         """The inverse of `as_row` and `packed`. The arrays are copies, because a table's arrays may be read-only."""
-        if PACKED in row:
-            arrays = load(bytes(row[PACKED][0]))
+        if PACKED_SHARE in row:
+            arrays = load(bytes(row[PACKED_SHARE][0]))
             several = [
                 Share(**texts, **{k: arrays.get(f"{number}.{k}") for k in ARRAYS})
                 for number, texts in enumerate(json.loads(arrays["texts"].tobytes()))
@@ -85,7 +85,7 @@ class Share:
         return Share(**parts)
 
 
-class Place(NamedTuple):
+class UpdatePlace(NamedTuple):
     """The place of a share: its update, and its worker of `world`."""
 
     epoch: int
@@ -95,7 +95,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class ReadRows:
     """Some rows as they are read, before they get their noise."""
 
     index: list[int]
@@ -110,10 +110,10 @@ class Rows:
     places: list[int] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)
 
-    def taken(self, some: Sequence[int], unusable: list[str]) -> "Rows":
+    def taken(self, some: Sequence[int], unusable: list[str]) -> "ReadRows":
         """Some of the rows, by their numbers among these."""
         lists = {name: [getattr(self, name)[k] for k in some] for name in ("index", "named", "prompts", "frames")}
         images = None if self.images is None else [self.images[k] for k in some]
         weights = None if self.weights is None else self.weights[list(some)]
         places = [self.places[k] for k in some] if self.places else []
-        return Rows(**lists, images=images, weights=weights, places=places, unusable=unusable)
+        return ReadRows(**lists, images=images, weights=weights, places=places, unusable=unusable)

@@ -29,7 +29,7 @@ ERRORS = ("latent", "drift")
 
 
 #: The most rows in `Validation.picture`.
-PICTURED = 8
+PICTURED_ROWS = 8
 
 
 def validated_rows(
@@ -131,7 +131,7 @@ class Validation:
 
     @torch.no_grad()
     def picture(
-        self, generator: OneStepGenerator, prompts: PromptCache, samples: Tensor, count: int = PICTURED
+        self, generator: OneStepGenerator, prompts: PromptCache, samples: Tensor, count: int = PICTURED_ROWS
     ) -> list[UInt8[Tensor, "V 3 Y X"]]:
         """Rows of uint8 images: targets, current images at matched noise, random samples of the start and current ones."""
         made = self._denoise(generator, prompts, self.matched[:count], self.matched_frames)

@@ -28,7 +28,7 @@ from ortho_core.mstep.share import Share
 from ortho_core.mstep.teacher import AdapterTeacher, FrozenTeacher, Teacher
 from ortho_core.mstep.unassigned import UnassignedRows
 from ortho_core.mstep.update import MStep, Outcome, autocast, half_dtype
-from ortho_core.mstep.validation import PICTURE, PICTURED, Validation, figures, validated_rows
+from ortho_core.mstep.validation import PICTURE, PICTURED_ROWS, Validation, figures, validated_rows
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pictures import padded
 from ortho_core.records.assignments import Assignments
@@ -332,13 +332,15 @@ class Training(TrainLoop[Share]):
         self.validations.append({"update": self.update, **values})
         self.write(values, "validation")
         if self.rank == 0 or sharded:
-            each = -(-PICTURED // len(self.validations_on))
+            each = -(-PICTURED_ROWS // len(self.validations_on))
             with self.step.autocast():
                 groups = [
                     one.picture(self.generator, self.prompts, some, each)
                     for one, some in zip(self.validations_on, samples, strict=True)
                 ]
-            rows = [padded([image for part in row for image in part][:PICTURED]) for row in zip(*groups, strict=True)]
+            rows = [
+                padded([image for part in row for image in part][:PICTURED_ROWS]) for row in zip(*groups, strict=True)
+            ]
             self.write_pictures(
                 dict(zip(PICTURE, rows, strict=True)), f"update-{self.update:06d}", "validation/samples"
             )

@@ -33,7 +33,9 @@ def test_the_model_s_own_size_stays_known_at_another(tiny_turbo):
 def test_sizes_that_do_not_fit_are_named(tiny_turbo):
     model = ModelFolder.open(tiny_turbo)
     check_sizes(model, ((24, 40), (40, 24)), 2)
-    with pytest.raises(UserError, match="24x42: both sides must be multiples of 4, the autoencoder's factor"):
+    with pytest.raises(
+        UserError, match="--buckets 24x42: both sides must be multiples of 8, the autoencoder's factor 4 times"
+    ):
         check_sizes(model, ((24, 40), (42, 24)), 2)
     with pytest.raises(UserError, match=r"--buckets 28x40: both sides must be multiples of 8, .* \(2\)"):
         check_sizes(model, ((24, 40), (40, 28)), 2)
