@@ -55,7 +55,7 @@ def check_sizes(model: ModelFolder, sizes: tuple[Size, ...], patches: int) -> No
     for size in sizes:
         if any(side % (factor * patches) for side in size):
             raise UserError(
-                f"--buckets {text_of(size)}: both sides must be multiples of {factor * patches}, the autoencoder's factor {factor} "
-                f"times the patch size and regions ({patches})"
+                f"--buckets {text_of(size)}: both sides must be multiples of {factor * patches}, the autoencoder's factor "
+                f"{factor} times the patch size and regions ({patches})"
             )
         model.at(size)  # a model with one size refuses others
