@@ -8,17 +8,19 @@ from ortho_core.device import pick_device
 from ortho_core.errors import BadRow, UserError
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.space import noise_space
+from ortho_core.framing.framing import Framing
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.loaded_files import planned_fingerprint
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.noise.seeded import noise_seed
 from ortho_core.pairs.decoding import to_images
-from ortho_core.pairs.images import decode_image
+from ortho_core.pairs.images import decode_framed
 from ortho_core.pictures import to_bytes
 from ortho_core.text.parsing import regular_bytes
 from rayjobs.invert.config import InvertJob
 from rayjobs.reports import one_search
 from rayjobs.reports.curves import loss_chart
+from rayjobs.reports.framed import line_of_one
 from rayjobs.verb.console import say
 from rayjobs.verb.models import open_model
 
@@ -51,12 +53,15 @@ def run(job: InvertJob) -> int:
     generator = load_generator(model, pick_device(job.device), job.dtype, quantize=job.quantize)
     try:
         content = regular_bytes(job.target_image, job.max_image_bytes)
-        pixels = decode_image(content, generator.image_size, job.target_image.name, job.max_image_pixels)
+        framing, name = Framing.at(generator.image_size), job.target_image.name
+        pixels, frame = decode_framed(content, framing, "", name, job.max_image_pixels)
     except BadRow as error:
         raise UserError(str(error)) from error
     except OSError as error:
         more = " (--max-image-bytes raises the limit)" if error.errno == errno.EFBIG else ""
         raise UserError(f"--target-image {job.target_image}: {error.strerror or error}{more}") from error
+    if line := line_of_one(frame):
+        say(f"{name} {line}")
     images = to_images([pixels]).to(generator.device)
     with torch.no_grad():
         condition = generator.encode_prompts([job.prompt])

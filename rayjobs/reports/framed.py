@@ -1,6 +1,7 @@
 """The line about what the sizes of the images take of the pictures of a set."""
 
-from ortho_core.framing.framing import Framing
+from ortho_core.framing.frame import Frame
+from ortho_core.framing.framing import Framing, lost
 from ortho_core.framing.image_size import text_of
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.survey.framed import Taken, some_sizes
@@ -13,6 +14,17 @@ def say_taken(pairs: PairSet, framing: Framing) -> None:
     pictures = some_sizes(pairs)
     if pictures and (line := line_of(Taken.of(framing, pictures), framing)):
         say(line)
+
+
+def line_of_one(frame: Frame) -> str:
+    """What the crop takes of one picture, after its name; empty if nothing is cut off or enlarged."""
+    share = lost(frame.original_width, frame.original_height, frame.size)
+    said = []
+    if share > 0:
+        said.append(f"the crop to {text_of(frame.size)} cuts off {percent(share)} of it (--size for another shape)")
+    if frame.enlarged > 1:
+        said.append(f"it is enlarged {frame.enlarged:.1f} times")
+    return f"has {frame.original_width}×{frame.original_height} pixels: {'; '.join(said)}" if said else ""
 
 
 def line_of(taken: Taken, framing: Framing) -> str:
