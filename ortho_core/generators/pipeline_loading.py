@@ -65,10 +65,10 @@ def load_pipeline(folder: ModelFolder, dtype: torch.dtype, loras: tuple[LoraFile
         pipeline: DiffusionPipeline = CLASSES[kind].from_pretrained(
             configs, local_files_only=True, **networks, **built_in, **LEFT_OUT[kind]
         )
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, SafetensorError) as error:
         check_safetensors(base.place / name for name in base.all_files if name.endswith(".safetensors"))
         source_kind = "checkpoint" if base.checkpoint else "model folder"
-        raise UserError(f"{source_kind} {base.path} does not load as {kind}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{source_kind} {base.path} does not load as {kind}: {first_line(error)}") from error
     return pipeline
 
 
@@ -153,6 +153,11 @@ class CheckpointSource:
 
     def original(self, layer: str) -> Tensor | None:
         return self._unet.get(f"{layer}.weight")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text that has one; the message of a missing package begins with an empty line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _class_of(base: ModelFolder, name: str) -> Any:

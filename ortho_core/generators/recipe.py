@@ -1,5 +1,6 @@
 """The settings of a model's one step, read from its folder without PyTorch."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class OneStepRecipe:
                 raise ValueError(f"{self.scheduler} is not a scheduler")
             scheduler = started(kind.from_config(dict(self.config)), self.timestep)
             scale = float(scheduler.init_noise_sigma)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise UserError(f"does not define the scale of the noise: {error!r}; give it with --noise-scale") from error
         # Rounded, because machines differ in the last bit and plans contain the number.
         return round(scale, 6)
@@ -37,7 +38,9 @@ class OneStepRecipe:
 def started(scheduler: Any, timestep: int | None) -> Any:
     """The scheduler, set up for one step."""
     if timestep is None:
-        scheduler.set_timesteps(1)
+        named = inspect.signature(scheduler.set_timesteps).parameters
+        # SCM, of SANA-Sprint, divides its steps at a timestep in between unless it is told that there is none.
+        scheduler.set_timesteps(1, **({"intermediate_timesteps": None} if "intermediate_timesteps" in named else {}))
     else:
         scheduler.set_timesteps(timesteps=[timestep])
     return scheduler
