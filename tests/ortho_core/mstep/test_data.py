@@ -324,3 +324,14 @@ def test_the_mean_noise_is_scaled_to_each_size():
     scaled = map_at(noise, (4, 6, 10))
     assert scaled.shape == (4, 6, 10)
     np.testing.assert_allclose(scaled.mean((1, 2)), noise.mean((1, 2)), atol=0.05)
+
+
+def test_a_compiled_network_gets_one_shape_for_each_size(assigned_mixed):
+    """In all updates of an epoch, also those of remainders."""
+    source = mixed(assigned_mixed, 6, preserve_rows=3, preserve_prompts=("one", "two"), micro_batches=3, pads=True)
+    shapes = set()
+    for number in range(source.order.updates):
+        for part in source.share(0, number).parts:
+            split = 3 if part.weights is None else 1
+            shapes.add((*part.noise.shape[2:], len(part.noise) / split, len(part.preserve_noise) / split))
+    assert sorted(shapes) == [(6, 10, 2, 1), (8, 8, 2, 1), (10, 6, 2, 1)]
