@@ -111,7 +111,7 @@ def test_it_is_said_before_the_work_what_the_crop_takes(assigned_mixed, tiny_tur
         "the crop cuts off 26% of a picture on average, 40% at most to 32x32; --buckets auto cuts off less"
     )
     assert run(job(pairs, tiny_turbo, tmp_path / "large", workers="0", buckets="48x80,64x64,80x48")) == 0
-    assert "; 22 pictures are smaller and are enlarged, up to 1.3 times" in capfd.readouterr().err
+    assert "; 22 pictures are smaller and are enlarged, up to 1.5 times" in capfd.readouterr().err
 
 
 def test_a_picture_that_is_too_long_for_all_sizes_is_quarantined(digits, tiny_turbo, tmp_path):
