@@ -54,6 +54,14 @@ class Share:
         """The rows of each size."""
         return replace(self, others=()), *self.others
 
+    @property
+    def real_rows(self) -> list[int]:
+        """The numbers, over all parts, of the rows that do not fill up a part."""
+        fills = [
+            part.weights is not None and part.weights[k] == 0 for part in self.parts for k in range(len(part.rows))
+        ]
+        return [number for number, fill in enumerate(fills) if not fill]
+
     def as_row(self) -> dict[str, np.ndarray]:
         """A share of one part as a table of one row: arrays with a first axis of 1, texts as JSON."""
         texts = {k: json.dumps(getattr(self, k)) for k in LISTS}

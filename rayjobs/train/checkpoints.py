@@ -82,8 +82,8 @@ class CheckpointFolders:
 
     def _mark(self, generator: OneStepGenerator) -> None:
         """Record the sizes of images in the model, if there are several: then later commands use them by default."""
-        if len(self.sizes) > 1:
-            generator.buckets = self.sizes  # type: ignore[attr-defined]
+        if hasattr(generator, "buckets"):
+            generator.buckets = self.sizes if len(self.sizes) > 1 else ()
 
     def _gathered(self) -> dict[str, Any] | None:
         """The full weights of a sharded network, in rank 0's CPU memory; None if it is not sharded."""

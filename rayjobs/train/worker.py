@@ -137,6 +137,11 @@ class Training(TrainLoop[Share]):
         """The precision of weights that do not train."""
         return COMPUTES_IN[self.half] if self._halved else "float32"
 
+    @property
+    def _are_parts_own(self) -> bool:
+        """Whether each worker sorts its own rows by size, so that only the numbers of real rows are equal."""
+        return isinstance(self.data.source, UnassignedRows)
+
     def _load(self) -> OneStepGenerator:
         job = self.job
         if job.compile:
@@ -210,7 +215,7 @@ class Training(TrainLoop[Share]):
                     self.prompts,
                     job.rows_at_once,
                     self.data.center,
-                    None if framing.is_one_size else framing,
+                    framing if framing.tells_frames or not framing.is_one_size else None,
                     counted,
                 )
                 for mine, counted in rows
@@ -243,11 +248,13 @@ class Training(TrainLoop[Share]):
             # Copied to the host meanwhile; complete when the update has read its figures.
             matched.append(to_host(torch.stack(totals).sum(0)))
             if self.latest is not None:
-                kept = to_host(self.all_rows(torch.cat([self.latest.flattened(part.noise) for part in ready])))
+                noise = torch.cat([self.latest.flattened(part.noise) for part in ready])
+                kept = to_host(self.all_rows(noise[batch.real_rows] if self._are_parts_own else noise))
         outcome = self.step.update(ready[0] if ready[0].weights is None else ready)
         if self.latest is not None:
             assert kept is not None
             rows = [row for part in batch.parts for row in part.rows]
+            rows = [rows[k] for k in batch.real_rows] if self._are_parts_own else rows
             self.latest.remember([row for of_worker in self.from_all(rows) for row in of_worker], kept)
         if not outcome.applied:
             self._skip(batch, outcome)

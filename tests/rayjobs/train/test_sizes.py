@@ -83,6 +83,9 @@ def test_pairs_alone_are_trained_on_at_the_sizes_of_the_options(assigned_mixed, 
         assert run(job(assigned_mixed, tiny_turbo, out, num_workers=workers, **options)) == 0
         assert len(history(out)) == 6
     assert_same_lines(history(outs[1]), history(outs[0]), 1e-3)
+    latest = {"noise": "online", "match_steps": "1", "match_refresh": 0.5, "match_keep": "latest"}
+    assert run(job(assigned_mixed, tiny_turbo, tmp_path / "latest", num_workers=2, **{**options, **latest})) == 0
+    assert len(history(tmp_path / "latest")) == 6
     with pytest.raises(UserError, match="--parallel fsdp: pairs without assignments"):
         run(job(assigned_mixed, tiny_turbo, tmp_path / "out", parallel="fsdp", num_workers=2, **options))
 
