@@ -32,6 +32,7 @@ from ortho_core.estep.engines import Engines
 from ortho_core.estep.objective import Reconstruction
 from ortho_core.estep.rows import PairRows
 from ortho_core.estep.shard_assigner import RecordConfig, ShardAssigner
+from ortho_core.framing.framing import Framing
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
@@ -246,7 +247,9 @@ def driver_at(rows: int, scratch: Path) -> dict[str, float]:
     ledger, pairs, todo = todo_of(job)
     planned = time.perf_counter()
     done, peak = [], 0.0
-    search = TrivialSearch(job, ModelFolder.open(job.model), Reconstructing(job), ledger.plan, pairs)
+    search = TrivialSearch(
+        job, ModelFolder.open(job.model), Reconstructing(job, Framing.at(Trivial.image_size)), ledger.plan, pairs
+    )
     for receipt in receipts(job, ledger, todo, search):
         assert not receipt.error, receipt.error
         done.append((time.perf_counter(), receipt.assigned))

@@ -100,6 +100,15 @@ def test_the_scale_program_runs_in_miniature(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_program_of_sizes_compares_five_with_one(tmp_path):
+    run("buckets", "--rows", "70", "--rounds", "1", "--out", str(tmp_path / "x.json"))
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert set(found["five over one"]) == {"e_step_steady", "e_step_with_start", "e_step_filled", "m_step"}
+    assert all(len(each) == 1 for rates in found["rates"].values() for each in rates.values())
+    assert all(crop["mean"] < crop["square"] for crop in found["crops"].values())
+
+
+@pytest.mark.slow
 def test_memory_counted_without_numbers_is_that_of_real_tensors():
     from torch._subclasses import FakeTensorMode
 

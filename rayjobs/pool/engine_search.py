@@ -69,11 +69,12 @@ class EngineSearch:
         generator = self.generator(place.device)
         rows = self.goal.rows(generator, self.pairs, place.decoder)
         slots = self.slots(rows, generator, self.goal.config, notes)
-        sizes = plan.framing(self.model.image_size).sizes
+        framing = plan.framing(self.model.image_size)
+        sizes = () if framing.is_one_size else framing.sizes
         if (
             self.settings.compile
         ):  # only after the slots are counted: counting would compile every batch size that it tries
-            allow_graphs(len(sizes))
+            allow_graphs(len(framing.sizes))
             compiled: Any = torch.compile(generator.trainable, dynamic=False)
             generator.trainable = compiled
         engines = Engines(generator, self.goal.config, slots, rows.objective, notes.append, sizes)
