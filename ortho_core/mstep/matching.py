@@ -116,17 +116,20 @@ class OnlineMatching:
 
     def _size_of(self, noise: Tensor) -> Size:
         """The size of the images at this noise."""
+        if _shape_of(noise) == tuple(self.generator.latent_shape):
+            return self.generator.image_size
         factor = self.generator.image_size[0] // self.generator.latent_shape[1]
         return noise.shape[2] * factor, noise.shape[3] * factor
 
     def _match(self, part: SftBatch, steps: int) -> tuple[Float[Tensor, "S C H W"], Float[Tensor, "S 2"]]:
         base = part.noise
         inputs = self.objective.inputs(part.condition, part.target_latents, part.images)
-        if tuple(base.shape) not in self._slots:
+        slots = self._slots.get(tuple(base.shape))
+        if slots is None:
             space, sensitivity = noise_space(self.search, _shape_of(base)), self.sensitivities.get(_shape_of(base))
-            made = empty_slots(space, self.objective, self.search, sensitivity, base, inputs)
-            self._slots[tuple(base.shape)] = made
-        slots = self._slots[tuple(base.shape)]
+            slots = empty_slots(space, self.objective, self.search, sensitivity, base, inputs)
+            if part.weights is None:  # parts of remainders have any number of rows: to keep slots for each would add up
+                self._slots[tuple(base.shape)] = slots
         start = base.new_zeros(len(base), slots.space.parameters)
         slots.enter(torch.arange(len(base), device=base.device), base, start, inputs)
         for _ in range(steps):

@@ -85,7 +85,11 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     validation: Location | None = resolved(
         None, description="assignments of held-out pairs, made by `ortho assign` with the starting model"
     )
-    validation_rows: int = decides(64, ge=1, description="how many held-out rows to validate on, from the first")
+    validation_rows: int = decides(
+        64,
+        ge=1,
+        description="how many held-out rows to validate on: the first; of images of several sizes, rows spread over the set",
+    )
     validate_every: int = decides(0, ge=0, description="updates between validations (0: at the end of each epoch)")
     save_every: int = decides(1, ge=0, description="epochs between saved checkpoint-epoch-NNN (0: only best and final)")
     max_skipped_updates: int = conduct(

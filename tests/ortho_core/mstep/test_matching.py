@@ -172,3 +172,16 @@ def test_evaluations_go_evenly_from_the_first_number_to_the_last():
     assert [k for k in range(10) if constant.match_measures_at(k)] == [0]
     with pytest.raises(ValueError, match="match_steps"):
         MatchingConfig(match_steps="0")
+
+
+def test_the_size_at_a_noise_is_the_generator_s_own_or_follows_from_its_factor(moved):
+    """Also for flat noise, whose images need not be squares."""
+
+    class Flat:
+        latent_shape, image_size = (16, 1, 1), (28, 20)
+
+    one = matching(moved)
+    assert one._size_of(torch.zeros(2, 4, 8, 8)) == (32, 32)
+    assert one._size_of(torch.zeros(2, 4, 6, 10)) == (24, 40)
+    one.generator = Flat()
+    assert one._size_of(torch.zeros(2, 16, 1, 1)) == (28, 20)
