@@ -32,6 +32,10 @@ def work_through(
     starting = f"starting {several} the model" if workers else "loading the model"
     progress = Progress(verb, ledger.plan.rows, "rows", done=rows, starting=starting)
     loss, assigned, example = 0.0, 0, f"see {job.out}/failures.jsonl"
+    #: Shards that failed as a whole. Other workers finish them before the first shard, so they are not settled before it: if it
+    #: fails as well, the run ends with nothing written, and all rows are tried again once the cause is mended.
+    held: list[Receipt] = []
+    first_is_open = 0 in todo and not todo[0].task.revision
     for receipt in receipts(job, ledger, list(todo.values()), search):
         work, failures = todo[receipt.shard], receipt.failures
         if receipt.notes:
@@ -44,7 +48,11 @@ def work_through(
                 raise RunFailed(
                     f"every row of the first shard failed ({reasons}), so the run was ended; first row: {failures[0].message}"
                 )
-            ledger.commit(work.task, ShardResult(failures=list(failures)))
+            held.append(receipt)
+        first_is_open = first_is_open and work.shard.index != 0
+        while held and not first_is_open:
+            one = held.pop()
+            ledger.commit(todo[one.shard].task, ShardResult(failures=list(one.failures)))
         loss += receipt.loss
         assigned += receipt.assigned
         quarantined += receipt.quarantined + len(failures)

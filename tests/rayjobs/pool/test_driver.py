@@ -4,6 +4,8 @@ import pytest
 
 from ortho_core.errors import RunFailed
 from ortho_core.pairs.decoding import usable_rows
+from ortho_core.pairs.pair_set import PairSet
+from ortho_core.pairs.rows import PairFields
 from ortho_core.records.parts import read_part
 from rayjobs.pool.driver import work_through
 from tests.rayjobs.pool.lengths import ROWS, Lengths, LengthsJob, begin
@@ -32,6 +34,29 @@ def test_a_search_of_ones_own_runs_in_this_process_and_resumes(pairs, tmp_path, 
     again, _ = measure(pairs, tmp_path / "out", 0)
     assert again == expected
     assert [part for part in parts if part.stat().st_mtime_ns != before[part]] == [parts[2]]
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_failed_shards_wait_for_the_first(digits, tmp_path, sound):
+    """Workers finish in any order; here the first shard is the last. Nothing is settled unless one of its rows succeeds."""
+    lines = (digits / "pairs.jsonl").read_text().splitlines()[:1] if sound else []
+    lines += ['{"prompt": " ", "image": "0.png"}'] * (ROWS - len(lines))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    pairs = PairSet(tmp_path / "pairs.jsonl", PairFields(image_root=digits))
+    ledger, shards = begin(pairs, tmp_path / "out")
+    survey = ledger.survey()
+
+    def backwards():
+        job = LengthsJob(str(tmp_path / "out"), (0, 0))
+        work_through(job, ledger, survey._replace(todo=survey.todo[::-1]), shards, Lengths(pairs))
+
+    if sound:
+        backwards()
+        assert (ledger.finish().assigned, ledger.finish().quarantined) == (1, ROWS - 1)
+    else:
+        with pytest.raises(RunFailed, match="every row of the first shard failed"):
+            backwards()
+        assert not list((tmp_path / "out").glob("part-*"))
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -46,11 +46,13 @@ def killed_and_resumed(given: TrackerSettings, out: Path) -> None:
         killed.log(update, {"train/loss": 1 / update, "validation/drift": math.nan if update == 10 else 0.25})
         killed.image(update, "validation/samples", pixels)
     if given.wandb:
-        killed._close(finished=False)  # one process may not have two of a run; and folders are named after the second
-        time.sleep(1.1)
+        killed._close(finished=False)  # one process may not have two of a run
     else:
         for lane in killed._lanes:  # all was handed on, and nothing says that the run ended
             lane.thread.shutdown()
+    time.sleep(
+        1.1
+    )  # W&B's folders and TensorBoard's files are named after the second, and read in the order of their names
     with Trackers(given, out, "my run", {**CONFIG, "lr": 2e-4}, RUN, 10) as trackers:
         for update in (15, 20):
             trackers.log(update, {"train/loss": 1 / update, "validation/drift": math.inf})
@@ -79,7 +81,8 @@ def test_tensorboard_shows_each_update_once(tmp_path):
 def test_tensorboard_starts_over_without_a_checkpoint(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for _ in range(2):
+    for run in range(2):
+        time.sleep(1.1 * run)  # files of one second are read in the order of a counter's digits, 10 before 9
         with Trackers(settings(tensorboard=True), tmp_path, "my run", CONFIG, RUN, 0) as trackers:
             trackers.log(5, {"train/loss": 1.0})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
