@@ -106,6 +106,7 @@ def write_folder(folder: Path, shape: dict[str, Any]) -> ModelFolder:
         latent_shape=(4, side, side),
         target_shape=(4, side, side),
         image_size=(8 * side, 8 * side),
+        size_multiple=8,
         recipe=None,
         class_config=None,
         configurations={"sides": str(shape)},

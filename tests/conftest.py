@@ -62,6 +62,20 @@ def generator(tiny_turbo):
 
 
 @pytest.fixture(scope="session")
+def sana_sprint(tmp_path_factory) -> Path:
+    from tests.small_flows import save_sana_sprint
+
+    return save_sana_sprint(tmp_path_factory.mktemp("models") / "tiny-sana-sprint")
+
+
+@pytest.fixture(scope="session")
+def flux(tiny_turbo, tmp_path_factory) -> Path:
+    from tests.small_flows import save_flux
+
+    return save_flux(tiny_turbo, tmp_path_factory.mktemp("models") / "tiny-flux")
+
+
+@pytest.fixture(scope="session")
 def batch(generator, digits):
     """Eight example pairs: condition, images, target latents."""
     from ortho_core.pairs.decoding import to_images

@@ -10,17 +10,13 @@ from ortho_core.framing.frame import Size
 from ortho_core.framing.framing import STEPS_A_SIDE, auto_sizes
 from ortho_core.framing.image_size import text_of
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
-from ortho_core.generators.part_files import read_json
 
 
 def needed_step(model: ModelFolder, patches: int) -> int:
-    """The number of pixels that divides the sides: for the autoencoder, the network's halvings, and `patches` latent pixels
-    (patch size × regions)."""
+    """The number of pixels that divides the sides: for the autoencoder, for what the network need not pad, and for `patches`
+    latent pixels (patch size × regions)."""
     factor = model.image_size[0] // model.latent_shape[1]
-    unet = read_json((model.base.configs or model.base.path) / "unet" / "config.json")
-    blocks = unet.get("block_out_channels")
-    halvings = len(blocks) - 1 if isinstance(blocks, list) and blocks else 0
-    return factor * math.lcm(2**halvings, patches)
+    return factor * math.lcm(model.adapter.comfortable(model.network_config), patches)
 
 
 def own_size(model: ModelFolder) -> Size:
@@ -52,10 +48,11 @@ def automatic(model: ModelFolder, resolution: int, patches: int) -> tuple[Size, 
 def check_sizes(model: ModelFolder, sizes: tuple[Size, ...], patches: int) -> None:
     """Raises UserError if the autoencoder does not divide a size, or if its noise map cannot be cut into patches and regions."""
     factor = model.image_size[0] // model.latent_shape[1]
+    needed = math.lcm(model.size_multiple or 1, factor * patches)
     for size in sizes:
-        if any(side % (factor * patches) for side in size):
+        if any(side % needed for side in size):
             raise UserError(
-                f"--buckets {text_of(size)}: both sides must be multiples of {factor * patches}, the autoencoder's factor "
-                f"{factor} times the patch size and regions ({patches})"
+                f"--buckets {text_of(size)}: both sides must be multiples of {needed}, for the autoencoder's factor {factor} and "
+                f"the patch size and regions ({patches})"
             )
         model.at(size)  # a model with one size refuses others

@@ -1,4 +1,4 @@
-"""One-step text-to-image pipelines of diffusers: SDXL Turbo, SD-Turbo and models derived from them.
+"""One-step text-to-image pipelines of diffusers; what distinguishes their kinds is in `pipelines/`.
 
 Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 """
@@ -6,24 +6,26 @@ Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image.
 import copy
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from ortho_core.device import Constant, to_device
 from ortho_core.errors import UserError
-from ortho_core.framing.frame import Frame
 from ortho_core.framing.image_size import text_of
 from ortho_core.generators.lora import adapter_file, attach_lora, has_lora, write_lora
-from ortho_core.generators.model_folder import ModelFolder, write_lora_reference
+from ortho_core.generators.lora_reference import write_lora_reference
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.one_step import OneStep
 from ortho_core.generators.origin import base_name
 from ortho_core.generators.pipeline_files import RECIPE
 from ortho_core.generators.pipeline_loading import load_pipeline
+from ortho_core.generators.pipelines.adapter import PartConfig
+from ortho_core.generators.pipelines.kinds import adapter_of
 from ortho_core.generators.precision import run_network
 from ortho_core.generators.protocol import Condition
 from ortho_core.generators.quantized import is_quantized, quantize_layers
@@ -45,34 +47,28 @@ class DiffusersGenerator:
     """
 
     loaded_fingerprint: str | None = None
+    #: Whether the text encoders are parked after each encoding.
+    parks_text = False
 
-    def __init__(self, pipeline: DiffusionPipeline, timestep: int | None = None) -> None:
-        """`timestep`: the timestep that the weights were distilled for, if it is not the scheduler's first."""
-        self.pipeline, self.timestep = pipeline, timestep
+    def __init__(self, pipeline: DiffusionPipeline, timestep: int | None = None, guidance: float | None = None) -> None:
+        """`timestep`: the timestep that the weights were distilled for, if it is not the scheduler's first. `guidance`: the
+        guidance scale, if it is an input of the network and not the usual one of its kind."""
+        self.pipeline, self.adapter = pipeline, adapter_of(pipeline)
+        self.timestep, self.guidance = timestep, guidance
         #: The sizes of images that it was trained at, as `WIDTHxHEIGHT`; empty: its own size. Saved with it.
         self.buckets: tuple[str, ...] = ()
         #: The folder that it was loaded from.
         self.folder: ModelFolder | None = None
-        #: The device that `park` moves parts to, and whether the text encoders are parked after each encoding.
-        self.host, self.parks_text = torch.device("cpu"), False
-        unet, vae = pipeline.unet, pipeline.vae
-        if unet.config.time_cond_proj_dim is not None:
-            raise UserError(
-                "a UNet with a guidance embedding (time_cond_proj_dim) is not supported as a one-step model"
-            )
-        self.step = OneStep.of(pipeline.scheduler, timestep)
-        size = unet.config.sample_size
-        H, W = (size, size) if isinstance(size, int) else size
-        self.latent_shape = (int(unet.config.in_channels), int(H), int(W))
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.image_size = (int(H) * factor, int(W) * factor)
-        self.trainable: nn.Module = unet
-        mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
-        channels = self.latent_shape[0]
-        mean, std = (
-            torch.tensor(each).view(1, channels, 1, 1) for each in (mean or [0.0] * channels, std or [1.0] * channels)
-        )
-        self._latent_mean, self._latent_scale = Constant(mean), Constant(vae.config.scaling_factor / std)
+        #: The device that `park` moves parts to.
+        self.host = torch.device("cpu")
+        self.step = self.adapter.in_network_terms(OneStep.of(pipeline.scheduler, timestep))
+        network, vae = (PartConfig(dict(part.config), Path(name)) for name, part in self._configured())
+        self.latent_shape, self.image_size = self.adapter.shapes(network, vae)
+        self.guidance_input = self.adapter.guidance_input(network.content, guidance)
+        self.trainable: nn.Module = self.network
+        C = self.latent_shape[0]
+        mean, factor = (torch.tensor(each).view(1, C, 1, 1) for each in self.adapter.scale(vae.content, C))
+        self._latent_mean, self._latent_scale = Constant(mean), Constant(factor)
 
     @staticmethod
     def load(
@@ -91,24 +87,45 @@ class DiffusersGenerator:
         adapted = folder.lora_base is not None
         merged = () if keep_adapter or not adapted else (adapter_file(folder),)
         pipeline = load_pipeline(folder, dtype, (*merged, *folder.loras))
-        generator = DiffusersGenerator(pipeline, folder.recipe.timestep if folder.recipe is not None else None)
-        generator.folder = folder
-        generator.buckets = folder.recipe.buckets if folder.recipe is not None else ()
+        recipe = folder.recipe
+        assert recipe is not None
+        generator = DiffusersGenerator(pipeline, recipe.timestep, recipe.guidance)
+        generator.folder, generator.buckets = folder, recipe.buckets
         generator.latent_shape, generator.image_size = folder.latent_shape, folder.image_size
-        quantize_layers(pipeline.unet, quantize, device)
+        quantize_layers(generator.network, quantize, device, generator.adapter.unpacked)
         if adapted and keep_adapter:
-            attach_lora(pipeline.unet, folder.path)
+            attach_lora(generator.network, folder.path)
         # Not `pipeline.to`, which warns that a CPU cannot run float16 parts; PyTorch can.
         for name in folder.base.networks:
             _place(getattr(pipeline, name), device)
         if device.type == "cuda":  # convolutions are fastest in this memory format
-            pipeline.unet.to(memory_format=torch.channels_last)
+            generator.network.to(memory_format=torch.channels_last)
         return generator
 
     @property
+    def half(self) -> str:
+        """The half precision that the weights were made for, that of `auto` on a GPU."""
+        return self.adapter.half
+
+    def compute_twice(self) -> None:
+        """Compute activations again in the backward pass, to store fewer of them."""
+        network: Any = self.network
+        network.enable_gradient_checkpointing()
+
+    @property
+    def network(self) -> nn.Module:
+        """The network without wrappers; `trainable` may be a wrapper of it."""
+        network: nn.Module = getattr(self.pipeline, self.adapter.network)
+        return network
+
+    def _configured(self) -> list[tuple[str, Any]]:
+        names = (self.adapter.network, "vae")
+        return [(name, getattr(self.pipeline, name)) for name in names]
+
+    @property
     def device(self) -> torch.device:
-        # Not `unet.device`, which iterates over all parameters at each call.
-        parameter: Tensor = next(self.pipeline.unet.parameters())
+        # Not `network.device`, which iterates over all parameters at each call.
+        parameter: Tensor = next(self.network.parameters())
         return parameter.device
 
     def at(self, size: tuple[int, int]) -> "DiffusersGenerator":
@@ -116,8 +133,9 @@ class DiffusersGenerator:
             return self
         C, H, _ = self.latent_shape
         factor = self.image_size[0] // H
-        if any(side % factor for side in size):
-            raise UserError(f"{text_of(size)} is not a size of this model: both sides must be multiples of {factor}")
+        needed = factor * self.adapter.packing(dict(self._configured()[0][1].config))
+        if any(side % needed for side in size):
+            raise UserError(f"{text_of(size)} is not a size of this model: both sides must be multiples of {needed}")
         other = copy.copy(self)
         other.latent_shape, other.image_size = (C, size[0] // factor, size[1] // factor), size
         return other
@@ -125,58 +143,35 @@ class DiffusersGenerator:
     def base_noise(self, seeds: list[int]) -> Tensor:
         return to_device(seeded_normal(seeds, self.latent_shape), self.device)
 
-    def _text_encoders(self) -> list[nn.Module]:
-        parts = (self.pipeline.text_encoder, getattr(self.pipeline, "text_encoder_2", None))
-        return [part for part in parts if part is not None]
-
     def park(self, *, text: bool = False, autoencoder: bool = False) -> None:
-        for part in (self._text_encoders() if text else []) + ([self.pipeline.vae] if autoencoder else []):
+        texts = self.adapter.text_encoders(self.pipeline) if text else []
+        for part in (*texts, *([self.pipeline.vae] if autoencoder else [])):
             _place(part, self.host)
 
     def encode_prompts(self, prompts: list[str]) -> Condition:
-        for part in self._text_encoders():
+        for part in self.adapter.text_encoders(self.pipeline):
             _place(part, self.device)
-        encoded = self.pipeline.encode_prompt(
-            prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        condition = {"encoder_hidden_states": encoded[0]}
-        if isinstance(self.pipeline, StableDiffusionXLPipeline):
-            # SDXL's micro-conditioning for an uncropped image: original size, crop corner, target size.
-            ids = torch.tensor([Frame.plain(self.image_size)], dtype=encoded[0].dtype)
-            condition |= {"text_embeds": encoded[2], "time_ids": to_device(ids, self.device).repeat(len(prompts), 1)}
+        condition = self.adapter.encode_prompts(self.pipeline, prompts, self.image_size)
         if self.parks_text:
             self.park(text=True)
         return Condition(condition)
 
     def count_truncated(self, prompts: list[str]) -> int:
-        tokenizers = [self.pipeline.tokenizer, getattr(self.pipeline, "tokenizer_2", None)]
-        return sum(
-            any(len(t(prompt).input_ids) > t.model_max_length for t in tokenizers if t is not None)
-            for prompt in prompts
-        )
+        return sum(self.adapter.is_truncated(self.pipeline, prompt) for prompt in prompts)
 
     def encode_images(self, images: Tensor) -> Tensor:
         vae = _place(self.pipeline.vae, self.device)
-        latents = vae.encode(images.to(self.device, vae.dtype) * 2 - 1).latent_dist.mean
+        latents = self.adapter.encode(vae, images.to(self.device, vae.dtype) * 2 - 1)
         return (latents - self._latent_mean.beside(latents)) * self._latent_scale.beside(latents)
 
     def denoise(self, noise: Tensor, condition: Condition) -> Tensor:
-        tensors = dict(condition.tensors)
-        added = {k: tensors.pop(k) for k in ("text_embeds", "time_ids") if k in tensors}
-        dtype = tensors["encoder_hidden_states"].dtype
+        tensors = condition.tensors
         timestep = torch.full((len(noise),), self.step.timestep, device=noise.device)
 
         def network(x: Tensor) -> Tensor:
-            output: Tensor = self.trainable(
-                x,
-                timestep,
-                encoder_hidden_states=tensors["encoder_hidden_states"],
-                added_cond_kwargs=added or None,
-                return_dict=False,
-            )[0]
-            return output
+            return self.adapter.call(self.trainable, x, timestep, tensors, self.guidance_input)
 
-        output = run_network(network, noise * self.step.input_scale, dtype)
+        output = run_network(network, noise * self.step.input_scale, tensors["encoder_hidden_states"].dtype)
         return self.step.noise_weight * noise + self.step.output_weight * output
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -194,7 +189,7 @@ class DiffusersGenerator:
         base, for quantised weights, and for a pipeline that has no single-file format.
         """
         base, title = None, "/".join(Path(folder).absolute().parts[-2:])
-        if has_lora(self.pipeline.unet):
+        if has_lora(self.network):
             if self.folder is None:
                 raise ValueError(
                     "a LoRA folder refers to its base, but the generator has no `folder`: load it with `load_generator`"
@@ -205,16 +200,16 @@ class DiffusersGenerator:
                     f"the LoRA folder {folder} would replace its base model {base.path}; choose another place"
                 )
 
-        elif is_quantized(self.pipeline.unet):
+        elif is_quantized(self.network):
             raise UserError("weights in int8 or nf4 are not saved as a model: load the model without --quantize")
 
         def write(aside: Path) -> None:
             if base is not None:
-                write_lora(self.pipeline.unet, aside, title, base_name(base.path))
-                write_lora_reference(aside, base)
+                write_lora(self.network, aside, self.adapter, title, base_name(base.path))
+                write_lora_reference(aside, base.path, base.fingerprint)
             else:
                 self.pipeline.save_pretrained(aside, safe_serialization=True)
-                recipe = {"timestep": self.timestep, "buckets": list(self.buckets)}
+                recipe = {"timestep": self.timestep, "guidance": self.guidance, "buckets": list(self.buckets)}
                 if recipe := {name: value for name, value in recipe.items() if value not in (None, [])}:
                     (aside / RECIPE).write_text(json.dumps(recipe))
                 if single_file:

@@ -29,8 +29,8 @@ def load_generator(
     """Load the generator in `folder` onto `device`, its network in `dtype`, its weights frozen (`MStep` makes them trainable).
 
     `folder` is a path (a diffusers folder, a LoRA folder, a `.safetensors` checkpoint) or an opened `ModelFolder`. `device` is a
-    PyTorch device, or `auto`: a GPU if there is one. `dtype` is float32, float16, bfloat16, or `auto`: float16 on a GPU for
-    networks that support it, else float32.
+    PyTorch device, or `auto`: a GPU if there is one. `dtype` is float32, float16, bfloat16, or `auto`: on a GPU the half
+    precision that the model was made for, else float32.
 
     `gradient_checkpointing` computes activations twice to store fewer of them. A LoRA folder's adapter is merged into the
     network; with `keep_adapter` it stays separate and trainable, in float32. `quantize` (int8, nf4) packs the frozen weights
@@ -48,7 +48,7 @@ def load_generator(
     check_quantize(folder, quantize)
     if folder.lora_base is not None:
         _ = folder.fingerprint  # raises if the base is not the one that the adapter was trained on
-    computes_in = network_dtype(dtype, device, halves=folder.kind != CLASS_KIND)
+    computes_in = network_dtype(dtype, device, folder.half)
     files = LoadedFiles(folder, str(computes_in).removeprefix("torch."))
     with as_planned(files.planned, files.now):
         generator = _load(folder, torch.device(device), computes_in, gradient_checkpointing, keep_adapter, quantize)
@@ -84,5 +84,5 @@ def _load(
         quantize=quantize,
     )
     if gradient_checkpointing:
-        generator.pipeline.unet.enable_gradient_checkpointing()
+        generator.compute_twice()
     return generator

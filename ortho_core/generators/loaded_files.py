@@ -8,13 +8,11 @@ from pathlib import Path
 
 from ortho_core.errors import UserError
 from ortho_core.generators.checkpoint_file import MERGES_FILE
-from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder, fingerprint_over
+from ortho_core.generators.fingerprints import fingerprint_over
+from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from ortho_core.generators.part_files import weights_of
 from ortho_core.generators.pipeline_files import PipelineFiles
 from ortho_core.storage.hashes import content_hash
-
-#: The dtypes that `--dtype auto` may select.
-LEFT_OPEN = {"auto": ("float32", "float16")}
 
 
 def planned_fingerprint(model: ModelFolder, *dtypes: str) -> str:
@@ -24,7 +22,7 @@ def planned_fingerprint(model: ModelFolder, *dtypes: str) -> str:
     Raises UserError for a file that cannot be read, and for a LoRA folder as `ModelFolder.fingerprint` does.
     """
     for dtype in dtypes:
-        for computed in LEFT_OPEN.get(dtype, (dtype,)):
+        for computed in ("float32", *filter(None, [model.half])) if dtype == "auto" else (dtype,):
             model.base.hashes_of(LoadedFiles(model, computed).files)
     return model.fingerprint
 

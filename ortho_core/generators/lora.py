@@ -5,6 +5,7 @@ that no second copy of the base weights is needed.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,13 +22,14 @@ from ortho_core.generators.kohya import KOHYA_WEIGHTS, write_kohya
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.lora_files import LORA_WEIGHTS, LoraFile
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.pipelines.adapter import PipelineAdapter
 from ortho_core.text.parsing import json_object, texts_of
 
 #: Names of the two adapters in a network: the trained one (PEFT's and diffusers' default name), and its frozen copy.
 TRAINED, TEACHER = "default", "teacher"
 
-#: Diffusers' names in an adapter file: the header entry that describes the adapter, and the prefix of UNet tensors.
-DESCRIPTION, UNET = "lora_adapter_metadata", "unet."
+#: Diffusers' names in an adapter file: the header entry that describes the adapter, and the prefixes of the networks' tensors.
+DESCRIPTION, PREFIX = "lora_adapter_metadata", re.compile(r"^(unet|transformer)\.")
 
 
 def add_lora(network: nn.Module, lora: Lora, seed: int) -> None:
@@ -113,9 +115,9 @@ def teacher_adapter(network: nn.Module) -> Iterator[None]:
             vars(module)["training"] = True
 
 
-def write_lora(network: Any, folder: Path, title: str, base: str) -> None:
-    """Write the adapter of a pipeline's UNet twice: for `pipeline.load_lora_weights`, with rank and alpha, and as a kohya file
-    for other programs, with `title` and `base` in its header."""
+def write_lora(network: Any, folder: Path, kind: PipelineAdapter, title: str, base: str) -> None:
+    """Write the adapter of a pipeline's network for `pipeline.load_lora_weights`, with rank and alpha; for UNets also as a kohya
+    file for other programs, with `title` and `base` in its header."""
     from peft.utils import get_peft_model_state_dict
 
     # In PEFT's names: diffusers' converter knows its own names only for attention projections.
@@ -124,12 +126,14 @@ def write_lora(network: Any, folder: Path, title: str, base: str) -> None:
     # Only these fields of PEFT's configuration, unlike diffusers: other versions of PEFT refuse fields that they do not know.
     described = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": list(lora.targets)}
     folder.mkdir(parents=True, exist_ok=True)
-    write_kohya(folder / KOHYA_WEIGHTS, weights, lora, network.config, title=title, base=base)
+    if kind.has_single_file:
+        write_kohya(folder / KOHYA_WEIGHTS, weights, lora, network.config, title=title, base=base)
+    prefix = f"{kind.network}."
     save_file(
-        {UNET + name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
+        {prefix + name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
         folder / LORA_WEIGHTS,
         # One entry: safetensors writes several in random order, and the fingerprint would change each time.
-        {DESCRIPTION: json.dumps({UNET + name: value for name, value in described.items()})},
+        {DESCRIPTION: json.dumps({prefix + name: value for name, value in described.items()})},
     )
 
 
@@ -202,12 +206,13 @@ def _endings(names: set[str]) -> list[str]:
 
 
 def read_lora(file: Path) -> tuple[Lora, dict[str, Tensor]]:
-    """The adapter's description, and its weights by their names in the UNet. Raises UserError for a file without a plain LoRA."""
+    """The adapter's description, and its weights by their names in the network. Raises UserError for a file without a plain
+    LoRA."""
     try:
         with safe_open(file, "pt") as stored:
             header = (stored.metadata() or {}).get(DESCRIPTION)
-            weights = {name.removeprefix(UNET): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        described = {k.removeprefix(UNET): v for k, v in json_object(header or "{}", "its header").items()}
+            weights = {PREFIX.sub("", name): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        described = {PREFIX.sub("", k): v for k, v in json_object(header or "{}", "its header").items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} does not load as safetensors: {str(error).splitlines()[0]}") from error
     try:

@@ -6,15 +6,18 @@ contains a second copy of the weights or an adapter.
 Axes: r the rank, o × i the weight of a linear layer, o × i × k × k that of a convolution.
 """
 
+import inspect
 import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from ortho_core.errors import UserError
 from ortho_core.generators.lora_files import LoraFile
 
-#: Maps the name of a UNet layer to its weight on disk; None if only the network has it.
+#: Maps the name of a layer of the network that trains to its weight on disk; None if only the network has it.
 Originals = Callable[[str], Tensor | None]
 #: Names of factors from diffusers' converter: PEFT's, and the older ones for attention projections and other layers.
 FACTOR = re.compile(
@@ -50,18 +53,18 @@ class Factors:
 
 
 def merge_loras(
-    pipeline: Any, networks: Mapping[str, nn.Module], files: Sequence[LoraFile], originals: Originals
+    pipeline: Any, main: str, networks: Mapping[str, nn.Module], files: Sequence[LoraFile], originals: Originals
 ) -> None:
     """Add `files`, in their order, to the weights of `networks`, whose keys are the pipeline's part names.
 
-    `pipeline` is the pipeline's class. `originals` gives the UNet's weights before rounding to its dtype; text encoders must be
-    in float32 if a file adapts them. Raises UserError, naming the file, if a file belongs to another model.
+    `pipeline` is the pipeline's class, `main` the part that trains. `originals` gives its weights before rounding; text encoders
+    must be in float32 if a file adapts them. Raises UserError, naming the file, if a file belongs to another model.
     """
-    read = [(file, _read(file, pipeline, networks)) for file in files]
+    read = [(file, _read(file, pipeline, main, networks)) for file in files]
     for part, layer in dict.fromkeys(place for _, adapters in read for place in adapters):
         weight = _weight(networks[part], layer)
         assert weight is not None
-        stored = originals(layer) if part == "unet" else None
+        stored = originals(layer) if part == main else None
         total = (weight.data if stored is None else stored).float()
         for file, adapters in read:
             if (factors := adapters.get((part, layer))) is not None:
@@ -69,28 +72,20 @@ def merge_loras(
         weight.data.copy_(total)
 
 
-def _read(file: LoraFile, pipeline: Any, networks: Mapping[str, Any]) -> dict[tuple[str, str], Factors]:
+def _read(file: LoraFile, pipeline: Any, main: str, networks: Mapping[str, Any]) -> dict[tuple[str, str], Factors]:
     """The additions of a file, by part and layer. Raises UserError unless all of them fit these networks."""
     try:
         with _quiet():
-            state, alphas, metadata = pipeline.lora_state_dict(
-                str(file.path),
-                unet_config=networks["unet"].config,
-                local_files_only=True,
-                use_safetensors=True,
-                return_lora_metadata=True,
-            )
-        if not any(key.startswith(("unet.", "text_encoder")) for key in state):  # the format before diffusers 0.17
-            state = {f"unet.{key}": value for key, value in state.items()}
+            state, alphas, metadata = _converted(file.path, pipeline, networks[main].config)
+        if not any(key.startswith((f"{main}.", "text_encoder")) for key in state):  # the format before diffusers 0.17
+            state = {f"{main}.{key}": value for key, value in state.items()}
         halves: dict[tuple[str, str], dict[str, Tensor]] = {}
         for key, value in state.items():
             part, layer, which = _place(key, networks)
             halves.setdefault((part, layer), {})[which] = value
-        stated = {
-            _place(key.removesuffix(".alpha"), networks)[:2]: float(alpha) for key, alpha in (alphas or {}).items()
-        }
+        stated = {_place(key.removesuffix(".alpha"), networks)[:2]: float(alpha) for key, alpha in alphas.items()}
         additions = {
-            place: Factors(pair["A"], pair["B"], _scale(place, pair["A"].shape[0], stated, metadata or {}))
+            place: Factors(pair["A"], pair["B"], _scale(place, pair["A"].shape[0], stated, metadata))
             for place, pair in halves.items()
         }
     except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, SafetensorError) as error:
@@ -103,13 +98,26 @@ def _read(file: LoraFile, pipeline: Any, networks: Mapping[str, Any]) -> dict[tu
     return additions
 
 
+def _converted(file: Path, pipeline: Any, network: Any) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Tensors, alphas and metadata of a file in diffusers' names. Its loaders for kinds of pipelines differ in their options."""
+    asked: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "return_lora_metadata": True}
+    if issubclass(pipeline, StableDiffusionLoraLoaderMixin | StableDiffusionXLLoraLoaderMixin):
+        state, alphas, metadata = pipeline.lora_state_dict(str(file), unet_config=network, **asked)
+    elif "return_alphas" in inspect.signature(pipeline.lora_state_dict).parameters:
+        state, alphas, metadata = pipeline.lora_state_dict(str(file), return_alphas=True, **asked)
+    else:  # tensors `….alpha` stay among the others
+        state, metadata = pipeline.lora_state_dict(str(file), **asked)
+        alphas = {key: state.pop(key) for key in list(state) if key.endswith(".alpha")}
+    return state, alphas or {}, metadata or {}
+
+
 def _place(key: str, networks: Mapping[str, Any]) -> tuple[str, str, str]:
     """Part, layer and factor (A or B; empty for the name of a layer) of a name from diffusers' converter."""
     part, _, rest = key.partition(".")
     match = FACTOR.fullmatch(rest.replace(".processor.", "."))
     layer, which = (match["layer"], match["which"]) if match else (rest, "")
     if match and (projection := match["projection"]):
-        if part == "unet":
+        if part in ("unet", "transformer"):
             layer += f".to_{projection}" + ".0" * (projection == "out")
         else:
             layer += f".{projection}_proj"

@@ -6,8 +6,7 @@ given instead of its pipeline's folder.
 """
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +16,19 @@ from ortho_core.errors import UserError
 from ortho_core.framing.image_size import text_of
 from ortho_core.generators.checkpoint_file import SUFFIX, CheckpointFile
 from ortho_core.generators.class_config import ClassConfig
+from ortho_core.generators.fingerprints import digest_over, fingerprint_over, numbered
 from ortho_core.generators.lora_config import AddedLora
 from ortho_core.generators.lora_files import LORA_WEIGHTS, LoraFile
+from ortho_core.generators.lora_reference import LORA_REFERENCE, read_lora_reference
 from ortho_core.generators.part_files import check_file, json_hash, preferred, read_json
 from ortho_core.generators.pipeline_files import FLOAT32, INDEX, SCHEDULER, PipelineFiles
+from ortho_core.generators.pipelines.adapter import PipelineAdapter
+from ortho_core.generators.pipelines.kinds import ADAPTERS
 from ortho_core.generators.recipe import OneStepRecipe
 from ortho_core.storage.hashes import content_hash
 
 #: The files of a class-conditional generator, and the value of `kind` in the first.
 CLASS_CONFIG, CLASS_WEIGHTS, CLASS_KIND = "config.json", "network.safetensors", "class-conditional"
-#: The file that makes a folder a LoRA folder; it names the base that the weights belong to.
-LORA_REFERENCE = "lora.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class ModelFolder:
     target_shape: tuple[int, int, int]
     #: (Y, X) in pixels.
     image_size: tuple[int, int]
+    #: Pixels of which the sides of images of other sizes must be multiples; 0: there are no other sizes.
+    size_multiple: int
     #: The settings of a pipeline's step; None for a class-conditional generator.
     recipe: OneStepRecipe | None
     #: The configuration of a class-conditional generator; None for a pipeline.
@@ -122,9 +125,10 @@ class ModelFolder:
         if self.kind == CLASS_KIND:
             raise UserError(f"{shown}{self.path} is class-conditional and makes only {text_of(own)}; leave --size out")
         C, H, _ = self.latent_shape
-        factor = self.image_size[0] // H
-        if any(side % factor for side in size):
-            raise UserError(f"{shown}both sides must be multiples of {factor}, the autoencoder's factor")
+        factor, needed = self.image_size[0] // H, self.size_multiple
+        if any(side % needed for side in size):
+            tokens = "" if needed == factor else f" times the network's {needed // factor}"
+            raise UserError(f"{shown}both sides must be multiples of {needed}, the autoencoder's factor{tokens}")
         shape, other = (C, size[0] // factor, size[1] // factor), None if size == own else own
         return replace(self, latent_shape=shape, target_shape=shape, image_size=size, own_size=other)
 
@@ -156,7 +160,7 @@ class ModelFolder:
             return ""
         if dtype != "auto":
             return f"model {base.path}: {self._taken(dtype)} (--dtype {dtype})"
-        gpu, cpu = self._taken("float16"), self._taken("float32")
+        gpu, cpu = self._taken(self.adapter.half), self._taken("float32")
         which = gpu if gpu == cpu else f"on a GPU {gpu}, on a CPU {cpu}"
         return f"model {base.path}: {which} (--dtype auto)"
 
@@ -173,7 +177,8 @@ class ModelFolder:
 
         With a LoRA for text encoders, these are loaded in float32 too, and rounded after the LoRA was added: they are small.
         """
-        texts = [name for name in self.networks if name != "unet"] if any(lora.on_text for lora in self.loras) else []
+        on_text = any(lora.on_text for lora in self.loras)
+        texts = [name for name in self.networks if name != self.adapter.network] if on_text else []
         return tuple(dict.fromkeys([*FLOAT32, *texts]))
 
     def variant_of(self, part: str, dtype: str) -> str:
@@ -184,6 +189,21 @@ class ModelFolder:
     def base(self) -> "ModelFolder":
         """The model that an adapter is added to; for a folder that is not a LoRA folder, itself."""
         return self if self.lora_base is None else self.lora_base
+
+    @property
+    def adapter(self) -> PipelineAdapter:
+        """What its kind of pipeline is; class-conditional models have none."""
+        return ADAPTERS[self.kind]
+
+    @property
+    def network_config(self) -> dict[str, Any]:
+        """The configuration of a pipeline's network. Raises UserError if it cannot be read."""
+        return read_json((self.base.configs or self.base.path) / self.adapter.network / "config.json")
+
+    @property
+    def half(self) -> str | None:
+        """The half precision that the network was made for, that of `--dtype auto` on a GPU; None: float32 only."""
+        return None if self.kind == CLASS_KIND else self.adapter.half
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -248,18 +268,14 @@ class ModelFolder:
         decisive = (INDEX, CLASS_CONFIG, "text_encoder", "tokenizer")
         hashes = {name: value for name, value in self.base.hashes.items() if name.startswith(decisive)}
         on_text = any(lora.on_text for lora in self.loras)
-        return _over(hashes | (_numbered(lora.fingerprint for lora in self.loras) if on_text else {}), hashlib.sha256())
+        return digest_over(
+            hashes | (numbered(lora.fingerprint for lora in self.loras) if on_text else {}), hashlib.sha256()
+        )
 
     @property
     def weight_bytes(self) -> int:
         """Size of the weights in bytes, about the disk space of a copy of the model."""
         return sum((self.place / name).stat().st_size for name in self.files)
-
-
-def write_lora_reference(folder: Path, base: ModelFolder) -> None:
-    """Write `lora.json` in a LoRA folder: the model that its adapter belongs to."""
-    content = {"base_model": str(base.path.resolve()), "base_fingerprint": base.fingerprint}
-    (folder / LORA_REFERENCE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _open(folder: Path) -> ModelFolder:
@@ -315,6 +331,7 @@ def _described(path: Path, pipeline: PipelineFiles) -> ModelFolder:
         latent_shape=pipeline.latent_shape,
         target_shape=pipeline.latent_shape,
         image_size=pipeline.image_size,
+        size_multiple=pipeline.size_multiple,
         recipe=pipeline.recipe,
         class_config=None,
         configurations=pipeline.configurations,
@@ -332,6 +349,7 @@ def _open_class_conditional(folder: Path, content: Mapping[str, object]) -> Mode
         latent_shape=config.noise_shape,
         target_shape=config.image_shape,
         image_size=config.image_shape[1:],
+        size_multiple=0,
         recipe=None,
         class_config=config,
         configurations={CLASS_CONFIG: json_hash(config.model_dump(mode="json"))},
@@ -341,18 +359,11 @@ def _open_class_conditional(folder: Path, content: Mapping[str, object]) -> Mode
 
 def _open_lora(folder: Path) -> ModelFolder:
     file = folder / LORA_REFERENCE
-    content, accepted = read_json(file), ("base_model", "base_fingerprint")
-    if set(content) != set(accepted):
-        raise UserError(f"{file} has the entries {sorted(content)}; accepted: an object with {' and '.join(accepted)}")
-    if not all(isinstance(value, str) and value for value in content.values()):
-        raise UserError(f"{file}: base_model and base_fingerprint must be non-empty strings, found {content}")
+    place, fingerprint = read_lora_reference(file)
     if (folder / INDEX).exists():
         raise UserError(f"{folder} contains both {INDEX} and {LORA_REFERENCE}; a model folder has only one of them")
     if not (folder / LORA_WEIGHTS).is_file():
         raise UserError(f"{folder} is not a LoRA folder: {LORA_REFERENCE} without {LORA_WEIGHTS}")
-    place = Path(content["base_model"])
-    if not place.is_absolute():
-        raise UserError(f"{file}: base_model is {place}; an absolute path is accepted")
     if not place.exists():
         raise UserError(
             f"{file}: the base model {place} does not exist; set base_model in this file to its present folder"
@@ -369,28 +380,7 @@ def _open_lora(folder: Path) -> ModelFolder:
         raise UserError(
             f"{file}: the base model {place} is class-conditional, which has no adapters; accepted: a diffusers pipeline's"
         )
-    return base.with_adapter(folder, content["base_fingerprint"])
-
-
-def fingerprint_over(hashes: dict[str, str], base: str | None = None, added: Iterable[str] = ()) -> str:
-    """SHA-256 (16 hex digits) over names and hashes; for an adapter also over the fingerprint of its base, and with LoRAs over
-    their fingerprints (`added`).
-    """
-    digest = hashlib.sha256()
-    if base is not None:
-        digest.update(f"base_fingerprint\0{base}\0".encode())
-    return _over(hashes | _numbered(added), digest)[:16]
-
-
-def _numbered(added: Iterable[str]) -> dict[str, str]:
-    return {f"lora {number}": fingerprint for number, fingerprint in enumerate(added)}
-
-
-def _over(hashes: Mapping[str, str], digest: Any) -> str:
-    """Update `digest` with names and hashes; returns its hex digits."""
-    for name, value in sorted(hashes.items()):
-        digest.update(f"{name}\0{value}\0".encode())
-    return str(digest.hexdigest())
+    return base.with_adapter(folder, fingerprint)
 
 
 def check_quantize(folder: ModelFolder, quantize: str, group: str = "") -> None:

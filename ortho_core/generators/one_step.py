@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ortho_core.errors import UserError
-from ortho_core.generators.recipe import started
+from ortho_core.generators.recipe import scale_at_start, started
 from ortho_core.text.plain_text import one_line
 
 #: Values of noise and network output at which a step must be the linear map of its weights; the first is repeated, since a random
@@ -41,7 +41,7 @@ class OneStep:
 
         def step(noise: float, output: float) -> float:
             fresh, t = _prepared(scheduler, timestep)
-            x = torch.full((1, 1, 1, 1), noise, dtype=torch.float64) * _noise_scale(fresh)
+            x = torch.full((1, 1, 1, 1), noise, dtype=torch.float64) * scale_at_start(fresh)
             _scaled(fresh, x, t)
             v = torch.full((1, 1, 1, 1), output, dtype=torch.float64)
             return float(fresh.step(v, t, x, return_dict=False)[0])
@@ -49,7 +49,7 @@ class OneStep:
         try:
             fresh, t = _prepared(scheduler, timestep)
             one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-            scale = float(_scaled(fresh, one * _noise_scale(fresh), t))
+            scale = float(_scaled(fresh, one * scale_at_start(fresh), t))
             a, b = step(1.0, 0.0), step(0.0, 1.0)
             probed = [(noise, output, step(noise, output)) for noise, output in PROBES]
         except Exception as error:  # a scheduler of another kind of model may raise anything
@@ -75,11 +75,6 @@ def _prepared(scheduler: Any, timestep: int | None) -> tuple[Any, Any]:
     """A new scheduler of the same configuration, set up for one step, and the timestep."""
     fresh = started(type(scheduler).from_config(scheduler.config), timestep)
     return fresh, fresh.timesteps[0]
-
-
-def _noise_scale(scheduler: Any) -> float:
-    """s of x_T = s·ε; flow schedulers start at the noise itself and do not state it."""
-    return float(getattr(scheduler, "init_noise_sigma", 1.0))
 
 
 def _scaled(scheduler: Any, x: torch.Tensor, t: Any) -> torch.Tensor:

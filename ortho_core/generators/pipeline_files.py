@@ -1,10 +1,10 @@
 """The description of a model from its diffusers pipeline folder, read without loading weights."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ortho_core.errors import UserError
 from ortho_core.framing.image_size import normalised
@@ -18,26 +18,20 @@ from ortho_core.generators.part_files import (
     tokenizer_files,
     weights_of,
 )
+from ortho_core.generators.pipelines.adapter import PartConfig
+from ortho_core.generators.pipelines.kinds import ADAPTERS
 from ortho_core.generators.recipe import OneStepRecipe
 
 #: The file that makes a folder a pipeline folder.
 INDEX = "model_index.json"
-#: The supported diffusers pipeline classes, and the parts that each is loaded with. Other parts that a pipeline may name, for
-#: example a safety checker, are not used in the one step.
-PIPELINES = {
-    "StableDiffusionPipeline": ("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
-    "StableDiffusionXLPipeline": (
-        *("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"),
-    ),
-}
-#: Parts that a pipeline may lack; its index then names them `[null, null]`.
-OPTIONAL = {"StableDiffusionPipeline": (), "StableDiffusionXLPipeline": ("text_encoder", "tokenizer")}
 #: The parts that compute in float32, whatever the precision of the others.
 FLOAT32 = ("vae",)
 SCHEDULER = "scheduler/scheduler_config.json"
-#: Optional file of a pipeline: the timestep that the weights were distilled for, and the sizes of images (buckets) that they
-#: were trained at, e.g. {"timestep": 800, "buckets": ["640x448", "512x512", "448x640"]}.
+#: Optional file of a pipeline: the timestep that the weights were distilled for, the sizes of images (buckets) that they were
+#: trained at, and the guidance scale that the network gets, where it is an input, e.g.
+#: {"timestep": 800, "buckets": ["640x448", "512x512", "448x640"]} or {"guidance": 4.5}.
 RECIPE = "one_step.json"
+RECIPE_ENTRIES = ("timestep", "buckets", "guidance")
 
 
 @dataclass(frozen=True)
@@ -52,6 +46,8 @@ class PipelineFiles:
     latent_shape: tuple[int, int, int]
     #: (Y, X) in pixels.
     image_size: tuple[int, int]
+    #: Pixels of which the sides of images of other sizes must be multiples.
+    size_multiple: int
     recipe: OneStepRecipe
     #: SHA-256 of each configuration's content, by its name in the folder.
     configurations: Mapping[str, str]
@@ -95,17 +91,28 @@ class PipelineFiles:
                         check_safetensors(each)
         if (folder / RECIPE).exists() and (recipe := read_json(folder / RECIPE)):
             contents[RECIPE] = recipe
-        _, H, W = shape = _latent_shape(contents["unet/config.json"], folder / "unet" / "config.json")
-        factor = _pixels_per_latent(contents["vae/config.json"], folder / "vae" / "config.json")
+        adapter = ADAPTERS[kind]
+        network, autoencoder = (
+            PartConfig(contents[f"{name}/config.json"], folder / name / "config.json")
+            for name in (adapter.network, "vae")
+        )
+        shape, image_size = adapter.shapes(network, autoencoder)
+        factor = image_size[0] // shape[1]
         step = contents.get(RECIPE, {})
         timestep, buckets = _timestep(step, folder / RECIPE), _buckets(step, folder / RECIPE)
+        guidance = _guidance(step, folder / RECIPE)
+        try:
+            adapter.guidance_input(network.content, guidance)
+        except ValueError as error:
+            raise UserError(f"{folder / RECIPE}: {error}") from None
         return PipelineFiles(
             folder=folder,
             kind=kind,
             parts=parts,
             latent_shape=shape,
-            image_size=(H * factor, W * factor),
-            recipe=OneStepRecipe(parts["scheduler"][1], contents[SCHEDULER], timestep, buckets),
+            image_size=image_size,
+            size_multiple=factor * adapter.packing(network.content),
+            recipe=OneStepRecipe(parts["scheduler"][1], contents[SCHEDULER], timestep, buckets, guidance),
             configurations={name: json_hash(content) for name, content in contents.items()},
             vocabularies=tuple(vocabularies),
             weights=files,
@@ -120,13 +127,13 @@ def read_index(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
     file = folder / INDEX
     index = read_json(file)
     kind = index.get("_class_name")
-    if not isinstance(kind, str) or kind not in PIPELINES:
-        raise UserError(f"{file} names a {kind or 'pipeline without _class_name'}; accepted: {', '.join(PIPELINES)}")
+    if not isinstance(kind, str) or kind not in ADAPTERS:
+        raise UserError(f"{file} names a {kind or 'pipeline without _class_name'}; accepted: {', '.join(ADAPTERS)}")
     parts = {}
-    for name in PIPELINES[kind]:
+    for name in ADAPTERS[kind].parts:
         value = index.get(name) or [None, None]
         if value == [None, None]:
-            if name not in OPTIONAL[kind]:
+            if name not in ADAPTERS[kind].optional:
                 raise UserError(f"{file} names no {name}, which a {kind} needs")
             continue
         pair = isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
@@ -136,31 +143,9 @@ def read_index(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
     return kind, parts
 
 
-def _latent_shape(config: Mapping[str, object], file: Path) -> tuple[int, int, int]:
-    C: Any = config.get("in_channels")
-    size: Any = config.get("sample_size")
-    H, W = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    if not all(type(n) is int and n > 0 for n in (C, H, W)):
-        raise UserError(
-            f"{file} does not state the latent's shape: in_channels {C!r}, sample_size {size!r}; accepted: a number of channels, "
-            "and one side or [height, width]"
-        )
-    return C, H, W
-
-
-def _pixels_per_latent(config: Mapping[str, object], file: Path) -> int:
-    """Pixels per latent position along one side: each block of the autoencoder but one halves the image."""
-    blocks = config.get("block_out_channels")
-    if not isinstance(blocks, list) or not blocks:
-        raise UserError(
-            f"{file} does not state the autoencoder's blocks: block_out_channels {blocks!r}; accepted: a list"
-        )
-    return int(2 ** (len(blocks) - 1))
-
-
 def _timestep(recipe: Mapping[str, object], file: Path) -> int | None:
-    if unknown := sorted(recipe.keys() - {"timestep", "buckets"}):
-        raise UserError(f"{file} has unknown entries {unknown}; accepted: timestep, buckets")
+    if unknown := sorted(recipe.keys() - set(RECIPE_ENTRIES)):
+        raise UserError(f"{file} has unknown entries {unknown}; accepted: {', '.join(RECIPE_ENTRIES)}")
     timestep = recipe.get("timestep")
     if timestep is not None and (type(timestep) is not int or timestep < 0):
         raise UserError(f"{file}: timestep is {timestep!r}; accepted: a whole number, 0 or above")
@@ -175,3 +160,12 @@ def _buckets(recipe: Mapping[str, object], file: Path) -> tuple[str, ...]:
         return tuple(dict.fromkeys(str(normalised(text)) for text in buckets))
     except ValueError:
         raise UserError(f"{file}: buckets is {buckets!r}; accepted: a list of sizes such as 640x448") from None
+
+
+def _guidance(recipe: Mapping[str, object], file: Path) -> float | None:
+    guidance = recipe.get("guidance")
+    if guidance is None:
+        return None
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not (0 <= guidance < math.inf):
+        raise UserError(f"{file}: guidance is {guidance!r}; accepted: a number, 0 or above")
+    return float(guidance)

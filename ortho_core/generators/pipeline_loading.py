@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     create_diffusers_clip_model_from_ldm,
@@ -27,28 +27,19 @@ from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.part_files import check_safetensors, preferred, read_json
 from ortho_core.generators.pipeline_files import FLOAT32, INDEX
 
-#: The pipeline classes by name.
-CLASSES: dict[str, type[DiffusionPipeline]] = {
-    "StableDiffusionPipeline": StableDiffusionPipeline,
-    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
-}
-#: Optional parts of a pipeline that are not loaded: extra networks that one step does not call.
-LEFT_OUT: dict[str, dict[str, object]] = {
-    "StableDiffusionPipeline": {
-        **dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder")),
-        "requires_safety_checker": False,
-    },
-    "StableDiffusionXLPipeline": dict.fromkeys(("feature_extractor", "image_encoder")),
-}
+
+def pipeline_class(kind: str) -> Any:
+    """The class of diffusers with this name."""
+    return getattr(diffusers, kind)
 
 
-def load_pipeline(folder: ModelFolder, dtype: torch.dtype, loras: tuple[LoraFile, ...]) -> DiffusionPipeline:
+def load_pipeline(folder: ModelFolder, dtype: torch.dtype, loras: tuple[LoraFile, ...]) -> diffusers.DiffusionPipeline:
     """The pipeline on the CPU, frozen: VAE in float32, the rest in `dtype`, with `loras` added to its weights.
 
     Raises UserError, naming the broken file or model.
     """
     base = folder.base
-    kind, configs = base.kind, base.configs
+    kind, configs, adapter = base.kind, base.configs, base.adapter
     assert configs is not None
     source: Source = CheckpointSource(base) if base.checkpoint else FolderSource(base)
     exact = folder.exact
@@ -56,14 +47,14 @@ def load_pipeline(folder: ModelFolder, dtype: torch.dtype, loras: tuple[LoraFile
         networks = {name: source.load(name, torch.float32 if name in exact else dtype) for name in base.networks}
         if loras:
             adapted = {name: network for name, network in networks.items() if name not in FLOAT32}
-            merge_loras(CLASSES[kind], adapted, loras, source.original)
+            merge_loras(pipeline_class(kind), adapter.network, adapted, loras, source.original)
         for name, network in networks.items():
             if name in exact and name not in FLOAT32:
                 network.to(dtype)
             network.requires_grad_(False).eval()
         built_in = _tokenizers(configs, base) if base.built_in else {}
-        pipeline: DiffusionPipeline = CLASSES[kind].from_pretrained(
-            configs, local_files_only=True, **networks, **built_in, **LEFT_OUT[kind]
+        pipeline: diffusers.DiffusionPipeline = pipeline_class(kind).from_pretrained(
+            configs, local_files_only=True, **networks, **built_in, **adapter.left_out
         )
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, SafetensorError) as error:
         check_safetensors(base.place / name for name in base.all_files if name.endswith(".safetensors"))
@@ -80,7 +71,7 @@ class Source(Protocol):
         ...
 
     def original(self, layer: str) -> Tensor | None:
-        """The weight of a UNet layer, by the layer's name, in the dtype on disk; None if it is not stored."""
+        """The weight of a layer of the network, by the layer's name, in the dtype on disk; None if it is not stored."""
         ...
 
 
@@ -101,9 +92,9 @@ class FolderSource:
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """The file of each UNet tensor, by the tensor's name."""
-        files = {}
-        for name in self.base.weights["unet"][self.variants["unet"]]:
+        """The file of each tensor of the network, by the tensor's name."""
+        files, part = {}, self.base.adapter.network
+        for name in self.base.weights[part][self.variants[part]]:
             with safe_open(self.base.path / name, "pt") as stored:
                 files.update(dict.fromkeys(stored.keys(), self.base.path / name))
         return files

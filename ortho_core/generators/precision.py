@@ -16,12 +16,11 @@ from torch import Tensor
 EXPONENTS = (-126, 126)
 
 
-def network_dtype(option: str, device: str | torch.device, *, halves: bool = True) -> torch.dtype:
-    """The dtype for a value of `--dtype`: `auto` is float16 on a GPU if the network supports it (`halves`), else float32."""
-    if option != "auto":
-        named: torch.dtype = getattr(torch, option)
-        return named
-    return torch.float16 if halves and torch.device(device).type != "cpu" else torch.float32
+def network_dtype(option: str, device: str | torch.device, half: str | None) -> torch.dtype:
+    """The dtype for a value of `--dtype`: `auto` is `half` on a GPU (`ModelFolder.half`), and float32 on a CPU or without one."""
+    on_a_gpu = torch.device(device).type != "cpu"
+    named: torch.dtype = getattr(torch, option if option != "auto" else (on_a_gpu and half) or "float32")
+    return named
 
 
 @contextmanager

@@ -18,8 +18,6 @@ from ortho_core.errors import UserError
 
 #: Number of nf4 weights that share a scale, as in QLoRA (Dettmers et al. 2023).
 NF4_BLOCK = 64
-#: Layers that are not packed, the embeddings of time and size: they have few weights, and all other layers depend on them.
-KEPT = ("time_embedding", "add_embedding", "time_emb_proj", "class_embedding")
 
 
 class _Product(torch.autograd.Function):
@@ -94,8 +92,8 @@ class NF4Linear(QuantizedLinear):
 PACKED = {"int8": Int8Linear.of, "nf4": NF4Linear.of}
 
 
-def quantize_layers(network: nn.Module, kind: str, device: torch.device) -> None:
-    """Pack the network's linear layers, except those in `KEPT`, as `kind` onto `device`; `none` changes nothing.
+def quantize_layers(network: nn.Module, kind: str, device: torch.device, unpacked: tuple[str, ...] = ()) -> None:
+    """Pack the network's linear layers as `kind` onto `device`, except those in modules named `unpacked`; `none` changes nothing.
 
     Raises UserError for `nf4` if bitsandbytes is not installed.
     """
@@ -104,7 +102,7 @@ def quantize_layers(network: nn.Module, kind: str, device: torch.device) -> None
     if kind == "nf4":
         _load_bitsandbytes()
     for name, layer in list(network.named_modules()):
-        if isinstance(layer, nn.Linear) and not any(part in KEPT for part in name.split(".")):
+        if isinstance(layer, nn.Linear) and not any(part in unpacked for part in name.split(".")):
             network.set_submodule(name, PACKED[kind](layer, device))
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from ortho_core.generators.pipeline_files import read_index
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.generators.quantized import quantize_layers
 
+#: The window of an encoder that has none; the pipeline limits the tokens.
+UNLIMITED = 1 << 30
+
 
 def blank_generator(
     folder: ModelFolder, dtype: torch.dtype, gradient_checkpointing: bool = False, quantize: str = "none"
@@ -30,13 +34,11 @@ def blank_generator(
         assert isinstance(network, ClassNetwork)
         return ClassGenerator(folder.class_config, network)
     with quick_imports():
-        from diffusers import AutoencoderKL
-
         # Not above: it imports diffusers' pipelines, which takes seconds.
         from ortho_core.memory.blank_pipeline import BlankPipeline
 
-    autoencoder = AutoencoderKL.from_config(read_json(_configurations(folder) / "vae" / "config.json"))
-    return BlankPipeline(folder, network, _frozen(autoencoder), _text_encoders(folder, dtype))
+    autoencoder = _blank(folder, "vae", torch.float32)
+    return BlankPipeline(folder, network, autoencoder, _text_parts(folder, dtype))
 
 
 def blank_network(
@@ -46,37 +48,58 @@ def blank_network(
     if folder.class_config is not None:
         with _default(dtype):
             return _frozen(ClassNetwork(folder.class_config))
-    with quick_imports():
-        from diffusers import UNet2DConditionModel
-
-    with _default(dtype):
-        unet = UNet2DConditionModel.from_config(read_json(_configurations(folder) / "unet" / "config.json"))
+    network = _blank(folder, folder.adapter.network, dtype)
     if gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    quantize_layers(unet, quantize, unet.device)
-    return _frozen(unet)
+        network.enable_gradient_checkpointing()
+    quantize_layers(network, quantize, network.device, folder.adapter.unpacked)
+    return _frozen(network)
 
 
-def _text_encoders(folder: ModelFolder, dtype: torch.dtype) -> list[tuple[nn.Module, int]]:
-    """The text encoders, each with the number of tokens to which diffusers pads every prompt."""
-    import transformers
+def _blank(folder: ModelFolder, part: str, dtype: torch.dtype) -> Any:
+    """A network of diffusers by its configuration."""
+    with quick_imports():
+        import diffusers
 
     place = _configurations(folder)
     _, parts = read_index(place)
-    found: list[tuple[nn.Module, int]] = []
+    with _default(dtype):
+        return _frozen(getattr(diffusers, parts[part][1]).from_config(read_json(place / part / "config.json")))
+
+
+def _text_parts(folder: ModelFolder, dtype: torch.dtype) -> dict[str, Any]:
+    """The text encoders, and tokenizers that give zeros, by the names of the parts."""
+    import transformers
+
+    from ortho_core.memory.blank_pipeline import BlankTokenizer
+
+    place = _configurations(folder)
+    _, parts = read_index(place)
+    found: dict[str, Any] = {}
     for name, (_, kind) in parts.items():
         if name.startswith("text_encoder"):
             config: Any = transformers.AutoConfig.from_pretrained(place / name, local_files_only=True)
             config.dtype = dtype  # else some encoders are created in the dtype of their file
             with _default(dtype):
                 encoder = getattr(transformers, kind)(config)
-            found.append((_frozen(encoder), _tokens(place / name.replace("text_encoder", "tokenizer"), config)))
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            length = partial(_length, parts[tokenizer][1], place / tokenizer)
+            blank = BlankTokenizer(_tokens(place / tokenizer, config), length)
+            found |= {name: _frozen(encoder), tokenizer: blank}
     return found
+
+
+def _length(kind: str, tokenizer: Path, text: str) -> int:
+    """Number of tokens of a text. The vocabulary is loaded only for pipelines that ask: those that add a text to each prompt."""
+    import transformers
+
+    loaded: Any = getattr(transformers, kind).from_pretrained(tokenizer, local_files_only=True)
+    return len(loaded.encode(text))
 
 
 def _tokens(tokenizer: Path, encoder: Any) -> int:
     """The tokenizer's limit, or the encoder's number of positions if the limit is larger or missing."""
-    window, file = int(encoder.max_position_embeddings), tokenizer / "tokenizer_config.json"
+    window = int(getattr(encoder, "max_position_embeddings", UNLIMITED))  # T5 has no positions
+    file = tokenizer / "tokenizer_config.json"
     return min(window, int(read_json(file).get("model_max_length") or window)) if file.is_file() else window
 
 

@@ -117,7 +117,7 @@ def search_costs(
     # Only zero or nonzero matters, not the weight.
     shape |= {name: bool(value) for name, value in shape.items() if name.endswith("_weight")}
     shape |= {"measures": config.measures and config.sensitivity_rank, "steps": config.steps}
-    computes_in = network_dtype(dtype, "cuda", halves=model.class_config is None)
+    computes_in = network_dtype(dtype, "cuda", model.half)
     key = {
         "kind": "search",
         "dtype": str(computes_in),

@@ -86,17 +86,24 @@ def make_trainable(network: nn.Module) -> None:
     network.requires_grad_(True)
 
 
-def half_dtype(device: torch.device, config: MStepConfig) -> torch.dtype | None:
-    """The dtype of autocast on this device; None for float32."""
+def half_dtype(device: torch.device, config: MStepConfig, made_for: str | None = None) -> torch.dtype | None:
+    """The dtype of autocast on this device; None for float32. `made_for` is the half precision that the model was made for
+    (None: float16)."""
     if config.mixed_precision == "auto":
-        return None if device.type == "cpu" else torch.float16
+        half: torch.dtype = getattr(torch, made_for or "float16")
+        return None if device.type == "cpu" else half
     return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
 
 
-def autocast(device: torch.device, config: MStepConfig) -> torch.autocast:
+def half_of(generator: OneStepGenerator, config: MStepConfig) -> torch.dtype | None:
+    """The dtype of autocast for a generator's network; None for float32."""
+    return half_dtype(generator.device, config, getattr(generator, "half", None))
+
+
+def autocast(generator: OneStepGenerator, config: MStepConfig) -> torch.autocast:
     """The autocast context of the network, in training and in validation."""
-    half = half_dtype(device, config)
-    return torch.autocast(device.type, half, enabled=half is not None)
+    half = half_of(generator, config)
+    return torch.autocast(generator.device.type, half, enabled=half is not None)
 
 
 class MStep:
@@ -149,7 +156,7 @@ class MStep:
         # PyTorch's foreach copy does not support sharded parameters.
         foreach = not hasattr(self.wrapped, "set_requires_gradient_sync")
         self.ema: Any = EMAModel(self.parameters, decay=config.ema_decay, foreach=foreach) if config.ema else None
-        self.loss_scale = LossScale(half_dtype(generator.device, config) == torch.float16)
+        self.loss_scale = LossScale(half_of(generator, config) == torch.float16)
 
     @property
     def lr(self) -> float:
@@ -208,7 +215,7 @@ class MStep:
         return sums / divisor, torch.cat(rows)
 
     def autocast(self) -> torch.autocast:
-        return autocast(self.generator.device, self.config)
+        return autocast(self.generator, self.config)
 
     def _clip(self, terms: Float[Tensor, " terms"]) -> tuple[Float[Tensor, " terms"], float]:
         """Clip the gradient; returns the terms in host memory and the norm before clipping, fetched in one copy.

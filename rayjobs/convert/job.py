@@ -18,7 +18,6 @@ from ortho_core.generators.lora_files import LORA_WEIGHTS
 from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from ortho_core.generators.origin import CONVERTED, base_name, model_name, origin_of, write_conversion
-from ortho_core.generators.part_files import read_json
 from ortho_core.generators.shared_files import written_here
 from ortho_core.generators.single_file import write_single_file
 from ortho_core.storage.folders import replace_folder
@@ -72,6 +71,13 @@ def opened(job: ConvertJob) -> tuple[ModelFolder, Path, Form]:
                 f"--model {job.model} is a LoRA folder: add --merge to write its base model with the LoRA merged in"
             )
         form = LORA
+    if form is not DIFFUSERS_FOLDER and not (model.kind == CLASS_KIND or model.adapter.has_single_file):
+        instead = (
+            f"diffusers and ComfyUI read {model.path / LORA_WEIGHTS}"
+            if form is LORA
+            else "accepted: --out FOLDER, for diffusers"
+        )
+        raise UserError(f"--model {job.model}: a {model.kind} is not written as one file; {instead}")
     if not _replaceable(out, form, model):
         raise UserError(f"--out {out} exists and was not written by ortho, so it is not replaced; choose another name")
     return model.with_loras(job.lora), out, form
@@ -99,8 +105,7 @@ def run(job: ConvertJob) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     if form is LORA:
         lora, weights = read_lora(model.path / LORA_WEIGHTS)
-        unet = read_json((model.base.configs or model.base.path) / "unet" / "config.json")
-        write_kohya(out, weights, lora, unet, title=title, base=base_name(model.base.path), dtype=dtype)
+        write_kohya(out, weights, lora, model.network_config, title=title, base=base_name(model.base.path), dtype=dtype)
     else:
         # diffusers takes seconds to import; a dry run needs none of it.
         with quick_imports():

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from ortho_core.errors import UserError
 from ortho_core.generators.one_step import OneStep
 from ortho_core.generators.pipeline_files import RECIPE, read_index
-from ortho_core.generators.pipeline_loading import CLASSES, LEFT_OUT
+from ortho_core.generators.pipeline_loading import pipeline_class
+from ortho_core.generators.pipelines.kinds import ADAPTERS
 from ortho_core.rewards.base import read_weights
 from ortho_core.storage.folders import replace_folder
 from ortho_core.storage.store import one_line
@@ -36,9 +37,9 @@ def assemble(
     weights that do not fit the base, and for a scheduler that cannot take such a step.
     """
     name, _ = read_index(base)  # not `ModelFolder.open`: a base may come without its UNet's weights
-    parts = LEFT_OUT[name] | ({"unet": _unet(base, weights)} if how == "unet" else {})
+    parts = dict(ADAPTERS[name].left_out) | ({"unet": _unet(base, weights)} if how == "unet" else {})
     try:
-        pipeline = CLASSES[name].from_pretrained(base, local_files_only=True, use_safetensors=True, **parts)
+        pipeline = pipeline_class(name).from_pretrained(base, local_files_only=True, use_safetensors=True, **parts)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"model folder {base} does not load as {name}: {str(error).splitlines()[0]}") from error
     if how == "lora":

@@ -112,13 +112,11 @@ def spare(generator: OneStepGenerator, plan: SearchPlan) -> None:
         return
     pipeline.parks_text = plan.parked
     if plan.gradient_checkpointing:
-        pipeline.pipeline.unet.enable_gradient_checkpointing()
+        pipeline.compute_twice()
     if plan.sliced:
         autoencoder.enable_slicing()
     if plan.tiled:
-        autoencoder.enable_tiling()
-        autoencoder.tile_sample_min_size = max(generator.image_size) // 2
-        autoencoder.tile_latent_min_size = max(generator.latent_shape[1:]) // 2
+        pipeline.adapter.tile(autoencoder, generator.image_size)
 
 
 def smaller(searched: Searched) -> dict[str, Searched]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from ortho_core.errors import needed
 from ortho_core.generators.lora_config import AddedLora, as_option
-from ortho_core.generators.model_folder import LORA_REFERENCE
+from ortho_core.generators.lora_reference import LORA_REFERENCE
 from ortho_core.storage.open import open_store
 from ortho_core.text.parsing import parse_model
 from rayjobs.pool.ledger import ASSIGN_SUMMARY

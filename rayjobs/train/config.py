@@ -115,9 +115,9 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
 
     @property
     def loaded_in(self) -> tuple[str, ...]:
-        """The precisions that models may be loaded in: float32, and the half precision of frozen weights."""
+        """The precisions that models may be loaded in, as for `--dtype`: float32, and the half precision of frozen weights."""
         halved = self.lora_rank and self.parallel == "ddp" and self.mixed_precision != "no"
-        half = {"auto": "float16", "fp16": "float16", "bf16": "bfloat16"}
+        half = {"auto": "auto", "fp16": "float16", "bf16": "bfloat16"}
         return ("float32", half[self.mixed_precision]) if halved else ("float32",)
 
     @property

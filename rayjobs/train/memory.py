@@ -45,7 +45,7 @@ class Updates:
     def costs(self, checkpointing: bool) -> UpdateCosts:
         """The counted costs. Raises whatever error a model that cannot be counted gives."""
         job, models = self.job, self.models
-        half = half_dtype(torch.device("cuda"), job)
+        half = half_dtype(torch.device("cuda"), job, models.model.half)
         named = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}[half]
         frozen = named if job.lora_rank and job.parallel == "ddp" else "float32"
         # Set explicitly, because "auto" would be float32 on the CPU where the costs are counted.

@@ -12,7 +12,6 @@ from ortho_core.generators.lora import lora_of
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
 from ortho_core.generators.original_names import UNetNames
-from ortho_core.generators.part_files import read_json
 from ortho_core.records.assignments import Assignments
 from rayjobs.train.config import TrainJob, TrainSettings
 from rayjobs.verb.image_size import BucketSettings, framing_of
@@ -67,8 +66,12 @@ def check_single_file(job: TrainSettings, model: ModelFolder, group: str = "") -
         )
     if job.single_file and model.kind == CLASS_KIND:
         raise UserError(f"--{group}single-file: {model.path} is class-conditional, which other programs do not load")
+    if job.single_file and not model.adapter.has_single_file:
+        raise UserError(
+            f"--{group}single-file: {model.path} is a {model.kind}, which has no single-file format here; leave it out"
+        )
     if job.single_file:
-        UNetNames(read_json((model.base.configs or model.base.path) / "unet" / "config.json"))
+        UNetNames(model.network_config)
 
 
 def check_lora(job: TrainSettings, model: ModelFolder, group: str = "") -> None:

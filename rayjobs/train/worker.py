@@ -97,7 +97,7 @@ class Training(TrainLoop[Share]):
         super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world, ticket)
         self.job, self.data, self.models = job, data, models
         #: The half-precision dtype that the network computes in; None: float32.
-        self.half = half_dtype(self.device, job)
+        self.half = half_dtype(self.device, job, models.model.half)
         #: Whether gradient checkpointing is used.
         self.checkpoints = checkpoints(Updates.of(job, models, data), self.device)
         # Started before the model is loaded: both take seconds, and they run in different processes.
@@ -203,9 +203,8 @@ class Training(TrainLoop[Share]):
         held = Assignments(job.validation).planned_as("--validation", planned)
         framing = held.plan.framing(own_size(self.models.model))
         rows = validated_rows(held, min(job.validation_rows, len(held)), self.rank, self.world, framing.is_one_size)
-        with autocast(
-            self.generator.device, job
-        ):  # as in later measurements; otherwise rounding alone would give a drift at the start
+        # As in later measurements; otherwise rounding alone would give a drift at the start.
+        with autocast(self.generator, job):
             return [
                 Validation.of(
                     held,

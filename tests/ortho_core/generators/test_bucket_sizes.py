@@ -34,7 +34,8 @@ def test_sizes_that_do_not_fit_are_named(tiny_turbo):
     model = ModelFolder.open(tiny_turbo)
     check_sizes(model, ((24, 40), (40, 24)), 2)
     with pytest.raises(
-        UserError, match="--buckets 24x42: both sides must be multiples of 8, the autoencoder's factor 4 times"
+        UserError,
+        match="--buckets 24x42: both sides must be multiples of 8, for the autoencoder's factor 4 and the patch",
     ):
         check_sizes(model, ((24, 40), (42, 24)), 2)
     with pytest.raises(UserError, match=r"--buckets 28x40: both sides must be multiples of 8, .* \(2\)"):

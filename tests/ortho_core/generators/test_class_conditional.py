@@ -11,7 +11,8 @@ from ortho_core.generators.class_conditional import ClassGenerator, ClassNetwork
 from ortho_core.generators.class_config import ClassConfig
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora_files import LORA_WEIGHTS
-from ortho_core.generators.model_folder import ModelFolder, write_lora_reference
+from ortho_core.generators.lora_reference import write_lora_reference
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.noise.rotation import rotate, skew_parameters
 from tests.ortho_core.pairs.made import write_images, write_lines
@@ -138,7 +139,8 @@ def test_what_is_for_pipelines_is_refused(tmp_path):
         load_generator(ModelFolder.open(tmp_path / "model"), gradient_checkpointing=True)
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / LORA_WEIGHTS).write_bytes(b"weights")
-    write_lora_reference(tmp_path / "lora", ModelFolder.open(tmp_path / "model"))
+    base = ModelFolder.open(tmp_path / "model")
+    write_lora_reference(tmp_path / "lora", base.path, base.fingerprint)
     with pytest.raises(UserError, match="class-conditional, which has no adapters"):
         ModelFolder.open(tmp_path / "lora")
 

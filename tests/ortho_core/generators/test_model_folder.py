@@ -186,7 +186,7 @@ def test_what_is_no_model_folder_is_refused_in_one_line(tmp_path, tiny_turbo):
         ("", r"model_index\.json is empty"),
         ("[1", r"model_index\.json is not JSON"),
         ("{}", r"model_index\.json names a pipeline without _class_name; accepted: StableDiffusionPipeline"),
-        ('{"_class_name": "FluxPipeline"}', "names a FluxPipeline; accepted: StableDiffusionPipeline"),
+        ('{"_class_name": "PixArtAlphaPipeline"}', "names a PixArtAlphaPipeline; accepted: StableDiffusionPipeline"),
         ('{"_class_name": ["x"]}', r"names a \['x'\]; accepted"),
     ):
         (tmp_path / INDEX).write_text(content)

@@ -8,18 +8,19 @@ from ortho_core.generators.precision import network_dtype, run_network
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "halves", "dtype"),
+    ("asked", "device", "half", "dtype"),
     [
-        ("auto", "cpu", True, torch.float32),
-        ("auto", "cuda", True, torch.float16),
-        ("auto", "cuda:1", True, torch.float16),
-        ("auto", "cuda", False, torch.float32),
-        ("bfloat16", "cuda", True, torch.bfloat16),
-        ("float16", "cpu", False, torch.float16),
+        ("auto", "cpu", "float16", torch.float32),
+        ("auto", "cuda", "float16", torch.float16),
+        ("auto", "cuda", "bfloat16", torch.bfloat16),
+        ("auto", "cuda:1", "float16", torch.float16),
+        ("auto", "cuda", None, torch.float32),
+        ("bfloat16", "cuda", "float16", torch.bfloat16),
+        ("float16", "cpu", None, torch.float16),
     ],
 )
-def test_what_is_asked_for_is_taken_and_auto_is_half_precision_on_a_gpu(asked, device, halves, dtype):
-    assert network_dtype(asked, device, halves=halves) == dtype
+def test_what_is_asked_for_is_taken_and_auto_is_half_precision_on_a_gpu(asked, device, half, dtype):
+    assert network_dtype(asked, device, half) == dtype
 
 
 def gradient(network, x, dtype, weights):

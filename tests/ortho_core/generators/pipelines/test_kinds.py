@@ -1,0 +1,182 @@
+"""Every kind of pipeline against diffusers' own call of it, float32."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from benchmarks.memory_real import parts
+from ortho_core.errors import UserError
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.lora import add_lora, lora_parameters
+from ortho_core.generators.lora_config import AddedLora, Lora
+from ortho_core.generators.lora_files import LORA_WEIGHTS
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.pipelines.kinds import ADAPTERS, adapter_of
+from ortho_core.noise.seeded import seeded_normal
+from tests.small_flows import save_flux, save_sana_sprint
+from tests.small_pipelines import save_stable_diffusion, save_stable_diffusion_xl
+
+PROMPTS = ["a red cat on a mat", "Two DOGS", ""]
+MAKERS = {
+    "StableDiffusionPipeline": lambda turbo, folder: save_stable_diffusion(turbo, folder, timestep_spacing="trailing"),
+    "StableDiffusionXLPipeline": lambda turbo, folder: save_stable_diffusion_xl(
+        turbo, folder, timestep_spacing="trailing"
+    ),
+    "SanaSprintPipeline": lambda turbo, folder: save_sana_sprint(folder),
+    "FluxPipeline": save_flux,
+}
+#: The authors' settings for one step.
+OWN_CALL = {
+    "StableDiffusionPipeline": {"guidance_scale": 0.0},
+    "StableDiffusionXLPipeline": {"guidance_scale": 0.0},
+    "SanaSprintPipeline": {
+        "guidance_scale": 4.5,
+        "intermediate_timesteps": None,
+        "use_resolution_binning": False,
+    },
+    "FluxPipeline": {"guidance_scale": 0.0, "max_sequence_length": 256},
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def folder(request, tiny_turbo, tmp_path_factory):
+    return MAKERS[request.param](tiny_turbo, tmp_path_factory.mktemp("kinds") / request.param)
+
+
+def own(pipeline, noise, size, prompts=PROMPTS, **options):
+    """Latents (B, C, H, W), or images in [0, 1] for `output_type="pt"`, of the pipeline's own call at one step."""
+    kind = type(pipeline).__name__
+    B, C, H, W = noise.shape
+    packed = kind == "FluxPipeline"
+    start = pipeline._pack_latents(noise, B, C, H, W) if packed else noise.clone()
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"output_type": "latent"} | OWN_CALL[kind] | options
+    made = pipeline(prompts, num_inference_steps=1, latents=start, height=size[0], width=size[1], **options).images
+    return pipeline._unpack_latents(made, *size, pipeline.vae_scale_factor) if packed and made.ndim == 3 else made
+
+
+def relative(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@torch.no_grad()
+def made(generator, noise):
+    return generator.denoise(noise, generator.encode_prompts(PROMPTS))
+
+
+def test_every_kind_is_tried():
+    assert MAKERS.keys() == ADAPTERS.keys()
+
+
+def test_latents_and_images_are_those_of_the_pipelines_own_call(folder):
+    model = ModelFolder.open(folder)
+    Y, X = model.image_size
+    for opened in (model, model.at((Y + 32, X))):
+        generator = load_generator(opened)
+        noise = seeded_normal([3, 4, 5], generator.latent_shape)
+        pipeline = DiffusionPipeline.from_pretrained(folder)
+        latents = made(generator, noise)
+        assert relative(latents, own(pipeline, noise, generator.image_size)) <= 1e-4
+        with torch.no_grad():
+            images = generator.decode(latents).clamp(0, 1)
+        torch.testing.assert_close(
+            images, own(pipeline, noise, generator.image_size, output_type="pt"), rtol=0, atol=1e-4
+        )
+
+
+def test_the_network_hears_the_prompt_and_the_noise(folder):
+    generator = load_generator(folder)
+    noise = seeded_normal([1, 1, 2], generator.latent_shape)
+    one, other, third = made(generator, noise)
+    assert not torch.allclose(one, other, atol=1e-6)
+    assert not torch.allclose(one, third, atol=1e-3)
+    x = noise[:1].requires_grad_(True)
+    generator.denoise(x, generator.encode_prompts(PROMPTS[:1])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().min() > 0
+
+
+def test_encoded_images_are_what_decoding_turns_back(folder):
+    """An untrained autoencoder is no inverse, but scale and shift are: `decode` undoes those of `encode_images`."""
+    generator = load_generator(folder)
+    images = torch.rand(2, 3, *generator.image_size)
+    vae = generator.pipeline.vae
+    with torch.no_grad():
+        plain = generator.adapter.encode(vae, images * 2 - 1)
+        torch.testing.assert_close(
+            generator.decode(generator.encode_images(images)), vae.decode(plain, return_dict=False)[0] / 2 + 0.5
+        )
+
+
+def test_a_lora_is_read_by_diffusers_and_merged_the_same(folder, tmp_path):
+    model = ModelFolder.open(folder)
+    generator = load_generator(model)
+    add_lora(generator.trainable, Lora(2, 4.0, model.adapter.lora_targets), seed=1)
+    for p in lora_parameters(generator.trainable):
+        p.data += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(7))
+    noise = seeded_normal([3, 4, 5], generator.latent_shape)
+    adapted = made(generator, noise)
+    assert relative(adapted, made(load_generator(model), noise)) > 1e-2
+    generator.save(tmp_path / "lora")
+    for other in (
+        load_generator(tmp_path / "lora"),
+        load_generator(tmp_path / "lora", keep_adapter=True),
+        load_generator(model.with_loras([AddedLora(file=tmp_path / "lora" / LORA_WEIGHTS)])),
+    ):
+        assert relative(made(other, noise), adapted) <= 1e-4
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.load_lora_weights(tmp_path / "lora", weight_name=LORA_WEIGHTS)
+    assert relative(own(pipeline, noise, generator.image_size), adapted) <= 1e-4
+    # Merged weights are saved as a whole model, which diffusers runs as well.
+    load_generator(tmp_path / "lora").save(tmp_path / "merged")
+    saved = DiffusionPipeline.from_pretrained(tmp_path / "merged")
+    assert relative(own(saved, noise, generator.image_size), adapted) <= 1e-4
+
+
+def test_a_packed_network_and_gradients_computed_twice(folder):
+    model = ModelFolder.open(folder)
+    noise = seeded_normal([3, 4, 5], model.latent_shape)
+    exact = made(load_generator(model), noise)
+    assert 0 < relative(made(load_generator(model, quantize="int8"), noise), exact) < 0.05
+    twice = load_generator(model, gradient_checkpointing=True)
+    twice.trainable.train()
+    assert twice.network.is_gradient_checkpointing
+    assert relative(made(twice, noise), exact) <= 1e-5
+
+
+def test_its_memory_is_counted(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for part in parts(ModelFolder.open(folder), 4):
+        assert part.ratio == pytest.approx(1, abs=0.1), part
+
+
+def test_tiles_are_half_of_each_side(folder):
+    generator = load_generator(folder)
+    images = torch.rand(1, 3, *generator.image_size)
+    with torch.no_grad():
+        latents = generator.encode_images(images)
+        whole = generator.decode(latents)
+        generator.adapter.tile(generator.pipeline.vae, generator.image_size)
+        calls = []
+        generator.pipeline.vae.decoder.register_forward_hook(lambda _, args, out: calls.append(args[0].shape[-1]))
+        tiled = generator.decode(latents)
+    assert tiled.shape == whole.shape
+    assert max(calls) == latents.shape[-1] // 2
+    assert len(calls) >= 4
+
+
+def test_an_adapter_is_one_short_file_that_needs_no_pytorch_to_describe_a_folder():
+    for adapter in ADAPTERS.values():
+        assert len(inspect.getsource(inspect.getmodule(adapter)).splitlines()) <= 200
+    code = "import sys; import ortho_core.generators.pipelines.kinds; print({'torch', 'diffusers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_other_pipelines_are_refused_with_what_is_accepted():
+    with pytest.raises(UserError, match=r"^dict is no known kind of pipeline; accepted: StableDiffusionPipeline, "):
+        adapter_of({})
