@@ -41,7 +41,7 @@ def started(scheduler: Any, timestep: int | None) -> Any:
     if timestep is None:
         named = inspect.signature(scheduler.set_timesteps).parameters
         # SCM, of SANA-Sprint, divides its steps at a timestep in between unless it is told that there is none.
-        options = {"intermediate_timesteps": None} if "intermediate_timesteps" in named else {}
+        options: dict[str, Any] = {"intermediate_timesteps": None} if "intermediate_timesteps" in named else {}
         # A shift that depends on the image's size leaves the first noise level, 1, as it is; any value will do.
         options |= {"mu": 1.0} if "mu" in named and scheduler.config.get("use_dynamic_shifting") else {}
         scheduler.set_timesteps(1, **options)

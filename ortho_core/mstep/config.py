@@ -46,7 +46,7 @@ class MStepConfig(SftConfig):
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = decides(
         "auto",
         description="precision of the network, by autocast; trained weights stay float32, with LoRA the frozen weights are in "
-        "half precision too (auto: no on a CPU, fp16 on a GPU; fp16 scales the loss)",
+        "half precision too (auto: no on a CPU; on a GPU fp16, for flow models bf16; fp16 scales the loss)",
     )
     gradient_accumulation_steps: int = conduct(
         1,

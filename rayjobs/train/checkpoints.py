@@ -10,7 +10,6 @@ from ortho_core.framing.framing import Framing
 from ortho_core.framing.image_size import text_of
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import TEACHER, add_lora, has_lora
-from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.origin import base_name, model_name, origin_of
@@ -95,8 +94,8 @@ class CheckpointFolders:
         """A generator on the CPU with the gathered weights, since a sharded network cannot be saved directly."""
         job = self.job
         plain = load_generator(self.model, keep_adapter=bool(job.lora_rank))
-        if job.lora_rank and not has_lora(plain.trainable):
-            add_lora(plain.trainable, Lora(job.lora_rank, job.alpha, job.targets), job.seed)
+        if (adapter := job.adapter(self.model)) is not None and not has_lora(plain.trainable):
+            add_lora(plain.trainable, adapter, job.seed)
         plain.trainable.load_state_dict({k: v for k, v in weights.items() if f".{TEACHER}." not in k})
         return plain
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 
 from ortho_core.errors import UserError
 from ortho_core.generators.lora_config import Lora
+from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.marks import conduct, decides, resolved
 from ortho_core.mstep.config import PRESERVE_SHARE, MatchingConfig, MStepConfig, NoiseKind
 from ortho_core.pairs.rows import PairFields
@@ -57,8 +58,10 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     lora_alpha: float | None = decides(
         None, gt=0, description="scale of the adapter, alpha / rank (none: alpha = rank)"
     )
-    lora_targets: Annotated[tuple[str, ...], BeforeValidator(_names)] = decides(
-        Lora.targets, description="name endings of the layers that get an adapter"
+    lora_targets: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = decides(
+        None,
+        description="name endings of the layers that get an adapter (none: those usual for the kind of model: the projections "
+        "of attention; for FLUX also those of the text's tokens and the feed-forward layers)",
     )
     quantize: Quantize = decides(
         "none",
@@ -105,13 +108,12 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
     )
     seed: int = decides(0, ge=0, description="decides the order of rows and every random noise")
 
-    @property
-    def alpha(self) -> float:
-        return self.lora_alpha or float(self.lora_rank)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return tuple(self.lora_targets)
+    def adapter(self, model: ModelFolder) -> Lora | None:
+        """The adapter of a pipeline's network that is trained; None: all weights are."""
+        if not self.lora_rank:
+            return None
+        targets = self.lora_targets or model.adapter.lora_targets
+        return Lora(self.lora_rank, self.lora_alpha or float(self.lora_rank), tuple(targets))
 
     @property
     def loaded_in(self) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 
 from ortho_core.estep.config import AssignConfig
-from ortho_core.generators.lora_config import Lora
 from ortho_core.memory.costs import UpdateCosts, update_costs
 from ortho_core.memory.plan import GIB, UpdatePlan, plan_update, smaller_updates, usable_bytes
 from ortho_core.mstep.data import MatchedData
@@ -54,7 +53,7 @@ class Updates:
             models.model,
             job.model_copy(update={"mixed_precision": computed}),
             dtype=frozen,
-            lora=Lora(job.lora_rank, job.alpha, job.targets) if job.lora_rank else None,
+            lora=job.adapter(models.model),
             gradient_checkpointing=checkpointing,
             second_network=job.preserves and not (job.lora_rank and adapted(models)),
             quantize=job.quantize,

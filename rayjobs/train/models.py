@@ -97,6 +97,13 @@ def check_lora(job: TrainSettings, model: ModelFolder, group: str = "") -> None:
             f"--model {model.path} is a LoRA adapter: continue with it (--{group}lora-rank {adapter.rank}), or start from a "
             "model that was trained with --lora-merge"
         )
-    requested = Lora(job.lora_rank, job.alpha, tuple(sorted(job.targets)))
-    if requested != replace(adapter, targets=tuple(sorted(adapter.targets))):
+    requested = job.adapter(model)
+    assert requested is not None
+    if job.lora_targets is None:  # then those that the adapter has
+        requested = replace(requested, targets=adapter.targets)
+    if _sorted(requested) != _sorted(adapter):
         raise UserError(f"--model {model.path} has the adapter {adapter}, and the options request {requested}")
+
+
+def _sorted(lora: Lora) -> Lora:
+    return replace(lora, targets=tuple(sorted(lora.targets)))

@@ -16,7 +16,6 @@ from ortho_core.generators.bucket_sizes import own_size
 from ortho_core.generators.compiled import allow_graphs
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import add_lora, has_lora, keep_as_teacher
-from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.data import MatchedData, to_batch
@@ -154,10 +153,10 @@ class Training(TrainLoop[Share]):
             keep_adapter=bool(job.lora_rank),
             quantize=job.quantize,
         )
-        if not job.lora_rank:
+        if (adapter := job.adapter(self.models.model)) is None:
             generator.trainable.requires_grad_(True)
         elif not has_lora(generator.trainable):
-            add_lora(generator.trainable, Lora(job.lora_rank, job.alpha, job.targets), job.seed)
+            add_lora(generator.trainable, adapter, job.seed)
         return generator
 
     def _teacher(self, network: nn.Module) -> Teacher:

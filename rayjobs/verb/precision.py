@@ -17,8 +17,8 @@ class Precision(BaseModel):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = decides(
         "auto",
-        description="precision of network and text encoders; auto: float32 on a CPU, float16 on a GPU (its error is an eighth "
-        "of bfloat16's)",
+        description="precision of network and text encoders; auto: float32 on a CPU; on a GPU float16 (its error is an "
+        "eighth of bfloat16's), for flow models bfloat16, which they were made for",
     )
     quantize: Quantize = decides(
         "none", description="store the network's linear layers in 8 or 4 bits, for small GPUs (docs/guides/devices.md)"

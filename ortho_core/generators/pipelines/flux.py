@@ -31,6 +31,11 @@ class Flux(PipelineAdapter):
     parts = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
     left_out = dict.fromkeys(("feature_extractor", "image_encoder"))
     guidance = 3.5
+    # Those of diffusers' own training program: attention and feed-forward layers of image and text.
+    lora_targets = (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+    )
     unpacked = ("time_text_embed", "x_embedder")
 
     def shapes(self, network: PartConfig, autoencoder: PartConfig) -> tuple[tuple[int, int, int], tuple[int, int]]:

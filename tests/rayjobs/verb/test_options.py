@@ -87,15 +87,20 @@ def train(*argv):
 
 
 def test_lists_and_files_of_training_are_read_and_printed_so_that_they_are_read_back(tmp_path):
-    assert train().targets == ("to_q", "to_k", "to_v", "to_out.0")
+    assert train().lora_targets is None
     job = train("--lora-targets", "to_q, to_k", "--preserve-prompts", "some/file", "--lora-rank", "4", "--ema")
-    assert (job.targets, job.alpha, str(job.preserve_prompts), job.ema) == (("to_q", "to_k"), 4.0, "some/file", True)
+    assert (job.lora_targets, job.lora_alpha, str(job.preserve_prompts), job.ema) == (
+        ("to_q", "to_k"),
+        4.0,
+        "some/file",
+        True,
+    )
     assert train("--preserve-prompts", "training").preserve_file is None
     (tmp_path / "job.yaml").write_text(as_yaml(job))
     assert yaml.safe_load(as_yaml(job))["lora_targets"] == ["to_q", "to_k"]
     assert parse(TrainJob, ["--config", str(tmp_path / "job.yaml")], "train").job == job
     nested = em("--train.lora-targets", "to_q,to_k", "--train.lora-rank", "2")
-    assert nested.train.targets == ("to_q", "to_k")
+    assert nested.train.lora_targets == ("to_q", "to_k")
     (tmp_path / "em.yaml").write_text(as_yaml(nested))
     assert parse(EmJob, ["--config", str(tmp_path / "em.yaml")], "em").job == nested
 
