@@ -1,5 +1,6 @@
 """Make a model folder of a base pipeline and weights that are published separately: a UNet's weights or a LoRA."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Literal
 
 import diffusers
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -19,6 +20,7 @@ from ortho_core.generators.pipelines.kinds import ADAPTERS
 from ortho_core.rewards.base import read_weights
 from ortho_core.storage.folders import replace_folder
 from ortho_core.storage.store import one_line
+from rayjobs.verb.catalog import Recipe
 
 
 def assemble(
@@ -26,12 +28,10 @@ def assemble(
     base: Path,
     weights: Path,
     into: Path,
-    scheduler: str,
-    prediction_type: str,
-    timestep: int,
+    recipe: Recipe,
     finish: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write the pipeline in `base` with another UNet, or a LoRA merged in, and the scheduler for one step at `timestep`.
+    """Write the pipeline in `base` with another UNet, or a LoRA merged in, and the recipe's scheduler for its one step.
 
     The folder `into` appears complete or not at all; `finish` may add files to it before it appears. Raises UserError for
     weights that do not fit the base, and for a scheduler that cannot take such a step.
@@ -44,18 +44,29 @@ def assemble(
         raise UserError(f"model folder {base} does not load as {name}: {str(error).splitlines()[0]}") from error
     if how == "lora":
         _merge(pipeline, weights)
-    pipeline.scheduler = getattr(diffusers, scheduler).from_config(
-        pipeline.scheduler.config, prediction_type=prediction_type
-    )
-    OneStep.of(pipeline.scheduler, timestep)
+    pipeline.scheduler = scheduler_of(recipe, pipeline.scheduler)
+    OneStep.of(pipeline.scheduler, recipe.timestep)
 
     def write(folder: Path) -> None:
         pipeline.save_pretrained(folder, safe_serialization=True)
-        (folder / RECIPE).write_text(json.dumps({"timestep": timestep}) + "\n")
+        (folder / RECIPE).write_text(json.dumps({"timestep": recipe.timestep}) + "\n")
         if finish is not None:
             finish(folder)
 
     replace_folder(into, write)
+
+
+def scheduler_of(recipe: Recipe, base: SchedulerMixin) -> SchedulerMixin:
+    """The recipe's scheduler: the configuration is the base scheduler's, with the recipe's prediction type and options.
+
+    Raises UserError for options that the scheduler does not have.
+    """
+    kind = getattr(diffusers, recipe.scheduler)
+    # `from_config` drops names that it does not know.
+    if unknown := recipe.options.keys() - inspect.signature(kind.__init__).parameters.keys():
+        raise UserError(f"{recipe.scheduler} has no options {', '.join(sorted(unknown))}")
+    scheduler: SchedulerMixin = kind.from_config(base.config, prediction_type=recipe.prediction_type, **recipe.options)
+    return scheduler
 
 
 def _unet(base: Path, weights: Path) -> UNet2DConditionModel:

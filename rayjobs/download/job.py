@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -82,6 +82,8 @@ def describe(job: DownloadJob) -> dict[str, object]:
             "bytes_about": sum(file.bytes_about for file in fetched),
             "license": f"{entry.license.id} (commercial use: {entry.license.commercial})",
         }
+        if entry.unverified:
+            models[name]["unverified"] = entry.unverified
         if entry.assemble:
             models[name]["assembled"] = str(job.out / entry.model_folder)
     return {"models": models, "bytes_to_download_about": total, "out": str(job.out)}
@@ -203,9 +205,7 @@ def build(name: str, entry: Entry, root: Path) -> None:
         root / assembly.base,
         root / entry.folder / entry.files[0].path,
         into,
-        recipe.scheduler,
-        recipe.prediction_type,
-        recipe.timestep,
+        recipe,
         finish=lambda folder: merge_record(root / entry.folder, folder, name),
     )
 
@@ -235,6 +235,8 @@ def download(name: str, entry: Entry, files: list[ModelFile], hub: Hub, staging:
         raise UserError(f"{staging.parent} has {amount(room)} free, but {name} needs {amount(total - arrived)} more")
     say(f"download: {name}, {amount(total)} of {entry.repository} at {revision.commit[:12]}")
     say(f"download: licence {entry.license.id}, commercial use: {entry.license.commercial}; {entry.license.allows}")
+    if entry.unverified:
+        say(f"download: not verified in the catalogue: {entry.unverified}")
     progress = Progress(f"download {name}", total // MB, "MB", done=arrived // MB)
     meter = Meter(progress)
     known = read_record(staging).get(name, {})
@@ -251,8 +253,11 @@ def download(name: str, entry: Entry, files: list[ModelFile], hub: Hub, staging:
     progress.close()
 
 
-def table(catalog: Catalog, names: Iterable[str], root: Path, older: Path) -> str:
-    """The table of `--list`, one line for each entry: name, title, size, licence, and place on this machine."""
+def table(catalog: Catalog, names: Sequence[str], root: Path, older: Path) -> str:
+    """The table of `--list`, one line for each entry: name, title, size, licence, and place on this machine.
+
+    Below it is a line for each entry that was not verified as a whole.
+    """
     rows = [("name", "what", "size", "licence (commercial use)", "where")]
     for name in names:
         entry = catalog[name]
@@ -270,7 +275,8 @@ def table(catalog: Catalog, names: Iterable[str], root: Path, older: Path) -> st
             )
         size = ("" if all(file.size is not None for file in entry.files) else "~") + amount(entry.bytes_about)
         rows.append((name, entry.title, size, f"{entry.license.id} ({entry.license.commercial})", where))
-    return aligned(rows)
+    notes = [f"{name}: not verified: {catalog[name].unverified}" for name in names if catalog[name].unverified]
+    return "\n".join([aligned(rows), *notes])
 
 
 def amount(size: int) -> str:

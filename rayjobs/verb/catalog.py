@@ -66,11 +66,24 @@ class License(_Part):
 
 
 class Recipe(_Part):
-    """How one step is taken: the diffusers scheduler, the network's prediction type, and the timestep that it gets."""
+    """How one step is taken: the diffusers scheduler, the network's prediction type, and the timestep that it gets.
+
+    The step of a flow model (`flow`, `trigflow`) is its scheduler's first one, so its recipe has no timestep.
+    """
 
     scheduler: str
-    prediction_type: Literal["epsilon", "v_prediction", "sample"]
-    timestep: int = Field(ge=0, lt=1000)
+    prediction_type: Literal["epsilon", "v_prediction", "sample", "flow", "trigflow"]
+    timestep: int | None = Field(None, ge=0, lt=1000)
+    #: Changes to the configuration of the base's scheduler, in a pipeline that is assembled.
+    options: Mapping[str, bool | int | float | str] = {}
+
+    @model_validator(mode="after")
+    def _has_a_timestep_unless_it_flows(self) -> "Recipe":
+        flows = self.prediction_type in ("flow", "trigflow")
+        if flows == (self.timestep is not None):
+            takes = "has no timestep (its step is the scheduler's first one)" if flows else "needs a timestep"
+            raise ValueError(f"a recipe with prediction_type {self.prediction_type} {takes}")
+        return self
 
 
 class Assembly(_Part):
@@ -90,6 +103,8 @@ class Entry(_Part):
     requires: tuple[str, ...] = ()
     recipe: Recipe | None = None
     assemble: Assembly | None = None
+    #: What could not be checked against the hub's own figures; None if everything was.
+    unverified: str | None = Field(None, pattern=r"^[^\n]+$")
 
     @property
     def model_folder(self) -> str:
@@ -106,6 +121,12 @@ class Entry(_Part):
             raise ValueError("an entry of kind generator needs a recipe; other kinds have none")
         if self.assemble and (len(self.files) != 1 or self.assemble.base not in self.requires):
             raise ValueError("an entry with assemble needs exactly one file, and its base in requires")
+        if self.recipe and self.assemble and self.recipe.timestep is None:
+            raise ValueError("an entry with assemble needs a recipe with a timestep")
+        if self.recipe and self.recipe.options and not self.assemble:
+            raise ValueError(
+                "only an entry with assemble has options; a complete pipeline has its scheduler's configuration"
+            )
         return self
 
 

@@ -12,9 +12,14 @@ from ortho_core.errors import UserError
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from rayjobs.download.assemble import assemble
+from rayjobs.verb.catalog import Recipe
 from tests.small_pipelines import save_stable_diffusion
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def recipe(scheduler, timestep, prediction_type="epsilon", **options):
+    return Recipe(scheduler=scheduler, prediction_type=prediction_type, timestep=timestep, options=options)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def test_a_unet_takes_its_place_in_the_base_with_its_own_step(suffix, base, publ
     else:
         save_file(published, weights)
     into = tmp_path / "assembled"
-    assemble("unet", base, weights, into, "LCMScheduler", "epsilon", 399, lambda f: (f / "note").write_text("x"))
+    assemble("unet", base, weights, into, recipe("LCMScheduler", 399), lambda f: (f / "note").write_text("x"))
     saved = load_file(into / "unet" / WEIGHTS)
     assert {value.dtype for value in saved.values()} == {torch.float16 if suffix == ".bin" else torch.float32}
     generator = load_generator(ModelFolder.open(into))
@@ -71,6 +76,38 @@ def test_a_unet_takes_its_place_in_the_base_with_its_own_step(suffix, base, publ
         output = unet(noise, 399, **tensors, added_cond_kwargs=added).sample
         expected = scheduler.step(output, scheduler.timesteps[0], noise).denoised
         torch.testing.assert_close(generator.denoise(noise, condition), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_unet_that_predicts_the_image_steps_to_its_output_with_the_options_of_the_recipe(base, published, tmp_path):
+    leading = tmp_path / "leading"  # as the base of SDXL is
+    shutil.copytree(base, leading)
+    config = json.loads((leading / "scheduler" / "scheduler_config.json").read_text())
+    (leading / "scheduler" / "scheduler_config.json").write_text(json.dumps({**config, "timestep_spacing": "leading"}))
+    save_file(published, tmp_path / "x0.safetensors")
+    step = recipe("EulerDiscreteScheduler", 999, "sample", timestep_spacing="trailing")
+    assemble("unet", leading, tmp_path / "x0.safetensors", tmp_path / "into", step)
+    generator = load_generator(ModelFolder.open(tmp_path / "into"))
+    scheduler = generator.pipeline.scheduler
+    assert scheduler.config.timestep_spacing == "trailing"
+    condition = generator.encode_prompts(["a red handwritten two on a white background"])
+    noise = generator.base_noise([3])
+    # SDXL-Lightning: the UNet gets the noise of sigma_max, scaled by Euler, and its output is the latent.
+    sigma = float(((1 - scheduler.alphas_cumprod[999]) / scheduler.alphas_cumprod[999]) ** 0.5)
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base / "unet")).eval()
+    unet.load_state_dict(published)
+    tensors = dict(condition.tensors)
+    added = {name: tensors.pop(name) for name in ("text_embeds", "time_ids")}
+    with torch.no_grad():
+        expected = unet(noise * sigma / (sigma**2 + 1) ** 0.5, 999, **tensors, added_cond_kwargs=added).sample
+        torch.testing.assert_close(generator.denoise(noise, condition), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_option_that_the_scheduler_does_not_have_is_refused(base, published, tmp_path):
+    save_file(published, tmp_path / "unet.safetensors")
+    wrong = recipe("EulerDiscreteScheduler", 999, timestep_spacng="trailing", use_karras_sigmas=False)
+    with pytest.raises(UserError, match=r"^EulerDiscreteScheduler has no options timestep_spacng$"):
+        assemble("unet", base, tmp_path / "unet.safetensors", tmp_path / "into", wrong)
+    assert not (tmp_path / "into").exists()
 
 
 def kohya(unet):
@@ -92,7 +129,7 @@ def test_a_lora_is_merged_and_the_safety_checker_left_out(sd_base, tmp_path):
     unet = UNet2DConditionModel.from_pretrained(sd_base / "unet")
     file, added = kohya(unet)
     save_file(file, tmp_path / "lora.safetensors")
-    assemble("lora", sd_base, tmp_path / "lora.safetensors", tmp_path / "into", "TCDScheduler", "epsilon", 999)
+    assemble("lora", sd_base, tmp_path / "lora.safetensors", tmp_path / "into", recipe("TCDScheduler", 999))
     after = load_file(tmp_path / "into" / "unet" / WEIGHTS)
     assert after.keys() == before.keys()
     assert added
@@ -116,6 +153,6 @@ def test_weights_of_another_model_are_refused_and_leave_nothing(base, sd_base, p
         ("lora", sd_base, "other.safetensors", "is not a LoRA of this base"),
     ):
         with pytest.raises(UserError, match=message) as refusal:
-            assemble(how, folder, tmp_path / weights, tmp_path / "into", "LCMScheduler", "epsilon", 800)
+            assemble(how, folder, tmp_path / weights, tmp_path / "into", recipe("LCMScheduler", 800))
         assert "\n" not in str(refusal.value)
     assert not (tmp_path / "into").exists()

@@ -95,6 +95,8 @@ def whole(folder):
 
 
 def test_a_model_arrives_whole_verified_and_is_asked_for_once(hub, options, tmp_path, capsys):
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text(catalog.read_text().replace('title = "One"', 'title = "One"\nunverified = "its sizes"'))
     assert download(hub, options, "--only", "one") == 0
     files = whole(tmp_path / "models" / "one")
     record = json.loads(files.pop(RECORD))["one"]
@@ -103,7 +105,9 @@ def test_a_model_arrives_whole_verified_and_is_asked_for_once(hub, options, tmp_
     assert record["files"]["model.safetensors"] == {"size": 12_000_000, "sha256": hashlib.sha256(WEIGHTS).hexdigest()}
     # Files are those of the commit that was looked up, whatever happens to the branch meanwhile.
     assert all(f"/resolve/{COMMIT}/" in path for _, path, _, _ in hub.requests if "/resolve/" in path)
-    assert "commercial use: yes" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "commercial use: yes" in said
+    assert "download: not verified in the catalogue: its sizes\n" in said
     hub.requests.clear()
     assert download(hub, options, "--only", "one") == 0
     assert hub.requests == []
@@ -289,6 +293,12 @@ def test_listing_and_dry_run_ask_nobody_and_write_nothing(hub, options, tmp_path
     assert said["models"]["one"]["files"] == ["config.json", "sub/small+model.pth", "model.safetensors"]
     assert download(hub, options, "--only", "one,two", "--print-config") == 0
     assert yaml.safe_load(capsys.readouterr().out)["only"] == ["one", "two"]
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text(catalog.read_text().replace('title = "One"', 'title = "One"\nunverified = "its sizes"'))
+    assert download(hub, options, "--list") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "one: not verified: its sizes"
+    assert download(hub, options, "--only", "one", "--dry-run") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["models"]["one"]["unverified"] == "its sizes"
     assert hub.requests == []
     assert not (tmp_path / "models").exists()
 
