@@ -17,8 +17,6 @@ from ortho_core.generators.original_names import UNetNames, foreign_blocks
 from ortho_core.generators.shared_files import SD1, SD2, SDXL, architecture, model_spec
 from ortho_core.storage.tensors import in_type, write_tensors
 
-#: The kohya file in a LoRA folder, beside the file that diffusers reads.
-KOHYA_WEIGHTS = "lora_kohya.safetensors"
 #: kohya's names of the base models, by the architecture that the file states.
 VERSIONS = {SDXL: "sdxl_base_v1-0", SD2: "sd_v2", SD1: "sd_v1"}
 

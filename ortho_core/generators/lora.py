@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ortho_core.errors import UserError
-from ortho_core.generators.kohya import KOHYA_WEIGHTS, write_kohya
+from ortho_core.generators.kohya import write_kohya
 from ortho_core.generators.lora_config import Lora
-from ortho_core.generators.lora_files import LORA_WEIGHTS, LoraFile
+from ortho_core.generators.lora_files import KOHYA_WEIGHTS, LORA_WEIGHTS, LoraFile
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.pipelines.adapter import PipelineAdapter
 from ortho_core.text.parsing import json_object, texts_of

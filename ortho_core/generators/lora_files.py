@@ -16,6 +16,10 @@ from ortho_core.storage.hashes import content_hash
 
 #: The weights of a LoRA folder; the name that diffusers looks for.
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+#: The kohya file in the folder of a UNet's LoRA, beside the file that diffusers reads.
+KOHYA_WEIGHTS = "lora_kohya.safetensors"
+#: The other programs that read each.
+READERS = {KOHYA_WEIGHTS: "ComfyUI, Forge and A1111", LORA_WEIGHTS: "ComfyUI"}
 SUFFIX = ".safetensors"
 #: Names of the A (down) tensors, one per layer; then names of the other tensors of a plain LoRA.
 DOWN = re.compile(r"(lora_down|lora_A|lora\.down|lora_linear_layer\.down)(\.default)?\.weight$")

@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from ortho_core.generators.kohya import KOHYA_WEIGHTS
+from ortho_core.generators.lora_files import KOHYA_WEIGHTS, READERS
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.single_file import SINGLE_FILE
 from ortho_core.text.plain_text import one_line, printable
 
 USE = """from diffusers import {classes}
 
-{load}image = pipeline("a prompt like those it was trained on", {call}, guidance_scale=0.0).images[0]
+{load}image = pipeline("a prompt like those it was trained on", {call}).images[0]
 """
 
 #: Placeholder for the path of the card's folder.
 THIS = "path/of/this/folder"
 #: Use in other programs.
-USE_ELSEWHERE = """In ComfyUI, Forge and A1111: copy `{file}` from this folder to their {what} folder; use 1 step and CFG 1.
+USE_ELSEWHERE = """In {programs}: copy `{file}` from this folder to their {what} folder; use 1 step and CFG 1.
 """
 
 USE_CLASSES = "ortho generate --model path/of/this/folder --prompt {prompt} --out DIR\n"
@@ -53,8 +53,9 @@ def model_card(
     front = yaml.safe_dump({**head, "tags": tags}, sort_keys=False)
     use = _use(model, lora)
     if lora or single_file:
-        file, what = (KOHYA_WEIGHTS, "LoRAs") if lora else (SINGLE_FILE, "checkpoints")
-        use += f"\n\n{USE_ELSEWHERE.format(file=file, what=what)}"
+        file, what = (model and model.adapter.lora_elsewhere, "LoRAs") if lora else (SINGLE_FILE, "checkpoints")
+        programs = READERS.get(file or "", READERS[KOHYA_WEIGHTS])
+        use += f"\n\n{USE_ELSEWHERE.format(programs=programs, file=file, what=what)}" if file else ""
     if classes:
         use = _block("", USE_CLASSES.format(prompt=shlex.quote(classes[0])))
     how = one_line(made, 1000) or ("fine-tuned" if base else "trained")
@@ -87,12 +88,16 @@ def _use(model: ModelFolder | None, lora: bool) -> str:
         else:
             classes, load, size = _from_single_file(model)
         load += f"pipeline.load_lora_weights({_quoted(THIS)})\n"
-    if model is not None and model.own_size is not None:
+    if model is not None and (model.own_size is not None or not model.adapter.call_knows_size):
         Y, X = model.image_size
         size = f"height={Y}, width={X}, "
     recipe = model.recipe if model is not None else None
     step = "num_inference_steps=1" if recipe is None or recipe.timestep is None else f"timesteps=[{recipe.timestep}]"
-    return _block("python", USE.format(classes=", ".join(classes), load=load, call=size + step))
+    options: Mapping[str, object] = {"guidance_scale": 0.0}
+    if model is not None:
+        options = model.adapter.own_call(model.network_config, recipe.guidance if recipe is not None else None)
+    call = size + ", ".join([step, *(f"{name}={value!r}" for name, value in options.items())])
+    return _block("python", USE.format(classes=", ".join(classes), load=load, call=call))
 
 
 def _from_pretrained(folder: str, model: ModelFolder | None = None) -> str:

@@ -73,9 +73,7 @@ def opened(job: ConvertJob) -> tuple[ModelFolder, Path, Form]:
         form = LORA
     if form is not DIFFUSERS_FOLDER and not (model.kind == CLASS_KIND or model.adapter.has_single_file):
         instead = (
-            f"diffusers and ComfyUI read {model.path / LORA_WEIGHTS}"
-            if form is LORA
-            else "accepted: --out FOLDER, for diffusers"
+            f"diffusers reads {model.path / LORA_WEIGHTS}" if form is LORA else "accepted: --out FOLDER, for diffusers"
         )
         raise UserError(f"--model {job.model}: a {model.kind} is not written as one file; {instead}")
     if not _replaceable(out, form, model):

@@ -12,8 +12,8 @@ from ortho_core.estep.space import noise_space
 from ortho_core.evaluation.statistics import FEWEST_ROWS
 from ortho_core.generators.bucket_sizes import own_size
 from ortho_core.generators.compiled import check_compiled
-from ortho_core.generators.kohya import KOHYA_WEIGHTS
-from ortho_core.generators.model_folder import ModelFolder, check_quantize
+from ortho_core.generators.lora_files import READERS
+from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder, check_quantize
 from ortho_core.marks import decides, resolved, settings
 from ortho_core.mstep.elsewhere import general_prompts
 from ortho_core.mstep.matching import match_search
@@ -348,12 +348,13 @@ def ending(job: EmJob, code: int) -> list[str]:
         if code == 3
         else []
     )
-    file = Path(summary.model) / KOHYA_WEIGHTS
-    adapter = [f"for ComfyUI, Forge and A1111: {file}"] if file.is_file() else []
-    size = None
+    size, adapter = None, list[str]()
     with suppress(UserError):  # the model may have moved since
         model = open_model(job.model)
         size = job.framing(model).usual(own_size(model))
+        name = None if model.kind == CLASS_KIND else model.adapter.lora_elsewhere
+        if name is not None and (file := Path(summary.model) / name).is_file():
+            adapter = [f"for {READERS[name]}: {file}"]
     return [
         *some,
         *hardly_changed(summary),

@@ -7,7 +7,6 @@ from ortho_core.estep.config import AssignConfig
 from ortho_core.framing.framing import Framing
 from ortho_core.framing.image_size import size_of, text_of
 from ortho_core.generators.bucket_sizes import own_size
-from ortho_core.generators.kohya import KOHYA_WEIGHTS
 from ortho_core.generators.lora import lora_of
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
@@ -59,16 +58,16 @@ def shown_sizes(framing: Framing, model: ModelFolder) -> str:
 
 def check_single_file(job: TrainSettings, model: ModelFolder, group: str = "") -> None:
     """Raises UserError if the run saves no full models, or models that other programs cannot load."""
-    if job.single_file and job.lora_rank and not job.lora_merge:
-        raise UserError(
-            f"--{group}single-file needs full models, and --{group}lora-rank saves adapters, which have a file for other "
-            f"programs already ({KOHYA_WEIGHTS}): leave it out, or merge the adapters (--{group}lora-merge)"
-        )
     if job.single_file and model.kind == CLASS_KIND:
         raise UserError(f"--{group}single-file: {model.path} is class-conditional, which other programs do not load")
     if job.single_file and not model.adapter.has_single_file:
         raise UserError(
             f"--{group}single-file: {model.path} is a {model.kind}, which has no single-file format here; leave it out"
+        )
+    if job.single_file and job.lora_rank and not job.lora_merge:
+        raise UserError(
+            f"--{group}single-file needs full models, and --{group}lora-rank saves adapters, which have a file for other "
+            f"programs already ({model.adapter.lora_elsewhere}): leave it out, or merge the adapters (--{group}lora-merge)"
         )
     if job.single_file:
         UNetNames(model.network_config)

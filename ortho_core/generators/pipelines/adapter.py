@@ -62,8 +62,11 @@ class PipelineAdapter:
     #: Ends of the names of the layers that get an adapter by default, and names of modules whose layers are never packed.
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     unpacked: ClassVar[tuple[str, ...]] = ()
-    #: Whether the weights have a single-file format and the LoRAs a kohya format that Ortho writes.
+    #: Whether Ortho writes its weights as one file, and the file in a LoRA folder that other programs read.
     has_single_file: ClassVar[bool] = False
+    lora_elsewhere: ClassVar[str | None] = None
+    #: Whether diffusers' own call makes images of the size of the configurations, if it is not given a size.
+    call_knows_size: ClassVar[bool] = False
 
     # The shapes of a folder, from its configurations.
 
@@ -89,6 +92,11 @@ class PipelineAdapter:
                 raise ValueError(f"guidance is {stated:g}, but the network has no input for it (guidance_embeds)")
             return None
         return self.guidance if stated is None else stated
+
+    def own_call(self, network: Mapping[str, Any], guidance: float | None) -> dict[str, object]:
+        """Arguments with which diffusers' own call takes the same step, besides prompt, size and number of steps."""
+        scale = self.guidance if guidance is None else guidance
+        return {"guidance_scale": 0.0 if self.guidance_input(network, guidance) is None else scale}
 
     # The loaded parts.
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ortho_core.errors import UserError
+from ortho_core.generators.lora_files import LORA_WEIGHTS
 from ortho_core.generators.pipelines.adapter import PartConfig, PipelineAdapter
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Flux(PipelineAdapter):
     parts = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
     left_out = dict.fromkeys(("feature_extractor", "image_encoder"))
     guidance = 3.5
+    lora_elsewhere = LORA_WEIGHTS
     # Those of diffusers' own training program: attention and feed-forward layers of image and text.
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -81,13 +83,17 @@ class Flux(PipelineAdapter):
 
     def encode_prompts(self, pipeline: Any, prompts: list[str], size: tuple[int, int]) -> dict[str, Tensor]:
         states, pooled, _ = pipeline.encode_prompt(
-            prompts, device=pipeline.text_encoder.device, max_sequence_length=self._tokens(pipeline)
+            prompts, device=pipeline.text_encoder.device, max_sequence_length=_tokens(pipeline.transformer.config)
         )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def is_truncated(self, pipeline: Any, prompt: str) -> bool:
         # CLIP's window is shorter, but only its pooled vector is used.
-        return len(pipeline.tokenizer_2(prompt).input_ids) > self._tokens(pipeline)
+        return len(pipeline.tokenizer_2(prompt).input_ids) > _tokens(pipeline.transformer.config)
 
-    def _tokens(self, pipeline: Any) -> int:
-        return T5_TOKENS_WITH_GUIDANCE if pipeline.transformer.config.guidance_embeds else T5_TOKENS
+    def own_call(self, network: Mapping[str, Any], guidance: float | None) -> dict[str, object]:
+        return super().own_call(network, guidance) | {"max_sequence_length": _tokens(network)}
+
+
+def _tokens(network: Mapping[str, Any]) -> int:
+    return T5_TOKENS_WITH_GUIDANCE if network.get("guidance_embeds") else T5_TOKENS

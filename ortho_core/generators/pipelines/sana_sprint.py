@@ -43,6 +43,11 @@ class SanaSprint(PipelineAdapter):
         scale = super().guidance_input(network, stated)
         return None if scale is None else scale * float(network.get("guidance_embeds_scale") or 1.0)
 
+    def own_call(self, network: Mapping[str, Any], guidance: float | None) -> dict[str, object]:
+        # Otherwise its call divides the step at a time in between, and rounds sizes to those of 1024 pixels.
+        own = {"intermediate_timesteps": None, "use_resolution_binning": False}
+        return super().own_call(network, guidance) | own
+
     def in_network_terms(self, step: OneStep) -> OneStep:
         """The scheduler's time t is an angle (TrigFlow); the network was trained with s = sin t / (sin t + cos t) and gives a
         flow's velocity. Its input is k·x with k = sqrt(s² + (1 - s)²), and the scheduler gets

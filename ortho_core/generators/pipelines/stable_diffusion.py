@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ortho_core.errors import UserError
 from ortho_core.framing.frame import Frame
+from ortho_core.generators.lora_files import KOHYA_WEIGHTS
 from ortho_core.generators.pipelines.adapter import PartConfig, PipelineAdapter
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class StableDiffusion(PipelineAdapter):
     # The embeddings of time and size have few weights, and all other layers depend on them.
     unpacked = ("time_embedding", "add_embedding", "time_emb_proj", "class_embedding")
     has_single_file = True
+    lora_elsewhere = KOHYA_WEIGHTS
+    call_knows_size = True
 
     def shapes(self, network: PartConfig, autoencoder: PartConfig) -> tuple[tuple[int, int, int], tuple[int, int]]:
         if network.content.get("time_cond_proj_dim") is not None:

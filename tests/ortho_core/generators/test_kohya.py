@@ -7,10 +7,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
-from ortho_core.generators.kohya import KOHYA_WEIGHTS, kohya_tensors, write_kohya
+from ortho_core.generators.kohya import kohya_tensors, write_kohya
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import add_lora, lora_parameters, read_lora
 from ortho_core.generators.lora_config import Lora
+from ortho_core.generators.lora_files import KOHYA_WEIGHTS
 from ortho_core.generators.model_folder import LORA_WEIGHTS, ModelFolder
 from tests.ortho_core.generators.real_unets import CONFIGS, DEFAULTS, attentions, unet
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from ortho_core.errors import UserError
 from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
-from ortho_core.generators.kohya import KOHYA_WEIGHTS
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import (
     add_lora,
@@ -22,7 +21,7 @@ from ortho_core.generators.lora import (
     teacher_adapter,
 )
 from ortho_core.generators.lora_config import Lora
-from ortho_core.generators.lora_files import LORA_WEIGHTS
+from ortho_core.generators.lora_files import KOHYA_WEIGHTS, LORA_WEIGHTS
 from ortho_core.generators.model_folder import ModelFolder
 
 PROMPTS = ["a green handwritten seven on a black background", "an orange handwritten two on a white background"]

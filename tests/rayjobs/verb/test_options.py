@@ -89,7 +89,7 @@ def train(*argv):
 def test_lists_and_files_of_training_are_read_and_printed_so_that_they_are_read_back(tmp_path):
     assert train().lora_targets is None
     job = train("--lora-targets", "to_q, to_k", "--preserve-prompts", "some/file", "--lora-rank", "4", "--ema")
-    assert (job.lora_targets, job.lora_alpha, str(job.preserve_prompts), job.ema) == (
+    assert (job.lora_targets, job.lora_rank, str(job.preserve_prompts), job.ema) == (
         ("to_q", "to_k"),
         4.0,
         "some/file",

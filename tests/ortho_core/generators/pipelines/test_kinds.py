@@ -14,6 +14,7 @@ from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import add_lora, lora_parameters
 from ortho_core.generators.lora_config import AddedLora, Lora
 from ortho_core.generators.lora_files import LORA_WEIGHTS
+from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.pipelines.kinds import ADAPTERS, adapter_of
 from ortho_core.noise.seeded import seeded_normal
@@ -135,6 +136,22 @@ def test_a_lora_is_read_by_diffusers_and_merged_the_same(folder, tmp_path):
     load_generator(tmp_path / "lora").save(tmp_path / "merged")
     saved = DiffusionPipeline.from_pretrained(tmp_path / "merged")
     assert relative(own(saved, noise, generator.image_size), adapted) <= 1e-4
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_code_of_its_model_card_makes_an_image(folder, tmp_path, lora):
+    model = ModelFolder.open(folder)
+    model = model.at((model.image_size[0] + 32, model.image_size[1]))
+    generator = load_generator(model)
+    if lora:
+        add_lora(generator.trainable, Lora(2, 4.0, model.adapter.lora_targets), seed=1)
+    about = {"facts": {}, "metrics": {}, "config": {}}
+    generator.save(tmp_path / "saved", model_card("x", base="y", model=model, lora=lora, **about))
+    card = (tmp_path / "saved" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("path/of/this/folder", str(tmp_path / "saved"))
+    exec(code, names := {})
+    assert names["image"].size == (model.image_size[1], model.image_size[0])
+    assert ("ComfyUI" in card) == (lora and model.adapter.lora_elsewhere is not None)
 
 
 def test_a_packed_network_and_gradients_computed_twice(folder):
