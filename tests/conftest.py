@@ -63,14 +63,14 @@ def generator(tiny_turbo):
 
 @pytest.fixture(scope="session")
 def sana_sprint(tmp_path_factory) -> Path:
-    from tests.small_flows import save_sana_sprint
+    from benchmarks.flow_models import save_sana_sprint
 
     return save_sana_sprint(tmp_path_factory.mktemp("models") / "tiny-sana-sprint")
 
 
 @pytest.fixture(scope="session")
 def flux(tiny_turbo, tmp_path_factory) -> Path:
-    from tests.small_flows import save_flux
+    from benchmarks.flow_models import save_flux
 
     return save_flux(tiny_turbo, tmp_path_factory.mktemp("models") / "tiny-flux")
 

@@ -88,6 +88,7 @@ WHOLE_VERB = {
     "rayjobs/assign/test_faults.py": "processes, disk and input fail while the E-step runs",
     "rayjobs/assign/test_s3.py": "the E-step between buckets of an object store",
     "rayjobs/assign/test_sizes.py": "the E-step over pictures of several shapes",
+    "rayjobs/em/test_flows.py": "every verb on flow models",
     "rayjobs/em/test_sizes.py": "all steps over pictures of several shapes",
     "rayjobs/train/test_sizes.py": "an M-step on images of several sizes",
     "rayjobs/test_marks.py": "the marks on the options of every verb, against the plans made from them",

@@ -28,7 +28,7 @@ class ConvertJob(BaseModel):
         None,
         description="file NAME.safetensors, or a folder for a diffusers pipeline (none: MODEL.safetensors beside the model)",
     )
-    dtype: Literal["float16", "bfloat16", "float32"] = decides(
-        "float16", description="precision of the weights in the result"
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = decides(
+        "auto", description="precision of the weights in the result (auto: float16, for flow models bfloat16)"
     )
     merge: bool = decides(False, description="with a LoRA folder: write its base model with the LoRA merged in")

@@ -90,16 +90,28 @@ def _replaceable(out: Path, form: Form, model: ModelFolder) -> bool:
     return out.is_file() and not out.samefile(model.path) and written_here(out)
 
 
+def computed(job: ConvertJob, model: ModelFolder) -> str:
+    """The precision of the result; `auto` is the half precision that the model was made for."""
+    return job.dtype if job.dtype != "auto" else model.half or "float32"
+
+
 def describe(job: ConvertJob) -> dict[str, Any]:
     """What a dry run prints."""
     model, out, form = opened(job)
-    return {"model": str(job.model), "kind": model.kind, "written": form.what, "dtype": job.dtype, "out": str(out)}
+    return {
+        "model": str(job.model),
+        "kind": model.kind,
+        "written": form.what,
+        "dtype": computed(job, model),
+        "out": str(out),
+    }
 
 
 def run(job: ConvertJob) -> int:
     """Write the file or the folder. Returns 0. Raises UserError."""
     model, out, form = opened(job)
-    title, dtype = "/".join(model.path.parts[-2:]), getattr(torch, job.dtype)
+    title, stored = "/".join(model.path.parts[-2:]), computed(job, model)
+    dtype = getattr(torch, stored)
     out.parent.mkdir(parents=True, exist_ok=True)
     if form is LORA:
         lora, weights = read_lora(model.path / LORA_WEIGHTS)
@@ -109,7 +121,7 @@ def run(job: ConvertJob) -> int:
         with quick_imports():
             from ortho_core.generators.diffusers_pipelines import DiffusersGenerator
 
-        generator = load_generator(model, dtype=job.dtype)
+        generator = load_generator(model, dtype=stored)
         assert isinstance(generator, DiffusersGenerator)
         if form is DIFFUSERS_FOLDER:
             write_folder(job, model, generator, out)
@@ -133,7 +145,7 @@ def write_folder(job: ConvertJob, model: ModelFolder, generator: Any, out: Path)
             **(
                 {"with": ", ".join(f"{place_name(each.file)}:{each.weight:g}" for each in job.lora)} if job.lora else {}
             ),
-            "precision": job.dtype,
+            "precision": computed(job, model),
         },
         metrics={},
         config={},

@@ -8,6 +8,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from benchmarks.flow_models import save_flux, save_sana_sprint
+from benchmarks.flows import PROMPTS, own_latents, relative
 from benchmarks.memory_real import parts
 from ortho_core.errors import UserError
 from ortho_core.generators.load import load_generator
@@ -18,10 +20,8 @@ from ortho_core.generators.model_card import model_card
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.pipelines.kinds import ADAPTERS, adapter_of
 from ortho_core.noise.seeded import seeded_normal
-from tests.small_flows import save_flux, save_sana_sprint
 from tests.small_pipelines import save_stable_diffusion, save_stable_diffusion_xl
 
-PROMPTS = ["a red cat on a mat", "Two DOGS", ""]
 MAKERS = {
     "StableDiffusionPipeline": lambda turbo, folder: save_stable_diffusion(turbo, folder, timestep_spacing="trailing"),
     "StableDiffusionXLPipeline": lambda turbo, folder: save_stable_diffusion_xl(
@@ -30,38 +30,11 @@ MAKERS = {
     "SanaSprintPipeline": lambda turbo, folder: save_sana_sprint(folder),
     "FluxPipeline": save_flux,
 }
-#: The authors' settings for one step.
-OWN_CALL = {
-    "StableDiffusionPipeline": {"guidance_scale": 0.0},
-    "StableDiffusionXLPipeline": {"guidance_scale": 0.0},
-    "SanaSprintPipeline": {
-        "guidance_scale": 4.5,
-        "intermediate_timesteps": None,
-        "use_resolution_binning": False,
-    },
-    "FluxPipeline": {"guidance_scale": 0.0, "max_sequence_length": 256},
-}
 
 
 @pytest.fixture(scope="module", params=MAKERS)
 def folder(request, tiny_turbo, tmp_path_factory):
     return MAKERS[request.param](tiny_turbo, tmp_path_factory.mktemp("kinds") / request.param)
-
-
-def own(pipeline, noise, size, prompts=PROMPTS, **options):
-    """Latents (B, C, H, W), or images in [0, 1] for `output_type="pt"`, of the pipeline's own call at one step."""
-    kind = type(pipeline).__name__
-    B, C, H, W = noise.shape
-    packed = kind == "FluxPipeline"
-    start = pipeline._pack_latents(noise, B, C, H, W) if packed else noise.clone()
-    pipeline.set_progress_bar_config(disable=True)
-    options = {"output_type": "latent"} | OWN_CALL[kind] | options
-    made = pipeline(prompts, num_inference_steps=1, latents=start, height=size[0], width=size[1], **options).images
-    return pipeline._unpack_latents(made, *size, pipeline.vae_scale_factor) if packed and made.ndim == 3 else made
-
-
-def relative(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
 
 
 @torch.no_grad()
@@ -81,11 +54,11 @@ def test_latents_and_images_are_those_of_the_pipelines_own_call(folder):
         noise = seeded_normal([3, 4, 5], generator.latent_shape)
         pipeline = DiffusionPipeline.from_pretrained(folder)
         latents = made(generator, noise)
-        assert relative(latents, own(pipeline, noise, generator.image_size)) <= 1e-4
+        assert relative(latents, own_latents(pipeline, noise, generator.image_size)) <= 1e-4
         with torch.no_grad():
             images = generator.decode(latents).clamp(0, 1)
         torch.testing.assert_close(
-            images, own(pipeline, noise, generator.image_size, output_type="pt"), rtol=0, atol=1e-4
+            images, own_latents(pipeline, noise, generator.image_size, output_type="pt"), rtol=0, atol=1e-4
         )
 
 
@@ -131,11 +104,11 @@ def test_a_lora_is_read_by_diffusers_and_merged_the_same(folder, tmp_path):
         assert relative(made(other, noise), adapted) <= 1e-4
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.load_lora_weights(tmp_path / "lora", weight_name=LORA_WEIGHTS)
-    assert relative(own(pipeline, noise, generator.image_size), adapted) <= 1e-4
+    assert relative(own_latents(pipeline, noise, generator.image_size), adapted) <= 1e-4
     # Merged weights are saved as a whole model, which diffusers runs as well.
     load_generator(tmp_path / "lora").save(tmp_path / "merged")
     saved = DiffusionPipeline.from_pretrained(tmp_path / "merged")
-    assert relative(own(saved, noise, generator.image_size), adapted) <= 1e-4
+    assert relative(own_latents(saved, noise, generator.image_size), adapted) <= 1e-4
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -16,6 +16,7 @@ from diffusers import (
     SCMScheduler,
 )
 from transformers import (
+    CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
     Gemma2Config,
@@ -26,13 +27,13 @@ from transformers import (
     T5Tokenizer,
 )
 
-from tests.small_pipelines import text_config
+from ortho_core.generators.pipelines.sana_sprint import instruction
 
 LETTERS = ["▁", *string.printable.strip()]
 
 
 def save_sana_sprint(folder: Path, **network: Any) -> Path:
-    """Images of 32 pixels, 8 x 8 latents of 4 channels. `network` are further settings of the transformer."""
+    """Images of 32 pixels, 8 x 8 latents of 4 channels. `network` are other settings of the transformer."""
     torch.manual_seed(0)
     special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
     vocabulary = {token: number for number, token in enumerate([*special, *LETTERS])}
@@ -46,23 +47,23 @@ def save_sana_sprint(folder: Path, **network: Any) -> Path:
         head_dim=8,
         max_position_embeddings=4096,
     )
-    transformer = SanaTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=8,
-        cross_attention_dim=16,
-        caption_channels=16,
-        sample_size=8,
-        patch_size=1,
-        qk_norm="rms_norm_across_heads",
-        guidance_embeds=True,
-        guidance_embeds_scale=0.1,
-        **network,
-    )
+    settings: dict[str, Any] = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 2,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 8,
+        "cross_attention_dim": 16,
+        "caption_channels": 16,
+        "sample_size": 8,
+        "patch_size": 1,
+        "qk_norm": "rms_norm_across_heads",
+        "guidance_embeds": True,
+        "guidance_embeds_scale": 0.1,
+    }
+    transformer = SanaTransformer2DModel(**(settings | network))
     autoencoder = AutoencoderDC(
         in_channels=3,
         latent_channels=4,
@@ -81,8 +82,12 @@ def save_sana_sprint(folder: Path, **network: Any) -> Path:
         decoder_act_fns="silu",
         scaling_factor=0.41407,
     )
+    tokenizer = GemmaTokenizer(vocab=vocabulary)
+    # The instruction before each prompt as a few tokens, for speed; letter by letter it would be more than a thousand.
+    tokenizer.add_tokens([line.strip() for line in instruction() if line.strip()])
+    text.vocab_size = len(tokenizer)
     SanaSprintPipeline(
-        tokenizer=GemmaTokenizer(vocab=vocabulary),
+        tokenizer=tokenizer,
         text_encoder=Gemma2Model(text),
         vae=autoencoder,
         transformer=transformer,
@@ -93,22 +98,32 @@ def save_sana_sprint(folder: Path, **network: Any) -> Path:
 
 def save_flux(tiny_turbo: Path, folder: Path, *, scheduler: dict[str, Any] | None = None, **network: Any) -> Path:
     """Images of 32 pixels, 16 x 16 latents of 4 channels. CLIP's tokenizer is that of tiny-turbo; `scheduler` and `network` are
-    further settings of these parts."""
+    other settings of these parts."""
     torch.manual_seed(0)
     clip = CLIPTokenizer.from_pretrained(tiny_turbo / "tokenizer")
     t5 = T5Tokenizer(
         vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in LETTERS)], extra_ids=0
     )
-    transformer = FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=8,
+    settings: dict[str, Any] = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 24,
+        "pooled_projection_dim": 16,
+        "axes_dims_rope": (2, 2, 4),
+    }
+    transformer = FluxTransformer2DModel(**(settings | network))
+    text = CLIPTextConfig(
+        vocab_size=len(clip),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
         num_attention_heads=2,
-        joint_attention_dim=24,
-        pooled_projection_dim=16,
-        axes_dims_rope=(2, 2, 4),
-        **network,
+        max_position_embeddings=24,
+        bos_token_id=clip.bos_token_id,
+        eos_token_id=clip.eos_token_id,
     )
     autoencoder = AutoencoderKL(
         sample_size=32,
@@ -129,7 +144,7 @@ def save_flux(tiny_turbo: Path, folder: Path, *, scheduler: dict[str, Any] | Non
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 1.0} | (scheduler or {}))),
         vae=autoencoder,
-        text_encoder=CLIPTextModel(text_config(clip, 16)),
+        text_encoder=CLIPTextModel(text),
         tokenizer=clip,
         text_encoder_2=encoder,
         tokenizer_2=t5,
