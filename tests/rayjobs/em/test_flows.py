@@ -107,8 +107,8 @@ def test_a_reward_is_raised(folder, tmp_path):
     argv = ["reward", "--model", str(folder), "--reward", "clip", "--reward-folders", f"clip={TINY_CLIP}"]
     argv += ["--prompt", "a red seven", "--steps", "4", "--patch-size", "4", "--out", str(tmp_path / "r")]
     assert main(argv) == 0
-    told = json.loads((tmp_path / "r" / "reward.json").read_text())
-    assert told["reward_after"] >= told["reward_before"]
+    clip = json.loads((tmp_path / "r" / "meta.json").read_text())["rewards"]["clip"]
+    assert clip["after"] > clip["before"]
 
 
 @pytest.mark.slow
