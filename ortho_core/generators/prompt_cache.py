@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 
 from ortho_core.device import to_device
-from ortho_core.generators.prompt_store import PromptStore
+from ortho_core.generators.prompt_store import BATCH_SIZE, PromptStore
 from ortho_core.generators.protocol import Condition, OneStepGenerator
 
 Rows = OrderedDict[str, dict[str, Tensor]]
-
-#: Texts that are encoded together. Smaller batches are filled up.
-BATCH_SIZE = 8
 
 
 class TextCache:
@@ -53,7 +50,9 @@ class TextCache:
             missing = [text for text in missing if text not in self.rows]
         self.quiet_calls = 0 if missing else self.quiet_calls + 1
         for start in range(0, len(missing), self.batch_size):
-            self.rows |= encoded_rows(self.encode, missing[start : start + self.batch_size], self.batch_size, self.filler)
+            self.rows |= encoded_rows(
+                self.encode, missing[start : start + self.batch_size], self.batch_size, self.filler
+            )
         rows = [self.rows[text] for text in texts]
         for text in texts:
             self.rows.move_to_end(text)
@@ -113,7 +112,7 @@ class PromptCache:
             lambda prompts: encode_with(generator, prompts),
             filler=FILLER,
             stored=None if store is None else stored,
-            **limits,  # type: ignore[arg-type]
+            **limits,
         )
 
     def __call__(self, prompts: list[str]) -> Condition:

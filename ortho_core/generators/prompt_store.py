@@ -1,8 +1,8 @@
 """Prompt embeddings on a disk or in an object store: encoded once, read by every step that needs them.
 
 A store is a folder for one kind of encoding (`encoding_fingerprint`) inside the folder that the user names. It has shards:
-`prompts-NNNNNN-xxxxxxxx.safetensors` with the tensors of a condition, one row per prompt. A shard appears whole or not at all, and
-is never changed. The metadata in its header has the prompts' SHA-256 and a checksum per row.
+`prompts-NNNNNN-xxxxxxxx.safetensors` with the tensors of a condition, one row per prompt. A shard appears whole or not at all,
+and is never changed. The metadata in its header has the prompts' SHA-256 and a checksum per row.
 
 Axes: N prompts of a shard.
 """
@@ -22,12 +22,15 @@ from torch import Tensor
 
 from ortho_core.errors import UserError
 from ortho_core.framing.frame import Frame, Size
-from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.model_folder import CLASS_KIND, ModelFolder
+from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.prompt_keys import KEY_BYTES, number_of, prompt_key
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store, one_line
 from ortho_core.storage.tensors import DTYPES, TYPES, TensorFile, raw_bytes, tensor_bytes
 
+#: Prompts that are encoded together, in every process. Smaller batches are filled up.
+BATCH_SIZE = 8
 #: The value of `format` in the metadata.
 FORMAT = "ortho-prompts-1"
 SHARD = re.compile(r"prompts-(\d{6,})-[0-9a-f]{8}\.safetensors")
@@ -41,7 +44,9 @@ REMEDY = "delete it, and the same command encodes its prompts again"
 Row = Mapping[str, Tensor]
 
 
-def encoding_fingerprint(model: ModelFolder, dtype: torch.dtype, device: str | torch.device, batch_size: int) -> str:
+def encoding_fingerprint(
+    model: ModelFolder, dtype: torch.dtype, device: str | torch.device, batch_size: int = BATCH_SIZE
+) -> str:
     """SHA-256 (16 hex digits) of what decides the numbers: the text encoders' files, the dtype and kind of device on which they
     compute, and the size of the batches, because batches of different sizes round differently.
     """
@@ -83,8 +88,19 @@ class PromptStore:
         #: The first 64 bits of all keys, sorted, and for each the number of its shard and its row there.
         self._numbers, self._places = np.zeros(0, np.uint64), np.zeros((0, 2), np.uint32)
 
+    @staticmethod
+    def of(location: str | Path, model: ModelFolder, dtype: str, device: str | torch.device) -> "PromptStore":
+        """The store for a model that is loaded in `dtype` (also `auto`) onto `device`."""
+        computes_in = network_dtype(dtype, device, halves=model.kind != CLASS_KIND)
+        return PromptStore(location, encoding_fingerprint(model, computes_in, device))
+
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_shards": None, "_numbers": np.zeros(0, np.uint64), "_places": np.zeros((0, 2), np.uint32)}
+        return {
+            **self.__dict__,
+            "_shards": None,
+            "_numbers": np.zeros(0, np.uint64),
+            "_places": np.zeros((0, 2), np.uint32),
+        }
 
     def names(self) -> list[str]:
         """The names of the shards."""

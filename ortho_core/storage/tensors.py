@@ -1,8 +1,8 @@
 """Write tensors in the safetensors format, and read single rows of them from any folder.
 
 Equal tensors and metadata give a bit-identical file each time. The format: eight bytes with the header's length; the header, JSON
-with each tensor's type, shape and offsets; the tensors. The safetensors library is not used: it writes several metadata entries in
-random order and files that only their owner may read, and it reads local files only.
+with each tensor's type, shape and offsets; the tensors. The safetensors library is not used: it writes several metadata entries
+in random order and files that only their owner may read, and it reads local files only.
 """
 
 import json
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,12 +125,13 @@ class TensorFile:
         return TensorFile(metadata, tensors, max(ends, default=begin))
 
 
-def _stacked(about: Mapping[str, object], begin: int) -> StackedTensor:
+def _stacked(about: Mapping[str, Any], begin: int) -> StackedTensor:
     """A tensor from its entry in the header. Raises ValueError, KeyError or TypeError."""
-    shape, (first, last) = about["shape"], about["data_offsets"]  # type: ignore[misc]
-    if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and n >= 0 for n in (*shape, first, last)):
+    shape, (first, last) = about["shape"], about["data_offsets"]
+    if not shape or not all(isinstance(number, int) and number >= 0 for number in (*shape, first, last)):
         raise ValueError("its header has a tensor without rows")
-    tensor = StackedTensor(DTYPES[str(about["dtype"])], tuple(shape[1:]), shape[0], begin + first)
+    rows, *rest = shape
+    tensor = StackedTensor(DTYPES[str(about["dtype"])], tuple(rest), rows, begin + first)
     if last - first != tensor.rows * tensor.row_bytes:
         raise ValueError("its header has a tensor whose size does not fit its shape")
     return tensor

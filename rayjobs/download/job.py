@@ -28,7 +28,7 @@ from rayjobs.download.catalog import (
 from rayjobs.download.config import DownloadJob
 from rayjobs.download.hub import INCOMPLETE, Hub
 from rayjobs.verb.catalog import Catalog, Entry, ModelFile, read_catalog
-from rayjobs.verb.console import Progress, aligned, say
+from rayjobs.verb.console import Progress, aligned, amount, say
 
 MB = 1_000_000
 
@@ -271,7 +271,3 @@ def table(catalog: Catalog, names: Iterable[str], root: Path, older: Path) -> st
         size = ("" if all(file.size is not None for file in entry.files) else "~") + amount(entry.bytes_about)
         rows.append((name, entry.title, size, f"{entry.license.id} ({entry.license.commercial})", where))
     return aligned(rows)
-
-
-def amount(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
