@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ortho_core.device import to_device
-from ortho_core.generators.prompt_store import BATCH_SIZE, PromptStore
+from ortho_core.generators.prompt_store import ENCODED_AT_ONCE, PromptStore
 from ortho_core.generators.protocol import Condition, OneStepGenerator
 
 Rows = OrderedDict[str, dict[str, Tensor]]
@@ -26,7 +26,7 @@ class TextCache:
         *,
         filler: str | None = None,
         capacity: int = 4096,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int = ENCODED_AT_ONCE,
         most_bytes: int = 1 << 30,
         stored: Callable[[list[str]], Mapping[str, dict[str, Tensor]]] | None = None,
     ) -> None:

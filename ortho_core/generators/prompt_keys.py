@@ -28,7 +28,7 @@ def numbers_of(prompts: Sequence[str]) -> np.ndarray:
     return np.array([number_of(prompt_key(prompt)) for prompt in prompts], np.uint64)
 
 
-class Seen:
+class SeenNumbers:
     """A growing set of 64-bit numbers, in 8 bytes each: sorted arrays, of which two of similar length are merged."""
 
     def __init__(self, numbers: np.ndarray) -> None:

@@ -27,32 +27,32 @@ from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.prompt_keys import KEY_BYTES, number_of, prompt_key
 from ortho_core.storage.open import open_store
 from ortho_core.storage.store import Store, one_line
-from ortho_core.storage.tensors import DTYPES, TYPES, TensorFile, raw_bytes, tensor_bytes
+from ortho_core.storage.tensors import DTYPE_OF, TYPES, TensorFile, raw_bytes, tensor_bytes
 
 #: Prompts that are encoded together, in every process. Smaller batches are filled up.
-BATCH_SIZE = 8
+ENCODED_AT_ONCE = 8
 #: The value of `format` in the metadata.
-FORMAT = "ortho-prompts-1"
-SHARD = re.compile(r"prompts-(\d{6,})-[0-9a-f]{8}\.safetensors")
+PROMPTS_FORMAT = "ortho-prompts-1"
+PROMPT_SHARD = re.compile(r"prompts-(\d{6,})-[0-9a-f]{8}\.safetensors")
 #: The tensor of a condition that belongs to an image's frame and not to the prompt. It is not stored.
 FRAME_IDS = "time_ids"
 #: Headers, and rows, that are read in parallel, because of the latency of object stores.
-READ_AT_ONCE = 16
-REMEDY = "delete it, and the same command encodes its prompts again"
+PROMPTS_READ_AT_ONCE = 16
+ENCODED_AGAIN = "delete it, and the same command encodes its prompts again"
 
 #: One prompt's tensors by name, without a batch axis.
 Row = Mapping[str, Tensor]
 
 
 def encoding_fingerprint(
-    model: ModelFolder, dtype: torch.dtype, device: str | torch.device, batch_size: int = BATCH_SIZE
+    model: ModelFolder, dtype: torch.dtype, device: str | torch.device, batch_size: int = ENCODED_AT_ONCE
 ) -> str:
     """SHA-256 (16 hex digits) of what decides the numbers: the text encoders' files, the dtype and kind of device on which they
     compute, and the size of the batches, because batches of different sizes round differently.
     """
     # A single-file checkpoint has its text encoders in the same file as everything else.
     whole = model.base.fingerprint if model.base.checkpoint else ""
-    content = [FORMAT, model.text_fingerprint, whole, str(dtype), torch.device(device).type, batch_size]
+    content = [PROMPTS_FORMAT, model.text_fingerprint, whole, str(dtype), torch.device(device).type, batch_size]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -105,14 +105,14 @@ class PromptStore:
     def names(self) -> list[str]:
         """The names of the shards."""
         try:
-            return [name for name in self.folder.names() if SHARD.fullmatch(name)]
+            return [name for name in self.folder.names() if PROMPT_SHARD.fullmatch(name)]
         except OSError as error:
             raise UserError(f"cannot read {self.folder.location}: {one_line(error)}") from error
 
     def open(self) -> None:
         """Read the list of prompts again. Raises UserError, in one line, for a shard that cannot be used."""
         names = self.names()
-        with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        with ThreadPoolExecutor(PROMPTS_READ_AT_ONCE) as pool:
             self._take(list(pool.map(self._read_shard, names)))
 
     def open_sound(self) -> list[str]:
@@ -128,13 +128,13 @@ class PromptStore:
                 return fault
 
         names = self.names()
-        with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        with ThreadPoolExecutor(PROMPTS_READ_AT_ONCE) as pool:
             found = list(pool.map(read, names))
         for name, shard in zip(names, found, strict=True):
             if isinstance(shard, DamagedShard):
                 self.folder.remove(name)
         self._take([shard for shard in found if isinstance(shard, _Shard)])
-        return [str(fault).removesuffix(f": {REMEDY}") for fault in found if isinstance(fault, DamagedShard)]
+        return [str(fault).removesuffix(f": {ENCODED_AGAIN}") for fault in found if isinstance(fault, DamagedShard)]
 
     def _take(self, shards: list[_Shard]) -> None:
         self._shards = shards
@@ -178,7 +178,7 @@ class PromptStore:
         read = [(shards[number], row, size) for number, row in stored.values()]
         if len(read) == 1:
             return dict(zip(stored, [self._row(*read[0])], strict=True))
-        with ThreadPoolExecutor(min(READ_AT_ONCE, len(read))) as pool:
+        with ThreadPoolExecutor(min(PROMPTS_READ_AT_ONCE, len(read))) as pool:
             return dict(zip(stored, pool.map(lambda each: self._row(*each), read), strict=True))
 
     def _place(self, prompt: str) -> tuple[int, int] | None:
@@ -199,11 +199,11 @@ class PromptStore:
             try:
                 content = stacked.read(self.folder, shard.name, row)
             except OSError as error:
-                raise UserError(f"{where} cannot be read: {one_line(error)}; {REMEDY}") from error
+                raise UserError(f"{where} cannot be read: {one_line(error)}; {ENCODED_AGAIN}") from error
             check = zlib.crc32(content, check)
             tensors[name] = content
         if check != int(shard.checks[row]):
-            raise UserError(f"{where} is damaged (row {row} has another checksum): {REMEDY}")
+            raise UserError(f"{where} is damaged (row {row} has another checksum): {ENCODED_AGAIN}")
         read = {name: shard.file.tensors[name].tensor(content) for name, content in tensors.items()}
         if shard.frame_dtype is not None:
             read[FRAME_IDS] = torch.tensor(Frame.plain(size), dtype=shard.frame_dtype)
@@ -217,20 +217,22 @@ class PromptStore:
             if (size := self.folder.size(name)) != file.size:
                 raise ValueError(f"it has {size:,} bytes, not {file.size:,}")
             about = file.metadata
-            if about.get("format") != FORMAT:
+            if about.get("format") != PROMPTS_FORMAT:
                 raise ValueError("it is not a shard of prompt embeddings")
             keys = np.frombuffer(bytes.fromhex(about.get("keys", "")), ">u8").reshape(-1, KEY_BYTES // 8)
             checks = np.frombuffer(bytes.fromhex(about.get("checks", "")), ">u4").astype(np.uint32)
             frame = about.get("frame_ids", "")
-            if frame not in ("", *DTYPES) or {len(keys), len(checks)} != {each.rows for each in file.tensors.values()}:
+            if frame not in ("", *DTYPE_OF) or {len(keys), len(checks)} != {
+                each.rows for each in file.tensors.values()
+            }:
                 raise ValueError("its header does not fit its tensors")
         except OSError as error:
             raise UserError(f"{where} cannot be read: {one_line(error)}") from error
         except ValueError as error:
-            raise DamagedShard(f"{where} is damaged ({one_line(error)}): {REMEDY}") from error
+            raise DamagedShard(f"{where} is damaged ({one_line(error)}): {ENCODED_AGAIN}") from error
         if (other := about.get("encoding")) != self.fingerprint:
             raise UserError(f"{where} has the embeddings of another encoding ({other}): move it away")
-        return _Shard(name, file, keys[:, :2].astype(np.uint64), checks, DTYPES.get(frame))
+        return _Shard(name, file, keys[:, :2].astype(np.uint64), checks, DTYPE_OF.get(frame))
 
     def name_of(self, number: int, prompts: Sequence[str]) -> str:
         """The name of the shard `number` with these prompts, in this order."""
@@ -239,7 +241,7 @@ class PromptStore:
 
     def next_number(self) -> int:
         """A number above those of all shards."""
-        matches = (SHARD.fullmatch(name) for name in self.names())
+        matches = (PROMPT_SHARD.fullmatch(name) for name in self.names())
         return max((int(match[1]) + 1 for match in matches if match), default=0)
 
     def publish(self, name: str, rows: Mapping[str, Row]) -> bool:
@@ -256,7 +258,7 @@ class PromptStore:
                 check = zlib.crc32(raw_bytes(row[each]), check)
             checks.append(check)
         about = {
-            "format": FORMAT,
+            "format": PROMPTS_FORMAT,
             "encoding": self.fingerprint,
             "keys": b"".join(map(prompt_key, rows)).hex(),
             "checks": np.array(checks, ">u4").tobytes().hex(),

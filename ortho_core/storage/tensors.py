@@ -29,7 +29,7 @@ TYPES = {
     torch.int64: "I64",
     torch.int32: "I32",
 }
-DTYPES = {name: dtype for dtype, name in TYPES.items()}
+DTYPE_OF = {name: dtype for dtype, name in TYPES.items()}
 #: The largest header that is read.
 MOST_HEADER_BYTES = 64 << 20
 #: Bytes of the first read of a header; most headers need no second one.
@@ -131,7 +131,7 @@ def _stacked(about: Mapping[str, Any], begin: int) -> StackedTensor:
     if not shape or not all(isinstance(number, int) and number >= 0 for number in (*shape, first, last)):
         raise ValueError("its header has a tensor without rows")
     rows, *rest = shape
-    tensor = StackedTensor(DTYPES[str(about["dtype"])], tuple(rest), rows, begin + first)
+    tensor = StackedTensor(DTYPE_OF[str(about["dtype"])], tuple(rest), rows, begin + first)
     if last - first != tensor.rows * tensor.row_bytes:
         raise ValueError("its header has a tensor whose size does not fit its shape")
     return tensor

@@ -23,8 +23,8 @@ from ortho_core.generators.load import load_generator
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.precision import network_dtype
 from ortho_core.generators.prompt_cache import FILLER, encode_with, encoded_rows
-from ortho_core.generators.prompt_keys import Seen, numbers_of
-from ortho_core.generators.prompt_store import BATCH_SIZE, FRAME_IDS, PromptStore
+from ortho_core.generators.prompt_keys import SeenNumbers, numbers_of
+from ortho_core.generators.prompt_store import ENCODED_AT_ONCE, FRAME_IDS, PromptStore
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.rows import Shard
 from ortho_core.storage.lease import held
@@ -139,7 +139,7 @@ def _missing(store: PromptStore, prompts: Prompts) -> tuple[int, Callable[[], It
 
 def _rounds(store: PromptStore, prompts: Prompts) -> Iterator[list[str]]:
     """The different prompts that the store lacks, each once, in lists of about `ROUND_BYTES` of text."""
-    seen, texts, size = Seen(store.numbers), list[str](), 0
+    seen, texts, size = SeenNumbers(store.numbers), list[str](), 0
     for some in prompts():
         fresh = list(compress(some, seen.fresh(numbers_of(some))))
         texts += fresh
@@ -163,7 +163,7 @@ def _fill(
     each = _announced(encoding, store, count, device)
     share = -(-count // (SHARDS_PER_WORKER * max(1, workers[1])))
     size = max(1, min(SHARD_BYTES // (each or SHARD_BYTES // 64), MOST_PROMPTS, share))
-    size = -(-size // BATCH_SIZE) * BATCH_SIZE
+    size = -(-size // ENCODED_AT_ONCE) * ENCODED_AT_ONCE
     number, refused, begun = store.next_number(), 0, len(store)
     starting = "starting the workers, which load the model" if workers[1] else "loading the model"
     progress = Progress("prompts", count, "prompts", starting=starting)
@@ -266,8 +266,8 @@ class PromptWorker:
         """The rows, in host memory, of the prompts that the model can use."""
         rows: dict[str, dict[str, Tensor]] = {}
         with self.encoding:
-            for start in range(0, len(prompts), BATCH_SIZE):
-                some = prompts[start : start + BATCH_SIZE]
+            for start in range(0, len(prompts), ENCODED_AT_ONCE):
+                some = prompts[start : start + ENCODED_AT_ONCE]
                 try:
                     encoded = self._batch(some)
                 except BadRow:
@@ -281,7 +281,7 @@ class PromptWorker:
         return rows
 
     def _batch(self, prompts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        return encoded_rows(lambda texts: encode_with(self.generator, texts), prompts, BATCH_SIZE, FILLER)
+        return encoded_rows(lambda texts: encode_with(self.generator, texts), prompts, ENCODED_AT_ONCE, FILLER)
 
 
 class PromptActor:

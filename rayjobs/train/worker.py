@@ -60,8 +60,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, object]:
 
     def run(rank: int, world: int) -> dict[str, object]:
         try:
-            inputs = (config[name] for name in ("plan", "data", "models"))
-            return Training(job, *inputs, rank, world, config["ticket"], config["embeddings"]).run()
+            plan, data, models = (config[name] for name in ("plan", "data", "models"))
+            return Training(job, plan, data, models, rank, world, config["ticket"], config["embeddings"]).run()
         except torch.OutOfMemoryError as error:
             raise RunFailed(out_of_memory(job, error)) from error
 
