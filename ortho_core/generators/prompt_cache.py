@@ -120,6 +120,11 @@ class PromptCache:
         return Condition(self._cache(prompts))
 
     @property
+    def has_store(self) -> bool:
+        """Whether embeddings are read from a store."""
+        return self._cache.stored is not None
+
+    @property
     def conditions(self) -> Rows:
         """The cached rows. They may be set on a cache of another generator with the same text encoders."""
         return self._cache.rows

@@ -33,7 +33,7 @@ DTYPE_OF = {name: dtype for dtype, name in TYPES.items()}
 #: The largest header that is read.
 MOST_HEADER_BYTES = 64 << 20
 #: Bytes of the first read of a header; most headers need no second one.
-FIRST_READ = 256 << 10
+FIRST_READ = 16 << 10
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

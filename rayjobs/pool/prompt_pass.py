@@ -8,6 +8,7 @@ prompt in memory, and the texts of one round.
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,14 +35,14 @@ from rayjobs.pool.driver import NO_PROGRESS_S, failed
 from rayjobs.pool.messages import Receipt
 from rayjobs.pool.protocol import Attempts
 from rayjobs.pool.worker import DEATHS, Counted
-from rayjobs.verb.console import Progress, amount, say
+from rayjobs.verb.console import LINE_EVERY_S, Progress, amount, say
 
 #: Bytes of a shard, at most, and prompts: a lost worker's shard is encoded again.
 SHARD_BYTES, MOST_PROMPTS = 128 << 20, 1024
 #: Shards for each worker, so that none waits for the last one for long.
 SHARDS_PER_WORKER = 4
 #: Bytes of text that are handed to the pool at a time. The models are loaded again for each round.
-ROUND_BYTES = 256 << 20
+ROUND_BYTES = 64 << 20
 
 #: Called for the prompts of a run; the result is read once, in pieces. Prompts may repeat.
 Prompts = Callable[[], Iterable[Sequence[str]]]
@@ -131,7 +132,8 @@ def _missing(store: PromptStore, prompts: Prompts) -> tuple[int, Callable[[], It
     """The number of different prompts that the store lacks, and a function for them in rounds."""
     count, rounds, first = 0, 0, list[str]()
     for texts in _rounds(store, prompts):
-        count, rounds, first = count + len(texts), rounds + 1, texts
+        count, rounds = count + len(texts), rounds + 1
+        first = texts if rounds == 1 else []
     if rounds > 1:
         return count, lambda: _rounds(store, prompts)
     return count, lambda: iter([first])
@@ -140,10 +142,15 @@ def _missing(store: PromptStore, prompts: Prompts) -> tuple[int, Callable[[], It
 def _rounds(store: PromptStore, prompts: Prompts) -> Iterator[list[str]]:
     """The different prompts that the store lacks, each once, in lists of about `ROUND_BYTES` of text."""
     seen, texts, size = SeenNumbers(store.numbers), list[str](), 0
+    read, known, told = 0, len(seen), time.monotonic()
     for some in prompts():
         fresh = list(compress(some, seen.fresh(numbers_of(some))))
         texts += fresh
         size += sum(map(len, fresh))
+        read += len(some)
+        if time.monotonic() - told >= LINE_EVERY_S:
+            told = time.monotonic()
+            say(f"prompts: {read:,} read, {len(seen) - known:,} of them are different and not encoded yet")
         if size >= ROUND_BYTES:
             yield texts
             texts, size = [], 0

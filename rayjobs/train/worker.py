@@ -210,7 +210,8 @@ class Training(TrainLoop[Share]):
         return self.shares
 
     def before_first_update(self) -> None:
-        self._rest(autoencoder=True)
+        # With embeddings in a folder, the text encoders are hardly needed.
+        self._rest(text=self.prompts.has_store, autoencoder=True)
         if self.update == 0 and self.validations_on:
             self._validate()
 
