@@ -8,7 +8,7 @@ from ortho_core.records.assignments import Assignments
 from rayjobs.train.job import run
 from rayjobs.train.prompts import validated
 from tests.rayjobs.encodings import count_encodings
-from tests.rayjobs.train.training import assert_same_weights, job, losses
+from tests.rayjobs.train.training import altered, assert_same_weights, job, losses
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -20,12 +20,17 @@ def test_a_run_reads_its_embeddings_and_no_bit_changes(assigned, tiny_turbo, tra
     assert encoded == {"pass": dict.fromkeys(prompts, 1), "assign": {}, "train": {}}
     assert losses(tmp_path / "out") == losses(trained)
     assert_same_weights(tmp_path / "out" / "checkpoint-final", trained / "checkpoint-final", 0)
-    # An adapter on the same text encoders, with prompts of other rows to hold it and to validate it on.
-    options |= {"epochs": 1, "lora_rank": 2, "preserve_prompts": "elsewhere", "validation": assigned[1]}
+    # An adapter on the same text encoders, with further prompts to hold it and to validate it on.
+    (_, held), _ = altered(assigned, tmp_path / "held", 3, prompt=lambda prompt: "a grey fish")
+    options |= {"epochs": 1, "lora_rank": 2, "validation": held}
     (tmp_path / "held.txt").write_text("a red cat\na blue dog\n")
     options |= {"preserve_prompts": tmp_path / "held.txt"}
     assert run(job(assigned, tiny_turbo, tmp_path / "adapted", **options)) == 0
-    assert encoded == {"pass": dict.fromkeys([*prompts, "a red cat", "a blue dog"], 1), "assign": {}, "train": {}}
+    assert encoded == {
+        "pass": dict.fromkeys([*prompts, "a red cat", "a blue dog", "a grey fish"], 1),
+        "assign": {},
+        "train": {},
+    }
 
 
 def test_pairs_without_assignments_are_read_for_their_prompts(assigned, tiny_turbo, tmp_path, monkeypatch):
