@@ -219,6 +219,9 @@ class PromptStore:
             about = file.metadata
             if about.get("format") != PROMPTS_FORMAT:
                 raise ValueError("it is not a shard of prompt embeddings")
+            described = {key: (each.dtype, (each.rows, *each.shape)) for key, each in file.tensors.items()}
+            if about.get("check") != _check_of(about, described):
+                raise ValueError("its header has another checksum")
             keys = np.frombuffer(bytes.fromhex(about.get("keys", "")), ">u8").reshape(-1, KEY_BYTES // 8)
             checks = np.frombuffer(bytes.fromhex(about.get("checks", "")), ">u4").astype(np.uint32)
             frame = about.get("frame_ids", "")
@@ -265,4 +268,12 @@ class PromptStore:
             "frame_ids": TYPES[first[FRAME_IDS].dtype] if FRAME_IDS in first else "",
         }
         stacked = {each: torch.stack([row[each].cpu() for row in rows.values()]) for each in names}
+        about["check"] = _check_of(about, {each: (tensor.dtype, tensor.shape) for each, tensor in stacked.items()})
         return self.folder.create(name, tensor_bytes(stacked, about))
+
+
+def _check_of(about: Mapping[str, str], tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> str:
+    """CRC-32 of what a header says, 8 hexadecimal digits: the other metadata, and the tensors' names, types and shapes."""
+    described = [[name, TYPES[dtype], *shape] for name, (dtype, shape) in sorted(tensors.items())]
+    content = [sorted(item for item in about.items() if item[0] != "check"), described]
+    return f"{zlib.crc32(json.dumps(content).encode()):08x}"
