@@ -44,7 +44,7 @@ SHARDS_PER_WORKER = 4
 #: Bytes of text that are handed to the pool at a time. The models are loaded again for each round.
 ROUND_BYTES = 64 << 20
 
-#: Called for the prompts of a run; the result is read once, in pieces. Prompts may repeat.
+#: Returns the prompts of a run in pieces. Prompts may repeat. It is called again if they are read a second time.
 Prompts = Callable[[], Iterable[Sequence[str]]]
 
 
@@ -68,7 +68,7 @@ class PassJob(Protocol):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How and where to prompts are encoded. It holds no loaded model, so it can be sent to workers."""
+    """How prompts are encoded, and where their embeddings go. It holds no loaded model, so it can be sent to workers."""
 
     location: str
     model: ModelFolder

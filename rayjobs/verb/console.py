@@ -113,9 +113,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def amount(size: int) -> str:
     """A number of bytes: `4.2 MB`."""
-    if size >= 1e9:
-        return f"{size / 1e12:,.1f} TB" if size >= 1e12 else f"{size / 1e9:.1f} GB"
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def versions() -> dict[str, str]:
