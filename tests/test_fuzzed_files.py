@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from ortho_core.evaluation.features import model_type
 from ortho_core.generators.lora import DESCRIPTION, read_lora
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.origin import CONVERTED, RECORD, base_name, converted_from, origin_of
+from ortho_core.generators.prompt_store import FRAME_IDS, PromptStore
 from ortho_core.pairs.own_folders import OWN_MARKS, own_folder
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.pairs.prompt_file import read_prompt_rows
@@ -249,6 +251,30 @@ def read_own(content: bytes, folder: Path) -> None:
         own_folder(LocalStore(folder), "", [name])
 
 
+def prompt_shard() -> bytes:
+    """A shard of embeddings of two prompts."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = PromptStore(folder, "fp")
+        store.publish("a", {prompt: {"states": torch.ones(2, 3), FRAME_IDS: torch.ones(6)} for prompt in ("a", "b")})
+        return store.folder.read("a")
+
+
+SHARD = prompt_shard()
+HEADER = int.from_bytes(SHARD[:8], "little")
+
+
+def read_embeddings(content: bytes, folder: Path) -> None:
+    store = PromptStore(folder, "fp")
+    store.folder.create("prompts-000000-0123abcd.safetensors", content)
+    assert all(line.isprintable() for line in PromptStore(folder, "fp").open_sound()) or not store.names()
+    store.folder.create("prompts-000000-0123abcd.safetensors", content)
+    store.open()
+    for row in store.rows(["a", "b", "c"], (8, 8)).values():
+        assert row["states"].tolist() == [[1.0] * 3] * 2  # whatever the header says
+
+
 def write(read: Callable[[Path], Any], name: str) -> Callable[[bytes, Path], None]:
     def of_file(content: bytes, folder: Path) -> None:
         (folder / name).write_bytes(content)
@@ -302,6 +328,13 @@ CASES: dict[str, tuple[st.SearchStrategy[bytes], Callable[[bytes, Path], Any]]] 
     "vision model": (
         mutated({"model_type": "clip"}),
         write(lambda file: model_type(file, "--features"), "config.json"),
+    ),
+    "prompt embeddings": (damaged(SHARD), read_embeddings),
+    "header of prompt embeddings": (
+        mutated(json.loads(SHARD[8 : 8 + HEADER])).map(
+            lambda header: len(header).to_bytes(8, "little") + header + SHARD[8 + HEADER :]
+        ),
+        read_embeddings,
     ),
     "prompts": (lines([{"prompt": "a"}, {"prompt": "b", "n": 1}]), write(read_prompt_rows, "p.jsonl")),
     "list of prompts": (mutated(["a", "b"]), write(read_prompt_rows, "p.json")),

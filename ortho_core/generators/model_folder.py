@@ -265,8 +265,12 @@ class ModelFolder:
     @property
     def text_fingerprint(self) -> str:
         """SHA-256 over the files that determine prompt embeddings: models with equal values have equal embeddings."""
-        decisive = (INDEX, CLASS_CONFIG, "text_encoder", "tokenizer")
+        # The parts of a checkpoint are in one file.
+        own = self.base.files if self.base.checkpoint else ()
+        decisive = (INDEX, CLASS_CONFIG, "text_encoder", "tokenizer", *own)
         hashes = {name: value for name, value in self.base.hashes.items() if name.startswith(decisive)}
+        if self.kind != CLASS_KIND and (settings := self.adapter.prompt_settings(self.network_config)):
+            hashes["settings"] = settings
         on_text = any(lora.on_text for lora in self.loras)
         return digest_over(
             hashes | (numbered(lora.fingerprint for lora in self.loras) if on_text else {}), hashlib.sha256()

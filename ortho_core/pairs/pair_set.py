@@ -196,6 +196,23 @@ class PairSet:
                     f"{run.offset} on, not {run.rows}"
                 )
 
+    def prompts(self, shard: Shard) -> Iterator[str]:
+        """The prompts of the shard's rows, without reading images. Rows without a usable prompt are left out.
+
+        Of a random caption the whole records are read, because the choice depends on the row's id. Raises UserError if the
+        shard's file is missing.
+        """
+        if self.fields.caption == "random":
+            yield from (row.prompt for row in self.read(shard) if isinstance(row, Pair))
+            return
+        caption, most = self.fields.caption, self.fields.max_prompt_length
+        for run in shard.runs:
+            with _told(f"{self.root.location}/{run.file}"):
+                for row, value, number in self._numbered(run, self.format.prompts(run), lambda value: value):
+                    record = PairRecord(value, None, ("prompt", None, None))
+                    with suppress(BadRow):
+                        yield make_pair(row, record, caption, number, most).prompt
+
     def _row(self, row: int, record: PairRecord | BadRow, number: int, file: str) -> Row:
         try:
             if isinstance(record, BadRow):

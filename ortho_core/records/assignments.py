@@ -6,7 +6,7 @@ on its own: its schema metadata has the failed rows and the run's fingerprint.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -292,9 +292,18 @@ class Assignments:
 
     def prompts(self) -> set[str]:
         """All different prompts; reads one column of every part."""
+        return set().union(*self.prompts_by_part())
+
+    def prompts_by_part(self) -> Iterator[list[str]]:
+        """The different prompts of each part; reads one column of it. Only a few parts' prompts are in memory at once."""
+
+        def of_part(name: str) -> list[str]:
+            unique: list[str] = read_part(self.folder, name, ["prompt"])["prompt"].unique().to_pylist()
+            return unique
+
         with ThreadPoolExecutor(PART_FOOTERS_AT_ONCE) as pool:
-            columns = pool.map(lambda name: read_part(self.folder, name, ["prompt"])["prompt"], self.parts)
-            return set().union(*(column.unique().to_pylist() for column in columns))
+            for start in range(0, len(self.parts), PART_FOOTERS_AT_ONCE):
+                yield from pool.map(of_part, self.parts[start : start + PART_FOOTERS_AT_ONCE])
 
     def with_pixels(self, wanted: Collection[int]) -> set[int]:
         """The subset of the image hashes in `wanted` (`Pair.pixels`) that rows have; reads one column of every part."""

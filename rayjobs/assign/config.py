@@ -9,6 +9,7 @@ from ortho_core.pairs.rows import PairFields
 from ortho_core.storage.location import Location, ModelPath, OutputLocation, PairsLocation
 from rayjobs.pool.config import PoolSettings
 from rayjobs.verb.image_size import BucketSettings, framing_of
+from rayjobs.verb.prompt_embeddings import PromptEmbeddings
 
 
 class AssignSettings(AssignConfig, PoolSettings):
@@ -20,7 +21,7 @@ class AssignSettings(AssignConfig, PoolSettings):
     report: bool = conduct(True, description="write report.html: pictures of some rows, losses, quarantined rows")
 
 
-class AssignJob(AssignSettings, PairFields, BucketSettings):
+class AssignJob(AssignSettings, PairFields, BucketSettings, PromptEmbeddings):
     """Assign noise to every image of a pair set (the E-step)."""
 
     pairs: PairsLocation = resolved(

@@ -28,6 +28,7 @@ from rayjobs.assign.worker import search_of
 from rayjobs.pool.derived import REPORT, is_whole_page
 from rayjobs.pool.driver import work_through
 from rayjobs.pool.memory import Searched, described, smaller
+from rayjobs.pool.prompt_pass import Encoding, fill, prompts_of
 from rayjobs.pool.run import ShardedRun
 from rayjobs.reports.framed import say_taken
 from rayjobs.reports.next_steps import RETRY, left_out, settled_rows, training
@@ -42,6 +43,7 @@ def make_plan(job: AssignJob, model: ModelFolder) -> tuple[ReconstructionPlan, P
     """The plan, the pair set and its shards; reads only the input. Raises UserError for every error found before the run."""
     framing = assigned_framing(job, model)
     noise_space(job, model.at(framing.main).latent_shape)
+    job.check_prompt_embeddings(model)
     check_compiled(job.compile, len(framing.sizes))
     pairs = open_pairs(job.pairs, job.pair_fields())
     rows_per_shard = job.rows_per_shard or pairs.rows_per_shard()
@@ -171,6 +173,10 @@ def run(job: AssignJob, model: ModelFolder | None = None) -> int:
         say_taken(pairs, framing)
     with job.session() if begun.survey.todo or job.report else nullcontext():
         if begun.survey.todo:
+            if job.prompt_embeddings is not None:
+                encoding = Encoding(job.prompt_embeddings, model, job.dtype, job.quantize)
+                todo = [shards[task.shard] for task in begun.survey.todo]
+                fill(job, job.pool_size, encoding, prompts_of(pairs, todo), plan.verb)
             work_through(job, begun.ledger, begun.survey, shards, search_of(job, model, plan, pairs))
         begun.finish()
         noise = begun.check_noise(model)

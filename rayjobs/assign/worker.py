@@ -7,6 +7,7 @@ from ortho_core.estep.rows import PairRows
 from ortho_core.framing.framing import Framing
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.prompt_store import PromptStore
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.pairs.pair_set import PairSet
 from ortho_core.records.plan import ReconstructionPlan
@@ -21,13 +22,18 @@ class Reconstructing:
 
     config: AssignJob
     framing: Framing
+    model: ModelFolder
 
     def rows(self, generator: OneStepGenerator, pairs: PairSet, decoder: Decoder) -> PairRows:
         objective = Reconstruction(generator, self.config)
-        prompts, keep = PromptCache(generator), self.config.store_latents
-        return PairRows(objective, prompts, pairs, keep, decoder(pairs), self.framing)
+        job, place = self.config, self.config.prompt_embeddings
+        store = None if place is None else PromptStore.of(place, self.model, job.dtype, generator.device)
+        prompts = PromptCache(generator, store)
+        return PairRows(objective, prompts, pairs, job.store_latents, decoder(pairs), self.framing)
 
 
 def search_of(job: AssignJob, model: ModelFolder, plan: ReconstructionPlan, pairs: PairSet) -> EngineSearch:
     """The search that each worker of the job runs."""
-    return EngineSearch(job, model, Reconstructing(job, assigned_framing(job, model)), plan, pairs, job.warm_start)
+    return EngineSearch(
+        job, model, Reconstructing(job, assigned_framing(job, model), model), plan, pairs, job.warm_start
+    )

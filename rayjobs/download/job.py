@@ -28,7 +28,7 @@ from rayjobs.download.catalog import (
 from rayjobs.download.config import DownloadJob
 from rayjobs.download.hub import INCOMPLETE, Hub
 from rayjobs.verb.catalog import Catalog, Entry, ModelFile, read_catalog
-from rayjobs.verb.console import Progress, aligned, say
+from rayjobs.verb.console import Progress, aligned, amount, say
 
 MB = 1_000_000
 
@@ -277,7 +277,3 @@ def table(catalog: Catalog, names: Sequence[str], root: Path, older: Path) -> st
         rows.append((name, entry.title, size, f"{entry.license.id} ({entry.license.commercial})", where))
     notes = [f"{name}: not verified: {catalog[name].unverified}" for name in names if catalog[name].unverified]
     return "\n".join([aligned(rows), *notes])
-
-
-def amount(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -15,6 +15,7 @@ from rayjobs.assign.config import AssignSettings
 from rayjobs.evaluate.config import EvaluateSettings
 from rayjobs.train.config import TrainSettings
 from rayjobs.verb.image_size import BucketSettings, framing_of
+from rayjobs.verb.prompt_embeddings import PromptEmbeddings
 
 #: Values of `--heldout`: no pairs, and the default number of pairs.
 NO_HELDOUT, USUAL_HELDOUT = "none", "auto"
@@ -47,7 +48,7 @@ class EStepSettings(AssignSettings):
         return value.model_dump() if type(value) is AssignSettings else value
 
 
-class EmJob(PairFields, BucketSettings):
+class EmJob(PairFields, BucketSettings, PromptEmbeddings):
     """Alternate E-step and M-step over a pair set, evaluate on held-out pairs, write a report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -86,6 +86,7 @@ def check(job: EmJob, model: ModelFolder, rows: int) -> None:
     if job.train.noise == "online":
         noise_space(match_search(job.train, job.train, job.assign), shape)
     check_trackers(job.train)
+    job.check_prompt_embeddings(model)
     for group, step in (("assign.", job.assign), ("evaluate.", job.evaluate)):
         check_quantize(model, step.quantize, group)
     check_lora(job.train, model, "train.")

@@ -31,6 +31,7 @@ def assign_job(job: EmJob, cycle: int, model: Path) -> AssignJob:
         "out": folders[1],
         "warm_start": before,
         "report": report,
+        "prompt_embeddings": job.prompt_embeddings,
         **job.size_options(),
     }
     return build(AssignJob, job.assign, job.training_fields(), **others, **_card(job, job.assign))
@@ -46,6 +47,7 @@ def heldout_job(job: EmJob) -> AssignJob:
         out=heldout_assignments(job),
         **job.size_options(),
         report=False,
+        prompt_embeddings=job.prompt_embeddings,
         **_card(job, job.assign),
     )
 
@@ -82,6 +84,7 @@ def train_job(job: EmJob, model: Path, folder: Path) -> TrainJob:
         preserve_model=job.model if job.preserve_to == "first" else None,
         pairs=job.pairs,
         out=folder / "train",
+        prompt_embeddings=job.prompt_embeddings,
     )
 
 
@@ -99,6 +102,7 @@ def baseline_job(job: EmJob) -> TrainJob:
         model=job.model,
         pairs=job.pairs,
         out=job.work_dir / "direct" / "train",
+        prompt_embeddings=job.prompt_embeddings,
     )
 
 

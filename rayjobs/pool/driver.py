@@ -68,7 +68,7 @@ def work_through(
     progress.close()
 
 
-def failed(job: PoolJob, fault: Fault, verb: str, slots: int, traceback: str) -> RunFailed:
+def failed(job: object, fault: Fault, verb: str, slots: int, traceback: str) -> RunFailed:
     """The error that ends the run, made from a worker's fault: with options that need less memory, or with its traceback."""
     if not fault.unexpected:
         return RunFailed(fault.remedied(job, slots))

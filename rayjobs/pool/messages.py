@@ -1,12 +1,13 @@
 """The messages between driver and workers: a task, and its receipt. Each is one row of a Ray Data block."""
 
 import json
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from ortho_core.pairs.rows import Failure, Shard
 from rayjobs.pool.ledger import Task
-from rayjobs.verb.faults import Fault
+from rayjobs.verb.faults import Fault, fault_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,20 @@ class Receipt:
     host: bool = False
     traceback: str = ""
     slots: int = 0
+
+    @staticmethod
+    def of_error(shard: int, error: Exception, notes: str = "", slots: int = 0) -> "Receipt":
+        """The receipt for an error that ends the run."""
+        fault = fault_of(error)
+        return Receipt(
+            shard,
+            error=fault.said,
+            notes=notes,
+            memory=fault.memory,
+            host=fault.host,
+            traceback="".join(traceback.format_exception(error)) if fault.unexpected else "",
+            slots=slots,
+        )
 
     @property
     def fault(self) -> Fault | None:

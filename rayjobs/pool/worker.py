@@ -1,7 +1,6 @@
 """A worker of the pool, for any search: it turns shards into part files and reports to the driver."""
 
 import time
-import traceback
 
 import torch
 
@@ -14,7 +13,6 @@ from rayjobs.pool.ledger import Ledger, Task
 from rayjobs.pool.messages import Receipt, Work
 from rayjobs.pool.protocol import Search, WorkerPlace
 from rayjobs.pool.turns import Turns
-from rayjobs.verb.faults import fault_of
 
 #: A shard is quarantined instead of searched again after its worker has died this many times.
 DEATHS = 4
@@ -76,18 +74,8 @@ class PoolWorker:
 
     def _ended(self, task: Task, error: Exception) -> Receipt:
         """The receipt for an error that ends the run."""
-        fault = fault_of(error)
-        trace = "".join(traceback.format_exception(error)) if fault.unexpected else ""
         slots = 0 if self.broken is not None else self.searcher.usage().slots
-        return Receipt(
-            task.shard,
-            error=fault.said,
-            notes=self._notes(),
-            memory=fault.memory,
-            host=fault.host,
-            traceback=trace,
-            slots=slots,
-        )
+        return Receipt.of_error(task.shard, error, self._notes(), slots)
 
     def _notes(self) -> str:
         line = "; ".join(self.notes)

@@ -16,6 +16,7 @@ from ortho_core.storage.location import Location, ModelPath, OutputPath, PairsLo
 from rayjobs.training.config import TrainingSettings
 from rayjobs.verb.image_size import BucketSettings
 from rayjobs.verb.precision import Quantize
+from rayjobs.verb.prompt_embeddings import PromptEmbeddings
 
 #: Values of `--preserve-prompts` that are not files.
 ELSEWHERE, TRAINING = "elsewhere", "training"
@@ -179,7 +180,7 @@ class TrainSettings(MStepConfig, MatchingConfig, TrainingSettings):
             )
 
 
-class TrainJob(TrainSettings, PairFields, BucketSettings):
+class TrainJob(TrainSettings, PairFields, BucketSettings, PromptEmbeddings):
     """Fine-tune a model on assigned noise (the M-step)."""
 
     assignments: Location | None = resolved(

@@ -36,6 +36,7 @@ from ortho_core.text.parsing import json_object
 from ortho_core.text.plain_text import as_given, one_line
 from rayjobs.reports.framed import say_taken
 from rayjobs.reports.next_steps import beside, converting, generating
+from rayjobs.train import prompts
 from rayjobs.train.config import TRAINING, TrainJob
 from rayjobs.train.memory import Updates, memory_of
 from rayjobs.train.models import TrainModels, check_lora, check_single_file, shown_sizes, trained_framing
@@ -47,6 +48,7 @@ from rayjobs.verb.console import say
 from rayjobs.verb.models import open_model
 from rayjobs.verb.pairs import open_pairs
 from rayjobs.verb.paths import located
+from rayjobs.verb.session import ray_session
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -60,6 +62,7 @@ def make_plan(job: TrainJob, models: TrainModels) -> tuple[TrainPlan, MatchedDat
     shape = model.latent_shape
     if models.held.latent_shape != shape:
         raise UserError(f"--preserve-model {job.preserve_model} has another latent shape than --model {job.model}")
+    job.check_prompt_embeddings(model)
     framing = trained_framing(job, model)
     check_compiled(job.compile, len(framing.sizes))
     source = unassigned(job, model, framing) if job.assignments is None else fitting(job, model)
@@ -280,8 +283,10 @@ def _train(
     if job.preserves:
         say(f"train: {held_line(job, data)}")
     title = f"train on {job.noise} noise"
-    config = {"data": data, "models": models}
-    launch.train(job, job.out, plan, train_worker, config, title, lease, callbacks)
+    config = {"data": data, "models": models, "embeddings": job.prompt_embeddings}
+    with ray_session():
+        prompts.encode(job, data, models.model, plan.verb)
+        launch.train(job, job.out, plan, train_worker, config, title, lease, callbacks)
 
 
 def mean_noise(source: Assignments, data: MatchedData) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The memory that a dry run plans for an update. The machine does not need the planned GPU."""
+"""The memory of an update: planned in a dry run, whose machine does not need the GPU, and what to change if it runs out."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,9 @@ from ortho_core.memory.plan import GIB, UpdatePlan, plan_update, smaller_updates
 from ortho_core.mstep.data import MatchedData
 from ortho_core.mstep.matching import match_search
 from ortho_core.mstep.update import half_dtype
-from rayjobs.train.config import TrainSettings
+from rayjobs.train.config import TrainJob, TrainSettings
 from rayjobs.train.models import TrainModels
+from rayjobs.verb.faults import memory_used, said_of_memory
 from rayjobs.verb.remedies import remedies
 
 #: The note of a dry run about a sharded network.
@@ -117,6 +118,16 @@ def checkpoints(updates: Updates, device: torch.device) -> bool:
         return updates.fitting(usable_bytes(total, job.gpus() or 1.0, free)).gradient_checkpointing
     except Exception:  # a model that cannot be counted trains with the job's options
         return False
+
+
+def out_of_memory(job: TrainJob, error: Exception | None = None) -> str:
+    """The message: rows at once, the memory in `error`, and the options that need less memory."""
+    used = "" if error is None else f", {said_of_memory(error)}, {memory_used()}"
+    return (
+        f"GPU memory ran out with {job.rows_at_once} rows at once on each worker (--batch-size {job.batch_size} over "
+        f"{job.world} workers in {job.gradient_accumulation_steps} micro-batches){used}; to need less: "
+        + ", ".join(remedies(job, job.rows_at_once))
+    )
 
 
 def autocast_of(dtype: str) -> torch.dtype | None:

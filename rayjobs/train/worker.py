@@ -17,6 +17,7 @@ from ortho_core.generators.compiled import allow_graphs
 from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import add_lora, has_lora, keep_as_teacher
 from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.generators.prompt_store import PromptStore
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.mstep.data import MatchedData, to_batch
 from ortho_core.mstep.fsdp import shard_weights
@@ -35,15 +36,12 @@ from ortho_core.storage.lease import Ticket
 from rayjobs.train.checkpoints import CheckpointFolders
 from rayjobs.train.config import TrainJob
 from rayjobs.train.feed import ahead, feed, read_here
-from rayjobs.train.memory import Updates, checkpoints
+from rayjobs.train.memory import Updates, checkpoints, out_of_memory
 from rayjobs.train.models import TrainModels
 from rayjobs.train.plan import TrainPlan
+from rayjobs.train.precision import COMPUTES_IN, frozen_in, halved
 from rayjobs.training.loop import TrainLoop, Update, work
-from rayjobs.verb.faults import memory_used, said_of_memory
-from rayjobs.verb.remedies import remedies
 
-#: The dtypes that a network computes in, by their names in options.
-COMPUTES_IN = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 #: Updates without a new prompt after which the text encoders leave the GPU.
 QUIET_UPDATES = 50
 
@@ -61,21 +59,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, object]:
 
     def run(rank: int, world: int) -> dict[str, object]:
         try:
-            return Training(job, config["plan"], config["data"], config["models"], rank, world, config["ticket"]).run()
+            plan, data, models = (config[name] for name in ("plan", "data", "models"))
+            return Training(job, plan, data, models, rank, world, config["ticket"], config["embeddings"]).run()
         except torch.OutOfMemoryError as error:
             raise RunFailed(out_of_memory(job, error)) from error
 
     return work(job, job.out, run)
-
-
-def out_of_memory(job: TrainJob, error: Exception | None = None) -> str:
-    """The message: rows at once, the memory in `error`, and the options that need less memory."""
-    used = "" if error is None else f", {said_of_memory(error)}, {memory_used()}"
-    return (
-        f"GPU memory ran out with {job.rows_at_once} rows at once on each worker (--batch-size {job.batch_size} over "
-        f"{job.world} workers in {job.gradient_accumulation_steps} micro-batches){used}; to need less: "
-        + ", ".join(remedies(job, job.rows_at_once))
-    )
 
 
 class Training(TrainLoop[Share]):
@@ -90,7 +79,9 @@ class Training(TrainLoop[Share]):
         rank: int,
         world: int,
         ticket: Ticket | None = None,
+        embeddings: str | None = None,
     ) -> None:
+        """`embeddings` is the folder of --prompt-embeddings with its secrets, which the job has lost on its way."""
         epoch = data.order.updates
         terms = (*TERMS, *MATCH_TERMS) if job.noise == "online" else TERMS
         super().__init__(job, job.out, job.title, plan, terms, epoch, job.epochs * epoch, rank, world, ticket)
@@ -112,7 +103,10 @@ class Training(TrainLoop[Share]):
         self.generator = self._load()
         network = self.generator.trainable
         self.teacher = self._teacher(network) if data.preserve_rows else None
-        self.prompts = PromptCache(self.generator)
+        store = None
+        if embeddings is not None:
+            store = PromptStore.of(embeddings, models.model, frozen_in(job, models.model, self.device), self.device)
+        self.prompts = PromptCache(self.generator, store)
         self.validations_on = self._validation(plan.validation)
         self.step = MStep(self.generator, job, self.updates, teacher=self.teacher, wrap=self._wrap)
         self.matching = self._matching() if job.noise == "online" else None
@@ -126,17 +120,6 @@ class Training(TrainLoop[Share]):
         self.unusable: dict[str, None] = {}
 
     @property
-    def _halved(self) -> bool:
-        """Whether the frozen weights are in half precision. FSDP needs weights of one type."""
-        job = self.job
-        return bool(job.lora_rank) and self.half is not None and job.parallel == "ddp"
-
-    @property
-    def _frozen_in(self) -> str:
-        """The precision of weights that do not train."""
-        return COMPUTES_IN[self.half] if self._halved else "float32"
-
-    @property
     def _are_parts_own(self) -> bool:
         """Whether each worker sorts its own rows by size, so that only the numbers of real rows are equal."""
         return isinstance(self.data.source, UnassignedRows)
@@ -148,7 +131,7 @@ class Training(TrainLoop[Share]):
         generator = load_generator(
             self.models.model,
             self.device,
-            self._frozen_in,
+            frozen_in(job, self.models.model, self.device),
             gradient_checkpointing=self.checkpoints,
             keep_adapter=bool(job.lora_rank),
             quantize=job.quantize,
@@ -169,14 +152,16 @@ class Training(TrainLoop[Share]):
             return AdapterTeacher(network)
         if start:
             return FrozenTeacher.copy_of(network)
-        teacher = load_generator(held, self.generator.device, self._frozen_in, quantize=self.job.quantize)
+        teacher = load_generator(
+            held, self.generator.device, frozen_in(self.job, self.models.model, self.device), quantize=self.job.quantize
+        )
         return FrozenTeacher(teacher.trainable)
 
     def _matching(self) -> OnlineMatching:
         job = self.job
         search = match_search(job, job, self.data.noise_settings)
         requested = self.half if job.match_dtype == "auto" else {v: k for k, v in COMPUTES_IN.items()}[job.match_dtype]
-        half = self.half if self._halved else requested
+        half = self.half if halved(job, self.device) else requested
         return OnlineMatching(self.generator, self.step.parameters, search, job.gradient_accumulation_steps, half=half)
 
     def _wrap(self, network: nn.Module) -> nn.Module:
@@ -223,7 +208,8 @@ class Training(TrainLoop[Share]):
         return self.shares
 
     def before_first_update(self) -> None:
-        self._rest(autoencoder=True)
+        # With embeddings in a folder, the text encoders are hardly needed.
+        self._rest(text=self.prompts.has_store, autoencoder=True)
         if self.update == 0 and self.validations_on:
             self._validate()
 

@@ -111,6 +111,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
+def amount(size: int) -> str:
+    """A number of bytes: `4.2 MB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
 def versions() -> dict[str, str]:
     """The versions of Ortho, of the packages that decide results, and of Python, and the machine type."""
     names = ("torch", "diffusers", "transformers", "ray", "pyarrow")

@@ -116,6 +116,10 @@ class PipelineAdapter:
         `size` is (Y, X)."""
         raise NotImplementedError
 
+    def prompt_settings(self, network: Mapping[str, Any]) -> str:
+        """What decides embeddings of prompts besides the text encoders and tokenizers."""
+        return ""
+
     def is_truncated(self, pipeline: Any, prompt: str) -> bool:
         """Whether the text encoders see only the beginning of a prompt."""
         return any(

@@ -87,6 +87,9 @@ class Flux(PipelineAdapter):
         )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
+    def prompt_settings(self, network: Mapping[str, Any]) -> str:
+        return f"{_tokens(network)} tokens"
+
     def is_truncated(self, pipeline: Any, prompt: str) -> bool:
         # CLIP's window is shorter, but only its pooled vector is used.
         return len(pipeline.tokenizer_2(prompt).input_ids) > _tokens(pipeline.transformer.config)

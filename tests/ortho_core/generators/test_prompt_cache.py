@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from ortho_core.generators.prompt_cache import PromptCache
+from ortho_core.errors import UserError
+from ortho_core.generators.load import load_generator
+from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.prompt_cache import FILLER, PromptCache, encode_with, encoded_rows
+from ortho_core.generators.prompt_store import ENCODED_AT_ONCE, PromptStore
+from tests.small_pipelines import save_stable_diffusion
 
 PROMPTS = [f"a handwritten {word}" for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")]
 
@@ -69,3 +74,53 @@ def test_memory_is_bounded_by_bytes_too_and_never_below_one_call(generator, batc
     assert batches == []
     cache(PROMPTS[2:3])
     assert len(batches) == 1
+
+
+def stored(generator, model, folder, prompts):
+    """A store with the rows of some prompts."""
+    store = PromptStore.of(folder, model, "float32", "cpu")
+    rows = encoded_rows(lambda texts: encode_with(generator, texts), prompts, ENCODED_AT_ONCE, FILLER)
+    assert store.publish(store.name_of(0, prompts), rows)
+    return store
+
+
+@pytest.fixture(params=["tiny-turbo", "stable-diffusion"])
+def pipeline(request, tiny_turbo, tmp_path):
+    """Models with and without a frame in their condition."""
+    place = tiny_turbo if request.param == "tiny-turbo" else save_stable_diffusion(tiny_turbo, tmp_path / "model")
+    model = ModelFolder.open(place)
+    return model, load_generator(model)
+
+
+def test_a_store_changes_no_bit_at_any_size_and_what_it_has_is_not_encoded(pipeline, tmp_path, monkeypatch):
+    model, generator = pipeline
+    store, batches = stored(generator, model, tmp_path / "store", PROMPTS[:5]), []
+    for one in (generator, generator.at((generator.image_size[0] * 2, generator.image_size[1]))):
+        expected = PromptCache(one)([*PROMPTS[3:7], PROMPTS[0]])
+        encode = one.encode_prompts
+        with monkeypatch.context() as patch:
+            patch.setattr(one, "encode_prompts", lambda texts, encode=encode: batches.append(texts) or encode(texts))
+            cache = PromptCache(one, store)
+            found = cache([*PROMPTS[3:7], PROMPTS[0]])
+            assert cache.quiet_calls == 0
+            cache(PROMPTS[1:3])
+            assert cache.quiet_calls == 1
+        assert batches.pop() == [*PROMPTS[5:7], *[""] * 6]
+        assert batches == []
+        assert found.tensors.keys() == expected.tensors.keys()
+        assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+
+
+def test_an_embedding_does_not_depend_on_autocast(generator):
+    expected = PromptCache(generator)(PROMPTS[:2])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = PromptCache(generator)(PROMPTS[:2])
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+
+
+def test_a_cache_over_a_damaged_store_is_refused(generator, tiny_turbo, tmp_path):
+    store = stored(generator, ModelFolder.open(tiny_turbo), tmp_path, PROMPTS[:2])
+    (name,) = store.names()
+    (store.folder.path / name).write_bytes(b"notes")
+    with pytest.raises(UserError, match=r"is damaged \(it has no header of the safetensors format\)"):
+        PromptCache(generator, store)

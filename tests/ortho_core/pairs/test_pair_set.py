@@ -6,7 +6,7 @@ import pytest
 from ortho_core.errors import BadRow, UserError
 from ortho_core.pairs import pair_set
 from ortho_core.pairs.pair_set import PairSet
-from ortho_core.pairs.rows import PairFields
+from ortho_core.pairs.rows import Pair, PairFields
 from ortho_core.storage.local import LocalStore
 from ortho_core.storage.open import open_store
 from tests.ortho_core.pairs.made import (
@@ -55,6 +55,29 @@ def test_shards_cover_every_row_once_in_order_whatever_their_size(folder):
         assert [shard.first for shard in shards] == [sum(s.rows for s in shards[:i]) for i in range(len(shards))]
         rows = [row for shard in shards for row in pairs.read(shard)]
         assert [(row.row, row.prompt) for row in rows] == list(enumerate(PROMPTS))
+
+
+def test_prompts_are_those_of_the_rows_and_no_image_is_read_for_them(folder, kind, monkeypatch):
+    pairs = PairSet(folder)
+    shards = pairs.shards(4)
+    monkeypatch.setattr(pairs.format, "fetch", None)
+    if kind == "parquet":  # whose records have the images
+        monkeypatch.setattr(pairs.format, "read", None)
+    assert [prompt for shard in shards for prompt in pairs.prompts(shard)] == PROMPTS
+
+
+@pytest.mark.parametrize("caption", [None, "first", "longest", "random", "all"])
+def test_prompts_are_chosen_among_captions_as_for_the_rows(caption, tmp_path):
+    """Rows without a usable prompt are left out, here and there."""
+    captions = [["a", "a longer one", "b"], "alone", [], " ", ["c" * 20, "d"], ["only"]]
+    write_images(tmp_path, *(f"{n}.png" for n in range(6)))
+    write_lines(tmp_path / "pairs.jsonl", *({"prompt": c, "image": f"{n}.png"} for n, c in enumerate(captions)))
+    for part in (None, "heldout:3", "training:3"):
+        pairs = PairSet(tmp_path, PairFields(caption=caption, part=part, max_prompt_length=15))
+        shards = pairs.shards(2)
+        rows = [row.prompt for shard in shards for row in pairs.read(shard) if isinstance(row, Pair)]
+        assert [prompt for shard in shards for prompt in pairs.prompts(shard)] == rows
+        assert rows
 
 
 def test_a_set_gives_the_same_from_a_folder_and_from_a_bucket(folder, s3):

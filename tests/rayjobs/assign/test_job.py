@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import pytest
 import ray
 
 from ortho_core.errors import RunFailed, UserError
+from ortho_core.generators.prompt_store import PromptStore
 from ortho_core.records.assignments import Assignments
 from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import describe, run
 from tests.chromium import check_source
 from tests.conftest import ROOT, copy_pairs
+from tests.rayjobs.encodings import count_encodings
 from tests.rayjobs.same import assert_same, rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -285,3 +288,42 @@ def test_workers_tell_prometheus_what_they_do(small_pairs, tiny_turbo, tmp_path)
     assert found == set(wanted)
     assert any("ray_ortho_slot_occupancy" in line for line in lines)
     assert any("ray_ortho_wait_seconds_total" in line and 'stage="publish"' in line for line in lines)
+
+
+def test_embeddings_in_a_folder_are_made_once_for_all_runs_and_change_no_bit(
+    undisturbed, tiny_turbo, tmp_path, monkeypatch, capsys
+):
+    pairs, out = undisturbed
+    encoded, prompts = count_encodings(monkeypatch), {row["prompt"] for row in rows(out).values()}
+    options = {**HERE, "prompt_embeddings": tmp_path / "embeddings"}
+    assert run(job(pairs, tiny_turbo, tmp_path / "one", **options)) == 0
+    assert encoded == {"pass": dict.fromkeys(prompts, 1), "assign": {}, "train": {}}
+    assert f"prompts: {len(prompts)}/{len(prompts)} prompts" in capsys.readouterr().err
+    assert_same(rows(tmp_path / "one"), rows(out), loss=0, skew=0)
+    assert run(job(pairs, tiny_turbo, tmp_path / "two", **options, seed=1)) == 0
+    assert encoded["pass"].total() == len(prompts)
+    assert not encoded["assign"]
+    # It is not part of the plan: the run is complete without it, too.
+    assert run(job(pairs, tiny_turbo, tmp_path / "one", **HERE)) == 0
+
+
+def test_two_workers_encode_first_and_search_afterwards(undisturbed, tiny_turbo, tmp_path):
+    pairs, out = undisturbed
+    options = {"workers": 2, "prompt_embeddings": tmp_path / "embeddings"}
+    assert run(job(pairs, tiny_turbo, tmp_path / "out", **options)) == 0
+    assert_same(rows(tmp_path / "out"), rows(out), loss=0, skew=0)
+    (folder,) = (tmp_path / "embeddings").iterdir()
+    store = PromptStore(tmp_path / "embeddings", folder.name)
+    assert len(store) == len({row["prompt"] for row in rows(out).values()})
+
+
+def test_a_resumed_run_encodes_the_prompts_of_the_open_shards_alone(undisturbed, tiny_turbo, tmp_path, monkeypatch):
+    pairs, out = undisturbed
+    shutil.copytree(out, tmp_path / "out")
+    part = sorted((tmp_path / "out").glob("part-*"))[2]
+    prompts = set(pq.read_table(part)["prompt"].to_pylist())
+    part.unlink()
+    encoded = count_encodings(monkeypatch)
+    assert run(job(pairs, tiny_turbo, tmp_path / "out", **HERE, prompt_embeddings=tmp_path / "embeddings")) == 0
+    assert (encoded["pass"], encoded["assign"]) == (dict.fromkeys(prompts, 1), {})
+    assert_same(rows(tmp_path / "out"), rows(out), loss=0, skew=0)

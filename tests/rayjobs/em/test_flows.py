@@ -2,12 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors import safe_open
 
 from benchmarks.flows import own_latents, relative
 from ortho_core.evaluation.features import TINY_CLIP
@@ -15,6 +17,7 @@ from ortho_core.generators.load import load_generator
 from ortho_core.generators.lora import lora_of
 from ortho_core.generators.lora_files import KOHYA_WEIGHTS, LORA_WEIGHTS
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.prompt_keys import prompt_key
 from ortho_core.noise.seeded import seeded_normal
 from ortho_core.records.assignments import Assignments
 from rayjobs.cli import main
@@ -27,6 +30,8 @@ from tests.rayjobs.sweep import test_job as sweeping
 
 LORA = ALL_HERE["train"].model_copy(update={"lora_rank": 2, "lr": 1e-2, "epochs": 2})
 
+SETTINGS = {**ALL_HERE, "train": LORA, "cycles": 1, "baseline": False}
+
 
 @pytest.fixture(scope="module", params=["sana_sprint", "flux"])
 def folder(request):
@@ -38,7 +43,7 @@ def done(folder, digits, tmp_path_factory):
     """EM with adapters, in this process."""
     place = tmp_path_factory.mktemp("em")
     pairs = copy_pairs(digits, place / "pairs", 24)
-    one = job(pairs, folder, digits, place / "run", **{**ALL_HERE, "train": LORA, "cycles": 1, "baseline": False})
+    one = job(pairs, folder, digits, place / "run", **SETTINGS, prompt_embeddings=str(place / "prompts"))
     assert run(one) == 0
     return one
 
@@ -63,6 +68,17 @@ def test_noise_is_found_and_trained_on(done, folder):
     assert bool(named) == (ModelFolder.open(folder).kind == "FluxPipeline")
     evaluation = json.loads((done.work_dir / "em_summary.json").read_text())["evaluation"]
     assert evaluation["cycle_01"]["drift"]["value"] > 0
+
+
+def test_each_prompt_is_encoded_once_into_the_folder(done):
+    keys = []
+    for shard in (done.work_dir.parent / "prompts").rglob("prompts-*.safetensors"):
+        with safe_open(shard, "pt") as stored:
+            text = stored.metadata()["keys"]
+            keys += [text[i : i + 64] for i in range(0, len(text), 64)]
+    lines = (Path(done.pairs) / "pairs.jsonl").read_text().splitlines()
+    assert {prompt_key(json.loads(line)["prompt"]).hex() for line in lines} <= set(keys)
+    assert len(set(keys)) == len(keys)
 
 
 def test_images_are_generated_and_the_merged_folder_is_diffusers_own(done, folder, tmp_path):

@@ -14,6 +14,7 @@ from ortho_core.estep.config import MEASURED_WITH
 from ortho_core.evaluation.metrics import Estimate
 from ortho_core.generators.lora import lora_of
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.mstep.elsewhere import general_prompts
 from ortho_core.pairs.hold_out import Part
 from ortho_core.records.assignments import Assignments
 from ortho_core.records.plan import ReconstructionPlan, read_plan
@@ -30,6 +31,7 @@ from rayjobs.train.job import run as run_train
 from rayjobs.train.plan import TrainPlan
 from tests.chromium import check_source
 from tests.conftest import copy_pairs
+from tests.rayjobs.encodings import count_encodings
 
 ASSIGN = AssignSettings(steps=2, rows_per_shard=12, cpus_per_worker=0.5)
 TRAIN = TrainSettings(epochs=1, batch_size=12, cpus_per_worker=0.5, save_every=0)
@@ -317,3 +319,17 @@ def test_what_cannot_work_is_refused_before_anything_starts(small_pairs, tiny_tu
     with pytest.raises(UserError, match=says):
         run(job(small_pairs, tiny_turbo, digits, tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_with_a_folder_of_embeddings_the_second_cycle_encodes_nothing(
+    small_pairs, tiny_turbo, digits, tmp_path, monkeypatch
+):
+    encoded = count_encodings(monkeypatch)
+    options = {**ALL_HERE, "heldout": None, "baseline": True, "prompt_embeddings": tmp_path / "embeddings"}
+    assert run(job(small_pairs, tiny_turbo, digits, tmp_path / "run", **options)) == 0
+    prompts = Assignments(tmp_path / "run" / "cycle_02" / "assignments").prompts()
+    # The E-step of the first cycle encodes those of the pairs, its M-step those that hold the model.
+    assert encoded == {"pass": dict.fromkeys([*prompts, *general_prompts()], 1), "assign": {}, "train": {}}
+    models = [ModelFolder.open(tmp_path / "run" / f"cycle_0{k}" / "train" / "checkpoint-final") for k in (1, 2)]
+    assert len({model.fingerprint for model in models}) == 2

@@ -13,6 +13,8 @@ import pytest
 
 from ortho_core.errors import UserError
 from ortho_core.generators.model_folder import ModelFolder
+from ortho_core.generators.prompt_store import PromptStore
+from ortho_core.records.assignments import Assignments
 from rayjobs.sweep.config import SweepAssignSettings, SweepEvaluateSettings, SweepJob, SweepTrainSettings
 from rayjobs.sweep.job import describe, run
 from rayjobs.sweep.trial import EStep, em_job, folder_of
@@ -56,8 +58,13 @@ def test_trials_share_their_e_steps_and_a_preserve_weight_holds_the_drift(
 ):
     out = tmp_path / "run"
     space = {"assign.patch_size": list(patches), "train.preserve_latent_weight": "0,2"}
-    sweep = job(small_pairs, tiny_turbo, digits, out, max_drift=1.0, sweep=space)
+    options = {"max_drift": 1.0, "sweep": space, "prompt_embeddings": tmp_path / "embeddings"}
+    sweep = job(small_pairs, tiny_turbo, digits, out, **options)
     assert run(sweep) == 0
+    # Of all trials and steps, each prompt once.
+    (folder,) = (tmp_path / "embeddings").iterdir()
+    (entry, *_) = (out / "assignments").iterdir()
+    assert len(PromptStore(tmp_path / "embeddings", folder.name)) == len(Assignments(entry).prompts())
     told = summary(out)
     drift = {name: trial["metrics"]["drift"]["value"] for name, trial in told["trials"].items()}
     assert list(drift) == [f"patch_size={p},preserve_latent_weight={w}" for p in patches for w in (0, 2)]

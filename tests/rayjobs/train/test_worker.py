@@ -10,7 +10,8 @@ from rayjobs.assign.config import AssignJob
 from rayjobs.assign.job import run as assign
 from rayjobs.train.config import TrainJob
 from rayjobs.train.job import run
-from rayjobs.train.worker import out_of_memory, train_worker
+from rayjobs.train.memory import out_of_memory
+from rayjobs.train.worker import train_worker
 from rayjobs.training.run_files import STOPPED
 from tests.rayjobs.swapped import UNET, swap_before, swap_weights
 from tests.rayjobs.train.training import job, other_model, summary

@@ -170,3 +170,45 @@ def test_an_adapter_is_one_short_file_that_needs_no_pytorch_to_describe_a_folder
 def test_other_pipelines_are_refused_with_what_is_accepted():
     with pytest.raises(UserError, match=r"^dict is no known kind of pipeline; accepted: StableDiffusionPipeline, "):
         adapter_of({})
+
+
+def test_embeddings_of_other_lengths_are_told_apart(tiny_turbo, tmp_path):
+    """FLUX.1 schnell and models with a guidance embedding have the same text encoders and other numbers of tokens."""
+    plain, guided = (
+        ModelFolder.open(save_flux(tiny_turbo, tmp_path / name, guidance_embeds=name == "guided"))
+        for name in ("plain", "guided")
+    )
+    assert {k: v for k, v in plain.hashes.items() if "text" in k} == {
+        k: v for k, v in guided.hashes.items() if "text" in k
+    }
+    assert plain.text_fingerprint != guided.text_fingerprint
+
+
+def test_the_guidance_scale_is_an_input_of_the_networks_that_have_it(tiny_turbo, tmp_path):
+    folder = save_sana_sprint(tmp_path / "sana")
+    noise = seeded_normal([3, 4, 5], (4, 8, 8))
+    usual = made(load_generator(folder), noise)
+    (folder / "one_step.json").write_text('{"guidance": 2.0}')
+    generator = load_generator(folder)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    assert relative(made(generator, noise), own_latents(pipeline, noise, (32, 32), guidance_scale=2.0)) <= 1e-4
+    assert relative(made(generator, noise), usual) > 1e-4
+    generator.save(tmp_path / "saved")
+    assert ModelFolder.open(tmp_path / "saved").recipe.guidance == 2.0
+    assert "guidance_scale=2.0" in model_card(
+        "x", base="y", model=ModelFolder.open(folder), lora=False, facts={}, metrics={}, config={}
+    )
+    other = save_flux(tiny_turbo, tmp_path / "flux")
+    for content, said in (
+        ('{"guidance": 2.0}', "guidance is 2, but the network has no input for it"),
+        ('{"guidance": "x"}', "guidance is 'x'; accepted: a number, 0 or above"),
+        ('{"guidance": true}', "guidance is True; accepted: a number, 0 or above"),
+    ):
+        (other / "one_step.json").write_text(content)
+        with pytest.raises(UserError, match=said):
+            ModelFolder.open(other)
+
+
+def test_prompts_beyond_the_window_are_counted(folder):
+    generator = load_generator(folder)
+    assert generator.count_truncated(["a", "", "seven " * 400]) == 1
