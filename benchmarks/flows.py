@@ -279,7 +279,12 @@ def planned(name: str, model: ModelFolder, rows: int) -> Iterator[dict[str, Any]
             plan = next((other for other in others if other.fits), others[-1])
         weights = {name: round(getattr(counted.weights, name) / GIB, 2) for name in ("network", "text", "autoencoder")}
         verb = f"train --lora-rank {RANK} --batch-size {rows}"
-        yield {"verb": verb, **about, **plan.as_json(), "weights_gib_of": weights}
+        chosen = {"micro_batches": plan.micro_batches, "weights_gib_of": weights}
+        yield {"verb": verb, **about, **plan.as_json(), **chosen}
+        # The same update with the text encoders in host memory, as with embeddings on disk.
+        twice, off = plan.gradient_checkpointing, parked + counted.weights.text
+        embedded = plan_update(costs(twice), usable, rows, 1, plan.micro_batches, off, twice)
+        yield {"verb": f"{verb} --prompt-embeddings", **about, **embedded.as_json(), **chosen}
 
 
 def latents(scratch: Path) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from ortho_core.mstep.update import half_dtype
 from rayjobs.train.config import TrainJob, TrainSettings
 from rayjobs.train.models import TrainModels
 from rayjobs.verb.faults import memory_used, said_of_memory
+from rayjobs.verb.prompt_embeddings import PromptEmbeddings
 from rayjobs.verb.remedies import remedies
 
 #: The note of a dry run about a sharded network.
@@ -71,7 +72,8 @@ class Updates:
     def parked(self, costs: UpdateCosts) -> int:
         """Bytes of weights that are not on the GPU during an update."""
         needed = self.encodes or self.job.pixel_l1_weight or self.job.preserve_pixel_weight
-        return 0 if needed else costs.weights.autoencoder
+        embedded = isinstance(self.job, PromptEmbeddings) and self.job.prompt_embeddings is not None
+        return (0 if needed else costs.weights.autoencoder) + (costs.weights.text if embedded else 0)
 
     def plan(self, usable: int, checkpointing: bool) -> UpdatePlan:
         """The plan for `usable` bytes. Raises as `costs` does."""

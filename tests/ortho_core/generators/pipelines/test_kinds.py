@@ -1,6 +1,7 @@
 """Every kind of pipeline against diffusers' own call of it, float32."""
 
 import inspect
+import shutil
 import subprocess
 import sys
 
@@ -175,13 +176,11 @@ def test_other_pipelines_are_refused_with_what_is_accepted():
 def test_embeddings_of_other_lengths_are_told_apart(tiny_turbo, tmp_path):
     """FLUX.1 schnell and models with a guidance embedding have the same text encoders and other numbers of tokens."""
     plain, guided = (
-        ModelFolder.open(save_flux(tiny_turbo, tmp_path / name, guidance_embeds=name == "guided"))
-        for name in ("plain", "guided")
+        save_flux(tiny_turbo, tmp_path / name, guidance_embeds=name == "guided") for name in ("plain", "guided")
     )
-    assert {k: v for k, v in plain.hashes.items() if "text" in k} == {
-        k: v for k, v in guided.hashes.items() if "text" in k
-    }
-    assert plain.text_fingerprint != guided.text_fingerprint
+    for part in ("text_encoder", "text_encoder_2"):
+        shutil.copytree(plain / part, guided / part, dirs_exist_ok=True)
+    assert ModelFolder.open(plain).text_fingerprint != ModelFolder.open(guided).text_fingerprint
 
 
 def test_the_guidance_scale_is_an_input_of_the_networks_that_have_it(tiny_turbo, tmp_path):
