@@ -109,6 +109,17 @@ def test_the_program_of_sizes_compares_five_with_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_program_of_flow_models_compares_and_plans(tmp_path):
+    for only in ("latents", "overhead"):
+        run("flows", "--only", only, "--rows", "1", "--rounds", "1", "--out", str(tmp_path / "x.json"))
+        rows = json.loads((tmp_path / "x.json").read_text())[only]
+        assert {row.get("kind", row.get("model")) for row in rows} >= (
+            {"SanaSprintPipeline", "FluxPipeline"} if only == "latents" else {"sana-sprint", "flux"}
+        )
+        assert all(row.get("difference", 0) < 1e-4 for row in rows)
+
+
+@pytest.mark.slow
 def test_memory_counted_without_numbers_is_that_of_real_tensors():
     from torch._subclasses import FakeTensorMode
 
