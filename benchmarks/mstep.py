@@ -37,6 +37,7 @@ from ortho_core.generators.lora import add_lora
 from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.one_step import OneStep
+from ortho_core.generators.pipelines.kinds import ADAPTERS
 from ortho_core.generators.prompt_cache import PromptCache
 from ortho_core.generators.protocol import Condition
 from ortho_core.losses import mean_square
@@ -226,6 +227,7 @@ class Network(DiffusersGenerator):
     def __init__(self, unet: Any) -> None:
         side = unet.config.sample_size
         self.pipeline, self.trainable = SimpleNamespace(unet=unet), unet
+        self.adapter, self.guidance_input = ADAPTERS["StableDiffusionXLPipeline"], None
         self.latent_shape, self.image_size = (4, side, side), (8 * side, 8 * side)
         self.step = OneStep(timestep=999, input_scale=1.0, noise_weight=0.5, output_weight=0.5)
 

@@ -16,7 +16,7 @@ def needed_step(model: ModelFolder, patches: int) -> int:
     """The number of pixels that divides the sides: for the autoencoder, for what the network need not pad, and for `patches`
     latent pixels (patch size × regions)."""
     factor = model.image_size[0] // model.latent_shape[1]
-    return factor * math.lcm(model.adapter.comfortable(model.network_config), patches)
+    return factor * math.lcm(model.adapter.preferred_multiple(model.network_config), patches)
 
 
 def own_size(model: ModelFolder) -> Size:

@@ -92,7 +92,7 @@ class DiffusersGenerator:
         generator = DiffusersGenerator(pipeline, recipe.timestep, recipe.guidance)
         generator.folder, generator.buckets = folder, recipe.buckets
         generator.latent_shape, generator.image_size = folder.latent_shape, folder.image_size
-        quantize_layers(generator.network, quantize, device, generator.adapter.unpacked)
+        quantize_layers(generator.network, quantize, device, generator.adapter.not_quantized)
         if adapted and keep_adapter:
             attach_lora(generator.network, folder.path)
         # Not `pipeline.to`, which warns that a CPU cannot run float16 parts; PyTorch can.
@@ -133,7 +133,7 @@ class DiffusersGenerator:
             return self
         C, H, _ = self.latent_shape
         factor = self.image_size[0] // H
-        needed = factor * self.adapter.packing(dict(self._configured()[0][1].config))
+        needed = factor * self.adapter.required_multiple(dict(self._configured()[0][1].config))
         if any(side % needed for side in size):
             raise UserError(f"{text_of(size)} is not a size of this model: both sides must be multiples of {needed}")
         other = copy.copy(self)

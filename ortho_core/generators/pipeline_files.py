@@ -111,7 +111,7 @@ class PipelineFiles:
             parts=parts,
             latent_shape=shape,
             image_size=image_size,
-            size_multiple=factor * adapter.packing(network.content),
+            size_multiple=factor * adapter.required_multiple(network.content),
             recipe=OneStepRecipe(parts["scheduler"][1], contents[SCHEDULER], timestep, buckets, guidance),
             configurations={name: json_hash(content) for name, content in contents.items()},
             vocabularies=tuple(vocabularies),

@@ -92,17 +92,17 @@ class NF4Linear(QuantizedLinear):
 PACKED = {"int8": Int8Linear.of, "nf4": NF4Linear.of}
 
 
-def quantize_layers(network: nn.Module, kind: str, device: torch.device, unpacked: tuple[str, ...] = ()) -> None:
-    """Pack the network's linear layers as `kind` onto `device`, except those in modules named `unpacked`; `none` changes nothing.
+def quantize_layers(network: nn.Module, kind: str, device: torch.device, not_quantized: tuple[str, ...] = ()) -> None:
+    """Pack the network's linear layers as `kind` onto `device`, except those in modules named in `not_quantized`.
 
-    Raises UserError for `nf4` if bitsandbytes is not installed.
+    `none` changes nothing. Raises UserError for `nf4` if bitsandbytes is not installed.
     """
     if kind == "none":
         return
     if kind == "nf4":
         _load_bitsandbytes()
     for name, layer in list(network.named_modules()):
-        if isinstance(layer, nn.Linear) and not any(part in unpacked for part in name.split(".")):
+        if isinstance(layer, nn.Linear) and not any(part in not_quantized for part in name.split(".")):
             network.set_submodule(name, PACKED[kind](layer, device))
 
 

@@ -51,7 +51,7 @@ def blank_network(
     network = _blank(folder, folder.adapter.network, dtype)
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    quantize_layers(network, quantize, network.device, folder.adapter.unpacked)
+    quantize_layers(network, quantize, network.device, folder.adapter.not_quantized)
     return _frozen(network)
 
 

@@ -122,10 +122,11 @@ def spare(generator: OneStepGenerator, plan: SearchPlan) -> None:
 def smaller(searched: Searched) -> dict[str, Searched]:
     """Option changes, common to all verbs, that need less memory: the changed search by the text of the change."""
     halved = searched.dtype == "float32"
-    here = replace(searched, dtype="float16") if halved else searched
-    changes = {"set --dtype float16": here} if halved else {}
+    half = searched.model.half or "float16"
+    here = replace(searched, dtype=half) if halved else searched
+    changes = {f"set --dtype {half}": here} if halved else {}
     if searched.quantize == "none" and searched.model.class_config is None:
-        options = "set --dtype float16 --quantize" if halved else "set --quantize"
+        options = f"set --dtype {half} --quantize" if halved else "set --quantize"
         changes |= {f"{options} {kind}": replace(here, quantize=kind) for kind in ("int8", "nf4")}
     return changes
 

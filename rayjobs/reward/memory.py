@@ -66,6 +66,7 @@ def changes(job: RewardJob, here: Searched, model: ModelFolder, fingerprints: Ma
     """Changes of options that need less memory, each with the search after the change."""
     smaller_searches: dict[str, Searched] = {}
     if job.dtype in ("auto", "float32"):  # "auto" leaves the rewards in float32
-        halved = job.model_copy(update={"dtype": "float16"})
-        smaller_searches["set --dtype float16"] = searched(halved, model, fingerprints, here.rows, here.most)
+        half = model.half or "float16"
+        halved = job.model_copy(update={"dtype": half})
+        smaller_searches[f"set --dtype {half}"] = searched(halved, model, fingerprints, here.rows, here.most)
     return smaller_searches | smaller(here)

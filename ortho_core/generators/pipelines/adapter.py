@@ -61,7 +61,7 @@ class PipelineAdapter:
     guidance: ClassVar[float | None] = None
     #: Ends of the names of the layers that get an adapter by default, and names of modules whose layers are never packed.
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    unpacked: ClassVar[tuple[str, ...]] = ()
+    not_quantized: ClassVar[tuple[str, ...]] = ()
     #: Whether Ortho writes its weights as one file, and the file in a LoRA folder that other programs read.
     has_single_file: ClassVar[bool] = False
     lora_elsewhere: ClassVar[str | None] = None
@@ -74,13 +74,13 @@ class PipelineAdapter:
         """(C, H, W) of the noise map and (Y, X) of the image. Raises UserError for a configuration that does not state them."""
         raise NotImplementedError
 
-    def packing(self, network: Mapping[str, Any]) -> int:
+    def required_multiple(self, network: Mapping[str, Any]) -> int:
         """The sides of a noise map must be multiples of this."""
         return 1
 
-    def comfortable(self, network: Mapping[str, Any]) -> int:
+    def preferred_multiple(self, network: Mapping[str, Any]) -> int:
         """The multiples of a noise map's sides among which sizes are chosen: those that the network need not pad."""
-        return self.packing(network)
+        return self.required_multiple(network)
 
     def guidance_input(self, network: Mapping[str, Any], stated: float | None) -> float | None:
         """What the network gets for the guidance scale that the folder states (None: the kind's own); None without such an input.

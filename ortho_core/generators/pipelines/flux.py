@@ -38,7 +38,7 @@ class Flux(PipelineAdapter):
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
     )
-    unpacked = ("time_text_embed", "x_embedder")
+    not_quantized = ("time_text_embed", "x_embedder")
 
     def shapes(self, network: PartConfig, autoencoder: PartConfig) -> tuple[tuple[int, int, int], tuple[int, int]]:
         channels, side = network.number("in_channels"), autoencoder.number("sample_size")
@@ -48,7 +48,7 @@ class Flux(PipelineAdapter):
         H = side // (factor * TOKEN_SIDE) * TOKEN_SIDE
         return (channels // TOKEN_SIDE**2, H, H), (H * factor, H * factor)
 
-    def packing(self, network: Mapping[str, Any]) -> int:
+    def required_multiple(self, network: Mapping[str, Any]) -> int:
         return TOKEN_SIDE
 
     def in_network_terms(self, step: OneStep) -> OneStep:

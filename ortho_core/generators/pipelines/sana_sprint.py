@@ -29,14 +29,14 @@ class SanaSprint(PipelineAdapter):
     kind = "SanaSprintPipeline"
     parts = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
     guidance = 4.5
-    unpacked = ("time_embed", "caption_projection")
+    not_quantized = ("time_embed", "caption_projection")
 
     def shapes(self, network: PartConfig, autoencoder: PartConfig) -> tuple[tuple[int, int, int], tuple[int, int]]:
         C, side = network.number("in_channels"), network.number("sample_size")
         factor = 2 ** (autoencoder.blocks("encoder_block_out_channels") - 1)
         return (C, side, side), (side * factor, side * factor)
 
-    def packing(self, network: Mapping[str, Any]) -> int:
+    def required_multiple(self, network: Mapping[str, Any]) -> int:
         return int(network.get("patch_size") or 1)
 
     def guidance_input(self, network: Mapping[str, Any], stated: float | None) -> float | None:

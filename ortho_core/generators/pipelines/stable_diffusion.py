@@ -29,7 +29,7 @@ class StableDiffusion(PipelineAdapter):
     network = "unet"
     half = "float16"
     # The embeddings of time and size have few weights, and all other layers depend on them.
-    unpacked = ("time_embedding", "add_embedding", "time_emb_proj", "class_embedding")
+    not_quantized = ("time_embedding", "add_embedding", "time_emb_proj", "class_embedding")
     has_single_file = True
     lora_elsewhere = KOHYA_WEIGHTS
     call_knows_size = True
@@ -51,7 +51,7 @@ class StableDiffusion(PipelineAdapter):
         factor = 2 ** (autoencoder.blocks("block_out_channels") - 1)
         return (C, H, W), (H * factor, W * factor)
 
-    def comfortable(self, network: Mapping[str, Any]) -> int:
+    def preferred_multiple(self, network: Mapping[str, Any]) -> int:
         blocks = network.get("block_out_channels")
         return 2 ** (len(blocks) - 1) if isinstance(blocks, list | tuple) and blocks else 1
 
@@ -92,7 +92,11 @@ class StableDiffusionXL(StableDiffusion):
     left_out = dict.fromkeys(("feature_extractor", "image_encoder"))
 
     def encode_prompts(self, pipeline: Any, prompts: list[str], size: tuple[int, int]) -> dict[str, Tensor]:
+        import torch
+
+        from ortho_core.device import to_device
+
         states, _, pooled, _ = self._encoded(pipeline, prompts)
-        # An uncropped image: original size, crop corner, target size.
-        ids = states.new_tensor([Frame.plain(size)]).repeat(len(prompts), 1)
-        return {"encoder_hidden_states": states, "text_embeds": pooled, "time_ids": ids}
+        # An uncropped image: original size, crop corner, target size. The host does not wait for the copy.
+        ids = to_device(torch.tensor([Frame.plain(size)], dtype=states.dtype), states.device)
+        return {"encoder_hidden_states": states, "text_embeds": pooled, "time_ids": ids.repeat(len(prompts), 1)}

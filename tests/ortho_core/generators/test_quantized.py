@@ -107,7 +107,7 @@ def test_neither_weights_nor_inputs_are_kept_for_the_gradient(kind):
 def test_a_generators_linear_layers_are_packed_but_for_its_embeddings(kind, error, bits, generator, tiny_turbo):
     packed = load_generator(ModelFolder.open(tiny_turbo), quantize=kind)
     layers = {name: m for name, m in packed.trainable.named_modules() if isinstance(m, nn.Linear)}
-    unpacked = StableDiffusionXL.unpacked
+    unpacked = StableDiffusionXL.not_quantized
     left = {name for name, m in layers.items() if not isinstance(m, QuantizedLinear)}
     assert left == {name for name in layers if any(part in unpacked for part in name.split("."))}
     assert 0 < len(left) < len(layers) / 2
@@ -158,7 +158,7 @@ def test_an_adapter_is_merged_before_the_weights_are_packed(tiny_turbo, tmp_path
         p.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     generator.save(tmp_path / "lora")
     merged = load_generator(ModelFolder.open(tmp_path / "lora"))
-    quantize_layers(merged.trainable, "int8", CPU, StableDiffusionXL.unpacked)
+    quantize_layers(merged.trainable, "int8", CPU, StableDiffusionXL.not_quantized)
     loaded = load_generator(ModelFolder.open(tmp_path / "lora"), quantize="int8")
     assert torch.equal(latents(loaded), latents(merged))
 

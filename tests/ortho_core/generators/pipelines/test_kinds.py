@@ -128,6 +128,22 @@ def test_the_code_of_its_model_card_makes_an_image(folder, tmp_path, lora):
     assert ("ComfyUI" in card) == (lora and model.adapter.lora_elsewhere is not None)
 
 
+def test_a_folder_in_shards_gives_the_same(folder, tmp_path):
+    """As the hub has the large ones: each part in several files and an index."""
+    generator = load_generator(folder)
+    DiffusionPipeline.from_pretrained(folder).save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    model = ModelFolder.open(tmp_path / "shards")
+    assert len(model.base.weights[model.adapter.network][""]) > 1
+    noise = seeded_normal([3, 4, 5], generator.latent_shape)
+    assert torch.equal(made(load_generator(model), noise), made(generator, noise))
+    add_lora(generator.trainable, Lora(2, 4.0, model.adapter.lora_targets), seed=1)
+    for p in lora_parameters(generator.trainable):
+        p.data += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(7))
+    generator.save(tmp_path / "lora")
+    merged = load_generator(model.with_loras([AddedLora(file=tmp_path / "lora" / LORA_WEIGHTS)]))
+    assert relative(made(merged, noise), made(generator, noise)) <= 1e-4
+
+
 def test_a_packed_network_and_gradients_computed_twice(folder):
     model = ModelFolder.open(folder)
     noise = seeded_normal([3, 4, 5], model.latent_shape)
