@@ -62,7 +62,7 @@ class DiffusersGenerator:
         #: The device that `park` moves parts to.
         self.host = torch.device("cpu")
         self.step = self.adapter.in_network_terms(OneStep.of(pipeline.scheduler, timestep))
-        network, vae = (PartConfig(dict(part.config), Path(name)) for name, part in self._configured())
+        network, vae = self._config(self.adapter.network), self._config("vae")
         self.latent_shape, self.image_size = self.adapter.shapes(network, vae)
         self.guidance_input = self.adapter.guidance_input(network.content, guidance)
         self.trainable: nn.Module = self.network
@@ -118,9 +118,8 @@ class DiffusersGenerator:
         network: nn.Module = getattr(self.pipeline, self.adapter.network)
         return network
 
-    def _configured(self) -> list[tuple[str, Any]]:
-        names = (self.adapter.network, "vae")
-        return [(name, getattr(self.pipeline, name)) for name in names]
+    def _config(self, part: str) -> PartConfig:
+        return PartConfig(dict(getattr(self.pipeline, part).config), Path(part))
 
     @property
     def device(self) -> torch.device:
@@ -133,7 +132,7 @@ class DiffusersGenerator:
             return self
         C, H, _ = self.latent_shape
         factor = self.image_size[0] // H
-        needed = factor * self.adapter.required_multiple(dict(self._configured()[0][1].config))
+        needed = factor * self.adapter.required_multiple(self._config(self.adapter.network).content)
         if any(side % needed for side in size):
             raise UserError(f"{text_of(size)} is not a size of this model: both sides must be multiples of {needed}")
         other = copy.copy(self)
