@@ -11,6 +11,7 @@ from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.generators.protocol import OneStepGenerator
 from ortho_core.memory.costs import search_costs
 from ortho_core.memory.plan import GIB, UNCOUNTED_SLOTS, SearchPlan, plan_search, usable_bytes
+from rayjobs.verb.models import say_counting
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def described(
     searched: Searched, share: float | None, gpu_memory: float, changes: Mapping[str, Searched]
 ) -> dict[str, object]:
     """What a dry run prints for a GPU of `gpu_memory` GiB; if the search does not fit, with the first of `changes` that fits."""
+    say_counting(searched.model)
     usable = usable_bytes(int(gpu_memory * GIB), share or 1.0)
     plan = searched.fitting(usable)
     report: dict[str, object] = {"gpu_memory_gib": gpu_memory, **plan.as_json(), "said": plan.line()}

@@ -13,6 +13,7 @@ from ortho_core.mstep.update import half_dtype
 from rayjobs.train.config import TrainJob, TrainSettings
 from rayjobs.train.models import TrainModels
 from rayjobs.verb.faults import memory_used, said_of_memory
+from rayjobs.verb.models import say_counting
 from rayjobs.verb.prompt_embeddings import PromptEmbeddings
 from rayjobs.verb.remedies import remedies
 
@@ -94,6 +95,7 @@ def memory_of(updates: Updates) -> dict[str, object]:
     """What a dry run reports for a GPU of `job.gpu_memory` GiB."""
     job = updates.job
     assert job.gpu_memory is not None
+    say_counting(updates.models.model)
     plan = updates.fitting(usable_bytes(int(job.gpu_memory * GIB)))
     report: dict[str, object] = {"gpu_memory_gib": job.gpu_memory, **plan.as_json()}
     counted = updates.costs(plan.gradient_checkpointing)

@@ -11,6 +11,9 @@ from ortho_core.generators.model_folder import ModelFolder, check_quantize
 from rayjobs.verb.catalog import Entry, read_catalog
 from rayjobs.verb.console import say
 
+#: Bytes of weights from which counting a model's memory takes long.
+LARGE = 1 << 30
+
 
 def open_model(
     place: Path,
@@ -32,6 +35,12 @@ def open_model(
     if dtype is not None and (line := model.files_used(dtype)):
         say(line)
     return model
+
+
+def say_counting(model: ModelFolder) -> None:
+    """Print that the memory of a large model is being counted; small ones take seconds."""
+    if model.base.weight_bytes > LARGE:
+        say(f"memory: counting what {model.path} needs, up to a minute for each way to run it; kept in ~/.cache/ortho")
 
 
 def in_catalogue(place: Path) -> str:

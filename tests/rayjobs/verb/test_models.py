@@ -11,7 +11,8 @@ from ortho_core.errors import UserError
 from rayjobs.cli import main
 from rayjobs.evaluate.config import EvaluateJob
 from rayjobs.evaluate.job import open_models
-from rayjobs.verb.models import open_model
+from rayjobs.verb import models
+from rayjobs.verb.models import open_model, say_counting
 
 LAYER = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -100,3 +101,13 @@ def test_evaluate_adds_loras_to_all_models_or_to_one(lora, tiny_turbo, digits, t
     assert fingerprints(f"tuned={lora}:0.5") == [plain, added[0]]
     with pytest.raises(UserError, match="--lora names other; accepted: the models base, tuned"):
         fingerprints(f"other={lora}")
+
+
+def test_a_large_model_is_said_to_take_a_while_to_count(tiny_turbo, monkeypatch, capfd):
+    model = open_model(tiny_turbo)
+    say_counting(model)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(models, "LARGE", model.weight_bytes - 1)
+    say_counting(model)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"memory: counting what {model.path} needs, ")
