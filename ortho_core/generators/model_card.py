@@ -51,13 +51,11 @@ def model_card(
     if base:
         head |= {"base_model": base} | ({} if made else {"base_model_relation": "adapter" if lora else "finetune"})
     front = yaml.safe_dump({**head, "tags": tags}, sort_keys=False)
-    use = _use(model, lora)
+    use = _block("", USE_CLASSES.format(prompt=shlex.quote(classes[0]))) if classes else _use(model, lora)
     if lora or single_file:
         file, what = (model and model.adapter.lora_elsewhere, "LoRAs") if lora else (SINGLE_FILE, "checkpoints")
         programs = READERS.get(file or "", READERS[KOHYA_WEIGHTS])
         use += f"\n\n{USE_ELSEWHERE.format(programs=programs, file=file, what=what)}" if file else ""
-    if classes:
-        use = _block("", USE_CLASSES.format(prompt=shlex.quote(classes[0])))
     how = one_line(made, 1000) or ("fine-tuned" if base else "trained")
     parts = [
         f"---\n{front}---\n\n# {one_line(title)}\n\nA one-step generator {how} with Ortho.\n",

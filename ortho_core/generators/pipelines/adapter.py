@@ -38,7 +38,7 @@ class PartConfig:
     def blocks(self, name: str) -> int:
         """The number of entries of a list, one for each block. Raises UserError, naming the file, for another value."""
         value = self.content.get(name)
-        if not isinstance(value, list) or not value:
+        if not isinstance(value, list | tuple) or not value:
             raise UserError(f"{self.file} does not state the autoencoder's blocks: {name} {value!r}; accepted: a list")
         return len(value)
 

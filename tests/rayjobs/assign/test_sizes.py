@@ -166,7 +166,7 @@ def test_assignments_of_several_sizes_are_exported(assigned_mixed, tiny_turbo, t
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"buckets": "24x42,32x32"}, "--buckets 24x42: both sides must be multiples of 8, the autoencoder"),
+        ({"buckets": "24x42,32x32"}, "--buckets 24x42: both sides must be multiples of 8, for the autoencoder"),
         ({"buckets": "24x40,32x36", "patch_size": 4}, "--buckets 24x40: both sides must be multiples of 16"),
         ({"size": "32"}, "--size is one size for all images: leave out either --size or --buckets"),
         ({"resolution": 48}, "--resolution is the area of automatic sizes, and --buckets lists sizes"),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ortho_core.errors import UserError
 from ortho_core.generators.load import load_generator
+from ortho_core.generators.lora_config import Lora
 from ortho_core.generators.model_folder import ModelFolder
 from ortho_core.mstep.elsewhere import general_prompts
 from ortho_core.mstep.loss import TERMS
@@ -253,9 +254,11 @@ def test_a_model_is_held_elsewhere_by_default_and_where_it_is_told_to_be(assigne
     assert at_training.preserve_prompts != plan.preserve_prompts
 
 
-def test_the_defaults_ask_for_nothing_that_is_not_there():
+def test_the_defaults_ask_for_nothing_that_is_not_there(tiny_turbo):
     made = TrainJob(assignments="a", model="m", out="o")
-    assert (made.alpha, made.world, made.rows_at_once, made.centers, made.preserve_file) == (0.0, 1, 16, True, None)
+    assert (made.world, made.rows_at_once, made.centers, made.preserve_file) == (1, 16, True, None)
     assert made.model_copy(update={"noise": "random"}).centers is False
     assert made.model_copy(update={"num_workers": 2, "gradient_accumulation_steps": 4}).rows_at_once == 2
-    assert made.model_copy(update={"lora_rank": 4}).alpha == 4.0
+    model = ModelFolder.open(tiny_turbo)
+    assert made.adapter(model) is None
+    assert made.model_copy(update={"lora_rank": 4}).adapter(model) == Lora(4, 4.0, ("to_q", "to_k", "to_v", "to_out.0"))
