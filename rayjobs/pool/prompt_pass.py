@@ -232,7 +232,7 @@ class PromptWorker:
     """Encodes prompts and publishes them as shards. May be called from several threads at once."""
 
     def __init__(self, encoding: Encoding, device: str, threads: int, attempts: Attempts) -> None:
-        self.attempts, self.encoding = attempts, threading.Lock()
+        self.attempts, self.one_at_a_time = attempts, threading.Lock()
         self.broken: Exception | None = None
         try:
             torch.set_num_threads(threads)
@@ -272,7 +272,7 @@ class PromptWorker:
     def _encoded(self, prompts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """The rows, in host memory, of the prompts that the model can use."""
         rows: dict[str, dict[str, Tensor]] = {}
-        with self.encoding:
+        with self.one_at_a_time:
             for start in range(0, len(prompts), ENCODED_AT_ONCE):
                 some = prompts[start : start + ENCODED_AT_ONCE]
                 try:
