@@ -318,7 +318,10 @@ def leaders(metrics: Metrics, base: str, labels: Mapping[str, str]) -> list[str]
         decimals = places([figures[name] for figures in metrics.values() if name in figures])
         names = listed([f"{labels[m]} ({words(metrics[m][name], decimals)})" for m in first])
         tied = ", tied: their intervals overlap" if len(first) > 1 else ""
-        before = f"; {labels[base]} has {words(metrics[base][name], decimals)}" if name in metrics[base] else ""
+        before = ""
+        if (own := metrics[base].get(name)) is not None:
+            lower = ", which is lower" if own.value < metrics[first[0]][name].value else ""
+            before = f"; {labels[base]} has {words(own, decimals)}{lower}"
         sentences.append(f"{lead} ({metric(name).title}): {names}{tied}{before}.")
     if spread := {m: figures["diversity"] for m, figures in metrics.items() if "diversity" in figures}:
         decimals = places(list(spread.values()))

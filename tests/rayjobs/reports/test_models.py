@@ -97,6 +97,11 @@ def test_of_several_models_the_leaders_are_named():
     ]
 
 
+def test_a_base_that_is_better_than_all_leaders_is_told():
+    harmed = {name: estimates({**MODELS[name], "latent_mse": 0.6 if name != "base" else 0.39}) for name in MODELS}
+    assert leaders(harmed, "base", LABELS)[2].endswith("; base model has 0.390, which is lower.")
+
+
 def test_a_metric_is_drawn_against_drift_with_the_base_at_none():
     chart = trade_off(METRICS, "base", LABELS, "latent_mse")
     assert [list(series.x) for series in chart.series] == [[0.0], [0.136], [0.078], [0.08]]
