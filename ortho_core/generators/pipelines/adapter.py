@@ -8,6 +8,7 @@ Axes: B images, C × H × W the noise map and the latent, 3 × Y × X the image,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class PartConfig:
         return len(value)
 
 
-class PipelineAdapter:
+class PipelineAdapter(ABC):
     """One class of diffusers pipelines as a one-step model. It has no state: all methods get the parts that they need."""
 
     #: Name of the pipeline's class in diffusers and in `model_index.json`.
@@ -70,9 +71,9 @@ class PipelineAdapter:
 
     # The shapes of a folder, from its configurations.
 
+    @abstractmethod
     def shapes(self, network: PartConfig, autoencoder: PartConfig) -> tuple[tuple[int, int, int], tuple[int, int]]:
         """(C, H, W) of the noise map and (Y, X) of the image. Raises UserError for a configuration that does not state them."""
-        raise NotImplementedError
 
     def required_multiple(self, network: Mapping[str, Any]) -> int:
         """The sides of a noise map must be multiples of this."""
@@ -105,16 +106,16 @@ class PipelineAdapter:
         another time or scale, or turn its output into what the scheduler expects."""
         return step
 
+    @abstractmethod
     def call(
         self, network: nn.Module, x: Tensor, timestep: Tensor, condition: Mapping[str, Tensor], guidance: float | None
     ) -> Tensor:
         """The network's output (B, C, H, W) for x (B, C, H, W) and timestep (B,); `condition` is that of `encode_prompts`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_prompts(self, pipeline: Any, prompts: list[str], size: tuple[int, int]) -> dict[str, Tensor]:
         """The condition, one row per prompt, on the device of the text encoders; `encoder_hidden_states` has the network's dtype.
         `size` is (Y, X)."""
-        raise NotImplementedError
 
     def prompt_settings(self, network: Mapping[str, Any]) -> str:
         """What decides embeddings of prompts besides the text encoders and tokenizers."""

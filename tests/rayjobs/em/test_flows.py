@@ -106,6 +106,24 @@ def test_images_are_generated_and_the_merged_folder_is_diffusers_own(done, folde
     assert relative(theirs, plain) > 1e-3
 
 
+def test_noise_goes_to_a_folder_of_files_and_back(done, folder, tmp_path):
+    assignments, where = str(done.work_dir / "cycle_01" / "assignments"), ["--model", str(folder)]
+    assert main(["export", "--assignments", assignments, *where, "--out", str(tmp_path / "files")]) == 0
+    argv = ["import", "--samples", str(tmp_path / "files"), *where, "--pairs", str(done.pairs)]
+    assert main([*argv, "--out", str(tmp_path / "back")]) == 0
+    shape = ModelFolder.open(folder).latent_shape
+    found, back = (Assignments(place).noise(range(24), shape) for place in (assignments, tmp_path / "back"))
+    torch.testing.assert_close(back, found, rtol=0, atol=1e-5)
+
+
+def test_one_picture_is_inverted(done, folder, tmp_path):
+    image = str(next((Path(done.pairs) / "images").iterdir()))
+    argv = ["invert", "--model", str(folder), "--target-image", image, "--prompt", "a digit", "--steps", "3"]
+    assert main([*argv, "--out", str(tmp_path / "i")]) == 0
+    meta = json.loads((tmp_path / "i" / "meta.json").read_text())
+    assert meta["loss"] < meta["initial_loss"]
+
+
 def test_what_it_has_no_format_for_is_refused_in_one_line(done, folder, tmp_path, capsys):
     trained, kind = done.work_dir / "cycle_01" / "train" / "checkpoint-final", ModelFolder.open(folder).kind
     for model, accepted in ((trained, f"diffusers reads .*{LORA_WEIGHTS}"), (folder, "accepted: --out FOLDER")):
